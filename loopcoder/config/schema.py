@@ -1,0 +1,377 @@
+"""The configuration of a run: frozen dataclasses, one docstring under each field.
+
+Numbers live in `conf/` (Hydra groups), derivations here: a derived value is a property. Each class checks
+what it alone knows (types, ranges); what needs several of them is checked in `config/check.py`.
+
+The classes are pydantic dataclasses rather than omegaconf structured configs: omegaconf stops at the first
+wrong value and has no `Literal`, and we owe the user every mistake at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(
+    extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
+)
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+VOCAB_MULTIPLE = 128
+"""Rows of embedding and head are padded to a multiple of this, whatever the tensor-parallel size."""
+
+Precision = Literal["fp32", "bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ModelConfig:
+    """A Parallel Loop Transformer: `num_layers` physical layers, executed `num_loops` times."""
+
+    name: str
+    """Name of the preset; part of the run's name."""
+    num_layers: PositiveInt
+    """Physical layers; every loop executes all of them with the same weights."""
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    ffn_hidden_size: PositiveInt
+    """Width of the SwiGLU MLP (each of its gate and up halves)."""
+    num_attention_heads: PositiveInt
+    """Query heads."""
+    num_kv_heads: PositiveInt
+    """Key/value heads (grouped-query attention); divides num_attention_heads."""
+    head_dim: PositiveInt
+    """Width of one attention head."""
+    num_loops: PositiveInt = 2
+    """R, the number of passes through the layers; 1 is the plain dense transformer and has no gates."""
+    window: NonNegativeInt = 64
+    """Keys to the left of a token that later loops see of their own K/V; the token itself comes on top."""
+    shift: bool = True
+    """Later loops read the previous loop's output at t-1 (true, PLT) or at t (false, a plain looped model)."""
+    kv_sharing: Literal["first", "own"] = "first"
+    """`first`: later loops read loop 0's K/V plus a gated window of their own. `own`: each its own K/V, no gate."""
+    norm_per_loop: bool = True
+    """Apply the final norm after every loop, not only the last."""
+    gate: Literal["hidden", "query"] = "hidden"
+    """What the gate reads: the residual stream through its own norm, or the query head after RoPE."""
+    emb_scale: float | None = 0.707
+    """a: factor of the embedding in the input of later loops; null means 1.0."""
+    hidden_scale: float | None = 0.053
+    """b: factor of the shifted previous output in the input of later loops; null means 1.0."""
+    vocab_size: PositiveInt | None = None
+    """Rows of embedding and head; null takes the tokenizer's size, padded to a multiple of 128."""
+    norm_eps: PositiveFloat = 1e-5
+    """Epsilon of every RMSNorm."""
+    rope_theta: PositiveFloat = 500000.0
+    """Base of the rotary position embedding; a data stage may override it."""
+    max_position_embeddings: PositiveInt = 131072
+    """Longest sequence the model is meant for, in tokens."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of the normal initialisation."""
+    init_depth: Literal["layers", "effective"] = "layers"
+    """Output projections start smaller by 1/sqrt(2L), or by 1/sqrt(2RL) with `effective`."""
+    layer_spec: Literal["auto", "torch", "te"] = "auto"
+    """Layers from plain PyTorch or from Transformer Engine; auto takes TE where it and a GPU are present."""
+
+    @property
+    def has_gates(self) -> bool:
+        """Gates exist only where a later loop mixes two attentions."""
+        return self.num_loops > 1 and self.kv_sharing == "first"
+
+    @property
+    def a(self) -> float:
+        return 1.0 if self.emb_scale is None else self.emb_scale
+
+    @property
+    def b(self) -> float:
+        return 1.0 if self.hidden_scale is None else self.hidden_scale
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SourceConfig:
+    """One input of the corpus."""
+
+    kind: Literal["sample", "files", "hf"]
+    """`sample`: what is installed on this machine. `files`: a folder or jsonl/parquet. `hf`: Hugging Face `datasets`."""
+    path: str | list[str] | None = None
+    """Files, folders or globs; for hf a dataset's name or the folder of one saved to disk."""
+    domain: Literal["auto", "text", "code"] = "auto"
+    """Side of the corpus; auto goes by each file's extension (rows of jsonl/parquet: by `language_field`, else text)."""
+    text_field: str = "text"
+    """Column that holds the document."""
+    language_field: str | None = None
+    """Column that names the programming language; rows that have one are code."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    config_name: str | None = None
+    """Configuration of a Hugging Face dataset."""
+    streaming: bool = False
+    """Read a Hugging Face dataset without downloading it first."""
+    max_documents: PositiveInt | None = None
+    """Stop after this many documents; needed for an endless stream."""
+    max_bytes: PositiveInt | None = None
+    """Stop a side (text, code) of this source after this many bytes of UTF-8."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class StageConfig:
+    """One stretch of training on one mixture; null fields take the value of `data` or `model`."""
+
+    until: PositiveInt | None = None
+    """The stage ends at the first step at which this many tokens were trained in all; null: at the end of the run."""
+    mixture: dict[str, PositiveFloat] | None = None
+    """Weight of each domain, by tokens."""
+    seq_length: PositiveInt | None = None
+    """Tokens a sequence."""
+    rope_theta: PositiveFloat | None = None
+    """Base of the rotary position embedding in this stage."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataConfig:
+    """Which documents are trained on, in which proportion."""
+
+    name: str
+    """Name of the preset."""
+    seq_length: PositiveInt
+    """Tokens a sequence."""
+    mixture: dict[str, PositiveFloat]
+    """Weight of each domain, by tokens; every global batch is composed in these proportions."""
+    sources: list[SourceConfig] = field(default_factory=list)
+    """What the corpus is built from; empty when `path` is a corpus already built."""
+    path: str | list[str] | None = None
+    """Shorthand for the path of the sources (data=files, data=hf), or a finished corpus folder (data=corpus)."""
+    cache_dir: str = "~/.cache/loopcoder"
+    """Where corpora are built; a corpus is named by the hash of what it is built from."""
+    tokenizer: str = "train"
+    """`train` a byte-level BPE on the corpus, or the path of a tokenizer.json."""
+    tokenizer_vocab_size: PositiveInt = 4096
+    """Size of a trained tokenizer, its 64 special tokens included."""
+    val_fraction: Fraction = 0.02
+    """Share of documents held out for evaluation, chosen by the hash of their content."""
+    isolate_documents: bool = True
+    """Keep attention and the loop shift inside a document; position ids restart at each."""
+    mask_document_start: bool = True
+    """Leave the first token of a document out of the loss: with isolated documents nothing predicts it."""
+    stages: list[StageConfig] = field(default_factory=list)
+    """Data stages in order; empty means one stage with the values above."""
+    prefetch_steps: PositiveInt = 4
+    """Global batches that a thread prepares ahead."""
+    workers: PositiveInt = 2
+    """Processes that build the corpus."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ScheduleConfig:
+    """Learning rate over the steps."""
+
+    kind: Literal["cosine", "wsd", "constant"]
+    """cosine to min_lr; wsd: constant, then a decay over the last part; constant."""
+    warmup_fraction: Fraction = 0.05
+    """Share of max_steps with linear warm-up; ignored when warmup_steps is given."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps of linear warm-up."""
+    decay_fraction: Fraction = 0.1
+    """wsd: share of max_steps over which the rate decays at the end."""
+    decay_shape: Literal["linear", "1-sqrt", "cosine"] = "1-sqrt"
+    """wsd: form of the decay."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class OptimConfig:
+    """Adam with decoupled weight decay."""
+
+    lr: PositiveFloat
+    """Peak learning rate."""
+    min_lr: NonNegativeFloat
+    """Learning rate at the end of a cosine or wsd schedule."""
+    schedule: ScheduleConfig
+    beta1: Fraction = 0.9
+    """Decay of the first moment."""
+    beta2: Fraction = 0.95
+    """Decay of the second moment."""
+    eps: PositiveFloat = 1e-15
+    """Added to the root of the second moment."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled; norm weights and biases are exempt."""
+    clip_grad: NonNegativeFloat = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ParallelConfig:
+    """How one model is laid out over processes; data parallelism takes what tp, pp and cp leave."""
+
+    tp: PositiveInt = 1
+    """Tensor-parallel size."""
+    pp: PositiveInt = 1
+    """Pipeline-parallel size."""
+    cp: PositiveInt = 1
+    """Context-parallel size."""
+    sp: bool = False
+    """Sequence parallelism: norms and residual stream split along the sequence over the tp ranks."""
+    chunks_per_loop: PositiveInt = 1
+    """Virtual pipeline chunks a loop is cut into."""
+    distributed_optimizer: bool = True
+    """Shard optimizer state over data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients while the backward pass runs."""
+    overlap_param_gather: bool = False
+    """Gather updated parameters while the next forward pass runs; needs overlap_grad_reduce."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Recompute in the backward pass: nothing, the attention core, or whole layers."""
+    nproc_per_node: PositiveInt | None = None
+    """Processes that `loopcoder train` starts itself; null: one a GPU, or tp*pp*cp without a GPU."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PrecisionConfig:
+    """Number formats."""
+
+    name: Literal["auto", "fp32", "bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise"]
+    """fp32 or bf16 for everything, or FP8 matrix products through Transformer Engine; auto: bf16 on a GPU, else fp32."""
+    grad_reduce_in_fp32: bool = True
+    """Accumulate and reduce gradients in fp32."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class CheckpointConfig:
+    """When to save, and what to start from."""
+
+    interval: PositiveInt | None = 100
+    """Steps between checkpoints; null saves only at the end."""
+    keep: PositiveInt | None = 3
+    """Newest checkpoints that stay on disk; null keeps all."""
+    save_at_end: bool = True
+    """Save after the last step."""
+    async_save: bool = False
+    """Write in the background while training goes on."""
+    resume: Literal["auto", "require", "never"] = "auto"
+    """Continue this run: from its newest checkpoint if there is one; it must exist; or start anew."""
+    init_from: str | None = None
+    """Start another run from a checkpoint (or the newest in a folder of them)."""
+    init_optimizer: bool = False
+    """Take the optimizer's state from init_from as well as the weights."""
+    verify: Literal["hash", "size", "none"] = "hash"
+    """What is compared with the manifest before a checkpoint is loaded."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LoggingConfig:
+    """What is written while training; metrics.jsonl always is."""
+
+    interval: PositiveInt = 1
+    """Steps between lines of metrics.jsonl; other steps run without a host synchronisation."""
+    progress: bool = True
+    """Show the progress line."""
+    wandb: Literal["auto", "offline", "online", "off"] = "auto"
+    """Weights & Biases; auto is offline where it is installed."""
+    wandb_project: str = "loopcoder"
+    """Project in Weights & Biases."""
+    tensorboard: Literal["auto", "on", "off"] = "auto"
+    """TensorBoard events; auto is on where it is installed."""
+    plots: bool = True
+    """Draw the loss curves as PNG at the end."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class HardwareConfig:
+    """What the machine could do at best; only MFU depends on it."""
+
+    name: str = "auto"
+    """auto reads the GPU's name."""
+    peak_tflops_bf16: PositiveFloat | None = None
+    """Dense bf16 peak a device, in TFLOP/s; null with auto: looked up, or measured on a CPU."""
+    peak_tflops_fp8: PositiveFloat | None = None
+    """Dense FP8 peak a device, in TFLOP/s."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class BatchRampConfig:
+    """Grow the global batch: start, start+increment, ... evenly over the first `samples` sequences."""
+
+    start: PositiveInt
+    """Sequences a step at the beginning."""
+    increment: PositiveInt
+    """Sequences added at each stage of the ramp."""
+    samples: PositiveInt
+    """Sequences after which the batch has its full size."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainConfig:
+    """The loop."""
+
+    max_steps: PositiveInt
+    """Optimizer steps of the whole run."""
+    global_batch_size: PositiveInt
+    """Sequences between optimizer steps, over all data-parallel ranks."""
+    micro_batch_size: PositiveInt
+    """Sequences in one forward pass of one rank; the rest is gradient accumulation."""
+    batch_ramp: BatchRampConfig | None = None
+    """Grow the global batch at the beginning; null: constant."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EvalConfig:
+    """Evaluation on the held-out documents."""
+
+    interval: PositiveInt | None = 100
+    """Steps between evaluations; null: only at the end."""
+    at_end: bool = True
+    """Evaluate after the last step."""
+    sequences_per_domain: PositiveInt = 64
+    """Held-out sequences of each domain; fewer if there are fewer."""
+    per_loop: bool = True
+    """Also the loss of each loop's output through the head (logit lens)."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ProfileConfig:
+    """Traces of single steps."""
+
+    trace_steps: list[PositiveInt] = field(default_factory=list)
+    """Steps whose torch profiler trace is written to profile/."""
+    memory_steps: list[PositiveInt] = field(default_factory=list)
+    """Steps after which a CUDA memory snapshot is written to profile/."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Config:
+    """Everything that determines a run."""
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    parallel: ParallelConfig
+    precision: PrecisionConfig
+    checkpoint: CheckpointConfig
+    logging: LoggingConfig
+    hardware: HardwareConfig
+    train: TrainConfig
+    eval: EvalConfig
+    profile: ProfileConfig
+    run_dir: str | None = None
+    """Folder of everything this run writes; null: runs/<model>-r<loops>-<hash>."""
+    seed: NonNegativeInt = 1234
+    """Seed of initialisation and data order."""
+
+    @property
+    def stages(self) -> list[StageConfig]:
+        """The data stages with every inherited value filled in."""
+        return [
+            StageConfig(
+                until=s.until,
+                mixture=s.mixture or self.data.mixture,
+                seq_length=s.seq_length or self.data.seq_length,
+                rope_theta=s.rope_theta or self.model.rope_theta,
+            )
+            for s in (self.data.stages or [StageConfig()])
+        ]

@@ -1,0 +1,61 @@
+"""Errors of three parts: the fact with its values, why it is wrong, and what mends it.
+
+Exit codes are a contract with launchers: 0 done, 3 bad config or input, 75 retry, 76 do not retry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EXIT_DONE = 0
+EXIT_BAD_INPUT = 3
+EXIT_RETRY = 75
+EXIT_NO_RETRY = 76
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a config or input."""
+
+    fact: str
+    """What was found, with its values."""
+    why: str
+    """Why that cannot work."""
+    fix: str
+    """The override or command that mends it."""
+
+    def __str__(self) -> str:
+        return f"{self.fact}\n    why: {self.why}\n    fix: {self.fix}"
+
+
+class LoopcoderError(Exception):
+    """An error whose message is meant for the user; the command line prints it without a traceback."""
+
+    exit_code = EXIT_NO_RETRY
+
+
+class InputError(LoopcoderError):
+    """Bad config or input, found before any long work. Carries every problem found, not only the first."""
+
+    exit_code = EXIT_BAD_INPUT
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = list(problems)
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+    @classmethod
+    def of(cls, fact: str, why: str, fix: str) -> InputError:
+        return cls([Problem(fact, why, fix)])
+
+
+class Preempted(LoopcoderError):
+    """The run was asked to stop and has saved its state; start the same command again."""
+
+    exit_code = EXIT_RETRY
+
+
+class TrainingDiverged(LoopcoderError):
+    """The loss or gradient is not finite; the same command would end the same way."""
+
+    exit_code = EXIT_NO_RETRY

@@ -1,0 +1,166 @@
+"""Self-attention of a looped layer: causal in loop 0, a gated pair of attentions in later loops."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.random import checkpoint
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from loopcoder.model.documents import Documents
+from loopcoder.model.gate import GATES
+from loopcoder.model.shared_kv import KV
+from loopcoder.ops.gated_window import attention, gated_mixture
+
+
+class PLTAttention(SelfAttention):
+    """megatron-core's self-attention with loops.
+
+    The projections, their tensor parallelism and checkpoint names are megatron's; only what happens between
+    them is ours. It has a gate exactly where a later loop mixes two attentions: with R = 1 or with
+    `kv_sharing=own` no gate parameter exists, since one without a gradient breaks overlapped reduction.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: SelfAttentionSubmodules,
+        layer_number: int,
+        *,
+        has_gate: bool,
+        gate: str,
+        gate_norm: Any,
+        **kwargs: Any,
+    ):
+        super().__init__(config, submodules, layer_number, **kwargs)
+        self.plt_gate = GATES[gate](config, gate_norm, self.tp_group) if has_gate else None
+
+    def forward(  # type: ignore[override]
+        self, normed: Tensor, residual: Tensor, shared: KV | None, docs: Documents, rope: Tensor
+    ) -> tuple[Tensor, KV]:
+        """Attend, and return the output and this loop's own keys and values.
+
+        Args:
+            normed: input of the projections. The torch spec norms it beforehand; in the Transformer Engine
+                spec the norm is fused into them and this is h itself. [S or S/tp, B, D]
+            residual: h, the residual stream before RMSNorm_in, which the gate reads. [S or S/tp, B, D]
+            shared: loop 0's (K, V) after RoPE; None in loop 0 and wherever a loop has only its own.
+            rope: rotary angles. [S, 1 or B, 1, head_dim]
+
+        Returns:
+            output [S or S/tp, B, D], and (K, V), each [S, B, kv_heads of this rank, head_dim]
+        """
+        q, k, v = cast(tuple[Tensor, Tensor, Tensor], self.get_query_key_value_tensors(normed, None))
+        q = self.core_attention.rotate(q, rope, docs)
+        k = self.core_attention.rotate(k, rope, docs)
+        if shared is None:
+            mix, inputs = self._causal, (q, k, v)
+        else:
+            assert self.plt_gate is not None, "shared K/V need a gate"
+            mix, inputs = self._gated, (self.plt_gate(residual, q), q, k, v, *shared)
+        if self.checkpoint_core_attention and torch.is_grad_enabled():
+            mixed = checkpoint(lambda *tensors: mix(docs, *tensors), False, *inputs)
+        else:
+            mixed = mix(docs, *inputs)
+        output, _ = self.linear_proj(mixed.flatten(2))
+        return output, (k, v)
+
+    def _causal(self, docs: Documents, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.core_attention.causal(q, k, v, docs)
+
+    def _gated(
+        self, docs: Documents, gate_logits: Tensor, q: Tensor, k: Tensor, v: Tensor, k0: Tensor, v0: Tensor
+    ) -> Tensor:
+        global_out = self.core_attention.causal(q, k0, v0, docs)
+        window_out = self.core_attention.windowed(q, k, v, docs)
+        return gated_mixture(gate_logits, global_out, window_out)
+
+
+class TorchCoreAttention(torch.nn.Module):
+    """Attention through torch's scaled_dot_product_attention, with masks for windows and documents."""
+
+    def __init__(self, config: TransformerConfig, window: int, **_: Any):
+        super().__init__()
+        self.config, self.window = config, window
+
+    def rotate(self, x: Tensor, rope: Tensor, docs: Documents) -> Tensor:
+        """Apply RoPE to [S, B, heads, head_dim]."""
+        return apply_rotary_pos_emb(x, rope, self.config)
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
+        """Attend to all keys s <= t of the document. [S, B, heads, head_dim]"""
+        return attention(q, k, v, docs.causal_mask)
+
+    def windowed(self, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
+        """Attend to keys t-window <= s <= t of the document. [S, B, heads, head_dim]"""
+        return attention(q, k, v, docs.window_mask(self.window))
+
+
+class TECoreAttention(torch.nn.Module):
+    """Attention through Transformer Engine (cuDNN or FlashAttention).
+
+    Packed documents use its variable-length format: rows are laid end to end and borders come as cu_seqlens,
+    so no mask is ever built.
+    """
+
+    def __init__(self, config: TransformerConfig, window: int, pg_collection: Any, **kwargs: Any):
+        super().__init__()
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+        self.config, self.groups = config, pg_collection
+        windowed = copy.copy(config)
+        windowed.window_size = (window, 0)
+        self.full = TEDotProductAttention(config, pg_collection=pg_collection, **kwargs)
+        self.local = TEDotProductAttention(windowed, pg_collection=pg_collection, **kwargs)
+
+    def rotate(self, x: Tensor, rope: Tensor, docs: Documents) -> Tensor:
+        """Apply RoPE to [S, B, heads, head_dim]; positions restart at each document."""
+        if not docs.is_packed:
+            return apply_rotary_pos_emb(x, rope, self.config)
+        ends = apply_rotary_pos_emb(
+            _rows_end_to_end(x), rope, self.config, cu_seqlens=docs.cu_seqlens, cp_group=self.groups.cp
+        )
+        return _rows_apart(ends, x.shape[1])
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
+        """Attend to all keys s <= t of the document. [S, B, heads, head_dim]"""
+        return self._attend(self.full, q, k, v, docs)
+
+    def windowed(self, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
+        """Attend to keys t-window <= s <= t of the document. [S, B, heads, head_dim]"""
+        return self._attend(self.local, q, k, v, docs)
+
+    def _attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
+        if not docs.is_packed:
+            return module(q, k, v, None, AttnMaskType.causal).view(q.shape)
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=docs.cu_seqlens,
+            cu_seqlens_kv=docs.cu_seqlens,
+            max_seqlen_q=docs.max_seqlen,
+            max_seqlen_kv=docs.max_seqlen,
+        )
+        q_ends, k_ends, v_ends = (_rows_end_to_end(x) for x in (q, k, v))
+        out = module(q_ends, k_ends, v_ends, None, AttnMaskType.padding_causal, packed_seq_params=packed)
+        return _rows_apart(out.view(q_ends.shape), q.shape[1])
+
+    def sharded_state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """It has no weights, and its FP8 state must not put names of this spec into checkpoints."""
+        return {}
+
+
+def _rows_end_to_end(x: Tensor) -> Tensor:
+    """[S, B, heads, head_dim] -> [B*S, heads, head_dim]; a view for B = 1."""
+    return x.transpose(0, 1).reshape(-1, *x.shape[2:])
+
+
+def _rows_apart(x: Tensor, batch: int) -> Tensor:
+    """[B*S, heads, head_dim] -> [S, B, heads, head_dim]."""
+    return x.view(batch, -1, *x.shape[1:]).transpose(0, 1)

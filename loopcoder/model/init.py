@@ -1,0 +1,59 @@
+"""Initial weights that depend on the seed and the parameter's name, not on the parallel layout.
+
+Megatron draws each tensor-parallel shard from its own random stream, so TP1 and TP2 start from different
+models. Here every rank draws the whole parameter and keeps its shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from loopcoder.config.schema import ModelConfig
+from loopcoder.model.plt import PLTModel
+
+
+def initialise(network: PLTModel, model: ModelConfig, seed: int) -> None:
+    """Fill all parameters: norms 1, gates 0 (g = 0.5), all else normal(0, init_std).
+
+    Output projections are scaled by 1/sqrt(2L), or 1/sqrt(2RL) with `init_depth=effective`.
+    """
+    depth = model.num_layers * (model.num_loops if model.init_depth == "effective" else 1)
+    for name, parameter in network.named_parameters():
+        with torch.no_grad():
+            if "norm" in name:
+                parameter.fill_(1.0)
+            elif "plt_gate" in name:
+                parameter.zero_()
+            else:
+                is_output = "linear_proj" in name or "linear_fc2" in name
+                std = model.init_std / (math.sqrt(2 * depth) if is_output else 1.0)
+                parameter.copy_(_draw(_global_name(name, network), parameter, std, seed, network))
+
+
+def _global_name(name: str, network: PLTModel) -> str:
+    """Replace the layer's index within the stage by its index in the model."""
+    parts = name.split(".")
+    if parts[:2] == ["decoder", "layers"]:
+        parts[2] = str(network.decoder.layers[int(parts[2])].layer_number - 1)
+    return ".".join(parts)
+
+
+def _draw(name: str, like: Tensor, std: float, seed: int, network: PLTModel) -> Tensor:
+    """Draw the whole parameter in fp32 and cut out this rank's shard."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator(like.device).manual_seed(int.from_bytes(digest[:7], "big"))
+    size, rank = network.tp_group.size(), network.tp_group.rank()
+    dim = like.partition_dim if getattr(like, "tensor_model_parallel", False) else None
+    shape = list(like.shape)
+    if dim is not None:
+        shape[dim] *= size
+    whole = torch.empty(shape, dtype=torch.float32, device=like.device).normal_(0.0, std, generator=generator)
+    if dim is None:
+        return whole
+    if "linear_fc1" in name:  # the gate and up halves are each split over the ranks
+        return torch.cat([half.chunk(size, dim)[rank] for half in whole.chunk(2, dim)], dim)
+    return whole.chunk(size, dim)[rank]

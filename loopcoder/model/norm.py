@@ -1,0 +1,25 @@
+"""RMSNorm in plain PyTorch, for the layers that Transformer Engine does not provide."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+class RMSNorm(torch.nn.Module):
+    """x / rms(x) * weight over the last dimension.
+
+    megatron-core's own PyTorch norm refuses sequence parallelism. The mark on the weight is all that it takes:
+    each rank sees its part of the sequence, and finalize_model_grads sums marked gradients over the tp ranks.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)

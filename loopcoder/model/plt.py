@@ -1,0 +1,164 @@
+"""The Parallel Loop Transformer: the same layers R times, each loop reading the one before shifted by a token.
+
+    E = Embed(ids);  h = E
+    for r in 0..R-1:
+        if r > 0:  h = a*E + b*shift(h)                 # S = 0 on the first token of a document
+        h = RMSNorm_final(layers(h))                    # loop 0 keeps its K/V, later loops read them
+    logits = head(h)
+
+Sources: the released LoopCoder-v2 7B model, arXiv 2606.18023 and 2510.24824. The released model scales by a
+and b and norms before it shifts, which the paper's equation leaves out; the released model wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from loopcoder.config.schema import ModelConfig
+from loopcoder.model.documents import Documents
+from loopcoder.model.layer import PLTBlock
+from loopcoder.model.shared_kv import SharedKV
+from loopcoder.model.specs import block_submodules
+from loopcoder.ops.loop_input import loop_input, shift_right
+
+
+class PLTModel(LanguageModule):
+    """A looped language model on megatron-core's tensor-parallel layers.
+
+    Weights belong to the stage, not to a loop: no name contains a loop index, and the checkpoint of one R
+    loads into another (R = 1 only lacks the gates).
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        model: ModelConfig,
+        vocab_size: int,
+        groups: Any,
+        shift: Callable[[Tensor], Tensor] = shift_right,
+    ):
+        """
+        Args:
+            config: megatron-core's config, from `specs.transformer_config`.
+            model: the looped model, `layer_spec` resolved.
+            vocab_size: rows of embedding and head, padded.
+            groups: the process groups of this rank (`parallel.mcore.Ranks.groups`).
+            shift: moves hidden states one position to the right; a split sequence needs
+                `parallel.shift.shift_over(group)`.
+        """
+        if config.sequence_parallel and shift is shift_right:
+            raise ValueError("sequence parallelism needs a shift that crosses ranks: parallel.shift.shift_over")
+        super().__init__(config=config, pg_collection=groups)
+        self.model = model
+        self.shift = shift
+        self.model_type = ModelType.encoder_or_decoder
+        self.pre_process = self.post_process = True
+        self.share_embeddings_and_output_weights = False
+        self.embedding = LanguageModelEmbedding(
+            config,
+            vocab_size,
+            max_sequence_length=model.max_position_embeddings,
+            position_embedding_type="rope",
+            tp_group=groups.tp,
+        )
+        self.rotary_pos_emb = RotaryEmbedding(
+            model.head_dim,
+            rotary_percent=1.0,
+            rotary_base=model.rope_theta,
+            use_cpu_initialization=config.use_cpu_initialization,
+            cp_group=groups.cp,
+        )
+        self.decoder = PLTBlock(config, block_submodules(config, model), pg_collection=groups)
+        self.output_layer = tensor_parallel.ColumnParallelLinear(
+            config.hidden_size,
+            vocab_size,
+            config=config,
+            init_method=config.init_method,
+            bias=False,
+            skip_bias_add=False,
+            gather_output=False,
+            tp_group=groups.tp,
+        )
+        self.setup_embeddings_and_output_layer()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        docs: Documents,
+        labels: Tensor | None = None,
+        *,
+        every_loop: bool = False,
+    ) -> Tensor:
+        """Run all loops.
+
+        Args:
+            tokens: [B, S]
+            docs: where documents begin.
+            labels: next tokens; None returns logits. [B, S]
+            every_loop: also read the head after earlier loops (logit lens), stacked in front.
+
+        Returns:
+            the loss of every token [B, S] in fp32, or logits [S, B, vocabulary of this rank]; with `every_loop`
+            [R, ...] of them.
+        """
+        embedding = self.embedding(tokens, docs.position_ids)
+        rope = self.rope(docs)
+        shared_kv = SharedKV() if self.model.has_gates else None
+        hidden, outputs = embedding, []
+        for loop_idx in range(self.model.num_loops):
+            if loop_idx > 0:
+                hidden = self.next_input(embedding, hidden, docs)
+            hidden = self.decoder(hidden, loop_idx, shared_kv, docs, rope)
+            is_last = loop_idx == self.model.num_loops - 1
+            normed = self.decoder.final_layernorm(hidden) if self.model.norm_per_loop or is_last or every_loop else None
+            if self.model.norm_per_loop:
+                hidden = normed
+            if is_last or every_loop:
+                outputs.append(self.read_out(normed, labels))
+        return torch.stack(outputs) if every_loop else outputs[0]
+
+    def next_input(self, embedding: Tensor, hidden: Tensor, docs: Documents) -> Tensor:
+        """Return a later loop's input a*E + b*S, where S is the previous loop's output at t-1. [S or S/tp, B, D]"""
+        a, b = self.model.a, self.model.b
+        if not self.model.shift:
+            return a * embedding + b * hidden
+        first_token = docs.first_token
+        if self.config.sequence_parallel:
+            first_token = first_token.chunk(self.tp_group.size())[self.tp_group.rank()]
+        return loop_input(embedding, self.shift(hidden), first_token, a, b)
+
+    def read_out(self, normed: Tensor, labels: Tensor | None) -> Tensor:
+        """Apply the head, and the loss where labels are given."""
+        logits, _ = self.output_layer(normed)
+        return logits if labels is None else self.compute_language_model_loss(labels, logits)
+
+    def rope(self, docs: Documents) -> Tensor:
+        """Return the rotary angles of every position. [S, 1 or B, 1, head_dim]"""
+        angles = self.rotary_pos_emb(docs.position_ids.shape[1])
+        # Transformer Engine restarts positions at cu_seqlens by itself.
+        if not docs.is_packed or self.model.layer_spec == "te":
+            return angles
+        return angles[docs.position_ids.transpose(0, 1), 0]
+
+    def set_rope_theta(self, theta: float) -> None:
+        """Change the base of the rotary embedding, at the border of a data stage."""
+        self.rotary_pos_emb = RotaryEmbedding(
+            self.model.head_dim,
+            rotary_percent=1.0,
+            rotary_base=theta,
+            use_cpu_initialization=self.config.use_cpu_initialization,
+            cp_group=self.cp_group,
+        )
+
+    def set_input_tensor(self, _: Any) -> None:
+        """Called by megatron's schedules; without pipeline stages nothing comes in from another rank."""

@@ -1,0 +1,112 @@
+"""Which modules a layer is made of: plain PyTorch or Transformer Engine, with one set of checkpoint names."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_submodules,
+    get_gpt_layer_with_transformer_engine_submodules,
+)
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from loopcoder.config.schema import Config, ModelConfig
+from loopcoder.model.attention import PLTAttention, TECoreAttention, TorchCoreAttention
+from loopcoder.model.layer import PLTLayer
+from loopcoder.model.norm import RMSNorm
+
+LayerSpec = Literal["torch", "te"]
+
+_FP8 = {
+    "fp8_tensorwise": dict(fp8="hybrid", fp8_recipe="tensorwise"),
+    "fp8_delayed": dict(fp8="hybrid", fp8_recipe="delayed"),
+    "fp8_blockwise": dict(fp8="e4m3", fp8_recipe="blockwise"),
+}
+
+
+def transformer_config(config: Config) -> TransformerConfig:
+    """Translate our config into megatron-core's.
+
+    `precision.name` and `model.layer_spec` must be resolved (not auto).
+    """
+    model, parallel, precision = config.model, config.parallel, config.precision.name
+    te = model.layer_spec == "te"
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    recompute = {
+        "none": {},
+        "selective": dict(recompute_granularity="selective", recompute_modules=["core_attn"]),
+        "full": dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1),
+    }[parallel.recompute]
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_kv_heads,
+        kv_channels=model.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        context_parallel_size=parallel.cp,
+        sequence_parallel=parallel.sp,
+        # The loss contract: a sum over valid tokens over their number in the whole global batch.
+        calculate_per_token_loss=True,
+        # Weights are drawn by model/init.py, the same in every layout.
+        perform_initialization=False,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        bias_activation_fusion=te,
+        apply_rope_fusion=te,
+        cross_entropy_loss_fusion=te,
+        masked_softmax_fusion=False,
+        bias_dropout_fusion=False,
+        # Weight gradients go straight into the fp32 main gradient where a kernel for it exists.
+        gradient_accumulation_fusion=te
+        and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        **recompute,
+        **_FP8.get(precision, {}),
+    )
+
+
+def block_submodules(config: TransformerConfig, model: ModelConfig) -> TransformerBlockSubmodules:
+    """Return the modules of the layers that this pipeline stage builds."""
+    if model.layer_spec == "te":
+        from megatron.core.extensions.transformer_engine import TENorm as norm
+
+        layer, core = get_gpt_layer_with_transformer_engine_submodules(), TECoreAttention
+    else:
+        norm, core = RMSNorm, TorchCoreAttention
+        layer = get_gpt_layer_local_submodules(normalization="RMSNorm")
+        layer.input_layernorm = layer.pre_mlp_layernorm = norm
+    attention = layer.self_attention.submodules
+    attention.core_attention = partial(core, window=model.window)
+    attention.q_layernorm = attention.k_layernorm = None
+    layer.self_attention = ModuleSpec(
+        module=PLTAttention,
+        submodules=attention,
+        params=dict(
+            attn_mask_type=AttnMaskType.causal,
+            has_gate=model.has_gates,
+            gate=model.gate,
+            gate_norm=norm,
+        ),
+    )
+    spec = ModuleSpec(module=PLTLayer, submodules=layer)
+    return TransformerBlockSubmodules(
+        layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=norm
+    )

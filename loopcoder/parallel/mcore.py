@@ -1,0 +1,83 @@
+"""megatron-core's process groups: the only file that initialises and reads its global state."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from loopcoder.config.schema import ParallelConfig
+from loopcoder.parallel import cpu
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands in every dimension of the layout."""
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    dp_rank: int
+    dp_size: int
+    pp_rank: int
+    device: torch.device
+    groups: Any
+    """megatron-core's ProcessGroupCollection."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+
+def start_processes(timeout_s: float = 1800) -> None:
+    """Join the world given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT: NCCL or gloo, by what is there."""
+    if torch.cuda.is_available():
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        torch.cuda.set_device(local_rank)
+        dist.init_process_group(
+            "nccl", device_id=torch.device("cuda", local_rank), timeout=timedelta(seconds=timeout_s)
+        )
+    else:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+
+
+def initialise(parallel: ParallelConfig, seed: int) -> Ranks:
+    """Build the process groups of a layout in the running world, replacing those of an earlier one."""
+    cpu.install()
+    from megatron.core import parallel_state as state
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    if state.model_parallel_is_initialized():
+        state.destroy_model_parallel()
+    state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        context_parallel_size=parallel.cp,
+    )
+    # No dropout and our own initialisation: the streams are never drawn from, but megatron expects them.
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    return Ranks(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tp_rank=state.get_tensor_model_parallel_rank(),
+        dp_rank=state.get_data_parallel_rank(),
+        dp_size=state.get_data_parallel_world_size(),
+        pp_rank=state.get_pipeline_model_parallel_rank(),
+        device=cpu.device(),
+        groups=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+
+
+def shutdown() -> None:
+    """Leave the world."""
+    if dist.is_initialized():
+        from megatron.core import parallel_state as state
+
+        state.destroy_model_parallel()
+        dist.destroy_process_group()

@@ -1,0 +1,33 @@
+"""Shared fixtures. Random inputs are drawn anew in every run; the seed is printed with a failure."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed; LOOPCODER_TEST_SEED repeats a failing run."""
+    value = int(os.environ.get("LOOPCODER_TEST_SEED", random.SystemRandom().randrange(2**31)))
+    print(f"LOOPCODER_TEST_SEED={value}")
+    return value
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[object]:
+    """A world of one process with megatron-core's groups."""
+    from loopcoder.config.schema import ParallelConfig
+    from loopcoder.parallel import mcore
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    mcore.start_processes()
+    yield mcore.initialise(ParallelConfig(), seed=1)
+    mcore.shutdown()
