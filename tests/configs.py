@@ -44,7 +44,7 @@ def small_config(model: dict[str, Any] | None = None, precision: str = "fp32", *
     return Config(
         model=small_model(**(model or {})),
         data=DataConfig(name="test", seq_length=32, mixture={"text": 1.0, "code": 1.0}),
-        optim=OptimConfig(lr=1e-3, min_lr=1e-4, schedule=ScheduleConfig(kind="constant"), eps=1e-8),
+        optim=OptimConfig(lr=3e-4, min_lr=1e-4, schedule=ScheduleConfig(kind="constant"), eps=1e-8),
         parallel=ParallelConfig(**parallel),
         precision=PrecisionConfig(name=precision),
         checkpoint=CheckpointConfig(),

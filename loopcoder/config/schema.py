@@ -1,10 +1,11 @@
 """The configuration of a run: frozen dataclasses, one docstring under each field.
 
-Numbers live in `conf/` (Hydra groups), derivations here: a derived value is a property. Each class checks
-what it alone knows (types, ranges); what needs several of them is checked in `config/check.py`.
+Numbers live in `conf/` (Hydra groups), derivations here: a derived value is a property. Each class
+checks what it alone knows (types, ranges); what needs several of them is checked in
+`config/check.py`.
 
-The classes are pydantic dataclasses rather than omegaconf structured configs: omegaconf stops at the first
-wrong value and has no `Literal`, and we owe the user every mistake at once.
+The classes are pydantic dataclasses rather than omegaconf structured configs: omegaconf stops at
+the first wrong value and has no `Literal`, and we owe the user every mistake at once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 VOCAB_MULTIPLE = 128
-"""Rows of embedding and head are padded to a multiple of this, whatever the tensor-parallel size."""
+"""Rows of embedding and head are padded to a multiple of this in every layout."""
 
 Precision = Literal["fp32", "bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise"]
 
@@ -50,17 +51,22 @@ class ModelConfig:
     head_dim: PositiveInt
     """Width of one attention head."""
     num_loops: PositiveInt = 2
-    """R, the number of passes through the layers; 1 is the plain dense transformer and has no gates."""
+    """R, the number of passes through the layers; 1 is the plain dense transformer and has no
+    gates."""
     window: NonNegativeInt = 64
-    """Keys to the left of a token that later loops see of their own K/V; the token itself comes on top."""
+    """Keys to the left of a token that later loops see of their own K/V; the token itself comes on
+    top."""
     shift: bool = True
-    """Later loops read the previous loop's output at t-1 (true, PLT) or at t (false, a plain looped model)."""
+    """Later loops read the previous loop's output at t-1 (true, PLT) or at t (false, a plain looped
+    model)."""
     kv_sharing: Literal["first", "own"] = "first"
-    """`first`: later loops read loop 0's K/V plus a gated window of their own. `own`: each its own K/V, no gate."""
+    """`first`: later loops read loop 0's K/V plus a gated window of their own. `own`: each its own
+    K/V, no gate."""
     norm_per_loop: bool = True
     """Apply the final norm after every loop, not only the last."""
     gate: Literal["hidden", "query"] = "hidden"
-    """What the gate reads: the residual stream through its own norm, or the query head after RoPE."""
+    """What the gate reads: the residual stream through its own norm, or the query head after
+    RoPE."""
     emb_scale: float | None = 0.707
     """a: factor of the embedding in the input of later loops; null means 1.0."""
     hidden_scale: float | None = 0.053
@@ -78,7 +84,8 @@ class ModelConfig:
     init_depth: Literal["layers", "effective"] = "layers"
     """Output projections start smaller by 1/sqrt(2L), or by 1/sqrt(2RL) with `effective`."""
     layer_spec: Literal["auto", "torch", "te"] = "auto"
-    """Layers from plain PyTorch or from Transformer Engine; auto takes TE where it and a GPU are present."""
+    """Layers from plain PyTorch or from Transformer Engine; auto takes TE where it and a GPU are
+    present."""
 
     @property
     def has_gates(self) -> bool:
@@ -99,11 +106,13 @@ class SourceConfig:
     """One input of the corpus."""
 
     kind: Literal["sample", "files", "hf"]
-    """`sample`: what is installed on this machine. `files`: a folder or jsonl/parquet. `hf`: Hugging Face `datasets`."""
+    """`sample`: what is installed on this machine. `files`: a folder or jsonl/parquet. `hf`:
+    Hugging Face `datasets`."""
     path: str | list[str] | None = None
     """Files, folders or globs; for hf a dataset's name or the folder of one saved to disk."""
     domain: Literal["auto", "text", "code"] = "auto"
-    """Side of the corpus; auto goes by each file's extension (rows of jsonl/parquet: by `language_field`, else text)."""
+    """Side of the corpus; auto goes by each file's extension (rows of jsonl/parquet: by
+    `language_field`, else text)."""
     text_field: str = "text"
     """Column that holds the document."""
     language_field: str | None = None
@@ -125,7 +134,8 @@ class StageConfig:
     """One stretch of training on one mixture; null fields take the value of `data` or `model`."""
 
     until: PositiveInt | None = None
-    """The stage ends at the first step at which this many tokens were trained in all; null: at the end of the run."""
+    """The stage ends at the first step at which this many tokens were trained in all; null: at the
+    end of the run."""
     mixture: dict[str, PositiveFloat] | None = None
     """Weight of each domain, by tokens."""
     seq_length: PositiveInt | None = None
@@ -147,7 +157,8 @@ class DataConfig:
     sources: list[SourceConfig] = field(default_factory=list)
     """What the corpus is built from; empty when `path` is a corpus already built."""
     path: str | list[str] | None = None
-    """Shorthand for the path of the sources (data=files, data=hf), or a finished corpus folder (data=corpus)."""
+    """Shorthand for the path of the sources (data=files, data=hf), or a finished corpus folder
+    (data=corpus)."""
     cache_dir: str = "~/.cache/loopcoder"
     """Where corpora are built; a corpus is named by the hash of what it is built from."""
     tokenizer: str = "train"
@@ -159,7 +170,8 @@ class DataConfig:
     isolate_documents: bool = True
     """Keep attention and the loop shift inside a document; position ids restart at each."""
     mask_document_start: bool = True
-    """Leave the first token of a document out of the loss: with isolated documents nothing predicts it."""
+    """Leave the first token of a document out of the loss: with isolated documents nothing predicts
+    it."""
     stages: list[StageConfig] = field(default_factory=list)
     """Data stages in order; empty means one stage with the values above."""
     prefetch_steps: PositiveInt = 4
@@ -216,7 +228,8 @@ class ParallelConfig:
     cp: PositiveInt = 1
     """Context-parallel size."""
     sp: bool = False
-    """Sequence parallelism: norms and residual stream split along the sequence over the tp ranks."""
+    """Sequence parallelism: norms and residual stream split along the sequence over the tp
+    ranks."""
     chunks_per_loop: PositiveInt = 1
     """Virtual pipeline chunks a loop is cut into."""
     distributed_optimizer: bool = True
@@ -228,7 +241,8 @@ class ParallelConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """Recompute in the backward pass: nothing, the attention core, or whole layers."""
     nproc_per_node: PositiveInt | None = None
-    """Processes that `loopcoder train` starts itself; null: one a GPU, or tp*pp*cp without a GPU."""
+    """Processes that `loopcoder train` starts itself; null: one a GPU, or tp*pp*cp without a
+    GPU."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -236,7 +250,8 @@ class PrecisionConfig:
     """Number formats."""
 
     name: Literal["auto", "fp32", "bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise"]
-    """fp32 or bf16 for everything, or FP8 matrix products through Transformer Engine; auto: bf16 on a GPU, else fp32."""
+    """fp32 or bf16 for everything, or FP8 matrix products through Transformer Engine; auto: bf16 on
+    a GPU, else fp32."""
     grad_reduce_in_fp32: bool = True
     """Accumulate and reduce gradients in fp32."""
 
@@ -254,7 +269,8 @@ class CheckpointConfig:
     async_save: bool = False
     """Write in the background while training goes on."""
     resume: Literal["auto", "require", "never"] = "auto"
-    """Continue this run: from its newest checkpoint if there is one; it must exist; or start anew."""
+    """Continue this run: from its newest checkpoint if there is one; it must exist; or start
+    anew."""
     init_from: str | None = None
     """Start another run from a checkpoint (or the newest in a folder of them)."""
     init_optimizer: bool = False
@@ -295,7 +311,7 @@ class HardwareConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class BatchRampConfig:
-    """Grow the global batch: start, start+increment, ... evenly over the first `samples` sequences."""
+    """Grow the global batch: start, start+increment, ..., evenly over `samples` sequences."""
 
     start: PositiveInt
     """Sequences a step at the beginning."""

@@ -1,0 +1,69 @@
+# `make help` lists the targets. Everything runs in .venv, which is built on first use and again
+# when the requirements change. PY=... names another Python 3.12, ARGS=... are overrides for
+# `loopcoder train`.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# A pyenv shim exists for every version and fails for most, and Debian's python3 may lack ensurepip,
+# so a candidate has to run. 3.12 is preferred: requirements.lock was made for it.
+CANDIDATES := python3.12 python3 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bin/python python3.13
+PY ?= $(shell for newest in 12 99; do for p in $(CANDIDATES); do \
+	if "$$p" -c "import sys, venv, ensurepip; sys.exit(not 12 <= sys.version_info.minor <= $$newest)" 2>/dev/null; then command -v "$$p"; exit; fi; done; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-dist test-data test-chaos lint format loss-compare clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## build .venv with everything for training, data and development
+
+$(STAMP): pyproject.toml setup.py requirements.lock
+	@python='$(PY)'; if [ -z "$$python" ]; then \
+		echo "make: no Python 3.12 that runs was found." >&2; \
+		echo "  install it (Debian, Ubuntu: apt-get install python3.12 python3.12-venv;" >&2; \
+		echo "  pyenv: pyenv install 3.12), or name one: make $(MAKECMDGOALS) PY=/path/to/python3.12" >&2; \
+		exit 3; \
+	fi; \
+	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[data,dev]' -c requirements.lock
+	@touch $@
+
+train: $(STAMP) ## train the tiny preset, or what ARGS="key=value ..." says
+	$(BIN)/loopcoder train $(ARGS)
+
+# Runs one set of tests and prints its time; pytest's code 5 means that the set is empty.
+define run_tests
+	@start=$$(date +%s); $(BIN)/python -m pytest $(1) $(PYTEST_ARGS); code=$$?; \
+	if [ $$code -eq 5 ]; then echo "make $@: there is no such test yet"; code=0; fi; \
+	echo "make $@: $$(($$(date +%s) - start)) s"; exit $$code
+endef
+
+test: $(STAMP) ## the fast tests
+	$(call run_tests,-n 2 --dist loadfile)
+
+test-dist: $(STAMP) ## the long distributed tests
+	$(call run_tests,-m dist_full)
+
+test-data: $(STAMP) ## the long tests of the data pipeline
+	$(call run_tests,-m data_full)
+
+test-chaos: $(STAMP) ## tests that kill, fill and corrupt
+	$(call run_tests,-m chaos)
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the sources as ruff likes them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+loss-compare: $(STAMP) ## train the tiny preset here and at BASE=rev; the losses must agree bit for bit
+	$(BIN)/python benchmarks/loss_compare.py $(if $(BASE),$(BASE),$(error give BASE=rev)) $(ARGS)
+
+clean: ## remove .venv and what tools leave behind; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

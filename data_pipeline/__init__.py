@@ -1,0 +1,1 @@
+"""From raw text and code to Megatron's files and a manifest, without torch or megatron-core."""

@@ -1,0 +1,176 @@
+"""Language and side of a file by its name, else by its shebang.
+
+The side follows from the language alone. Markdown and HTML count as code wherever they lie, since
+the published shares of programming languages count them there; prose is .txt, .rst, .tex, .org,
+.pod and files such as README and LICENSE that have no extension.
+"""
+
+from __future__ import annotations
+
+import re
+
+_PROSE = {
+    "Text": "txt text",
+    "reStructuredText": "rst rest",
+    "TeX": "tex",
+    "Org": "org",
+    "AsciiDoc": "adoc asciidoc",
+    "Pod": "pod",
+}
+_CODE = {
+    "Ada": "adb ads",
+    "Assembly": "s asm",
+    "Batchfile": "bat cmd",
+    "C": "c h",
+    "C#": "cs",
+    "C++": "cpp cc cxx hpp hh hxx inl ipp tpp tcc",
+    "CMake": "cmake",
+    "CSS": "css scss sass less",
+    "Clojure": "clj cljs cljc",
+    "CoffeeScript": "coffee",
+    "Common Lisp": "lisp lsp",
+    "Crystal": "cr",
+    "CUDA": "cu cuh",
+    "Cython": "pyx pxd pxi",
+    "D": "d",
+    "Dart": "dart",
+    "Elixir": "ex exs",
+    "Emacs Lisp": "el",
+    "Erlang": "erl hrl",
+    "F#": "fs fsi fsx",
+    "Fortran": "f f90 f95 f03 f08 for",
+    "GLSL": "glsl vert frag comp",
+    "Go": "go",
+    "Groovy": "groovy gradle",
+    "HTML": "html htm xhtml",
+    "Haskell": "hs lhs",
+    "Java": "java",
+    "JavaScript": "js mjs cjs jsx",
+    "Jinja": "jinja jinja2 j2",
+    "Julia": "jl",
+    "Kotlin": "kt kts",
+    "Lua": "lua",
+    "M4": "m4",
+    "MATLAB": "m",
+    "Makefile": "mk mak",
+    "Markdown": "md markdown mkd",
+    "Nim": "nim nims",
+    "OCaml": "ml mli",
+    "Objective-C++": "mm",
+    "PHP": "php phtml",
+    "Pascal": "pas pp dpr",
+    "Perl": "pl pm",
+    "PowerShell": "ps1 psm1",
+    "Prolog": "pro",
+    "Protocol Buffer": "proto",
+    "Python": "py pyi pyw",
+    "R": "r",
+    "Ruby": "rb rake",
+    "Rust": "rs",
+    "SQL": "sql",
+    "Scala": "scala sc",
+    "Scheme": "scm ss",
+    "Shell": "sh bash zsh ksh",
+    "Solidity": "sol",
+    "Starlark": "bzl star",
+    "Swift": "swift",
+    "Tcl": "tcl",
+    "TOML": "toml",
+    "TypeScript": "ts tsx mts cts",
+    "VHDL": "vhd vhdl",
+    "Verilog": "v sv svh",
+    "Vim Script": "vim",
+    "Vue": "vue",
+    "XML": "xml xsd xsl xslt",
+    "YAML": "yaml yml",
+    "Zig": "zig",
+}
+_BY_EXTENSION = {
+    ext: name for table in (_PROSE, _CODE) for name, exts in table.items() for ext in exts.split()
+}
+_BY_NAME = {
+    "cmakelists.txt": "CMake",
+    "dockerfile": "Dockerfile",
+    "makefile": "Makefile",
+    "gnumakefile": "Makefile",
+    "rakefile": "Ruby",
+    "gemfile": "Ruby",
+    "build.bazel": "Starlark",
+    "copying": "Text",
+    "copyright": "Text",
+    "license": "Text",
+    "licence": "Text",
+    "notice": "Text",
+    "readme": "Text",
+    "news": "Text",
+    "authors": "Text",
+    "changelog": "Text",
+}
+_BY_INTERPRETER = {
+    "python": "Python",
+    "sh": "Shell",
+    "bash": "Shell",
+    "dash": "Shell",
+    "zsh": "Shell",
+    "perl": "Perl",
+    "ruby": "Ruby",
+    "node": "JavaScript",
+    "php": "PHP",
+    "lua": "Lua",
+    "tclsh": "Tcl",
+    "awk": "Awk",
+}
+_ALIASES = {name.lower(): name for name in _CODE} | {
+    "bash": "Shell",
+    "c-sharp": "C#",
+    "cpp": "C++",
+    "csharp": "C#",
+    "fortran free form": "Fortran",
+    "golang": "Go",
+    "js": "JavaScript",
+    "py": "Python",
+    "shellscript": "Shell",
+    "ts": "TypeScript",
+}
+_CPP_HEADER = re.compile(
+    rb"^\s*(?:class|namespace|template\s*<|using\s|public:|private:)|std::", re.M
+)
+_SHEBANG = re.compile(rb"#!\s*\S*?(?:env\s+(?:-\S+\s+)*)?([A-Za-z]+)[\d.]*(?:\s|$)")
+
+
+def language_of_name(name: str) -> str | None:
+    """Return the language that a name tells, or None; `.h` is `C` until its content is seen."""
+    # case is ignored: .C and .H are rare, and file systems that fold case lose them
+    # strings, not paths: this is asked for every installed file
+    lower = name.rpartition("/")[2].lower()
+    return _BY_NAME.get(lower) or _BY_EXTENSION.get(
+        lower.rpartition(".")[2] if "." in lower else ""
+    )
+
+
+def identify(name: str, head: bytes) -> tuple[str, str] | None:
+    """Return (language, domain) of a file, or None if neither its name nor its first bytes tell.
+
+    Args:
+        name: File name, with or without folders.
+        head: The first bytes of the file; a few kilobytes are enough.
+    """
+    language = language_of_name(name)
+    if language is None and "." not in name.rpartition("/")[2]:
+        match = _SHEBANG.match(head)
+        language = _BY_INTERPRETER.get(match[1].decode().lower()) if match else None
+    if language is None:
+        return None
+    if language == "C" and name.lower().endswith(".h") and _CPP_HEADER.search(head):
+        language = "C++"
+    return language, domain_of(language)
+
+
+def domain_of(language: str) -> str:
+    """Return the side of the corpus that a language belongs to."""
+    return "text" if language in _PROSE else "code"
+
+
+def canonical(language: str) -> str:
+    """Return the usual spelling of a language that a data set names, or the name as it is."""
+    return _ALIASES.get(language.strip().lower(), language.strip())

@@ -1,0 +1,32 @@
+"""Sources of documents: what is installed here (sample), files, and Hugging Face data sets."""
+
+from __future__ import annotations
+
+from data_pipeline.readers.base import Source
+from loopcoder.config.schema import SourceConfig
+
+
+def open_source(config: SourceConfig, index: int) -> Source:
+    """Look at a source without reading its documents.
+
+    Args:
+        config: What to read.
+        index: Its place among the sources; part of its name and of its documents' ids.
+
+    Raises:
+        InputError: it does not exist or holds nothing that could be a document.
+    """
+    name = f"{index}-{config.kind}"
+    match config.kind:
+        case "sample":
+            from data_pipeline.readers.sample import SampleSource
+
+            return SampleSource(name, config)
+        case "files":
+            from data_pipeline.readers.files import FilesSource
+
+            return FilesSource(name, config)
+        case "hf":
+            from data_pipeline.readers.hf import HFSource
+
+            return HFSource(name, config)

@@ -1,0 +1,133 @@
+"""What every source offers, and how rows and bytes become documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import xxhash
+
+from data_pipeline.langid import canonical, domain_of
+from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
+from loopcoder.config.schema import SourceConfig
+from loopcoder.errors import InputError
+
+BAD_ROWS = ("broken_json", "not_an_object", "missing_text", "text_not_a_string", "surrogate")
+"""Drops that speak against the input or the config, not only against a row."""
+MIN_ROWS_TO_JUDGE = 1000
+MAX_BAD_FRACTION = 0.2
+MIN_BAD_FILES = 5
+
+
+class Source(Protocol):
+    """A source that was looked at and can be read."""
+
+    name: str
+    config: SourceConfig
+    domains: frozenset[str]
+    """Sides that it may hold documents of, as far as can be told without reading them."""
+    identity: list[Any]
+    """What determines its documents, for the fingerprint; JSON."""
+
+    def documents(self, tally: Tally) -> Iterator[Document]:
+        """Read the documents in an order that depends on `identity` only, and keep the tally."""
+        ...
+
+
+def document_id(source: str, path: str, row: int | None = None) -> str:
+    """Return the id of a document by its place."""
+    return xxhash.xxh3_128_hexdigest(f"{source}\0{path}\0{'' if row is None else row}".encode())
+
+
+def row_domains(config: SourceConfig) -> frozenset[str]:
+    """Return the sides that rows of a table may belong to."""
+    if config.domain != "auto":
+        return frozenset({config.domain})
+    return frozenset({"text", "code"} if config.language_field else {"text"})
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Makes documents of the rows of one table, and counts every row once."""
+
+    config: SourceConfig
+    source: str
+    """Name of the source."""
+    path: str
+    """The table: a file, or a split of a data set."""
+    tally: Tally
+
+    def document(self, row: object, number: int) -> Document | None:
+        """Make a document of a row, or count why not; `number` is its place in the table."""
+        reason = _fault(row, self.config)
+        if reason:
+            self.reject(reason)
+            return None
+        assert isinstance(row, Mapping)
+        named = row.get(self.config.language_field) if self.config.language_field else None
+        language = canonical(named) if isinstance(named, str) and named.strip() else None
+        domain: str = self.config.domain
+        if domain == "auto":
+            domain = domain_of(language) if language else "text"
+        self.tally.rows_in += 1
+        self.tally.rows_out += 1
+        return Document(
+            id=document_id(self.source, self.path, number),
+            text=row[self.config.text_field],
+            domain=domain,
+            language=language or ("Text" if domain == "text" else "unknown"),
+            source=self.source,
+            path=self.path,
+            meta={"row": number},
+        )
+
+    def reject(self, reason: str) -> None:
+        """Count a row that is left out.
+
+        Raises:
+            InputError: too many of the rows so far were bad.
+        """
+        self.tally.rows_in += 1
+        self.tally.drop(reason)
+        num_rows = self.tally.rows_in
+        num_bad = sum(self.tally.drops[r] for r in BAD_ROWS)
+        if num_rows >= MIN_ROWS_TO_JUDGE and num_bad > MAX_BAD_FRACTION * num_rows:
+            raise InputError.of(
+                f"{num_bad} of the first {num_rows} rows of source {self.source} are unusable: "
+                + ", ".join(f"{n} {r}" for r, n in self.tally.drops.most_common()),
+                f"more than {MAX_BAD_FRACTION:.0%} bad rows mean a wrong file or column",
+                f"check text_field (now {self.config.text_field!r}) and path "
+                f"(now {self.config.path!r}) of the source",
+            )
+
+
+def _fault(row: object, config: SourceConfig) -> str | None:
+    """Return why a row is no document."""
+    if not isinstance(row, Mapping):
+        return "not_an_object"
+    text = row.get(config.text_field)
+    if text is None:
+        return "missing_text"
+    if not isinstance(text, str):
+        return "text_not_a_string"
+    if not text.strip():
+        return "empty"
+    if len(text) > MAX_DOCUMENT_BYTES:
+        return "too_large"
+    try:
+        return "too_large" if len(text.encode()) > MAX_DOCUMENT_BYTES else None
+    except UnicodeEncodeError:  # a lone \ud800, which JSON can spell and UTF-8 cannot
+        return "surrogate"
+
+
+def judge_files(tally: Tally, num_files: int, source: str) -> None:
+    """Raise InputError if too many of the files so far had to be left out as damaged."""
+    bad = sum(n for reason, n in tally.file_drops.items() if reason.startswith("corrupt"))
+    if bad >= MIN_BAD_FILES and bad > MAX_BAD_FRACTION * num_files:
+        raise InputError.of(
+            f"{bad} of the first {num_files} files of source {source} are damaged: "
+            + ", ".join(f"{n} {r}" for r, n in tally.file_drops.most_common()),
+            f"more than {MAX_BAD_FRACTION:.0%} damaged files mean that the copy went wrong",
+            "copy the files again, or take the damaged ones out of the source's path",
+        )

@@ -1,0 +1,220 @@
+"""Files and folders: source files, prose, jsonl and parquet."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.langid import domain_of, identify, language_of_name
+from data_pipeline.readers.base import RowReader, document_id, judge_files, row_domains
+from data_pipeline.readers.jsonl import decompressed, jsonl_documents, lines
+from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
+from loopcoder.config.schema import SourceConfig
+from loopcoder.errors import InputError, Problem
+
+# a compressed .json is jsonl in every public corpus
+_ROWS_PLAIN = (".jsonl", ".ndjson")
+_ROWS_PACKED = tuple(f"{name}.{p}" for name in (*_ROWS_PLAIN, ".json") for p in ("gz", "zst"))
+_PARQUET = (".parquet",)
+_SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
+_HEAD_BYTES = 4096
+
+
+class FilesSource:
+    """Documents in files; the listing is taken when the source is opened."""
+
+    def __init__(self, name: str, config: SourceConfig) -> None:
+        """List the files.
+
+        Raises:
+            InputError: no path, a path that matches nothing, or no file of a known kind.
+        """
+        self.name = name
+        self.config = config
+        listing = _listing(name, config)
+        kinds = [_kind(path, config) for path, _, _ in listing]
+        self._files = [(path, size, k) for (path, size, _), k in zip(listing, kinds, strict=True)]
+        if not any(kinds):
+            raise InputError.of(
+                f"source {name}: none of the {len(listing)} files under {config.path} is usable",
+                "known are .jsonl and .json.gz, .parquet, prose such as .txt, and source code",
+                "data.path=FOLDER with such files",
+            )
+        self.domains = frozenset().union(*(_domains(k, config) for k in kinds if k))
+        # without the unusable ones: the corpus itself may be built below this folder
+        self.identity: list[Any] = [
+            [str(path), size, mtime]
+            for (path, size, mtime), k in zip(listing, kinds, strict=True)
+            if k
+        ]
+
+    def documents(self, tally: Tally) -> Iterator[Document]:
+        """Read the files one after the other, in sorted order."""
+        for number, (path, size, kind) in enumerate(self._files, start=1):
+            match kind:
+                case "jsonl":
+                    yield from jsonl_documents(path, self.config, self.name, tally)
+                case "parquet":
+                    yield from _parquet_documents(path, self.config, self.name, tally)
+                case None:
+                    tally.file_drops["unknown_type"] += 1
+                case _:
+                    yield from self._plain(path, size, tally)
+            judge_files(tally, number, self.name)
+
+    def _plain(self, path: Path, size: int, tally: Tally) -> Iterator[Document]:
+        tally.rows_in += 1
+        data = b"" if size > MAX_DOCUMENT_BYTES else path.read_bytes()
+        language = identify(path.name, data[:_HEAD_BYTES])
+        if size > MAX_DOCUMENT_BYTES:
+            reason = "too_large"
+        elif b"\0" in data[:_HEAD_BYTES]:
+            reason = "binary"
+        elif not data.strip():
+            reason = "empty"
+        elif language is None:
+            reason = "unknown_language"
+        else:
+            reason = ""
+        if reason or language is None:
+            tally.drop(reason)
+            return
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            tally.notes["invalid_utf8_replaced"] += 1
+            text = data.decode("utf-8-sig", errors="replace")
+        tally.rows_out += 1
+        yield Document(
+            id=document_id(self.name, str(path)),
+            text=text,
+            domain=language[1] if self.config.domain == "auto" else self.config.domain,
+            language=language[0],
+            source=self.name,
+            path=str(path),
+        )
+
+
+def _listing(name: str, config: SourceConfig) -> list[tuple[Path, int, int]]:
+    """Return (path, bytes, modification time in ns) of every file, sorted by path."""
+    wanted = [config.path] if isinstance(config.path, str) else config.path or []
+    if not wanted:
+        raise InputError.of(
+            f"source {name} (kind files) has no path",
+            "it must be told where the documents are",
+            "data.path=FOLDER",
+        )
+    found: dict[Path, tuple[int, int]] = {}
+    problems = []
+    for pattern in wanted:
+        # a name that exists is meant literally, even if it contains [ or *
+        full = Path(pattern).expanduser()
+        # Path.glob takes no absolute patterns
+        matches = [full] if full.exists() else glob.glob(str(full), recursive=True)  # noqa: PTH207
+        if not matches:
+            problems.append(
+                Problem(
+                    f"source {name}: {pattern!r} does not exist (looked in {Path.cwd()})",
+                    "it names neither a file nor a folder, and as a pattern it matches nothing",
+                    "data.path=FOLDER, a file, or a pattern such as 'dir/*.jsonl'",
+                )
+            )
+        for match in matches:
+            for path in _walk(Path(match)):
+                stat = path.stat()
+                found[path.resolve()] = (stat.st_size, stat.st_mtime_ns)
+    if problems:
+        raise InputError(problems)
+    return [(path, *found[path]) for path in sorted(found)]
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield the regular files under `root`, hidden ones and those of hidden folders left out."""
+    if root.is_file():
+        yield root
+        return
+    for folder, folders, names in os.walk(root):
+        folders[:] = [f for f in folders if not f.startswith(".") and f not in _SKIPPED_FOLDERS]
+        for name in names:
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _kind(path: Path, config: SourceConfig) -> str | None:
+    """Return `jsonl`, `parquet`, the language that the name tells, `?` for a shebang's, or None."""
+    name = path.name.lower()
+    if name.endswith(_ROWS_PLAIN + _ROWS_PACKED) or (
+        name.endswith(".json") and _holds_rows(path, config)
+    ):
+        return "jsonl"
+    if name.endswith(_PARQUET):
+        return "parquet"
+    return language_of_name(name) or (None if path.suffix else "?")
+
+
+def _domains(kind: str, config: SourceConfig) -> frozenset[str]:
+    if kind in ("jsonl", "parquet"):
+        return row_domains(config)
+    if config.domain != "auto":
+        return frozenset({config.domain})
+    return frozenset({"code" if kind == "?" else domain_of(kind)})
+
+
+def _holds_rows(path: Path, config: SourceConfig) -> bool:
+    """Tell whether a .json is jsonl: its first line is an object with the text's column."""
+    first = next(lines(decompressed(path), MAX_DOCUMENT_BYTES), None)
+    try:
+        row = json.loads(first or b"")
+    except ValueError:
+        return False
+    return isinstance(row, dict) and config.text_field in row
+
+
+def _parquet_documents(
+    path: Path, config: SourceConfig, source: str, tally: Tally
+) -> Iterator[Document]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as e:
+        raise InputError.of(
+            f"{path} is a parquet file", "reading it needs pyarrow", "pip install pyarrow"
+        ) from e
+    reader = RowReader(config, source, str(path), tally)
+    number = 0
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        wanted = [c for c in (config.text_field, config.language_field) if c in names]
+        if config.text_field not in wanted:
+            tally.file_drops[f"no_column_{config.text_field}"] += 1
+            return
+        for batch in file.iter_batches(batch_size=256, columns=wanted):
+            for row in zip(*(_values(column, tally) for column in batch.columns), strict=True):
+                document = reader.document(dict(zip(batch.schema.names, row, strict=True)), number)
+                number += 1
+                if document is not None:
+                    yield document
+    except (pa.ArrowException, OSError):
+        # rows before the damage were handed on: row groups are checked one by one
+        tally.file_drops["corrupt_parquet" if number == 0 else "corrupt_parquet_tail"] += 1
+
+
+def _values(column: Any, tally: Tally) -> Iterator[object]:
+    """Yield the values of a column; invalid UTF-8 in strings is replaced and counted."""
+    import pyarrow as pa
+
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        yield from column.to_pylist()
+        return
+    for value in column.cast(pa.large_binary()).to_pylist():
+        try:
+            yield None if value is None else value.decode()
+        except UnicodeDecodeError:
+            tally.notes["invalid_utf8_replaced"] += 1
+            yield value.decode(errors="replace")

@@ -1,0 +1,103 @@
+"""Data sets of the Hugging Face library: saved to disk, or loaded by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.readers.base import RowReader, row_domains
+from data_pipeline.schema import Document, Tally
+from loopcoder.config.schema import SourceConfig
+from loopcoder.errors import InputError, LoopcoderError
+
+_MARKERS = ("state.json", "dataset_info.json", "dataset_dict.json")
+_FIX = "data.path=NAME of a data set or FOLDER of save_to_disk, the source's split, or data=sample"
+
+
+class HFSource:
+    """One split of one data set. A name without a local copy needs the network when it is read."""
+
+    def __init__(self, name: str, config: SourceConfig) -> None:
+        """Check the path; the data is opened when it is read.
+
+        Raises:
+            InputError: no path, several paths, or a folder that does not exist.
+        """
+        self.name = name
+        self.config = config
+        self.domains = row_domains(config)
+        if not isinstance(config.path, str):
+            raise InputError.of(
+                f"source {name} (kind hf) has the path {config.path!r}",
+                "it must be one name of a data set or one folder",
+                _FIX,
+            )
+        self._folder = Path(config.path).expanduser()
+        # of a name only the name: which revision the hub would serve cannot be known offline
+        self.identity: list[Any] = [config.path]
+        if self._folder.is_dir():
+            self.identity += sorted(
+                [str(p.relative_to(self._folder)), p.stat().st_size, p.stat().st_mtime_ns]
+                for p in self._folder.rglob("*")
+                if p.is_file()
+            )
+        elif self._folder.is_absolute() or config.path.startswith("."):
+            raise InputError.of(
+                f"source {name}: {config.path!r} does not exist", "no such folder", _FIX
+            )
+
+    def documents(self, tally: Tally) -> Iterator[Document]:
+        """Read the rows in the data set's order.
+
+        Raises:
+            InputError: it cannot be loaded (no network, no such split, ...) or has no such column.
+        """
+        rows = self._load()
+        names = getattr(rows, "column_names", None)
+        if names is not None and self.config.text_field not in names:
+            raise InputError.of(
+                f"data set {self.config.path!r} has the columns {names}",
+                f"none of them is text_field={self.config.text_field!r}",
+                "text_field: COLUMN in this entry of data.sources",
+            )
+        path = f"{self.config.path}:{self.config.split}"
+        reader = RowReader(self.config, self.name, path, tally)
+        try:
+            for number, row in enumerate(rows):
+                document = reader.document(row, number)
+                if document is not None:
+                    yield document
+        except LoopcoderError:
+            raise
+        except Exception as e:  # a stream may fail in as many ways as the hub and its file formats
+            raise self._unreadable(e) from e
+
+    def _load(self) -> Any:
+        try:
+            import datasets
+        except ImportError as e:
+            raise InputError.of(
+                f"source {self.name} is of kind hf", "it needs `datasets`", "pip install datasets"
+            ) from e
+        config = self.config
+        try:
+            if any((self._folder / marker).exists() for marker in _MARKERS):
+                saved = datasets.load_from_disk(str(self._folder))
+                return saved[config.split] if isinstance(saved, datasets.DatasetDict) else saved
+            return datasets.load_dataset(
+                str(self._folder) if self._folder.is_dir() else config.path,
+                name=config.config_name,
+                split=config.split,
+                streaming=config.streaming,
+            )
+        except Exception as e:  # the library raises a dozen unrelated types, by version
+            raise self._unreadable(e) from e
+
+    def _unreadable(self, error: Exception) -> InputError:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        return InputError.of(
+            f"cannot read data set {self.config.path!r}, split {self.config.split!r}",
+            f"{type(error).__name__}: {reason} (a name needs the network or a copy in the cache)",
+            _FIX,
+        )

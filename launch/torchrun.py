@@ -1,0 +1,66 @@
+"""Start the processes of one machine through torchrun, and bring their exit code home.
+
+torchrun itself returns 1 whatever its workers returned, and dies of SIGUSR1. So each worker leaves
+its exit code in a file, and signals go to the workers, who save and stop; torchrun then sees them
+end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+
+from launch.process import run_forwarding
+from loopcoder.config.compose import save_config
+from loopcoder.config.schema import Config
+from loopcoder.errors import EXIT_DONE, EXIT_RETRY
+
+CONFIG_VARIABLE = "LOOPCODER_CONFIG"
+"""Path of a composed config: workers load it, so that it is composed once."""
+EXIT_VARIABLE = "LOOPCODER_EXIT_FILE"
+"""File to which each worker appends its exit code, unless it is 0."""
+
+
+def start_workers(config: Config, num_processes: int) -> int:
+    """Run `loopcoder train` in processes of this machine and return their exit code."""
+    with tempfile.TemporaryDirectory(prefix="loopcoder-") as folder:
+        config_path, exit_path = Path(folder, "config.yaml"), Path(folder, "exit_codes")
+        save_config(config, config_path)
+        threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+        environ = {"OMP_NUM_THREADS": str(threads)} | os.environ
+        environ |= {CONFIG_VARIABLE: str(config_path), EXIT_VARIABLE: str(exit_path)}
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={num_processes}", "-m", "loopcoder", "train"]
+        code, signalled = run_forwarding(command, environ, _workers)
+        return exit_code(code, exit_path, signalled)
+
+
+def _workers(pid: int) -> list[psutil.Process]:
+    """Return torchrun's workers; none before it has started them."""
+    try:
+        children = psutil.Process(pid).children()
+        return [child for child in children if "loopcoder" in child.cmdline()]
+    except psutil.Error:
+        return []
+
+
+def record_exit(code: int) -> None:
+    """Tell the launcher that started this process with which code it is about to end."""
+    path = os.environ.get(EXIT_VARIABLE)
+    if path is not None and code != EXIT_DONE:
+        with open(path, "a", encoding="ascii") as file:
+            file.write(f"{code}\n")
+
+
+def exit_code(torchrun_code: int, exit_path: Path, signalled: bool) -> int:
+    """Return the run's exit code: the first that a worker left; torchrun then ended the others."""
+    if torchrun_code == EXIT_DONE:
+        return EXIT_DONE
+    codes = exit_path.read_text(encoding="ascii").split() if exit_path.exists() else []
+    if codes:
+        return int(codes[0])
+    return EXIT_RETRY if signalled else 1

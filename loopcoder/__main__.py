@@ -1,0 +1,8 @@
+"""`python -m loopcoder` is the command `loopcoder`."""
+
+import sys
+
+from loopcoder.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

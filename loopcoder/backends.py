@@ -1,0 +1,134 @@
+"""What this machine has: GPUs and optional packages, resolved once into a frozen record.
+
+Nothing is imported to find out: torch takes seconds, and the data pipeline's processes must not
+have it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+
+PACKAGES = {
+    "torch": ("torch",),
+    "megatron-core": ("megatron-core",),
+    "transformer_engine": (
+        "transformer-engine",
+        "transformer-engine-cu13",
+        "transformer-engine-cu12",
+    ),
+    "apex": ("apex",),
+    "wandb": ("wandb",),
+    "tensorboard": ("tensorboard",),
+    "matplotlib": ("matplotlib",),
+    "rich": ("rich",),
+}
+"""Package: the distributions it may have come from."""
+
+_MODULES = {"megatron-core": "megatron.core"}
+_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute, cuda.h
+
+
+@dataclass(frozen=True)
+class Backends:
+    """GPUs and packages that a run may use."""
+
+    gpu_count: int = 0
+    """GPUs this process may use (CUDA_VISIBLE_DEVICES applies)."""
+    gpu_name: str | None = None
+    """Name of the first GPU."""
+    compute_capability: tuple[int, int] | None = None
+    """Compute capability of the first GPU, for instance (9, 0)."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Version of each package that is installed; "unknown" where it was not installed by pip."""
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.gpu_count > 0
+
+    @property
+    def has_te(self) -> bool:
+        return self.has("transformer_engine")
+
+    def has(self, package: str) -> bool:
+        """Say whether a package of `PACKAGES` is installed."""
+        return package in self.versions
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the record as a table of names and values."""
+        if self.has_gpu and self.compute_capability is not None:
+            major, minor = self.compute_capability
+            gpu = f"{self.gpu_count} x {self.gpu_name}, compute capability {major}.{minor}"
+        else:
+            gpu = "none"
+        return [("gpu", gpu), *((name, self.versions.get(name, "-")) for name in PACKAGES)]
+
+    def table(self) -> str:
+        """Return the record as lines of text."""
+        width = max(len(name) for name, _ in self.rows())
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows())
+
+
+def detect() -> Backends:
+    """Look at this machine. Never raises: what cannot be found is not there."""
+    count, name, capability = _cuda_devices()
+    versions = {p: v for p, dists in PACKAGES.items() if (v := _version(p, dists)) is not None}
+    return Backends(count, name, capability, versions)
+
+
+def _version(package: str, distributions: Sequence[str]) -> str | None:
+    if package == "apex":
+        return _apex_version()
+    if not _importable(_MODULES.get(package, package)):
+        return None
+    for distribution in distributions:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"  # found on PYTHONPATH, as in images that build Transformer Engine themselves
+
+
+def _apex_version() -> str | None:
+    """Find NVIDIA's apex; the package of that name on PyPI is something else and has no kernels."""
+    kernels = ("amp_C", "fused_weight_gradient_mlp_cuda")
+    if not _importable("apex") or not any(map(_importable, kernels)):
+        return None
+    try:
+        return metadata.version("apex")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _importable(module: str) -> bool:
+    # find_spec of a dotted name imports the parent; megatron is a namespace package, so that is
+    # free.
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _cuda_devices() -> tuple[int, str | None, tuple[int, int] | None]:
+    """Ask the CUDA driver for the number of GPUs, and name and compute capability of the first."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0, None, None
+    count, device, major, minor = (ctypes.c_int() for _ in range(4))
+    name = ctypes.create_string_buffer(128)
+    calls = (
+        (cuda.cuInit, 0),
+        (cuda.cuDeviceGetCount, ctypes.byref(count)),
+        (cuda.cuDeviceGet, ctypes.byref(device), 0),
+        (cuda.cuDeviceGetName, name, len(name), device),
+        (cuda.cuDeviceGetAttribute, ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device),
+        (cuda.cuDeviceGetAttribute, ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device),
+    )
+    # A driver without a usable device says so by a non-zero result.
+    if any(call(*arguments) != 0 for call, *arguments in calls):
+        return 0, None, None
+    return count.value, name.value.decode(), (major.value, minor.value)

@@ -1,0 +1,141 @@
+"""The checkpoint folder: `checkpoints/step_NNNNNNNN/`, complete when its manifest is there.
+
+    state.json      format_version, step, data position, num_loops, tokenizer, sizes
+    config.yaml     the resolved config of the run that wrote it
+    *.distcp, ...   megatron-core's torch_dist shards, resharded on load to any layout
+    manifest.json   size and hash of every file above; written last
+
+There is no pointer to the latest: the newest complete folder is the latest. Names inside contain neither a
+loop index nor anything of the layout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from loopcoder.checkpoint.digest import file_digest
+from loopcoder.errors import InputError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+CONFIG = "config.yaml"
+_NAME = re.compile(r"step_(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    path: Path
+    step: int
+
+    def state(self) -> dict[str, Any]:
+        """Read state.json; an unknown format is an error."""
+        state = json.loads((self.path / STATE).read_text())
+        if state.get("format_version") != FORMAT_VERSION:
+            raise InputError.of(
+                f"{self.path} has checkpoint format {state.get('format_version')}",
+                f"this version of loopcoder reads format {FORMAT_VERSION}",
+                "use the version of loopcoder that wrote it, or another checkpoint",
+            )
+        return state
+
+
+def step_folder(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step_{step:08d}"
+
+
+def complete(folder: Path) -> list[Checkpoint]:
+    """Return the complete checkpoints in a `checkpoints/` folder, oldest first."""
+    found = []
+    for path in sorted(folder.glob("step_*")) if folder.is_dir() else []:
+        name = _NAME.fullmatch(path.name)
+        if name and (path / MANIFEST).is_file():
+            found.append(Checkpoint(path, int(name[1])))
+    return found
+
+
+def incomplete(folder: Path) -> list[Path]:
+    """Return what a killed run left behind: step folders without a manifest."""
+    return [p for p in sorted(folder.glob("step_*")) if p.is_dir() and not (p / MANIFEST).is_file()]
+
+
+def find(path: Path) -> Checkpoint:
+    """Return one checkpoint from its folder, from a folder of them, or from a run folder: the newest complete one."""
+    path = path.expanduser()
+    if (path / MANIFEST).is_file() and (path / STATE).is_file():
+        return Checkpoint(path, json.loads((path / STATE).read_text())["step"])
+    for folder in (path, path / "checkpoints"):
+        if found := complete(folder):
+            return found[-1]
+    raise InputError.of(
+        f"{path} holds no complete checkpoint",
+        f"a checkpoint is a folder step_NNNNNNNN with a {MANIFEST}, which is written last",
+        "give the folder of a checkpoint, of a run, or of several checkpoints",
+    )
+
+
+def verify(checkpoint: Checkpoint, level: Literal["hash", "size", "none"], part: int = 0, parts: int = 1) -> None:
+    """Compare the files with the manifest; with several ranks each hashes its part of them.
+
+    Raises InputError naming the file and what to do.
+    """
+    if level == "none":
+        return
+    manifest = json.loads((checkpoint.path / MANIFEST).read_text())
+    for index, (name, wanted) in enumerate(sorted(manifest["files"].items())):
+        file = checkpoint.path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != wanted["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes, {wanted['bytes']} were written"
+            raise _corrupt(checkpoint, f"{file} {found}")
+        if level == "hash" and index % parts == part and file_digest(file) != wanted["xxh3_128"]:
+            raise _corrupt(checkpoint, f"{file} has other content than was written")
+
+
+def _corrupt(checkpoint: Checkpoint, fact: str) -> InputError:
+    older = [c for c in complete(checkpoint.path.parent) if c.step < checkpoint.step]
+    fix = f"mv {checkpoint.path} {checkpoint.path.parent}/corrupt_{checkpoint.path.name} and start again"
+    fix += f": it continues from step {older[-1].step}" if older else ": there is no older checkpoint"
+    return InputError.of(fact, "the checkpoint is damaged; training on it would be silently wrong", fix)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically: temporary file, fsync, rename, fsync of the folder."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w") as f:
+        json.dump(value, f, indent=1)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def prune(folder: Path, keep: int | None) -> list[Checkpoint]:
+    """Delete all but the newest `keep` complete checkpoints, and return what was deleted.
+
+    The manifest goes first, so that a checkpoint half deleted is never taken for a complete one.
+    """
+    if keep is None:
+        return []
+    doomed = complete(folder)[:-keep]
+    for checkpoint in doomed:
+        (checkpoint.path / MANIFEST).unlink()
+        shutil.rmtree(checkpoint.path)
+    return doomed

@@ -1,0 +1,148 @@
+"""Load a checkpoint into a run of any layout, after checking that it fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.save import sharded_state
+from loopcoder.config.compose import load_config
+from loopcoder.config.schema import Config
+from loopcoder.errors import InputError, Problem
+
+_SHAPE = (
+    "num_layers hidden_size ffn_hidden_size num_attention_heads num_kv_heads head_dim gate kv_sharing"
+).split()
+"""Fields of `model` that decide which weights exist."""
+
+
+def find_start(config: Config, run_dir: Path) -> tuple[Checkpoint | None, bool]:
+    """Return the checkpoint to start from, if any, and whether it continues this very run.
+
+    A run that has checkpoints of its own continues from them even when init_from is given: the same command
+    again resumes. Raises InputError where resume=require finds nothing, or never would overwrite.
+    """
+    folder = run_dir / "checkpoints"
+    own = layout.complete(folder)
+    mode = config.checkpoint.resume
+    if mode == "never" and own:
+        raise InputError.of(
+            f"checkpoint.resume=never, but {folder} has checkpoints up to step {own[-1].step}",
+            "a new run in this folder would mix with the old one",
+            "run_dir=ANOTHER_FOLDER, or checkpoint.resume=auto to continue",
+        )
+    if mode == "require" and not own:
+        raise InputError.of(
+            f"checkpoint.resume=require, but {folder} has no complete checkpoint",
+            "there is nothing to continue from",
+            "checkpoint.resume=auto to start anew, or the right run_dir=",
+        )
+    if own and mode != "never":
+        return own[-1], True
+    if config.checkpoint.init_from:
+        return layout.find(Path(config.checkpoint.init_from)), False
+    return None, False
+
+
+def check_fits(
+    checkpoint: Checkpoint, config: Config, vocab_size: int, tokenizer_hash: str, *, resumes: bool
+) -> list[str]:
+    """Compare a checkpoint with the run that wants to load it, before anything long is done.
+
+    Returns notes for the user. Raises InputError with every mismatch.
+    """
+    state, theirs = checkpoint.state(), load_config(checkpoint.path / layout.CONFIG).model
+    ours, problems, notes = config.model, [], []
+    for name in _SHAPE:
+        wanted, found = getattr(ours, name), getattr(theirs, name)
+        if name in ("gate", "kv_sharing") and not (ours.num_loops > 1 and theirs.num_loops > 1):
+            continue
+        if wanted != found:
+            problems.append(
+                Problem(
+                    f"model.{name}={wanted}, the checkpoint {checkpoint.path} has {found}",
+                    "its weights have another shape or meaning",
+                    f"model.{name}={found}, or another run_dir= to train this model from the start",
+                )
+            )
+    if state["vocab_size"] != vocab_size:
+        problems.append(
+            Problem(
+                f"the vocabulary has {vocab_size} rows, the checkpoint {checkpoint.path} has {state['vocab_size']}",
+                "the embedding would not fit",
+                f"model.vocab_size={state['vocab_size']} with the tokenizer it was trained with",
+            )
+        )
+    if state["tokenizer_hash"] != tokenizer_hash:
+        problems.append(
+            Problem(
+                f"the corpus was tokenised by {tokenizer_hash}, the checkpoint {checkpoint.path} was trained on "
+                f"{state['tokenizer_hash']}",
+                "the same ids mean other text",
+                f"data.tokenizer={state['tokenizer_path']}, or another run_dir=",
+            )
+        )
+    if ours.num_loops != theirs.num_loops:
+        if resumes:
+            problems.append(
+                Problem(
+                    f"model.num_loops={ours.num_loops}, the run in {checkpoint.path.parents[1]} has {theirs.num_loops}",
+                    "a run has one number of loops; another number is another run that may start from its weights",
+                    f"run_dir=ANOTHER_FOLDER checkpoint.init_from={checkpoint.path}, or model.num_loops={theirs.num_loops}",
+                )
+            )
+        elif ours.has_gates and not theirs.has_gates:
+            notes.append(
+                f"warning: {checkpoint.path} has no gates (num_loops={theirs.num_loops}); they start at g = 0.5"
+            )
+        elif theirs.has_gates and not ours.has_gates:
+            notes.append(f"the gates of {checkpoint.path} are dropped: num_loops={ours.num_loops} has none")
+    if problems:
+        raise InputError(problems)
+    return notes
+
+
+def load(checkpoint: Checkpoint, network: Any, optimizer: Any | None, config: Config) -> None:
+    """Load weights, and the optimizer's state if one is given. All ranks must call it.
+
+    Gates that the checkpoint does not have keep their initial values (and zero moments).
+    """
+    from megatron.core import dist_checkpointing
+
+    _verify_together(checkpoint, config)
+    shards = sharded_state(network, optimizer, is_loading=True)
+    known = dist_checkpointing.load_tensors_metadata(str(checkpoint.path))
+    new_gates = {
+        name for name, value in shards["model"].items() if "plt_gate" in name and value.key not in known
+    }
+    shards["model"] = {name: value for name, value in shards["model"].items() if name not in new_gates}
+    # What `load` returns, not what was passed in: only that is right in every layout.
+    loaded = dist_checkpointing.load(shards, str(checkpoint.path))
+    weights = {name.removeprefix("model."): value for name, value in loaded["model"].items()}
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    allowed = {name.removeprefix("model.") for name in new_gates}
+    missing = [n for n in missing if n not in allowed and not n.endswith("_extra_state")]
+    if missing or unexpected:
+        raise RuntimeError(f"{checkpoint.path}: missing {missing}, unexpected {unexpected}")
+    if optimizer is not None:
+        with torch.no_grad():
+            optimizer.load_state_dict(loaded["optimizer"])
+
+
+def _verify_together(checkpoint: Checkpoint, config: Config) -> None:
+    """Every rank hashes its part; a fault that one finds is raised on all."""
+    fault: InputError | None = None
+    try:
+        layout.verify(checkpoint, config.checkpoint.verify, dist.get_rank(), dist.get_world_size())
+    except InputError as error:
+        fault = error
+    faults: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(faults, fault.problems if fault else None)
+    found = next((f for f in faults if f), None)
+    if found:
+        raise InputError(found)

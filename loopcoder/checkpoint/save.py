@@ -1,0 +1,170 @@
+"""Save a run: shards by all ranks, then a manifest that makes them a checkpoint."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.digest import file_digest
+from loopcoder.config.compose import save_config
+from loopcoder.config.schema import Config
+from loopcoder.errors import LoopcoderError
+
+METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+"""Optimizer state by parameter, so that any layout loads what any other saved; megatron's default refuses."""
+
+
+def sharded_state(network: Any, optimizer: Any | None, *, is_loading: bool) -> dict[str, Any]:
+    """Return what goes into (or comes out of) the shards. Names contain no loop and no layout."""
+    model = network.sharded_state_dict(prefix="model.", metadata=METADATA)
+    # Transformer Engine's extra state exists in one layer spec only; a checkpoint has no spec.
+    model = {name: value for name, value in model.items() if not name.endswith("_extra_state")}
+    state: dict[str, Any] = {"model": model}
+    if optimizer is not None:
+        state["optimizer"] = optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=METADATA)
+    return state
+
+
+class Saver:
+    """Saves checkpoints, in the background if the config says so. All ranks call every method."""
+
+    def __init__(self, config: Config, run_dir: Path, report: Callable[..., None]):
+        """
+        Args:
+            report: called on rank 0 with an event's kind and fields.
+        """
+        from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+
+        self.config, self.run_dir, self.report = config, run_dir, report
+        self.is_main = dist.get_rank() == 0
+        self._queue = AsyncCallsQueue()
+
+    def save(self, network: Any, ddp: Any, optimizer: Any, state: dict[str, Any]) -> Path:
+        """Save the state after a step.
+
+        Args:
+            state: content of state.json; `step` names the folder.
+        """
+        from megatron.core import dist_checkpointing
+
+        self.finish()  # one save at a time: the one before is complete first
+        began = time.monotonic()
+        folder = layout.step_folder(self.run_dir, state["step"])
+        self._on_main(lambda: _fresh(folder))
+        if self.config.parallel.overlap_param_gather:
+            ddp.start_param_sync(force_sync=True)
+        shards = sharded_state(network, optimizer, is_loading=False)
+        try:
+            request = dist_checkpointing.save(
+                shards,
+                str(folder),
+                async_sharded_save=self.config.checkpoint.async_save,
+                async_strategy="mcore",
+            )
+        except Exception as error:
+            raise _not_saved(folder, error) from error
+        if request is None:
+            self._complete(folder, state, began)
+        else:
+            request.add_finalize_fn(lambda: self._complete(folder, state, began))
+            self._queue.schedule_async_request(request)
+        return folder
+
+    def poll(self) -> None:
+        """Complete a background save that has ended; call it once a step."""
+        if self.config.checkpoint.async_save:
+            self._finalise(blocking=False)
+
+    def finish(self) -> None:
+        """Wait for a background save."""
+        self._finalise(blocking=True)
+
+    def _finalise(self, blocking: bool) -> None:
+        if self._queue.get_num_unfinalized_calls():
+            try:
+                self._queue.maybe_finalize_async_calls(blocking=blocking)
+            except LoopcoderError:
+                raise
+            except Exception as error:
+                raise _not_saved(self.run_dir, error) from error
+
+    def _complete(self, folder: Path, state: dict[str, Any], began: float) -> None:
+        """Hash the files on all ranks and write the manifest; only now is it a checkpoint."""
+        if self.is_main:
+            with _disk_errors(folder):
+                save_config(self.config, folder / layout.CONFIG)
+                layout.write_json(folder / layout.STATE, {"format_version": layout.FORMAT_VERSION, **state})
+        dist.barrier()
+        files = sorted(p.name for p in folder.iterdir())
+        mine = files[dist.get_rank() :: dist.get_world_size()]
+        with _disk_errors(folder):
+            entries = {name: _entry(folder / name) for name in mine}
+        gathered: list[dict[str, Any] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, entries)
+        if not self.is_main:
+            return
+        merged = {name: entry for part in gathered for name, entry in (part or {}).items()}
+        with _disk_errors(folder):
+            layout.write_json(folder / layout.MANIFEST, {"files": merged})
+        size = sum(entry["bytes"] for entry in merged.values())
+        self.report(
+            "checkpoint_saved", step=state["step"], path=str(folder), bytes=size, seconds=time.monotonic() - began
+        )
+        for old in layout.prune(folder.parent, self.config.checkpoint.keep):
+            self.report("checkpoint_deleted", step=old.step, path=str(old.path))
+
+    def _on_main(self, action: Callable[[], None]) -> None:
+        if self.is_main:
+            action()
+        dist.barrier()
+
+
+def _fresh(folder: Path) -> None:
+    """Make an empty folder; one without a manifest is what a killed run left, and goes."""
+    with _disk_errors(folder):
+        if folder.exists():
+            (folder / layout.MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return {"bytes": path.stat().st_size, "xxh3_128": file_digest(path)}
+
+
+def _not_saved(folder: Path, error: BaseException) -> LoopcoderError:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = full or "No space left" in str(error) or "file write failed" in str(error)
+    cause = "the disk is full" if full else f"{type(error).__name__}: {error}"
+    return LoopcoderError(
+        f"could not save {folder}: {cause}\n"
+        "    why: a run whose checkpoints fail loses everything when it ends; older checkpoints are intact\n"
+        "    fix: free space on that file system (or lower checkpoint.keep), then start the same command again"
+    )
+
+
+class _disk_errors:
+    """Turn an OSError into the error that says what to do."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise _not_saved(self.folder, error) from error

@@ -1,0 +1,398 @@
+"""Every rule that needs several fields, or the machine: all broken ones are raised together.
+
+Pure Python, so that it runs before torch is imported and at submit time. The schema has already
+checked types and ranges; what needs the corpus (its domains, its size) is checked once that exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from math import gcd, lcm
+from pathlib import Path
+
+from loopcoder.backends import Backends
+from loopcoder.config.fields import as_override
+from loopcoder.config.schema import VOCAB_MULTIPLE, Config
+from loopcoder.errors import InputError, Problem
+
+_NOT_BUILT = (
+    ("parallel.pp", "pipeline parallelism"),
+    ("parallel.cp", "context parallelism"),
+)
+"""Fields that must stay 1 until what they ask for is built: delete a line when it is."""
+
+_SMALLEST_TOKENIZER = 64 + 256  # special tokens and single bytes
+_FP8_MULTIPLE = {"fp8_tensorwise": 16, "fp8_delayed": 16, "fp8_blockwise": 128}
+"""FP8 matrix products take dimensions in multiples of 16, or of the block that has a scale."""
+
+
+def check(config: Config, world_size: int, backends: Backends) -> None:
+    """Raise InputError with everything about this config that cannot run on `world_size` processes.
+
+    `precision.name` and `model.layer_spec` are expected to be resolved (`resolve`), not "auto".
+    """
+    problems = [
+        *_model(config),
+        *_layout(config, world_size, backends),
+        *_batch(config, world_size),
+        *_data(config),
+        *_stages(config),
+        *_optim(config),
+        *_precision(config, backends),
+        *_sinks(config, backends),
+        *_checkpoint(config),
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def batch_unit(mixture: dict[str, float]) -> int:
+    """Return the smallest number of sequences that holds the mixture exactly: 5 for 2:3."""
+    weights = [Fraction(str(w)) for w in mixture.values()]
+    return lcm(*((w / sum(weights)).denominator for w in weights))
+
+
+def batch_sizes(config: Config) -> list[int]:
+    """Return every global batch size of the run: those of the ramp and the final one."""
+    ramp, full = config.train.batch_ramp, config.train.global_batch_size
+    return [full] if ramp is None else [*range(ramp.start, full, ramp.increment), full]
+
+
+def _next_multiple(value: int, of: int) -> int:
+    return max(1, -(-value // of)) * of
+
+
+def _model(config: Config) -> Iterator[Problem]:
+    m = config.model
+    if m.num_attention_heads % m.num_kv_heads:
+        yield Problem(
+            f"model.num_attention_heads={m.num_attention_heads} "
+            f"model.num_kv_heads={m.num_kv_heads}",
+            "each key/value head serves the same number of query heads",
+            f"model.num_kv_heads={gcd(m.num_attention_heads, m.num_kv_heads)}",
+        )
+    if m.head_dim % 2:
+        yield Problem(
+            f"model.head_dim={m.head_dim}",
+            "rotary position embedding turns pairs of values",
+            f"model.head_dim={m.head_dim + 1}",
+        )
+    if m.vocab_size is not None and m.vocab_size % VOCAB_MULTIPLE:
+        yield Problem(
+            f"model.vocab_size={m.vocab_size}",
+            f"embedding and head have a multiple of {VOCAB_MULTIPLE} rows in every layout",
+            f"model.vocab_size={_next_multiple(m.vocab_size, VOCAB_MULTIPLE)}",
+        )
+
+
+def _layout(config: Config, world_size: int, backends: Backends) -> Iterator[Problem]:
+    m, p = config.model, config.parallel
+    split = {
+        "model.num_attention_heads": m.num_attention_heads,
+        "model.num_kv_heads": m.num_kv_heads,
+        "model.ffn_hidden_size": m.ffn_hidden_size,
+        "model.vocab_size": m.vocab_size or VOCAB_MULTIPLE,
+    }
+    fits = gcd(p.tp, *split.values())
+    for key, size in split.items():
+        if size % p.tp:
+            yield Problem(
+                f"parallel.tp={p.tp} {key}={size}",
+                "tensor parallelism gives every process an equal share",
+                f"parallel.tp={fits}",
+            )
+    model_size = p.tp * p.pp * p.cp
+    if world_size % model_size:
+        processes = _next_multiple(world_size, model_size)
+        yield Problem(
+            f"{world_size} processes, parallel.tp={p.tp} parallel.pp={p.pp} parallel.cp={p.cp}",
+            f"one copy of the model takes tp*pp*cp = {model_size} processes",
+            f"parallel.nproc_per_node={processes}, or parallel.tp=1",
+        )
+    if backends.has_gpu and (p.nproc_per_node or 1) > backends.gpu_count:
+        yield Problem(
+            f"parallel.nproc_per_node={p.nproc_per_node}, {backends.gpu_count} GPUs",
+            "every process needs a GPU of its own",
+            f"parallel.nproc_per_node={backends.gpu_count}",
+        )
+    if p.sp and p.tp == 1:
+        yield Problem(
+            "parallel.sp=true parallel.tp=1",
+            "sequence parallelism splits the sequence over the tensor-parallel processes",
+            "parallel.sp=false, or parallel.tp=2",
+        )
+    if p.overlap_param_gather and not (p.overlap_grad_reduce and p.distributed_optimizer):
+        yield Problem(
+            f"parallel.overlap_param_gather=true "
+            f"parallel.overlap_grad_reduce={as_override(p.overlap_grad_reduce)} "
+            f"parallel.distributed_optimizer={as_override(p.distributed_optimizer)}",
+            "only sharded parameters are gathered, in the buckets of the overlapped reduction",
+            "parallel.overlap_grad_reduce=true parallel.distributed_optimizer=true",
+        )
+    if p.chunks_per_loop > 1 and p.pp == 1:
+        yield Problem(
+            f"parallel.chunks_per_loop={p.chunks_per_loop} parallel.pp=1",
+            "a loop is cut into chunks to interleave pipeline stages",
+            "parallel.chunks_per_loop=1",
+        )
+    for key, what in _NOT_BUILT:
+        size = getattr(p, key.rsplit(".", 1)[-1])
+        if size > 1:
+            yield Problem(f"{key}={size}", f"{what} is not built yet", f"{key}=1")
+
+
+def _batch(config: Config, world_size: int) -> Iterator[Problem]:
+    t, p = config.train, config.parallel
+    dp = max(1, world_size // (p.tp * p.pp * p.cp))
+    per_pass = t.micro_batch_size * dp
+    unit = lcm(*(batch_unit(s.mixture) for s in config.stages if s.mixture))
+    good = lcm(per_pass, unit)
+    full = t.global_batch_size
+    ramp = t.batch_ramp
+    if ramp is not None and (ramp.start > full or (full - ramp.start) % ramp.increment):
+        yield Problem(
+            f"train.batch_ramp.start={ramp.start} train.batch_ramp.increment={ramp.increment} "
+            f"train.global_batch_size={full}",
+            "start plus a whole number of increments must give the full batch",
+            f"train.batch_ramp.start={min(good, full)} train.batch_ramp.increment={good} "
+            f"train.global_batch_size={_next_multiple(full, good)}",
+        )
+        return
+    for size in batch_sizes(config):
+        if not size % good:
+            continue
+        facts = (
+            [f"train.global_batch_size={full}"]
+            if size == full
+            else [
+                f"a global batch of {size} (train.batch_ramp.start={ramp.start} "  # type: ignore[union-attr]
+                f"train.batch_ramp.increment={ramp.increment})"  # type: ignore[union-attr]
+            ]
+        )
+        whys = []
+        if size % per_pass:
+            facts.append(f"train.micro_batch_size={t.micro_batch_size}")
+            whys.append(
+                f"{dp} data-parallel ranks with {t.micro_batch_size} sequences each "
+                f"do {per_pass} at a time"
+            )
+        if size % unit:
+            mixtures = [s.mixture for s in config.stages if s.mixture]
+            facts.append(f"data.mixture={' then '.join(map(as_override, mixtures))}")
+            whys.append(f"only multiples of {unit} sequences have exactly these proportions")
+        fix = f"train.global_batch_size={_next_multiple(full, good)}"
+        if size != full:
+            fix = f"train.batch_ramp.start={_next_multiple(ramp.start, good)} "  # type: ignore[union-attr]
+            fix += f"train.batch_ramp.increment={_next_multiple(ramp.increment, good)}"  # type: ignore[union-attr]
+        yield Problem(" ".join(facts), ", and ".join(whys), fix)
+        return  # the other levels of the ramp break for the same reason
+
+
+def _data(config: Config) -> Iterator[Problem]:
+    d, m = config.data, config.model
+    if not d.mixture:
+        yield Problem("data.mixture={}", "nothing to train on", "data.mixture={text:1,code:1}")
+    if not d.sources and d.path is None:
+        yield Problem(
+            f"data={d.name} data.path=null", "it is the folder of a finished corpus", "path=DIR"
+        )
+    for index, source in enumerate(d.sources):
+        if source.kind != "sample" and source.path is None and d.path is None:
+            what = (
+                "a dataset's name or folder" if source.kind == "hf" else "files, folders or globs"
+            )
+            yield Problem(
+                f"data.sources.{index}.kind={source.kind} data.path=null",
+                f"there is nothing to read: the path is {what}",
+                f"path={'NAME' if source.kind == 'hf' else 'DIR'}",
+            )
+        if source.streaming and source.max_documents is None and source.max_bytes is None:
+            yield Problem(
+                f"data.sources.{index}.streaming=true data.sources.{index}.max_documents=null",
+                "a stream may have no end, and the corpus is built before training starts",
+                f"data.sources.{index}.max_documents=100000",
+            )
+    if d.tokenizer == "train":
+        if d.tokenizer_vocab_size < _SMALLEST_TOKENIZER:
+            yield Problem(
+                f"data.tokenizer_vocab_size={d.tokenizer_vocab_size}",
+                "64 special tokens and 256 single bytes come first",
+                f"data.tokenizer_vocab_size={_SMALLEST_TOKENIZER}",
+            )
+        if m.vocab_size is not None and d.sources and d.tokenizer_vocab_size > m.vocab_size:
+            yield Problem(
+                f"data.tokenizer_vocab_size={d.tokenizer_vocab_size} "
+                f"model.vocab_size={m.vocab_size}",
+                "every token needs a row of the embedding",
+                f"data.tokenizer_vocab_size={m.vocab_size}, or model.vocab_size=null",
+            )
+
+
+def _stages(config: Config) -> Iterator[Problem]:
+    m, p = config.model, config.parallel
+    given = bool(config.data.stages)
+    last_until = 0
+    for index, stage in enumerate(config.stages):
+        where = f"data.stages.{index}." if given else "data."
+        length = stage.seq_length or config.data.seq_length
+        if length > m.max_position_embeddings:
+            yield Problem(
+                f"{where}seq_length={length} "
+                f"model.max_position_embeddings={m.max_position_embeddings}",
+                "a sequence is longer than the model's positions",
+                f"{where}seq_length={m.max_position_embeddings}",
+            )
+        if p.sp and length % p.tp:
+            yield Problem(
+                f"{where}seq_length={length} parallel.sp=true parallel.tp={p.tp}",
+                "sequence parallelism gives every process an equal part of the sequence",
+                f"{where}seq_length={_next_multiple(length, p.tp)}",
+            )
+        is_last = index == len(config.stages) - 1
+        if is_last and stage.until is not None:
+            yield Problem(
+                f"{where}until={stage.until} in the last stage",
+                "the run ends by train.max_steps, so the last stage is open",
+                f"{where}until=null",
+            )
+        if not is_last and stage.until is None:
+            yield Problem(
+                f"{where}until=null",
+                "the stages after it would never start",
+                f"{where}until=TOKENS",
+            )
+        if not is_last and stage.until is not None:
+            if stage.until <= last_until:
+                yield Problem(
+                    f"{where}until={stage.until} after {last_until}",
+                    "until counts the tokens of the whole run and grows from stage to stage",
+                    f"{where}until={last_until + stage.until}",
+                )
+            last_until = max(last_until, stage.until)
+
+
+def _optim(config: Config) -> Iterator[Problem]:
+    o, s, steps = config.optim, config.optim.schedule, config.train.max_steps
+    if s.warmup_steps is not None and s.warmup_steps > steps:
+        yield Problem(
+            f"optim.schedule.warmup_steps={s.warmup_steps} train.max_steps={steps}",
+            "the learning rate would never reach its peak",
+            f"optim.schedule.warmup_steps={round(steps * s.warmup_fraction)}",
+        )
+    elif s.kind == "wsd":
+        warmup = s.warmup_fraction if s.warmup_steps is None else s.warmup_steps / steps
+        if warmup + s.decay_fraction > 1:
+            yield Problem(
+                f"optim.schedule.decay_fraction={s.decay_fraction:g} after a warm-up of {warmup:g}",
+                "warm-up and decay overlap",
+                f"optim.schedule.decay_fraction={max(0.0, 1 - warmup):g}",
+            )
+    if o.min_lr > o.lr:
+        yield Problem(
+            f"optim.min_lr={o.min_lr:g} optim.lr={o.lr:g}",
+            "the schedule ends below its peak",
+            f"optim.min_lr={o.lr / 10:g}",
+        )
+
+
+def _precision(config: Config, backends: Backends) -> Iterator[Problem]:
+    m, name = config.model, config.precision.name
+    capability = backends.compute_capability or (0, 0)
+    gpu = (
+        f"a GPU of compute capability {capability[0]}.{capability[1]}"
+        if backends.has_gpu
+        else "no GPU"
+    )
+    te = "Transformer Engine" if backends.has_te else "no Transformer Engine"
+    if m.layer_spec == "te" and not (backends.has_gpu and backends.has_te):
+        yield Problem(
+            f"model.layer_spec=te, {gpu}, {te}",
+            "its layers run on a GPU and come from the package transformer_engine",
+            "model.layer_spec=torch, or pip install 'loopcoder[te]' on a machine with a GPU",
+        )
+    if name == "bf16" and backends.has_gpu and capability < (8, 0):
+        yield Problem(
+            f"precision=bf16, {gpu}",
+            "bfloat16 starts with compute capability 8.0",
+            "precision=fp32",
+        )
+    if not name.startswith("fp8"):
+        return
+    needed = (9, 0) if name == "fp8_blockwise" else (8, 9)
+    if capability < needed:
+        yield Problem(
+            f"precision={name}, {gpu}",
+            f"it needs compute capability {needed[0]}.{needed[1]} or newer",
+            "precision=bf16",
+        )
+    if not backends.has_te:
+        yield Problem(
+            f"precision={name}, {te}",
+            "FP8 matrix products come from the package transformer_engine",
+            "pip install 'loopcoder[te]', or precision=bf16",
+        )
+    # Without TE, "torch" is what auto became: the problem is the one above.
+    if m.layer_spec == "torch" and backends.has_te and backends.has_gpu:
+        yield Problem(
+            f"precision={name} model.layer_spec=torch",
+            "only Transformer Engine's layers compute in FP8",
+            "model.layer_spec=te, or precision=bf16",
+        )
+    yield from _fp8_shapes(config)
+
+
+def _fp8_shapes(config: Config) -> Iterator[Problem]:
+    m, p, name = config.model, config.parallel, config.precision.name
+    multiple = _FP8_MULTIPLE[name]
+    sizes = {
+        "model.hidden_size": (m.hidden_size, 1),
+        "model.ffn_hidden_size": (m.ffn_hidden_size, p.tp),
+        "model.num_attention_heads*model.head_dim": (m.num_attention_heads * m.head_dim, p.tp),
+        "model.num_kv_heads*model.head_dim": (m.num_kv_heads * m.head_dim, p.tp),
+    }
+    tokens_over = p.cp * (p.tp if p.sp else 1)
+    for stage in config.stages:
+        length = stage.seq_length or config.data.seq_length
+        key = f"train.micro_batch_size*data.seq_length ({config.train.micro_batch_size}*{length})"
+        sizes[key] = (config.train.micro_batch_size * length, tokens_over)
+    for key, (size, over) in sizes.items():
+        if size % over == 0 and (size // over) % multiple:
+            share = f" of which each process has {size // over}" if over > 1 else ""
+            yield Problem(
+                f"precision={name} {key}={size}{share}",
+                f"FP8 matrix products need multiples of {multiple}",
+                f"make it {_next_multiple(size, multiple * over)}, or precision=bf16",
+            )
+
+
+def _sinks(config: Config, backends: Backends) -> Iterator[Problem]:
+    log = config.logging
+    if log.wandb in ("online", "offline") and not backends.has("wandb"):
+        yield Problem(
+            f"logging.wandb={log.wandb}",
+            "wandb is not installed",
+            "pip install wandb, or logging.wandb=auto",
+        )
+    if log.tensorboard == "on" and not backends.has("tensorboard"):
+        yield Problem(
+            "logging.tensorboard=on",
+            "tensorboard is not installed",
+            "pip install tensorboard, or logging.tensorboard=auto",
+        )
+
+
+def _checkpoint(config: Config) -> Iterator[Problem]:
+    c = config.checkpoint
+    if c.init_from is not None and not Path(c.init_from).expanduser().is_dir():
+        yield Problem(
+            f"checkpoint.init_from={c.init_from}",
+            "there is no such folder",
+            "checkpoint.init_from=DIR, a checkpoint or a folder of them",
+        )
+    if c.init_optimizer and c.init_from is None:
+        yield Problem(
+            "checkpoint.init_optimizer=true checkpoint.init_from=null",
+            "there is no checkpoint to take the optimizer's state from",
+            "checkpoint.init_optimizer=false, or checkpoint.init_from=DIR",
+        )

@@ -1,0 +1,59 @@
+"""The held-out sequences of one domain, in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from data_pipeline.manifest import Corpus
+from loopcoder.config.schema import DataConfig
+from loopcoder.data.batch import Batch, make_batch
+
+
+class HeldOut:
+    """The first sequences of a domain's held-out documents, laid end to end; the last one is padded.
+
+    Padding instead of dropping means that a handful of short documents still gives a loss.
+    """
+
+    def __init__(self, corpus: Corpus, domain: str, data: DataConfig, seq_length: int, sequences: int):
+        from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+        self.domain, self.data, self.eod = domain, data, corpus.eod_id
+        self.domain_id = corpus.domains.index(domain)
+        documents = IndexedDataset(corpus.prefix(domain, "val"))
+        wanted = sequences * seq_length + 1
+        parts: list[np.ndarray] = []
+        have = 0
+        for document in range(len(documents)):
+            if have >= wanted:
+                break
+            parts.append(documents.get(document))
+            have += len(parts[-1])
+        ids = np.concatenate(parts)[:wanted].astype(np.int64)
+        count = max(1, -(-(len(ids) - 1) // seq_length))
+        padded = np.full(count * seq_length + 1, self.eod, dtype=np.int64)
+        padded[: len(ids)] = ids
+        starts = np.arange(count) * seq_length
+        self.rows = torch.from_numpy(np.stack([padded[s : s + seq_length + 1] for s in starts]))
+        label_index = torch.from_numpy(starts)[:, None] + torch.arange(1, seq_length + 1)
+        self.valid = label_index < len(ids)
+
+    def batches(self, dp_rank: int, dp_size: int, micro_batch_size: int) -> Iterator[Batch]:
+        """Yield this rank's part; every rank yields equally many (rows that fill up count nothing)."""
+        per_round = dp_size * micro_batch_size
+        for first in range(0, len(self.rows), per_round):
+            chosen = torch.arange(first, first + per_round)[dp_rank * micro_batch_size :][:micro_batch_size]
+            inside = chosen < len(self.rows)
+            chosen = chosen.clamp(max=len(self.rows) - 1)
+            yield make_batch(
+                self.rows[chosen],
+                chosen,
+                torch.full_like(chosen, self.domain_id),
+                self.eod,
+                isolate_documents=self.data.isolate_documents,
+                mask_document_start=self.data.mask_document_start,
+                valid=self.valid[chosen] & inside[:, None],
+            )

@@ -1,0 +1,106 @@
+"""Prepares the microbatches of coming steps in a thread while the current one computes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from data_pipeline.manifest import Corpus
+from loopcoder.config.schema import Config
+from loopcoder.data.batch import Batch, make_batch
+from loopcoder.data.blend import Blend
+from loopcoder.data.sampler import Position, advance, samples_of_rank, samples_of_step
+
+
+@dataclass(frozen=True)
+class StepData:
+    """Everything one rank needs for one step."""
+
+    microbatches: list[Batch]
+    before: Position
+    after: Position
+    size: int
+    """Sequences of the global batch."""
+
+
+def step_data(
+    config: Config, corpus: Corpus, position: Position, dp_rank: int, dp_size: int, blend: Callable[[int], Blend]
+) -> StepData:
+    """Build one rank's microbatches of the step at `position`; `blend` gives the sequences of a stage."""
+    after, size = advance(config, position)
+    samples = samples_of_step(position, size, config.seed, position.stage)
+    mine = samples_of_rank(samples, dp_rank, dp_size, config.train.micro_batch_size)
+    source = blend(position.stage)
+    microbatches = []
+    for row in mine:
+        rows, domains = source.rows(row)
+        microbatches.append(
+            make_batch(
+                rows,
+                torch.from_numpy(row.copy()),
+                domains,
+                corpus.eod_id,
+                isolate_documents=config.data.isolate_documents,
+                mask_document_start=config.data.mask_document_start,
+            )
+        )
+    return StepData(microbatches, position, after, size)
+
+
+class Loader:
+    """Iterates over the steps from a position to the end of the run."""
+
+    def __init__(
+        self, config: Config, corpus: Corpus, position: Position, dp_rank: int, dp_size: int, pin: bool
+    ):
+        self._config, self._corpus, self._pin = config, corpus, pin
+        self._position, self._dp = position, (dp_rank, dp_size)
+        self._blends: dict[int, Blend] = {}
+        self.blend(position.stage)  # wrong data is found here, in the calling thread, before any step
+        self._ready: queue.Queue[StepData | BaseException] = queue.Queue(config.data.prefetch_steps)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="loopcoder-data", daemon=True)
+        self._thread.start()
+
+    def blend(self, stage: int) -> Blend:
+        if stage not in self._blends:
+            self._blends = {
+                stage: Blend(self._corpus, self._config.stages[stage], stage, self._config.seed)
+            }
+        return self._blends[stage]
+
+    def _produce(self) -> None:
+        position = self._position
+        try:
+            while position.step < self._config.train.max_steps and not self._stop.is_set():
+                data = step_data(self._config, self._corpus, position, *self._dp, self.blend)
+                position = data.after
+                if self._pin:
+                    pinned = [b.pin() for b in data.microbatches]
+                    data = StepData(pinned, data.before, data.after, data.size)
+                self._put(data)
+        except BaseException as error:  # handed to the training thread, which raises it
+            self._put(error)
+
+    def _put(self, item: StepData | BaseException) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def __iter__(self) -> Iterator[StepData]:
+        for _ in range(self._position.step, self._config.train.max_steps):
+            item = self._ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._stop.set()
+        self._thread.join()

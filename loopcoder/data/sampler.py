@@ -1,0 +1,119 @@
+"""Which samples a step trains on: pure functions of the config, the seed and the position.
+
+Nothing here reads data or remembers anything, so any rank of any layout computes its own part of any step,
+and resuming costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+
+from loopcoder.config.schema import BatchRampConfig, Config, StageConfig
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the run stands in its data, before a step."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    stage: int = 0
+    """Index of the data stage."""
+    sample: int = 0
+    """Global sample index in the stage: sequences that all ranks together took from it."""
+    samples: int = 0
+    """Sequences of the whole run so far."""
+    tokens: int = 0
+    """Tokens of the whole run so far."""
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def batch_size(full: int, ramp: BatchRampConfig | None, samples: int) -> int:
+    """Return the sequences of a step after `samples` sequences; a ramp grows in equal stretches of samples."""
+    if ramp is None or samples >= ramp.samples:
+        return full
+    increments = (full - ramp.start) // ramp.increment
+    return ramp.start + ramp.increment * (samples * increments // ramp.samples)
+
+
+def advance(config: Config, position: Position) -> tuple[Position, int]:
+    """Return the position after one step, and the number of sequences in that step."""
+    size = batch_size(config.train.global_batch_size, config.train.batch_ramp, position.samples)
+    stage = config.stages[position.stage]
+    assert stage.seq_length is not None
+    after = Position(
+        step=position.step + 1,
+        stage=position.stage,
+        sample=position.sample + size,
+        samples=position.samples + size,
+        tokens=position.tokens + size * stage.seq_length,
+    )
+    return enter_stage(config.stages, after), size
+
+
+def enter_stage(stages: list[StageConfig], position: Position) -> Position:
+    """Move on to the next stage where the current one has had its tokens."""
+    until = stages[position.stage].until
+    if until is None or position.tokens < until or position.stage == len(stages) - 1:
+        return position
+    following = Position(position.step, position.stage + 1, 0, position.samples, position.tokens)
+    return enter_stage(stages, following)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Interleaves domains by weight so that any stretch of samples is as close to the weights as it can be.
+
+    The pattern repeats after `period` samples; with two equal weights it is text, code, text, code, and every
+    even batch is exactly half code.
+    """
+
+    weights: dict[str, float]
+    """Weight of each domain, by samples of equal length."""
+
+    @cached_property
+    def domains(self) -> list[str]:
+        return sorted(self.weights)
+
+    @cached_property
+    def pattern(self) -> np.ndarray:
+        """Domain index of each sample of one period: always the domain that is furthest behind its share."""
+        total = sum(Fraction(w).limit_denominator(1000) for w in self.weights.values())
+        shares = [Fraction(self.weights[d]).limit_denominator(1000) / total for d in self.domains]
+        period = int(np.lcm.reduce([s.denominator for s in shares]))
+        taken = [Fraction(0)] * len(shares)
+        out = np.empty(period, dtype=np.int64)
+        for i in range(period):
+            behind = [share * (i + 1) - t for share, t in zip(shares, taken, strict=True)]
+            out[i] = behind.index(max(behind))
+            taken[out[i]] += 1
+        return out
+
+    @cached_property
+    def _before(self) -> np.ndarray:
+        """How many samples of each domain precede each place of the pattern. [period + 1, domains]"""
+        one_hot = self.pattern[:, None] == np.arange(len(self.domains))
+        return np.concatenate([np.zeros((1, len(self.domains)), np.int64), one_hot.cumsum(0)])
+
+    def locate(self, sample: int) -> tuple[str, int]:
+        """Return the domain of a sample of the mixture and its index within that domain."""
+        cycle, place = divmod(sample, len(self.pattern))
+        domain = int(self.pattern[place])
+        return self.domains[domain], int(cycle * self._before[-1, domain] + self._before[place, domain])
+
+
+def samples_of_step(position: Position, size: int, seed: int, stage: int) -> np.ndarray:
+    """Return the sample indices of a step, permuted so that no rank sees one domain only. [size]"""
+    order = np.random.default_rng([seed, stage, position.step]).permutation(size)
+    return position.sample + order
+
+
+def samples_of_rank(samples: np.ndarray, dp_rank: int, dp_size: int, micro_batch_size: int) -> np.ndarray:
+    """Cut a step's samples into microbatches and return those of one data-parallel rank. [microbatches, micro_batch_size]"""
+    return samples.reshape(-1, dp_size, micro_batch_size)[:, dp_rank]

@@ -1,0 +1,347 @@
+"""The curves of a run and of a sweep as PNG, from metrics.jsonl alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loopcoder.errors import InputError
+from loopcoder.metrics.sinks import human, run_title
+from loopcoder.metrics.writer import METRICS_FILE, merge_by_step, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Series = tuple[list[float], list[float]]
+
+# Okabe and Ito's palette, told apart with every common kind of colour blindness; markers repeat it.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX"
+_INK, _GRID, _FAINT = "#333333", "#e6e6e6", "#9db4c4"
+
+
+def plot_run(run_dir: Path) -> list[Path]:
+    """Draw what metrics.jsonl holds into run_dir/plots and return the files.
+
+    loss.png always; loops.png for a looped model whose evaluations have the logit lens;
+    throughput.png where the speed was logged. Raises InputError without matplotlib, metrics.jsonl
+    or a single record.
+    """
+    _require_matplotlib()
+    records = merge_by_step(read_metrics(run_dir / METRICS_FILE))
+    if not records:
+        raise InputError.of(
+            f"{run_dir / METRICS_FILE} has no record",
+            "there is no curve to draw",
+            "plot a run that has done at least one step",
+        )
+    title = run_title(_config(run_dir))
+    plots = run_dir / "plots"
+    files = [_draw(plots / "loss.png", lambda fig: _loss(fig, records, title))]
+    if len(_loops(records)) > 1:
+        files.append(_draw(plots / "loops.png", lambda fig: _loop_lens(fig, records, title)))
+    if _series(records, "tokens_per_s")[0]:
+        files.append(_draw(plots / "throughput.png", lambda fig: _throughput(fig, records, title)))
+    return files
+
+
+def plot_sweep(points: Sequence[tuple[str, Path]], out: Path) -> Path:
+    """Draw the validation loss of several runs against tokens into the PNG `out`; return it.
+
+    `points` are (label, run folder); one without an evaluation (it failed, or has just begun) is
+    left out. Where the runs differ in num_loops a second panel has the final validation loss by
+    num_loops. Raises InputError without matplotlib or when no run has an evaluation.
+    """
+    _require_matplotlib()
+    runs = []
+    for label, run_dir in points:
+        metrics = run_dir / METRICS_FILE
+        records = merge_by_step(read_metrics(metrics)) if metrics.exists() else []
+        if _series(records, "val/loss")[0]:
+            runs.append((label, records, _config(run_dir)))
+    if not runs:
+        raise InputError.of(
+            f"none of the {len(points)} runs of the sweep has a validation loss",
+            "the points are compared by it",
+            "train them with eval.at_end=true, or a smaller eval.interval=N",
+        )
+    return _draw(out, lambda fig: _sweep(fig, runs), width=10.0)
+
+
+def _loss(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
+    ax = fig.subplots()
+    steps, losses = _series(records, "loss")
+    ax.plot(steps, losses, color=_FAINT, linewidth=0.7, alpha=0.7, zorder=1)
+    smooth = _smooth(losses)
+    last = f": {smooth[-1]:.3f}" if smooth else ""
+    ax.plot(steps, smooth, color=_COLORS[0], linewidth=1.8, label=f"train, smoothed{last}")
+    domains = _domains(records)
+    curves = [("val/loss", "validation", _INK)] if _series(records, "val/loss")[0] else []
+    if len(domains) > 1:
+        curves += [
+            (f"val/loss/{d}", f"validation, {d}", _color(i + 1)) for i, d in enumerate(domains)
+        ]
+    for i, (key, label, color) in enumerate(curves):
+        xs, ys = _series(records, key)
+        ax.plot(
+            xs,
+            ys,
+            color=color,
+            marker=_MARKERS[i % 7],
+            markersize=4,
+            linewidth=1.4,
+            label=f"{label}: {ys[-1]:.3f}{_bits_per_byte(records, key)}",
+        )
+    _style(ax, title, "optimizer step", "loss (nats / token)")
+    _limit_to_curves(ax, [smooth, *(_series(records, key)[1] for key, _, _ in curves)])
+    _token_axis(ax, records)
+    ax.legend(frameon=False, fontsize=9)
+
+
+def _loop_lens(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
+    ax = fig.subplots()
+    loops = _loops(records)
+    for i, loop in enumerate(loops):
+        xs, ys = _series(records, f"val/loss/loop{loop}")
+        note = " (the model's output)" if loop == loops[-1] else ""
+        ax.plot(
+            xs,
+            ys,
+            color=_color(i),
+            marker=_MARKERS[i % 7],
+            markersize=4,
+            linewidth=1.6,
+            label=f"after loop {loop}: {ys[-1]:.3f}{note}",
+        )
+    _style(
+        ax,
+        f"{title}: the head on every loop's output",
+        "optimizer step",
+        "validation loss (nats / token)",
+    )
+    _token_axis(ax, records)
+    ax.legend(frameon=False, fontsize=9)
+
+
+def _throughput(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
+    top, bottom = fig.subplots(2, 1, sharex=True)
+    steps, rates = _series(records, "tokens_per_s")
+    top.plot(steps, rates, color=_FAINT, linewidth=0.7)
+    top.plot(steps, _smooth(rates), color=_COLORS[0], linewidth=1.8)
+    top.yaxis.set_major_formatter(lambda value, _: human(value))
+    top.set_ylim(bottom=0)
+    _style(top, f"{title}: median {human(_median(rates))} tokens/s", "", "tokens / s, all ranks")
+    waits = [
+        (r["step"], 100 * r["data_wait_s"] / r["step_time_s"])
+        for r in records
+        if r.get("step_time_s") and r.get("data_wait_s") is not None
+    ]
+    shares = {
+        "MFU, causal attention": [
+            (s, 100 * v) for s, v in zip(*_series(records, "mfu_causal"), strict=True)
+        ],
+        "MFU, full attention": [
+            (s, 100 * v) for s, v in zip(*_series(records, "mfu_full"), strict=True)
+        ],
+        "step spent waiting for data": waits,
+    }
+    for i, (label, points) in enumerate(shares.items()):
+        if points:
+            xs, ys = zip(*points, strict=True)
+            bottom.plot(
+                xs,
+                _smooth(ys),
+                color=_color(i),
+                linewidth=1.6,
+                label=f"{label}: median {_median(ys):.1f}%",
+            )
+    bottom.set_ylim(bottom=0)
+    _style(bottom, "", "optimizer step", "share (%)")
+    if bottom.lines:
+        bottom.legend(frameon=False, fontsize=9)
+
+
+def _sweep(fig: Figure, runs: list[tuple[str, list[dict[str, Any]], Mapping[str, Any]]]) -> None:
+    final = [
+        (int(config["model"]["num_loops"]), _series(records, "val/loss")[1][-1], i)
+        for i, (_, records, config) in enumerate(runs)
+        if (config.get("model") or {}).get("num_loops")
+    ]
+    loops_are_dial = len({loops for loops, _, _ in final}) > 1
+    left, right = (
+        fig.subplots(1, 2, width_ratios=(3, 2)) if loops_are_dial else (fig.subplots(), None)
+    )
+    for i, (label, records, _) in enumerate(runs):
+        points = [
+            (r["tokens"], r["val/loss"]) for r in records if "val/loss" in r and "tokens" in r
+        ]
+        if points:
+            xs, ys = zip(*points, strict=True)
+            left.plot(
+                xs,
+                ys,
+                color=_color(i),
+                marker=_MARKERS[i % 7],
+                markersize=4,
+                linewidth=1.6,
+                linestyle=("-", "--", ":")[i // 7 % 3],
+                label=f"{label}: {ys[-1]:.3f}",
+            )
+    left.xaxis.set_major_formatter(lambda value, _: human(value))
+    names = {str((config.get("model") or {}).get("name", "")) for _, _, config in runs}
+    title = f"{names.pop()}: " if len(names) == 1 else ""
+    _style(
+        left,
+        f"{title}validation loss of the sweep",
+        "tokens trained",
+        "validation loss (nats / token)",
+    )
+    left.legend(frameon=False, fontsize=9)
+    if right is not None:
+        for loops, loss, i in final:
+            right.plot(
+                loops, loss, color=_color(i), marker=_MARKERS[i % 7], markersize=7, linestyle="none"
+            )
+        best: dict[int, float] = {}
+        for loops, loss, _ in final:
+            best[loops] = min(loss, best.get(loops, math.inf))
+        right.plot(sorted(best), [best[loops] for loops in sorted(best)], color=_FAINT, zorder=0)
+        for loops, loss in best.items():
+            right.annotate(
+                f"{loss:.3f}",
+                (loops, loss),
+                (0, 10),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )
+        right.set_xticks(sorted(best))
+        right.margins(x=0.15, y=0.2)
+        _style(right, "final validation loss by loops", "num_loops", "")
+
+
+def _draw(path: Path, draw: Any, width: float = 8.0) -> Path:
+    """Draw one figure into a PNG; written beside and renamed, so that nobody sees half of it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Figures without pyplot: no global state, no window system.
+    fig = Figure(figsize=(width, 4.8), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(fig)
+    draw(fig)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(path.name + ".tmp")
+    fig.savefig(tmp, format="png")
+    return tmp.replace(path)
+
+
+def _style(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    ax.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
+    ax.set_xlabel(xlabel, color=_INK)
+    ax.set_ylabel(ylabel, color=_INK)
+    ax.grid(color=_GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.tick_params(colors=_INK, length=3)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color("#999999")
+
+
+def _limit_to_curves(ax: Axes, curves: Sequence[Sequence[float]]) -> None:
+    """Fit the y axis to the smooth curves: a spike of the raw loss must not flatten the rest."""
+    values = [v for curve in curves for v in curve if math.isfinite(v)]
+    if values:
+        low, high = min(values), max(values)
+        pad = 0.06 * (high - low) or 0.1
+        ax.set_ylim(low - pad, high + pad)
+
+
+def _token_axis(ax: Axes, records: list[dict[str, Any]]) -> None:
+    """Mark the tokens trained along the top; not linear in steps while the batch ramps up."""
+    steps, tokens = _series(records, "tokens")
+    if len(steps) < 2:
+        return
+    import numpy as np
+
+    low, high = ax.get_xlim()
+    ticks = [t for t in ax.get_xticks() if max(low, steps[0]) <= t <= min(high, steps[-1])]
+    top = ax.secondary_xaxis("top")
+    top.set_xticks(ticks, [human(float(np.interp(t, steps, tokens))) for t in ticks])
+    top.set_xlabel("tokens trained", color=_INK, fontsize=9)
+    top.tick_params(colors=_INK, length=3, labelsize=9)
+    top.spines["top"].set_visible(False)
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Return the mean over a centred window of about 4% of the curve; NaN and inf are skipped.
+
+    Centred, so that it does not lag behind a falling loss; the window narrows towards the start,
+    where the loss falls fastest.
+    """
+    import numpy as np
+
+    array = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(array)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, array, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    index = np.arange(len(array))
+    half = np.minimum(index, max(1, len(array) // 50))
+    low, high = index - half, np.minimum(index + half + 1, len(array))
+    num = counts[high] - counts[low]
+    means = (sums[high] - sums[low]) / np.maximum(num, 1)
+    return list(np.where(num > 0, means, np.nan))
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]
+
+
+def _series(records: list[dict[str, Any]], key: str) -> Series:
+    """Return the steps that have `key`, and its values."""
+    points = [(r["step"], float(r[key])) for r in records if r.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _domains(records: list[dict[str, Any]]) -> list[str]:
+    keys = {key for record in records for key in record}
+    return sorted(m[1] for key in keys if (m := re.fullmatch(r"val/loss/(?!loop\d+$)([^/]+)", key)))
+
+
+def _loops(records: list[dict[str, Any]]) -> list[int]:
+    keys = {key for record in records for key in record}
+    return sorted(int(m[1]) for key in keys if (m := re.fullmatch(r"val/loss/loop(\d+)", key)))
+
+
+def _bits_per_byte(records: list[dict[str, Any]], loss_key: str) -> str:
+    values = _series(records, loss_key.replace("val/loss", "val/bpb"))[1]
+    return f" ({values[-1]:.3f} bits/byte)" if values else ""
+
+
+def _color(i: int) -> str:
+    return _COLORS[i % len(_COLORS)]
+
+
+def _require_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError.of(
+            f"matplotlib cannot be imported ({error})",
+            "it draws the curves",
+            "pip install matplotlib, or logging.plots=false",
+        ) from error
+
+
+def _config(run_dir: Path) -> Mapping[str, Any]:
+    """Return config.yaml of the run, or an empty mapping: a plot needs it for the title only."""
+    import yaml
+
+    path = run_dir / "config.yaml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}

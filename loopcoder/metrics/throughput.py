@@ -1,0 +1,145 @@
+"""Tokens a second and MFU: the share of the devices' peak that went into useful FLOPs.
+
+FLOPs a token come from `model/flops.py`. Both conventions count the forward and backward products
+of the R*L executed layers and of the head, three times the forward; recomputed activations, norms,
+softmax and the optimizer do not count. They differ in the S x S attention only:
+
+- causal: the half of it that a causal mask leaves, as a flash attention kernel computes it; the
+  smaller of the two.
+- full: all S keys for every query, as if unmasked; the convention of PaLM (appendix B), for
+  comparison with numbers from there.
+
+The 65-key window of later loops counts as 65 keys a query in both.
+
+Packed documents isolated from each other have less attention than either: the numbers are then
+upper bounds.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+from loopcoder.config.schema import HardwareConfig, Precision
+from loopcoder.errors import InputError
+
+# Dense peaks a device in TFLOP/s from NVIDIA's data sheets, whose headline numbers for tensor cores
+# are twice these (2:4 sparsity). fp32 is without tensor cores, as PyTorch multiplies unless TF32 is
+# allowed. A row matches a name that has all its words; the first match wins, so the narrower name
+# stands first.
+_PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
+    ("h100 pcie", {"bf16": 756.0, "fp8": 1513.0, "fp32": 51.2}),
+    ("h100 nvl", {"bf16": 835.5, "fp8": 1670.5, "fp32": 60.0}),
+    ("h200 nvl", {"bf16": 835.5, "fp8": 1670.5, "fp32": 60.0}),
+    ("h100", {"bf16": 989.5, "fp8": 1979.0, "fp32": 66.9}),
+    ("h200", {"bf16": 989.5, "fp8": 1979.0, "fp32": 66.9}),
+    ("gh200", {"bf16": 989.5, "fp8": 1979.0, "fp32": 66.9}),
+    ("h800", {"bf16": 989.5, "fp8": 1979.0, "fp32": 66.9}),
+    ("h20", {"bf16": 148.0, "fp8": 296.0, "fp32": 44.0}),
+    ("gb200", {"bf16": 2500.0, "fp8": 5000.0}),
+    ("b200", {"bf16": 2250.0, "fp8": 4500.0}),
+    ("a100", {"bf16": 312.0, "fp32": 19.5}),
+    ("a800", {"bf16": 312.0, "fp32": 19.5}),
+    ("l40s", {"bf16": 362.0, "fp8": 733.0, "fp32": 91.6}),
+    ("l4", {"bf16": 121.0, "fp8": 242.5, "fp32": 30.3}),
+    ("a10", {"bf16": 125.0, "fp32": 31.2}),
+)
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Turn tokens and seconds into the fields of a record."""
+
+    flops_per_token_causal: float
+    """Training FLOPs a token, attention counted under its causal mask."""
+    flops_per_token_full: float
+    """Training FLOPs a token, attention counted as if unmasked."""
+    peak_flops: float | None
+    """FLOP/s of one device at best; None where that is not known: no MFU."""
+    world_size: int
+    """Devices (ranks) that share the work."""
+
+    def measure(self, tokens: int, seconds: float) -> dict[str, float]:
+        """Return tokens_per_s, tokens_per_s_per_rank and, if the peak is known, both MFUs (0..1).
+
+        `tokens` are those of all ranks in `seconds` of wall time. Raises ValueError unless seconds
+        > 0.
+        """
+        if seconds <= 0:
+            raise ValueError(f"tokens/s needs a positive time, got {seconds} s")
+        tokens_per_s = tokens / seconds
+        fields = {
+            "tokens_per_s": tokens_per_s,
+            "tokens_per_s_per_rank": tokens_per_s / self.world_size,
+        }
+        if self.peak_flops is not None:
+            peak = self.peak_flops * self.world_size
+            fields["mfu_causal"] = tokens_per_s * self.flops_per_token_causal / peak
+            fields["mfu_full"] = tokens_per_s * self.flops_per_token_full / peak
+        return fields
+
+
+def peak_flops(
+    hardware: HardwareConfig, gpu_name: str | None, precision: Precision
+) -> float | None:
+    """Return the FLOP/s that one device could do at best; None for a GPU not in the table.
+
+    In order: the override of HardwareConfig for the precision (fp8_* reads peak_tflops_fp8; bf16,
+    and every precision on a CPU, peak_tflops_bf16); the table, by `hardware.name` or, with auto, by
+    `gpu_name` (as torch.cuda.get_device_name returns it); without a GPU, `measure_cpu_flops`.
+
+    With FP8 the peak is that of FP8 products although attention and head run in bf16, so that MFU
+    does not change its meaning with the share of FP8 layers. Raises InputError when `hardware.name`
+    is none of the table's.
+    """
+    kind = "fp8" if precision.startswith("fp8") else precision
+    on_cpu = hardware.name == "cpu" or (hardware.name == "auto" and gpu_name is None)
+    override = {
+        "fp8": hardware.peak_tflops_fp8,
+        "bf16": hardware.peak_tflops_bf16,
+        "fp32": hardware.peak_tflops_bf16 if on_cpu else None,
+    }[kind]
+    if override is not None:
+        return override * 1e12
+    if on_cpu:
+        return measure_cpu_flops()
+    peaks = _table_row(gpu_name if hardware.name == "auto" else hardware.name)
+    if peaks is None:
+        given = hardware.peak_tflops_bf16 is not None or hardware.peak_tflops_fp8 is not None
+        if hardware.name != "auto" and not given:
+            raise InputError.of(
+                f"hardware.name={hardware.name} is not in the table of peaks",
+                "MFU is a share of the device's peak FLOP/s",
+                "set hardware.peak_tflops_bf16=X (dense, TFLOP/s), or hardware.name=auto",
+            )
+        return None
+    return peaks[kind] * 1e12 if kind in peaks else None
+
+
+def measure_cpu_flops(seconds: float = 0.2, size: int = 1024) -> float:
+    """Return the FLOP/s of a float32 matrix product on this process's threads, the best of a few.
+
+    Ranks that share the CPU must measure at the same time: each then gets its share, which MFU
+    multiplies by their number.
+    """
+    import torch
+
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    torch.mm(a, b)  # starts the threads and fills the caches
+    fastest = float("inf")
+    deadline = time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        torch.mm(a, b)
+        end = time.perf_counter()
+        fastest = min(fastest, end - start)
+        if end >= deadline:
+            return 2 * size**3 / fastest
+
+
+def _table_row(name: str | None) -> dict[str, float] | None:
+    words = set(re.split(r"[^a-z0-9]+", (name or "").lower()))
+    if "mig" in words:  # a slice of the GPU, whose share of the peak the name does not say
+        return None
+    return next((peaks for key, peaks in _PEAK_TFLOPS if words.issuperset(key.split())), None)

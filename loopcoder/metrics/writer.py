@@ -1,0 +1,374 @@
+"""metrics.jsonl and events.jsonl: the truth about a run; every other sink is a copy.
+
+One line of metrics.jsonl is one JSON object with the fields of `FIELDS`. Numbers survive the round
+trip bit for bit: a float is written with `repr`, the shortest text that reads back as the same
+double, and a float32 is exact as a double. JSON has no word for what is not finite, so those are
+the strings "nan", "inf" and "-inf", which `read_metrics` turns back into floats (the sign and
+payload of a NaN are lost).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from loopcoder.errors import InputError, LoopcoderError, Problem
+
+if TYPE_CHECKING:
+    from loopcoder.metrics.sinks import Sink
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+
+Record = dict[str, Any]
+
+FIELDS = {
+    "step": "optimizer steps done, this one included",
+    "loss": "mean over the valid tokens of the global batch, nats a token",
+    "loss/<domain>": "the same over one domain's tokens",
+    "grad_norm": "global L2 norm of the gradient before clipping",
+    "lr": "learning rate of this step",
+    "tokens": "tokens trained since step 0",
+    "tokens_per_s": "over all ranks",
+    "tokens_per_s_per_rank": "tokens_per_s / ranks",
+    "mfu_causal": "share of peak FLOP/s, attention counted under its causal mask (throughput.py)",
+    "mfu_full": "share of peak FLOP/s, attention counted as if unmasked",
+    "samples": "sequences trained since step 0",
+    "stage": "index of the data stage, from 0",
+    "skipped": "updates left out since step 0 because the gradient was not finite",
+    "step_time_s": "wall time a step",
+    "data_wait_s": "part of step_time_s spent waiting for the batch",
+    "memory_bytes": "peak memory of this rank's device, or of the process without one",
+    "val/loss": "mean over the held-out tokens of every domain, nats a token",
+    "val/loss/<domain>": "the same over one domain",
+    "val/bpb/<domain>": "bits a byte of UTF-8: val/loss/<domain> * tokens / bytes / ln 2",
+    "val/loss/loop<r>": "val/loss with the head on the output of loop r (logit lens), r from 0",
+    "val/loss/<domain>/loop<r>": "the same over one domain",
+}
+"""Meaning and unit of every field of a line; `<domain>` and `<r>` are placeholders."""
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+_log = logging.getLogger(__name__)
+
+
+class MetricsWriter:
+    """Write the records and events of a run, then hand them to the sinks. One rank only creates it.
+
+    A line is one write to a file opened for appending, so a killed process leaves at most one torn
+    last line. A sink that fails is dropped with one warning and an event; training goes on.
+
+    With `resume_step` s, lines of later steps (and a torn one) are removed first, so that the file
+    is the curve of one uninterrupted run; the event `metrics_resumed` says what went. So log the
+    line of step s before saving the checkpoint of step s, and call `sync` before the checkpoint
+    counts as complete. With None, a metrics.jsonl that is already there is moved to the first free
+    metrics.<n>.jsonl.
+
+    Raises LoopcoderError when the disk is full.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        sinks: Sequence[Sink] = (),
+        resume_step: int | None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._sinks = list(sinks)
+        self._now = now
+        metrics = run_dir / METRICS_FILE
+        cut, moved_to = None, None
+        if resume_step is None:
+            moved_to = _move_aside(metrics)
+        elif metrics.exists():
+            cut = truncate_after(metrics, resume_step)
+        self._events = _LineFile(run_dir / EVENTS_FILE)
+        self._metrics = _LineFile(metrics)
+        if moved_to is not None:
+            self.event("metrics_moved", to=moved_to.name)
+        if resume_step is not None:
+            self.event("metrics_resumed", step=resume_step, **vars(cut or Cut()))
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one record to metrics.jsonl and pass it to the sinks.
+
+        Values are numbers, strings, booleans, None, or scalars with `.item()` (numpy, and torch:
+        which waits for the device). Raises ValueError without an integer `step`.
+        """
+        plain = {key: _plain(value) for key, value in record.items()}
+        if type(plain.get("step")) is not int:
+            raise ValueError(f"a record needs an integer step, got {plain.get('step')!r}")
+        self._metrics.append(plain)
+        self._to_sinks(lambda sink: sink.log(plain))
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append {"time": UTC (ISO 8601), "kind": kind, **fields} to events.jsonl and the sinks."""
+        plain = {key: _plain(value) for key, value in fields.items()}
+        time = self._now().isoformat(timespec="milliseconds")
+        self._events.append({"time": time, "kind": kind, **plain})
+        self._to_sinks(lambda sink: sink.event(kind, **plain))
+
+    def sync(self) -> None:
+        """Wait until both files are on the disk: what was logged so far survives a power cut."""
+        self._metrics.sync()
+        self._events.sync()
+
+    def close(self) -> None:
+        """Close the sinks, then the files. A second call does nothing."""
+        while self._sinks:
+            # Taken out first: a closed sink must not get the event of another one's failure.
+            sink = self._sinks.pop(0)
+            try:
+                sink.close()
+            except Exception as error:
+                self._report_failure(sink, error)
+        self._metrics.close()
+        self._events.close()
+
+    def _to_sinks(self, call: Callable[[Sink], None]) -> None:
+        for sink in list(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:
+                # A copy of the truth must not stop the training.
+                self._sinks.remove(sink)
+                with contextlib.suppress(Exception):
+                    sink.close()
+                self._report_failure(sink, error)
+
+    def _report_failure(self, sink: Sink, error: Exception) -> None:
+        """Warn, and tell the remaining sinks; `sink` is no longer one of them."""
+        name, reason = type(sink).__name__, f"{type(error).__name__}: {error}"
+        _log.warning("%s is off from here on (%s); %s goes on", name, reason, METRICS_FILE)
+        self.event("sink_failed", sink=name, error=reason)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What `truncate_after` kept and removed."""
+
+    kept_lines: int = 0
+    last_kept_step: int | None = None
+    discarded_lines: int = 0
+    """Whole lines of later steps."""
+    first_discarded_step: int | None = None
+    last_discarded_step: int | None = None
+    unreadable_lines: int = 0
+    """Lines that are no record, such as the torn last one of a killed process."""
+
+
+def truncate_after(path: Path, step: int) -> Cut:
+    """Remove the lines of steps > `step`, and unreadable ones, from a metrics.jsonl.
+
+    Atomic, and durable on return. Raises LoopcoderError when the disk has no room for the copy; the
+    file is then as it was.
+    """
+    kept = unreadable = 0
+    last_kept: int | None = None
+    discarded: list[int] = []
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        with _disk_full_is_an_error(path), path.open("rb") as old, tmp.open("wb") as new:
+            for line in old:
+                record = _parse(line)
+                if record is None or type(record.get("step")) is not int:
+                    unreadable += 1
+                elif record["step"] > step:
+                    discarded.append(record["step"])
+                else:
+                    new.write(line if line.endswith(b"\n") else line + b"\n")
+                    kept, last_kept = kept + 1, record["step"]
+            _fsync(new)
+        tmp.replace(path)
+        _fsync_dir(path.parent)
+    finally:
+        tmp.unlink(missing_ok=True)
+    return Cut(
+        kept_lines=kept,
+        last_kept_step=last_kept,
+        discarded_lines=len(discarded),
+        first_discarded_step=min(discarded, default=None),
+        last_discarded_step=max(discarded, default=None),
+        unreadable_lines=unreadable,
+    )
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """Read a metrics.jsonl or events.jsonl, line by line as written; a torn last line is left out.
+
+    Safe while a run is writing. Raises InputError when the file is missing or any other line is not
+    an object.
+    """
+    if not path.exists():
+        raise InputError.of(
+            f"{path} does not exist",
+            "the curves of a run are read from there",
+            "name the run's folder (run_dir=DIR of the training command)",
+        )
+    records: list[Record] = []
+    bad: list[int] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            record = _parse(line)
+            if record is not None:
+                records.append(
+                    {
+                        key: _NON_FINITE.get(value, value) if isinstance(value, str) else value
+                        for key, value in record.items()
+                    }
+                )
+            elif line.endswith(b"\n"):
+                bad.append(number)
+    if bad:
+        raise InputError(
+            [
+                Problem(
+                    f"line {n} of {path} is not a JSON object",
+                    "every line is one record",
+                    f"remove it: sed -i {n}d {path}",
+                )
+                for n in bad
+            ]
+        )
+    return records
+
+
+def merge_by_step(records: Iterable[Mapping[str, Any]]) -> list[Record]:
+    """Join the records of each step, in order of step: an evaluation may have a line of its own."""
+    merged: dict[int, Record] = {}
+    for record in records:
+        merged.setdefault(record["step"], {}).update(record)
+    return [merged[step] for step in sorted(merged)]
+
+
+class _LineFile:
+    """A file of JSON lines, opened for appending; what a killed process tore is cut off."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        _cut_torn_tail(self._fd)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        start = os.fstat(self._fd).st_size
+        with _disk_full_is_an_error(self._path):
+            try:
+                # Unbuffered, and one system call as long as the disk has room: a kill falls before
+                # or after it.
+                written = os.write(self._fd, line)
+                while written < len(line):
+                    written += os.write(self._fd, line[written:])
+            except OSError:
+                os.ftruncate(self._fd, start)
+                raise
+
+    def sync(self) -> None:
+        with _disk_full_is_an_error(self._path):
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _cut_torn_tail(fd: int) -> None:
+    """Cut the file after its last newline."""
+    end = os.fstat(fd).st_size
+    position = end
+    while position > 0:
+        start = max(0, position - 4096)
+        newline = os.pread(fd, position - start, start).rfind(b"\n")
+        if newline >= 0:
+            position = start + newline + 1
+            break
+        position = start
+    if position < end:
+        os.ftruncate(fd, position)
+
+
+def _move_aside(path: Path) -> Path | None:
+    """Rename `path` to the first free metrics.<n>.jsonl; None when there is nothing to keep."""
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    n = 1
+    while (target := path.with_name(f"{path.stem}.{n}{path.suffix}")).exists():
+        n += 1
+    path.rename(target)
+    return target
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` as JSON can hold it; raises TypeError for what it cannot."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        # float() strips subclasses (numpy.float64), whose repr is not a JSON number.
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        return _plain(value.item())
+    raise TypeError(f"cannot log {value!r} of type {type(value).__name__}")
+
+
+def _parse(line: bytes) -> Record | None:
+    """Parse one line; None when it is no JSON object. A torn one lacks its last brace."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # JSONDecodeError and UnicodeDecodeError
+        return None
+    return record if isinstance(record, dict) else None
+
+
+@contextlib.contextmanager
+def _disk_full_is_an_error(path: Path) -> Iterator[None]:
+    """Turn 'no space left' and 'quota exceeded' into a LoopcoderError that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        problem = Problem(
+            f"{path} could not be written: {error.strerror}",
+            "metrics.jsonl must hold every step of the curve",
+            f"free space on the disk of {path.parent} (checkpoint.keep=N keeps fewer checkpoints), "
+            "then start the same command again: it resumes from the newest checkpoint",
+        )
+        raise LoopcoderError(str(problem)) from error
+
+
+def _fsync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _fsync_dir(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

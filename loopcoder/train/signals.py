@@ -1,0 +1,31 @@
+"""Asked to stop: finish the step, save, exit with 75 so that the launcher starts the same command again."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+
+class StopSignal:
+    """Remembers SIGTERM, SIGINT and SIGUSR1; all ranks agree before any of them acts."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self.name is not None:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
+        self.name = signal.Signals(number).name
+
+    def requested(self, device: torch.device) -> bool:
+        """Say whether any rank was asked to stop; every rank must call it."""
+        if dist.get_world_size() == 1:
+            return self.name is not None
+        flag = torch.tensor([int(self.name is not None)], device=device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())

@@ -1,0 +1,64 @@
+"""What a run trains: the model, its gradient buffers and its optimizer on this rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from loopcoder.config.schema import Config
+from loopcoder.model.init import initialise
+from loopcoder.model.plt import PLTModel
+from loopcoder.model.specs import transformer_config
+from loopcoder.ops.loop_input import shift_right
+from loopcoder.optim.optimizer import build_optimizer
+from loopcoder.parallel.mcore import Ranks
+from loopcoder.parallel.shift import shift_over
+
+
+@dataclass
+class TrainState:
+    """The things that a checkpoint holds, and what they are built on."""
+
+    ranks: Ranks
+    config: TransformerConfig
+    network: PLTModel
+    ddp: Any
+    """megatron-core's DistributedDataParallel around the network."""
+    optimizer: Any
+
+
+def build_network(config: Config, ranks: Ranks, vocab_size: int) -> tuple[PLTModel, TransformerConfig]:
+    """Build the model of this rank on its device, with weights from the seed."""
+    mcore_config = transformer_config(config)
+    shift = shift_over(ranks.groups.tp) if config.parallel.sp else shift_right
+    network = PLTModel(mcore_config, config.model, vocab_size, ranks.groups, shift).to(ranks.device)
+    initialise(network, config.model, config.seed)
+    return network, mcore_config
+
+
+def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
+    """Build model, gradient buffers and optimizer, and wire them into megatron's schedules."""
+    parallel = config.parallel
+    network, mcore_config = build_network(config, ranks, vocab_size)
+    ddp = DistributedDataParallel(
+        mcore_config,
+        DistributedDataParallelConfig(
+            use_distributed_optimizer=parallel.distributed_optimizer,
+            overlap_grad_reduce=parallel.overlap_grad_reduce,
+            overlap_param_gather=parallel.overlap_param_gather,
+            grad_reduce_in_fp32=config.precision.grad_reduce_in_fp32,
+        ),
+        network,
+    )
+    optimizer = build_optimizer(ddp, config.optim, parallel, mcore_config.params_dtype)
+    mcore_config.grad_scale_func = optimizer.scale_loss
+    mcore_config.finalize_model_grads_func = finalize_model_grads
+    if parallel.overlap_grad_reduce:
+        mcore_config.no_sync_func = ddp.no_sync
+    if parallel.overlap_param_gather:
+        mcore_config.param_sync_func = ddp.start_param_sync
+    return TrainState(ranks, mcore_config, network, ddp, optimizer)

@@ -1,0 +1,53 @@
+"""One optimizer step: gradient accumulation over microbatches through megatron's schedule, then the update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from loopcoder.data.batch import Batch
+from loopcoder.train.state import TrainState
+
+
+def forward_backward(state: TrainState, microbatches: list[Batch], domains: int) -> Tensor:
+    """Compute the gradients of one step, and return sums of the loss by domain.
+
+    Gradients are those of the contract's loss: the sum over valid tokens of the global batch over their number.
+
+    Returns:
+        [2, domains] in fp32 on the device: summed loss and number of valid tokens, over all ranks.
+    """
+    state.ddp.zero_grad_buffer()
+    state.optimizer.zero_grad()
+    sums = get_forward_backward_func()(
+        forward_step_func=partial(_forward_step, device=state.ranks.device, domains=domains),
+        data_iterator=iter(microbatches),
+        model=state.ddp,
+        num_microbatches=len(microbatches),
+        seq_length=microbatches[0].tokens.shape[1],
+        micro_batch_size=microbatches[0].tokens.shape[0],
+    )
+    total = torch.stack([s["sums"] for s in sums]).sum(0)
+    dist.all_reduce(total, group=state.ranks.groups.dp_cp)
+    return total
+
+
+def _forward_step(batches: Iterator[Batch], model: Any, *, device: torch.device, domains: int) -> Any:
+    batch = next(batches).to(device)
+    loss = model(batch.tokens, batch.documents, batch.labels)
+    return loss, partial(_loss, batch=batch, domains=domains)
+
+
+def _loss(loss: Tensor, *, batch: Batch, domains: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return what megatron's schedule wants with calculate_per_token_loss: (sum, tokens, to report)."""
+    masked = loss * batch.loss_mask
+    tokens = batch.loss_mask.sum()
+    by_row = torch.stack([masked.detach().sum(1), batch.loss_mask.sum(1)])
+    sums = by_row.new_zeros(2, domains).index_add_(1, batch.domain_ids, by_row)
+    return masked.sum(), tokens.to(torch.int), {"sums": sums}

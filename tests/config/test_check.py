@@ -1,0 +1,176 @@
+"""Every cross-check: what it refuses, and the override that mends it."""
+
+import random
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from loopcoder.backends import Backends
+from loopcoder.config.check import batch_sizes, batch_unit, check
+from loopcoder.config.compose import compose
+from loopcoder.config.resolve import processes_to_start, resolve
+from loopcoder.errors import InputError, Problem
+
+CPU = Backends(versions={"torch": "2.11.0", "wandb": "0", "tensorboard": "0"})
+H100 = Backends(
+    8, "NVIDIA H100 80GB HBM3", (9, 0), {"torch": "2.11.0", "transformer_engine": "2.8.0"}
+)
+A100 = Backends(8, "NVIDIA A100-SXM4-80GB", (8, 0), {"transformer_engine": "2.8.0"})
+BARE_GPU = Backends(1, "NVIDIA H100 80GB HBM3", (9, 0), {"torch": "2.11.0"})
+
+
+def problems(*overrides: str, on: Backends = CPU, world_size: int | None = None) -> list[Problem]:
+    config = resolve(compose(overrides), on)
+    size = processes_to_start(config, on) if world_size is None else world_size
+    try:
+        check(config, size, on)
+    except InputError as error:
+        return error.problems
+    return []
+
+
+GOOD: list[tuple[list[str], Backends, int | None]] = [
+    ([], CPU, None),
+    (["precision=bf16"], CPU, None),
+    (["parallel=tp2_sp"], CPU, None),
+    (["parallel=tp2", "train.micro_batch_size=4"], CPU, 4),
+    (["data.mixture={text:1,code:3}"], CPU, None),
+    (["train.batch_ramp={start:8,increment:8,samples:64}"], CPU, None),
+    (["model=plt_7b", "precision=fp8_blockwise", "parallel=tp2", "train.micro_batch_size=4"],
+     H100, 8),
+    (["parallel=dp_overlap", "train.micro_batch_size=2"], H100, None),
+    (["data.stages=[{until:1000,seq_length:128},{until:5000},{}]"], CPU, None),
+    (["experiment=sample_1b_100steps", "train.micro_batch_size=1"], A100, 8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "machine", "world_size"), GOOD)
+def test_what_fits_passes(overrides: list[str], machine: Backends, world_size: int | None) -> None:
+    assert problems(*overrides, on=machine, world_size=world_size) == []
+
+
+BAD: list[tuple[str, Backends, str, str]] = [
+    ("model.num_kv_heads=4", CPU, "model.num_kv_heads=4", "model.num_kv_heads=2"),
+    ("model.head_dim=31", CPU, "pairs", "model.head_dim=32"),
+    ("model.vocab_size=5000", CPU, "multiple of 128", "model.vocab_size=5120"),
+    ("parallel.tp=4 parallel.nproc_per_node=4", CPU, "model.num_kv_heads=2", "parallel.tp=2"),
+    ("parallel.tp=2 model.ffn_hidden_size=513", CPU, "ffn_hidden_size=513", "parallel.tp=1"),
+    ("parallel.tp=2 parallel.nproc_per_node=3", CPU, "3 processes", "parallel.nproc_per_node=4"),
+    ("parallel.nproc_per_node=2", BARE_GPU, "GPU of its own", "parallel.nproc_per_node=1"),
+    ("parallel.sp=true", CPU, "parallel.sp=true parallel.tp=1", "parallel.sp=false"),
+    ("parallel=tp2_sp data.seq_length=255", CPU, "seq_length=255", "data.seq_length=256"),
+    ("parallel.overlap_param_gather=true", CPU, "overlap", "parallel.overlap_grad_reduce=true"),
+    ("parallel.chunks_per_loop=2", CPU, "chunks_per_loop=2", "parallel.chunks_per_loop=1"),
+    ("parallel.pp=2", CPU, "not built yet", "parallel.pp=1"),
+    ("parallel.cp=2", CPU, "not built yet", "parallel.cp=1"),
+    ("train.global_batch_size=20", CPU, "8 at a time", "train.global_batch_size=24"),
+    ("train.global_batch_size=15 train.micro_batch_size=1", CPU, "multiples of 2",
+     "train.global_batch_size=16"),
+    ("data.mixture={text:2,code:3}", CPU, "multiples of 5", "train.global_batch_size=40"),
+    ("train.batch_ramp={start:8,increment:3,samples:9}", CPU, "whole number of increments",
+     "train.batch_ramp.increment=8"),
+    ("train.batch_ramp={start:4,increment:4,samples:9}", CPU, "a global batch of 4",
+     "train.batch_ramp.start=8"),
+    ("data.mixture={}", CPU, "nothing to train on", "data.mixture={text:1,code:1}"),
+    ("data=corpus", CPU, "finished corpus", "path=DIR"),
+    ("data=files", CPU, "nothing to read", "path=DIR"),
+    ("data=hf", CPU, "dataset's name", "path=NAME"),
+    ("data=hf path=x data.sources.0.streaming=true", CPU, "no end", "max_documents=100000"),
+    ("data.tokenizer_vocab_size=100", CPU, "special tokens", "data.tokenizer_vocab_size=320"),
+    ("model.vocab_size=1024", CPU, "every token", "data.tokenizer_vocab_size=1024"),
+    ("model.max_position_embeddings=128", CPU, "positions", "data.seq_length=128"),
+    ("data.stages=[{until:10},{until:5},{}]", CPU, "until=5 after 10", "until=15"),
+    ("data.stages=[{until:10},{until:20}]", CPU, "last stage", "data.stages.1.until=null"),
+    ("data.stages=[{},{}]", CPU, "never start", "data.stages.0.until=TOKENS"),
+    ("optim.schedule.warmup_steps=500", CPU, "never reach", "optim.schedule.warmup_steps=20"),
+    ("optim=adam_wsd optim.schedule.decay_fraction=0.99", CPU, "overlap", "decay_fraction=0.95"),
+    ("optim.min_lr=1", CPU, "below its peak", "optim.min_lr=4e-05"),
+    ("model.layer_spec=te", CPU, "no GPU", "model.layer_spec=torch"),
+    ("model.layer_spec=te", BARE_GPU, "no Transformer Engine", "model.layer_spec=torch"),
+    ("precision=fp8_tensorwise model=plt_7b parallel.nproc_per_node=1", BARE_GPU, "no Transformer",
+     "precision=bf16"),
+    ("precision=fp8_delayed parallel.nproc_per_node=1", A100, "8.0", "precision=bf16"),
+    ("precision=fp8_delayed model.layer_spec=torch parallel.nproc_per_node=1", H100, "torch",
+     "model.layer_spec=te"),
+    ("precision=fp8_tensorwise model.ffn_hidden_size=520 parallel.nproc_per_node=1", H100,
+     "multiples of 16", "make it 528"),
+    ("precision=fp8_blockwise model.hidden_size=208 parallel.nproc_per_node=1", H100,
+     "multiples of 128", "make it 256"),
+    ("logging.wandb=online parallel.nproc_per_node=1", BARE_GPU, "not installed", "wandb=auto"),
+    ("logging.tensorboard=on", BARE_GPU, "not installed", "logging.tensorboard=auto"),
+    ("checkpoint.init_from=/not/there", CPU, "no such folder", "checkpoint.init_from=DIR"),
+    ("checkpoint.init_optimizer=true", CPU, "no checkpoint", "checkpoint.init_optimizer=false"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "machine", "says", "fix"), BAD)
+def test_what_does_not_fit_is_refused_with_its_mending(
+    overrides: str, machine: Backends, says: str, fix: str
+) -> None:
+    found = problems(*overrides.split(), on=machine)
+    assert any(says in f"{p.fact} {p.why}" and fix in p.fix for p in found), found
+
+
+def test_everything_is_reported_together() -> None:
+    found = problems("parallel.pp=2", "optim.min_lr=1", "train.global_batch_size=15", "data=files")
+    assert len(found) >= 4
+
+
+def test_fp8_is_never_ignored_on_a_cpu() -> None:
+    for name in ("fp8_tensorwise", "fp8_delayed", "fp8_blockwise"):
+        assert any("compute capability" in p.why for p in problems(f"precision={name}"))
+
+
+def test_the_suggested_batch_passes(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(6):
+        overrides = [
+            f"train.micro_batch_size={rng.randint(1, 6)}",
+            f"parallel.nproc_per_node={rng.randint(1, 4)}",
+            f"data.mixture={{text:{rng.randint(1, 5)},code:{rng.randint(1, 5)}}}",
+        ]
+        found = problems(*overrides, f"train.global_batch_size={rng.randint(1, 200)}")
+        for problem in found:
+            assert problems(*overrides, problem.fix) == []
+
+
+def test_batch_unit_is_the_smallest_exact_composition(seed: int) -> None:
+    rng = random.Random(seed)
+    assert batch_unit({"text": 1.0, "code": 1.0}) == 2
+    assert batch_unit({"code": 0.3}) == 1
+    assert batch_unit({"a": 0.1, "b": 0.2, "c": 0.7}) == 10
+    for _ in range(50):
+        weights = [rng.randint(1, 9) for _ in range(rng.randint(1, 4))]
+        unit = batch_unit({str(i): float(w) for i, w in enumerate(weights)})
+        fits = [
+            n
+            for n in range(1, unit + 1)
+            if all(n * Fraction(w, sum(weights)) % 1 == 0 for w in weights)
+        ]
+        assert fits == [unit]
+
+
+def test_batch_sizes_of_a_ramp() -> None:
+    config = compose(["train.batch_ramp={start:4,increment:4,samples:64}"])
+    assert batch_sizes(config) == [4, 8, 12, 16]
+    assert batch_sizes(compose([])) == [16]
+
+
+def test_auto_is_resolved_by_the_machine() -> None:
+    for machine, precision, spec in (
+        (CPU, "fp32", "torch"),
+        (BARE_GPU, "bf16", "torch"),
+        (H100, "bf16", "te"),
+    ):
+        config = resolve(compose([]), machine)
+        assert (config.precision.name, config.model.layer_spec) == (precision, spec)
+        assert resolve(config, CPU) == config
+    assert (
+        resolve(compose(["precision=fp32", "model.layer_spec=torch"]), H100).model.layer_spec
+        == "torch"
+    )
+
+
+def test_init_from_a_folder_that_exists(tmp_path: Path) -> None:
+    assert problems(f"checkpoint.init_from={tmp_path}", "checkpoint.init_optimizer=true") == []

@@ -1,0 +1,216 @@
+"""Presets, overrides, the hash and the YAML file."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loopcoder.config.compose import (
+    compose,
+    conf_dir,
+    config_hash,
+    group_options,
+    load_config,
+    resolve_run_dir,
+    save_config,
+    to_yaml,
+)
+from loopcoder.config.schema import ModelConfig
+from loopcoder.errors import InputError, Problem
+
+
+def problems_of(*overrides: str) -> list[Problem]:
+    with pytest.raises(InputError) as caught:
+        compose(overrides)
+    assert caught.value.exit_code == 3
+    return caught.value.problems
+
+
+def parameters(m: ModelConfig) -> int:
+    """Count the parameters of a PLT with hidden gates by the shapes of the released checkpoint."""
+    assert m.vocab_size is not None
+    q, kv = m.num_attention_heads * m.head_dim, m.num_kv_heads * m.head_dim
+    attention = m.hidden_size * (q + 2 * kv) + q * m.hidden_size
+    gate = m.num_attention_heads * (m.hidden_size + 1) + m.hidden_size
+    layer = attention + 3 * m.hidden_size * m.ffn_hidden_size + 2 * m.hidden_size
+    layer += gate if m.has_gates else 0
+    return m.num_layers * layer + m.hidden_size + 2 * m.vocab_size * m.hidden_size
+
+
+def test_plt_7b_is_the_released_model() -> None:
+    model = compose(["model=plt_7b"]).model
+    assert parameters(model) == 7_615_749_680
+    gates = parameters(model) - parameters(replace(model, num_loops=1))
+    assert gates == 2_939_440
+    assert (model.window, model.a, model.b, model.norm_eps) == (64, 0.707, 0.053, 1e-5)
+
+
+def test_plt_1b_has_about_a_billion_parameters_without_embeddings() -> None:
+    model = replace(compose(["model=plt_1b"]).model, vocab_size=128)
+    assert parameters(model) - 2 * 128 * model.hidden_size == pytest.approx(1e9, rel=0.05)
+
+
+def test_every_preset_of_every_group_composes() -> None:
+    options = group_options([conf_dir()])
+    assert {"model", "data", "optim", "parallel", "precision", "experiment"} <= options.keys()
+    for n in range(max(map(len, options.values()))):
+        compose([f"{group}={names[n % len(names)]}" for group, names in options.items()])
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    found = {
+        p.fact: p.fix
+        for p in problems_of(
+            "model.num_loops=0",
+            "num_loops=3",
+            "model.gate=hiden",
+            "model=plt_7",
+            "checkpoint=/some/dir",
+            "train=5",
+            "train.max_stepz=3",
+            "train.micro_batch_size=many",
+            "optim.lr=inf",
+            "data.sources=[{kind:filez}]",
+            "seed=1,2",
+            "nonsense",
+            "hydra.run.dir=x",
+            "~model.name",
+        )
+    }
+    assert found["model.num_loops=0"] == "model.num_loops=1"
+    assert found["num_loops=3"] == "model.num_loops=3"
+    assert found["model.gate=hiden"] == "model.gate=hidden"
+    assert found["model=plt_7"] == "model=plt_7b"
+    assert found["checkpoint=/some/dir"] == "checkpoint.init_from=/some/dir"
+    assert "train.max_steps" in found["train=5"]
+    assert found["train.max_stepz=3"] == "train.max_steps=3"
+    assert found["train.micro_batch_size=many"] == "train.micro_batch_size=8"
+    assert found["optim.lr=inf"] == "optim.lr=0.0004"
+    assert found["data.sources.0.kind=filez"] == "data.sources.0.kind=files"
+    assert found["seed=1,2"] == "loopcoder train -m seed=1,2"
+    assert {"cannot read 'nonsense'", "hydra.run.dir=x", "~model.name"} <= found.keys()
+    assert len(found) == 14
+
+
+def test_the_reason_names_the_field_and_the_choices() -> None:
+    (problem,) = problems_of("precision=fp9")
+    assert "fp8_tensorwise" in problem.why
+    (problem,) = problems_of("model.num_loops=0")
+    assert "at least 1" in problem.why and "number of passes" in problem.why
+
+
+def test_a_field_that_is_missing_inside_a_section() -> None:
+    problems = problems_of("train.batch_ramp.start=4")
+    assert [p.fact for p in problems] == [
+        "train.batch_ramp.increment has no value",
+        "train.batch_ramp.samples has no value",
+    ]
+
+
+def test_a_mapping_is_replaced_and_a_section_is_merged() -> None:
+    config = compose(["data.mixture={code:1}", "optim.schedule={kind:wsd}"])
+    assert config.data.mixture == {"code": 1.0}
+    assert config.optim.schedule.kind == "wsd"
+    assert config.optim.schedule.warmup_fraction == 0.05
+    assert compose(["~data.mixture.text"]).data.mixture == {"code": 1.0}
+    assert compose(["data.mixture.code=3"]).data.mixture == {"text": 1.0, "code": 3.0}
+
+
+def test_path_is_short_for_the_path_of_the_data() -> None:
+    data = compose(["data=files", "path=/a/b"]).data
+    assert data.path == "/a/b"
+    assert [s.path for s in data.sources] == ["/a/b"]
+    assert compose(["data=hf", "path=[a,b]"]).data.sources[0].path == ["a", "b"]
+    assert compose(["data=corpus", "path=2024"]).data.path == "2024"
+
+
+def test_cache_dir_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOPCODER_CACHE", "/somewhere")
+    assert compose([]).data.cache_dir == "/somewhere"
+    monkeypatch.delenv("LOOPCODER_CACHE")
+    assert compose([]).data.cache_dir == "~/.cache/loopcoder"
+
+
+def test_the_command_line_wins_over_an_experiment() -> None:
+    config = compose(["model=plt_tiny", "experiment=sample_1b_100steps", "train.max_steps=7"])
+    assert (config.model.name, config.train.max_steps) == ("plt_tiny", 7)
+    assert config.precision.name == "bf16"
+    both = compose(["experiment=[sample_1b_100steps,plain_baseline]"])
+    assert (both.model.name, both.model.num_loops) == ("plt_1b", 1)
+
+
+def test_presets_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.write_text("# @package _global_\nmodel:\n  num_loops: 4\n")
+    assert compose(["experiment=mine"], tmp_path).model.num_loops == 4
+    assert "mine" in str(problems_of("experiment=mine")[0])[:20]
+
+    file.write_text("# @package _global_\nmodel:\n  num_lops: 4\nlogging:\n  wandb: of\n")
+    with pytest.raises(InputError) as caught:
+        compose(["experiment=mine"], tmp_path)
+    assert [p.fix for p in caught.value.problems] == ["model.num_loops=4", "logging.wandb=off"]
+
+    file.write_text("model: [")
+    with pytest.raises(InputError, match="do not compose"):
+        compose(["experiment=mine"], tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        compose([], tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["run_dir=/x", "logging=default", "logging.interval=7", "hardware=h100", "checkpoint.keep=1",
+     "checkpoint.resume=never", "data.cache_dir=/y", "data.workers=9", "data.prefetch_steps=1",
+     "parallel.nproc_per_node=2", "profile.trace_steps=[3]"],
+)  # fmt: skip
+def test_what_leaves_the_numbers_alone_leaves_the_hash(override: str) -> None:
+    assert config_hash(compose([override])) == config_hash(compose([]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "model.num_loops=3", "optim.lr=1e-3", "train.max_steps=401", "data=files",
+     "checkpoint.init_from=/x", "precision=bf16", "parallel.tp=2", "data.seq_length=128"],
+)  # fmt: skip
+def test_what_changes_the_numbers_changes_the_hash(override: str) -> None:
+    assert config_hash(compose([override])) != config_hash(compose([]))
+
+
+def test_the_hash_names_the_run() -> None:
+    config = compose([])
+    assert len(config_hash(config)) == 10
+    assert resolve_run_dir(config) == Path("runs") / f"plt_tiny-r2-{config_hash(config)}"
+    assert resolve_run_dir(compose(["run_dir=~/x"])) == Path.home() / "x"
+
+
+def test_yaml_round_trip_is_exact(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    path = tmp_path / "config.yaml"
+    for _ in range(5):
+        config = compose(
+            [
+                f"optim.lr={rng.random() + 1e-9!r}",
+                f"optim.eps={10 ** rng.uniform(-20, -3)!r}",
+                f"data.mixture={{text:{rng.random() + 0.1!r},code:1}}",
+                f"data.stages=[{{until:{rng.randrange(1, 10**13)},seq_length:64}},{{}}]",
+                f"seed={rng.randrange(2**31)}",
+                "run_dir='off: #1'",
+                "data=files",
+                f"path=[{rng.random()},'null',a]",
+            ]
+        )
+        save_config(config, path)
+        assert load_config(path) == config
+        assert config_hash(load_config(path)) == config_hash(config)
+
+
+def test_a_damaged_config_file_names_its_mistakes(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(compose([])).replace("num_loops: 2", "num_loops: -1\n  extra: 1"))
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert {p.fact for p in caught.value.problems} == {"model.num_loops=-1", "model.extra=1"}
+    with pytest.raises(InputError, match="cannot read"):
+        load_config(tmp_path / "absent.yaml")

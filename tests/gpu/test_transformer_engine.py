@@ -1,0 +1,88 @@
+"""The Transformer Engine layers compute the same model as the plain PyTorch ones. Needs a GPU and TE."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.configs import small_config
+from tests.weights import randomise
+
+pytestmark = pytest.mark.gpu
+
+VOCAB, LENGTH = 256, 192
+WIDE = dict(hidden_size=256, ffn_hidden_size=512, num_attention_heads=4, num_kv_heads=2, head_dim=64)
+CASES = {
+    "r1": dict(num_loops=1),
+    "r2": dict(num_loops=2, window=64),
+    "r3": dict(num_loops=3, window=16),
+    "query_gate": dict(num_loops=2, gate="query"),
+    "own_kv": dict(num_loops=2, kv_sharing="own"),
+    "norm_once": dict(num_loops=2, norm_per_loop=False),
+}
+_TORCH_NAME = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+
+
+def build(ranks, spec, precision, case, **parallel):
+    from loopcoder.model.plt import PLTModel
+    from loopcoder.model.specs import transformer_config
+
+    config = small_config(WIDE | CASES[case] | dict(layer_spec=spec), precision, **parallel)
+    mcore = transformer_config(config)
+    mcore.gradient_accumulation_fusion = False  # no DDP here, so there is no main_grad to add to
+    return PLTModel(mcore, config.model, VOCAB, ranks.groups).cuda()
+
+
+def torch_name(name):
+    for theirs, ours in _TORCH_NAME.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def copy_weights(source, target):
+    weights = dict(source.named_parameters())
+    with torch.no_grad():
+        for name, parameter in target.named_parameters():
+            parameter.copy_(weights[torch_name(name)])
+
+
+def run(network, tokens, docs, labels):
+    loss = network(tokens, docs, labels)
+    loss.mean().backward()
+    grads = {torch_name(n): p.grad.float() for n, p in network.named_parameters()}
+    return loss.float(), grads
+
+
+def error(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_same_model(ranks, seed, case, batch, packed, recompute):
+    from loopcoder.model.documents import Documents
+    from tests.model.test_reference import random_starts
+
+    generator = torch.Generator().manual_seed(seed)
+    exact = build(ranks, "torch", "fp32", case).cpu()
+    randomise(exact, generator)
+    exact.cuda()
+    tokens, labels = torch.randint(0, VOCAB, (2, batch, LENGTH), generator=generator).cuda()
+    if packed:
+        docs = Documents.packed(random_starts(generator, batch, LENGTH).cuda())
+    else:
+        docs = Documents.whole_rows(batch, LENGTH, tokens.device)
+    expected, expected_grads = run(exact, tokens, docs, labels)
+    errors = {}
+    for spec in ("torch", "te"):
+        network = build(ranks, spec, "bf16", case, recompute=recompute)
+        copy_weights(exact, network)
+        loss, grads = run(network, tokens, docs, labels)
+        errors[spec] = {n: error(grads[n], g) for n, g in expected_grads.items()} | {"loss": error(loss, expected)}
+    for name, found in errors["te"].items():
+        assert found <= 2 * errors["torch"][name] + 5e-3, (name, found, errors["torch"][name])

@@ -1,0 +1,93 @@
+"""Exit codes and signals through a real torchrun."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.process import run_forwarding
+from launch.torchrun import exit_code, start_workers
+from loopcoder.config.compose import compose
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Python imports sitecustomize at start-up: the workers get a train loop that waits for a signal.
+FAKE_LOOP = """
+import os, signal, sys, time, types
+from pathlib import Path
+
+def train(config, corpus, backends, run_dir):
+    got = []
+    signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
+    rank = os.environ["RANK"]
+    (run_dir / f"ready{rank}").touch()
+    while not ((run_dir / "ready0").exists() and (run_dir / "ready1").exists()):
+        time.sleep(0.01)
+    if rank == "0" and config.seed == 75:
+        os.kill(int(os.environ["LAUNCHER_PID"]), signal.SIGUSR1)
+    if rank == "1" and config.seed == 3:
+        from loopcoder.errors import InputError
+        raise InputError.of("the corpus", "is too small", "data.seq_length=1")
+    while not got:
+        time.sleep(0.01)
+    return 75
+
+if "RANK" in os.environ:
+    sys.modules["loopcoder.train.loop"] = types.SimpleNamespace(train=train)
+    sys.modules["data_pipeline.driver"] = types.SimpleNamespace(prepare=lambda data, report: None)
+"""
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    "code",
+    [
+        75,  # a signal to the launcher reaches every worker, and their 75 comes home
+        3,  # one worker fails, torchrun ends the other: the cause comes home
+    ],
+)
+def test_the_workers_exit_code_survives(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAKE_LOOP)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
+    monkeypatch.setenv("LAUNCHER_PID", str(os.getpid()))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    config = compose([f"seed={code}", f"run_dir={tmp_path}", "precision=fp32"])
+    assert start_workers(config, 2) == code
+
+
+def test_signals_are_forwarded_and_handlers_restored() -> None:
+    child = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"
+        "os.kill(os.getppid(), signal.SIGUSR1)\n"
+        "signal.pause()"
+    )
+    before = signal.getsignal(signal.SIGUSR1)
+    command = [sys.executable, "-c", child]
+    assert run_forwarding(command, dict(os.environ), lambda pid: [psutil.Process(pid)]) == (
+        75,
+        True,
+    )
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_a_child_without_workers_is_terminated() -> None:
+    child = "import os, signal\nos.kill(os.getppid(), signal.SIGTERM)\nsignal.pause()"
+    code, signalled = run_forwarding([sys.executable, "-c", child], dict(os.environ), lambda _: [])
+    assert (code, signalled) == (-signal.SIGTERM, True)
+
+
+def test_the_first_code_is_the_cause(tmp_path: Path) -> None:
+    path = tmp_path / "codes"
+    assert exit_code(0, path, signalled=False) == 0
+    assert exit_code(1, path, signalled=False) == 1
+    assert exit_code(-15, path, signalled=True) == 75
+    path.write_text("76\n75\n75\n")
+    assert exit_code(1, path, signalled=False) == 76
