@@ -197,8 +197,8 @@ def _encode(
     tally.check()
     num_documents, tokens, num_bytes = (int(n) for n in counts.sum(axis=0))
     report(
-        f"data: encoded {prefix.name}: {num_documents:,} documents, {tokens:,} tokens, {megabytes(num_bytes)} "
-        f"in {time.monotonic() - start:.1f} s"
+        f"data: encoded {prefix.name}: {num_documents:,} documents, {tokens:,} tokens, "
+        f"{megabytes(num_bytes)} in {time.monotonic() - start:.1f} s"
     )
     keys = ("documents", "tokens", "utf8_bytes")
     by_language = {

@@ -74,8 +74,9 @@ def prepare(data: DataConfig, *, report: Report = print) -> Corpus:
         if e.errno in _DISK_FULL:
             free = shutil.disk_usage(cache).free
             raise InputError.of(
-                f"no space left for the corpus in {cache} ({free:,} bytes free): {e}",
-                "it takes up to twice the size of its documents; what was begun is removed again",
+                f"no space left for the corpus in {cache}: {e}",
+                "a corpus takes up to twice the size of its documents, and "
+                f"{free:,} bytes are free now that what was begun is removed",
                 "free some space, or data.cache_dir=FOLDER on a larger disk",
             ) from e
         if isinstance(e, PermissionError | FileExistsError | NotADirectoryError):

@@ -16,7 +16,7 @@ from data_pipeline.megatron_io import check_pair
 from loopcoder.errors import InputError, Problem
 
 FORMAT_VERSION = 1
-"""Of the manifest and of what the code writes; a change rebuilds every corpus."""
+"""Of the manifest and of what the pipeline makes of its input; raising it rebuilds every corpus."""
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"

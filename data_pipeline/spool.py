@@ -44,7 +44,7 @@ class Spool:
             self._language_index[document.language] = len(self.languages)
             self.languages.append(document.language)
         self._file.write(data)
-        self._order.append(xxhash.xxh3_64_intdigest(document.id))
+        self._order.append(xxhash.xxh3_64_intdigest(document.id.encode()))
         self._content.append(xxhash.xxh3_64_intdigest(normalised))
         self._offsets.append(self._end)
         self._language.append(self._language_index[document.language])

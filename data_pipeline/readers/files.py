@@ -53,17 +53,28 @@ class FilesSource:
         ]
 
     def documents(self, tally: Tally) -> Iterator[Document]:
-        """Read the files one after the other, in sorted order."""
+        """Read the files one after the other, in sorted order.
+
+        Raises:
+            InputError: a file cannot be read, or too many are damaged.
+        """
         for number, (path, size, kind) in enumerate(self._files, start=1):
-            match kind:
-                case "jsonl":
-                    yield from jsonl_documents(path, self.config, self.name, tally)
-                case "parquet":
-                    yield from _parquet_documents(path, self.config, self.name, tally)
-                case None:
-                    tally.file_drops["unknown_type"] += 1
-                case _:
-                    yield from self._plain(path, size, tally)
+            try:
+                match kind:
+                    case "jsonl":
+                        yield from jsonl_documents(path, self.config, self.name, tally)
+                    case "parquet":
+                        yield from _parquet_documents(path, self.config, self.name, tally)
+                    case None:
+                        tally.file_drops["unknown_type"] += 1
+                    case _:
+                        yield from self._plain(path, size, tally)
+            except OSError as e:
+                raise InputError.of(
+                    f"cannot read {path}: {e}",
+                    "it was listed a moment ago: it was removed, or this user may not read it",
+                    "restore the file or its permissions, or take it out of the source's path",
+                ) from e
             judge_files(tally, number, self.name)
 
     def _plain(self, path: Path, size: int, tally: Tally) -> Iterator[Document]:

@@ -43,6 +43,7 @@ _PYTHON_WEIGHT = 4.0
 """Python's share of the code relative to any other language's."""
 
 _OURS = ("loopcoder", "data_pipeline", "__editable__")
+_OUR_FOLDERS = ("site/launch/", "site/conf/")
 _SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
 _SITE_NAMES = {"site-packages", "dist-packages"}
 # Data and generated tables rather than programs.
@@ -214,6 +215,9 @@ def _walk(root: Path, prefix: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _sampled_language(key: str) -> str | None:
+    """Return the language of a file that the sample may take."""
+    if key.startswith(_OUR_FOLDERS):
+        return None
     if key.endswith(".dist-info/METADATA") or key.startswith("/usr/share/common-licenses/"):
         return "Text"
     language = language_of_name(key)

@@ -211,6 +211,15 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         names("empty")
 
 
+@pytest.mark.parametrize("name", ["a.py", "a.jsonl", "a.jsonl.gz"])
+def test_file_that_vanishes(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    source = open_source(SourceConfig(kind="files", path=str(tmp_path)), 0)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=f"cannot read .*{name}"):
+        list(source.documents(Tally("read")))
+
+
 def test_hf_saved_to_disk(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"text": ["one", "", "two"], "lang": [None, "C", "go"]})

@@ -83,6 +83,11 @@ def test_same_model(ranks, seed, case, batch, packed, recompute):
         network = build(ranks, spec, "bf16", case, recompute=recompute)
         copy_weights(exact, network)
         loss, grads = run(network, tokens, docs, labels)
-        errors[spec] = {n: error(grads[n], g) for n, g in expected_grads.items()} | {"loss": error(loss, expected)}
+        errors[spec] = {n: error(grads[n], g) for n, g in expected_grads.items()}
+        errors[spec]["loss"] = error(loss, expected)
+        whole = [torch.cat([g[n].flatten() for n in expected_grads]) for g in (grads, expected_grads)]
+        errors[spec]["all gradients"] = error(*whole)
     for name, found in errors["te"].items():
-        assert found <= 2 * errors["torch"][name] + 5e-3, (name, found, errors["torch"][name])
+        # A single small tensor (four gate biases) scatters more than all of them together.
+        times, floor = (2, 5e-3) if name in ("loss", "all gradients") else (4, 2e-2)
+        assert found <= times * errors["torch"][name] + floor, (name, found, errors["torch"][name])
