@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.digest import file_digest
+from loopcoder.checkpoint.writers import BackgroundWriter, use_result_queue
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
 from loopcoder.errors import LoopcoderError
@@ -46,6 +47,7 @@ class Saver:
         self.config, self.run_dir, self.report = config, run_dir, report
         self.is_main = dist.get_rank() == 0
         self._queue = AsyncCallsQueue()
+        self._manager = use_result_queue(config.checkpoint.async_save)
 
     def save(self, network: Any, ddp: Any, optimizer: Any, state: dict[str, Any]) -> Path:
         """Save the state after a step.
@@ -75,6 +77,8 @@ class Saver:
             self._complete(folder, state, began)
         else:
             request.add_finalize_fn(lambda: self._complete(folder, state, began))
+            if request.async_fn is not None:
+                request = request._replace(async_fn=BackgroundWriter(request.async_fn))
             self._queue.schedule_async_request(request)
         return folder
 

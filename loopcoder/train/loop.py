@@ -24,7 +24,7 @@ from loopcoder.checkpoint import format as checkpoints
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.load import check_fits, find_start
 from loopcoder.config.compose import config_hash, save_config
-from loopcoder.config.schema import Config
+from loopcoder.config.schema import VOCAB_MULTIPLE, Config
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.errors import EXIT_DONE, InputError, Preempted
@@ -34,9 +34,6 @@ from loopcoder.metrics.throughput import Throughput, peak_flops
 from loopcoder.metrics.writer import MetricsWriter
 from loopcoder.parallel import mcore
 from loopcoder.train.signals import StopSignal
-
-VOCAB_MULTIPLE = 128
-"""The padded vocabulary is a multiple of this in every layout, so that checkpoints move between them."""
 
 
 def train(config: Config, corpus: Corpus, backends: Backends, run_dir: Path) -> int:

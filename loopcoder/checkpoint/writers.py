@@ -1,0 +1,48 @@
+"""Processes that write checkpoints must not outlive the run they write for.
+
+megatron-core hands write results from a forked writer to the trainer through a queue in a third, spawned process,
+even when it writes in the trainer itself. After `kill -9` of the trainer both would stay: the queue's process for
+ever, with half a gigabyte and the run's output pipe; the writer until it has written into a folder that the
+restarted run may be writing as well.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import multiprocessing
+import queue
+import signal
+from collections.abc import Callable
+from multiprocessing.managers import SyncManager
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that started it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class BackgroundWriter:
+    """A writer's work, bound to the life of the trainer (picklable, as megatron wants it)."""
+
+    def __init__(self, write: Callable[..., Any]):
+        self.write = write
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        die_with_parent()
+        return self.write(*args, **kwargs)
+
+
+def use_result_queue(background: bool) -> SyncManager | None:
+    """Give megatron-core the queue for write results; the caller keeps what is returned as long as it saves."""
+    writers = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
+    if not background:
+        writers._results_queue = queue.Queue()
+        return None
+    manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+    manager.start(die_with_parent)
+    writers._results_queue = manager.Queue()
+    return manager

@@ -1,0 +1,88 @@
+"""Runs of the command line on a small corpus of generated text and code."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = [
+    "model.num_layers=2",
+    "model.hidden_size=64",
+    "model.ffn_hidden_size=128",
+    "model.num_attention_heads=4",
+    "model.num_kv_heads=2",
+    "model.head_dim=16",
+    "data=files",
+    "data.seq_length=64",
+    "data.tokenizer_vocab_size=600",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=2",
+    "eval.sequences_per_domain=4",
+    "logging.wandb=off",
+    "logging.tensorboard=off",
+    "logging.plots=false",
+    "parallel.nproc_per_node=1",
+]
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of generated prose and programs, with some structure to learn."""
+    folder = tmp_path_factory.mktemp("documents")
+    generator = random.Random(7)
+    words = ["loop", "model", "token", "layer", "window", "gate", "shared", "value", "key", "reads"]
+    for i in range(60):
+        prose = " ".join(generator.choice(words) for _ in range(300))
+        (folder / f"text{i}.txt").write_text(f"Chapter {i}. {prose}.\n")
+        lines = [
+            f"def {generator.choice(words)}_{j}({generator.choice(words)}):\n    return {generator.randrange(99)}\n"
+            for j in range(40)
+        ]
+        (folder / f"code{i}.py").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a user who has just cloned the repository; all tests of a session share the cache."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    return os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "LOOPCODER_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@pytest.fixture
+def start(documents: Path, environment: dict[str, str], tmp_path: Path) -> Start:
+    """Start `loopcoder train` on the small corpus, in a folder that is not the repository."""
+
+    def run(run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "loopcoder", "train", *SMALL, f"path={documents}"]
+        return subprocess.Popen(
+            [*command, f"run_dir={run_dir}", *overrides],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return run
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for a run and return what it printed; it must end with `code`."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
