@@ -127,7 +127,7 @@ def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
     problems: list[Problem] = []
     for index, config in enumerate(data.sources):
         try:
-            sources.append(open_source(_with_path(config, data.path), index))
+            sources.append(open_source(_with_defaults(config, data), index))
         except InputError as e:
             problems += e.problems
     if not problems:
@@ -152,9 +152,14 @@ def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
     return sources
 
 
-def _with_path(config: SourceConfig, path: str | list[str] | None) -> SourceConfig:
-    needs_path = config.path is None and path is not None and config.kind != "sample"
-    return dataclasses.replace(config, path=path) if needs_path else config
+def _with_defaults(config: SourceConfig, data: DataConfig) -> SourceConfig:
+    """Fill in what a source takes from `data`."""
+    takes_path = config.path is None and config.kind != "sample"
+    return dataclasses.replace(
+        config,
+        path=data.path if takes_path else config.path,
+        invalid_utf8=config.invalid_utf8 or data.invalid_utf8,
+    )
 
 
 def _fingerprint(data: DataConfig, sources: Sequence[Source], domains: Sequence[str]) -> str:

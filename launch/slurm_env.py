@@ -15,10 +15,11 @@ _FIRST_PORT, _PORTS = 20000, 12000
 def adopt_slurm(environ: MutableMapping[str, str]) -> bool:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of a task that srun started.
 
-    Variables that are set already stay. Returns whether this is such a task; raises InputError when
-    Slurm's list of hosts cannot be read.
+    Variables that are set already stay. Returns whether this is such a task (the script of an
+    sbatch
+    is not: it has no step); raises InputError when Slurm's list of hosts cannot be read.
     """
-    if "RANK" in environ or "SLURM_PROCID" not in environ:
+    if "RANK" in environ or "SLURM_PROCID" not in environ or "SLURM_STEP_ID" not in environ:
         return False
     if int(environ.get("SLURM_NTASKS", "1")) < 2:
         return False

@@ -214,6 +214,12 @@ def _train(argv: list[str]) -> int:
     if CONFIG_VARIABLE not in os.environ:
         _say(f"{backends.table()}\n\n{to_yaml(config)}")
         _say(f"config {config_hash(config)}, {size} processes, run_dir={run_dir}")
+        if not launched and size < backends.gpu_count:
+            batch, micro = config.train.global_batch_size, config.train.micro_batch_size
+            _say(
+                f"using {size} of {backends.gpu_count} GPUs: "
+                f"{batch} sequences a step, {micro} at once"
+            )
 
     from data_pipeline.driver import prepare
 

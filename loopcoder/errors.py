@@ -30,13 +30,15 @@ class Problem:
 
 
 class LoopcoderError(Exception):
-    """An error whose message is meant for the user; the command line prints it without a traceback."""
+    """An error whose message is meant for the user; the command line prints it without a
+    traceback."""
 
     exit_code = EXIT_NO_RETRY
 
 
 class InputError(LoopcoderError):
-    """Bad config or input, found before any long work. Carries every problem found, not only the first."""
+    """Bad config or input, found before any long work. Carries every problem found, not only the
+    first."""
 
     exit_code = EXIT_BAD_INPUT
 

@@ -39,7 +39,9 @@ def small_model(**changes: Any) -> ModelConfig:
     return ModelConfig(**(fields | changes))
 
 
-def small_config(model: dict[str, Any] | None = None, precision: str = "fp32", **parallel: Any) -> Config:
+def small_config(
+    model: dict[str, Any] | None = None, precision: str = "fp32", **parallel: Any
+) -> Config:
     """A whole config around `small_model`, for what needs one."""
     return Config(
         model=small_model(**(model or {})),

@@ -1,4 +1,5 @@
-"""Shared fixtures. Random inputs are drawn anew in every run; the seed is printed with a failure."""
+"""Shared fixtures. Random inputs are drawn anew in every run; the seed is printed with a
+failure."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def ranks() -> Iterator[object]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     mcore.start_processes()
     yield mcore.initialise(ParallelConfig(), seed=1)
     mcore.shutdown()

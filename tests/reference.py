@@ -1,6 +1,7 @@
 """A Parallel Loop Transformer written down from the equations, sharing no code with the package.
 
-One sequence at a time, dense masks, one dictionary of weights under the released model's names. It runs in
+One sequence at a time, dense masks, one dictionary of weights under the released model's names. It
+runs in
 whatever precision its weights have; tests use float64.
 """
 
@@ -59,7 +60,8 @@ def forward(
 ) -> list[Tensor]:
     """Return the logits after every loop, each [T, V].
 
-    ids: [T]; start: index of the first token of each position's document [T]. `untied` gives each loop its own
+    ids: [T]; start: index of the first token of each position's document [T]. `untied` gives each
+        loop its own
     copy of the weights; `embedding` replaces the looked-up embeddings.
     """
     length = len(ids)
@@ -103,7 +105,11 @@ def forward(
             h = h + o.reshape(length, -1) @ w_r[p + "self_attn.o_proj.weight"].T
             x = rms_norm(h, w_r[p + "post_attention_layernorm.weight"], eps)
             gated = torch.nn.functional.silu(x @ w_r[p + "mlp.gate_proj.weight"].T)
-            h = h + (gated * (x @ w_r[p + "mlp.up_proj.weight"].T)) @ w_r[p + "mlp.down_proj.weight"].T
+            h = (
+                h
+                + (gated * (x @ w_r[p + "mlp.up_proj.weight"].T))
+                @ w_r[p + "mlp.down_proj.weight"].T
+            )
         normed = rms_norm(h, w_r["model.norm.weight"], eps)
         if norm_per_loop:
             h = normed

@@ -18,11 +18,11 @@ def _split_qkv(x: Tensor, model: ModelConfig) -> dict[str, Tensor]:
 
 
 def named(network: PLTModel, model: ModelConfig, grad: bool = False) -> dict[str, Tensor]:
-    """Return the weights (or their gradients) of a one-process model under the released names, in float64."""
+    """Return the weights (or their gradients) of a one-process model under the released names, in
+    float64."""
     out: dict[str, Tensor] = {}
     for name, parameter in network.named_parameters():
         x = (parameter.grad if grad else parameter.data).double()
-        name = name.removeprefix("module.")
         if not name.startswith("decoder.layers."):
             names = {
                 "embedding.word_embeddings.weight": "model.embed_tokens.weight",
@@ -34,7 +34,9 @@ def named(network: PLTModel, model: ModelConfig, grad: bool = False) -> dict[str
         _, _, layer, rest = name.split(".", 3)
         p = f"model.layers.{layer}."
         if rest == "self_attention.linear_qkv.weight":
-            out.update({f"{p}self_attn.{n}_proj.weight": part for n, part in _split_qkv(x, model).items()})
+            out.update(
+                {f"{p}self_attn.{n}_proj.weight": part for n, part in _split_qkv(x, model).items()}
+            )
         elif rest == "mlp.linear_fc1.weight":
             out[p + "mlp.gate_proj.weight"], out[p + "mlp.up_proj.weight"] = x.chunk(2)
         else:
@@ -56,7 +58,8 @@ def named(network: PLTModel, model: ModelConfig, grad: bool = False) -> dict[str
 
 
 def randomise(network: PLTModel, generator: torch.Generator) -> None:
-    """Draw every weight anew, norms around 1 and gates well off their zero start, so that nothing hides."""
+    """Draw every weight anew, norms around 1 and gates well off their zero start, so that nothing
+    hides."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)

@@ -40,6 +40,30 @@ def document_id(source: str, path: str, row: int | None = None) -> str:
     return xxhash.xxh3_128_hexdigest(f"{source}\0{path}\0{'' if row is None else row}".encode())
 
 
+def decode(
+    data: bytes, config: SourceConfig, tally: Tally, where: str, encoding: str = "utf-8"
+) -> str | None:
+    """Decode UTF-8; what is not UTF-8 is replaced or dropped (None) and counted, as the config
+    says.
+
+    Raises:
+        InputError: the config says neither; the error names the place.
+    """
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        if config.invalid_utf8 == "replace":
+            tally.notes["invalid_utf8_replaced"] += 1
+            return data.decode(encoding, errors="replace")
+        if config.invalid_utf8 == "drop":
+            return None
+        raise InputError.of(
+            f"{where} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}",
+            "replacing it silently would change what is trained on",
+            "convert it (iconv -t UTF-8), or data.invalid_utf8=replace, or data.invalid_utf8=drop",
+        ) from error
+
+
 def row_domains(config: SourceConfig) -> frozenset[str]:
     """Return the sides that rows of a table may belong to."""
     if config.domain != "auto":

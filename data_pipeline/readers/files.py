@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.langid import domain_of, identify, language_of_name
-from data_pipeline.readers.base import RowReader, document_id, judge_files, row_domains
+from data_pipeline.readers.base import RowReader, decode, document_id, judge_files, row_domains
 from data_pipeline.readers.jsonl import decompressed, jsonl_documents, lines
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
 from loopcoder.config.schema import SourceConfig
@@ -94,11 +94,10 @@ class FilesSource:
         if reason or language is None:
             tally.drop(reason)
             return
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            tally.notes["invalid_utf8_replaced"] += 1
-            text = data.decode("utf-8-sig", errors="replace")
+        text = decode(data, self.config, tally, str(path), "utf-8-sig")
+        if text is None:
+            tally.drop("invalid_utf8")
+            return
         tally.rows_out += 1
         yield Document(
             id=document_id(self.name, str(path)),
@@ -206,7 +205,8 @@ def _parquet_documents(
             tally.file_drops[f"no_column_{config.text_field}"] += 1
             return
         for batch in file.iter_batches(batch_size=256, columns=wanted):
-            for row in zip(*(_values(column, tally) for column in batch.columns), strict=True):
+            values = (_values(column, config, tally, path) for column in batch.columns)
+            for row in zip(*values, strict=True):
                 document = reader.document(dict(zip(batch.schema.names, row, strict=True)), number)
                 number += 1
                 if document is not None:
@@ -216,16 +216,12 @@ def _parquet_documents(
         tally.file_drops["corrupt_parquet" if number == 0 else "corrupt_parquet_tail"] += 1
 
 
-def _values(column: Any, tally: Tally) -> Iterator[object]:
-    """Yield the values of a column; invalid UTF-8 in strings is replaced and counted."""
+def _values(column: Any, config: SourceConfig, tally: Tally, path: Path) -> Iterator[object]:
+    """Yield the values of a column; a string that is dropped for invalid UTF-8 comes as null."""
     import pyarrow as pa
 
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         yield from column.to_pylist()
         return
     for value in column.cast(pa.large_binary()).to_pylist():
-        try:
-            yield None if value is None else value.decode()
-        except UnicodeDecodeError:
-            tally.notes["invalid_utf8_replaced"] += 1
-            yield value.decode(errors="replace")
+        yield None if value is None else decode(value, config, tally, f"a row of {path}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.readers.base import RowReader
+from data_pipeline.readers.base import RowReader, decode
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
 from loopcoder.config.schema import SourceConfig
 from loopcoder.errors import InputError
@@ -141,11 +141,10 @@ def _parse(number: int, line: bytes | None, reader: RowReader) -> Iterator[Docum
     if not line.strip():
         reader.tally.notes["blank_line"] += 1
         return
-    try:
-        text = line.decode()
-    except UnicodeDecodeError:
-        reader.tally.notes["invalid_utf8_replaced"] += 1
-        text = line.decode(errors="replace")
+    text = decode(line, reader.config, reader.tally, f"line {number + 1} of {reader.path}")
+    if text is None:
+        reader.reject("invalid_utf8")
+        return
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):

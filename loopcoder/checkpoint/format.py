@@ -5,7 +5,8 @@
     *.distcp, ...   megatron-core's torch_dist shards, resharded on load to any layout
     manifest.json   size and hash of every file above; written last
 
-There is no pointer to the latest: the newest complete folder is the latest. Names inside contain neither a
+There is no pointer to the latest: the newest complete folder is the latest. Names inside contain
+neither a
 loop index nor anything of the layout.
 """
 
@@ -68,7 +69,8 @@ def incomplete(folder: Path) -> list[Path]:
 
 
 def find(path: Path) -> Checkpoint:
-    """Return one checkpoint from its folder, from a folder of them, or from a run folder: the newest complete one."""
+    """Return one checkpoint from its folder, from a folder of them, or from a run folder: the
+    newest complete one."""
     path = path.expanduser()
     if (path / MANIFEST).is_file() and (path / STATE).is_file():
         return Checkpoint(path, json.loads((path / STATE).read_text())["step"])
@@ -82,7 +84,9 @@ def find(path: Path) -> Checkpoint:
     )
 
 
-def verify(checkpoint: Checkpoint, level: Literal["hash", "size", "none"], part: int = 0, parts: int = 1) -> None:
+def verify(
+    checkpoint: Checkpoint, level: Literal["hash", "size", "none"], part: int = 0, parts: int = 1
+) -> None:
     """Compare the files with the manifest; with several ranks each hashes its part of them.
 
     Raises InputError naming the file and what to do.
@@ -94,7 +98,11 @@ def verify(checkpoint: Checkpoint, level: Literal["hash", "size", "none"], part:
         file = checkpoint.path / name
         size = file.stat().st_size if file.is_file() else None
         if size != wanted["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes, {wanted['bytes']} were written"
+            found = (
+                "is missing"
+                if size is None
+                else f"has {size} bytes, {wanted['bytes']} were written"
+            )
             raise _corrupt(checkpoint, f"{file} {found}")
         if level == "hash" and index % parts == part and file_digest(file) != wanted["xxh3_128"]:
             raise _corrupt(checkpoint, f"{file} has other content than was written")
@@ -102,9 +110,14 @@ def verify(checkpoint: Checkpoint, level: Literal["hash", "size", "none"], part:
 
 def _corrupt(checkpoint: Checkpoint, fact: str) -> InputError:
     older = [c for c in complete(checkpoint.path.parent) if c.step < checkpoint.step]
-    fix = f"mv {checkpoint.path} {checkpoint.path.parent}/corrupt_{checkpoint.path.name} and start again"
-    fix += f": it continues from step {older[-1].step}" if older else ": there is no older checkpoint"
-    return InputError.of(fact, "the checkpoint is damaged; training on it would be silently wrong", fix)
+    aside = checkpoint.path.with_name(f"corrupt_{checkpoint.path.name}")
+    fix = f"mv {checkpoint.path} {aside} and start again"
+    fix += (
+        f": it continues from step {older[-1].step}" if older else ": there is no older checkpoint"
+    )
+    return InputError.of(
+        fact, "the checkpoint is damaged; training on it would be silently wrong", fix
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,15 +16,23 @@ from loopcoder.config.schema import Config
 from loopcoder.errors import InputError, Problem
 
 _SHAPE = (
-    "num_layers hidden_size ffn_hidden_size num_attention_heads num_kv_heads head_dim gate kv_sharing"
-).split()
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_kv_heads",
+    "head_dim",
+    "gate",
+    "kv_sharing",
+)
 """Fields of `model` that decide which weights exist."""
 
 
 def find_start(config: Config, run_dir: Path) -> tuple[Checkpoint | None, bool]:
     """Return the checkpoint to start from, if any, and whether it continues this very run.
 
-    A run that has checkpoints of its own continues from them even when init_from is given: the same command
+    A run that has checkpoints of its own continues from them even when init_from is given: the
+    same command
     again resumes. Raises InputError where resume=require finds nothing, or never would overwrite.
     """
     folder = run_dir / "checkpoints"
@@ -57,7 +65,8 @@ def check_fits(
     Returns notes for the user. Raises InputError with every mismatch.
     """
     state, theirs = checkpoint.state(), load_config(checkpoint.path / layout.CONFIG).model
-    ours, problems, notes = config.model, [], []
+    rows = state["vocab_size"]
+    ours, path, problems, notes = config.model, checkpoint.path, [], []
     for name in _SHAPE:
         wanted, found = getattr(ours, name), getattr(theirs, name)
         if name in ("gate", "kv_sharing") and not (ours.num_loops > 1 and theirs.num_loops > 1):
@@ -65,24 +74,24 @@ def check_fits(
         if wanted != found:
             problems.append(
                 Problem(
-                    f"model.{name}={wanted}, the checkpoint {checkpoint.path} has {found}",
+                    f"model.{name}={wanted}, the checkpoint {path} has {found}",
                     "its weights have another shape or meaning",
                     f"model.{name}={found}, or another run_dir= to train this model from the start",
                 )
             )
-    if state["vocab_size"] != vocab_size:
+    if rows != vocab_size:
         problems.append(
             Problem(
-                f"the vocabulary has {vocab_size} rows, the checkpoint {checkpoint.path} has {state['vocab_size']}",
+                f"the vocabulary has {vocab_size} rows, the checkpoint {path} {rows}",
                 "the embedding would not fit",
-                f"model.vocab_size={state['vocab_size']} with the tokenizer it was trained with",
+                f"model.vocab_size={rows} with the tokenizer it was trained with",
             )
         )
     if state["tokenizer_hash"] != tokenizer_hash:
         problems.append(
             Problem(
-                f"the corpus was tokenised by {tokenizer_hash}, the checkpoint {checkpoint.path} was trained on "
-                f"{state['tokenizer_hash']}",
+                f"the corpus was tokenised by {tokenizer_hash}, "
+                f"the checkpoint {path} was trained on {state['tokenizer_hash']}",
                 "the same ids mean other text",
                 f"data.tokenizer={state['tokenizer_path']}, or another run_dir=",
             )
@@ -91,17 +100,20 @@ def check_fits(
         if resumes:
             problems.append(
                 Problem(
-                    f"model.num_loops={ours.num_loops}, the run in {checkpoint.path.parents[1]} has {theirs.num_loops}",
-                    "a run has one number of loops; another number is another run that may start from its weights",
-                    f"run_dir=ANOTHER_FOLDER checkpoint.init_from={checkpoint.path}, or model.num_loops={theirs.num_loops}",
+                    f"model.num_loops={ours.num_loops}, "
+                    f"the run in {path.parents[1]} has {theirs.num_loops}",
+                    "another number of loops is another run, which may start from these weights",
+                    f"run_dir=ANOTHER_FOLDER checkpoint.init_from={path}, "
+                    f"or model.num_loops={theirs.num_loops}",
                 )
             )
         elif ours.has_gates and not theirs.has_gates:
             notes.append(
-                f"warning: {checkpoint.path} has no gates (num_loops={theirs.num_loops}); they start at g = 0.5"
+                f"warning: {path} has no gates (num_loops={theirs.num_loops}): "
+                "they start at g = 0.5"
             )
         elif theirs.has_gates and not ours.has_gates:
-            notes.append(f"the gates of {checkpoint.path} are dropped: num_loops={ours.num_loops} has none")
+            notes.append(f"the gates of {path} are dropped: num_loops={ours.num_loops} has none")
     if problems:
         raise InputError(problems)
     return notes
@@ -118,9 +130,13 @@ def load(checkpoint: Checkpoint, network: Any, optimizer: Any | None, config: Co
     shards = sharded_state(network, optimizer, is_loading=True)
     known = dist_checkpointing.load_tensors_metadata(str(checkpoint.path))
     new_gates = {
-        name for name, value in shards["model"].items() if "plt_gate" in name and value.key not in known
+        name
+        for name, value in shards["model"].items()
+        if "plt_gate" in name and value.key not in known
     }
-    shards["model"] = {name: value for name, value in shards["model"].items() if name not in new_gates}
+    shards["model"] = {
+        name: value for name, value in shards["model"].items() if name not in new_gates
+    }
     # What `load` returns, not what was passed in: only that is right in every layout.
     loaded = dist_checkpointing.load(shards, str(checkpoint.path))
     weights = {name.removeprefix("model."): value for name, value in loaded["model"].items()}

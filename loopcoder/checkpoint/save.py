@@ -6,7 +6,8 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from loopcoder.config.schema import Config
 from loopcoder.errors import LoopcoderError
 
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
-"""Optimizer state by parameter, so that any layout loads what any other saved; megatron's default refuses."""
+"""Optimizer state by parameter, so that any layout loads what any other saved; megatron's default
+refuses."""
 
 
 def sharded_state(network: Any, optimizer: Any | None, *, is_loading: bool) -> dict[str, Any]:
@@ -30,7 +32,9 @@ def sharded_state(network: Any, optimizer: Any | None, *, is_loading: bool) -> d
     model = {name: value for name, value in model.items() if not name.endswith("_extra_state")}
     state: dict[str, Any] = {"model": model}
     if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=METADATA)
+        state["optimizer"] = optimizer.sharded_state_dict(
+            model, is_loading=is_loading, metadata=METADATA
+        )
     return state
 
 
@@ -105,7 +109,9 @@ class Saver:
         if self.is_main:
             with _disk_errors(folder):
                 save_config(self.config, folder / layout.CONFIG)
-                layout.write_json(folder / layout.STATE, {"format_version": layout.FORMAT_VERSION, **state})
+                layout.write_json(
+                    folder / layout.STATE, {"format_version": layout.FORMAT_VERSION, **state}
+                )
         dist.barrier()
         files = sorted(p.name for p in folder.iterdir())
         mine = files[dist.get_rank() :: dist.get_world_size()]
@@ -120,7 +126,11 @@ class Saver:
             layout.write_json(folder / layout.MANIFEST, {"files": merged})
         size = sum(entry["bytes"] for entry in merged.values())
         self.report(
-            "checkpoint_saved", step=state["step"], path=str(folder), bytes=size, seconds=time.monotonic() - began
+            "checkpoint_saved",
+            step=state["step"],
+            path=str(folder),
+            bytes=size,
+            seconds=time.monotonic() - began,
         )
         for old in layout.prune(folder.parent, self.config.checkpoint.keep):
             self.report("checkpoint_deleted", step=old.step, path=str(old.path))
@@ -155,20 +165,15 @@ def _not_saved(folder: Path, error: BaseException) -> LoopcoderError:
     cause = "the disk is full" if full else f"{type(error).__name__}: {error}"
     return LoopcoderError(
         f"could not save {folder}: {cause}\n"
-        "    why: a run whose checkpoints fail loses everything when it ends; older checkpoints are intact\n"
-        "    fix: free space on that file system (or lower checkpoint.keep), then start the same command again"
+        "    why: without checkpoints a run is lost when it ends; older ones are intact\n"
+        "    fix: free space there (or lower checkpoint.keep), then start the same command again"
     )
 
 
-class _disk_errors:
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
     """Turn an OSError into the error that says what to do."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise _not_saved(self.folder, error) from error
+    try:
+        yield
+    except OSError as error:
+        raise _not_saved(folder, error) from error

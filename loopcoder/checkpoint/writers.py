@@ -1,8 +1,11 @@
 """Processes that write checkpoints must not outlive the run they write for.
 
-megatron-core hands write results from a forked writer to the trainer through a queue in a third, spawned process,
-even when it writes in the trainer itself. After `kill -9` of the trainer both would stay: the queue's process for
-ever, with half a gigabyte and the run's output pipe; the writer until it has written into a folder that the
+megatron-core hands write results from a forked writer to the trainer through a queue in a third,
+spawned process,
+even when it writes in the trainer itself. After `kill -9` of the trainer both would stay: the
+queue's process for
+ever, with half a gigabyte and the run's output pipe; the writer until it has written into a folder
+that the
 restarted run may be writing as well.
 """
 
@@ -37,8 +40,11 @@ class BackgroundWriter:
 
 
 def use_result_queue(background: bool) -> SyncManager | None:
-    """Give megatron-core the queue for write results; the caller keeps what is returned as long as it saves."""
-    writers = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
+    """Give megatron-core the queue for write results; the caller keeps what is returned as long as
+    it saves."""
+    writers: Any = importlib.import_module(
+        "megatron.core.dist_checkpointing.strategies.filesystem_async"
+    )
     if not background:
         writers._results_queue = queue.Queue()
         return None

@@ -23,6 +23,17 @@ def resolve(config: Config, backends: Backends) -> Config:
 
 
 def processes_to_start(config: Config, backends: Backends) -> int:
-    """Return how many processes a plain `loopcoder train` runs on."""
-    p = config.parallel
-    return p.nproc_per_node or backends.gpu_count or p.tp * p.pp * p.cp
+    """Return how many processes a plain `loopcoder train` runs on.
+
+    One a GPU, as far as the global batch can be divided among them: the tiny preset runs on one GPU
+    of eight. Where nothing fits, all GPUs, and the check says what does not.
+    """
+    p, t = config.parallel, config.train
+    one_model = p.tp * p.pp * p.cp
+    if p.nproc_per_node or not backends.has_gpu:
+        return p.nproc_per_node or one_model
+    batch = t.batch_ramp.start if t.batch_ramp else t.global_batch_size
+    for copies in range(backends.gpu_count // one_model, 0, -1):
+        if batch % (t.micro_batch_size * copies) == 0:
+            return copies * one_model
+    return backends.gpu_count

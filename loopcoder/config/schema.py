@@ -29,6 +29,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 VOCAB_MULTIPLE = 128
 """Rows of embedding and head are padded to a multiple of this in every layout."""
 
+InvalidUtf8 = Literal["error", "replace", "drop"]
 Precision = Literal["fp32", "bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise"]
 
 
@@ -123,6 +124,8 @@ class SourceConfig:
     """Configuration of a Hugging Face dataset."""
     streaming: bool = False
     """Read a Hugging Face dataset without downloading it first."""
+    invalid_utf8: InvalidUtf8 | None = None
+    """What to do with bytes that are not UTF-8; null: as `data.invalid_utf8`."""
     max_documents: PositiveInt | None = None
     """Stop after this many documents; needed for an endless stream."""
     max_bytes: PositiveInt | None = None
@@ -167,6 +170,9 @@ class DataConfig:
     """Size of a trained tokenizer, its 64 special tokens included."""
     val_fraction: Fraction = 0.02
     """Share of documents held out for evaluation, chosen by the hash of their content."""
+    invalid_utf8: InvalidUtf8 = "error"
+    """A document that is not UTF-8: stop with an error, replace the bytes and count, or drop it
+    and count."""
     isolate_documents: bool = True
     """Keep attention and the loop shift inside a document; position ids restart at each."""
     mask_document_start: bool = True
@@ -241,8 +247,8 @@ class ParallelConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """Recompute in the backward pass: nothing, the attention core, or whole layers."""
     nproc_per_node: PositiveInt | None = None
-    """Processes that `loopcoder train` starts itself; null: one a GPU, or tp*pp*cp without a
-    GPU."""
+    """Processes that `loopcoder train` starts itself; null: one a GPU, as far as the global batch
+    divides among them, or tp*pp*cp without a GPU."""
 
 
 @dataclass(frozen=True, config=_STRICT)

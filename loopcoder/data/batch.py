@@ -29,7 +29,8 @@ class Batch:
     domain_ids: Tensor
     """Index of each row's domain in the corpus. [B], int64."""
     cu_seqlens: Tensor | None
-    """Cumulative document lengths over the rows laid end to end, int32; None: a row is one document."""
+    """Cumulative document lengths over the rows laid end to end, int32; None: a row is one
+    document."""
     max_seqlen: int
     """Longest document, in tokens."""
 
@@ -45,9 +46,11 @@ class Batch:
         """Copy to page-locked memory, from which transfers run beside computation."""
         return self._map(lambda x: x.pin_memory())
 
-    def _map(self, function) -> Batch:  # type: ignore[no-untyped-def]
+    def _map(self, function) -> Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+        return replace(
+            self, **{k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)}
+        )
 
 
 def make_batch(

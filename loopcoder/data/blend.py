@@ -1,4 +1,5 @@
-"""Sequences of a corpus by sample index: megatron-core's GPTDataset per domain and epoch, blended by a mixture."""
+"""Sequences of a corpus by sample index: megatron-core's GPTDataset per domain and epoch, blended
+by a mixture."""
 
 from __future__ import annotations
 
@@ -19,8 +20,10 @@ from loopcoder.errors import InputError
 class Blend:
     """The training sequences of one data stage.
 
-    Every epoch of a domain is a GPTDataset of exactly one epoch with its own shuffle. One GPTDataset of n epochs,
-    as megatron builds it, shuffles differently for every n, so that a longer run would see other data from its
+    Every epoch of a domain is a GPTDataset of exactly one epoch with its own shuffle. One
+    GPTDataset of n epochs,
+    as megatron builds it, shuffles differently for every n, so that a longer run would see other
+    data from its
     first step on; here sample i is the same whatever max_steps is.
     """
 
@@ -38,7 +41,7 @@ class Blend:
         for domain in mixture:
             if domain not in self.corpus.domains:
                 raise InputError.of(
-                    f"data.mixture names the domain '{domain}', the corpus has {', '.join(self.corpus.domains)}",
+                    f"data.mixture has '{domain}', the corpus {', '.join(self.corpus.domains)}",
                     "a batch cannot be composed of documents that do not exist",
                     f"'~data.mixture.{domain}', or add a source of that domain",
                 )
@@ -46,7 +49,7 @@ class Blend:
             if tokens < self.seq_length + 1:
                 raise InputError.of(
                     f"the domain '{domain}' has {tokens} training tokens",
-                    f"that is less than one sequence of {self.seq_length} tokens and its last label",
+                    f"less than one sequence of {self.seq_length} tokens and its last label",
                     f"data.seq_length={max(1, (tokens - 1) // 2)} or less, or more data",
                 )
 
@@ -62,9 +65,12 @@ class Blend:
             sequence_length=self.seq_length,
             blend=([prefix], [1.0]),
             split="1,0,0",
-            # An empty path builds the index in memory; every rank does so for itself, without a barrier.
+            # An empty path builds the index in memory; every rank does so for itself, without a
+            # barrier.
             path_to_cache="",
-            tokenizer=SimpleNamespace(eod=self.corpus.eod_id, vocab_size=None, unique_identifiers={}),
+            tokenizer=SimpleNamespace(
+                eod=self.corpus.eod_id, vocab_size=None, unique_identifiers={}
+            ),
             reset_position_ids=False,
             reset_attention_mask=False,
             eod_mask_loss=False,
@@ -79,7 +85,8 @@ class Blend:
         cycles = samples / len(self.mixture.pattern)
         counts = np.bincount(self.mixture.pattern, minlength=len(self.mixture.domains))
         return {
-            d: cycles * count / self._sizes[d] for d, count in zip(self.mixture.domains, counts, strict=True)
+            d: cycles * count / self._sizes[d]
+            for d, count in zip(self.mixture.domains, counts, strict=True)
         }
 
     def rows(self, samples: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

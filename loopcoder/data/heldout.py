@@ -13,12 +13,15 @@ from loopcoder.data.batch import Batch, make_batch
 
 
 class HeldOut:
-    """The first sequences of a domain's held-out documents, laid end to end; the last one is padded.
+    """The first sequences of a domain's held-out documents, laid end to end; the last one is
+    padded.
 
     Padding instead of dropping means that a handful of short documents still gives a loss.
     """
 
-    def __init__(self, corpus: Corpus, domain: str, data: DataConfig, seq_length: int, sequences: int):
+    def __init__(
+        self, corpus: Corpus, domain: str, data: DataConfig, seq_length: int, sequences: int
+    ):
         from megatron.core.datasets.indexed_dataset import IndexedDataset
 
         self.domain, self.data, self.eod = domain, data, corpus.eod_id
@@ -42,10 +45,13 @@ class HeldOut:
         self.valid = label_index < len(ids)
 
     def batches(self, dp_rank: int, dp_size: int, micro_batch_size: int) -> Iterator[Batch]:
-        """Yield this rank's part; every rank yields equally many (rows that fill up count nothing)."""
+        """Yield this rank's part; every rank yields equally many (rows that fill up count
+        nothing)."""
         per_round = dp_size * micro_batch_size
         for first in range(0, len(self.rows), per_round):
-            chosen = torch.arange(first, first + per_round)[dp_rank * micro_batch_size :][:micro_batch_size]
+            chosen = torch.arange(first, first + per_round)[dp_rank * micro_batch_size :][
+                :micro_batch_size
+            ]
             inside = chosen < len(self.rows)
             chosen = chosen.clamp(max=len(self.rows) - 1)
             yield make_batch(

@@ -28,9 +28,15 @@ class StepData:
 
 
 def step_data(
-    config: Config, corpus: Corpus, position: Position, dp_rank: int, dp_size: int, blend: Callable[[int], Blend]
+    config: Config,
+    corpus: Corpus,
+    position: Position,
+    dp_rank: int,
+    dp_size: int,
+    blend: Callable[[int], Blend],
 ) -> StepData:
-    """Build one rank's microbatches of the step at `position`; `blend` gives the sequences of a stage."""
+    """Build one rank's microbatches of the step at `position`; `blend` gives the sequences of a
+    stage."""
     after, size = advance(config, position)
     samples = samples_of_step(position, size, config.seed, position.stage)
     mine = samples_of_rank(samples, dp_rank, dp_size, config.train.micro_batch_size)
@@ -55,12 +61,20 @@ class Loader:
     """Iterates over the steps from a position to the end of the run."""
 
     def __init__(
-        self, config: Config, corpus: Corpus, position: Position, dp_rank: int, dp_size: int, pin: bool
+        self,
+        config: Config,
+        corpus: Corpus,
+        position: Position,
+        dp_rank: int,
+        dp_size: int,
+        pin: bool,
     ):
         self._config, self._corpus, self._pin = config, corpus, pin
         self._position, self._dp = position, (dp_rank, dp_size)
         self._blends: dict[int, Blend] = {}
-        self.blend(position.stage)  # wrong data is found here, in the calling thread, before any step
+        self.blend(
+            position.stage
+        )  # wrong data is found here, in the calling thread, before any step
         self._ready: queue.Queue[StepData | BaseException] = queue.Queue(config.data.prefetch_steps)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="loopcoder-data", daemon=True)
@@ -89,9 +103,10 @@ class Loader:
     def _put(self, item: StepData | BaseException) -> None:
         while not self._stop.is_set():
             try:
-                return self._ready.put(item, timeout=0.2)
+                self._ready.put(item, timeout=0.2)
             except queue.Full:
                 continue
+            return
 
     def __iter__(self) -> Iterator[StepData]:
         for _ in range(self._position.step, self._config.train.max_steps):

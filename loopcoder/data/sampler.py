@@ -1,6 +1,7 @@
 """Which samples a step trains on: pure functions of the config, the seed and the position.
 
-Nothing here reads data or remembers anything, so any rank of any layout computes its own part of any step,
+Nothing here reads data or remembers anything, so any rank of any layout computes its own part of
+any step,
 and resuming costs nothing.
 """
 
@@ -35,7 +36,8 @@ class Position:
 
 
 def batch_size(full: int, ramp: BatchRampConfig | None, samples: int) -> int:
-    """Return the sequences of a step after `samples` sequences; a ramp grows in equal stretches of samples."""
+    """Return the sequences of a step after `samples` sequences; a ramp grows in equal stretches of
+    samples."""
     if ramp is None or samples >= ramp.samples:
         return full
     increments = (full - ramp.start) // ramp.increment
@@ -68,9 +70,11 @@ def enter_stage(stages: list[StageConfig], position: Position) -> Position:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Interleaves domains by weight so that any stretch of samples is as close to the weights as it can be.
+    """Interleaves domains by weight so that any stretch of samples is as close to the weights as
+    it can be.
 
-    The pattern repeats after `period` samples; with two equal weights it is text, code, text, code, and every
+    The pattern repeats after `period` samples; with two equal weights it is text, code, text,
+    code, and every
     even batch is exactly half code.
     """
 
@@ -83,7 +87,8 @@ class Mixture:
 
     @cached_property
     def pattern(self) -> np.ndarray:
-        """Domain index of each sample of one period: always the domain that is furthest behind its share."""
+        """Domain index of each sample of one period: always the domain that is furthest behind its
+        share."""
         total = sum(Fraction(w).limit_denominator(1000) for w in self.weights.values())
         shares = [Fraction(self.weights[d]).limit_denominator(1000) / total for d in self.domains]
         period = int(np.lcm.reduce([s.denominator for s in shares]))
@@ -97,7 +102,8 @@ class Mixture:
 
     @cached_property
     def _before(self) -> np.ndarray:
-        """How many samples of each domain precede each place of the pattern. [period + 1, domains]"""
+        """How many samples of each domain precede each place of the pattern. [period + 1,
+        domains]"""
         one_hot = self.pattern[:, None] == np.arange(len(self.domains))
         return np.concatenate([np.zeros((1, len(self.domains)), np.int64), one_hot.cumsum(0)])
 
@@ -105,7 +111,9 @@ class Mixture:
         """Return the domain of a sample of the mixture and its index within that domain."""
         cycle, place = divmod(sample, len(self.pattern))
         domain = int(self.pattern[place])
-        return self.domains[domain], int(cycle * self._before[-1, domain] + self._before[place, domain])
+        return self.domains[domain], int(
+            cycle * self._before[-1, domain] + self._before[place, domain]
+        )
 
 
 def samples_of_step(position: Position, size: int, seed: int, stage: int) -> np.ndarray:
@@ -114,6 +122,9 @@ def samples_of_step(position: Position, size: int, seed: int, stage: int) -> np.
     return position.sample + order
 
 
-def samples_of_rank(samples: np.ndarray, dp_rank: int, dp_size: int, micro_batch_size: int) -> np.ndarray:
-    """Cut a step's samples into microbatches and return those of one data-parallel rank. [microbatches, micro_batch_size]"""
+def samples_of_rank(
+    samples: np.ndarray, dp_rank: int, dp_size: int, micro_batch_size: int
+) -> np.ndarray:
+    """Cut a step's samples into microbatches and return those of one data-parallel rank.
+    [microbatches, micro_batch_size]"""
     return samples.reshape(-1, dp_size, micro_batch_size)[:, dp_rank]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -23,9 +24,11 @@ from loopcoder.ops.gated_window import attention, gated_mixture
 class PLTAttention(SelfAttention):
     """megatron-core's self-attention with loops.
 
-    The projections, their tensor parallelism and checkpoint names are megatron's; only what happens between
+    The projections, their tensor parallelism and checkpoint names are megatron's; only what
+    happens between
     them is ours. It has a gate exactly where a later loop mixes two attentions: with R = 1 or with
-    `kv_sharing=own` no gate parameter exists, since one without a gradient breaks overlapped reduction.
+    `kv_sharing=own` no gate parameter exists, since one without a gradient breaks overlapped
+    reduction.
     """
 
     def __init__(
@@ -42,27 +45,31 @@ class PLTAttention(SelfAttention):
         super().__init__(config, submodules, layer_number, **kwargs)
         self.plt_gate = GATES[gate](config, gate_norm, self.tp_group) if has_gate else None
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, normed: Tensor, residual: Tensor, shared: KV | None, docs: Documents, rope: Tensor
     ) -> tuple[Tensor, KV]:
         """Attend, and return the output and this loop's own keys and values.
 
         Args:
-            normed: input of the projections. The torch spec norms it beforehand; in the Transformer Engine
+            normed: input of the projections. The torch spec norms it beforehand; in the
+                Transformer Engine
                 spec the norm is fused into them and this is h itself. [S or S/tp, B, D]
-            residual: h, the residual stream before RMSNorm_in, which the gate reads. [S or S/tp, B, D]
+            residual: h, the residual stream before RMSNorm_in, which the gate reads. [S or S/tp,
+                B, D]
             shared: loop 0's (K, V) after RoPE; None in loop 0 and wherever a loop has only its own.
             rope: rotary angles. [S, 1 or B, 1, head_dim]
 
         Returns:
             output [S or S/tp, B, D], and (K, V), each [S, B, kv_heads of this rank, head_dim]
         """
-        q, k, v = cast(tuple[Tensor, Tensor, Tensor], self.get_query_key_value_tensors(normed, None))
-        q = self.core_attention.rotate(q, rope, docs)
-        k = self.core_attention.rotate(k, rope, docs)
-        if shared is None:
-            mix, inputs = self._causal, (q, k, v)
-        else:
+        q, k, v = cast(
+            tuple[Tensor, Tensor, Tensor], self.get_query_key_value_tensors(normed, None)
+        )
+        core: TorchCoreAttention | TECoreAttention = self.core_attention
+        q, k = core.rotate(q, rope, docs), core.rotate(k, rope, docs)
+        mix: Callable[..., Tensor] = self._causal
+        inputs: tuple[Tensor, ...] = (q, k, v)
+        if shared is not None:
             assert self.plt_gate is not None, "shared K/V need a gate"
             mix, inputs = self._gated, (self.plt_gate(residual, q), q, k, v, *shared)
         if self.checkpoint_core_attention and torch.is_grad_enabled():
@@ -76,7 +83,14 @@ class PLTAttention(SelfAttention):
         return self.core_attention.causal(q, k, v, docs)
 
     def _gated(
-        self, docs: Documents, gate_logits: Tensor, q: Tensor, k: Tensor, v: Tensor, k0: Tensor, v0: Tensor
+        self,
+        docs: Documents,
+        gate_logits: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        k0: Tensor,
+        v0: Tensor,
     ) -> Tensor:
         global_out = self.core_attention.causal(q, k0, v0, docs)
         window_out = self.core_attention.windowed(q, k, v, docs)
@@ -84,7 +98,8 @@ class PLTAttention(SelfAttention):
 
 
 class TorchCoreAttention(torch.nn.Module):
-    """Attention through torch's scaled_dot_product_attention, with masks for windows and documents."""
+    """Attention through torch's scaled_dot_product_attention, with masks for windows and
+    documents."""
 
     def __init__(self, config: TransformerConfig, window: int, **_: Any):
         super().__init__()
@@ -106,7 +121,8 @@ class TorchCoreAttention(torch.nn.Module):
 class TECoreAttention(torch.nn.Module):
     """Attention through Transformer Engine (cuDNN or FlashAttention).
 
-    Packed documents use its variable-length format: rows are laid end to end and borders come as cu_seqlens,
+    Packed documents use its variable-length format: rows are laid end to end and borders come as
+    cu_seqlens,
     so no mask is ever built.
     """
 
@@ -125,7 +141,11 @@ class TECoreAttention(torch.nn.Module):
         if not docs.is_packed:
             return apply_rotary_pos_emb(x, rope, self.config)
         ends = apply_rotary_pos_emb(
-            _rows_end_to_end(x), rope, self.config, cu_seqlens=docs.cu_seqlens, cp_group=self.groups.cp
+            _rows_end_to_end(x),
+            rope,
+            self.config,
+            cu_seqlens=docs.cu_seqlens,
+            cp_group=self.groups.cp,
         )
         return _rows_apart(ends, x.shape[1])
 
@@ -148,7 +168,9 @@ class TECoreAttention(torch.nn.Module):
             max_seqlen_kv=docs.max_seqlen,
         )
         q_ends, k_ends, v_ends = (_rows_end_to_end(x) for x in (q, k, v))
-        out = module(q_ends, k_ends, v_ends, None, AttnMaskType.padding_causal, packed_seq_params=packed)
+        out = module(
+            q_ends, k_ends, v_ends, None, AttnMaskType.padding_causal, packed_seq_params=packed
+        )
         return _rows_apart(out.view(q_ends.shape), q.shape[1])
 
     def sharded_state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class Documents:
     position_ids: Tensor
     """Position inside the document. [B, S], int64."""
     cu_seqlens: Tensor | None
-    """Cumulative document lengths over the rows laid end to end, int32 [documents + 1]; None: a row is one document."""
+    """Cumulative document lengths over the rows laid end to end, int32 [documents + 1]; None: a
+    row is one document."""
     max_seqlen: int
     """Length of the longest document, in tokens (an upper bound does)."""
 
@@ -35,7 +36,8 @@ class Documents:
     def packed(cls, start: Tensor) -> Documents:
         """Rows hold several documents, given by `start` [B, S].
 
-        Synchronises with the host when `start` is on a GPU; the data loader computes the same on the CPU.
+        Synchronises with the host when `start` is on a GPU; the data loader computes the same on
+        the CPU.
         """
         batch, seq_length = start.shape
         index = torch.arange(seq_length, device=start.device)
@@ -60,7 +62,8 @@ class Documents:
 
     @cached_property
     def causal_mask(self) -> Tensor | None:
-        """Keys s <= t of the same document. [B, 1, S, S] bool; None where a plain causal mask is the same."""
+        """Keys s <= t of the same document. [B, 1, S, S] bool; None where a plain causal mask is
+        the same."""
         if not self.is_packed:
             return None
         index = torch.arange(self.start.shape[1], device=self.start.device)

@@ -1,6 +1,7 @@
 """Floating-point operations and parameters of a looped model (plt.md section 8).
 
-Two conventions of attention are in use, and MFU is printed in both: `causal` counts the keys a token really
+Two conventions of attention are in use, and MFU is printed in both: `causal` counts the keys a
+token really
 sees, `full` counts the whole S x S matrix. Recomputed activations are not useful work in either.
 """
 
@@ -11,7 +12,11 @@ from loopcoder.config.schema import ModelConfig
 
 def block_parameters(model: ModelConfig) -> int:
     """Weights of one layer's matrix products (norms and gates aside)."""
-    attention = model.hidden_size * model.head_dim * (2 * model.num_attention_heads + 2 * model.num_kv_heads)
+    attention = (
+        model.hidden_size
+        * model.head_dim
+        * (2 * model.num_attention_heads + 2 * model.num_kv_heads)
+    )
     return attention + 3 * model.hidden_size * model.ffn_hidden_size
 
 
@@ -30,7 +35,9 @@ def parameters(model: ModelConfig, vocab_size: int) -> int:
     return model.num_layers * layer + model.hidden_size + 2 * vocab_size * model.hidden_size
 
 
-def train_flops_per_token(model: ModelConfig, vocab_size: int, seq_length: int) -> tuple[float, float]:
+def train_flops_per_token(
+    model: ModelConfig, vocab_size: int, seq_length: int
+) -> tuple[float, float]:
     """Forward and backward FLOPs of one token, attention counted (causal, full).
 
     Documents are taken to be as long as the sequence; shorter ones do less.

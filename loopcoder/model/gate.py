@@ -1,4 +1,5 @@
-"""The gate between the two attentions of a later loop: one logit a query head and token (plt.md section 2)."""
+"""The gate between the two attentions of a later loop: one logit a query head and token (plt.md
+section 2)."""
 
 from __future__ import annotations
 
@@ -19,22 +20,28 @@ from torch import Tensor
 class HiddenGate(MegatronModule):
     """Wg RMSNorm_gate(h) + bg, where h is the residual stream before RMSNorm_in.
 
-    Every tensor-parallel rank computes all heads for the tokens it has and keeps its own heads of all tokens:
+    Every tensor-parallel rank computes all heads for the tokens it has and keeps its own heads of
+    all tokens:
     then `heads` numbers a token travel, not the `hidden_size` of h, and the weights are replicated.
     """
 
-    def __init__(self, config: TransformerConfig, norm: Callable[..., torch.nn.Module], tp_group: Any):
+    def __init__(
+        self, config: TransformerConfig, norm: Callable[..., torch.nn.Module], tp_group: Any
+    ):
         super().__init__(config)
         self.tp_group = tp_group
         heads, dtype = config.num_attention_heads, config.params_dtype
-        self.gate_norm = norm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
+        self.gate_norm = norm(
+            config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon
+        )
         self.weight = torch.nn.Parameter(torch.zeros(heads, config.hidden_size, dtype=dtype))
         self.bias = torch.nn.Parameter(torch.zeros(heads, dtype=dtype))
         for parameter in (self.weight, self.bias):
             parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, residual: Tensor, query: Tensor) -> Tensor:
-        """Map h [S or S/tp, B, D] to logits [S, B, heads of this rank]; `query` only gives their shape."""
+        """Map h [S or S/tp, B, D] to logits [S, B, heads of this rank]; `query` only gives their
+        shape."""
         logits = F.linear(self.gate_norm(residual), self.weight, self.bias)
         if self.config.tensor_model_parallel_size == 1:
             return logits
@@ -44,13 +51,18 @@ class HiddenGate(MegatronModule):
 
 
 class QueryGate(MegatronModule):
-    """<q_h, Wg_h> + bg_h on each query head after RoPE; heads are split over tensor-parallel ranks."""
+    """<q_h, Wg_h> + bg_h on each query head after RoPE; heads are split over tensor-parallel
+    ranks."""
 
-    def __init__(self, config: TransformerConfig, norm: Callable[..., torch.nn.Module], tp_group: Any):
+    def __init__(
+        self, config: TransformerConfig, norm: Callable[..., torch.nn.Module], tp_group: Any
+    ):
         super().__init__(config)
         self.tp_group = tp_group
         heads = config.num_attention_heads // config.tensor_model_parallel_size
-        self.weight = torch.nn.Parameter(torch.zeros(heads, config.kv_channels, dtype=config.params_dtype))
+        self.weight = torch.nn.Parameter(
+            torch.zeros(heads, config.kv_channels, dtype=config.params_dtype)
+        )
         self.bias = torch.nn.Parameter(torch.zeros(heads, dtype=config.params_dtype))
         for parameter in (self.weight, self.bias):
             set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
@@ -59,7 +71,9 @@ class QueryGate(MegatronModule):
         """Map q [S, B, heads of this rank, head_dim] to logits [S, B, heads of this rank]."""
         return torch.einsum("sbhd,hd->sbh", query, self.weight) + self.bias
 
-    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> Any:
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None
+    ) -> Any:
         return make_sharded_tensors_for_checkpoint(
             self.state_dict(prefix="", keep_vars=True),
             prefix,
@@ -70,4 +84,4 @@ class QueryGate(MegatronModule):
         )
 
 
-GATES = {"hidden": HiddenGate, "query": QueryGate}
+GATES: dict[str, type[HiddenGate] | type[QueryGate]] = {"hidden": HiddenGate, "query": QueryGate}

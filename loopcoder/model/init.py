@@ -1,6 +1,7 @@
 """Initial weights that depend on the seed and the parameter's name, not on the parallel layout.
 
-Megatron draws each tensor-parallel shard from its own random stream, so TP1 and TP2 start from different
+Megatron draws each tensor-parallel shard from its own random stream, so TP1 and TP2 start from
+different
 models. Here every rank draws the whole parameter and keeps its shard.
 """
 
@@ -47,11 +48,14 @@ def _draw(name: str, like: Tensor, std: float, seed: int, network: PLTModel) -> 
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator(like.device).manual_seed(int.from_bytes(digest[:7], "big"))
     size, rank = network.tp_group.size(), network.tp_group.rank()
-    dim = like.partition_dim if getattr(like, "tensor_model_parallel", False) else None
+    is_split = getattr(like, "tensor_model_parallel", False)
+    dim: int | None = getattr(like, "partition_dim") if is_split else None  # noqa: B009
     shape = list(like.shape)
     if dim is not None:
         shape[dim] *= size
-    whole = torch.empty(shape, dtype=torch.float32, device=like.device).normal_(0.0, std, generator=generator)
+    whole = torch.empty(shape, dtype=torch.float32, device=like.device).normal_(
+        0.0, std, generator=generator
+    )
     if dim is None:
         return whole
     if "linear_fc1" in name:  # the gate and up halves are each split over the ranks

@@ -19,7 +19,7 @@ from loopcoder.model.shared_kv import KV, SharedKV
 class PLTLayer(TransformerLayer):
     """Pre-norm attention and SwiGLU; hands the residual stream to the attention's gate."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, hidden: Tensor, shared: KV | None, docs: Documents, rope: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run one layer in one loop.
@@ -29,10 +29,13 @@ class PLTLayer(TransformerLayer):
             shared: loop 0's K/V of this layer, or None where the loop attends to its own only.
 
         Returns:
-            hidden [S or S/tp, B, D] and this loop's own keys and values. The layer is a pure function of its
+            hidden [S or S/tp, B, D] and this loop's own keys and values. The layer is a pure
+            function of its
             arguments, which is what makes recomputing it safe in every loop.
         """
-        attended, (k, v) = self.self_attention(self.input_layernorm(hidden), hidden, shared, docs, rope)
+        attended, (k, v) = self.self_attention(
+            self.input_layernorm(hidden), hidden, shared, docs, rope
+        )
         hidden = hidden + attended
         transformed, _ = self.mlp(self.pre_mlp_layernorm(hidden))
         return hidden + transformed, k, v
@@ -41,8 +44,13 @@ class PLTLayer(TransformerLayer):
 class PLTBlock(TransformerBlock):
     """The layers of one pipeline stage; every loop runs through the same ones."""
 
-    def forward(  # type: ignore[override]
-        self, hidden: Tensor, loop_idx: int, shared_kv: SharedKV | None, docs: Documents, rope: Tensor
+    def forward(
+        self,
+        hidden: Tensor,
+        loop_idx: int,
+        shared_kv: SharedKV | None,
+        docs: Documents,
+        rope: Tensor,
     ) -> Tensor:
         """Run one loop.
 
@@ -64,23 +72,32 @@ class PLTBlock(TransformerBlock):
         return hidden
 
     def _run(
-        self, layer: torch.nn.Module, hidden: Tensor, shared: KV | None, docs: Documents, rope: Tensor
+        self,
+        layer: torch.nn.Module,
+        hidden: Tensor,
+        shared: KV | None,
+        docs: Documents,
+        rope: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         if self.config.recompute_granularity != "full" or not torch.is_grad_enabled():
             return layer(hidden, shared, docs, rope)
 
-        # K/V go in and come out as arguments: a tensor captured by the closure would lose its gradient.
+        # K/V go in and come out as arguments: a tensor captured by the closure would lose its
+        # gradient.
         def run(hidden: Tensor, *kv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return layer(hidden, kv or None, docs, rope)
 
         if self.config.fp8:
             from megatron.core.extensions.transformer_engine import te_checkpoint
 
-            return te_checkpoint(run, False, get_cuda_rng_tracker, self.tp_group, hidden, *(shared or ()))
+            return te_checkpoint(
+                run, False, get_cuda_rng_tracker, self.tp_group, hidden, *(shared or ())
+            )
         return checkpoint(run, False, hidden, *(shared or ()))
 
     def _fp8_context(self, layer: Any) -> AbstractContextManager[Any]:
-        """Delayed scaling wants one context around all layers (`layer` None), other recipes one a layer."""
+        """Delayed scaling wants one context around all layers (`layer` None), other recipes one a
+        layer."""
         around_all = self.config.fp8_recipe == "delayed"
         if not self.config.fp8 or around_all != (layer is None):
             return nullcontext()

@@ -1,12 +1,15 @@
-"""The Parallel Loop Transformer: the same layers R times, each loop reading the one before shifted by a token.
+"""The Parallel Loop Transformer: the same layers R times, each loop reading the one before shifted
+by a token.
 
     E = Embed(ids);  h = E
     for r in 0..R-1:
         if r > 0:  h = a*E + b*shift(h)                 # S = 0 on the first token of a document
-        h = RMSNorm_final(layers(h))                    # loop 0 keeps its K/V, later loops read them
+        h = RMSNorm_final(layers(h))                    # loop 0 keeps its K/V, later loops read
+        them
     logits = head(h)
 
-Sources: the released LoopCoder-v2 7B model, arXiv 2606.18023 and 2510.24824. The released model scales by a
+Sources: the released LoopCoder-v2 7B model, arXiv 2606.18023 and 2510.24824. The released model
+scales by a
 and b and norms before it shifts, which the paper's equation leaves out; the released model wins.
 """
 
@@ -35,7 +38,8 @@ from loopcoder.ops.loop_input import loop_input, shift_right
 class PLTModel(LanguageModule):
     """A looped language model on megatron-core's tensor-parallel layers.
 
-    Weights belong to the stage, not to a loop: no name contains a loop index, and the checkpoint of one R
+    Weights belong to the stage, not to a loop: no name contains a loop index, and the checkpoint
+    of one R
     loads into another (R = 1 only lacks the gates).
     """
 
@@ -57,10 +61,13 @@ class PLTModel(LanguageModule):
                 `parallel.shift.shift_over(group)`.
         """
         if config.sequence_parallel and shift is shift_right:
-            raise ValueError("sequence parallelism needs a shift that crosses ranks: parallel.shift.shift_over")
+            raise ValueError(
+                "sequence parallelism needs a shift that crosses ranks: parallel.shift.shift_over"
+            )
         super().__init__(config=config, pg_collection=groups)
         self.model = model
         self.shift = shift
+        self.rope_theta: float | None = None
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process = self.post_process = True
         self.share_embeddings_and_output_weights = False
@@ -71,13 +78,7 @@ class PLTModel(LanguageModule):
             position_embedding_type="rope",
             tp_group=groups.tp,
         )
-        self.rotary_pos_emb = RotaryEmbedding(
-            model.head_dim,
-            rotary_percent=1.0,
-            rotary_base=model.rope_theta,
-            use_cpu_initialization=config.use_cpu_initialization,
-            cp_group=groups.cp,
-        )
+        self.set_rope_theta(model.rope_theta)
         self.decoder = PLTBlock(config, block_submodules(config, model), pg_collection=groups)
         self.output_layer = tensor_parallel.ColumnParallelLinear(
             config.hidden_size,
@@ -108,8 +109,8 @@ class PLTModel(LanguageModule):
             every_loop: also read the head after earlier loops (logit lens), stacked in front.
 
         Returns:
-            the loss of every token [B, S] in fp32, or logits [S, B, vocabulary of this rank]; with `every_loop`
-            [R, ...] of them.
+            the loss of every token [B, S] in fp32, or logits [S, B, vocabulary of this rank];
+            with `every_loop` [R, ...] of them.
         """
         embedding = self.embedding(tokens, docs.position_ids)
         rope = self.rope(docs)
@@ -119,16 +120,15 @@ class PLTModel(LanguageModule):
             if loop_idx > 0:
                 hidden = self.next_input(embedding, hidden, docs)
             hidden = self.decoder(hidden, loop_idx, shared_kv, docs, rope)
-            is_last = loop_idx == self.model.num_loops - 1
-            normed = self.decoder.final_layernorm(hidden) if self.model.norm_per_loop or is_last or every_loop else None
-            if self.model.norm_per_loop:
-                hidden = normed
-            if is_last or every_loop:
+            normed = self.decoder.final_layernorm(hidden)
+            hidden = normed if self.model.norm_per_loop else hidden
+            if every_loop or loop_idx == self.model.num_loops - 1:
                 outputs.append(self.read_out(normed, labels))
         return torch.stack(outputs) if every_loop else outputs[0]
 
     def next_input(self, embedding: Tensor, hidden: Tensor, docs: Documents) -> Tensor:
-        """Return a later loop's input a*E + b*S, where S is the previous loop's output at t-1. [S or S/tp, B, D]"""
+        """Return a later loop's input a*E + b*S, where S is the previous loop's output at t-1. [S
+        or S/tp, B, D]"""
         a, b = self.model.a, self.model.b
         if not self.model.shift:
             return a * embedding + b * hidden
@@ -151,7 +151,10 @@ class PLTModel(LanguageModule):
         return angles[docs.position_ids.transpose(0, 1), 0]
 
     def set_rope_theta(self, theta: float) -> None:
-        """Change the base of the rotary embedding, at the border of a data stage."""
+        """Set the base of the rotary embedding; it may change at the border of a data stage."""
+        if theta == self.rope_theta:
+            return
+        self.rope_theta = theta
         self.rotary_pos_emb = RotaryEmbedding(
             self.model.head_dim,
             rotary_percent=1.0,
@@ -161,4 +164,4 @@ class PLTModel(LanguageModule):
         )
 
     def set_input_tensor(self, _: Any) -> None:
-        """Called by megatron's schedules; without pipeline stages nothing comes in from another rank."""
+        """Called by megatron's schedules; without pipeline stages nothing comes in."""

@@ -11,7 +11,8 @@ KV = tuple[Tensor, Tensor]
 class SharedKV:
     """The K/V of loop 0 for one microbatch, by layer.
 
-    With all loops in one autograd graph this is a dictionary: gradients reach loop 0 through the tensors
+    With all loops in one autograd graph this is a dictionary: gradients reach loop 0 through the
+    tensors
     themselves. It is an explicit argument, never state of a layer, so that microbatches cannot mix.
     """
 

@@ -1,10 +1,11 @@
-"""Which modules a layer is made of: plain PyTorch or Transformer Engine, with one set of checkpoint names."""
+"""Which modules a layer is made of: plain PyTorch or Transformer Engine, with one set of
+checkpoint names."""
 
 from __future__ import annotations
 
 import importlib.util
 from functools import partial
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,10 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loopcoder.config.schema import Config, ModelConfig
@@ -22,9 +26,7 @@ from loopcoder.model.attention import PLTAttention, TECoreAttention, TorchCoreAt
 from loopcoder.model.layer import PLTLayer
 from loopcoder.model.norm import RMSNorm
 
-LayerSpec = Literal["torch", "te"]
-
-_FP8 = {
+_FP8: dict[str, dict[str, Any]] = {
     "fp8_tensorwise": dict(fp8="hybrid", fp8_recipe="tensorwise"),
     "fp8_delayed": dict(fp8="hybrid", fp8_recipe="delayed"),
     "fp8_blockwise": dict(fp8="e4m3", fp8_recipe="blockwise"),
@@ -39,11 +41,13 @@ def transformer_config(config: Config) -> TransformerConfig:
     model, parallel, precision = config.model, config.parallel, config.precision.name
     te = model.layer_spec == "te"
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    recompute = {
+    recomputes: dict[str, dict[str, Any]] = {
         "none": {},
         "selective": dict(recompute_granularity="selective", recompute_modules=["core_attn"]),
-        "full": dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1),
-    }[parallel.recompute]
+        "full": dict(
+            recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1
+        ),
+    }
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -78,17 +82,20 @@ def transformer_config(config: Config) -> TransformerConfig:
         # Weight gradients go straight into the fp32 main gradient where a kernel for it exists.
         gradient_accumulation_fusion=te
         and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
-        **recompute,
+        **recomputes[parallel.recompute],
         **_FP8.get(precision, {}),
     )
 
 
 def block_submodules(config: TransformerConfig, model: ModelConfig) -> TransformerBlockSubmodules:
     """Return the modules of the layers that this pipeline stage builds."""
+    norm: Any
+    core: Any
     if model.layer_spec == "te":
-        from megatron.core.extensions.transformer_engine import TENorm as norm
+        from megatron.core.extensions.transformer_engine import TENorm
 
-        layer, core = get_gpt_layer_with_transformer_engine_submodules(), TECoreAttention
+        norm, core = TENorm, TECoreAttention
+        layer = get_gpt_layer_with_transformer_engine_submodules()
     else:
         norm, core = RMSNorm, TorchCoreAttention
         layer = get_gpt_layer_local_submodules(normalization="RMSNorm")

@@ -1,4 +1,5 @@
-"""Attention of a later loop: a gated mixture of global attention over loop 0's K/V and a window over its own.
+"""Attention of a later loop: a gated mixture of global attention over loop 0's K/V and a window
+over its own.
 
 This is the reference: plain PyTorch, on CPU and GPU, in the precision of its inputs.
 """

@@ -11,7 +11,9 @@ def shift_right(hidden: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(hidden[:1]), hidden[:-1]])
 
 
-def loop_input(embedding: Tensor, shifted: Tensor, first_token: Tensor, a: float, b: float) -> Tensor:
+def loop_input(
+    embedding: Tensor, shifted: Tensor, first_token: Tensor, a: float, b: float
+) -> Tensor:
     """Return a*E + b*S, with S = 0 on the first token of a document (plt.md section 2).
 
     Args:

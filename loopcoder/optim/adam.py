@@ -1,8 +1,11 @@
 """Adam with the state layout of Transformer Engine's FusedAdam, on torch's own kernels.
 
-megatron-core's distributed optimizer can load a checkpoint only into an Adam that counts steps per parameter
-group and keeps `exp_avg` and `exp_avg_sq` per parameter, as the fused Adams of Transformer Engine and apex do.
-torch.optim.AdamW counts per parameter. Where Transformer Engine is absent this class fills the gap, so that
+megatron-core's distributed optimizer can load a checkpoint only into an Adam that counts steps per
+parameter
+group and keeps `exp_avg` and `exp_avg_sq` per parameter, as the fused Adams of Transformer Engine
+and apex do.
+torch.optim.AdamW counts per parameter. Where Transformer Engine is absent this class fills the
+gap, so that
 checkpoints are the same with and without a GPU; the arithmetic is torch's.
 """
 
@@ -31,7 +34,10 @@ class FusedAdam(torch.optim.Optimizer):
     ):
         if not adam_w_mode or capturable:
             raise NotImplementedError("only decoupled weight decay outside CUDA graphs")
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, bias_correction=True))
+        super().__init__(
+            params,
+            dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, bias_correction=True),
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -66,11 +72,16 @@ class FusedAdam(torch.optim.Optimizer):
 
 
 def use_where_no_fused_adam_is_installed() -> bool:
-    """Make megatron-core use this Adam if neither Transformer Engine nor apex brings one; say whether it does."""
-    factory = importlib.import_module("megatron.core.optimizer")
-    distributed = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
+    """Make megatron-core use this Adam if neither Transformer Engine nor apex brings one; say
+    whether it does."""
+    factory: Any = importlib.import_module("megatron.core.optimizer")
+    distributed: Any = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
     if factory.Adam not in (torch.optim.AdamW, FusedAdam):
         return False
     factory.Adam, factory.USING_PYTORCH_OPTIMIZER = FusedAdam, False
-    distributed.Adam, distributed.HAVE_APEX_OR_TE, distributed.USING_APEX_OPTIMIZER = FusedAdam, True, True
+    distributed.Adam, distributed.HAVE_APEX_OR_TE, distributed.USING_APEX_OPTIMIZER = (
+        FusedAdam,
+        True,
+        True,
+    )
     return True

@@ -14,8 +14,11 @@ from loopcoder.errors import TrainingDiverged
 from loopcoder.optim.adam import use_where_no_fused_adam_is_installed
 
 
-def build_optimizer(ddp: Any, optim: OptimConfig, parallel: ParallelConfig, dtype: torch.dtype) -> Any:
-    """Build the optimizer of a DDP-wrapped model; norm weights and biases are exempt from weight decay."""
+def build_optimizer(
+    ddp: Any, optim: OptimConfig, parallel: ParallelConfig, dtype: torch.dtype
+) -> Any:
+    """Build the optimizer of a DDP-wrapped model; norm weights and biases are exempt from weight
+    decay."""
     use_where_no_fused_adam_is_installed()
     return get_megatron_optimizer(
         OptimizerConfig(
@@ -36,7 +39,8 @@ def build_optimizer(ddp: Any, optim: OptimConfig, parallel: ParallelConfig, dtyp
 
 
 def update(optimizer: Any, optim: OptimConfig, lr: float, step: int) -> float:
-    """Clip the reduced gradients, update the weights, and return the global gradient norm before clipping.
+    """Clip the reduced gradients, update the weights, and return the global gradient norm before
+    clipping.
 
     Raises TrainingDiverged before anything is changed if the norm is not finite.
     """
@@ -49,11 +53,14 @@ def update(optimizer: Any, optim: OptimConfig, lr: float, step: int) -> float:
     if not math.isfinite(grad_norm):
         raise TrainingDiverged(
             f"step {step}: the gradient norm is {grad_norm}\n"
-            "    why: an update with it would destroy the weights; none was made, checkpoints are intact\n"
-            f"    fix: start a branch with a lower rate, checkpoint.init_from=CHECKPOINT optim.lr={optim.lr / 2:g}"
+            "    why: an update with it would destroy the weights, so none was made\n"
+            "    fix: branch from a checkpoint with a lower rate: "
+            f"checkpoint.init_from=CHECKPOINT optim.lr={optim.lr / 2:g}"
         )
     if optim.clip_grad > 0:
-        clip = importlib.import_module("megatron.core.optimizer.clip_grads").clip_grad_by_total_norm_fp32
+        clip = importlib.import_module(
+            "megatron.core.optimizer.clip_grads"
+        ).clip_grad_by_total_norm_fp32
         for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
             if inner.get_parameters():
                 clip(inner.get_parameters(), max_norm=optim.clip_grad, total_norm=grad_norm)

@@ -1,12 +1,17 @@
 """Make megatron-core's training path run without a GPU. Inactive where one is present.
 
-megatron-core 0.19 assumes CUDA in some forty places: it allocates on `torch.cuda.current_device()`, opens
-streams, keeps random states on the device, and compares tensor types with `'torch.cuda.FloatTensor'`. None
-of that matters to the arithmetic, so on a machine without a GPU we give megatron's modules (and only them)
-a `torch` whose `cuda` does nothing and whose "cuda" device is the CPU. torch itself keeps its behaviour,
+megatron-core 0.19 assumes CUDA in some forty places: it allocates on
+`torch.cuda.current_device()`, opens
+streams, keeps random states on the device, and compares tensor types with
+`'torch.cuda.FloatTensor'`. None
+of that matters to the arithmetic, so on a machine without a GPU we give megatron's modules (and
+only them)
+a `torch` whose `cuda` does nothing and whose "cuda" device is the CPU. torch itself keeps its
+behaviour,
 except that `Tensor.cuda()` and `Tensor.pin_memory()` return the tensor.
 
-This is the only file that does so; everything else in loopcoder asks for `device()` and gets on with it.
+This is the only file that does so; everything else in loopcoder asks for `device()` and gets on
+with it.
 """
 
 from __future__ import annotations
@@ -23,9 +28,11 @@ from typing import Any
 import torch
 
 _FACTORIES = (
-    "tensor as_tensor zeros ones empty full arange eye rand randn randint linspace "
-    "zeros_like ones_like empty_like full_like"
-).split()
+    *("tensor", "as_tensor", "zeros", "ones", "empty", "full", "arange", "eye"),
+    *("rand", "randn", "randint", "linspace"),
+    *("zeros_like", "ones_like", "empty_like", "full_like"),
+)
+"""Functions of torch that take a device."""
 
 
 def needed() -> bool:
@@ -88,7 +95,8 @@ class _Event:
 
 
 class _Cuda(types.ModuleType):
-    """What megatron's modules see as `torch.cuda`; what is not here falls through to the real one."""
+    """What megatron's modules see as `torch.cuda`; what is not here falls through to the real
+    one."""
 
     Stream = _Stream
     Event = _Event
@@ -174,7 +182,8 @@ def _give_proxy(module: types.ModuleType) -> None:
 
 
 class _ImportHook:
-    """Gives the proxy to every megatron module that is imported from now on (megatron imports lazily)."""
+    """Gives the proxy to every megatron module that is imported from now on (megatron imports
+    lazily)."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if not name.startswith("megatron."):
@@ -194,7 +203,8 @@ class _ImportHook:
 
 @contextlib.contextmanager
 def _cuda_type_names() -> Iterator[None]:
-    """Let `tensor.type()` say 'torch.cuda.FloatTensor', the only spelling megatron's optimizers accept."""
+    """Let `tensor.type()` say 'torch.cuda.FloatTensor', the only spelling megatron's optimizers
+    accept."""
     base = torch.Tensor.type
 
     def named(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -203,7 +213,7 @@ def _cuda_type_names() -> Iterator[None]:
             return name
         return name.replace("torch.", "torch.cuda.", 1)
 
-    torch.Tensor.type = named  # type: ignore[method-assign]
+    torch.Tensor.type = named  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -234,7 +244,7 @@ def _patch_optimizers() -> None:
 
 def _patch_rng() -> None:
     """Keep megatron's per-region random states on the CPU generator."""
-    rng = importlib.import_module("megatron.core.tensor_parallel.random")
+    rng: Any = importlib.import_module("megatron.core.tensor_parallel.random")
     rng._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     rng._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
@@ -251,16 +261,11 @@ def _patch_rng() -> None:
     rng.CudaRNGStatesTracker.fork = fork
 
 
-_installed = False
-
-
 def install() -> None:
     """Prepare megatron-core for this machine; does nothing with a GPU, or a second time."""
-    global _installed
-    if _installed or not needed():
+    if not needed() or any(isinstance(finder, _ImportHook) for finder in sys.meta_path):
         return
-    _installed = True
-    sys.meta_path.insert(0, _ImportHook())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _ImportHook())
     for name, module in list(sys.modules.items()):
         if name.startswith("megatron."):
             _give_proxy(module)

@@ -35,7 +35,8 @@ class Ranks:
 
 
 def start_processes(timeout_s: float = 1800) -> None:
-    """Join the world given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT: NCCL or gloo, by what is there."""
+    """Join the world given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT: NCCL or
+    gloo, by what is there."""
     if torch.cuda.is_available():
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         torch.cuda.set_device(local_rank)
@@ -47,7 +48,8 @@ def start_processes(timeout_s: float = 1800) -> None:
 
 
 def initialise(parallel: ParallelConfig, seed: int) -> Ranks:
-    """Build the process groups of a layout in the running world, replacing those of an earlier one."""
+    """Build the process groups of a layout in the running world, replacing those of an earlier
+    one."""
     cpu.install()
     from megatron.core import parallel_state as state
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -60,7 +62,8 @@ def initialise(parallel: ParallelConfig, seed: int) -> Ranks:
         pipeline_model_parallel_size=parallel.pp,
         context_parallel_size=parallel.cp,
     )
-    # No dropout and our own initialisation: the streams are never drawn from, but megatron expects them.
+    # No dropout and our own initialisation: the streams are never drawn from, but megatron expects
+    # them.
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     return Ranks(
         rank=dist.get_rank(),

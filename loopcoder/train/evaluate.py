@@ -29,7 +29,8 @@ class Evaluator:
         self._token_bytes = torch.from_numpy(np.asarray(corpus.token_bytes()))
 
     def unigram_entropy(self) -> float:
-        """Entropy of the evaluated tokens' own frequencies, in nats a token: what a model without context can reach."""
+        """Entropy of the evaluated tokens' own frequencies, in nats a token: what a model without
+        context can reach."""
         labels = [s.rows[:, 1:][s.valid & (s.rows[:, :-1] != s.eod)] for s in self.sets]
         counts = torch.bincount(torch.cat(labels)).double()
         shares = counts[counts > 0] / counts.sum()
@@ -48,15 +49,16 @@ class Evaluator:
         return _fields("", overall) | fields
 
     def _sums(self, state: TrainState, held_out: HeldOut, loops: int) -> torch.Tensor:
-        """[loops + 2]: summed loss after each loop (the last is the model's), valid tokens, UTF-8 bytes of them."""
+        """[loops + 2]: summed loss after each loop (the last is the model's), valid tokens, UTF-8
+        bytes of them."""
         device = state.ranks.device
         token_bytes = self._token_bytes.to(device)
         state.network.eval()
         sums = torch.zeros(loops + 2, dtype=torch.float64, device=device)
-        for batch in held_out.batches(
+        for host_batch in held_out.batches(
             state.ranks.dp_rank, state.ranks.dp_size, self.config.train.micro_batch_size
         ):
-            batch = batch.to(device)
+            batch = host_batch.to(device)
             loss = state.network(batch.tokens, batch.documents, batch.labels, every_loop=loops > 1)
             by_loop = (loss if loops > 1 else loss[None]) * batch.loss_mask
             sums[:loops] += by_loop.sum((1, 2)).double()

@@ -1,7 +1,7 @@
 """The train loop: build, restore, then step by step until done or asked to stop.
 
-    corpus + config -> Loader (a thread) -> microbatches -> forward_backward -> update -> metrics
-                                                         -> evaluation, checkpoint, plots when due
+corpus + config -> Loader (a thread) -> microbatches -> forward_backward -> update -> metrics
+                                                     -> evaluation, checkpoint, plots when due
 """
 
 from __future__ import annotations
@@ -39,29 +39,37 @@ from loopcoder.train.signals import StopSignal
 def train(config: Config, corpus: Corpus, backends: Backends, run_dir: Path) -> int:
     """Train, and return an exit code.
 
-    The world is given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; every rank calls this.
+    The world is given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; every rank
+    calls this.
     Raises LoopcoderError with what mends it.
     """
     vocab_size = padded_vocabulary(config, corpus)
     start, resumes = find_start(config, run_dir)
-    notes = [] if start is None else check_fits(start, config, vocab_size, corpus.tokenizer_hash, resumes=resumes)
+    notes = (
+        []
+        if start is None
+        else check_fits(start, config, vocab_size, corpus.tokenizer_hash, resumes=resumes)
+    )
     stop = StopSignal()
     _quieten()
     mcore.start_processes()
     try:
-        Run(config, corpus, backends, run_dir, vocab_size, start if resumes else None, stop).go(start, notes)
+        Run(config, corpus, backends, run_dir, vocab_size, start if resumes else None, stop).go(
+            start, notes
+        )
     finally:
         mcore.shutdown()
     return EXIT_DONE
 
 
 def padded_vocabulary(config: Config, corpus: Corpus) -> int:
-    """Return the rows of embedding and head. Raises InputError if the tokenizer does not fit them."""
+    """Return the rows of embedding and head. Raises InputError if the tokenizer does not fit
+    them."""
     wanted = -(-corpus.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     given = config.model.vocab_size
     if given is not None and given < corpus.vocab_size:
         raise InputError.of(
-            f"model.vocab_size={given}, the tokenizer {corpus.tokenizer_path} has {corpus.vocab_size} tokens",
+            f"model.vocab_size={given}, {corpus.tokenizer_path} has {corpus.vocab_size} tokens",
             "ids beyond the embedding have no row",
             f"model.vocab_size={wanted}, or model.vocab_size=null",
         )
@@ -118,7 +126,12 @@ class Run:
     def _train(self) -> None:
         config, last = self.config, self.config.train.max_steps
         loader = Loader(
-            config, self.corpus, self.position, self.ranks.dp_rank, self.ranks.dp_size, self.ranks.device.type == "cuda"
+            config,
+            self.corpus,
+            self.position,
+            self.ranks.dp_rank,
+            self.ranks.dp_size,
+            self.ranks.device.type == "cuda",
         )
         window = Window()
         try:
@@ -133,14 +146,17 @@ class Run:
                 evaluate = _due(step, config.eval.interval) or (step == last and config.eval.at_end)
                 if _due(step, config.logging.interval) or evaluate or step == last or stopping:
                     self._log(record, data, window, evaluate)
-                save = _due(step, config.checkpoint.interval) or (step == last and config.checkpoint.save_at_end)
+                save = _due(step, config.checkpoint.interval) or (
+                    step == last and config.checkpoint.save_at_end
+                )
                 if save or stopping:
                     with window.excluding():
                         self._save()
                 if stopping and step < last:
                     self.saver.finish()
                     raise Preempted(
-                        f"stopped after step {step} of {last}: its checkpoint is complete, nothing is lost\n"
+                        f"stopped after step {step} of {last}: its checkpoint is complete\n"
+                        "    why: the run was asked to stop; nothing is lost\n"
                         "    fix: start the same command again to continue"
                     )
         finally:
@@ -153,7 +169,9 @@ class Run:
         from loopcoder.train.step import forward_backward
 
         config = self.config
-        self.state.network.set_rope_theta(config.stages[data.before.stage].rope_theta)
+        theta = config.stages[data.before.stage].rope_theta
+        assert theta is not None
+        self.state.network.set_rope_theta(theta)
         sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains))
         lr = learning_rate(config.optim, data.after.step, config.train.max_steps)
         grad_norm = update(self.state.optimizer, config.optim, lr, data.after.step)
@@ -162,7 +180,9 @@ class Run:
     def _log(self, record: dict[str, Any], data: StepData, window: Window, evaluate: bool) -> None:
         loss, tokens = record.pop("sums").tolist()
         by_domain = {
-            f"loss/{d}": s / n for d, s, n in zip(self.corpus.domains, loss, tokens, strict=True) if n > 0
+            f"loss/{d}": s / n
+            for d, s, n in zip(self.corpus.domains, loss, tokens, strict=True)
+            if n > 0
         }
         timing = window.measure(self._throughput(data.before.stage))
         memory = _memory_bytes(self.ranks.device)
@@ -198,7 +218,7 @@ class Run:
         if self._last_saved == self.position.step:
             return
         if self.writer is not None:
-            self.writer.sync()  # the lines up to this step are on disk before the checkpoint is complete
+            self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
         self.saver.save(
             self.state.network,
             self.state.ddp,
@@ -226,7 +246,12 @@ class Run:
             from loopcoder.checkpoint.load import load
 
             with_optimizer = resumes or self.config.checkpoint.init_optimizer
-            load(start, self.state.network, self.state.optimizer if with_optimizer else None, self.config)
+            load(
+                start,
+                self.state.network,
+                self.state.optimizer if with_optimizer else None,
+                self.config,
+            )
             if not with_optimizer:
                 self.state.optimizer.reload_model_params()
             verb = "continues" if resumes else "starts"
@@ -268,7 +293,10 @@ class Run:
         for path in [*drawn, self.run_dir / "metrics.jsonl", self.run_dir / "checkpoints"]:
             print(f"  {path}")
         loops = self.config.model.num_loops
-        print(f"next: loopcoder train -m model.num_loops={loops},{loops + 1}   (what does another loop bring?)")
+        print(
+            f"next: loopcoder train -m model.num_loops={loops},{loops + 1}"
+            "   (what does another loop bring?)"
+        )
 
     def event(self, kind: str, **fields: Any) -> None:
         """Record an event (rank 0)."""
@@ -281,7 +309,8 @@ class Run:
 
 
 class Window:
-    """Wall time, waiting for data and tokens since the last record; evaluation and saving do not count."""
+    """Wall time, waiting for data and tokens since the last record; evaluation and saving do not
+    count."""
 
     def __init__(self) -> None:
         self._reset()
@@ -338,7 +367,8 @@ def _memory_bytes(device: torch.device) -> int:
 
 def _quieten() -> None:
     """Silence what megatron-core says at every import about packages that we resolve ourselves."""
-    warnings.filterwarnings("ignore", module="megatron")
+    for module in ("megatron", "torch.distributed"):
+        warnings.filterwarnings("ignore", module=module)
     warnings.filterwarnings("ignore", message="MLP requires ffn_hidden_size")
     for name in ("megatron.core", "torch.distributed.checkpoint"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -13,7 +13,8 @@ from loopcoder.errors import InputError
 
 
 class StepProfiler:
-    """Writes profile/step_N.trace.json (chrome://tracing, Perfetto) and profile/step_N.memory.pickle (pytorch.org/memory_viz)."""
+    """Writes profile/step_N.trace.json (chrome://tracing, Perfetto) and
+    profile/step_N.memory.pickle (pytorch.org/memory_viz)."""
 
     def __init__(self, config: ProfileConfig, run_dir: Path, rank: int):
         self.config, self.folder, self.rank = config, run_dir / "profile", rank

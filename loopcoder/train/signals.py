@@ -1,4 +1,5 @@
-"""Asked to stop: finish the step, save, exit with 75 so that the launcher starts the same command again."""
+"""Asked to stop: finish the step, save, exit with 75 so that the launcher starts the same command
+again."""
 
 from __future__ import annotations
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.distributed import finalize_model_grads
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loopcoder.config.schema import Config
@@ -31,7 +34,9 @@ class TrainState:
     optimizer: Any
 
 
-def build_network(config: Config, ranks: Ranks, vocab_size: int) -> tuple[PLTModel, TransformerConfig]:
+def build_network(
+    config: Config, ranks: Ranks, vocab_size: int
+) -> tuple[PLTModel, TransformerConfig]:
     """Build the model of this rank on its device, with weights from the seed."""
     mcore_config = transformer_config(config)
     shift = shift_over(ranks.groups.tp) if config.parallel.sp else shift_right

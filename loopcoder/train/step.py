@@ -1,4 +1,5 @@
-"""One optimizer step: gradient accumulation over microbatches through megatron's schedule, then the update."""
+"""One optimizer step: gradient accumulation over microbatches through megatron's schedule, then
+the update."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from loopcoder.train.state import TrainState
 def forward_backward(state: TrainState, microbatches: list[Batch], domains: int) -> Tensor:
     """Compute the gradients of one step, and return sums of the loss by domain.
 
-    Gradients are those of the contract's loss: the sum over valid tokens of the global batch over their number.
+    Gradients are those of the contract's loss: the sum over valid tokens of the global batch over
+    their number.
 
     Returns:
         [2, domains] in fp32 on the device: summed loss and number of valid tokens, over all ranks.
@@ -38,14 +40,17 @@ def forward_backward(state: TrainState, microbatches: list[Batch], domains: int)
     return total
 
 
-def _forward_step(batches: Iterator[Batch], model: Any, *, device: torch.device, domains: int) -> Any:
+def _forward_step(
+    batches: Iterator[Batch], model: Any, *, device: torch.device, domains: int
+) -> Any:
     batch = next(batches).to(device)
     loss = model(batch.tokens, batch.documents, batch.labels)
     return loss, partial(_loss, batch=batch, domains=domains)
 
 
 def _loss(loss: Tensor, *, batch: Batch, domains: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return what megatron's schedule wants with calculate_per_token_loss: (sum, tokens, to report)."""
+    """Return what megatron's schedule wants with calculate_per_token_loss: (sum, tokens, to
+    report)."""
     masked = loss * batch.loss_mask
     tokens = batch.loss_mask.sum()
     by_row = torch.stack([masked.detach().sum(1), batch.loss_mask.sum(1)])

@@ -27,7 +27,9 @@ def data(tmp_path: Path, seed: int) -> Callable[..., DataConfig]:
         # Some documents are shorter than a sequence, some are longer than several.
         prose = " ".join(rng.choices(words, k=rng.choice((3, 20, 90))))
         (folder / f"note{i}.txt").write_text(f"{i} {prose}\n")
-        lines = [f"{rng.choice(words)} = {rng.randrange(99)}" for _ in range(rng.choice((1, 8, 30)))]
+        lines = [
+            f"{rng.choice(words)} = {rng.randrange(99)}" for _ in range(rng.choice((1, 8, 30)))
+        ]
         (folder / f"program{i}.py").write_text("\n".join([f"n = {i}", *lines, ""]))
 
     def make(**fields: Any) -> DataConfig:

@@ -14,9 +14,12 @@ from data_pipeline.manifest import Corpus
 
 def stream(corpus: Corpus, domain: str, split: str) -> list[int]:
     """Return all token ids of a side in the order of the file: uint16 for so small a vocabulary."""
-    return np.frombuffer(Path(corpus.prefix(domain, split) + ".bin").read_bytes(), np.uint16).tolist()
+    return np.frombuffer(
+        Path(corpus.prefix(domain, split) + ".bin").read_bytes(), np.uint16
+    ).tolist()
 
 
 def pairs(ids: Iterable[Sequence[int]], eod: int) -> Counter[tuple[int, int]]:
-    """Count tokens with their successors inside a document; what follows an EOD depends on the order of documents."""
+    """Count tokens with their successors inside a document; what follows an EOD depends on the
+    order of documents."""
     return Counter((a, b) for row in ids for a, b in pairwise(row) if a != eod)

@@ -23,7 +23,9 @@ def random_rows(generator: torch.Generator, batch: int, seq_length: int) -> torc
     return rows
 
 
-def by_loops(rows: list[list[int]], isolate: bool, mask: bool, valid: list[list[bool]] | None) -> dict:
+def by_loops(
+    rows: list[list[int]], isolate: bool, mask: bool, valid: list[list[bool]] | None
+) -> dict:
     """The contract, token by token."""
     out: dict = {k: [] for k in ("tokens", "labels", "loss_mask", "position_ids", "document_start")}
     lengths = []
@@ -79,7 +81,9 @@ def test_against_loops(seed, isolate, mask, padded):
 def test_types_and_memory_layout(seed):
     rows = random_rows(torch.Generator().manual_seed(seed), 3, 12)
     for isolate in (True, False):
-        got = make_batch(rows, torch.arange(3), torch.zeros(3, dtype=torch.long), EOD, isolate_documents=isolate)
+        got = make_batch(
+            rows, torch.arange(3), torch.zeros(3, dtype=torch.long), EOD, isolate_documents=isolate
+        )
         for name in ("tokens", "labels", "position_ids", "document_start"):
             x = getattr(got, name)
             # An expanded tensor would be copied to the device element by element, or not at all.

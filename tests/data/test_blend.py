@@ -1,4 +1,5 @@
-"""Sequences of a real corpus: complete epochs, one order for every run, errors that mend themselves."""
+"""Sequences of a real corpus: complete epochs, one order for every run, errors that mend
+themselves."""
 
 from __future__ import annotations
 
@@ -49,14 +50,16 @@ def test_an_epoch_covers_every_token_at_most_once(corpus, seed, domain):
         assert seen <= Counter(tokens)
         # The last token of all has no label, and less than a sequence may be left over.
         assert len(tokens) - 1 - seq_length < seen.total() <= len(tokens) - 1
-        # So do pairs of neighbours, which tell one place of the corpus from another better than tokens do.
+        # So do pairs of neighbours, which tell one place of the corpus from another better than
+        # tokens do.
         in_rows, in_corpus = pairs(rows, corpus.eod_id), pairs([tokens], corpus.eod_id)
         assert in_rows <= in_corpus
         assert (in_corpus - in_rows).total() <= seq_length
 
 
 def test_sequences_of_an_epoch_are_one_stream_of_whole_documents(corpus, seed):
-    """The last label of a sequence is the first token of another one; documents are never cut but by a sequence."""
+    """The last label of a sequence is the first token of another one; documents are never cut but
+    by a sequence."""
     seq_length = random.Random(seed).randint(20, 60)
     rows = epoch(one_domain(corpus, "text", seq_length, seed), corpus, "text", 0)
     firsts, lasts = Counter(row[0] for row in rows), Counter(row[-1] for row in rows)
@@ -82,7 +85,9 @@ def test_epochs_and_seeds_have_their_own_order(corpus, seed):
     assert first != epoch(blend, corpus, "code", 1)
     assert first == epoch(one_domain(corpus, "code", seq_length, seed), corpus, "code", 0)
     assert first != epoch(one_domain(corpus, "code", seq_length, seed + 1), corpus, "code", 0)
-    assert first != epoch(one_domain(corpus, "code", seq_length, seed, stage_idx=1), corpus, "code", 0)
+    assert first != epoch(
+        one_domain(corpus, "code", seq_length, seed, stage_idx=1), corpus, "code", 0
+    )
 
 
 def test_any_sample_alone_is_the_same_as_in_a_walk(corpus, seed):
@@ -99,7 +104,9 @@ def test_any_sample_alone_is_the_same_as_in_a_walk(corpus, seed):
 def test_samples_do_not_depend_on_length_of_run_or_ranks(corpus, data, seed):
     seen: list[dict[int, list[int]]] = []
     for max_steps, dp_size in ((3, 1), (50, 1), (3, 2), (7, 4)):
-        config = run_config(data(seq_length=24), seed, max_steps=max_steps, global_batch_size=8, micro_batch_size=2)
+        config = run_config(
+            data(seq_length=24), seed, max_steps=max_steps, global_batch_size=8, micro_batch_size=2
+        )
         rows: dict[int, list[int]] = {}
         for rank in range(dp_size):
             loader = Loader(config, corpus, Position(), rank, dp_size, pin=False)

@@ -1,4 +1,5 @@
-"""The thread that prepares steps: the right ones, in order, its errors raised, and gone when closed."""
+"""The thread that prepares steps: the right ones, in order, its errors raised, and gone when
+closed."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ PATIENCE_S = 20
 @pytest.fixture
 def config(data, seed) -> Config:
     """Two stages of four steps, batches of 4, one prepared ahead."""
-    stages = [StageConfig(until=4 * 4 * 16, seq_length=16), StageConfig(seq_length=32, mixture={"code": 1.0})]
+    stages = [
+        StageConfig(until=4 * 4 * 16, seq_length=16),
+        StageConfig(seq_length=32, mixture={"code": 1.0}),
+    ]
     base = small_config()
     return replace(
         base,
@@ -70,7 +74,9 @@ def test_yields_the_remaining_steps(corpus, config, first, rank):
     assert [s.before.step for s in steps] == list(range(first, 8))
     assert [s.before.stage for s in steps] == [0, 0, 0, 0, 1, 1, 1, 1][first:]
     for got in steps:
-        expected = step_data(config, corpus, position_at(config, got.before.step), rank, 2, blends.__getitem__)
+        expected = step_data(
+            config, corpus, position_at(config, got.before.step), rank, 2, blends.__getitem__
+        )
         assert_same(got, expected)
     shapes = [s.microbatches[0].tokens.shape for s in steps]
     assert shapes == [*[(2, 16)] * 4, *[(2, 32)] * 4][first:]
@@ -143,5 +149,12 @@ def test_wrong_data_is_found_before_the_first_step(corpus, config, stage):
     stages = list(config.data.stages)
     stages[stage] = replace(stages[stage], mixture={"poetry": 1.0})
     with pytest.raises(InputError, match="names the domain 'poetry'"):
-        Loader(replace(config, data=replace(config.data, stages=stages)), corpus, Position(), 0, 1, pin=False)
+        Loader(
+            replace(config, data=replace(config.data, stages=stages)),
+            corpus,
+            Position(),
+            0,
+            1,
+            pin=False,
+        )
     assert not [t for t in threading.enumerate() if t.name == "loopcoder-data"]

@@ -131,7 +131,8 @@ def test_equal_weights_halve_every_even_batch(rng):
         assert counts == {"text": size // 2, "code": size // 2}
 
 
-# The rule "always the domain furthest behind" would leave the last of these more than a sample behind.
+# The rule "always the domain furthest behind" would leave the last of these more than a sample
+# behind.
 WEIGHTS = [
     {"text": 1.0},
     {"text": 0.3, "code": 0.7},
@@ -228,7 +229,8 @@ def test_two_ranks_take_the_microbatches_of_one_in_turn(rng):
 
 
 def test_domains_are_spread_over_ranks():
-    """With a pattern text, code, text, code and no permutation, each of two ranks would see one domain only."""
+    """With a pattern text, code, text, code and no permutation, each of two ranks would see one
+    domain only."""
     mixture = Mixture({"text": 1.0, "code": 1.0})
     seen = [set(), set()]
     for step in range(20):

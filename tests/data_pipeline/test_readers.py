@@ -69,7 +69,7 @@ def test_repaired_rows(tmp_path: Path, read: Reader) -> None:
     content += '{"text": "x\u2028y"}'.encode()
     (tmp_path / "a.jsonl").write_bytes(content)
     (tmp_path / "b.jsonl").write_bytes(b"")
-    documents, tally = read()
+    documents, tally = read(invalid_utf8="replace")
     assert [d.text for d in documents] == ["bom", "a\ufffd", "x\u2028y"]
     assert tally.notes == {
         "byte_order_mark": 1,
@@ -151,7 +151,7 @@ def test_parquet(tmp_path: Path, read: Reader) -> None:
     pq.write_table(table, tmp_path / "a.parquet")
     pq.write_table(pa.table({"n": [1]}), tmp_path / "b.parquet")
     (tmp_path / "c.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
-    documents, tally = read(text_field="content", language_field="lang")
+    documents, tally = read(text_field="content", language_field="lang", invalid_utf8="replace")
     assert [(d.text, d.domain, d.language) for d in documents] == [
         ("one", "code", "C++"),
         ("bad\ufffd", "text", "Text"),
@@ -173,7 +173,7 @@ def test_folder_of_sources(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "h.json").write_text('{"text": "row"}\n')
     (tmp_path / "i.json").write_text('{"a": 1}\n')
     (tmp_path / "j.py").write_text("")
-    documents, tally = read()
+    documents, tally = read(invalid_utf8="replace")
     assert [(Path(d.path).name, d.domain, d.language) for d in documents] == [
         ("a.py", "code", "Python"),
         ("b.h", "code", "C++"),
@@ -187,7 +187,32 @@ def test_folder_of_sources(tmp_path: Path, read: Reader) -> None:
     assert tally.drops == {"binary": 1, "empty": 1}
     assert tally.file_drops == {"unknown_type": 2}
     assert len({d.id for d in documents}) == len(documents)
-    assert {d.domain for d in read(domain="code")[0]} == {"code"}
+    replaced = read(domain="code", invalid_utf8="replace")[0]
+    assert {d.domain for d in replaced} == {"code"}
+
+
+@pytest.mark.parametrize("name", ["a.py", "a.txt", "a.jsonl", "a.parquet"])
+def test_invalid_utf8_is_an_error_unless_the_config_says_otherwise(
+    tmp_path: Path, read: Reader, name: str
+) -> None:
+    if name.endswith("parquet"):
+        pa = pytest.importorskip("pyarrow")
+        import pyarrow.parquet as pq
+
+        text = pa.array([b"good", b"bad\xe9"], pa.binary()).view(pa.string())
+        pq.write_table(pa.table({"text": text}), tmp_path / name)
+    elif name.endswith("jsonl"):
+        (tmp_path / name).write_bytes(b'{"text": "good"}\n{"text": "bad\xe9"}\n')
+    else:
+        (tmp_path / name).write_bytes(b"bad\xe9\n")
+    with pytest.raises(InputError) as error:
+        read()
+    assert name in error.value.problems[0].fact and "0xe9" in error.value.problems[0].fact
+    assert "data.invalid_utf8=replace" in error.value.problems[0].fix
+    documents, tally = read(invalid_utf8="drop")
+    assert not any("bad" in d.text for d in documents)
+    assert sum(tally.drops.values()) == 1
+    assert "bad\ufffd" in read(invalid_utf8="replace")[0][-1].text
 
 
 def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

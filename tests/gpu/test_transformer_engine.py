@@ -1,4 +1,5 @@
-"""The Transformer Engine layers compute the same model as the plain PyTorch ones. Needs a GPU and TE."""
+"""The Transformer Engine layers compute the same model as the plain PyTorch ones. Needs a GPU and
+TE."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from tests.weights import randomise
 pytestmark = pytest.mark.gpu
 
 VOCAB, LENGTH = 256, 192
-WIDE = dict(hidden_size=256, ffn_hidden_size=512, num_attention_heads=4, num_kv_heads=2, head_dim=64)
+WIDE = dict(
+    hidden_size=256, ffn_hidden_size=512, num_attention_heads=4, num_kv_heads=2, head_dim=64
+)
 CASES = {
     "r1": dict(num_loops=1),
     "r2": dict(num_loops=2, window=64),
@@ -85,7 +88,9 @@ def test_same_model(ranks, seed, case, batch, packed, recompute):
         loss, grads = run(network, tokens, docs, labels)
         errors[spec] = {n: error(grads[n], g) for n, g in expected_grads.items()}
         errors[spec]["loss"] = error(loss, expected)
-        whole = [torch.cat([g[n].flatten() for n in expected_grads]) for g in (grads, expected_grads)]
+        whole = [
+            torch.cat([g[n].flatten() for n in expected_grads]) for g in (grads, expected_grads)
+        ]
         errors[spec]["all gradients"] = error(*whole)
     for name, found in errors["te"].items():
         # A single small tensor (four gate biases) scatters more than all of them together.

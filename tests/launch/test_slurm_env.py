@@ -40,7 +40,7 @@ def test_what_cannot_be_read_is_an_error(text: str) -> None:
 
 def test_a_task_of_srun() -> None:
     environ = {
-        "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
+        "SLURM_PROCID": "5", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
         "SLURM_JOB_NODELIST": "gpu[03-04]", "SLURM_JOB_ID": "24001",
     }  # fmt: skip
     assert adopt_slurm(environ)
@@ -52,8 +52,9 @@ def test_a_task_of_srun() -> None:
     "environ",
     [
         {},
-        {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
-        {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "RANK": "3"},
+        {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "1"},
+        {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "RANK": "3"},
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"},  # the script of an sbatch
     ],
 )
 def test_other_processes_are_left_alone(environ: dict[str, str]) -> None:
@@ -63,6 +64,12 @@ def test_other_processes_are_left_alone(environ: dict[str, str]) -> None:
 
 
 def test_what_the_user_has_set_stays() -> None:
-    environ = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "MASTER_ADDR": "x", "MASTER_PORT": "9"}
+    environ = {
+        "SLURM_PROCID": "1",
+        "SLURM_STEP_ID": "0",
+        "SLURM_NTASKS": "2",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "9",
+    }
     assert adopt_slurm(environ)
     assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("x", "9")

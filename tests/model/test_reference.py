@@ -1,4 +1,5 @@
-"""The model against an independent float64 reference: logits of every loop, loss and all gradients."""
+"""The model against an independent float64 reference: logits of every loop, loss and all
+gradients."""
 
 from __future__ import annotations
 
@@ -88,7 +89,8 @@ def test_logits_and_gradients(ranks, seed, case, packed):
 
     weights = {name: w.requires_grad_() for name, w in named(network, model).items()}
     rows = [
-        reference.forward(weights, tokens[i], docs.start[i], **reference_arguments(model)) for i in range(2)
+        reference.forward(weights, tokens[i], docs.start[i], **reference_arguments(model))
+        for i in range(2)
     ]
     logits = network(tokens, docs, every_loop=True)
     for r in range(model.num_loops):
@@ -98,7 +100,10 @@ def test_logits_and_gradients(ranks, seed, case, packed):
 
     loss = (network(tokens, docs, labels) * mask).sum() / mask.sum()
     expected_loss = torch.stack(
-        [torch.nn.functional.cross_entropy(rows[i][-1], labels[i], reduction="none") for i in range(2)]
+        [
+            torch.nn.functional.cross_entropy(rows[i][-1], labels[i], reduction="none")
+            for i in range(2)
+        ]
     )
     expected_loss = (expected_loss * mask).sum() / mask.sum()
     assert relative(loss, expected_loss) <= 1e-5
@@ -120,7 +125,10 @@ def test_gradients_are_those_of_an_untied_copy_summed(ranks, seed, loops):
     tokens = torch.randint(0, VOCAB, (1, 24), generator=generator)
     labels = torch.randint(0, VOCAB, (1, 24), generator=generator)
     docs = Documents.packed(random_starts(generator, 1, 24))
-    copies = [{n: w.clone().requires_grad_() for n, w in named(network, model).items()} for _ in range(loops)]
+    copies = [
+        {n: w.clone().requires_grad_() for n, w in named(network, model).items()}
+        for _ in range(loops)
+    ]
     logits = reference.forward(
         copies[0], tokens[0], docs.start[0], untied=copies, **reference_arguments(model)
     )[-1]
@@ -139,7 +147,7 @@ def test_recompute_changes_nothing(ranks, seed, case, recompute):
     from loopcoder.model.specs import transformer_config
 
     generator = torch.Generator().manual_seed(seed)
-    plain, model = build(ranks, **CASES[case])
+    plain, _ = build(ranks, **CASES[case])
     randomise(plain, generator)
     config = small_config(CASES[case], recompute=recompute)
     recomputed = PLTModel(transformer_config(config), config.model, VOCAB, ranks.groups)
@@ -148,7 +156,9 @@ def test_recompute_changes_nothing(ranks, seed, case, recompute):
     docs = Documents.packed(random_starts(generator, 2, 24))
     for network in (plain, recomputed):
         network(tokens, docs, labels).mean().backward()
-    for (name, a), (_, b) in zip(plain.named_parameters(), recomputed.named_parameters(), strict=True):
+    for (name, a), (_, b) in zip(
+        plain.named_parameters(), recomputed.named_parameters(), strict=True
+    ):
         # Equal up to the order in which the gradients of the loops are added.
         assert relative(a.grad, b.grad.double()) <= 2e-6, name
 

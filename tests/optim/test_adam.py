@@ -51,11 +51,14 @@ def test_equals_torch(seed):
         for p, q in zip(tensors(ours), tensors(theirs), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
             for moment in ("exp_avg", "exp_avg_sq"):
-                torch.testing.assert_close(ours.state[p][moment], theirs.state[q][moment], rtol=1e-6, atol=1e-9)
+                torch.testing.assert_close(
+                    ours.state[p][moment], theirs.state[q][moment], rtol=1e-6, atol=1e-9
+                )
 
 
 def test_first_step_by_hand(seed):
-    """After one step both moments are the gradient's, so that the step is lr * sign(g), decay apart."""
+    """After one step both moments are the gradient's, so that the step is lr * sign(g), decay
+    apart."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = FusedAdam(groups(generator), eps=1e-12)
     before = [p.detach().clone() for p in tensors(optimizer)]
@@ -128,8 +131,8 @@ def test_fills_the_gap_only(monkeypatch, present):
         "megatron.core.optimizer": factory,
         "megatron.core.optimizer.distrib_optimizer": distributed,
     }
-    monkeypatch.setattr(adam.importlib, "import_module", modules.__getitem__)
+    monkeypatch.setattr(adam, "importlib", SimpleNamespace(import_module=modules.__getitem__))
     assert adam.use_where_no_fused_adam_is_installed() == (present != "other")
     assert factory.Adam is distributed.Adam is (other if present == "other" else FusedAdam)
-    assert factory.USING_PYTORCH_OPTIMIZER == (present == "other")
+    assert (present == "other") == factory.USING_PYTORCH_OPTIMIZER
     assert distributed.HAVE_APEX_OR_TE == distributed.USING_APEX_OPTIMIZER == (present != "other")

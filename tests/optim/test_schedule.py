@@ -106,7 +106,9 @@ def test_given_steps_come_before_the_fraction():
 
 
 # In floating point 0.07 * 100 and 0.55 * 100 are a little more than 7 and 55.
-@pytest.mark.parametrize(("fraction", "max_steps"), [(0.05, 100), (0.07, 100), (0.55, 100), (0.28, 50)])
+@pytest.mark.parametrize(
+    ("fraction", "max_steps"), [(0.05, 100), (0.07, 100), (0.55, 100), (0.28, 50)]
+)
 def test_fractions_that_give_whole_steps(fraction, max_steps):
     exact = Fraction(str(fraction)) * max_steps
     assert warmup_steps(optim("cosine", warmup_fraction=fraction), max_steps) == exact

@@ -44,7 +44,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prose = " ".join(generator.choice(words) for _ in range(300))
         (folder / f"text{i}.txt").write_text(f"Chapter {i}. {prose}.\n")
         lines = [
-            f"def {generator.choice(words)}_{j}({generator.choice(words)}):\n    return {generator.randrange(99)}\n"
+            f"def {generator.choice(words)}_{j}({generator.choice(words)}):\n"
+            f"    return {generator.randrange(99)}\n"
             for j in range(40)
         ]
         (folder / f"code{i}.py").write_text("\n".join(lines))
@@ -53,7 +54,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a user who has just cloned the repository; all tests of a session share the cache."""
+    """The environment of a user who has just cloned the repository; all tests of a session share
+    the cache."""
     cache = tmp_path_factory.getbasetemp() / "cache"
     return os.environ | {
         "PYTHONPATH": str(REPOSITORY),

@@ -1,4 +1,5 @@
-"""A killed run continues from its newest checkpoint, and its curve is that of an uninterrupted one, bit for bit."""
+"""A killed run continues from its newest checkpoint, and its curve is that of an uninterrupted
+one, bit for bit."""
 
 from __future__ import annotations
 
@@ -17,11 +18,23 @@ from loopcoder.metrics.writer import read_metrics
 from tests.train.conftest import Start, finish
 
 LONG = ["train.max_steps=30", "checkpoint.interval=5", "eval.interval=10"]
-COMPARED = ["loss", "loss/text", "loss/code", "grad_norm", "lr", "tokens", "val/loss", "val/loss/loop0"]
+COMPARED = [
+    "loss",
+    "loss/text",
+    "loss/code",
+    "grad_norm",
+    "lr",
+    "tokens",
+    "val/loss",
+    "val/loss/loop0",
+]
 
 
 def curve(run_dir: Path) -> list[dict[str, float]]:
-    return [{k: r[k] for k in COMPARED if k in r} | {"step": r["step"]} for r in read_metrics(run_dir / "metrics.jsonl")]
+    return [
+        {k: r[k] for k in COMPARED if k in r} | {"step": r["step"]}
+        for r in read_metrics(run_dir / "metrics.jsonl")
+    ]
 
 
 def wait_for_step(process: subprocess.Popen[str], run_dir: Path, step: int) -> None:
@@ -70,7 +83,9 @@ def test_kill_and_stop(start: Start, tmp_path: Path, uninterrupted: Path, seed: 
     output = finish(start(run_dir, *LONG))
     assert f"step_{stopped_at:08d}" in output
     assert curve(run_dir) == expected
-    kinds = [json.loads(line)["kind"] for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    kinds = [
+        json.loads(line)["kind"] for line in (run_dir / "events.jsonl").read_text().splitlines()
+    ]
     assert kinds.count("run_continues") == 2
 
     # the same command once more: nothing left to do, nothing changed
@@ -80,10 +95,16 @@ def test_kill_and_stop(start: Start, tmp_path: Path, uninterrupted: Path, seed: 
 
 
 def test_background_saves_resume_alike(start: Start, tmp_path: Path) -> None:
-    """Saved in the background, in bf16: the checkpoint is complete and continues like a saved-at-once one."""
+    """Saved in the background, in bf16: the checkpoint is complete and continues like a
+    saved-at-once one."""
     finish(start(tmp_path / "whole", "train.max_steps=8", "precision=bf16"))
     run_dir = tmp_path / "run"
-    options = ["train.max_steps=8", "precision=bf16", "checkpoint.async_save=true", "checkpoint.interval=4"]
+    options = [
+        "train.max_steps=8",
+        "precision=bf16",
+        "checkpoint.async_save=true",
+        "checkpoint.interval=4",
+    ]
     process = start(run_dir, *options)
     finish(process)
     newest = checkpoints.complete(run_dir / "checkpoints")
@@ -107,6 +128,8 @@ def test_branch_from_a_checkpoint(start: Start, tmp_path: Path) -> None:
     assert records[0]["loss"] < fresh[0]["loss"] - 0.05
     # one loop's weights in a two-loop model, and back: gates are new, or dropped, and both are said
     one = tmp_path / "one"
-    assert "gates" in finish(start(one, "train.max_steps=2", f"checkpoint.init_from={first}", "model.num_loops=1"))
+    assert "gates" in finish(
+        start(one, "train.max_steps=2", f"checkpoint.init_from={first}", "model.num_loops=1")
+    )
     two = finish(start(tmp_path / "two", "train.max_steps=1", f"checkpoint.init_from={one}"))
     assert "warning" in two and "gates" in two

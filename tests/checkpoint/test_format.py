@@ -1,0 +1,286 @@
+"""The checkpoint folder: what counts as complete, what damage is found, what is deleted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.digest import file_digest
+from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.errors import InputError
+
+
+def write(
+    run_dir: Path, step: int, seed: int, *, files: int = 3, manifest: bool = True
+) -> Checkpoint:
+    """Write a checkpoint of random files; its manifest is made without the code under test."""
+    rng = random.Random(seed + step)
+    folder = layout.step_folder(run_dir, step)
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"format_version": 1, "step": step}))
+    (folder / "config.yaml").write_text("model: {}\n")
+    for i in range(files):
+        (folder / f"__{i}_0.distcp").write_bytes(rng.randbytes(rng.randint(1, 5000)))
+    if manifest:
+        entries = {
+            p.name: {
+                "bytes": p.stat().st_size,
+                "xxh3_128": xxhash.xxh3_128_hexdigest(p.read_bytes()),
+            }
+            for p in folder.iterdir()
+        }
+        (folder / "manifest.json").write_text(json.dumps({"files": entries}))
+    return Checkpoint(folder, step)
+
+
+def flip_a_bit(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def damaged(checkpoint: Checkpoint, level: str, parts: int = 1) -> list[str | None]:
+    """Return what each of several ranks finds; None: nothing."""
+    found: list[str | None] = []
+    for part in range(parts):
+        try:
+            layout.verify(checkpoint, level, part, parts)
+            found.append(None)
+        except InputError as error:
+            (problem,) = error.problems
+            found.append(f"{problem.fact}; {problem.fix}")
+    return found
+
+
+def test_the_name_sorts_by_step(tmp_path):
+    assert layout.step_folder(tmp_path, 70) == tmp_path / "checkpoints" / "step_00000070"
+
+
+def test_complete_and_incomplete(tmp_path, seed):
+    folder = tmp_path / "checkpoints"
+    assert layout.complete(folder) == layout.incomplete(folder) == []
+    steps = random.Random(seed).sample(range(10_000_000), 5)
+    for step in steps:
+        write(tmp_path, step, seed)
+    killed = [write(tmp_path, s + 1, seed, manifest=False).path for s in sorted(steps)[:2]]
+    (folder / "step_123").mkdir()  # of another program
+    shutil.copytree(layout.step_folder(tmp_path, steps[0]), folder / "corrupt_step_00000001")
+    assert [c.step for c in layout.complete(folder)] == sorted(steps)
+    assert [c.path for c in layout.complete(folder)] == [
+        layout.step_folder(tmp_path, s) for s in sorted(steps)
+    ]
+    assert [p for p in layout.incomplete(folder) if p.name != "step_123"] == killed
+
+
+def test_find_takes_a_checkpoint_a_folder_of_them_or_a_run(tmp_path, seed, monkeypatch):
+    for step in (30, 100, 20):
+        write(tmp_path / "run", step, seed)
+    write(tmp_path / "run", 200, seed, manifest=False)
+    newest = layout.step_folder(tmp_path / "run", 100)
+    for path in (tmp_path / "run", tmp_path / "run" / "checkpoints", newest):
+        assert layout.find(path) == Checkpoint(newest, 100)
+    older = layout.step_folder(tmp_path / "run", 20)
+    assert layout.find(older) == Checkpoint(older, 20)
+    # A copy under any name is one as well.
+    shutil.copytree(older, tmp_path / "released")
+    assert layout.find(tmp_path / "released") == Checkpoint(tmp_path / "released", 20)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert layout.find(Path("~/run")) == Checkpoint(newest, 100)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "empty", "incomplete", "a_file"])
+def test_find_says_what_a_checkpoint_is(tmp_path, seed, kind):
+    path = tmp_path / "run"
+    if kind == "empty":
+        path.mkdir()
+    elif kind == "incomplete":
+        path = write(path, 5, seed, manifest=False).path
+    elif kind == "a_file":
+        path.write_text("x")
+    with pytest.raises(InputError, match="holds no complete checkpoint"):
+        layout.find(path)
+
+
+def test_an_intact_checkpoint_passes(tmp_path, seed):
+    checkpoint = write(tmp_path, 7, seed)
+    (checkpoint.path / "notes.txt").write_text("a file of the user's is no damage")
+    for level in ("hash", "size", "none"):
+        assert damaged(checkpoint, level, parts=3) == [None] * 3
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "longer", "altered"])
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_damage_to_any_file_is_found(tmp_path, seed, kind, parts):
+    rng = random.Random(seed)
+    write(tmp_path, 3, seed)
+    checkpoint = write(tmp_path, 7, seed)
+    names = sorted(json.loads((checkpoint.path / "manifest.json").read_text())["files"])
+    for index, name in enumerate(names):
+        file = checkpoint.path / name
+        content = file.read_bytes()
+        if kind == "missing":
+            file.unlink()
+        elif kind == "truncated":
+            os.truncate(file, rng.randrange(len(content)))
+        elif kind == "longer":
+            file.write_bytes(content + b"x")
+        else:
+            flip_a_bit(file, rng)
+        by_size, by_hash = (damaged(checkpoint, level, parts) for level in ("size", "hash"))
+        if kind == "altered":
+            # Only a hash finds it, and only the rank that reads the file.
+            assert by_size == [None] * parts
+            assert [found is None for found in by_hash] == [
+                part != index % parts for part in range(parts)
+            ]
+        else:
+            assert None not in by_size + by_hash
+        for found in filter(None, by_size + by_hash):
+            assert name in found
+            assert f"mv {checkpoint.path} " in found
+            assert "continues from step 3" in found
+        assert damaged(checkpoint, "none", parts) == [None] * parts
+        file.write_bytes(content)
+    assert damaged(checkpoint, "hash", parts) == [None] * parts
+
+
+def test_every_file_is_read_by_exactly_one_rank(tmp_path, seed, monkeypatch):
+    checkpoint = write(tmp_path, 7, seed, files=8)
+    read = []
+    monkeypatch.setattr(
+        layout, "file_digest", lambda path: read.append(path.name) or file_digest(path)
+    )
+    assert damaged(checkpoint, "hash", parts=3) == [None] * 3
+    assert sorted(read) == sorted(
+        p.name for p in checkpoint.path.iterdir() if p.name != "manifest.json"
+    )
+
+
+def test_the_advice_for_a_damaged_checkpoint_works(tmp_path, seed):
+    """Moving it away as the message says makes the older one the newest."""
+    write(tmp_path, 3, seed)
+    checkpoint = write(tmp_path, 7, seed)
+    flip_a_bit(checkpoint.path / "__0_0.distcp", random.Random(seed))
+    (advice,) = damaged(checkpoint, "hash")
+    words = advice.split("; ", 1)[1].split()
+    assert words[0] == "mv"
+    Path(words[1]).rename(words[2])
+    assert layout.find(tmp_path).step == 3
+    flip_a_bit(layout.find(tmp_path).path / "__0_0.distcp", random.Random(seed))
+    assert "there is no older checkpoint" in damaged(layout.find(tmp_path), "hash")[0]
+
+
+@pytest.mark.parametrize("name", ["state.json", "manifest.json"])
+@pytest.mark.parametrize("content", [b"", b'{"format_ver', b"\xff\xfe", b"[]", b"{}"])
+def test_a_damaged_json_is_an_error_with_advice(tmp_path, seed, name, content):
+    """Both are read before any hash is compared."""
+    write(tmp_path, 3, seed)
+    checkpoint = write(tmp_path, 7, seed)
+    (checkpoint.path / name).write_bytes(content)
+    with pytest.raises(InputError) as error:
+        layout.find(checkpoint.path).state()
+        layout.verify(checkpoint, "size")
+    (problem,) = error.value.problems
+    assert str(checkpoint.path) in problem.fact
+    assert "continues from step 3" in problem.fix
+
+
+def test_state_of_another_format(tmp_path, seed):
+    checkpoint = write(tmp_path, 7, seed)
+    assert checkpoint.state() == {"format_version": 1, "step": 7}
+    for version in (0, 2, None):
+        (checkpoint.path / "state.json").write_text(
+            json.dumps({"format_version": version, "step": 7})
+        )
+        with pytest.raises(InputError, match=f"has checkpoint format {version}"):
+            checkpoint.state()
+
+
+def test_prune_keeps_the_newest(tmp_path, seed):
+    folder = tmp_path / "checkpoints"
+    for step in (5, 40, 10, 30):
+        write(tmp_path, step, seed)
+    killed = write(tmp_path, 1, seed, manifest=False)
+    assert layout.prune(folder, None) == []
+    assert layout.prune(folder, 4) == layout.prune(folder, 9) == []
+    assert [c.step for c in layout.prune(folder, 2)] == [5, 10]
+    assert [c.step for c in layout.complete(folder)] == [30, 40]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "step_00000001",
+        "step_00000030",
+        "step_00000040",
+    ]
+    assert killed.path.exists()  # not a checkpoint: not counted, not touched
+
+
+def test_prune_killed_halfway_leaves_nothing_that_looks_complete(tmp_path, seed, monkeypatch):
+    for step in (1, 2, 3):
+        write(tmp_path, step, seed)
+
+    def killed(path: Path) -> None:
+        next(path.glob("*.distcp")).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(layout.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        layout.prune(tmp_path / "checkpoints", 1)
+    remaining = layout.complete(tmp_path / "checkpoints")
+    assert [c.step for c in remaining] == [2, 3]  # the oldest goes first
+    assert [damaged(c, "hash") for c in remaining] == [[None], [None]]
+
+
+def test_write_json_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
+    order = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink()
+        order.append(("fsync", name.name, json.loads(name.read_text()) if name.is_file() else None))
+        fsync(descriptor)
+
+    def noted_rename(self: Path, target: Path) -> Path:
+        order.append(("rename", self.name, target.name))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    value = {"step": 3, "position": {"sample": 12}}
+    layout.write_json(tmp_path / "state.json", value)
+    assert order == [
+        ("fsync", "state.tmp", value),
+        ("rename", "state.tmp", "state.json"),
+        ("fsync", tmp_path.name, None),
+    ]
+    assert json.loads((tmp_path / "state.json").read_text()) == value
+    assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
+
+
+@pytest.mark.parametrize("fails_in", ["dump", "fsync"])
+def test_write_json_that_fails_leaves_the_old_file(tmp_path, monkeypatch, fails_in):
+    layout.write_json(tmp_path / "state.json", {"step": 1})
+    if fails_in == "fsync":
+
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises((OSError, TypeError)):
+        layout.write_json(
+            tmp_path / "state.json", {"step": 2} if fails_in == "fsync" else {"step": object()}
+        )
+    assert json.loads((tmp_path / "state.json").read_text()) == {"step": 1}
+
+
+def test_digest_of_a_file_larger_than_a_block(tmp_path, seed):
+    data = random.Random(seed).randbytes((1 << 24) + 12345)
+    (tmp_path / "x").write_bytes(data)
+    assert file_digest(tmp_path / "x") == xxhash.xxh3_128_hexdigest(data)
+    (tmp_path / "empty").write_bytes(b"")
+    assert file_digest(tmp_path / "empty") == xxhash.xxh3_128_hexdigest(b"")

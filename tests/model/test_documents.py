@@ -1,0 +1,101 @@
+"""Masks and borders of documents against loops over single tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from loopcoder.model.documents import Documents
+
+BATCH, LENGTH = 3, 23
+
+
+@pytest.fixture
+def start(seed) -> torch.Tensor:
+    """Random borders; documents of one token, and one as long as its row, among them."""
+    generator = torch.Generator().manual_seed(seed)
+    begins = torch.rand(BATCH, LENGTH, generator=generator) < 0.2
+    begins[0, 4:8] = True
+    begins[0, -1] = True
+    begins[1] = False
+    begins[:, 0] = True
+    index = torch.arange(LENGTH).expand(BATCH, LENGTH)
+    return torch.where(begins, index, 0).cummax(1).values
+
+
+def visible(start: list[list[int]], window: int | None) -> list:
+    """[B, 1, S, S]: key s is at or before query t, in its document, and at most `window` away."""
+    return [
+        [
+            [
+                [
+                    s <= t and s >= row[t] and (window is None or t - s <= window)
+                    for s in range(len(row))
+                ]
+                for t in range(len(row))
+            ]
+        ]
+        for row in start
+    ]
+
+
+def test_packed_borders(start):
+    docs = Documents.packed(start)
+    cu_seqlens, longest = [0], 0
+    for b, row in enumerate(start.tolist()):
+        for t, first in enumerate(row):
+            assert docs.position_ids[b, t] == t - first
+            assert docs.first_token[t, b] == (t == first)
+            if t + 1 == LENGTH or row[t + 1] == t + 1:  # the last token of its document
+                cu_seqlens.append(b * LENGTH + t + 1)
+                longest = max(longest, t + 1 - first)
+    assert docs.is_packed
+    assert docs.cu_seqlens.tolist() == cu_seqlens
+    assert docs.cu_seqlens.dtype == torch.int32
+    assert docs.max_seqlen == longest == LENGTH  # row 1
+
+
+def test_packed_masks(start):
+    docs = Documents.packed(start)
+    assert docs.causal_mask.tolist() == visible(start.tolist(), None)
+    # In any order: what is computed once must not be mistaken for another window's.
+    for window in (3, 0, LENGTH, 3, 1):
+        assert docs.window_mask(window).tolist() == visible(start.tolist(), window), window
+    assert docs.causal_mask.tolist() == visible(start.tolist(), None)
+
+
+def test_whole_rows():
+    docs = Documents.whole_rows(BATCH, LENGTH, torch.device("cpu"))
+    assert not docs.is_packed
+    assert docs.cu_seqlens is None
+    assert docs.causal_mask is None  # the kernels' own causal mask is the same
+    assert docs.max_seqlen == LENGTH
+    assert docs.start.tolist() == [[0] * LENGTH] * BATCH
+    assert docs.position_ids.tolist() == [list(range(LENGTH))] * BATCH
+    assert docs.first_token.tolist() == [[t == 0] * BATCH for t in range(LENGTH)]
+    for window in (0, 2, 5, LENGTH):
+        assert docs.window_mask(window).tolist() == visible([[0] * LENGTH], window)
+
+
+def test_rows_that_are_one_document_each_are_the_same_packed():
+    whole = Documents.whole_rows(BATCH, LENGTH, torch.device("cpu"))
+    packed = Documents.packed(torch.zeros(BATCH, LENGTH, dtype=torch.long))
+    assert packed.cu_seqlens.tolist() == [b * LENGTH for b in range(BATCH + 1)]
+    assert torch.equal(packed.position_ids, whole.position_ids)
+    assert torch.equal(packed.first_token, whole.first_token)
+    assert torch.equal(packed.window_mask(4), whole.window_mask(4).expand(BATCH, 1, LENGTH, LENGTH))
+
+
+def test_masks_are_computed_once(start):
+    """All layers and loops of a microbatch ask for them."""
+    docs = Documents.packed(start)
+    assert docs.causal_mask is docs.causal_mask
+    assert docs.window_mask(4) is docs.window_mask(4)
+    assert docs.first_token is docs.first_token
+
+
+def test_no_query_is_left_without_a_key(start):
+    """A softmax over nothing would be NaN."""
+    docs = Documents.packed(start)
+    assert docs.window_mask(0).any(-1).all()
+    assert docs.causal_mask.any(-1).all()

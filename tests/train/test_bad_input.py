@@ -1,0 +1,126 @@
+"""What cannot work ends with code 3 and says what mends it, before any training."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loopcoder.checkpoint import format as checkpoints
+from loopcoder.metrics.writer import read_metrics
+from tests.train.conftest import Start, finish
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that the first test of this module trains."""
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+@pytest.fixture(autouse=True)
+def trained(start: Start, finished: Path) -> None:
+    if not finished.exists():
+        finish(start(finished, "train.max_steps=2"))
+
+
+MISTAKES = {
+    "unknown key": (["model.nm_loops=2"], ["nm_loops", "num_loops"]),
+    "no loop": (["model.num_loops=0"], ["model.num_loops=0", "model.num_loops=1"]),
+    "heads": (["parallel.tp=3", "parallel.nproc_per_node=3"], ["num_attention_heads", "tp"]),
+    "missing folder": (["path=/nowhere/at/all"], ["/nowhere/at/all", "data.path="]),
+    "fp8": (["precision=fp8_tensorwise"], ["fp8", "precision=bf16"]),
+    "sequence": (["data.seq_length=1000000"], ["data.seq_length"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(start: Start, tmp_path: Path, name: str) -> None:
+    overrides, expected = MISTAKES[name]
+    output = finish(start(tmp_path / "run", *overrides), code=3)
+    assert "Traceback" not in output
+    assert "fix:" in output and "why:" in output
+    for text in expected:
+        assert text in output
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_many_mistakes_are_one_message(start: Start, tmp_path: Path) -> None:
+    output = finish(
+        start(tmp_path / "run", "model.num_loops=0", "seed=-1", "optim.lr=fast"), code=3
+    )
+    assert all(text in output for text in ("model.num_loops=0", "seed=-1", "optim.lr=fast"))
+
+
+def test_empty_folder_and_invalid_utf8(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "empty" in finish(start(tmp_path / "run", f"path={tmp_path / 'empty'}"), code=3)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for i in range(20):
+        (broken / f"a{i}.py").write_text(f"x{i} = {i}\n" * 50)
+        (broken / f"a{i}.txt").write_text(f"number {i} and more words\n" * 50)
+    (broken / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 50)
+    output = finish(start(tmp_path / "run", f"path={broken}"), code=3)
+    assert "latin.txt" in output and "data.invalid_utf8=replace" in output
+
+
+def test_truncated_bin(
+    start: Start, tmp_path: Path, environment: dict[str, str], documents: Path
+) -> None:
+    corpus = next(
+        p for p in Path(environment["LOOPCODER_CACHE"]).iterdir() if (p / "manifest.json").exists()
+    )
+    copy = tmp_path / "corpus"
+    shutil.copytree(corpus, copy)
+    bin_file = next(copy.glob("code*train*.bin"))
+    bin_file.write_bytes(bin_file.read_bytes()[:-10])
+    output = finish(start(tmp_path / "run", "data=corpus", f"path={copy}"), code=3)
+    assert bin_file.name in output and "bytes" in output
+
+
+def test_another_tokenizer_on_resume(start: Start, finished: Path) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    output = finish(start(finished, "data.tokenizer_vocab_size=380", "train.max_steps=4"), code=3)
+    assert "tokenised" in output and "data.tokenizer=" in output
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_shape_on_resume(start: Start, finished: Path) -> None:
+    changes = ["model.hidden_size=96", "model.num_layers=3", "train.max_steps=4"]
+    output = finish(start(finished, *changes), code=3)
+    assert "model.hidden_size=64" in output and "model.num_layers=2" in output
+    assert "init_from" in finish(start(finished, "model.num_loops=3", "train.max_steps=4"), code=3)
+
+
+def test_damaged_checkpoint(start: Start, finished: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    newest = checkpoints.complete(run_dir / "checkpoints")[-1]
+    shard = max(newest.path.glob("*.distcp"), key=lambda p: p.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    output = finish(start(run_dir, "train.max_steps=4"), code=3)
+    assert shard.name in output and "mv " in output
+    shard.write_bytes(content[:-1])
+    assert "bytes" in finish(start(run_dir, "train.max_steps=4"), code=3)
+
+
+def test_resume_modes(start: Start, finished: Path, tmp_path: Path) -> None:
+    output = finish(start(finished, "checkpoint.resume=never"), code=3)
+    assert "run_dir=" in output
+    output = finish(start(tmp_path / "new", "checkpoint.resume=require"), code=3)
+    assert "checkpoint.resume=auto" in output
+    # a longer run continues the finished one
+    longer = tmp_path / "longer"
+    shutil.copytree(finished, longer)
+    finish(start(longer, "train.max_steps=3", "checkpoint.resume=require"))
+    assert [r["step"] for r in read_metrics(longer / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_what_is_checked_is_what_is_saved(finished: Path) -> None:
+    checkpoint = checkpoints.find(finished)
+    assert checkpoint == replace(checkpoint, step=2)
+    assert checkpoint.state()["position"]["step"] == 2
