@@ -122,7 +122,7 @@ def test_under_torchrun_the_environment_stays(loop: Loop, monkeypatch: pytest.Mo
     }
     for name, value in ours.items():
         monkeypatch.setenv(name, value)
-    assert cli.main(["train"]) == 0
+    assert cli.main(["train", "train.micro_batch_size=2"]) == 0
     assert loop.environ == ours
 
 
@@ -131,6 +131,7 @@ def test_under_slurm_the_environment_is_derived(
 ) -> None:
     slurm = {
         "PROCID": "3",
+        "STEP_ID": "0",
         "NTASKS": "4",
         "LOCALID": "1",
         "JOB_NODELIST": "n[07-08]",
@@ -138,7 +139,7 @@ def test_under_slurm_the_environment_is_derived(
     }
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert cli.main(["train", "train.micro_batch_size=2"]) == 0
+    assert cli.main(["train", "train.micro_batch_size=1"]) == 0
     assert loop.environ == {
         "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n07",
         "MASTER_PORT": "20011",

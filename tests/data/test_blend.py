@@ -129,6 +129,17 @@ def test_rows_carry_their_domain(corpus, seed):
         assert pairs([row], corpus.eod_id) <= pairs([side], corpus.eod_id)
 
 
+def test_a_mixture_interleaves_each_domains_own_sequences(corpus, seed):
+    """It skips none of them and repeats none: they are those of a stage of this domain alone."""
+    stage = StageConfig(mixture={"text": 2.0, "code": 3.0}, seq_length=20)
+    rows, domains = Blend(corpus, stage, 0, seed).rows(np.arange(500))
+    for index, domain in enumerate(corpus.domains):
+        mine = rows[domains == index]
+        assert len(mine) == (200, 300)[index]
+        alone, _ = one_domain(corpus, domain, 20, seed).rows(np.arange(len(mine)))
+        assert torch.equal(mine, alone)
+
+
 def test_microbatches_of_a_step(corpus, data, seed):
     config = run_config(data(seq_length=24), seed, global_batch_size=12, micro_batch_size=3)
     position = Position(step=5, sample=60, samples=60, tokens=60 * 24)
@@ -175,7 +186,7 @@ def test_epochs_counts_passes(corpus, seed):
 
 def test_unknown_domain(data):
     text_only = prepare(data(mixture={"text": 1}), report=lambda _: None)
-    with pytest.raises(InputError, match="names the domain 'code', the corpus has text"):
+    with pytest.raises(InputError, match="'code', the corpus"):
         Blend(text_only, StageConfig(mixture={"text": 1.0, "code": 1.0}, seq_length=16), 0, 1)
 
 

@@ -50,7 +50,7 @@ def test_the_folder_is_named_by_the_command() -> None:
 
 def test_every_point_is_checked_before_any_starts() -> None:
     with pytest.raises(InputError) as caught:
-        plan(["model.num_loops=0,1", "train.micro_batch_size=3,8"], None, CPU)
+        plan(["model.num_loops=0,1", "train.micro_batch_size=3,4"], None, CPU)
     facts = [p.fact for p in caught.value.problems]
     assert len(facts) == 3
     assert facts[0].startswith("[model.num_loops=0 train.micro_batch_size=3] model.num_loops=0")

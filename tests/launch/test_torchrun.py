@@ -58,7 +58,9 @@ def test_the_workers_exit_code_survives(
     monkeypatch.setenv("LAUNCHER_PID", str(os.getpid()))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    config = compose([f"seed={code}", f"run_dir={tmp_path}", "precision=fp32"])
+    config = compose(
+        [f"seed={code}", f"run_dir={tmp_path}", "precision=fp32", "train.micro_batch_size=2"]
+    )
     assert start_workers(config, 2) == code
 
 
