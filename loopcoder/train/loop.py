@@ -370,5 +370,5 @@ def _quieten() -> None:
     for module in ("megatron", "torch.distributed"):
         warnings.filterwarnings("ignore", module=module)
     warnings.filterwarnings("ignore", message="MLP requires ffn_hidden_size")
-    for name in ("megatron.core", "torch.distributed.checkpoint"):
+    for name in ("megatron.core", "torch.distributed.checkpoint", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)

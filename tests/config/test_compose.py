@@ -86,7 +86,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
     assert "train.max_steps" in found["train=5"]
     assert found["train.max_stepz=3"] == "train.max_steps=3"
     assert found["train.micro_batch_size=many"] == "train.micro_batch_size=4"
-    assert found["optim.lr=inf"] == "optim.lr=0.0004"
+    assert found["optim.lr=inf"] == "optim.lr=0.006"
     assert found["data.sources.0.kind=filez"] == "data.sources.0.kind=files"
     assert found["seed=1,2"] == "loopcoder train -m seed=1,2"
     assert {"cannot read 'nonsense'", "hydra.run.dir=x", "~model.name"} <= found.keys()

@@ -43,8 +43,11 @@ def test_a_second_ctrl_c_does_not_wait(ranks, stop):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_launcher_may_repeat_itself(ranks, stop, number):
     """Launchers send their signal to the process and to its group, or warn and then terminate."""
-    signal.raise_signal(signal.SIGUSR1)
-    signal.raise_signal(number)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(number)
+    except KeyboardInterrupt:
+        pytest.fail("the step was interrupted")  # pytest itself would stop at a KeyboardInterrupt
     assert stop.requested(CPU)
 
 
