@@ -39,7 +39,7 @@ class Checkpoint:
 
     def state(self) -> dict[str, Any]:
         """Read state.json; an unknown format is an error."""
-        state = json.loads((self.path / STATE).read_text())
+        state = _read_json(self, STATE, "format_version")
         if state.get("format_version") != FORMAT_VERSION:
             raise InputError.of(
                 f"{self.path} has checkpoint format {state.get('format_version')}",
@@ -73,7 +73,9 @@ def find(path: Path) -> Checkpoint:
     newest complete one."""
     path = path.expanduser()
     if (path / MANIFEST).is_file() and (path / STATE).is_file():
-        return Checkpoint(path, json.loads((path / STATE).read_text())["step"])
+        name = _NAME.fullmatch(path.resolve().name)
+        named = Checkpoint(path, int(name[1]) if name else 0)
+        return Checkpoint(path, _read_json(named, STATE, "step")["step"])
     for folder in (path, path / "checkpoints"):
         if found := complete(folder):
             return found[-1]
@@ -93,7 +95,7 @@ def verify(
     """
     if level == "none":
         return
-    manifest = json.loads((checkpoint.path / MANIFEST).read_text())
+    manifest = _read_json(checkpoint, MANIFEST, "files")
     for index, (name, wanted) in enumerate(sorted(manifest["files"].items())):
         file = checkpoint.path / name
         size = file.stat().st_size if file.is_file() else None
@@ -106,6 +108,18 @@ def verify(
             raise _corrupt(checkpoint, f"{file} {found}")
         if level == "hash" and index % parts == part and file_digest(file) != wanted["xxh3_128"]:
             raise _corrupt(checkpoint, f"{file} has other content than was written")
+
+
+def _read_json(checkpoint: Checkpoint, name: str, needed: str) -> dict[str, Any]:
+    """Read one of a checkpoint's own files; what is not what was written is an error with advice."""
+    file = checkpoint.path / name
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise _corrupt(checkpoint, f"{file} cannot be read: {error}") from error
+    if not isinstance(value, dict) or needed not in value:
+        raise _corrupt(checkpoint, f"{file} has no '{needed}'")
+    return value
 
 
 def _corrupt(checkpoint: Checkpoint, fact: str) -> InputError:

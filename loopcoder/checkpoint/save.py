@@ -130,7 +130,7 @@ class Saver:
             step=state["step"],
             path=str(folder),
             bytes=size,
-            seconds=time.monotonic() - began,
+            seconds=round(time.monotonic() - began, 3),
         )
         for old in layout.prune(folder.parent, self.config.checkpoint.keep):
             self.report("checkpoint_deleted", step=old.step, path=str(old.path))

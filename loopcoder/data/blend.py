@@ -32,24 +32,27 @@ class Blend:
         self.corpus, self.seq_length = corpus, stage.seq_length
         self._seeds = (seed, stage_idx)
         self.mixture = Mixture(stage.mixture)
-        self._check(stage.mixture)
+        self.check(corpus, stage)
         # Two epochs a domain: a batch can straddle the border of one.
         self._epoch = lru_cache(maxsize=2 * len(self.mixture.domains))(self._build_epoch)
         self._sizes = {d: len(self._epoch(d, 0)) for d in self.mixture.domains}
 
-    def _check(self, mixture: dict[str, float]) -> None:
-        for domain in mixture:
-            if domain not in self.corpus.domains:
+    @staticmethod
+    def check(corpus: Corpus, stage: StageConfig) -> None:
+        """Raise InputError if the corpus cannot give what a stage asks for."""
+        assert stage.mixture is not None and stage.seq_length is not None
+        for domain in stage.mixture:
+            if domain not in corpus.domains:
                 raise InputError.of(
-                    f"data.mixture has '{domain}', the corpus {', '.join(self.corpus.domains)}",
+                    f"data.mixture has '{domain}', the corpus {', '.join(corpus.domains)}",
                     "a batch cannot be composed of documents that do not exist",
                     f"'~data.mixture.{domain}', or add a source of that domain",
                 )
-            tokens = self.corpus.tokens(domain, "train")
-            if tokens < self.seq_length + 1:
+            tokens = corpus.tokens(domain, "train")
+            if tokens < stage.seq_length + 1:
                 raise InputError.of(
                     f"the domain '{domain}' has {tokens} training tokens",
-                    f"less than one sequence of {self.seq_length} tokens and its last label",
+                    f"less than one sequence of {stage.seq_length} tokens and its last label",
                     f"data.seq_length={max(1, (tokens - 1) // 2)} or less, or more data",
                 )
 

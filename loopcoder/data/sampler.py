@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
+from math import lcm
 
 import numpy as np
 
@@ -87,16 +88,21 @@ class Mixture:
 
     @cached_property
     def pattern(self) -> np.ndarray:
-        """Domain index of each sample of one period: always the domain that is furthest behind its
-        share."""
-        total = sum(Fraction(w).limit_denominator(1000) for w in self.weights.values())
-        shares = [Fraction(self.weights[d]).limit_denominator(1000) / total for d in self.domains]
-        period = int(np.lcm.reduce([s.denominator for s in shares]))
-        taken = [Fraction(0)] * len(shares)
+        """Domain index of each sample of one period.
+
+        Every prefix has each domain within one sample of its share: of the domains that may come
+        next without running ahead, the one that would fall behind first (R. Tijdeman, The chairman
+        assignment problem, 1980).
+        """
+        exact = [Fraction(str(self.weights[d])) for d in self.domains]
+        shares = [w / sum(exact) for w in exact]
+        period = lcm(*(s.denominator for s in shares))
+        slack = Fraction(1, max(1, 2 * len(shares) - 2))
+        taken = [0] * len(shares)
         out = np.empty(period, dtype=np.int64)
         for i in range(period):
-            behind = [share * (i + 1) - t for share, t in zip(shares, taken, strict=True)]
-            out[i] = behind.index(max(behind))
+            due = [d for d, s in enumerate(shares) if s * (i + 1) - taken[d] >= slack]
+            out[i] = min(due, key=lambda d: (taken[d] + 1 - slack) / shares[d], default=0)
             taken[out[i]] += 1
         return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 from loopcoder.config.schema import OptimConfig
 
@@ -12,21 +13,26 @@ def warmup_steps(optim: OptimConfig, max_steps: int) -> int:
     schedule = optim.schedule
     if schedule.warmup_steps is not None:
         return schedule.warmup_steps
-    return math.ceil(schedule.warmup_fraction * max_steps)
+    return _share(schedule.warmup_fraction, max_steps)
+
+
+def _share(fraction: float, max_steps: int) -> int:
+    """Return a fraction of the steps, rounded up; 0.07 of 100 is 7, which floats miss."""
+    return math.ceil(Fraction(str(fraction)) * max_steps)
 
 
 def learning_rate(optim: OptimConfig, step: int, max_steps: int) -> float:
     """Return the learning rate of the update that ends step `step` (1 is the first)."""
     warmup = warmup_steps(optim, max_steps)
     if step <= warmup:
-        return optim.lr * step / warmup
+        return optim.lr * (step / warmup)
     kind = optim.schedule.kind
     if kind == "constant":
         return optim.lr
     if kind == "cosine":
         begin, shape = warmup, "cosine"
     else:
-        begin = max(warmup, max_steps - math.ceil(optim.schedule.decay_fraction * max_steps))
+        begin = max(warmup, max_steps - _share(optim.schedule.decay_fraction, max_steps))
         shape = optim.schedule.decay_shape
     if step <= begin:
         return optim.lr

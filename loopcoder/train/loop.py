@@ -285,10 +285,11 @@ class Run:
         drawn = plot_run(self.run_dir) if plots else []
         print(f"\ndone: {self.position.step} steps, {self.position.tokens:,} tokens")
         if self._val:
-            entropy = self.evaluator.unigram_entropy()
+            loss, entropy = self._val["val/loss"], self.evaluator.unigram_entropy()
+            side = "under" if loss <= entropy else "over"
             print(
-                f"validation loss {self._val['val/loss']:.3f} nats a token, "
-                f"{entropy - self._val['val/loss']:.2f} under the unigram entropy {entropy:.2f}"
+                f"validation loss {loss:.3f} nats a token, "
+                f"{abs(entropy - loss):.2f} {side} the unigram entropy {entropy:.2f}"
             )
         for path in [*drawn, self.run_dir / "metrics.jsonl", self.run_dir / "checkpoints"]:
             print(f"  {path}")
