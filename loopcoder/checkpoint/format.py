@@ -111,7 +111,7 @@ def verify(
 
 
 def _read_json(checkpoint: Checkpoint, name: str, needed: str) -> dict[str, Any]:
-    """Read one of a checkpoint's own files; what is not what was written is an error with advice."""
+    """Read one of a checkpoint's own files; a damaged one is an error with advice."""
     file = checkpoint.path / name
     try:
         value = json.loads(file.read_text())

@@ -72,9 +72,9 @@ class Loader:
         self._config, self._corpus, self._pin = config, corpus, pin
         self._position, self._dp = position, (dp_rank, dp_size)
         self._blends: dict[int, Blend] = {}
-        self.blend(
-            position.stage
-        )  # wrong data is found here, in the calling thread, before any step
+        # Wrong data of any stage is found here, in the calling thread, before the first step.
+        for stage in config.stages[position.stage :]:
+            Blend.check(corpus, stage)
         self._ready: queue.Queue[StepData | BaseException] = queue.Queue(config.data.prefetch_steps)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="loopcoder-data", daemon=True)
