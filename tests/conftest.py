@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 from collections.abc import Iterator
 
 import pytest
@@ -25,12 +24,10 @@ def ranks() -> Iterator[object]:
     from loopcoder.config.schema import ParallelConfig
     from loopcoder.parallel import mcore
 
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    os.environ.update(
-        RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    mcore.start_processes()
+    world = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    with pytest.MonkeyPatch.context() as patch:  # what tests start must not join this world
+        for name, value in world.items():
+            patch.setenv(name, value)
+        mcore.start_processes()
     yield mcore.initialise(ParallelConfig(), seed=1)
     mcore.shutdown()

@@ -33,8 +33,8 @@ class Blend:
         self._seeds = (seed, stage_idx)
         self.mixture = Mixture(stage.mixture)
         self.check(corpus, stage)
-        # Two epochs a domain: a batch can straddle the border of one.
-        self._epoch = lru_cache(maxsize=2 * len(self.mixture.domains))(self._build_epoch)
+        # A batch can straddle the border of an epoch, or of several where a domain is small.
+        self._epoch = lru_cache(maxsize=4 * len(self.mixture.domains))(self._build_epoch)
         self._sizes = {d: len(self._epoch(d, 0)) for d in self.mixture.domains}
 
     @staticmethod

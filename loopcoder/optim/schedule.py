@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 from loopcoder.config.schema import OptimConfig
 
@@ -18,7 +17,7 @@ def warmup_steps(optim: OptimConfig, max_steps: int) -> int:
 
 def _share(fraction: float, max_steps: int) -> int:
     """Return a fraction of the steps, rounded up; 0.07 of 100 is 7, which floats miss."""
-    return math.ceil(Fraction(str(fraction)) * max_steps)
+    return math.ceil(round(fraction * max_steps, 6))
 
 
 def learning_rate(optim: OptimConfig, step: int, max_steps: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -35,16 +36,19 @@ class Ranks:
 
 
 def start_processes(timeout_s: float = 1800) -> None:
-    """Join the world given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT: NCCL or
-    gloo, by what is there."""
+    """Join the world given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+    NCCL or gloo, by what is there. A world of one needs no address and opens no port.
+    """
+    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
+    if os.environ.get("WORLD_SIZE") == "1":
+        options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     if torch.cuda.is_available():
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        torch.cuda.set_device(local_rank)
-        dist.init_process_group(
-            "nccl", device_id=torch.device("cuda", local_rank), timeout=timedelta(seconds=timeout_s)
-        )
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device, **options)
     else:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group("gloo", **options)
 
 
 def initialise(parallel: ParallelConfig, seed: int) -> Ranks:
@@ -80,7 +84,7 @@ def initialise(parallel: ParallelConfig, seed: int) -> Ranks:
 def shutdown() -> None:
     """Leave the world."""
     if dist.is_initialized():
-        from megatron.core import parallel_state as state
-
-        state.destroy_model_parallel()
+        state: Any = sys.modules.get("megatron.core.parallel_state")
+        if state is not None:  # importing megatron only to leave would take seconds
+            state.destroy_model_parallel()
         dist.destroy_process_group()

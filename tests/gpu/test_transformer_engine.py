@@ -96,3 +96,34 @@ def test_same_model(ranks, seed, case, batch, packed, recompute):
         # A single small tensor (four gate biases) scatters more than all of them together.
         times, floor = (2, 5e-3) if name in ("loss", "all gradients") else (4, 2e-2)
         assert found <= times * errors["torch"][name] + floor, (name, found, errors["torch"][name])
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("case", ["r1", "r2", "r3"])
+def test_accumulated_gradients(ranks, seed, case, rounds):
+    """Through DDP and fused accumulation, every loop of every microbatch counts."""
+    from loopcoder.data.batch import make_batch
+    from loopcoder.train.state import build_state
+    from loopcoder.train.step import forward_backward
+
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(0, VOCAB, (2 * rounds, LENGTH + 1), generator=generator)
+    ids = torch.arange(2)
+    batches = [make_batch(part, ids, ids * 0, eod=3) for part in rows.split(2)]
+    grads = {}
+    for name, spec, precision in (
+        ("exact", "torch", "fp32"),
+        ("torch", "torch", "bf16"),
+        ("te", "te", "bf16"),
+    ):
+        config = small_config(WIDE | CASES[case] | dict(layer_spec=spec), precision)
+        state = build_state(config, ranks, VOCAB)
+        if name == "exact":
+            weights = state.network
+        else:
+            copy_weights(weights, state.network)
+        forward_backward(state, batches, 1)
+        parts = {torch_name(n): p.main_grad.float() for n, p in state.network.named_parameters()}
+        grads[name] = torch.cat([parts[n].flatten() for n in sorted(parts)])
+    allowed = 2 * error(grads["torch"], grads["exact"]) + 5e-3
+    assert error(grads["te"], grads["exact"]) <= allowed

@@ -60,7 +60,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a user who has just cloned the repository; all tests of a session share
     the cache."""
     cache = tmp_path_factory.getbasetemp() / "cache"
-    return os.environ | {
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    return {k: v for k, v in os.environ.items() if k not in launcher} | {
         "PYTHONPATH": str(REPOSITORY),
         "LOOPCODER_CACHE": str(cache),
         "OMP_NUM_THREADS": "1",

@@ -1,0 +1,47 @@
+"""docs/configuration.md is what the schema says now, and complete."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from loopcoder.backends import Backends
+from loopcoder.config.check import check
+from loopcoder.config.compose import compose
+from loopcoder.config.fields import field_at, leaf_keys
+from loopcoder.config.resolve import resolve
+from loopcoder.errors import InputError
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+GENERATOR = runpy.run_path(str(DOCS / "generate_configuration.py"))
+PAGE = (DOCS / "configuration.md").read_text(encoding="utf-8")
+
+
+def test_the_page_is_up_to_date():
+    assert GENERATOR["render"]() == PAGE, "run: python docs/generate_configuration.py"
+
+
+def test_every_key_has_a_row_with_its_docstring():
+    rows = dict(re.findall(r"^\| `([^`]+)` \|.*\| (.*) \|$", PAGE, re.M))
+    paths: list[list[str | int]] = [[*key.split(".")] for key in leaf_keys()]
+    for name in ("sources", "stages"):
+        entry = field_at(["data", name, 0])
+        assert entry is not None and entry.fields
+        paths += [["data", name, 0, inner] for inner in entry.fields]
+    for path in paths:
+        at = field_at(path)
+        key = ".".join("N" if part == 0 else str(part) for part in path)
+        assert at is not None and key in rows
+        assert rows[key].replace("&lt;", "<") == " ".join(at.doc.split())
+
+
+@pytest.mark.parametrize("override", GENERATOR["NOT_BUILT"])
+def test_what_the_page_calls_not_built_is_refused(override: str):
+    """Delete the line of NOT_BUILT when it is built."""
+    machine = Backends(2, "NVIDIA H100", (9, 0), {"transformer_engine": "2.20"})
+    with pytest.raises(InputError) as error:
+        check(resolve(compose([override]), machine), 2, machine)
+    assert override in [p.fact for p in error.value.problems]
