@@ -103,7 +103,7 @@ def test_logits_and_gradients(ranks, seed, case, packed):
 
 
 def expected(weights, model, tokens, labels, mask, docs):
-    """Logits of every loop, loss and gradients of the reference, in the precision of the weights."""
+    """Logits of every loop, loss and gradients of the reference, in its weights' precision."""
     weights = {name: w.clone().requires_grad_() for name, w in weights.items()}
     rows = [
         reference.forward(weights, tokens[i], docs.start[i], **reference_arguments(model))
