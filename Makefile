@@ -12,7 +12,7 @@ PY ?= $(shell for newest in 12 99; do for p in $(CANDIDATES); do \
 	if "$$p" -c "import sys, venv, ensurepip; sys.exit(not 12 <= sys.version_info.minor <= $$newest)" 2>/dev/null; then command -v "$$p"; exit; fi; done; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-dist test-data test-chaos lint format loss-compare clean
+.PHONY: help install train test test-dist test-data test-chaos lint format loss-compare docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ format: $(STAMP) ## rewrite the sources as ruff likes them
 
 loss-compare: $(STAMP) ## train the tiny preset here and at BASE=rev; the losses must agree bit for bit
 	$(BIN)/python benchmarks/loss_compare.py $(if $(BASE),$(BASE),$(error give BASE=rev)) $(ARGS)
+
+docs: $(STAMP) ## write docs/configuration.md anew from the schema
+	$(BIN)/python docs/generate_configuration.py
 
 clean: ## remove .venv and what tools leave behind; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

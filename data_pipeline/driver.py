@@ -20,7 +20,7 @@ import xxhash
 from data_pipeline.build import build
 from data_pipeline.encoder import Encoder, file_hash
 from data_pipeline.ingest import Report
-from data_pipeline.manifest import FORMAT_VERSION, Corpus, load_corpus
+from data_pipeline.manifest import FORMAT_VERSION, Corpus, Verify, load_corpus
 from data_pipeline.megatron_io import fsync_folder
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
@@ -31,7 +31,7 @@ from loopcoder.errors import InputError, Problem
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def prepare(data: DataConfig, *, report: Report = print) -> Corpus:
+def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash") -> Corpus:
     """Return the corpus that `data` describes, after building it if it is not there yet.
 
     Any number of processes on one machine may call this at once: the first builds, the others wait.
@@ -41,12 +41,14 @@ def prepare(data: DataConfig, *, report: Report = print) -> Corpus:
     Args:
         data: What to build from; without sources, `data.path` is a finished corpus folder.
         report: Receives a line for each stage.
+        verify: What of a finished corpus is compared with its manifest; one process in a run that
+            hashes it is enough.
 
     Raises:
         InputError: the input, the config or an existing folder is unusable, or the disk is full.
     """
     if not data.sources:
-        return _finished(data)
+        return _finished(data, verify)
     domains = _domains(data)
     sources = _open_all(data, domains)
     fingerprint = _fingerprint(data, sources, domains)
@@ -54,7 +56,7 @@ def prepare(data: DataConfig, *, report: Report = print) -> Corpus:
     folder = cache / f"{data.name}-{fingerprint}"
     # outside the lock, so that a cache that one may only read serves as well
     if folder.exists():
-        return load_corpus(folder)
+        return load_corpus(folder, verify)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(cache / f"{folder.name}.lock", folder, report):
@@ -86,17 +88,17 @@ def prepare(data: DataConfig, *, report: Report = print) -> Corpus:
                 "data.cache_dir=FOLDER that is writable",
             ) from e
         raise
-    return load_corpus(folder)
+    return load_corpus(folder, verify)
 
 
-def _finished(data: DataConfig) -> Corpus:
+def _finished(data: DataConfig, verify: Verify) -> Corpus:
     if not isinstance(data.path, str):
         raise InputError.of(
             f"data.sources is empty and data.path is {data.path!r}",
             "without sources, the path must be one finished corpus folder",
             "data.path=FOLDER, or data=sample",
         )
-    corpus = load_corpus(data.path)
+    corpus = load_corpus(data.path, verify)
     missing = [d for d in _domains(data) if d not in corpus.domains]
     if missing:
         raise InputError.of(

@@ -110,7 +110,7 @@ def _check_sides(
                 Problem(
                     f"side {domain!r} of the corpus has {len(spool)} documents ({reasons})",
                     "it needs one to train on and one to hold out",
-                    f"add a source with {domain}, or take {domain} out of data.mixture",
+                    f"add a source with {domain}, or '~data.mixture.{domain}'",
                 )
             )
         elif all(source.config.kind == "sample" for source in sources):

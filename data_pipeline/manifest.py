@@ -22,6 +22,8 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 TOKEN_BYTES = "token_bytes.npy"
 
+Verify = Literal["hash", "size"]
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -70,7 +72,7 @@ class Corpus:
         return stats
 
 
-def load_corpus(folder: str | Path, verify: Literal["hash", "size"] = "hash") -> Corpus:
+def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
     """Open a corpus folder after checking it.
 
     Args:

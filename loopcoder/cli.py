@@ -106,7 +106,9 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in VERBS:
         nearest = difflib.get_close_matches(name, VERBS, n=1) or ["help"]
         raise InputError.of(
-            f"loopcoder {name}", f"the verbs are {', '.join(VERBS)}", f"loopcoder {nearest[0]}"
+            f"loopcoder {name}",
+            f"so far the verbs are {', '.join(VERBS)}",
+            f"loopcoder {nearest[0]}",
         )
     return VERBS[name].run(arguments[1:])
 
@@ -213,7 +215,7 @@ def _train(argv: list[str]) -> int:
     run_dir = resolve_run_dir(config)
     if CONFIG_VARIABLE not in os.environ:
         _say(f"{backends.table()}\n\n{to_yaml(config)}")
-        _say(f"config {config_hash(config)}, {size} processes, run_dir={run_dir}")
+        _say(f"config {config_hash(config)}, {_count(size, 'process')}, run_dir={run_dir}")
         if not launched and size < backends.gpu_count:
             batch, micro = config.train.global_batch_size, config.train.micro_batch_size
             _say(
@@ -223,7 +225,7 @@ def _train(argv: list[str]) -> int:
 
     from data_pipeline.driver import prepare
 
-    corpus = prepare(config.data, report=_say)
+    corpus = prepare(config.data, report=_say, verify="hash" if _rank() == 0 else "size")
     if not launched and size > 1:
         return start_workers(replace(config, run_dir=str(run_dir)), size)
     if not launched:
@@ -247,6 +249,10 @@ def _stop_on_signals() -> None:
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, stop)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 'es'}"
 
 
 def _free_port() -> int:

@@ -44,7 +44,7 @@ class Loop:
         loop: Any = types.ModuleType("loopcoder.train.loop")
         loop.train = self.train
         driver: Any = types.ModuleType("data_pipeline.driver")
-        driver.prepare = lambda data, report: types.SimpleNamespace(dir=Path("/the/corpus"))
+        driver.prepare = lambda data, report, **_: types.SimpleNamespace(dir=Path("/the/corpus"))
         monkeypatch.setitem(sys.modules, "loopcoder.train.loop", loop)
         monkeypatch.setitem(sys.modules, "data_pipeline.driver", driver)
         monkeypatch.setattr(cli, "detect", Backends)
@@ -105,9 +105,7 @@ def test_a_signal_before_the_first_step_is_a_retry(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = sys.modules["data_pipeline.driver"]
-    monkeypatch.setattr(
-        driver, "prepare", lambda data, report: os.kill(os.getpid(), signal.SIGTERM)
-    )
+    monkeypatch.setattr(driver, "prepare", lambda data, **_: os.kill(os.getpid(), signal.SIGTERM))
     assert cli.main(["train"]) == 75
     assert loop.called_with == ()
 
@@ -211,7 +209,7 @@ def test_torch_comes_after_the_corpus() -> None:
     """The data pipeline starts processes, so nothing on the way to it may import torch."""
     program = """
 import sys, types
-def prepare(data, report):
+def prepare(data, **_):
     sys.exit(40 + any(name in sys.modules for name in ("torch", "megatron.core", "wandb")))
 sys.modules["data_pipeline.driver"] = types.SimpleNamespace(prepare=prepare)
 from loopcoder.cli import main

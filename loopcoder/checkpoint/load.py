@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from data_pipeline.manifest import Corpus
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.save import sharded_state
-from loopcoder.config.compose import load_config
+from loopcoder.config.compose import changes, load_config
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError, Problem
 
@@ -58,13 +59,15 @@ def find_start(config: Config, run_dir: Path) -> tuple[Checkpoint | None, bool]:
 
 
 def check_fits(
-    checkpoint: Checkpoint, config: Config, vocab_size: int, tokenizer_hash: str, *, resumes: bool
+    checkpoint: Checkpoint, config: Config, vocab_size: int, corpus: Corpus, *, resumes: bool
 ) -> list[str]:
     """Compare a checkpoint with the run that wants to load it, before anything long is done.
 
-    Returns notes for the user. Raises InputError with every mismatch.
+    Returns notes for the user: what may differ but is not to differ unnoticed. Raises InputError
+    with every mismatch.
     """
-    state, theirs = checkpoint.state(), load_config(checkpoint.path / layout.CONFIG).model
+    before = load_config(checkpoint.path / layout.CONFIG)
+    state, theirs = checkpoint.state(), before.model
     rows = state["vocab_size"]
     ours, path, problems, notes = config.model, checkpoint.path, [], []
     for name in _SHAPE:
@@ -87,10 +90,10 @@ def check_fits(
                 f"model.vocab_size={rows} with the tokenizer it was trained with",
             )
         )
-    if state["tokenizer_hash"] != tokenizer_hash:
+    if state["tokenizer_hash"] != corpus.tokenizer_hash:
         problems.append(
             Problem(
-                f"the corpus was tokenised by {tokenizer_hash}, "
+                f"the corpus was tokenised by {corpus.tokenizer_hash}, "
                 f"the checkpoint {path} was trained on {state['tokenizer_hash']}",
                 "the same ids mean other text",
                 f"data.tokenizer={state['tokenizer_path']}, or another run_dir=",
@@ -114,6 +117,13 @@ def check_fits(
             )
         elif theirs.has_gates and not ours.has_gates:
             notes.append(f"the gates of {path} are dropped: num_loops={ours.num_loops} has none")
+    if resumes and state["corpus"] != corpus.fingerprint:
+        notes.append(
+            f"warning: the corpus is {corpus.fingerprint}, steps up to {checkpoint.step} were "
+            f"trained on {state['corpus']}: from here on it is other data"
+        )
+    if resumes and not problems:
+        notes += [f"changed since step {checkpoint.step}: {c}" for c in changes(before, config)]
     if problems:
         raise InputError(problems)
     return notes

@@ -309,7 +309,7 @@ def _precision(config: Config, backends: Backends) -> Iterator[Problem]:
         yield Problem(
             f"model.layer_spec=te, {gpu}, {te}",
             "its layers run on a GPU and come from the package transformer_engine",
-            "model.layer_spec=torch, or pip install 'loopcoder[te]' on a machine with a GPU",
+            "model.layer_spec=torch, or, with a GPU, pip install --no-build-isolation '.[te]'",
         )
     if name == "bf16" and backends.has_gpu and capability < (8, 0):
         yield Problem(
@@ -330,7 +330,7 @@ def _precision(config: Config, backends: Backends) -> Iterator[Problem]:
         yield Problem(
             f"precision={name}, {te}",
             "FP8 matrix products come from the package transformer_engine",
-            "pip install 'loopcoder[te]', or precision=bf16",
+            "pip install --no-build-isolation '.[te]', or precision=bf16",
         )
     if name == "fp8_delayed":
         yield Problem(

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ _NOT_HASHED = {
     "checkpoint": (
         "interval", "keep", "save_at_end", "async_save", "resume", "verify",
     ),
-    "data": ("cache_dir", "workers", "prefetch_steps"),
+    "data": ("cache_dir", "prefetch_steps"),
     "parallel": ("nproc_per_node",),
 }  # fmt: skip
 
@@ -225,12 +225,35 @@ def _validate(container: Any, presets: dict[str, Any]) -> tuple[Config | None, l
 
 def config_hash(config: Config) -> str:
     """Return ten hex digits that name the run: equal for configs that give the same numbers."""
+    text = json.dumps(_numbers(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def changes(before: Config, after: Config) -> list[str]:
+    """Return what differs between two configs and changes a run's numbers, one line a field."""
+    old, new = (dict(_leaves(_numbers(c))) for c in (before, after))
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _numbers(config: Config) -> dict[str, Any]:
+    """Return the part of a config that a run's numbers depend on."""
     plain = dataclasses.asdict(config)
     for section, names in _NOT_HASHED.items():
         for name in [section] if names is None else names:
             (plain if names is None else plain[section]).pop(name)
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return plain
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for name, value in node.items():
+            yield from _leaves(value, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, node
 
 
 def resolve_run_dir(config: Config) -> Path:

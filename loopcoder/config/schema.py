@@ -182,8 +182,6 @@ class DataConfig:
     """Data stages in order; empty means one stage with the values above."""
     prefetch_steps: PositiveInt = 4
     """Global batches that a thread prepares ahead."""
-    workers: PositiveInt = 2
-    """Processes that build the corpus."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -290,7 +288,7 @@ class LoggingConfig:
     """What is written while training; metrics.jsonl always is."""
 
     interval: PositiveInt = 1
-    """Steps between lines of metrics.jsonl; other steps run without a host synchronisation."""
+    """Steps between lines of metrics.jsonl."""
     progress: bool = True
     """Show the progress line."""
     wandb: Literal["auto", "offline", "online", "off"] = "auto"

@@ -44,7 +44,7 @@ FIELDS = {
     "mfu_full": "share of peak FLOP/s, attention counted as if unmasked",
     "samples": "sequences trained since step 0",
     "stage": "index of the data stage, from 0",
-    "skipped": "updates left out since step 0 because the gradient was not finite",
+    "batch_size": "sequences of the step's global batch",
     "step_time_s": "wall time a step",
     "data_wait_s": "part of step_time_s spent waiting for the batch",
     "memory_bytes": "peak memory of this rank's device, or of the process without one",

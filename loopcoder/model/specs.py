@@ -71,8 +71,8 @@ def transformer_config(config: Config) -> TransformerConfig:
         sequence_parallel=parallel.sp,
         # The loss contract: a sum over valid tokens over their number in the whole global batch.
         calculate_per_token_loss=True,
-        # Transformer Engine lets the first microbatch's weight gradient overwrite the accumulated one.
-        # Backward runs the loops in reverse, so loop 0's would wipe out those of the later loops.
+        # In the first microbatch Transformer Engine lets a weight gradient overwrite main_grad.
+        # Backward runs the loops in reverse: loop 0's would wipe out those of the later loops.
         disable_parameter_transpose_cache=model.num_loops > 1,
         # Weights are drawn by model/init.py, the same in every layout.
         perform_initialization=False,

@@ -44,7 +44,9 @@ def start_processes(timeout_s: float = 1800) -> None:
     if os.environ.get("WORLD_SIZE") == "1":
         options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        # A launcher may show each process one GPU only, which is then number 0 whatever its rank.
+        index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=device, **options)
     else:

@@ -45,11 +45,7 @@ def train(config: Config, corpus: Corpus, backends: Backends, run_dir: Path) -> 
     """
     vocab_size = padded_vocabulary(config, corpus)
     start, resumes = find_start(config, run_dir)
-    notes = (
-        []
-        if start is None
-        else check_fits(start, config, vocab_size, corpus.tokenizer_hash, resumes=resumes)
-    )
+    notes = [] if start is None else check_fits(start, config, vocab_size, corpus, resumes=resumes)
     stop = StopSignal()
     _quieten()
     mcore.start_processes()

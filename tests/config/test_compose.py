@@ -162,7 +162,7 @@ def test_presets_of_the_user(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override",
     ["run_dir=/x", "logging=default", "logging.interval=7", "hardware=h100", "checkpoint.keep=1",
-     "checkpoint.resume=never", "data.cache_dir=/y", "data.workers=9", "data.prefetch_steps=1",
+     "checkpoint.resume=never", "data.cache_dir=/y", "data.prefetch_steps=1",
      "parallel.nproc_per_node=2", "profile.trace_steps=[3]"],
 )  # fmt: skip
 def test_what_leaves_the_numbers_alone_leaves_the_hash(override: str) -> None:

@@ -116,7 +116,7 @@ def test_fingerprint(config: Config, source_folder: Path) -> None:
     ]
     found = {prepare(config(**c)).dir for c in changes}
     assert len(found | {base}) == 5
-    same = {"workers": 7, "seq_length": 9, "mixture": {"code": 2, "text": 1}}
+    same = {"seq_length": 9, "mixture": {"code": 2, "text": 1}}
     assert prepare(config(**same)).dir == base
     (source_folder / "note0.txt").write_text("other")
     assert prepare(config()).dir not in found | {base}

@@ -38,7 +38,8 @@ def train(config, corpus, backends, run_dir):
 
 if "RANK" in os.environ:
     sys.modules["loopcoder.train.loop"] = types.SimpleNamespace(train=train)
-    sys.modules["data_pipeline.driver"] = types.SimpleNamespace(prepare=lambda data, report: None)
+    prepare = lambda data, **_: None
+    sys.modules["data_pipeline.driver"] = types.SimpleNamespace(prepare=prepare)
 """
 
 
