@@ -20,7 +20,7 @@ def build_optimizer(
     """Build the optimizer of a DDP-wrapped model; norm weights and biases are exempt from weight
     decay."""
     use_where_no_fused_adam_is_installed()
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
             lr=optim.lr,
@@ -36,6 +36,11 @@ def build_optimizer(
         ),
         [ddp],
     )
+    for group in optimizer.param_groups:
+        # megatron finds a group of a checkpoint by its fields; a run may go on at another rate.
+        group.pop("max_lr", None)
+        group.pop("min_lr", None)
+    return optimizer
 
 
 def update(optimizer: Any, optim: OptimConfig, lr: float, step: int) -> float:
@@ -46,6 +51,8 @@ def update(optimizer: Any, optim: OptimConfig, lr: float, step: int) -> float:
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
+        # Loading a checkpoint brings those it was saved with.
+        group["betas"], group["eps"] = (optim.beta1, optim.beta2), optim.eps
         # megatron leaves the multiplication to a scheduler that we do not use.
         group["weight_decay"] = optim.weight_decay * group["wd_mult"]
     optimizer.prepare_grads()

@@ -120,7 +120,9 @@ def test_resume_modes(start: Start, finished: Path, tmp_path: Path) -> None:
     assert [r["step"] for r in read_metrics(longer / "metrics.jsonl")] == [1, 2, 3]
     # what changed is said, not hidden
     same_tokenizer = f"data.tokenizer={checkpoints.find(longer).state()['tokenizer_path']}"
-    output = finish(start(longer, "train.max_steps=4", "optim.lr=1e-3", same_tokenizer))
+    output = finish(
+        start(longer, "train.max_steps=4", "optim.lr=1e-3", "optim.beta2=0.9", same_tokenizer)
+    )
     assert "changed since step 3: optim.lr: 0.006 -> 0.001" in output
     assert "warning: the corpus is" in output and "other data" in output
 
