@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException  # a BaseException
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.digest import file_digest
@@ -20,6 +21,8 @@ from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
 from loopcoder.errors import LoopcoderError
 
+_FULL_BYTES = 16 << 20
+"""A disk with less than this free is taken for full."""
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 """Optimizer state by parameter, so that any layout loads what any other saved; megatron's default
 refuses."""
@@ -51,6 +54,8 @@ class Saver:
         self.config, self.run_dir, self.report = config, run_dir, report
         self.is_main = dist.get_rank() == 0
         self._queue = AsyncCallsQueue()
+        self._writing = run_dir
+        """Folder of the background save that is under way."""
         self._manager = use_result_queue(config.checkpoint.async_save)
 
     def save(self, network: Any, ddp: Any, optimizer: Any, state: dict[str, Any]) -> Path:
@@ -75,8 +80,8 @@ class Saver:
                 async_sharded_save=self.config.checkpoint.async_save,
                 async_strategy="mcore",
             )
-        except Exception as error:
-            raise _not_saved(folder, error) from error
+        except (Exception, CheckpointException) as error:
+            raise self._failed(folder, error) from error
         if request is None:
             self._complete(folder, state, began)
         else:
@@ -84,6 +89,7 @@ class Saver:
             if request.async_fn is not None:
                 request = request._replace(async_fn=BackgroundWriter(request.async_fn))
             self._queue.schedule_async_request(request)
+            self._writing = folder
         return folder
 
     def poll(self) -> None:
@@ -101,8 +107,8 @@ class Saver:
                 self._queue.maybe_finalize_async_calls(blocking=blocking)
             except LoopcoderError:
                 raise
-            except Exception as error:
-                raise _not_saved(self.run_dir, error) from error
+            except (Exception, CheckpointException) as error:
+                raise self._failed(self._writing, error) from error
 
     def _complete(self, folder: Path, state: dict[str, Any], began: float) -> None:
         """Hash the files on all ranks and write the manifest; only now is it a checkpoint."""
@@ -135,6 +141,13 @@ class Saver:
         for old in layout.prune(folder.parent, self.config.checkpoint.keep):
             self.report("checkpoint_deleted", step=old.step, path=str(old.path))
 
+    def _failed(self, folder: Path, error: BaseException) -> LoopcoderError:
+        """Describe a failed save, and give back the space that its shards took."""
+        described = _not_saved(folder, error)
+        if self.is_main and folder != self.run_dir:
+            shutil.rmtree(folder, ignore_errors=True)
+        return described
+
     def _on_main(self, action: Callable[[], None]) -> None:
         if self.is_main:
             action()
@@ -160,8 +173,10 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _not_saved(folder: Path, error: BaseException) -> LoopcoderError:
+    """Say what failed. megatron's writer swallows the reason, so the free space is looked at."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    full = full or "No space left" in str(error) or "file write failed" in str(error)
+    there = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    full = full or shutil.disk_usage(there).free < _FULL_BYTES
     cause = "the disk is full" if full else f"{type(error).__name__}: {error}"
     return LoopcoderError(
         f"could not save {folder}: {cause}\n"
