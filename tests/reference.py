@@ -1,8 +1,7 @@
 """A Parallel Loop Transformer written down from the equations, sharing no code with the package.
 
 One sequence at a time, dense masks, one dictionary of weights under the released model's names. It
-runs in
-whatever precision its weights have; tests use float64.
+runs in whatever precision its weights have; tests use float64.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@
     manifest.json   size and hash of every file above; written last
 
 There is no pointer to the latest: the newest complete folder is the latest. Names inside contain
-neither a
-loop index nor anything of the layout.
+neither a loop index nor anything of the layout.
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ _SHAPE = (
 def find_start(config: Config, run_dir: Path) -> tuple[Checkpoint | None, bool]:
     """Return the checkpoint to start from, if any, and whether it continues this very run.
 
-    A run that has checkpoints of its own continues from them even when init_from is given: the
-    same command
-    again resumes. Raises InputError where resume=require finds nothing, or never would overwrite.
+    A run that has checkpoints of its own continues from them even when init_from is given: the same
+    command again resumes. Raises InputError where resume=require finds nothing, or never would
+    overwrite.
     """
     folder = run_dir / "checkpoints"
     own = layout.complete(folder)

@@ -1,12 +1,9 @@
 """Processes that write checkpoints must not outlive the run they write for.
 
 megatron-core hands write results from a forked writer to the trainer through a queue in a third,
-spawned process,
-even when it writes in the trainer itself. After `kill -9` of the trainer both would stay: the
-queue's process for
-ever, with half a gigabyte and the run's output pipe; the writer until it has written into a folder
-that the
-restarted run may be writing as well.
+spawned process, even when it writes in the trainer itself. After `kill -9` of the trainer both
+would stay: the queue's process for ever, with half a gigabyte and the run's output pipe; the writer
+until it has written into a folder that the restarted run may be writing as well.
 """
 
 from __future__ import annotations

@@ -21,10 +21,9 @@ class Blend:
     """The training sequences of one data stage.
 
     Every epoch of a domain is a GPTDataset of exactly one epoch with its own shuffle. One
-    GPTDataset of n epochs,
-    as megatron builds it, shuffles differently for every n, so that a longer run would see other
-    data from its
-    first step on; here sample i is the same whatever max_steps is.
+    GPTDataset of n epochs, as megatron builds it, shuffles differently for every n, so that a
+    longer run would see other data from its first step on; here sample i is the same whatever
+    max_steps is.
     """
 
     def __init__(self, corpus: Corpus, stage: StageConfig, stage_idx: int, seed: int):

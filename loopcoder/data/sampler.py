@@ -1,8 +1,7 @@
 """Which samples a step trains on: pure functions of the config, the seed and the position.
 
 Nothing here reads data or remembers anything, so any rank of any layout computes its own part of
-any step,
-and resuming costs nothing.
+any step, and resuming costs nothing.
 """
 
 from __future__ import annotations
@@ -71,12 +70,11 @@ def enter_stage(stages: list[StageConfig], position: Position) -> Position:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Interleaves domains by weight so that any stretch of samples is as close to the weights as
-    it can be.
+    """Interleaves domains by weight so that any stretch of samples is as close to the weights as it
+    can be.
 
-    The pattern repeats after `period` samples; with two equal weights it is text, code, text,
-    code, and every
-    even batch is exactly half code.
+    The pattern repeats after `period` samples; with two equal weights it is code, text, code, text,
+    and every even batch is exactly half code.
     """
 
     weights: dict[str, float]
@@ -108,8 +106,7 @@ class Mixture:
 
     @cached_property
     def _before(self) -> np.ndarray:
-        """How many samples of each domain precede each place of the pattern. [period + 1,
-        domains]"""
+        """Samples of each domain before each place of the pattern. [period + 1, domains]"""
         one_hot = self.pattern[:, None] == np.arange(len(self.domains))
         return np.concatenate([np.zeros((1, len(self.domains)), np.int64), one_hot.cumsum(0)])
 

@@ -24,11 +24,10 @@ from loopcoder.ops.gated_window import attention, gated_mixture
 class PLTAttention(SelfAttention):
     """megatron-core's self-attention with loops.
 
-    The projections, their tensor parallelism and checkpoint names are megatron's; only what
-    happens between
-    them is ours. It has a gate exactly where a later loop mixes two attentions: with R = 1 or with
-    `kv_sharing=own` no gate parameter exists, since one without a gradient breaks overlapped
-    reduction.
+    The projections, their tensor parallelism and checkpoint names are megatron's; only what happens
+    between them is ours. It has a gate exactly where a later loop mixes two attentions: with R = 1
+    or with `kv_sharing=own` no gate parameter exists, since one without a gradient breaks
+    overlapped reduction.
     """
 
     def __init__(
@@ -122,8 +121,7 @@ class TECoreAttention(torch.nn.Module):
     """Attention through Transformer Engine (cuDNN or FlashAttention).
 
     Packed documents use its variable-length format: rows are laid end to end and borders come as
-    cu_seqlens,
-    so no mask is ever built.
+    cu_seqlens, so no mask is ever built.
     """
 
     def __init__(self, config: TransformerConfig, window: int, pg_collection: Any, **kwargs: Any):

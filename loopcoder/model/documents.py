@@ -21,8 +21,8 @@ class Documents:
     position_ids: Tensor
     """Position inside the document. [B, S], int64."""
     cu_seqlens: Tensor | None
-    """Cumulative document lengths over the rows laid end to end, int32 [documents + 1]; None: a
-    row is one document."""
+    """Cumulative document lengths over the rows laid end to end, int32 [documents + 1]; None: a row
+    is one document."""
     max_seqlen: int
     """Length of the longest document, in tokens (an upper bound does)."""
 

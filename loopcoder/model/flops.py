@@ -1,8 +1,8 @@
 """Floating-point operations and parameters of a looped model (plt.md section 8).
 
 Two conventions of attention are in use, and MFU is printed in both: `causal` counts the keys a
-token really
-sees, `full` counts the whole S x S matrix. Recomputed activations are not useful work in either.
+token really sees, `full` counts the whole S x S matrix. Recomputed activations are not useful work
+in either.
 """
 
 from __future__ import annotations

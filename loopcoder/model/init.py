@@ -1,8 +1,7 @@
 """Initial weights that depend on the seed and the parameter's name, not on the parallel layout.
 
 Megatron draws each tensor-parallel shard from its own random stream, so TP1 and TP2 start from
-different
-models. Here every rank draws the whole parameter and keeps its shard.
+different models. Here every rank draws the whole parameter and keeps its shard.
 """
 
 from __future__ import annotations

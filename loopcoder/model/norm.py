@@ -12,9 +12,8 @@ class RMSNorm(torch.nn.Module):
     """x / rms(x) * weight over the last dimension.
 
     megatron-core's own PyTorch norm refuses sequence parallelism. The mark on the weight is all
-    that it takes:
-    each rank sees its part of the sequence, and finalize_model_grads sums marked gradients over
-    the tp ranks.
+    that it takes: each rank sees its part of the sequence, and finalize_model_grads sums marked
+    gradients over the tp ranks.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5):

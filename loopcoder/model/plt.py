@@ -1,16 +1,14 @@
-"""The Parallel Loop Transformer: the same layers R times, each loop reading the one before shifted
-by a token.
+"""The Parallel Loop Transformer: the same layers R times, each loop a token behind the one before.
 
     E = Embed(ids);  h = E
     for r in 0..R-1:
         if r > 0:  h = a*E + b*shift(h)                 # S = 0 on the first token of a document
-        h = RMSNorm_final(layers(h))                    # loop 0 keeps its K/V, later loops read
-        them
+        h = RMSNorm_final(layers(h))                    # loop 0 keeps its K/V, later ones read it
     logits = head(h)
 
 Sources: the released LoopCoder-v2 7B model, arXiv 2606.18023 and 2510.24824. The released model
-scales by a
-and b and norms before it shifts, which the paper's equation leaves out; the released model wins.
+scales by a and b and norms before it shifts, which the paper's equation leaves out; the released
+model wins.
 """
 
 from __future__ import annotations
@@ -38,9 +36,8 @@ from loopcoder.ops.loop_input import loop_input, shift_right
 class PLTModel(LanguageModule):
     """A looped language model on megatron-core's tensor-parallel layers.
 
-    Weights belong to the stage, not to a loop: no name contains a loop index, and the checkpoint
-    of one R
-    loads into another (R = 1 only lacks the gates).
+    Weights belong to the stage, not to a loop: no name contains a loop index, and the checkpoint of
+    one R loads into another (R = 1 only lacks the gates).
     """
 
     def __init__(

@@ -12,8 +12,8 @@ class SharedKV:
     """The K/V of loop 0 for one microbatch, by layer.
 
     With all loops in one autograd graph this is a dictionary: gradients reach loop 0 through the
-    tensors
-    themselves. It is an explicit argument, never state of a layer, so that microbatches cannot mix.
+    tensors themselves. It is an explicit argument, never state of a layer, so that microbatches
+    cannot mix.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,5 @@
-"""Which modules a layer is made of: plain PyTorch or Transformer Engine, with one set of
-checkpoint names."""
+"""Which modules a layer is made of: plain PyTorch or Transformer Engine, with one set of checkpoint
+names."""
 
 from __future__ import annotations
 

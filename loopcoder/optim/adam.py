@@ -1,12 +1,10 @@
 """Adam with the state layout of Transformer Engine's FusedAdam, on torch's own kernels.
 
 megatron-core's distributed optimizer can load a checkpoint only into an Adam that counts steps per
-parameter
-group and keeps `exp_avg` and `exp_avg_sq` per parameter, as the fused Adams of Transformer Engine
-and apex do.
-torch.optim.AdamW counts per parameter. Where Transformer Engine is absent this class fills the
-gap, so that
-checkpoints are the same with and without a GPU; the arithmetic is torch's.
+parameter group and keeps `exp_avg` and `exp_avg_sq` per parameter, as the fused Adams of
+Transformer Engine and apex do. torch.optim.AdamW counts per parameter. Where Transformer Engine is
+absent this class fills the gap, so that checkpoints are the same with and without a GPU; the
+arithmetic is torch's.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
 """Make megatron-core's training path run without a GPU. Inactive where one is present.
 
-megatron-core 0.19 assumes CUDA in some forty places: it allocates on
-`torch.cuda.current_device()`, opens
-streams, keeps random states on the device, and compares tensor types with
-`'torch.cuda.FloatTensor'`. None
-of that matters to the arithmetic, so on a machine without a GPU we give megatron's modules (and
-only them)
-a `torch` whose `cuda` does nothing and whose "cuda" device is the CPU. torch itself keeps its
-behaviour,
-except that `Tensor.cuda()` and `Tensor.pin_memory()` return the tensor.
+megatron-core 0.19 assumes CUDA in some forty places: it allocates on `torch.cuda.current_device()`,
+opens streams, keeps random states on the device, and compares tensor types with
+`'torch.cuda.FloatTensor'`. None of that matters to the arithmetic, so on a machine without a GPU we
+give megatron's modules (and only them) a `torch` whose `cuda` does nothing and whose "cuda" device
+is the CPU. torch itself keeps its behaviour, except that `Tensor.cuda()` and `Tensor.pin_memory()`
+return the tensor.
 
 This is the only file that does so; everything else in loopcoder asks for `device()` and gets on
 with it.

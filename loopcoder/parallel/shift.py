@@ -39,8 +39,7 @@ def shift_over(group: dist.ProcessGroup) -> Callable[[Tensor], Tensor]:
     their order.
 
     What it returns maps this rank's part [S / ranks, B, D] to the same part of the shifted
-    sequence; every rank
-    of the group must call it.
+    sequence; every rank of the group must call it.
     """
 
     def shift(hidden: Tensor) -> Tensor:

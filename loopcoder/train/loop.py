@@ -7,11 +7,12 @@ corpus + config -> Loader (a thread) -> microbatches -> forward_backward -> upda
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from loopcoder.metrics.sinks import build_sinks
 from loopcoder.metrics.throughput import Throughput, peak_flops
 from loopcoder.metrics.writer import MetricsWriter
 from loopcoder.parallel import mcore
+from loopcoder.train.lock import only_run_in
 from loopcoder.train.signals import StopSignal
 
 
@@ -40,9 +42,15 @@ def train(config: Config, corpus: Corpus, backends: Backends, run_dir: Path) -> 
     """Train, and return an exit code.
 
     The world is given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; every rank
-    calls this.
-    Raises LoopcoderError with what mends it.
+    calls this. Raises LoopcoderError with what mends it.
     """
+    with ExitStack() as held:
+        if os.environ.get("RANK", "0") == "0":
+            held.enter_context(only_run_in(run_dir))
+        return _train_alone(config, corpus, backends, run_dir)
+
+
+def _train_alone(config: Config, corpus: Corpus, backends: Backends, run_dir: Path) -> int:
     vocab_size = padded_vocabulary(config, corpus)
     start, resumes = find_start(config, run_dir)
     notes = [] if start is None else check_fits(start, config, vocab_size, corpus, resumes=resumes)

@@ -1,5 +1,5 @@
-"""One optimizer step: gradient accumulation over microbatches through megatron's schedule, then
-the update."""
+"""One optimizer step: gradient accumulation over microbatches through megatron's schedule, then the
+update."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Train the same model on the same data in a layout and in one process, and compare everything.
 
-Runs inside the processes of `launch.in_processes`. Both sides are the package's own path: data cut by rank,
-megatron's schedule, reduced gradients, optimizer. What they are compared with is one process with all loops in one
-autograd graph, whose model the float64 reference proves.
+Runs inside the processes of `launch.in_processes`. Both sides are the package's own path: data cut
+by rank, megatron's schedule, reduced gradients, optimizer. What they are compared with is one
+process with all loops in one autograd graph, whose model the float64 reference proves.
 """
 
 from __future__ import annotations

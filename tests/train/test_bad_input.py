@@ -10,6 +10,7 @@ import pytest
 
 from loopcoder.checkpoint import format as checkpoints
 from loopcoder.metrics.writer import read_metrics
+from loopcoder.train.lock import only_run_in
 from tests.train.conftest import Start, finish
 
 
@@ -125,6 +126,12 @@ def test_resume_modes(start: Start, finished: Path, tmp_path: Path) -> None:
     )
     assert "changed since step 3: optim.lr: 0.006 -> 0.001" in output
     assert "warning: the corpus is" in output and "other data" in output
+
+
+def test_two_runs_in_one_folder(start: Start, finished: Path) -> None:
+    with only_run_in(finished):
+        output = finish(start(finished, "train.max_steps=4"), code=3)
+    assert "another process is training" in output and "run_dir=" in output
 
 
 def test_what_is_checked_is_what_is_saved(finished: Path) -> None:

@@ -1,5 +1,5 @@
-"""A killed run continues from its newest checkpoint, and its curve is that of an uninterrupted
-one, bit for bit."""
+"""A killed run continues from its newest checkpoint, and its curve is that of an uninterrupted one,
+bit for bit."""
 
 from __future__ import annotations
 
