@@ -138,8 +138,8 @@ def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
             Problem(
                 f"no source has documents of the side {domain!r}",
                 f"data.mixture takes tokens from it; the sources hold {sorted(found)}",
-                f"add a source with {domain}, set its domain or language_field, or take {domain} "
-                "out of data.mixture",
+                f"add a source with {domain}, set its domain or language_field, "
+                f"or '~data.mixture.{domain}'",
             )
             for domain in domains
             if domain not in found

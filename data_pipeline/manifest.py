@@ -139,8 +139,12 @@ def _read_manifest(folder: Path, fix: str) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
-        why = "the manifest is written last: without it the corpus is not complete"
-        raise InputError.of(f"{folder} has no {MANIFEST}", why, fix) from e
+        # Whoever gives the folder of their documents must not be told to delete it.
+        raise InputError.of(
+            f"{folder} has no {MANIFEST}",
+            "a finished corpus has one, written last; a folder of documents has none",
+            f"data=files path={folder} for documents, or a folder that `loopcoder data` printed",
+        ) from e
     except (OSError, ValueError) as e:
         raise InputError.of(f"cannot read {path}", str(e), fix) from e
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
