@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
 from megatron.core.fp8_utils import get_fp8_context
 from megatron.core.tensor_parallel.random import checkpoint, get_cuda_rng_tracker
+from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor
 
 from loopcoder.model.documents import Documents
-from loopcoder.model.shared_kv import KV, SharedKV
+from loopcoder.model.shared_kv import KV, KeptTensors, SharedKV
 
 
 class PLTLayer(TransformerLayer):
@@ -44,13 +49,66 @@ class PLTLayer(TransformerLayer):
 class PLTBlock(TransformerBlock):
     """The layers of one pipeline stage; every loop runs through the same ones."""
 
+    def __init__(self, config: TransformerConfig, spec: Any, parts: list[list[int]], **kwargs: Any):
+        """
+        Args:
+            parts: the layers (0-based, in the model) of each part of a loop on this stage.
+        """
+        self.layer_numbers = [layer for part in parts for layer in part]
+        ends = list(itertools.accumulate(len(part) for part in parts))
+        self.parts = [range(end - len(part), end) for end, part in zip(ends, parts, strict=True)]
+        super().__init__(config, spec, **kwargs)
+
+    def _build_layers(self) -> None:
+        """Build this stage's layers under their numbers in the model, which need not be
+        contiguous."""
+        layers = []
+        for number, spec in zip(self.layer_numbers, self.submodules.layer_specs, strict=True):
+            with get_fp8_context(self.config, number, is_init=True):
+                layers.append(
+                    build_module(
+                        spec,
+                        config=self.config,
+                        layer_number=number + 1,
+                        add_layer_offset=False,
+                        pg_collection=self.pg_collection,
+                    )
+                )
+        self.layers = torch.nn.ModuleList(layers)
+        self.final_layernorm = None
+        if self.post_process:
+            self.final_layernorm = self.submodules.layer_norm(
+                config=self.config,
+                hidden_size=self.config.hidden_size,
+                eps=self.config.layernorm_epsilon,
+            )
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
+    ) -> Any:
+        """Name layers by their number in the model, so that any split over stages loads any
+        other."""
+        out: dict[str, Any] = {}
+        for index, layer in enumerate(self.layers):
+            here, everywhere = f"{prefix}layers.{index}.", f"{prefix}layers."
+            offset = [(0, layer.layer_number - 1, self.config.num_layers)]
+            shards = layer.sharded_state_dict(here, offset, metadata)
+            replace_prefix_for_sharding(shards, here, everywhere)
+            out |= shards
+        if self.final_layernorm is not None:
+            out |= sharded_state_dict_default(
+                self.final_layernorm, f"{prefix}final_layernorm.", (), metadata, self.tp_group
+            )
+        return out
+
     def forward(
         self,
         hidden: Tensor,
         loop_idx: int,
-        shared_kv: SharedKV | None,
+        shared_kv: SharedKV | KeptTensors | None,
         docs: Documents,
         rope: Tensor,
+        part: int | None = None,
     ) -> Tensor:
         """Run one loop.
 
@@ -58,17 +116,19 @@ class PLTBlock(TransformerBlock):
             hidden: the loop's input. [S or S/tp, B, D]
             loop_idx: 0 fills `shared_kv`, later loops read it.
             shared_kv: None where every loop attends to its own K/V only.
+            part: the part of the loop to run; None: all of it.
 
         Returns:
             the residual stream after the last layer, before the final norm. [S or S/tp, B, D]
         """
         with self._fp8_context(None):
-            for index, layer in enumerate(self.layers):
+            for index in range(len(self.layers)) if part is None else self.parts[part]:
+                layer = self.layers[index]
                 shared = shared_kv.of(index) if shared_kv is not None and loop_idx > 0 else None
                 with self._fp8_context(layer):
                     hidden, k, v = self._run(layer, hidden, shared, docs, rope)
                 if shared_kv is not None and loop_idx == 0:
-                    shared_kv.keep(index, (k, v))
+                    hidden = shared_kv.keep(index, hidden, (k, v))
         return hidden
 
     def _run(

@@ -14,6 +14,7 @@ model wins.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,9 +29,34 @@ from torch import Tensor
 from loopcoder.config.schema import ModelConfig
 from loopcoder.model.documents import Documents
 from loopcoder.model.layer import PLTBlock
-from loopcoder.model.shared_kv import SharedKV
+from loopcoder.model.shared_kv import KeptTensors, SharedKV
 from loopcoder.model.specs import block_submodules
 from loopcoder.ops.loop_input import loop_input, shift_right
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The part of a model that one pipeline stage holds."""
+
+    parts: list[list[int]]
+    """Layers (0-based, in the model) of each part of a loop."""
+    is_first: bool = True
+    """It holds the embedding, and mixes it into the input of later loops."""
+    is_last: bool = True
+    """It holds the final norm, which ends every loop, and the head."""
+
+
+@dataclass(frozen=True)
+class ChunkInput:
+    """What a stage is told when it runs one chunk of a pipeline instead of all loops."""
+
+    loop_idx: int
+    part: int
+    """Index of the part of the loop."""
+    hidden: Tensor | None
+    """Output of the chunk before, from this stage or another; None where the embedding is first."""
+    kept: KeptTensors
+    """What loop 0 of the same microbatch left on this stage."""
 
 
 class PLTModel(LanguageModule):
@@ -47,6 +73,7 @@ class PLTModel(LanguageModule):
         vocab_size: int,
         groups: Any,
         shift: Callable[[Tensor], Tensor] = shift_right,
+        stage: Stage | None = None,
     ):
         """
         Args:
@@ -56,7 +83,9 @@ class PLTModel(LanguageModule):
             groups: the process groups of this rank (`parallel.mcore.Ranks.groups`).
             shift: moves hidden states one position to the right; a split sequence needs
                 `parallel.shift.shift_over(group)`.
+            stage: this rank's part of the model under pipeline parallelism; None: all of it.
         """
+        stage = stage or Stage([list(range(model.num_layers))])
         if config.sequence_parallel and shift is shift_right:
             raise ValueError(
                 "sequence parallelism needs a shift that crosses ranks: parallel.shift.shift_over"
@@ -66,27 +95,36 @@ class PLTModel(LanguageModule):
         self.shift = shift
         self.rope_theta: float | None = None
         self.model_type = ModelType.encoder_or_decoder
-        self.pre_process = self.post_process = True
+        self.pre_process, self.post_process = stage.is_first, stage.is_last
         self.share_embeddings_and_output_weights = False
-        self.embedding = LanguageModelEmbedding(
-            config,
-            vocab_size,
-            max_sequence_length=model.max_position_embeddings,
-            position_embedding_type="rope",
-            tp_group=groups.tp,
-        )
+        if self.pre_process:
+            self.embedding = LanguageModelEmbedding(
+                config,
+                vocab_size,
+                max_sequence_length=model.max_position_embeddings,
+                position_embedding_type="rope",
+                tp_group=groups.tp,
+            )
         self.set_rope_theta(model.rope_theta)
-        self.decoder = PLTBlock(config, block_submodules(config, model), pg_collection=groups)
-        self.output_layer = tensor_parallel.ColumnParallelLinear(
-            config.hidden_size,
-            vocab_size,
-            config=config,
-            init_method=config.init_method,
-            bias=False,
-            skip_bias_add=False,
-            gather_output=False,
-            tp_group=groups.tp,
+        self.decoder = PLTBlock(
+            config,
+            block_submodules(model, sum(len(part) for part in stage.parts)),
+            stage.parts,
+            pre_process=self.pre_process,
+            post_process=self.post_process,
+            pg_collection=groups,
         )
+        if self.post_process:
+            self.output_layer = tensor_parallel.ColumnParallelLinear(
+                config.hidden_size,
+                vocab_size,
+                config=config,
+                init_method=config.init_method,
+                bias=False,
+                skip_bias_add=False,
+                gather_output=False,
+                tp_group=groups.tp,
+            )
         self.setup_embeddings_and_output_layer()
 
     def forward(
@@ -96,8 +134,9 @@ class PLTModel(LanguageModule):
         labels: Tensor | None = None,
         *,
         every_loop: bool = False,
-    ) -> Tensor:
-        """Run all loops.
+        chunk: ChunkInput | None = None,
+    ) -> Any:
+        """Run all loops, or one chunk of a pipeline (see `run_chunk`).
 
         Args:
             tokens: [B, S]
@@ -109,6 +148,8 @@ class PLTModel(LanguageModule):
             the loss of every token [B, S] in fp32, or logits [S, B, vocabulary of this rank];
             with `every_loop` [R, ...] of them.
         """
+        if chunk is not None:
+            return self.run_chunk(chunk, tokens, docs, labels, every_loop)
         embedding = self.embedding(tokens, docs.position_ids)
         rope = self.rope(docs)
         shared_kv = SharedKV() if self.model.has_gates else None
@@ -122,6 +163,45 @@ class PLTModel(LanguageModule):
             if every_loop or loop_idx == self.model.num_loops - 1:
                 outputs.append(self.read_out(normed, labels))
         return torch.stack(outputs) if every_loop else outputs[0]
+
+    def run_chunk(
+        self,
+        chunk: ChunkInput,
+        tokens: Tensor,
+        docs: Documents,
+        labels: Tensor | None,
+        every_loop: bool,
+    ) -> Any:
+        """Run one part of one loop on this stage: the body of `forward`, cut at stage borders.
+
+        Returns:
+            what the next chunk reads [S or S/tp, B, D]; on the last stage, after the last part of
+            the
+            last loop, the loss of every token [B, S]. With `every_loop` the last stage returns a
+            pair
+            of these after each loop.
+        """
+        kept, hidden = chunk.kept, chunk.hidden
+        if self.pre_process and chunk.part == 0:
+            if chunk.loop_idx == 0:
+                embedding = self.embedding(tokens, docs.position_ids)
+                hidden = kept.keep("embedding", embedding, (embedding,))
+            else:
+                hidden = self.next_input(kept.of("embedding")[0], hidden, docs)
+        shared_kv = kept if self.model.has_gates else None
+        hidden = self.decoder(
+            hidden, chunk.loop_idx, shared_kv, docs, self.rope(docs), part=chunk.part
+        )
+        is_last_part = chunk.part == len(self.decoder.parts) - 1
+        if not (self.post_process and is_last_part):
+            return hidden
+        normed = self.decoder.final_layernorm(hidden)
+        hidden = normed if self.model.norm_per_loop else hidden
+        is_last_loop = chunk.loop_idx == self.model.num_loops - 1
+        loss = self.read_out(normed, labels) if is_last_loop or every_loop else None
+        if every_loop:
+            return hidden, loss
+        return loss if is_last_loop else hidden
 
     def next_input(self, embedding: Tensor, hidden: Tensor, docs: Documents) -> Tensor:
         """Return a later loop's input a*E + b*S, where S is the previous loop's output at t-1. [S

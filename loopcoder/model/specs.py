@@ -15,10 +15,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import (
-    TransformerBlockSubmodules,
-    get_num_layers_to_build,
-)
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loopcoder.config.schema import Config, ModelConfig
@@ -90,8 +87,8 @@ def transformer_config(config: Config) -> TransformerConfig:
     )
 
 
-def block_submodules(config: TransformerConfig, model: ModelConfig) -> TransformerBlockSubmodules:
-    """Return the modules of the layers that this pipeline stage builds."""
+def block_submodules(model: ModelConfig, num_layers: int) -> TransformerBlockSubmodules:
+    """Return the modules of the `num_layers` layers that a pipeline stage builds."""
     norm: Any
     core: Any
     if model.layer_spec == "te":
@@ -117,6 +114,4 @@ def block_submodules(config: TransformerConfig, model: ModelConfig) -> Transform
         ),
     )
     spec = ModuleSpec(module=PLTLayer, submodules=layer)
-    return TransformerBlockSubmodules(
-        layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=norm
-    )
+    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=norm)

@@ -14,11 +14,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loopcoder.config.schema import Config
 from loopcoder.model.init import initialise
-from loopcoder.model.plt import PLTModel
+from loopcoder.model.plt import PLTModel, Stage
 from loopcoder.model.specs import transformer_config
 from loopcoder.ops.loop_input import shift_right
 from loopcoder.optim.optimizer import build_optimizer
+from loopcoder.parallel.layout import stage_layers
 from loopcoder.parallel.mcore import Ranks
+from loopcoder.parallel.schedule import LoopChunk, build_chunks
 from loopcoder.parallel.shift import shift_over
 
 
@@ -32,6 +34,8 @@ class TrainState:
     ddp: Any
     """megatron-core's DistributedDataParallel around the network."""
     optimizer: Any
+    chunks: list[LoopChunk]
+    """The network as chunks of a pipeline; empty without pipeline stages."""
 
 
 def build_network(
@@ -40,7 +44,14 @@ def build_network(
     """Build the model of this rank on its device, with weights from the seed."""
     mcore_config = transformer_config(config)
     shift = shift_over(ranks.groups.tp) if config.parallel.sp else shift_right
-    network = PLTModel(mcore_config, config.model, vocab_size, ranks.groups, shift).to(ranks.device)
+    parallel, pp_rank = config.parallel, ranks.pp_rank
+    stage = Stage(
+        stage_layers(config.model.num_layers, parallel.pp, parallel.chunks_per_loop, pp_rank),
+        is_first=pp_rank == 0,
+        is_last=pp_rank == parallel.pp - 1,
+    )
+    network = PLTModel(mcore_config, config.model, vocab_size, ranks.groups, shift, stage)
+    network.to(ranks.device)
     initialise(network, config.model, config.seed)
     return network, mcore_config
 
@@ -66,4 +77,8 @@ def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
         mcore_config.no_sync_func = ddp.no_sync
     if parallel.overlap_param_gather:
         mcore_config.param_sync_func = ddp.start_param_sync
-    return TrainState(ranks, mcore_config, network, ddp, optimizer)
+    chunks = []
+    if parallel.pp > 1:
+        loops, parts = config.model.num_loops, parallel.chunks_per_loop
+        chunks = build_chunks(mcore_config, ddp, loops, parts)
+    return TrainState(ranks, mcore_config, network, ddp, optimizer, chunks)

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.schedules import forward_backward_no_pipelining
 from torch import Tensor
 
 from loopcoder.data.batch import Batch
+from loopcoder.parallel.schedule import run_chunks
 from loopcoder.train.state import TrainState
 
 
@@ -27,16 +28,24 @@ def forward_backward(state: TrainState, microbatches: list[Batch], domains: int)
     """
     state.ddp.zero_grad_buffer()
     state.optimizer.zero_grad()
-    sums = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, device=state.ranks.device, domains=domains),
-        data_iterator=iter(microbatches),
-        model=state.ddp,
-        num_microbatches=len(microbatches),
-        seq_length=microbatches[0].tokens.shape[1],
-        micro_batch_size=microbatches[0].tokens.shape[0],
-    )
-    total = torch.stack([s["sums"] for s in sums]).sum(0)
+    known = {"device": state.ranks.device, "domains": domains}
+    if state.chunks:
+        sums = run_chunks(state.chunks, microbatches, partial(_chunk_step, **known))
+    else:
+        sums = forward_backward_no_pipelining(
+            forward_step_func=partial(_forward_step, **known),
+            data_iterator=iter(microbatches),
+            model=state.ddp,
+            num_microbatches=len(microbatches),
+            seq_length=microbatches[0].tokens.shape[1],
+            micro_batch_size=microbatches[0].tokens.shape[0],
+        )
+    total = torch.zeros(2, domains, device=state.ranks.device)
+    for s in sums:  # only the last stage of a pipeline has any
+        total += s["sums"]
     dist.all_reduce(total, group=state.ranks.groups.dp_cp)
+    if state.chunks:
+        dist.all_reduce(total, group=state.ranks.groups.pp)
     return total
 
 
@@ -46,6 +55,12 @@ def _forward_step(
     batch = next(batches).to(device)
     loss = model(batch.tokens, batch.documents, batch.labels)
     return loss, partial(_loss, batch=batch, domains=domains)
+
+
+def _chunk_step(batches: Iterator[tuple[int, Batch]], chunk: Any, **known: Any) -> Any:
+    microbatch, host_batch = next(batches)
+    batch = host_batch.to(known["device"])
+    return chunk(microbatch, batch), partial(_loss, batch=batch, domains=known["domains"])
 
 
 def _loss(loss: Tensor, *, batch: Batch, domains: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

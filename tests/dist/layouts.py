@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from loopcoder.data.batch import make_batch
 from loopcoder.data.sampler import samples_of_rank
+from loopcoder.model.init import _global_name as global_name
 from tests.configs import small_config
 
 VOCAB, EOD, DOMAINS = 128, 7, 2
@@ -122,7 +123,12 @@ def gather(state: Any, tensors: dict[str, torch.Tensor], ranks: Any) -> dict[str
                 x = torch.cat([h[0] for h in halves] + [h[1] for h in halves])
             else:
                 x = torch.cat(parts, parameter.partition_dim)
-        out[name] = x.cpu()
+        out[global_name(name, state.network)] = x.cpu()
+    if ranks.groups.pp.size() > 1:
+        stages: list[Any] = [None] * ranks.groups.pp.size()
+        dist.all_gather_object(stages, out, group=ranks.groups.pp)
+        assert sum(len(stage) for stage in stages) == len({n for stage in stages for n in stage})
+        out = {name: x for stage in stages for name, x in stage.items()}
     return out
 
 
@@ -131,7 +137,7 @@ def scatter_weights(network: Any, weights: dict[str, torch.Tensor]) -> None:
     size, rank = network.tp_group.size(), network.tp_group.rank()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            x = weights[name]
+            x = weights[global_name(name, network)]
             if size > 1 and getattr(parameter, "tensor_model_parallel", False):
                 dim = parameter.partition_dim
                 if "linear_fc1" in name:

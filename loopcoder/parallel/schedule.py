@@ -1,0 +1,124 @@
+"""Loops as virtual chunks of megatron-core's pipeline schedules, which run unmodified.
+
+Chunk c of a stage is part c % V of loop c // V (V = chunks_per_loop). All chunks of a stage call
+one network:
+one copy of the weights, one gradient buffer, one optimizer state. What later loops need of loop 0
+stays on the
+stage, by microbatch (`model.shared_kv.KeptTensors`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from loopcoder.data.batch import Batch
+from loopcoder.model.plt import ChunkInput
+from loopcoder.model.shared_kv import KeptTensors
+from loopcoder.parallel.layout import microbatch_group
+
+
+class LoopChunk(MegatronModule):
+    """What a schedule sees as one virtual model chunk."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        ddp: Any,
+        kept: dict[int, KeptTensors],
+        index: int,
+        chunks_per_loop: int,
+        is_final: bool,
+    ):
+        super().__init__(config)
+        self.model_type = ModelType.encoder_or_decoder
+        self.vp_stage = index if config.virtual_pipeline_model_parallel_size else None
+        self.loop_idx, self.part = divmod(index, chunks_per_loop)
+        self.is_final = is_final
+        self.kept = kept
+        if index == 0:
+            self.weights = ddp  # registered once: megatron marks first microbatches through it
+        self._run: list[Any] = [ddp]  # in a list, so that it is no submodule of every chunk
+        self._input: Tensor | None = None
+
+    def set_input_tensor(self, tensor: Any) -> None:
+        """Take what the schedule received from the chunk before."""
+        self._input = tensor[0] if isinstance(tensor, list) else tensor
+
+    def forward(self, microbatch: int, batch: Batch, every_loop: bool = False) -> Any:
+        """Run the chunk for a microbatch; the first chunk opens its store, the last closes it."""
+        if self.loop_idx == 0 and self.part == 0:
+            self.kept[microbatch] = KeptTensors()
+        chunk = ChunkInput(self.loop_idx, self.part, self._input, self.kept[microbatch])
+        self._input = None
+        out = self._run[0](
+            batch.tokens, batch.documents, batch.labels, every_loop=every_loop, chunk=chunk
+        )
+        if self.is_final:
+            # The graphs of earlier chunks hold what their backward passes still need.
+            del self.kept[microbatch]
+        return out
+
+
+def build_chunks(
+    config: TransformerConfig, ddp: Any, num_loops: int, chunks_per_loop: int
+) -> list[LoopChunk]:
+    """Wrap a stage's network as the chunks of a schedule.
+
+    The network was built with `config`, which knows no virtual pipeline; the schedule gets a copy
+    that does.
+    """
+    count = num_loops * chunks_per_loop
+    schedule = copy.copy(config)
+    if count > 1:
+        schedule.virtual_pipeline_model_parallel_size = count
+        # Interleaving on two stages with batched point-to-point is silently wrong.
+        schedule.batch_p2p_comm, schedule.overlap_p2p_comm = False, True
+    schedule.finalize_model_grads_func = lambda _, *args, **kwargs: finalize_model_grads(
+        [ddp], *args, **kwargs
+    )
+    kept: dict[int, KeptTensors] = {}
+    return [
+        LoopChunk(schedule, ddp, kept, index, chunks_per_loop, index == count - 1)
+        for index in range(count)
+    ]
+
+
+def run_chunks(
+    chunks: list[LoopChunk],
+    microbatches: list[Batch],
+    step: Callable[..., Any],
+    *,
+    forward_only: bool = False,
+) -> Any:
+    """Run all chunks over the microbatches through megatron's pipeline schedule; return its
+    reports."""
+    from megatron.core.pipeline_parallel import schedules
+
+    config, rows = chunks[0].config, microbatches[0].tokens
+    if len(chunks) == 1:
+        run: Any = schedules.forward_backward_pipelining_without_interleaving
+        iterator: Any = iter(list(enumerate(microbatches)))
+    else:
+        run = schedules.forward_backward_pipelining_with_interleaving
+        iterator = [iter(list(enumerate(microbatches))) for _ in chunks]
+        config.microbatch_group_size_per_vp_stage = microbatch_group(
+            len(microbatches), config.pipeline_model_parallel_size
+        )
+        assert config.overlap_p2p_comm and not config.batch_p2p_comm
+    return run(
+        forward_step_func=step,
+        data_iterator=iterator,
+        model=chunks if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(microbatches),
+        seq_length=rows.shape[1],
+        micro_batch_size=rows.shape[0],
+        forward_only=forward_only,
+    )

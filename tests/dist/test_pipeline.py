@@ -1,0 +1,52 @@
+"""Pipeline layouts give the one-process loss, gradients and weights (a fast part of the matrix)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from tests.dist.launch import in_processes
+from tests.dist.layouts import Case, differences, run_cases
+
+DEEP = dict(num_layers=5)
+TWO = [
+    Case("pp2 r1", dict(num_loops=1), dict(pp=2)),
+    Case("pp2 r2", parallel=dict(pp=2)),
+    Case("pp2 r3 rows", dict(num_loops=3), dict(pp=2), isolate=False),
+    Case("pp2 r4 recompute", dict(num_loops=4), dict(pp=2, recompute="full")),
+    Case("pp2 uneven r2", DEEP, dict(pp=2)),
+    Case("pp2 uneven r3 selective", DEEP | dict(num_loops=3), dict(pp=2, recompute="selective")),
+    Case("pp2 two chunks r2", DEEP, dict(pp=2, chunks_per_loop=2)),
+    Case("pp2 two chunks r1", DEEP | dict(num_loops=1), dict(pp=2, chunks_per_loop=2)),
+    Case("pp2 own kv", dict(num_loops=3, kv_sharing="own"), dict(pp=2)),
+    Case("pp2 query gate", dict(num_loops=2, gate="query"), dict(pp=2)),
+    Case("pp2 norm once", dict(num_loops=3, norm_per_loop=False), dict(pp=2)),
+]
+
+
+def compare(world: int, cases: list[Case]) -> dict[str, Any]:
+    seed = random.SystemRandom().randrange(2**31)
+    print(f"seed {seed}")
+    spread = in_processes(world, run_cases, cases, seed)[0]
+    alone = run_cases(0, [case.alone() for case in cases], seed)
+    return {c.name: (seed, differences(a, b)) for c, a, b in zip(cases, spread, alone, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def two(ranks: Any) -> dict[str, Any]:
+    return compare(2, TWO)
+
+
+def check(result: tuple[int, dict[str, float]]) -> None:
+    seed, worst = result
+    for kind in ("loss", "grad_norm", "gradients"):
+        assert worst[kind] <= 1e-5, (seed, kind, worst)
+    assert worst["weights"] <= 2e-4, (seed, worst)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", [c.name for c in TWO])
+def test_two_stages_equal_one_process(two: dict[str, Any], name: str) -> None:
+    check(two[name])
