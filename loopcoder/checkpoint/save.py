@@ -30,13 +30,14 @@ refuses."""
 
 def sharded_state(network: Any, optimizer: Any | None, *, is_loading: bool) -> dict[str, Any]:
     """Return what goes into (or comes out of) the shards. Names contain no loop and no layout."""
-    model = network.sharded_state_dict(prefix="model.", metadata=METADATA)
+    metadata = dict(METADATA)  # megatron adds its process groups to what it is given
+    model = network.sharded_state_dict(prefix="model.", metadata=metadata)
     # Transformer Engine's extra state exists in one layer spec only; a checkpoint has no spec.
     model = {name: value for name, value in model.items() if not name.endswith("_extra_state")}
     state: dict[str, Any] = {"model": model}
     if optimizer is not None:
         state["optimizer"] = optimizer.sharded_state_dict(
-            model, is_loading=is_loading, metadata=METADATA
+            model, is_loading=is_loading, metadata=metadata
         )
     return state
 

@@ -16,10 +16,7 @@ from loopcoder.config.fields import as_override
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
 from loopcoder.errors import InputError, Problem
 
-_NOT_BUILT = (
-    ("parallel.pp", "pipeline parallelism"),
-    ("parallel.cp", "context parallelism"),
-)
+_NOT_BUILT = (("parallel.cp", "context parallelism"),)
 """Fields that must stay 1 until what they ask for is built: delete a line when it is."""
 
 _SMALLEST_TOKENIZER = 64 + 256  # special tokens and single bytes
@@ -135,6 +132,28 @@ def _layout(config: Config, world_size: int, backends: Backends) -> Iterator[Pro
             f"parallel.chunks_per_loop={p.chunks_per_loop} parallel.pp=1",
             "a loop is cut into chunks to interleave pipeline stages",
             "parallel.chunks_per_loop=1",
+        )
+    pieces = p.pp * p.chunks_per_loop
+    if p.pp > 1 and config.model.num_layers < pieces:
+        yield Problem(
+            f"model.num_layers={config.model.num_layers} parallel.pp={p.pp} "
+            f"parallel.chunks_per_loop={p.chunks_per_loop}",
+            f"each of {p.pp} stages holds a layer of each of {p.chunks_per_loop} parts of a loop",
+            f"parallel.chunks_per_loop={max(1, config.model.num_layers // p.pp)}"
+            if p.chunks_per_loop > 1 and config.model.num_layers >= p.pp
+            else f"parallel.pp={config.model.num_layers} parallel.chunks_per_loop=1",
+        )
+    dp = max(1, world_size // (p.tp * p.pp * p.cp))
+    smallest = min(batch_sizes(config))
+    microbatches = smallest // (config.train.micro_batch_size * dp)
+    if p.pp > 1 and microbatches < p.pp:
+        needed = p.pp * config.train.micro_batch_size * dp
+        yield Problem(
+            f"parallel.pp={p.pp} with {smallest} sequences a step: {microbatches} microbatches",
+            "a pipeline needs at least as many microbatches as it has stages",
+            f"train.global_batch_size={_next_multiple(config.train.global_batch_size, needed)}"
+            if config.train.batch_ramp is None
+            else f"train.batch_ramp.start={_next_multiple(smallest, needed)}",
         )
     for key, what in _NOT_BUILT:
         size = getattr(p, key.rsplit(".", 1)[-1])

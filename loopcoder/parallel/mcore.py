@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from loopcoder.config.schema import ParallelConfig
 from loopcoder.parallel import cpu
@@ -63,6 +64,9 @@ def initialise(parallel: ParallelConfig, seed: int) -> Ranks:
 
     if state.model_parallel_is_initialized():
         state.destroy_model_parallel()
+        # megatron forgets its groups without closing them, and each keeps threads and sockets.
+        for group in [g for g in distributed_c10d._world.pg_map if g is not dist.group.WORLD]:
+            dist.destroy_process_group(group)
     state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,

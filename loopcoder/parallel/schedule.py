@@ -42,6 +42,7 @@ class LoopChunk(MegatronModule):
         self.vp_stage = index if config.virtual_pipeline_model_parallel_size else None
         self.loop_idx, self.part = divmod(index, chunks_per_loop)
         self.is_final = is_final
+        self.ends_in_loss = is_final and ddp.module.post_process
         self.kept = kept
         if index == 0:
             self.weights = ddp  # registered once: megatron marks first microbatches through it

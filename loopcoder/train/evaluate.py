@@ -12,6 +12,7 @@ from data_pipeline.manifest import Corpus
 from loopcoder.config.schema import Config
 from loopcoder.data.heldout import HeldOut
 from loopcoder.train.state import TrainState
+from loopcoder.train.step import losses
 
 
 class Evaluator:
@@ -55,13 +56,14 @@ class Evaluator:
         token_bytes = self._token_bytes.to(device)
         state.network.eval()
         sums = torch.zeros(loops + 2, dtype=torch.float64, device=device)
-        for host_batch in held_out.batches(
-            state.ranks.dp_rank, state.ranks.dp_size, self.config.train.micro_batch_size
-        ):
-            batch = host_batch.to(device)
-            loss = state.network(batch.tokens, batch.documents, batch.labels, every_loop=loops > 1)
-            by_loop = (loss if loops > 1 else loss[None]) * batch.loss_mask
-            sums[:loops] += by_loop.sum((1, 2)).double()
+        batches = [
+            batch.to(device)
+            for batch in held_out.batches(
+                state.ranks.dp_rank, state.ranks.dp_size, self.config.train.micro_batch_size
+            )
+        ]
+        for batch, loss in zip(batches, losses(state, batches, every_loop=loops > 1), strict=True):
+            sums[:loops] += (loss * batch.loss_mask).sum((1, 2)).double()
             sums[loops] += batch.loss_mask.sum().double()
             sums[loops + 1] += (token_bytes[batch.labels] * batch.loss_mask).sum().double()
         state.network.train()

@@ -3,7 +3,7 @@ update."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,51 @@ def _forward_step(
     batch = next(batches).to(device)
     loss = model(batch.tokens, batch.documents, batch.labels)
     return loss, partial(_loss, batch=batch, domains=domains)
+
+
+def losses(state: TrainState, batches: list[Batch], *, every_loop: bool) -> Iterable[Tensor]:
+    """Compute the loss of every token of some microbatches, after each loop or after the last only.
+
+    Returns:
+        for each microbatch [R or 1, B, S] in fp32, the same on all pipeline stages. Call it without
+        gradients; all ranks of a pipeline must.
+    """
+    if state.chunks:
+        return _losses_of_pipeline(state, batches, every_loop)
+    one = (state.network(b.tokens, b.documents, b.labels, every_loop=every_loop) for b in batches)
+    return one if every_loop else (loss[None] for loss in one)
+
+
+def _losses_of_pipeline(state: TrainState, batches: list[Batch], every_loop: bool) -> list[Tensor]:
+    # A pipeline takes at least as many microbatches as it has stages; what is repeated is ignored.
+    stages = state.ranks.groups.pp.size()
+    filled = batches + [batches[0]] * max(0, stages - len(batches))
+    found: list[list[Tensor]] = [[] for _ in filled]
+    step = partial(_chunk_losses, every_loop=every_loop, found=found)
+    run_chunks(state.chunks, filled, step, forward_only=True)
+    loops = state.network.model.num_loops if every_loop else 1
+    out = []
+    for batch, by_loop in zip(batches, found, strict=False):
+        missing = [batch.loss_mask.new_zeros(batch.tokens.shape)] * loops
+        loss = torch.stack(by_loop or missing)  # only the last stage has any
+        dist.all_reduce(loss, group=state.ranks.groups.pp)
+        out.append(loss)
+    return out
+
+
+def _chunk_losses(
+    batches: Iterator[tuple[int, Batch]], chunk: Any, *, every_loop: bool, found: list[list[Tensor]]
+) -> Any:
+    microbatch, batch = next(batches)
+    out, loss = chunk(microbatch, batch, every_loop), None
+    if isinstance(out, tuple):
+        out, loss = out
+    elif chunk.ends_in_loss:
+        loss = out
+    if loss is not None:
+        found[microbatch].append(loss)
+    one = torch.ones((), dtype=torch.int, device=batch.tokens.device)
+    return out, lambda tensor: (tensor.sum(), one, {})
 
 
 def _chunk_step(batches: Iterator[tuple[int, Batch]], chunk: Any, **known: Any) -> Any:

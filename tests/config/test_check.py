@@ -44,6 +44,7 @@ GOOD: list[tuple[list[str], Backends, int | None]] = [
     ([], CPU, None),
     (["precision=bf16"], CPU, None),
     (["parallel=tp2_sp"], CPU, None),
+    (["parallel.pp=2"], CPU, None),
     (["parallel=tp2", "train.micro_batch_size=4"], CPU, 4),
     (["data.mixture={text:1,code:3}"], CPU, None),
     (["train.batch_ramp={start:8,increment:8,samples:64}"], CPU, None),
@@ -72,7 +73,10 @@ BAD: list[tuple[str, Backends, str, str]] = [
     ("parallel=tp2_sp data.seq_length=255", CPU, "seq_length=255", "data.seq_length=256"),
     ("parallel.overlap_param_gather=true", CPU, "overlap", "parallel.overlap_grad_reduce=true"),
     ("parallel.chunks_per_loop=2", CPU, "chunks_per_loop=2", "parallel.chunks_per_loop=1"),
-    ("parallel.pp=2", CPU, "not built yet", "parallel.pp=1"),
+    ("parallel.pp=4 train.micro_batch_size=1", CPU, "a layer of each", "parallel.pp=2"),
+    ("parallel.pp=2 parallel.chunks_per_loop=2 train.micro_batch_size=1", CPU, "a layer of each",
+     "parallel.chunks_per_loop=1"),
+    ("parallel.pp=2 train.micro_batch_size=16", CPU, "1 microbatches", "global_batch_size=32"),
     ("parallel.cp=2", CPU, "not built yet", "parallel.cp=1"),
     ("train.global_batch_size=20", CPU, "8 at a time", "train.global_batch_size=24"),
     ("train.global_batch_size=15 train.micro_batch_size=1", CPU, "multiples of 2",
@@ -125,7 +129,7 @@ def test_what_does_not_fit_is_refused_with_its_mending(
 
 
 def test_everything_is_reported_together() -> None:
-    found = problems("parallel.pp=2", "optim.min_lr=1", "train.global_batch_size=15", "data=files")
+    found = problems("parallel.cp=2", "optim.min_lr=1", "train.global_batch_size=15", "data=files")
     assert len(found) >= 4
 
 
