@@ -48,7 +48,6 @@ Not built yet, and refused with an error:
 """
 
 NOT_BUILT = {
-    "parallel.pp=2": "pipeline parallelism (`parallel.pp` and `parallel.chunks_per_loop` above 1)",
     "parallel.cp=2": "context parallelism (`parallel.cp` above 1)",
     "precision=fp8_delayed": "delayed scaling of FP8 (`precision=fp8_delayed`)",
 }

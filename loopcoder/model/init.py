@@ -38,7 +38,7 @@ def _global_name(name: str, network: PLTModel) -> str:
     """Replace the layer's index within the stage by its index in the model."""
     parts = name.split(".")
     if parts[:2] == ["decoder", "layers"]:
-        parts[2] = str(network.decoder.layers[int(parts[2])].layer_number - 1)
+        parts[2] = str(network.decoder.layer_numbers[int(parts[2])])
     return ".".join(parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
@@ -75,7 +75,7 @@ class PLTBlock(TransformerBlock):
                     )
                 )
         self.layers = torch.nn.ModuleList(layers)
-        self.final_layernorm = None
+        self.final_layernorm: Any = None
         if self.post_process:
             self.final_layernorm = self.submodules.layer_norm(
                 config=self.config,
@@ -89,7 +89,7 @@ class PLTBlock(TransformerBlock):
         """Name layers by their number in the model, so that any split over stages loads any
         other."""
         out: dict[str, Any] = {}
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(cast(list[Any], self.layers)):
             here, everywhere = f"{prefix}layers.{index}.", f"{prefix}layers."
             offset = [(0, layer.layer_number - 1, self.config.num_layers)]
             shards = layer.sharded_state_dict(here, offset, metadata)

@@ -187,6 +187,7 @@ class PLTModel(LanguageModule):
                 embedding = self.embedding(tokens, docs.position_ids)
                 hidden = kept.keep("embedding", embedding, (embedding,))
             else:
+                assert hidden is not None, "a later loop reads the one before"
                 hidden = self.next_input(kept.of("embedding")[0], hidden, docs)
         shared_kv = kept if self.model.has_gates else None
         hidden = self.decoder(

@@ -28,7 +28,7 @@ def forward_backward(state: TrainState, microbatches: list[Batch], domains: int)
     """
     state.ddp.zero_grad_buffer()
     state.optimizer.zero_grad()
-    known = {"device": state.ranks.device, "domains": domains}
+    known: dict[str, Any] = {"device": state.ranks.device, "domains": domains}
     if state.chunks:
         sums = run_chunks(state.chunks, microbatches, partial(_chunk_step, **known))
     else:

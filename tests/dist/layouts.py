@@ -7,6 +7,7 @@ process with all loops in one autograd graph, whose model the float64 reference 
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -151,10 +152,14 @@ def run_cases(rank: int, cases: list[Case], seed: int) -> list[dict[str, Any]]:
     """Train every case in the world that is running; tensors come back as numpy arrays."""
     from loopcoder.parallel import mcore
 
-    results = []
+    results, sizes = [], None
     for case in cases:
         config = small_config(case.model, case.precision, **case.parallel)
-        ranks = mcore.initialise(config.parallel, 1)
+        if sizes != (config.parallel.tp, config.parallel.pp):
+            # Every process group has threads of its own: cases of one layout share them.
+            gc.collect()
+            ranks = mcore.initialise(config.parallel, 1)
+            sizes = (config.parallel.tp, config.parallel.pp)
         out = train(config, ranks, random_weights(case, ranks, seed), seed, case.isolate)
         for kind in ("gradients", "weights"):
             out[kind] = {n: x.numpy() for n, x in out[kind].items()}
