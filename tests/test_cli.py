@@ -174,7 +174,7 @@ def test_only_rank_0_explains_an_error(
         (["train", "--multi"], "the options are"),
         (["train", "--config-dir"], "needs a folder"),
         (["train", "--config-dir=/not/there"], "no such folder"),
-        (["train", "parallel.pp=2"], "not built yet"),
+        (["train", "parallel.cp=2"], "not built yet"),
         (["doctor", "precision=fp8_delayed"], "Transformer Engine"),
     ],
 )

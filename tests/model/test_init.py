@@ -171,7 +171,7 @@ def test_bf16_weights_are_the_rounded_fp32_ones(ranks, seed):
 def test_names_count_layers_from_the_start_of_the_model():
     """A pipeline stage numbers its layers from 0; the weights must not depend on where the stages
     are cut."""
-    stage = SimpleNamespace(layers=[SimpleNamespace(layer_number=n) for n in (4, 5)])
+    stage = SimpleNamespace(layer_numbers=[3, 4])
     network = SimpleNamespace(decoder=stage)
     name = init._global_name("decoder.layers.1.mlp.linear_fc2.weight", network)
     assert name == "decoder.layers.4.mlp.linear_fc2.weight"
