@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.encoder import Encoder, file_hash, train_tokenizer
+from data_pipeline.encoder import Encoder, train_tokenizer
 from data_pipeline.ingest import Report, megabytes, select
 from data_pipeline.manifest import FORMAT_VERSION, MANIFEST, TOKEN_BYTES, TOKENIZER
 from data_pipeline.megatron_io import IndexedWriter, fsync_folder
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import SPLITS, Tally
 from data_pipeline.spool import Spool
+from loopcoder.checkpoint.digest import file_digest
 from loopcoder.config.schema import DataConfig
 from loopcoder.errors import InputError
 
@@ -87,7 +88,7 @@ def build(
         "stages": [tally.as_dict() for tally in tallies],
         "tokenizer": {
             "file": TOKENIZER,
-            "xxh3_128": file_hash(folder / TOKENIZER),
+            "xxh3_128": file_digest(folder / TOKENIZER),
             "vocab_size": encoder.vocab_size,
             "eod_id": encoder.eod_id,
             "trained": data.tokenizer == "train",
@@ -103,7 +104,7 @@ def _seal(folder: Path, manifest: dict[str, Any]) -> None:
     for path in paths:
         _fsync(path)
     manifest["files"] = {
-        path.name: {"bytes": path.stat().st_size, "xxh3_128": file_hash(path)} for path in paths
+        path.name: {"bytes": path.stat().st_size, "xxh3_128": file_digest(path)} for path in paths
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

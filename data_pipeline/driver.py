@@ -18,13 +18,14 @@ import tokenizers
 import xxhash
 
 from data_pipeline.build import build
-from data_pipeline.encoder import Encoder, file_hash
+from data_pipeline.encoder import Encoder
 from data_pipeline.ingest import Report
 from data_pipeline.manifest import FORMAT_VERSION, Corpus, Verify, load_corpus
 from data_pipeline.megatron_io import fsync_folder
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
+from loopcoder.checkpoint.digest import file_digest
 from loopcoder.config.schema import DataConfig, SourceConfig
 from loopcoder.errors import InputError, Problem
 
@@ -170,7 +171,7 @@ def _fingerprint(data: DataConfig, sources: Sequence[Source], domains: Sequence[
         # another release of the library may break ties between pairs in another way
         tokenizer: list[Any] = ["train", data.tokenizer_vocab_size, tokenizers.__version__]
     else:
-        tokenizer = ["import", file_hash(Path(data.tokenizer).expanduser())]
+        tokenizer = ["import", file_digest(Path(data.tokenizer).expanduser())]
     parts = {
         "format": FORMAT_VERSION,
         "domains": list(domains),

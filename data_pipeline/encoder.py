@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -196,12 +195,3 @@ def _read_spec(path: Path) -> dict[str, Any]:
             fix,
         )
     return dict(spec)
-
-
-def file_hash(path: Path) -> str:
-    """Return the xxh3-128 of a file's bytes in hex."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.encoder import file_hash
 from data_pipeline.megatron_io import check_pair
+from loopcoder.checkpoint.digest import file_digest
 from loopcoder.errors import InputError, Problem
 
 FORMAT_VERSION = 1
@@ -160,7 +160,7 @@ def _check_file(path: Path, wanted: Mapping[str, Any], verify: str, fix: str) ->
         if size != wanted["bytes"]:
             fact = f"{path} has {size:,} bytes, the manifest says {wanted['bytes']:,}"
             return Problem(fact, "it was cut off or replaced after it was built", fix)
-        if verify == "hash" and file_hash(path) != wanted["xxh3_128"]:
+        if verify == "hash" and file_digest(path) != wanted["xxh3_128"]:
             fact = f"{path} ({size:,} bytes) has another hash than the manifest says"
             return Problem(fact, "its content was altered after it was built", fix)
     except OSError as e:

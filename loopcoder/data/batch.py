@@ -81,7 +81,6 @@ def make_batch(
         loss_mask *= valid
     if isolate_documents:
         begins = torch.zeros_like(tokens, dtype=torch.bool)
-        begins[:, 0] = True
         begins[:, 1:] = tokens[:, :-1] == eod
         docs = Documents.packed(torch.where(begins, index, 0).cummax(1).values)
     else:

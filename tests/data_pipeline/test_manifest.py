@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from data_pipeline.driver import prepare
-from data_pipeline.encoder import file_hash
 from data_pipeline.manifest import Corpus, load_corpus
+from loopcoder.checkpoint.digest import file_digest
 from loopcoder.config.schema import DataConfig
 from loopcoder.errors import InputError
 
@@ -77,7 +77,7 @@ def test_index_and_data_must_agree(corpus: Corpus) -> None:
 
     def forge(manifest: Any) -> None:
         size = data.stat().st_size
-        manifest["files"][data.name] = {"bytes": size, "xxh3_128": file_hash(data)}
+        manifest["files"][data.name] = {"bytes": size, "xxh3_128": file_digest(data)}
 
     edit(corpus.dir / "manifest.json", forge)
     with pytest.raises(InputError, match=rf"{data.name} has .* bytes, but {index.name} names"):
