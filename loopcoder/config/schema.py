@@ -299,6 +299,10 @@ class LoggingConfig:
     """TensorBoard events; auto is on where it is installed."""
     plots: bool = True
     """Draw the loss curves as PNG at the end."""
+    loop_losses: bool = False
+    """In logged steps: the training loss of each loop's output through the head (logit lens)."""
+    loop_gradients: bool = False
+    """In logged steps: the norm of the gradient with respect to each loop's input."""
 
 
 @dataclass(frozen=True, config=_STRICT)

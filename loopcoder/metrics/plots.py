@@ -21,13 +21,18 @@ Series = tuple[list[float], list[float]]
 # Okabe and Ito's palette, told apart with every common kind of colour blindness; markers repeat it.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
+_BY_LOOP = {
+    "loops": ("val/loss", "the head on every loop's output", "validation loss (nats / token)"),
+    "train_loops": ("loss", "the head on every loop's output", "training loss (nats / token)"),
+    "loop_gradients": ("grad_norm", "the gradient at every loop's input", "norm"),
+}
 _INK, _GRID, _FAINT = "#333333", "#e6e6e6", "#9db4c4"
 
 
 def plot_run(run_dir: Path) -> list[Path]:
     """Draw what metrics.jsonl holds into run_dir/plots and return the files.
 
-    loss.png always; loops.png for a looped model whose evaluations have the logit lens;
+    loss.png always; what was recorded by loop (`_BY_LOOP`) for a looped model;
     throughput.png where the speed was logged. Raises InputError without matplotlib, metrics.jsonl
     or a single record.
     """
@@ -42,8 +47,15 @@ def plot_run(run_dir: Path) -> list[Path]:
     title = run_title(_config(run_dir))
     plots = run_dir / "plots"
     files = [_draw(plots / "loss.png", lambda fig: _loss(fig, records, title))]
-    if len(_loops(records)) > 1:
-        files.append(_draw(plots / "loops.png", lambda fig: _loop_lens(fig, records, title)))
+    for name, (prefix, what, label) in _BY_LOOP.items():
+        if len(_loops(records, prefix)) > 1:
+            drawn = _draw(
+                plots / f"{name}.png",
+                lambda fig, p=prefix, t=f"{title}: {what}", y=label: _by_loop(
+                    fig, records, p, t, y
+                ),
+            )
+            files.append(drawn)
     if _series(records, "tokens_per_s")[0]:
         files.append(_draw(plots / "throughput.png", lambda fig: _throughput(fig, records, title)))
     return files
@@ -102,27 +114,23 @@ def _loss(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
     ax.legend(frameon=False, fontsize=9)
 
 
-def _loop_lens(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
+def _by_loop(
+    fig: Figure, records: list[dict[str, Any]], prefix: str, title: str, y_label: str
+) -> None:
     ax = fig.subplots()
-    loops = _loops(records)
-    for i, loop in enumerate(loops):
-        xs, ys = _series(records, f"val/loss/loop{loop}")
-        note = " (the model's output)" if loop == loops[-1] else ""
+    for i, loop in enumerate(_loops(records, prefix)):
+        xs, ys = _series(records, f"{prefix}/loop{loop}")
+        every_step = len(xs) > 100  # then a marker a point hides the curve
         ax.plot(
             xs,
-            ys,
+            _smooth(ys) if every_step else ys,
             color=_color(i),
-            marker=_MARKERS[i % 7],
+            marker=None if every_step else _MARKERS[i % 7],
             markersize=4,
             linewidth=1.6,
-            label=f"after loop {loop}: {ys[-1]:.3f}{note}",
+            label=f"loop {loop}: {ys[-1]:.3g}",
         )
-    _style(
-        ax,
-        f"{title}: the head on every loop's output",
-        "optimizer step",
-        "validation loss (nats / token)",
-    )
+    _style(ax, title, "optimizer step", y_label)
     _token_axis(ax, records)
     ax.legend(frameon=False, fontsize=9)
 
@@ -314,9 +322,9 @@ def _domains(records: list[dict[str, Any]]) -> list[str]:
     return sorted(m[1] for key in keys if (m := re.fullmatch(r"val/loss/(?!loop\d+$)([^/]+)", key)))
 
 
-def _loops(records: list[dict[str, Any]]) -> list[int]:
+def _loops(records: list[dict[str, Any]], prefix: str) -> list[int]:
     keys = {key for record in records for key in record}
-    return sorted(int(m[1]) for key in keys if (m := re.fullmatch(r"val/loss/loop(\d+)", key)))
+    return sorted(int(m[1]) for key in keys if (m := re.fullmatch(rf"{prefix}/loop(\d+)", key)))
 
 
 def _bits_per_byte(records: list[dict[str, Any]], loss_key: str) -> str:

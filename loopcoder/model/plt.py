@@ -29,6 +29,7 @@ from torch import Tensor
 from loopcoder.config.schema import ModelConfig
 from loopcoder.model.documents import Documents
 from loopcoder.model.layer import PLTBlock
+from loopcoder.model.probe import LoopProbe
 from loopcoder.model.shared_kv import KeptTensors, SharedKV
 from loopcoder.model.specs import block_submodules
 from loopcoder.ops.loop_input import loop_input, shift_right
@@ -135,6 +136,7 @@ class PLTModel(LanguageModule):
         *,
         every_loop: bool = False,
         chunk: ChunkInput | None = None,
+        probe: LoopProbe | None = None,
     ) -> Any:
         """Run all loops, or one chunk of a pipeline (see `run_chunk`).
 
@@ -143,25 +145,31 @@ class PLTModel(LanguageModule):
             docs: where documents begin.
             labels: next tokens; None returns logits. [B, S]
             every_loop: also read the head after earlier loops (logit lens), stacked in front.
+            probe: measures every loop on the way; it changes nothing.
 
         Returns:
             the loss of every token [B, S] in fp32, or logits [S, B, vocabulary of this rank];
             with `every_loop` [R, ...] of them.
         """
         if chunk is not None:
-            return self.run_chunk(chunk, tokens, docs, labels, every_loop)
+            return self.run_chunk(chunk, tokens, docs, labels, every_loop, probe)
         embedding = self.embedding(tokens, docs.position_ids)
         rope = self.rope(docs)
         shared_kv = SharedKV() if self.model.has_gates else None
-        hidden, outputs = embedding, []
+        # A tensor of its own: E's gradient is summed in the same order with and without a probe.
+        hidden, outputs = embedding.view_as(embedding), []
         for loop_idx in range(self.model.num_loops):
             if loop_idx > 0:
                 hidden = self.next_input(embedding, hidden, docs)
+            if probe is not None:
+                probe.at_input(loop_idx, hidden)
             hidden = self.decoder(hidden, loop_idx, shared_kv, docs, rope)
             normed = self.decoder.final_layernorm(hidden)
             hidden = normed if self.model.norm_per_loop else hidden
             if every_loop or loop_idx == self.model.num_loops - 1:
                 outputs.append(self.read_out(normed, labels))
+            if probe is not None:
+                self.measure(probe, loop_idx, normed, labels)
         return torch.stack(outputs) if every_loop else outputs[0]
 
     def run_chunk(
@@ -171,6 +179,7 @@ class PLTModel(LanguageModule):
         docs: Documents,
         labels: Tensor | None,
         every_loop: bool,
+        probe: LoopProbe | None,
     ) -> Any:
         """Run one part of one loop on this stage: the body of `forward`, cut at stage borders.
 
@@ -189,6 +198,8 @@ class PLTModel(LanguageModule):
             else:
                 assert hidden is not None, "a later loop reads the one before"
                 hidden = self.next_input(kept.of("embedding")[0], hidden, docs)
+            if probe is not None:
+                probe.at_input(chunk.loop_idx, hidden)
         shared_kv = kept if self.model.has_gates else None
         hidden = self.decoder(
             hidden, chunk.loop_idx, shared_kv, docs, self.rope(docs), part=chunk.part
@@ -200,6 +211,8 @@ class PLTModel(LanguageModule):
         hidden = normed if self.model.norm_per_loop else hidden
         is_last_loop = chunk.loop_idx == self.model.num_loops - 1
         loss = self.read_out(normed, labels) if is_last_loop or every_loop else None
+        if probe is not None:
+            self.measure(probe, chunk.loop_idx, normed, labels)
         if every_loop:
             return hidden, loss
         return loss if is_last_loop else hidden
@@ -219,6 +232,14 @@ class PLTModel(LanguageModule):
         """Apply the head, and the loss where labels are given."""
         logits, _ = self.output_layer(normed)
         return logits if labels is None else self.compute_language_model_loss(labels, logits)
+
+    def measure(
+        self, probe: LoopProbe, loop_idx: int, normed: Tensor, labels: Tensor | None
+    ) -> None:
+        """Give the probe the loss after a loop. The last loop's is known to who asked for it."""
+        if probe.reads_losses and loop_idx < self.model.num_loops - 1:
+            with torch.no_grad():
+                probe.at_output(loop_idx, self.read_out(normed, labels))
 
     def rope(self, docs: Documents) -> Tensor:
         """Return the rotary angles of every position. [S, 1 or B, 1, head_dim]"""

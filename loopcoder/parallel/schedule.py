@@ -21,6 +21,7 @@ from torch import Tensor
 
 from loopcoder.data.batch import Batch
 from loopcoder.model.plt import ChunkInput
+from loopcoder.model.probe import LoopProbe
 from loopcoder.model.shared_kv import KeptTensors
 from loopcoder.parallel.layout import microbatch_group
 
@@ -53,14 +54,25 @@ class LoopChunk(MegatronModule):
         """Take what the schedule received from the chunk before."""
         self._input = tensor[0] if isinstance(tensor, list) else tensor
 
-    def forward(self, microbatch: int, batch: Batch, every_loop: bool = False) -> Any:
+    def forward(
+        self,
+        microbatch: int,
+        batch: Batch,
+        every_loop: bool = False,
+        probe: LoopProbe | None = None,
+    ) -> Any:
         """Run the chunk for a microbatch; the first chunk opens its store, the last closes it."""
         if self.loop_idx == 0 and self.part == 0:
             self.kept[microbatch] = KeptTensors()
         chunk = ChunkInput(self.loop_idx, self.part, self._input, self.kept[microbatch])
         self._input = None
         out = self._run[0](
-            batch.tokens, batch.documents, batch.labels, every_loop=every_loop, chunk=chunk
+            batch.tokens,
+            batch.documents,
+            batch.labels,
+            every_loop=every_loop,
+            chunk=chunk,
+            probe=probe,
         )
         if self.is_final:
             # The graphs of earlier chunks hold what their backward passes still need.

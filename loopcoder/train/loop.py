@@ -33,6 +33,7 @@ from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
 from loopcoder.metrics.throughput import Throughput, peak_flops
 from loopcoder.metrics.writer import MetricsWriter
+from loopcoder.model.probe import LoopProbe
 from loopcoder.parallel import mcore
 from loopcoder.train.lock import only_run_in
 from loopcoder.train.signals import StopSignal
@@ -141,14 +142,15 @@ class Run:
         try:
             for data in window.waiting_for(iter(loader)):
                 step = data.after.step
+                evaluate = _due(step, config.eval.interval) or (step == last and config.eval.at_end)
+                logged = _due(step, config.logging.interval) or evaluate or step == last
                 with self.profiler.step(step):
-                    record = self._step(data)
+                    record = self._step(data, self._probe() if logged else None)
                 window.add(data)
                 self.position = data.after
                 self.saver.poll()
                 stopping = self.stop.requested(self.ranks.device)
-                evaluate = _due(step, config.eval.interval) or (step == last and config.eval.at_end)
-                if _due(step, config.logging.interval) or evaluate or step == last or stopping:
+                if logged or stopping:
                     self._log(record, data, window, evaluate)
                 save = _due(step, config.checkpoint.interval) or (
                     step == last and config.checkpoint.save_at_end
@@ -166,7 +168,14 @@ class Run:
         finally:
             loader.close()
 
-    def _step(self, data: StepData) -> dict[str, Any]:
+    def _probe(self) -> LoopProbe | None:
+        log = self.config.logging
+        if not (log.loop_losses or log.loop_gradients):
+            return None
+        loops, device = self.config.model.num_loops, self.ranks.device
+        return LoopProbe(loops, device, losses=log.loop_losses, gradients=log.loop_gradients)
+
+    def _step(self, data: StepData, probe: LoopProbe | None) -> dict[str, Any]:
         """Train one step; the loss stays on the device until it is logged."""
         from loopcoder.optim.optimizer import update
         from loopcoder.optim.schedule import learning_rate
@@ -176,13 +185,14 @@ class Run:
         theta = config.stages[data.before.stage].rope_theta
         assert theta is not None
         self.state.network.set_rope_theta(theta)
-        sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains))
+        sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains), probe)
         lr = learning_rate(config.optim, data.after.step, config.train.max_steps)
         grad_norm = update(self.state.optimizer, config.optim, lr, data.after.step)
-        return {"sums": sums, "lr": lr, "grad_norm": grad_norm}
+        return {"sums": sums, "lr": lr, "grad_norm": grad_norm, "probe": probe}
 
     def _log(self, record: dict[str, Any], data: StepData, window: Window, evaluate: bool) -> None:
         loss, tokens = record.pop("sums").tolist()
+        probe: LoopProbe | None = record.pop("probe")
         by_domain = {
             f"loss/{d}": s / n
             for d, s, n in zip(self.corpus.domains, loss, tokens, strict=True)
@@ -202,6 +212,7 @@ class Run:
                     "tokens": data.after.tokens,
                     **timing,
                     **by_domain,
+                    **(probe.fields(max(sum(tokens), 1.0)) if probe else {}),
                     "samples": data.after.samples,
                     "stage": data.before.stage,
                     "batch_size": data.size,

@@ -13,22 +13,28 @@ from megatron.core.pipeline_parallel.schedules import forward_backward_no_pipeli
 from torch import Tensor
 
 from loopcoder.data.batch import Batch
+from loopcoder.model.probe import LoopProbe
 from loopcoder.parallel.schedule import run_chunks
 from loopcoder.train.state import TrainState
 
 
-def forward_backward(state: TrainState, microbatches: list[Batch], domains: int) -> Tensor:
+def forward_backward(
+    state: TrainState, microbatches: list[Batch], domains: int, probe: LoopProbe | None = None
+) -> Tensor:
     """Compute the gradients of one step, and return sums of the loss by domain.
 
     Gradients are those of the contract's loss: the sum over valid tokens of the global batch over
     their number.
+
+    Args:
+        probe: measures the loops on the way; its sums are over all ranks afterwards.
 
     Returns:
         [2, domains] in fp32 on the device: summed loss and number of valid tokens, over all ranks.
     """
     state.ddp.zero_grad_buffer()
     state.optimizer.zero_grad()
-    known: dict[str, Any] = {"device": state.ranks.device, "domains": domains}
+    known: dict[str, Any] = {"device": state.ranks.device, "domains": domains, "probe": probe}
     if state.chunks:
         sums = run_chunks(state.chunks, microbatches, partial(_chunk_step, **known))
     else:
@@ -43,17 +49,33 @@ def forward_backward(state: TrainState, microbatches: list[Batch], domains: int)
     total = torch.zeros(2, domains, device=state.ranks.device)
     for s in sums:  # only the last stage of a pipeline has any
         total += s["sums"]
-    dist.all_reduce(total, group=state.ranks.groups.dp_cp)
-    if state.chunks:
-        dist.all_reduce(total, group=state.ranks.groups.pp)
+    _sum_over_ranks(state, total)
+    if probe is not None:
+        _sum_over_ranks(state, probe.sums)
+        if state.config.sequence_parallel:  # each rank saw the gradient of its part of the sequence
+            dist.all_reduce(probe.sums[1], group=state.ranks.groups.tp)
+        probe.sums[0, -1] = total[0].sum()
     return total
 
 
+def _sum_over_ranks(state: TrainState, sums: Tensor) -> None:
+    dist.all_reduce(sums, group=state.ranks.groups.dp_cp)
+    if state.chunks:
+        dist.all_reduce(sums, group=state.ranks.groups.pp)
+
+
 def _forward_step(
-    batches: Iterator[Batch], model: Any, *, device: torch.device, domains: int
+    batches: Iterator[Batch],
+    model: Any,
+    *,
+    device: torch.device,
+    domains: int,
+    probe: LoopProbe | None,
 ) -> Any:
     batch = next(batches).to(device)
-    loss = model(batch.tokens, batch.documents, batch.labels)
+    if probe is not None:
+        probe.loss_mask = batch.loss_mask
+    loss = model(batch.tokens, batch.documents, batch.labels, probe=probe)
     return loss, partial(_loss, batch=batch, domains=domains)
 
 
@@ -102,10 +124,19 @@ def _chunk_losses(
     return out, lambda tensor: (tensor.sum(), one, {})
 
 
-def _chunk_step(batches: Iterator[tuple[int, Batch]], chunk: Any, **known: Any) -> Any:
+def _chunk_step(
+    batches: Iterator[tuple[int, Batch]],
+    chunk: Any,
+    *,
+    device: torch.device,
+    domains: int,
+    probe: LoopProbe | None,
+) -> Any:
     microbatch, host_batch = next(batches)
-    batch = host_batch.to(known["device"])
-    return chunk(microbatch, batch), partial(_loss, batch=batch, domains=known["domains"])
+    batch = host_batch.to(device)
+    if probe is not None:
+        probe.loss_mask = batch.loss_mask
+    return chunk(microbatch, batch, probe=probe), partial(_loss, batch=batch, domains=domains)
 
 
 def _loss(loss: Tensor, *, batch: Batch, domains: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
