@@ -203,6 +203,9 @@ def _train(argv: list[str]) -> int:
         return sweep(arguments.overrides, arguments.config_dir)
 
     _stop_on_signals()
+    # Read when CUDA starts: kernels then run in the order of their launches, on which megatron-core
+    # relies to put communication under computation.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     backends = detect()
     config = _composed(arguments, backends)
     if arguments.print_config:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from data_pipeline.manifest import Corpus
 from loopcoder.backends import Backends
@@ -375,10 +376,15 @@ def _due(step: int, interval: int | None) -> bool:
 
 
 def _memory_bytes(device: torch.device) -> int:
-    """Peak memory of this process so far: of the GPU, or resident on a machine without one."""
+    """Peak memory so far of the rank that has most: of its GPU, or resident on a machine without
+    one."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    most = torch.tensor(peak, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
 
 
 def _quieten() -> None:
