@@ -49,7 +49,7 @@ FIELDS = {
     "batch_size": "sequences of the step's global batch",
     "step_time_s": "wall time a step",
     "data_wait_s": "part of step_time_s spent waiting for the batch",
-    "memory_bytes": "peak memory of the rank with most of it: on the GPU, or of a process without one",
+    "memory_bytes": "peak memory of the rank with most of it: on the GPU, or of its process",
     "val/loss": "mean over the held-out tokens of every domain, nats a token",
     "val/loss/<domain>": "the same over one domain",
     "val/bpb/<domain>": "bits a byte of UTF-8: val/loss/<domain> * tokens / bytes / ln 2",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import math
 from typing import Any
 
 import torch
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from torch import Tensor
 
 from loopcoder.config.schema import OptimConfig, ParallelConfig
 from loopcoder.errors import TrainingDiverged
-from loopcoder.optim.adam import use_where_no_fused_adam_is_installed
+from loopcoder.optim.adam import use_in_megatron
 
 
 def build_optimizer(
@@ -19,7 +18,7 @@ def build_optimizer(
 ) -> Any:
     """Build the optimizer of a DDP-wrapped model; norm weights and biases are exempt from weight
     decay."""
-    use_where_no_fused_adam_is_installed()
+    use_in_megatron()
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -43,11 +42,12 @@ def build_optimizer(
     return optimizer
 
 
-def update(optimizer: Any, optim: OptimConfig, lr: float, step: int) -> float:
-    """Clip the reduced gradients, update the weights, and return the global gradient norm before
-    clipping.
+def update(optimizer: Any, optim: OptimConfig, lr: float) -> Tensor:
+    """Clip the reduced gradients and update the weights, without waiting for the device.
 
-    Raises TrainingDiverged before anything is changed if the norm is not finite.
+    Returns:
+        the global gradient norm before clipping, on the device []. Where it is not finite the
+        weights and moments were left as they are: see `Health`.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -56,20 +56,38 @@ def update(optimizer: Any, optim: OptimConfig, lr: float, step: int) -> float:
         # megatron leaves the multiplication to a scheduler that we do not use.
         group["weight_decay"] = optim.weight_decay * group["wd_mult"]
     optimizer.prepare_grads()
-    grad_norm = float(optimizer.get_grad_norm())
-    if not math.isfinite(grad_norm):
-        raise TrainingDiverged(
-            f"step {step}: the gradient norm is {grad_norm}\n"
-            "    why: an update with it would destroy the weights, so none was made\n"
-            "    fix: branch from a checkpoint with a lower rate: "
-            f"checkpoint.init_from=CHECKPOINT optim.lr={optim.lr / 2:g}"
-        )
-    if optim.clip_grad > 0:
-        clip = importlib.import_module(
-            "megatron.core.optimizer.clip_grads"
-        ).clip_grad_by_total_norm_fp32
-        for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
-            if inner.get_parameters():
-                clip(inner.get_parameters(), max_norm=optim.clip_grad, total_norm=grad_norm)
+    device = optimizer.param_groups[0]["params"][0].device
+    norm = torch.as_tensor(optimizer.get_grad_norm(), device=device).reshape(())
+    refused = (~norm.isfinite()).float()
+    # As torch.nn.utils.clip_grad_norm_ and megatron have it, to the last constant.
+    divisor = ((norm + 1e-6) / optim.clip_grad).clamp(min=1.0) if optim.clip_grad > 0 else None
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner.optimizer.grad_divisor, inner.optimizer.is_refused = divisor, refused
     optimizer.step_with_ready_grads()
-    return grad_norm
+    return norm
+
+
+class Health:
+    """Remembers, on the device, the first step whose gradient norm was not finite."""
+
+    def __init__(self, optim: OptimConfig, device: torch.device):
+        self._optim = optim
+        self._first_bad = torch.zeros(2, device=device)
+        """Its number (0: none so far) and its norm."""
+
+    def note(self, norm: Tensor, step: int) -> None:
+        """Take the norm of a step; nothing is read on the host."""
+        now = torch.stack([torch.full_like(norm, step), norm])
+        is_first = ~norm.isfinite() & (self._first_bad[0] == 0)
+        self._first_bad = torch.where(is_first, now, self._first_bad)
+
+    def check(self) -> None:
+        """Raise TrainingDiverged if a step was bad: before anything is logged or saved."""
+        step, norm = self._first_bad.tolist()
+        if step:
+            raise TrainingDiverged(
+                f"step {step:.0f}: the gradient norm is {norm}\n"
+                "    why: an update with it would destroy the weights, so none was made\n"
+                "    fix: branch from a checkpoint with a lower rate: "
+                f"checkpoint.init_from=CHECKPOINT optim.lr={self._optim.lr / 2:g}"
+            )

@@ -98,6 +98,7 @@ class Run:
         # megatron-core is imported from here on, after the CPU shim that initialise() installs.
         self.ranks = mcore.initialise(config.parallel, config.seed)
         from loopcoder.checkpoint.save import Saver
+        from loopcoder.optim.optimizer import Health
         from loopcoder.train.evaluate import Evaluator
         from loopcoder.train.profiling import StepProfiler
         from loopcoder.train.state import build_state
@@ -106,6 +107,7 @@ class Run:
         self.backends = backends
         self.vocab_size, self.stop = vocab_size, stop
         self.state = build_state(config, self.ranks, vocab_size)
+        self.health = Health(config.optim, self.ranks.device)
         self.evaluator = Evaluator(config, corpus)
         self.saver = Saver(config, run_dir, self.event)
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
@@ -177,7 +179,7 @@ class Run:
         return LoopProbe(loops, device, losses=log.loop_losses, gradients=log.loop_gradients)
 
     def _step(self, data: StepData, probe: LoopProbe | None) -> dict[str, Any]:
-        """Train one step; the loss stays on the device until it is logged."""
+        """Train one step; loss and gradient norm stay on the device until they are logged."""
         from loopcoder.optim.optimizer import update
         from loopcoder.optim.schedule import learning_rate
         from loopcoder.train.step import forward_backward
@@ -188,12 +190,15 @@ class Run:
         self.state.network.set_rope_theta(theta)
         sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains), probe)
         lr = learning_rate(config.optim, data.after.step, config.train.max_steps)
-        grad_norm = update(self.state.optimizer, config.optim, lr, data.after.step)
+        grad_norm = update(self.state.optimizer, config.optim, lr)
+        self.health.note(grad_norm, data.after.step)
         return {"sums": sums, "lr": lr, "grad_norm": grad_norm, "probe": probe}
 
     def _log(self, record: dict[str, Any], data: StepData, window: Window, evaluate: bool) -> None:
+        self.health.check()
         loss, tokens = record.pop("sums").tolist()
         probe: LoopProbe | None = record.pop("probe")
+        record["grad_norm"] = record["grad_norm"].item()
         by_domain = {
             f"loss/{d}": s / n
             for d, s, n in zip(self.corpus.domains, loss, tokens, strict=True)
@@ -233,6 +238,7 @@ class Run:
     def _save(self) -> None:
         if self._last_saved == self.position.step:
             return
+        self.health.check()
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
         self.saver.save(

@@ -15,6 +15,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._on_its_way: tuple[torch.cuda.Event, torch.Tensor] | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
@@ -24,9 +25,23 @@ class StopSignal:
         self.name = signal.Signals(number).name
 
     def requested(self, device: torch.device) -> bool:
-        """Say whether any rank was asked to stop; every rank must call it."""
+        """Say whether any rank was asked to stop; every rank must call it after every step.
+
+        On GPUs the answer is that of the call before, which was on its way while this step was
+        launched: so the host is never more than a step ahead, and the GPU never waits for it.
+        """
         if dist.get_world_size() == 1:
             return self.name is not None
-        flag = torch.tensor([int(self.name is not None)], device=device)
+        flag = torch.full((1,), int(self.name is not None), device=device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+        if device.type == "cpu":
+            return bool(flag.item())
+        answer = torch.empty(1, dtype=flag.dtype, pin_memory=True)
+        answer.copy_(flag, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        before, self._on_its_way = self._on_its_way, (arrived, answer)
+        if before is None:
+            return False
+        before[0].synchronize()
+        return bool(before[1].item())

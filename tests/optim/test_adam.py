@@ -121,18 +121,38 @@ def test_refuses_what_it_does_not_do(option):
         FusedAdam([torch.nn.Parameter(torch.zeros(2))], **option)
 
 
-@pytest.mark.parametrize("present", ["torch", "ours", "other"])
-def test_fills_the_gap_only(monkeypatch, present):
-    other = type("TransformerEnginesAdam", (), {})
-    found = {"torch": torch.optim.AdamW, "ours": FusedAdam, "other": other}[present]
-    factory = SimpleNamespace(Adam=found, USING_PYTORCH_OPTIMIZER=True)
-    distributed = SimpleNamespace(Adam=found, HAVE_APEX_OR_TE=False, USING_APEX_OPTIMIZER=False)
+def test_divides_and_refuses_on_the_device(seed):
+    generator = torch.Generator().manual_seed(seed)
+    start = groups(generator)
+    scaled, plain = (FusedAdam(copy.deepcopy(start), **OPTIONS) for _ in range(2))
+    draw_gradients(scaled, generator)
+    for p, q in zip(tensors(scaled), tensors(plain), strict=True):
+        q.grad = p.grad / 3.0
+    scaled.grad_divisor, scaled.is_refused = torch.tensor(3.0), torch.tensor(0.0)
+    scaled.step()
+    plain.step()
+    for p, q in zip(tensors(scaled), tensors(plain), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+    before = copy.deepcopy(scaled.state_dict()["state"]), [p.clone() for p in tensors(scaled)]
+    draw_gradients(scaled, generator)
+    scaled.is_refused = torch.tensor(1.0)
+    scaled.step()
+    assert all(torch.equal(p, q) for p, q in zip(tensors(scaled), before[1], strict=True))
+    for index, state in scaled.state_dict()["state"].items():
+        for name, x in state.items():
+            assert torch.equal(x, before[0][index][name])
+
+
+@pytest.mark.parametrize("installed", [torch.optim.AdamW, type("TransformerEnginesAdam", (), {})])
+def test_megatron_builds_it(monkeypatch, installed):
+    factory = SimpleNamespace(Adam=installed, USING_PYTORCH_OPTIMIZER=True)
+    distributed = SimpleNamespace(Adam=installed, HAVE_APEX_OR_TE=False, USING_APEX_OPTIMIZER=False)
     modules = {
         "megatron.core.optimizer": factory,
         "megatron.core.optimizer.distrib_optimizer": distributed,
     }
     monkeypatch.setattr(adam, "importlib", SimpleNamespace(import_module=modules.__getitem__))
-    assert adam.use_where_no_fused_adam_is_installed() == (present != "other")
-    assert factory.Adam is distributed.Adam is (other if present == "other" else FusedAdam)
-    assert (present == "other") == factory.USING_PYTORCH_OPTIMIZER
-    assert distributed.HAVE_APEX_OR_TE == distributed.USING_APEX_OPTIMIZER == (present != "other")
+    adam.use_in_megatron()
+    assert factory.Adam is distributed.Adam is FusedAdam
+    assert not factory.USING_PYTORCH_OPTIMIZER
+    assert distributed.HAVE_APEX_OR_TE and distributed.USING_APEX_OPTIMIZER
