@@ -49,7 +49,6 @@ Not built yet, and refused with an error:
 
 NOT_BUILT = {
     "parallel.cp=2": "context parallelism (`parallel.cp` above 1)",
-    "precision=fp8_delayed": "delayed scaling of FP8 (`precision=fp8_delayed`)",
 }
 """What the schema has and `config/check.py` refuses, by an override that asks for it."""
 

@@ -336,6 +336,7 @@ def _precision(config: Config, backends: Backends) -> Iterator[Problem]:
             "bfloat16 starts with compute capability 8.0",
             "precision=fp32",
         )
+    yield from _bf16_layers(config)
     if not name.startswith("fp8"):
         return
     needed = (9, 0) if name == "fp8_blockwise" else (8, 9)
@@ -351,12 +352,11 @@ def _precision(config: Config, backends: Backends) -> Iterator[Problem]:
             "FP8 matrix products come from the package transformer_engine",
             "pip install --no-build-isolation '.[te]', or precision=bf16",
         )
-    if name == "fp8_delayed":
+    if name == "fp8_delayed" and m.num_loops > 1:
         yield Problem(
-            "precision=fp8_delayed",
-            "its history of maxima would be shared by loops whose activations differ, "
-            "and is not in checkpoints yet",
-            "precision=fp8_tensorwise",
+            f"precision=fp8_delayed model.num_loops={m.num_loops}",
+            "its history of maxima would be shared by loops whose activations differ",
+            "precision=fp8_tensorwise, or model.num_loops=1",
         )
     # Without TE, "torch" is what auto became: the problem is the one above.
     if m.layer_spec == "torch" and backends.has_te and backends.has_gpu:
@@ -366,6 +366,30 @@ def _precision(config: Config, backends: Backends) -> Iterator[Problem]:
             "model.layer_spec=te, or precision=bf16",
         )
     yield from _fp8_shapes(config)
+
+
+def _bf16_layers(config: Config) -> Iterator[Problem]:
+    p = config.precision
+    layers, fields = config.model.num_layers // config.parallel.pp, {}
+    for key in ("bf16_layers_at_start", "bf16_layers_at_end"):
+        if getattr(p, key):
+            fields[key] = getattr(p, key)
+    facts = " ".join(f"precision.{key}={value}" for key, value in fields.items())
+    fix = " ".join(f"precision.{key}=0" for key in fields)
+    if fields and not p.name.startswith("fp8"):
+        yield Problem(f"{facts} precision={p.name}", "without FP8 no layer is an exception", fix)
+    elif fields and p.name == "fp8_delayed":
+        yield Problem(
+            f"{facts} precision=fp8_delayed",
+            "Transformer Engine reduces the maxima of all layers together",
+            f"{fix}, or precision=fp8_tensorwise",
+        )
+    elif fields and max(fields.values()) > layers:
+        yield Problem(
+            f"{facts} with {layers} layers a pipeline stage",
+            "megatron-core keeps exceptions within one stage",
+            " ".join(f"precision.{key}={min(value, layers)}" for key, value in fields.items()),
+        )
 
 
 def _fp8_shapes(config: Config) -> Iterator[Problem]:

@@ -258,6 +258,10 @@ class PrecisionConfig:
     a GPU, else fp32."""
     grad_reduce_in_fp32: bool = True
     """Accumulate and reduce gradients in fp32."""
+    bf16_layers_at_start: NonNegativeInt = 0
+    """With FP8: layers at the start of every loop that compute in bf16."""
+    bf16_layers_at_end: NonNegativeInt = 0
+    """With FP8: layers at the end of every loop that compute in bf16."""
 
 
 @dataclass(frozen=True, config=_STRICT)

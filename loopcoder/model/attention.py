@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from megatron.core.jit import jit_fuser
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.random import checkpoint
@@ -93,7 +94,7 @@ class PLTAttention(SelfAttention):
     ) -> Tensor:
         global_out = self.core_attention.causal(q, k0, v0, docs)
         window_out = self.core_attention.windowed(q, k, v, docs)
-        return gated_mixture(gate_logits, global_out, window_out)
+        return self.core_attention.mix(gate_logits, global_out, window_out)
 
 
 class TorchCoreAttention(torch.nn.Module):
@@ -103,6 +104,7 @@ class TorchCoreAttention(torch.nn.Module):
     def __init__(self, config: TransformerConfig, window: int, **_: Any):
         super().__init__()
         self.config, self.window = config, window
+        self.mix = gated_mixture
 
     def rotate(self, x: Tensor, rope: Tensor, docs: Documents) -> Tensor:
         """Apply RoPE to [S, B, heads, head_dim]."""
@@ -129,6 +131,7 @@ class TECoreAttention(torch.nn.Module):
         from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
         self.config, self.groups = config, pg_collection
+        self.mix = jit_fuser(gated_mixture)  # one kernel each way instead of a dozen
         windowed = copy.copy(config)
         windowed.window_size = (window, 0)
         self.full = TEDotProductAttention(config, pg_collection=pg_collection, **kwargs)

@@ -18,7 +18,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from loopcoder.config.schema import Config, ModelConfig
+from loopcoder.config.schema import Config, ModelConfig, PrecisionConfig
 from loopcoder.model.attention import PLTAttention, TECoreAttention, TorchCoreAttention
 from loopcoder.model.layer import PLTLayer
 from loopcoder.model.norm import RMSNorm
@@ -68,9 +68,6 @@ def transformer_config(config: Config) -> TransformerConfig:
         sequence_parallel=parallel.sp,
         # The loss contract: a sum over valid tokens over their number in the whole global batch.
         calculate_per_token_loss=True,
-        # In the first microbatch Transformer Engine lets a weight gradient overwrite main_grad.
-        # Backward runs the loops in reverse: loop 0's would wipe out those of the later loops.
-        disable_parameter_transpose_cache=model.num_loops > 1,
         # Weights are drawn by model/init.py, the same in every layout.
         perform_initialization=False,
         use_cpu_initialization=not torch.cuda.is_available(),
@@ -83,7 +80,19 @@ def transformer_config(config: Config) -> TransformerConfig:
         gradient_accumulation_fusion=te
         and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
         **recomputes[parallel.recompute],
-        **_FP8.get(precision, {}),
+        **_fp8(config.precision),
+    )
+
+
+def _fp8(precision: PrecisionConfig) -> dict[str, Any]:
+    recipe = _FP8.get(precision.name, {})
+    start, end = precision.bf16_layers_at_start, precision.bf16_layers_at_end
+    if not recipe or not (start or end):
+        return recipe
+    return recipe | dict(
+        first_last_layers_bf16=True,
+        num_layers_at_start_in_bf16=start,
+        num_layers_at_end_in_bf16=end,
     )
 
 

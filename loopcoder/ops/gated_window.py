@@ -1,7 +1,7 @@
 """Attention of a later loop: a gated mixture of global attention over loop 0's K/V and a window
 over its own.
 
-This is the reference: plain PyTorch, on CPU and GPU, in the precision of its inputs.
+This is the reference: plain PyTorch, on CPU and GPU.
 """
 
 from __future__ import annotations
@@ -36,5 +36,5 @@ def gated_mixture(gate_logits: Tensor, global_out: Tensor, window_out: Tensor) -
         gate_logits: one a query head. [S, B, heads]
         global_out, window_out: [S, B, heads, head_dim]
     """
-    gate = torch.sigmoid(gate_logits.float()).to(global_out.dtype)[..., None]
-    return torch.lerp(window_out, global_out, gate.expand_as(global_out))
+    gate = torch.sigmoid(gate_logits.float())[..., None]
+    return (gate * global_out.float() + (1 - gate) * window_out.float()).to(global_out.dtype)

@@ -45,10 +45,13 @@ class LoopChunk(MegatronModule):
         self.is_final = is_final
         self.ends_in_loss = is_final and ddp.module.post_process
         self.kept = kept
-        if index == 0:
-            self.weights = ddp  # registered once: megatron marks first microbatches through it
         self._run: list[Any] = [ddp]  # in a list, so that it is no submodule of every chunk
         self._input: Tensor | None = None
+
+    def set_is_first_microbatch(self) -> None:
+        """Called before a chunk's first microbatch of a step; the first chunk's comes first."""
+        if self.loop_idx == 0 and self.part == 0:
+            self._run[0].set_is_first_microbatch()
 
     def set_input_tensor(self, tensor: Any) -> None:
         """Take what the schedule received from the chunk before."""

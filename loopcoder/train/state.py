@@ -13,6 +13,7 @@ from megatron.core.distributed import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loopcoder.config.schema import Config
+from loopcoder.model.fp8 import share_over_loops
 from loopcoder.model.init import initialise
 from loopcoder.model.plt import PLTModel, Stage
 from loopcoder.model.specs import transformer_config
@@ -70,6 +71,7 @@ def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
         ),
         network,
     )
+    share_over_loops(ddp, network)
     optimizer = build_optimizer(ddp, config.optim, parallel, mcore_config.params_dtype)
     mcore_config.grad_scale_func = optimizer.scale_loss
     mcore_config.finalize_model_grads_func = finalize_model_grads

@@ -86,6 +86,7 @@ def losses(state: TrainState, batches: list[Batch], *, every_loop: bool) -> Iter
         for each microbatch [R or 1, B, S] in fp32, the same on all pipeline stages. Call it without
         gradients; all ranks of a pipeline must.
     """
+    state.ddp.set_is_first_microbatch()
     if state.chunks:
         return _losses_of_pipeline(state, batches, every_loop)
     one = (state.network(b.tokens, b.documents, b.labels, every_loop=every_loop) for b in batches)

@@ -39,7 +39,7 @@ def test_it_measures_losses_and_gradients_of_loops(ranks: Any, seed: int, loops:
     from loopcoder.model.probe import LoopProbe
 
     config = small_config(dict(num_loops=loops))
-    ids, _ = global_batch(seed, 0, 8, 32, True)
+    ids = global_batch(seed, 0, 8, 32)
     probe = LoopProbe(loops, torch.device("cpu"), losses=True, gradients=True)
     plain, probed = (step(config, ranks, ids, seed, p) for p in (None, probe))
     for n, g in probed["grads"].items():
@@ -68,7 +68,7 @@ def test_it_measures_only_what_is_asked_for(ranks: Any, seed: int) -> None:
     from loopcoder.model.probe import LoopProbe
 
     config = replace(small_config(), train=replace(small_config().train, global_batch_size=2))
-    ids, _ = global_batch(seed, 0, 2, 32, True)
+    ids = global_batch(seed, 0, 2, 32)
     for losses, gradients in ((True, False), (False, True)):
         probe = LoopProbe(2, torch.device("cpu"), losses=losses, gradients=gradients)
         step(config, ranks, ids, seed, probe)
