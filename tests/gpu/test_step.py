@@ -1,0 +1,143 @@
+"""A training step on the GPU: FP8 weights are shared by loops, and the host is never waited for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.configs import small_config
+from tests.gpu.test_transformer_engine import LENGTH, VOCAB, WIDE, error
+
+pytestmark = pytest.mark.gpu
+
+RECIPES = ["fp8_tensorwise", "fp8_blockwise"]
+
+
+def build(ranks: Any, precision: str, loops: int, *, caches: bool = True) -> tuple[Any, Any]:
+    from loopcoder.train.state import build_state
+
+    model = WIDE | dict(num_loops=loops, layer_spec="te", window=16)
+    config = small_config(model, precision)
+    config = replace(config, optim=replace(config.optim, lr=1e-3))
+    state = build_state(config, ranks, VOCAB)
+    for module in state.network.modules():
+        if hasattr(module, "disable_parameter_transpose_cache"):
+            module.disable_parameter_transpose_cache = not caches
+    return state, config
+
+
+def batches(seed: int, count: int, *, pinned: bool = False) -> list[Any]:
+    from loopcoder.data.batch import make_batch
+
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(0, VOCAB, (2 * count, LENGTH + 1), generator=generator)
+    ids = torch.arange(2)
+    made = [make_batch(part, ids, ids * 0, eod=3) for part in rows.split(2)]
+    return [b.pin() for b in made] if pinned else made
+
+
+def gradients(state: Any) -> torch.Tensor:
+    return torch.cat([p.main_grad.flatten() for p in state.network.parameters()]).float()
+
+
+@pytest.mark.parametrize("loops", [1, 2, 3])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_shared_fp8_weights_change_nothing(ranks: Any, seed: int, recipe: str, loops: int) -> None:
+    """Against weights that are quantised anew in every loop of every microbatch: gradients of
+    several steps, with updates and an evaluation between them."""
+    from loopcoder.optim.optimizer import update
+    from loopcoder.train.step import forward_backward, losses
+
+    shared, config = build(ranks, recipe, loops)
+    anew, _ = build(ranks, recipe, loops, caches=False)
+    for step in range(3):
+        found = []
+        for state in (shared, anew):
+            sums = forward_backward(state, batches(seed + step, 2), 1)
+            found.append((gradients(state).clone(), (sums[0] / sums[1]).item()))
+            update(state.optimizer, config.optim, config.optim.lr)
+            with torch.no_grad():
+                device_batches = [b.to(state.ranks.device) for b in batches(seed - 1, 1)]
+                found[-1] += (next(iter(losses(state, device_batches, every_loop=False))).mean(),)
+        (ours, our_loss, our_eval), (theirs, their_loss, their_eval) = found
+        assert error(ours, theirs) <= 1e-3, step
+        assert our_loss == pytest.approx(their_loss, rel=1e-4)
+        assert our_eval.item() == pytest.approx(their_eval.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_fp8_weights_are_quantised_once_a_step(
+    ranks: Any, seed: int, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformer_engine.pytorch.module import base, layernorm_linear, linear
+
+    from loopcoder.train.step import forward_backward
+
+    state, _ = build(ranks, recipe, 3)
+    made: list[bool] = []
+    original = base.quantize_weight
+
+    def counting(**kwargs: Any) -> Any:
+        out = original(**kwargs)
+        made.append(out[1] is not None or bool(kwargs.get("update_workspace")))
+        return out
+
+    for module in (linear, layernorm_linear):
+        monkeypatch.setattr(module, "quantize_weight", counting)
+    for _ in range(2):
+        made.clear()
+        forward_backward(state, batches(seed, 2), 1)
+        assert len(made) == 4 * 2 * 3 * 2  # products of a layer, layers, loops, microbatches
+        assert sum(made) == 4 * 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", *RECIPES])
+@pytest.mark.parametrize("loops", [1, 2])
+def test_a_step_never_waits_for_the_gpu(ranks: Any, seed: int, precision: str, loops: int) -> None:
+    from loopcoder.optim.optimizer import Health, update
+    from loopcoder.train.step import forward_backward
+
+    state, config = build(ranks, precision, loops)
+    health = Health(config.optim, state.ranks.device)
+
+    def step(number: int) -> None:
+        forward_backward(state, data, 1)
+        health.note(update(state.optimizer, config.optim, config.optim.lr), number)
+
+    data = batches(seed, 2, pinned=True)
+    for number in (1, 2):  # kernels are compiled, moments are made
+        step(number)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")  # a synchronising call raises
+    try:
+        step(3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    health.check()
+
+
+def test_delayed_scaling_trains_one_loop_and_resumes(ranks: Any, seed: int, tmp_path: Any) -> None:
+    """Its history of maxima is in the checkpoint: the next loss is the uninterrupted run's."""
+    from loopcoder.checkpoint.format import find
+    from loopcoder.checkpoint.load import load
+    from loopcoder.checkpoint.save import Saver
+    from loopcoder.optim.optimizer import update
+    from loopcoder.train.step import forward_backward
+
+    def train(state: Any, steps: range) -> float:
+        for step in steps:
+            sums = forward_backward(state, batches(seed + step, 2), 1)
+            update(state.optimizer, config.optim, config.optim.lr)
+        return (sums[0] / sums[1]).item()
+
+    state, config = build(ranks, "fp8_delayed", 1)
+    train(state, range(4))
+    saver = Saver(config, tmp_path, lambda *_, **__: None)
+    saver.save(state.network, state.ddp, state.optimizer, {"step": 4})
+    expected = train(state, range(4, 7))
+    resumed, _ = build(ranks, "fp8_delayed", 1)
+    load(find(tmp_path), resumed.network, resumed.optimizer, config)
+    assert train(resumed, range(4, 7)) == pytest.approx(expected, rel=1e-5)
