@@ -6,9 +6,9 @@
 R loops over L layers do the FLOPs of a dense model of R*L layers, so each (R, L) is held against
 megatron-core's own GPTModel of R*L layers: its Transformer Engine layers, its distributed optimizer
 with Transformer Engine's Adam, its schedule and every fusion it has. One sequence of 8192 tokens a
-step, vocabulary 76,800, one document; `packed` is documents of mean length 1024 against one document
-of ours. Processes of ours and of the baseline alternate. A figure is the median of its process's steps; a ratio is
-that of the medians over the rounds.
+step, vocabulary 76,800, one document; the row `packed` holds documents of mean length 1024 against
+one document. Processes of ours and of the baseline alternate. A figure is the median of the steps
+of a process, then of the rounds; the range of a ratio is that over the rounds.
 """
 
 from __future__ import annotations
