@@ -175,7 +175,7 @@ def looped(loops: int, layers: int, precision: str, packed: bool, ranks: Any) ->
 
     def step() -> Any:
         sums = forward_backward(state, [batch], 1)
-        update(state.optimizer, config.optim, 1e-4)
+        update(state.optimizer, config.optim, 1e-4, sums[1].sum())
         return sums[0].sum() / sums[1].sum()
 
     return step
@@ -214,6 +214,7 @@ def dense(layers: int, precision: str, ranks: Any) -> Step:
         gradient_accumulation_fusion=True,
         bias_activation_fusion=True,
         cross_entropy_loss_fusion=True,
+        cross_entropy_fusion_impl="te",
         apply_rope_fusion=True,
         **MCORE_FP8.get(precision, {}),
     )

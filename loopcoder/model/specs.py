@@ -74,6 +74,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         bias_activation_fusion=te,
         apply_rope_fusion=te,
         cross_entropy_loss_fusion=te,
+        cross_entropy_fusion_impl="te" if te else "native",
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
         # Weight gradients go straight into the fp32 main gradient where a kernel for it exists.

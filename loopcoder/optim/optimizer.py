@@ -42,12 +42,16 @@ def build_optimizer(
     return optimizer
 
 
-def update(optimizer: Any, optim: OptimConfig, lr: float) -> Tensor:
-    """Clip the reduced gradients and update the weights, without waiting for the device.
+def update(optimizer: Any, optim: OptimConfig, lr: float, tokens: Tensor) -> Tensor:
+    """Average and clip the reduced gradients and update the weights, without waiting for the
+    device.
+
+    Args:
+        tokens: what the gradients, those of a summed loss, are divided by. []
 
     Returns:
-        the global gradient norm before clipping, on the device []. Where it is not finite the
-        weights and moments were left as they are: see `Health`.
+        the global norm of the averaged gradient before clipping, on the device []. Where it is not
+        finite the weights and moments were left as they are: see `Health`.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -57,10 +61,12 @@ def update(optimizer: Any, optim: OptimConfig, lr: float) -> Tensor:
         group["weight_decay"] = optim.weight_decay * group["wd_mult"]
     optimizer.prepare_grads()
     device = optimizer.param_groups[0]["params"][0].device
-    norm = torch.as_tensor(optimizer.get_grad_norm(), device=device).reshape(())
+    divisor = tokens.clamp(min=1.0)
+    norm = torch.as_tensor(optimizer.get_grad_norm(), device=device).reshape(()) / divisor
     refused = (~norm.isfinite()).float()
-    # As torch.nn.utils.clip_grad_norm_ and megatron have it, to the last constant.
-    divisor = ((norm + 1e-6) / optim.clip_grad).clamp(min=1.0) if optim.clip_grad > 0 else None
+    if optim.clip_grad > 0:
+        # As torch.nn.utils.clip_grad_norm_ and megatron have it, to the last constant.
+        divisor = divisor * ((norm + 1e-6) / optim.clip_grad).clamp(min=1.0)
     for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner.optimizer.grad_divisor, inner.optimizer.is_refused = divisor, refused
     optimizer.step_with_ready_grads()

@@ -13,7 +13,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from megatron.core.distributed import finalize_model_grads
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -99,9 +98,6 @@ def build_chunks(
         schedule.virtual_pipeline_model_parallel_size = count
         # Interleaving on two stages with batched point-to-point is silently wrong.
         schedule.batch_p2p_comm, schedule.overlap_p2p_comm = False, True
-    schedule.finalize_model_grads_func = lambda _, *args, **kwargs: finalize_model_grads(
-        [ddp], *args, **kwargs
-    )
     kept: dict[int, KeptTensors] = {}
     return [
         LoopChunk(schedule, ddp, kept, index, chunks_per_loop, index == count - 1)

@@ -190,7 +190,7 @@ class Run:
         self.state.network.set_rope_theta(theta)
         sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains), probe)
         lr = learning_rate(config.optim, data.after.step, config.train.max_steps)
-        grad_norm = update(self.state.optimizer, config.optim, lr)
+        grad_norm = update(self.state.optimizer, config.optim, lr, sums[1].sum())
         self.health.note(grad_norm, data.after.step)
         return {"sums": sums, "lr": lr, "grad_norm": grad_norm, "probe": probe}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from megatron.core.distributed import (
@@ -57,6 +58,14 @@ def build_network(
     return network, mcore_config
 
 
+def _finish_gradients(ddp: Any, _: Any, num_tokens: Any = None, **kwargs: Any) -> None:
+    """Reduce the gradients over ranks; they stay those of the summed loss.
+
+    megatron-core would divide them by `num_tokens` in a pass of its own; Adam does it on the way.
+    """
+    finalize_model_grads([ddp], None, **kwargs)
+
+
 def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
     """Build model, gradient buffers and optimizer, and wire them into megatron's schedules."""
     parallel = config.parallel
@@ -74,7 +83,7 @@ def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
     share_over_loops(ddp, network)
     optimizer = build_optimizer(ddp, config.optim, parallel, mcore_config.params_dtype)
     mcore_config.grad_scale_func = optimizer.scale_loss
-    mcore_config.finalize_model_grads_func = finalize_model_grads
+    mcore_config.finalize_model_grads_func = partial(_finish_gradients, ddp)
     if parallel.overlap_grad_reduce:
         mcore_config.no_sync_func = ddp.no_sync
     if parallel.overlap_param_gather:

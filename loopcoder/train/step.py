@@ -23,8 +23,8 @@ def forward_backward(
 ) -> Tensor:
     """Compute the gradients of one step, and return sums of the loss by domain.
 
-    Gradients are those of the contract's loss: the sum over valid tokens of the global batch over
-    their number.
+    Gradients are those of the loss summed over the valid tokens of the global batch; the update
+    divides them by the number of these tokens, which makes the mean of the contract.
 
     Args:
         probe: measures the loops on the way; its sums are over all ranks afterwards.

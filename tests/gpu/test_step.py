@@ -58,7 +58,7 @@ def test_shared_fp8_weights_change_nothing(ranks: Any, seed: int, recipe: str, l
         for state in (shared, anew):
             sums = forward_backward(state, batches(seed + step, 2), 1)
             found.append((gradients(state).clone(), (sums[0] / sums[1]).item()))
-            update(state.optimizer, config.optim, config.optim.lr)
+            update(state.optimizer, config.optim, config.optim.lr, sums[1].sum())
             with torch.no_grad():
                 device_batches = [b.to(state.ranks.device) for b in batches(seed - 1, 1)]
                 found[-1] += (next(iter(losses(state, device_batches, every_loop=False))).mean(),)
@@ -104,8 +104,9 @@ def test_a_step_never_waits_for_the_gpu(ranks: Any, seed: int, precision: str, l
     health = Health(config.optim, state.ranks.device)
 
     def step(number: int) -> None:
-        forward_backward(state, data, 1)
-        health.note(update(state.optimizer, config.optim, config.optim.lr), number)
+        sums = forward_backward(state, data, 1)
+        norm = update(state.optimizer, config.optim, config.optim.lr, sums[1].sum())
+        health.note(norm, number)
 
     data = batches(seed, 2, pinned=True)
     for number in (1, 2):  # kernels are compiled, moments are made
@@ -130,7 +131,7 @@ def test_delayed_scaling_trains_one_loop_and_resumes(ranks: Any, seed: int, tmp_
     def train(state: Any, steps: range) -> float:
         for step in steps:
             sums = forward_backward(state, batches(seed + step, 2), 1)
-            update(state.optimizer, config.optim, config.optim.lr)
+            update(state.optimizer, config.optim, config.optim.lr, sums[1].sum())
         return (sums[0] / sums[1]).item()
 
     state, config = build(ranks, "fp8_delayed", 1)

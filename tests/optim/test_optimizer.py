@@ -11,6 +11,8 @@ from loopcoder.errors import EXIT_NO_RETRY, TrainingDiverged
 from tests.configs import small_config
 
 VOCAB, EOD = 128, 7
+TOKENS = torch.tensor(37.0)
+"""What the gradients of a summed loss are divided by."""
 
 
 def build(ranks, *, precision: str = "fp32", distributed: bool = True, **optim):
@@ -26,7 +28,7 @@ def set_gradients(state, generator: torch.Generator, scale: float = 1.0) -> dict
     out = {}
     for name, parameter in state.network.named_parameters():
         out[name] = scale * torch.randn(parameter.shape, generator=generator)
-        parameter.main_grad.copy_(out[name])
+        parameter.main_grad.copy_(out[name] * TOKENS)
     return out
 
 
@@ -73,7 +75,7 @@ def test_against_torch(ranks, seed, distributed, clip_grad):
     for step in range(1, 5):
         gradients = set_gradients(state, generator)
         lr = 1e-2 / step
-        norm = update(state.optimizer, config.optim, lr).item()
+        norm = update(state.optimizer, config.optim, lr, TOKENS).item()
         expected = global_norm(gradients)
         assert norm == pytest.approx(expected, rel=1e-5)  # before clipping
         factor = min(1.0, clip_grad / expected) if clip_grad else 1.0
@@ -96,7 +98,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(ranks, seed, precision, b
     generator = torch.Generator().manual_seed(seed)
     state, config = build(ranks, precision=precision)
     set_gradients(state, generator)
-    update(state.optimizer, config.optim, 1e-2)
+    update(state.optimizer, config.optim, 1e-2, TOKENS)
     # A fresh gradient, with one bad number in one tensor.
     set_gradients(state, generator)
     names = [name for name, _ in state.network.named_parameters()]
@@ -107,7 +109,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(ranks, seed, precision, b
     health = Health(config.optim, torch.device("cpu"))
     health.note(torch.tensor(3.0), 1)
     health.check()
-    health.note(update(state.optimizer, config.optim, 1e-2), 2)
+    health.note(update(state.optimizer, config.optim, 1e-2, TOKENS), 2)
     health.note(torch.tensor(3.0), 3)  # later steps do not hide it, and a later bad one is not it
     health.note(torch.tensor(float("inf")), 4)
     with pytest.raises(TrainingDiverged, match=r"step 2: the gradient norm is (nan|inf)") as error:
@@ -130,14 +132,14 @@ def test_the_same_update_is_possible_after_a_bad_one(ranks, seed):
         if refuse:
             set_gradients(state, torch.Generator().manual_seed(seed + 1))
             next(iter(state.network.parameters())).main_grad.fill_(float("nan"))
-            assert not update(state.optimizer, config.optim, 1.0).isfinite()
+            assert not update(state.optimizer, config.optim, 1.0, TOKENS).isfinite()
             for inner in getattr(state.optimizer, "chained_optimizers", [state.optimizer]):
                 for group in inner.optimizer.param_groups:
                     group["step"] = 0  # the count of steps goes on, and the run does not
             state.ddp.zero_grad_buffer()
             state.optimizer.zero_grad()
         set_gradients(state, generator)
-        update(state.optimizer, config.optim, 1e-2)
+        update(state.optimizer, config.optim, 1e-2, TOKENS)
         results.append(weights(state))
     assert all(torch.equal(w, results[1][name]) for name, w in results[0].items())
 
@@ -153,8 +155,8 @@ def test_bf16_keeps_fp32_main_weights(ranks, seed):
     # Adam moves by about lr: 1/4000 of a weight of 1, where bf16's steps are 1/128 or 1/256.
     for _ in range(40):
         for name, p in state.network.named_parameters():
-            p.main_grad.copy_(gradients[name])
-        update(state.optimizer, config.optim, 2.5e-4)
+            p.main_grad.copy_(gradients[name] * TOKENS)
+        update(state.optimizer, config.optim, 2.5e-4, TOKENS)
     norm = "decoder.final_layernorm.weight"
     moved = weights(state)[norm].float() - before[norm].float()
     expected = -0.01 * gradients[norm].sign()
