@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor
 
 from loopcoder.model.documents import Documents
+from loopcoder.model.reuse import in_later_loop
 from loopcoder.model.shared_kv import KV, KeptTensors, SharedKV
 
 
@@ -126,14 +128,15 @@ class PLTBlock(TransformerBlock):
                 layer = self.layers[index]
                 shared = shared_kv.of(index) if shared_kv is not None and loop_idx > 0 else None
                 with self._fp8_context(layer):
-                    hidden, k, v = self._run(layer, hidden, shared, docs, rope)
+                    run = layer if loop_idx == 0 else in_later_loop(layer)
+                    hidden, k, v = self._run(run, hidden, shared, docs, rope)
                 if shared_kv is not None and loop_idx == 0:
                     hidden = shared_kv.keep(index, hidden, (k, v))
         return hidden
 
     def _run(
         self,
-        layer: torch.nn.Module,
+        layer: Callable[..., Any],
         hidden: Tensor,
         shared: KV | None,
         docs: Documents,

@@ -14,9 +14,9 @@ from megatron.core.distributed import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loopcoder.config.schema import Config
-from loopcoder.model.fp8 import share_over_loops
 from loopcoder.model.init import initialise
 from loopcoder.model.plt import PLTModel, Stage
+from loopcoder.model.reuse import share_over_loops
 from loopcoder.model.specs import transformer_config
 from loopcoder.ops.loop_input import shift_right
 from loopcoder.optim.optimizer import build_optimizer
@@ -80,7 +80,7 @@ def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
         ),
         network,
     )
-    share_over_loops(ddp, network)
+    share_over_loops(ddp, network.decoder.layers)
     optimizer = build_optimizer(ddp, config.optim, parallel, mcore_config.params_dtype)
     mcore_config.grad_scale_func = optimizer.scale_loss
     mcore_config.finalize_model_grads_func = partial(_finish_gradients, ddp)
