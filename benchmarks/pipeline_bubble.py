@@ -2,16 +2,19 @@
 
     torchrun --nproc-per-node 2 benchmarks/pipeline_bubble.py --loops 2 --layers 8
 
-Layers have the width of the 7B model; the vocabulary is small, so that all stages do the same
-work and nothing but the bubble is left. The time of a step's forward and backward passes is
-T(M) = c*M + d, where c is what one microbatch costs a stage that never waits: the slope between
-many and twice as many microbatches. The bubble at M is T(M)/(c*M) - 1.
+Layers have the width of the 7B model; the vocabulary is small, so that all stages do the same work.
+In every step the time in which a GPU computes (communication does not count) is read from a trace;
+idle over busy is the bubble, plus what launches and exposed communication cost in every microbatch.
+The latter does not depend on M, so the line idle/busy = bubble/M + rest separates the two.
+(Comparing the times of steps with few and many microbatches would not do: a GPU that waits more
+runs at a higher clock.)
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import time
 from functools import partial
@@ -41,27 +44,27 @@ def main() -> None:
     arguments = parser.parse_args()
 
     mcore.start_processes()
-    stages = dist.get_world_size()
+    stages, loops, parts = dist.get_world_size(), arguments.loops, arguments.chunks_per_loop
     state = build(arguments, stages)
-    times = {
-        m: time_of(state, random_batches(arguments, m)) for m in sorted(arguments.microbatches)
-    }
-    half, most = sorted(times)[-2:]
-    cost = (times[most] - times[half]) / (most - half)
+    idle_share(state, random_batches(arguments, stages))  # kernels are compiled
+    found = {m: idle_share(state, random_batches(arguments, m)) for m in arguments.microbatches}
+    bubble, rest = statistics.linear_regression(
+        [1 / m for m in found], [idle for _, idle in found.values()]
+    )
     if dist.get_rank() == 0:
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-        parts = arguments.chunks_per_loop
-        shape = f"R={arguments.loops}, {arguments.layers} layers, {parts} chunks a loop"
-        print(f"{stages} x {gpu}, {shape}")
-        print(f"one microbatch on a stage: {cost * 1e3:.2f} ms\n")
-        print("| PP | R | chunks a loop | M | step | bubble | (PP-1)/(R*V*M) | ratio |")
+        print(f"{stages} x {gpu}, {arguments.layers} layers\n")
+        print("| PP | R | chunks a loop | M | step | idle / busy | without the rest | theory |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-        for m, seconds in times.items():
-            bubble, theory = seconds / (cost * m) - 1, (stages - 1) / (arguments.loops * parts * m)
+        for m, (seconds, idle) in found.items():
+            theory = (stages - 1) / (loops * parts * m)
             print(
-                f"| {stages} | {arguments.loops} | {parts} | {m} | {seconds * 1e3:.1f} ms "
-                f"| {bubble:.2%} | {theory:.2%} | {bubble / theory:.3f} |"
+                f"| {stages} | {loops} | {parts} | {m} | {seconds * 1e3:.1f} ms "
+                f"| {idle:.2%} | {idle - rest:.2%} | {theory:.2%} |"
             )
+        theory = (stages - 1) / (loops * parts)
+        print(f"\nbubble {bubble:.3f}/M, (PP-1)/(R*V) = {theory:.3f}, ratio {bubble / theory:.3f};")
+        print(f"launches and exposed communication {rest:.2%}")
     mcore.shutdown()
 
 
@@ -94,25 +97,44 @@ def random_batches(arguments: argparse.Namespace, count: int) -> list[Batch]:
     return [make_batch(row, one, one, 0, isolate_documents=False) for row in ids]
 
 
-def time_of(state: Any, batches: list[Batch]) -> float:
-    """Return the median seconds of a step's forward and backward passes, the slowest rank's."""
+def idle_share(state: Any, batches: list[Batch]) -> tuple[float, float]:
+    """Return seconds of a step's passes, and idle over busy time, the mean over stages; medians."""
     from loopcoder.parallel.schedule import run_chunks
     from loopcoder.train.step import _chunk_step
 
     device = state.ranks.device
     step = partial(_chunk_step, device=device, domains=1, probe=None)
     found = []
-    for _ in range(REPEATS + 1):
+    for _ in range(REPEATS):
         state.ddp.zero_grad_buffer()
-        synchronise(device)
         dist.barrier()
-        began = time.perf_counter()
-        run_chunks(state.chunks, batches, step)
         synchronise(device)
-        seconds = torch.tensor(time.perf_counter() - began, device=device)
-        dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
-        found.append(seconds.item())
-    return statistics.median(found[1:])
+        with torch.profiler.profile() as profiler:
+            began = time.perf_counter()
+            run_chunks(state.chunks, batches, step)
+            synchronise(device)
+            seconds = time.perf_counter() - began
+        idle = torch.tensor(seconds / busy_s(profiler, device) - 1, device=device)
+        dist.all_reduce(idle)
+        found.append((seconds, idle.item() / dist.get_world_size()))
+    return tuple(statistics.median(values) for values in zip(*found, strict=True))  # type: ignore
+
+
+def busy_s(profiler: Any, device: torch.device) -> float:
+    """Return the seconds in which the device ran any kernel but those of communication."""
+    kind = (
+        torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
+    )
+    spans = sorted(
+        (e.time_range.start, e.time_range.end)
+        for e in profiler.events()
+        if e.device_type == kind and not re.search("nccl|gloo|recv|send", e.name, re.IGNORECASE)
+    )
+    busy = until = 0.0
+    for start, end in spans:
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return busy / 1e6
 
 
 def synchronise(device: torch.device) -> None:
