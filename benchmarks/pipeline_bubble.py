@@ -103,13 +103,15 @@ def idle_share(state: Any, batches: list[Batch]) -> tuple[float, float]:
     from loopcoder.train.step import _chunk_step
 
     device = state.ranks.device
+    kinds = torch.profiler.ProfilerActivity
+    activity = kinds.CUDA if device.type == "cuda" else kinds.CPU
     step = partial(_chunk_step, device=device, domains=1, probe=None)
     found = []
     for _ in range(REPEATS):
         state.ddp.zero_grad_buffer()
         dist.barrier()
         synchronise(device)
-        with torch.profiler.profile() as profiler:
+        with torch.profiler.profile(activities=[activity]) as profiler:
             began = time.perf_counter()
             run_chunks(state.chunks, batches, step)
             synchronise(device)
@@ -128,7 +130,9 @@ def busy_s(profiler: Any, device: torch.device) -> float:
     spans = sorted(
         (e.time_range.start, e.time_range.end)
         for e in profiler.events()
-        if e.device_type == kind and not re.search("nccl|gloo|recv|send", e.name, re.IGNORECASE)
+        if e.device_type == kind
+        and not getattr(e, "is_user_annotation", False)
+        and not re.search("nccl|gloo|recv|send", e.name, re.IGNORECASE)
     )
     busy = until = 0.0
     for start, end in spans:

@@ -121,7 +121,7 @@ def test_a_step_never_waits_for_the_gpu(ranks: Any, seed: int, precision: str, l
 
 
 def test_delayed_scaling_trains_one_loop_and_resumes(ranks: Any, seed: int, tmp_path: Any) -> None:
-    """Its history of maxima is in the checkpoint: the next loss is the uninterrupted run's."""
+    """Its history of maxima and its scales are in the checkpoint."""
     from loopcoder.checkpoint.format import find
     from loopcoder.checkpoint.load import load
     from loopcoder.checkpoint.save import Saver
@@ -134,11 +134,20 @@ def test_delayed_scaling_trains_one_loop_and_resumes(ranks: Any, seed: int, tmp_
             update(state.optimizer, config.optim, config.optim.lr, sums[1].sum())
         return (sums[0] / sums[1]).item()
 
+    def fp8_state(state: Any) -> list[torch.Tensor]:
+        metas = [m.fp8_meta for m in state.network.modules() if getattr(m, "fp8_meta", None)]
+        scalings = [meta[k] for meta in metas for k in ("scaling_fwd", "scaling_bwd") if k in meta]
+        return [x.clone() for s in scalings for x in (s.scale, s.amax_history)]
+
     state, config = build(ranks, "fp8_delayed", 1)
     train(state, range(4))
     saver = Saver(config, tmp_path, lambda *_, **__: None)
     saver.save(state.network, state.ddp, state.optimizer, {"step": 4})
-    expected = train(state, range(4, 7))
+    saved = fp8_state(state)
+    assert len(saved) >= 2 * 2 * 4 * 2 and any((x != 1).any() for x in saved[::2])
+    expected = train(state, range(4, 5))
     resumed, _ = build(ranks, "fp8_delayed", 1)
     load(find(tmp_path), resumed.network, resumed.optimizer, config)
-    assert train(resumed, range(4, 7)) == pytest.approx(expected, rel=1e-5)
+    loaded = fp8_state(resumed)
+    assert all(torch.equal(a, b) for a, b in zip(saved, loaded, strict=True))
+    assert train(resumed, range(4, 5)) == pytest.approx(expected, rel=1e-5)
