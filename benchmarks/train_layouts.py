@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="further overrides of the config")
     arguments = parser.parse_args()
     layouts = LAYOUTS[arguments.gpus]
-    print("| layout | step | tokens/s/GPU | MFU causal / full | peak memory | loss |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    print("| layout | step | data wait | tokens/s/GPU | MFU causal / full | peak memory | loss |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for name in arguments.only or layouts:
         print(train(arguments, name, layouts[name]), flush=True)
 
@@ -78,14 +78,16 @@ def train(arguments: argparse.Namespace, name: str, overrides: list[str]) -> str
         )
         if done.returncode:
             print(done.stdout[-3000:], file=sys.stderr)
-            return f"| {name} | failed with exit code {done.returncode} | | | | |"
+            return f"| {name} | failed with exit code {done.returncode} | | | | | |"
         records = [
             json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()
         ]
-    step, speed, causal, full, _ = (statistics.median(r[k] for r in records[5:]) for k in RECORDED)
+    step, speed, causal, full, wait = (
+        statistics.median(r[k] for r in records[5:]) for k in RECORDED
+    )
     memory = max(r["memory_bytes"] for r in records) / 2**30
     return (
-        f"| {name} | {step:.3f} s | {speed:,.0f} | {causal:.1%} / {full:.1%} "
+        f"| {name} | {step:.3f} s | {wait / step:.2%} | {speed:,.0f} | {causal:.1%} / {full:.1%} "
         f"| {memory:.1f} GiB | {records[0]['loss']:.3f} -> {records[-1]['loss']:.3f} |"
     )
 
