@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from loopcoder.config.schema import ModelConfig
-from loopcoder.model.plt import PLTModel
+
+if TYPE_CHECKING:
+    from loopcoder.model.plt import PLTModel
+
+
+_TORCH_NAME = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+
+
+def torch_name(name: str) -> str:
+    """Return a parameter's name in plain PyTorch layers; Transformer Engine fuses norms away."""
+    for theirs, ours in _TORCH_NAME.items():
+        name = name.replace(theirs, ours)
+    return name
 
 
 def _split_qkv(x: Tensor, model: ModelConfig) -> dict[str, Tensor]:

@@ -115,6 +115,17 @@ def check_fits(
                 f"warning: {path} has no gates (num_loops={theirs.num_loops}): "
                 "they start at g = 0.5"
             )
+            sharded = config.parallel.distributed_optimizer or config.precision.name == "fp32"
+            if config.checkpoint.init_optimizer and not sharded:
+                problems.append(
+                    Problem(
+                        "checkpoint.init_optimizer=true parallel.distributed_optimizer=false "
+                        f"with new gates (num_loops={theirs.num_loops} -> {ours.num_loops})",
+                        "megatron-core's plain bf16 optimizer saves its state without names, "
+                        "so that nothing can be added to it",
+                        "parallel.distributed_optimizer=true, or checkpoint.init_optimizer=false",
+                    )
+                )
         elif theirs.has_gates and not ours.has_gates:
             notes.append(f"the gates of {path} are dropped: num_loops={ours.num_loops} has none")
     if resumes and state["corpus"] != corpus.fingerprint:
@@ -138,26 +149,44 @@ def load(checkpoint: Checkpoint, network: Any, optimizer: Any | None, config: Co
 
     _verify_together(checkpoint, config)
     shards = sharded_state(network, optimizer, is_loading=True)
-    known = dist_checkpointing.load_tensors_metadata(str(checkpoint.path))
-    new_gates = {
-        name
-        for name, value in shards["model"].items()
-        if "plt_gate" in name and value.key not in known
-    }
-    shards["model"] = {
-        name: value for name, value in shards["model"].items() if name not in new_gates
-    }
+    _keep_new_gates(shards, dist_checkpointing.load_tensors_metadata(str(checkpoint.path)))
     # What `load` returns, not what was passed in: only that is right in every layout.
     loaded = dist_checkpointing.load(shards, str(checkpoint.path))
     weights = {name.removeprefix("model."): value for name, value in loaded["model"].items()}
     missing, unexpected = network.load_state_dict(weights, strict=False)
-    allowed = {name.removeprefix("model.") for name in new_gates}
-    missing = [n for n in missing if n not in allowed and not n.endswith("_extra_state")]
+    missing = [n for n in missing if not n.endswith("_extra_state")]
     if missing or unexpected:
         raise RuntimeError(f"{checkpoint.path}: missing {missing}, unexpected {unexpected}")
     if optimizer is not None:
         with torch.no_grad():
             optimizer.load_state_dict(loaded["optimizer"])
+
+
+def _keep_new_gates(shards: dict[str, Any], known: Any) -> None:
+    """Replace requests for gates that the checkpoint lacks by their present weights and zero
+    moments."""
+    from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
+    from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedTensor
+
+    present = {
+        (value.key, value.global_offset): value.data
+        for value in shards["model"].values()
+        if isinstance(value, ShardedTensor)
+    }
+
+    def keep(value: Any) -> Any:
+        is_there = not isinstance(value, ShardedTensor) or value.key in known
+        if is_there or "plt_gate" not in value.key:
+            return value
+        # optimizer.state.KIND.model.NAME
+        kind, _, name = value.key.removeprefix("optimizer.state.").partition(".model.")
+        if not name:
+            return LocalNonpersistentObject(value.data)
+        weight = present["model." + name, value.global_offset].detach().float()
+        is_moment = kind.startswith("exp_avg")
+        return LocalNonpersistentObject(torch.zeros_like(weight) if is_moment else weight.clone())
+
+    dict_list_map_inplace(keep, shards)
 
 
 def _verify_together(checkpoint: Checkpoint, config: Config) -> None:

@@ -39,7 +39,7 @@ def adamw_(
     if g is None or any(x.dtype != torch.float32 or not x.is_contiguous() for x in (p, g, m, v)):
         raise ValueError("adamw_ takes contiguous fp32 tensors")
     count = p.numel()
-    _kernel[(triton.cdiv(count, _BLOCK),)](
+    _adamw_kernel[(triton.cdiv(count, _BLOCK),)](
         p,
         g,
         m,
@@ -59,7 +59,7 @@ def adamw_(
 
 
 @triton.jit(do_not_specialize=["count"])
-def _kernel(
+def _adamw_kernel(
     p_at,
     g_at,
     m_at,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import traceback
@@ -11,9 +12,21 @@ from typing import Any
 import torch.multiprocessing as mp
 
 
-def _child(rank: int, size: int, port: int, threads: int, function: Callable[..., Any], args: tuple, out: Any) -> None:
+def _child(
+    rank: int,
+    size: int,
+    port: int,
+    threads: int,
+    function: Callable[..., Any],
+    args: tuple,
+    out: Any,
+) -> None:
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
     )
     import torch
 
@@ -21,6 +34,7 @@ def _child(rank: int, size: int, port: int, threads: int, function: Callable[...
     from loopcoder.parallel import mcore
 
     mcore.start_processes(timeout_s=120)
+    gc.freeze()  # megatron collects at every load, which takes 0.3 s over all that is imported
     try:
         out.put((rank, True, function(rank, *args)))
     except BaseException:
@@ -29,7 +43,9 @@ def _child(rank: int, size: int, port: int, threads: int, function: Callable[...
         mcore.shutdown()
 
 
-def in_processes(size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 600) -> list[Any]:
+def in_processes(
+    size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 600
+) -> list[Any]:
     """Call function(rank, *args) in `size` processes of one world, and return the results by rank.
 
     A failing rank's traceback is raised here. `function` and `args` must be picklable.

@@ -2,53 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import pytest
 
-from tests.dist.layouts import Case
-from tests.dist.test_pipeline import check, compare
+from tests.dist.layouts import LAYOUTS, Case, check, check_bf16, compare, compare_bf16
 
 pytestmark = pytest.mark.dist_full
 
-OVERLAPS = dict(overlap_grad_reduce=True, overlap_param_gather=True)
-LAYOUTS: dict[str, tuple[int, int, dict[str, Any]]] = {
-    # processes, layers, parallel
-    "pp2": (2, 4, dict(pp=2)),
-    "pp2 uneven": (2, 5, dict(pp=2)),
-    "pp2 two chunks": (2, 6, dict(pp=2, chunks_per_loop=2)),
-    "tp2": (2, 2, dict(tp=2)),
-    "tp2 sp": (2, 2, dict(tp=2, sp=True)),
-    "dp2 overlaps": (2, 2, OVERLAPS),
-    "pp4": (4, 6, dict(pp=4)),
-    "tp2 sp pp2": (4, 3, dict(tp=2, sp=True, pp=2)),
-    "dp2 pp2 overlaps": (4, 3, dict(pp=2) | OVERLAPS),
+LOOPS = (1, 2, 3, 4)
+VARIANTS = list(product(("none", "full"), (True, False)))
+"""recompute, isolate"""
+
+
+def case(layout: str, loops: int, recompute: str, isolate: bool) -> Case:
+    _, layers, parallel = LAYOUTS[layout]
+    return Case(
+        f"{layout} r{loops} {recompute} {'packed' if isolate else 'rows'}",
+        dict(num_loops=loops, num_layers=layers),
+        parallel | dict(recompute=recompute),
+        isolate,
+    )
+
+
+FP32 = {
+    c.name: (LAYOUTS[layout][0], c)
+    for layout, loops, variant in product(LAYOUTS, LOOPS, VARIANTS)
+    for c in [case(layout, loops, *variant)]
 }
-CASES = {
-    f"{name} r{loops} {recompute} {'packed' if isolate else 'rows'}": (
-        world,
-        Case(
-            f"{name} r{loops} {recompute} {isolate}",
-            dict(num_loops=loops, num_layers=layers),
-            parallel | dict(recompute=recompute),
-            isolate,
-        ),
-    )
-    for (name, (world, layers, parallel)), loops, recompute, isolate in product(
-        LAYOUTS.items(), (1, 2, 3, 4), ("none", "full"), (True, False)
-    )
+# Every layout and every number of loops meet each variant once.
+BF16 = {
+    c.name: (LAYOUTS[layout][0], c)
+    for (index, layout), loops in product(enumerate(LAYOUTS), LOOPS)
+    for c in [case(layout, loops, *VARIANTS[(index + loops) % len(VARIANTS)])]
 }
 
 
-@pytest.fixture(scope="module")
-def results(ranks: Any) -> dict[str, Any]:
+def run(cases: dict[str, tuple[int, Case]], how: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for world in (2, 4):
-        out |= compare(world, [case for size, case in CASES.values() if size == world])
+        out |= how(world, [c for size, c in cases.values() if size == world])
     return out
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_layout_equals_one_process(results: dict[str, Any], name: str) -> None:
-    check(results[CASES[name][1].name])
+@pytest.fixture(scope="module")
+def fp32(ranks: Any) -> dict[str, Any]:
+    return run(FP32, compare)
+
+
+@pytest.fixture(scope="module")
+def bf16(ranks: Any) -> dict[str, Any]:
+    return run(BF16, compare_bf16)
+
+
+@pytest.mark.parametrize("name", FP32)
+def test_layout_equals_one_process(fp32: dict[str, Any], name: str) -> None:
+    check(fp32[name])
+
+
+@pytest.mark.parametrize("name", BF16)
+def test_layout_changes_bf16_no_more_than_bf16_does(bf16: dict[str, Any], name: str) -> None:
+    check_bf16(bf16[name])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
 
-from tests.dist.launch import in_processes
-from tests.dist.layouts import Case, differences, run_cases
+from tests.dist.layouts import Case, check, compare
 
 DEEP = dict(num_layers=5)
 TWO = [
@@ -26,24 +24,9 @@ TWO = [
 ]
 
 
-def compare(world: int, cases: list[Case]) -> dict[str, Any]:
-    seed = random.SystemRandom().randrange(2**31)
-    print(f"seed {seed}")
-    spread = in_processes(world, run_cases, cases, seed)[0]
-    alone = run_cases(0, [case.alone() for case in cases], seed)
-    return {c.name: (seed, differences(a, b)) for c, a, b in zip(cases, spread, alone, strict=True)}
-
-
 @pytest.fixture(scope="module")
 def two(ranks: Any) -> dict[str, Any]:
     return compare(2, TWO)
-
-
-def check(result: tuple[int, dict[str, float]]) -> None:
-    seed, worst = result
-    for kind in ("loss", "grad_norm", "gradients"):
-        assert worst[kind] <= 1e-5, (seed, kind, worst)
-    assert worst["weights"] <= 2e-4, (seed, worst)
 
 
 @pytest.mark.dist

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.configs import small_config
-from tests.weights import randomise
+from tests.weights import randomise, torch_name
 
 pytestmark = pytest.mark.gpu
 
@@ -23,10 +23,6 @@ CASES = {
     "own_kv": dict(num_loops=2, kv_sharing="own"),
     "norm_once": dict(num_loops=2, norm_per_loop=False),
 }
-_TORCH_NAME = {
-    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
-}
 
 
 def build(ranks, spec, precision, case, **parallel):
@@ -37,12 +33,6 @@ def build(ranks, spec, precision, case, **parallel):
     mcore = transformer_config(config)
     mcore.gradient_accumulation_fusion = False  # no DDP here, so there is no main_grad to add to
     return PLTModel(mcore, config.model, VOCAB, ranks.groups).cuda()
-
-
-def torch_name(name):
-    for theirs, ours in _TORCH_NAME.items():
-        name = name.replace(theirs, ours)
-    return name
 
 
 def copy_weights(source, target):
