@@ -115,10 +115,11 @@ def idle_share(state: Any, batches: list[Batch]) -> tuple[float, float]:
             began = time.perf_counter()
             run_chunks(state.chunks, batches, step)
             synchronise(device)
-            seconds = time.perf_counter() - began
-        idle = torch.tensor(seconds / busy_s(profiler, device) - 1, device=device)
+            seconds = torch.tensor(time.perf_counter() - began, device=device)
+        dist.all_reduce(seconds, op=dist.ReduceOp.MAX)  # who is done first waits for the others
+        idle = seconds / busy_s(profiler, device) - 1
         dist.all_reduce(idle)
-        found.append((seconds, idle.item() / dist.get_world_size()))
+        found.append((seconds.item(), idle.item() / dist.get_world_size()))
     return tuple(statistics.median(values) for values in zip(*found, strict=True))  # type: ignore
 
 
