@@ -27,11 +27,12 @@ MODEL = [
     "model.num_kv_heads=4",
     "model.head_dim=64",
     "model.window=64",
+    "model.init_std=0.02",
     "data.seq_length=1024",
     "train.global_batch_size=16",
     "train.micro_batch_size=8",
-    "optim.lr=1e-3",
-    "optim.min_lr=1e-4",
+    "optim.lr=6e-4",
+    "optim.min_lr=6e-5",
 ]
 QUIET = [
     "logging.interval=1",

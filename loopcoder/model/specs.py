@@ -17,6 +17,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import is_te_min_version
 
 from loopcoder.config.schema import Config, ModelConfig, PrecisionConfig
 from loopcoder.model.attention import PLTAttention, TECoreAttention, TorchCoreAttention
@@ -74,7 +75,8 @@ def transformer_config(config: Config) -> TransformerConfig:
         bias_activation_fusion=te,
         apply_rope_fusion=te,
         cross_entropy_loss_fusion=te,
-        cross_entropy_fusion_impl="te" if te else "native",
+        # Transformer Engine's lost precision in the gradient before 2.20 (its #3193, #3273).
+        cross_entropy_fusion_impl="te" if te and is_te_min_version("2.20.0") else "native",
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
         # Weight gradients go straight into the fp32 main gradient where a kernel for it exists.
