@@ -33,10 +33,11 @@ $(STAMP): pyproject.toml setup.py requirements.lock
 train: $(STAMP) ## train the tiny preset, or what ARGS="key=value ..." says
 	$(BIN)/loopcoder train $(ARGS)
 
-# Runs one set of tests and prints its time; pytest's code 5 means that the set is empty.
+# Runs one set of tests and prints its time. An empty set fails (pytest's code 5), except where the
+# second argument allows it.
 define run_tests
 	@start=$$(date +%s); $(BIN)/python -m pytest $(1) $(PYTEST_ARGS); code=$$?; \
-	if [ $$code -eq 5 ]; then echo "make $@: there is no such test yet"; code=0; fi; \
+	if [ "$$code" = "$(2)" ]; then echo "make $@: there is no such test yet"; code=0; fi; \
 	echo "make $@: $$(($$(date +%s) - start)) s"; exit $$code
 endef
 
@@ -47,7 +48,7 @@ test-dist: $(STAMP) ## the long distributed tests
 	$(call run_tests,-m dist_full)
 
 test-data: $(STAMP) ## the long tests of the data pipeline
-	$(call run_tests,-m data_full)
+	$(call run_tests,-m data_full,5)
 
 test-chaos: $(STAMP) ## tests that kill, fill and corrupt
 	$(call run_tests,-m chaos)
