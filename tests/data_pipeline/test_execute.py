@@ -1,0 +1,66 @@
+"""Ranks of a stage run in processes; every one is tried, and all faults are told at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.execute import Executor, run_ranks
+from loopcoder.errors import InputError, LoopcoderError
+
+
+class Work:
+    """A picklable task: leaves a file, or fails as its rank asks."""
+
+    def __init__(self, folder: Path, faults: dict[int, str] | None = None):
+        self.folder, self.faults = folder, faults or {}
+
+    def __call__(self, rank: int, world_size: int) -> None:
+        match self.faults.get(rank):
+            case "input":
+                raise InputError.of(f"file {rank} is bad", "why", "fix")
+            case "bug":
+                raise ZeroDivisionError("a bug")
+            case _:
+                (self.folder / f"{rank}-of-{world_size}").write_text(str(os.getpid()))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_rank_runs_once(tmp_path: Path, workers: int) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    run_ranks(Work(out), [0, 2, 3], 5, Executor(workers=workers), tmp_path / "logs")
+    assert sorted(p.name for p in out.iterdir()) == ["0-of-5", "2-of-5", "3-of-5"]
+    pids = {p.read_text() for p in out.iterdir()}
+    assert (str(os.getpid()) in pids) == (workers == 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_bad_rank_stops_no_other(tmp_path: Path, workers: int) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    work = Work(out, {1: "input", 2: "input"})
+    with pytest.raises(InputError) as error:
+        run_ranks(work, range(4), 4, Executor(workers=workers), tmp_path / "logs")
+    assert [p.fact for p in error.value.problems] == ["file 1 is bad", "file 2 is bad"]
+    assert sorted(p.name for p in out.iterdir()) == ["0-of-4", "3-of-4"]
+    run_ranks(Work(out), [1, 2], 4, Executor(workers=workers), tmp_path / "logs")
+    assert len(list(out.iterdir())) == 4
+
+
+def test_a_bug_comes_with_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(LoopcoderError, match=r"(?s)rank 1:.*ZeroDivisionError: a bug"):
+        run_ranks(Work(tmp_path, {1: "bug"}), range(2), 2, Executor(workers=1), tmp_path / "logs")
+
+
+def test_no_ranks_are_no_work(tmp_path: Path) -> None:
+    run_ranks(Work(tmp_path), [], 2, Executor(), tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_wrong_option_is_named(tmp_path: Path) -> None:
+    executor = Executor(workers=2, options={"partitionn": "x"})
+    with pytest.raises(InputError, match="partitionn"):
+        run_ranks(Work(tmp_path), range(2), 2, executor, tmp_path / "logs")
