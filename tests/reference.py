@@ -60,8 +60,7 @@ def forward(
     """Return the logits after every loop, each [T, V].
 
     ids: [T]; start: index of the first token of each position's document [T]. `untied` gives each
-        loop its own
-    copy of the weights; `embedding` replaces the looked-up embeddings.
+    loop its own copy of the weights; `embedding` replaces the looked-up embeddings.
     """
     length = len(ids)
     index = torch.arange(length)

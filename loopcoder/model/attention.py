@@ -52,8 +52,8 @@ class PLTAttention(SelfAttention):
 
         Args:
             normed: input of the projections. The torch spec norms it beforehand; in the
-                Transformer Engine
-                spec the norm is fused into them and this is h itself. [S or S/tp, B, D]
+                Transformer Engine spec the norm is fused into them and this is h itself.
+                [S or S/tp, B, D]
             residual: h, the residual stream before RMSNorm_in, which the gate reads. [S or S/tp,
                 B, D]
             shared: loop 0's (K, V) after RoPE; None in loop 0 and wherever a loop has only its own.

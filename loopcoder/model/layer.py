@@ -37,8 +37,7 @@ class PLTLayer(TransformerLayer):
 
         Returns:
             hidden [S or S/tp, B, D] and this loop's own keys and values. The layer is a pure
-            function of its
-            arguments, which is what makes recomputing it safe in every loop.
+            function of its arguments, which is what makes recomputing it safe in every loop.
         """
         attended, (k, v) = self.self_attention(
             self.input_layernorm(hidden), hidden, shared, docs, rope

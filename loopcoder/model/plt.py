@@ -185,10 +185,8 @@ class PLTModel(LanguageModule):
 
         Returns:
             what the next chunk reads [S or S/tp, B, D]; on the last stage, after the last part of
-            the
-            last loop, the loss of every token [B, S]. With `every_loop` the last stage returns a
-            pair
-            of these after each loop.
+            the last loop, the loss of every token [B, S]. With `every_loop` the last stage returns
+            a pair of these after each loop.
         """
         kept, hidden = chunk.kept, chunk.hidden
         if self.pre_process and chunk.part == 0:

@@ -35,10 +35,8 @@ class KeptTensors:
     """For loops that are chunks of a pipeline, each with an autograd graph of its own.
 
     Later loops use the values, and their gradients are collected here in fp32. The backward pass
-    of loop
-    0's chunk, which comes after those of all later loops of the same microbatch, takes them from
-    here.
-    The sum is the exact gradient.
+    of loop 0's chunk, which comes after those of all later loops of the same microbatch, takes
+    them from here. The sum is the exact gradient.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,8 @@
 """Which layers a pipeline stage holds, and how microbatches are grouped: pure arithmetic.
 
 Loop r of a stage's layers is scheduled as a virtual pipeline chunk of its own; all chunks of a
-stage use the
-same weights. With `chunks_per_loop` > 1 a loop is cut into parts, and each stage holds one piece
-of each part.
+stage use the same weights. With `chunks_per_loop` > 1 a loop is cut into parts, and each stage
+holds one piece of each part.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ def stage_layers(num_layers: int, pp: int, chunks_per_loop: int, stage: int) -> 
     """Return the layers (0-based, in the model) that a stage runs in each part of a loop.
 
     Layers need not divide evenly: pieces differ by one layer at most, and the last stages, which
-    also
-    hold the head, have the smaller ones.
+    also hold the head, have the smaller ones.
     """
     pieces = pp * chunks_per_loop
     base, extra = divmod(num_layers, pieces)

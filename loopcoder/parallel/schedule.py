@@ -1,10 +1,8 @@
 """Loops as virtual chunks of megatron-core's pipeline schedules, which run unmodified.
 
 Chunk c of a stage is part c % V of loop c // V (V = chunks_per_loop). All chunks of a stage call
-one network:
-one copy of the weights, one gradient buffer, one optimizer state. What later loops need of loop 0
-stays on the
-stage, by microbatch (`model.shared_kv.KeptTensors`).
+one network: one copy of the weights, one gradient buffer, one optimizer state. What later loops
+need of loop 0 stays on the stage, by microbatch (`model.shared_kv.KeptTensors`).
 """
 
 from __future__ import annotations
