@@ -135,7 +135,8 @@ def test_delayed_scaling_trains_one_loop_and_resumes(ranks: Any, seed: int, tmp_
         return (sums[0] / sums[1]).item()
 
     def fp8_state(state: Any) -> list[torch.Tensor]:
-        metas = [m.fp8_meta for m in state.network.modules() if getattr(m, "fp8_meta", None)]
+        linears = [m for m in state.network.modules() if hasattr(m, "fuse_wgrad_accumulation")]
+        metas = [linear.fp8_meta for linear in linears]
         scalings = [meta[k] for meta in metas for k in ("scaling_fwd", "scaling_bwd") if k in meta]
         return [x.clone() for s in scalings for x in (s.scale, s.amax_history)]
 
