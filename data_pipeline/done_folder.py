@@ -1,0 +1,107 @@
+"""Folders that are complete or absent: filled under another name, then renamed.
+
+A folder under its final name holds `done.json`: what it was made of (a fingerprint) and the size
+and hash of each of its files. One that was killed half-way ends in .tmp and is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from data_pipeline.megatron_io import fsync_folder
+from loopcoder.checkpoint.digest import file_digest
+from loopcoder.errors import InputError
+
+_MARKER = "done.json"
+
+
+@dataclass(frozen=True)
+class DoneFolder:
+    """A folder that a phase has completed."""
+
+    path: Path
+    marker: dict[str, Any]
+    digest: str
+    """Hash of the marker, hence of everything in the folder."""
+
+    def check(self, name: str, *, contents: bool = True) -> None:
+        """Raise InputError unless a file is as it was written."""
+        path = self.path / name
+        want = self.marker["files"][name]
+        size = path.stat().st_size if path.exists() else -1
+        if size != want["bytes"]:
+            fact = f"{path} has {size} bytes, not {want['bytes']}" if size >= 0 else f"no {path}"
+        elif contents and file_digest(path) != want["xxh3_128"]:
+            fact = f"the contents of {path} are not those that were written"
+        else:
+            return
+        raise InputError.of(
+            fact, "it was changed after it was complete", f"remove {self.path} and run it again"
+        )
+
+
+def done_folder(path: Path, fingerprint: str | None, task: str) -> DoneFolder:
+    """Return a completed folder, whatever or exactly what it was made of."""
+    try:
+        data = (path / _MARKER).read_bytes()
+    except FileNotFoundError:
+        raise InputError.of(
+            f"{path} is not complete",
+            "a phase needs all of the phase before it",
+            f"{f'remove {path}, then ' if path.exists() else ''}{task} first",
+        ) from None
+    marker = json.loads(data)
+    if fingerprint not in (None, marker["fingerprint"]):
+        raise InputError.of(
+            f"{path} was made with another config or from other input",
+            "its results do not belong to what is asked for",
+            f"remove {path} and run it again",
+        )
+    return DoneFolder(path, marker, xxhash.xxh3_128_hexdigest(data))
+
+
+def finished(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return the marker if this was done before, None if it is to be done."""
+    return done_folder(path, fingerprint, "run it").marker if path.exists() else None
+
+
+@contextlib.contextmanager
+def atomically(target: Path) -> Iterator[Path]:
+    """Give a folder to fill, which takes the name `target` at the end."""
+    temporary = target.with_name(target.name + ".tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(target.parent)
+
+
+def seal(folder: Path, fingerprint: str, **facts: Any) -> None:
+    """Sync every file of the folder to disk and write the marker."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        files[path.name] = {"bytes": path.stat().st_size, "xxh3_128": file_digest(path)}
+    marker = {"fingerprint": fingerprint, **facts, "files": files}
+    with open(folder / _MARKER, "w", encoding="utf-8") as file:
+        json.dump(marker, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fsync_folder(folder)
