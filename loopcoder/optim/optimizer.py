@@ -60,9 +60,8 @@ def update(optimizer: Any, optim: OptimConfig, lr: float, tokens: Tensor) -> Ten
         # megatron leaves the multiplication to a scheduler that we do not use.
         group["weight_decay"] = optim.weight_decay * group["wd_mult"]
     optimizer.prepare_grads()
-    device = optimizer.param_groups[0]["params"][0].device
     divisor = tokens.clamp(min=1.0)
-    norm = torch.as_tensor(optimizer.get_grad_norm(), device=device).reshape(()) / divisor
+    norm = torch.as_tensor(optimizer.get_grad_norm(), device=tokens.device).reshape(()) / divisor
     refused = (~norm.isfinite()).float()
     if optim.clip_grad > 0:
         # As torch.nn.utils.clip_grad_norm_ and megatron have it, to the last constant.
