@@ -14,5 +14,8 @@ setup(
         "loopcoder.conf",
     ],
     package_dir={"loopcoder.conf": "conf"},
-    package_data={"loopcoder.conf": ["**/*.yaml"]},
+    package_data={
+        "loopcoder.conf": ["**/*.yaml"],
+        "data_pipeline.benchmarks": ["*.npz", "README.md"],
+    },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import xxhash
 
@@ -37,7 +37,9 @@ class Source(Protocol):
 
 def document_id(source: str, path: str, row: int | None = None) -> str:
     """Return the id of a document by its place."""
-    return xxhash.xxh3_128_hexdigest(f"{source}\0{path}\0{'' if row is None else row}".encode())
+    place = f"{source}\0{path}\0{'' if row is None else row}"
+    # names of files need not be UTF-8
+    return xxhash.xxh3_128_hexdigest(place.encode(errors="surrogateescape"))
 
 
 def decode(
@@ -90,7 +92,7 @@ class RowReader:
             return None
         assert isinstance(row, Mapping)
         named = row.get(self.config.language_field) if self.config.language_field else None
-        language = canonical(named) if isinstance(named, str) and named.strip() else None
+        language = canonical(named) if _is_name(named) else None
         domain: str = self.config.domain
         if domain == "auto":
             domain = domain_of(language) if language else "text"
@@ -126,6 +128,11 @@ class RowReader:
             )
 
 
+def _is_name(value: object) -> TypeGuard[str]:
+    """Tell whether a value may name a language: a string with letters that UTF-8 can spell."""
+    return isinstance(value, str) and bool(value.strip()) and value.strip().isprintable()
+
+
 def _fault(row: object, config: SourceConfig) -> str | None:
     """Return why a row is no document."""
     if not isinstance(row, Mapping):
@@ -154,4 +161,17 @@ def judge_files(tally: Tally, num_files: int, source: str) -> None:
             + ", ".join(f"{n} {r}" for r, n in tally.file_drops.most_common()),
             f"more than {MAX_BAD_FRACTION:.0%} damaged files mean that the copy went wrong",
             "copy the files again, or take the damaged ones out of the source's path",
+        )
+
+
+def judge_end(tally: Tally, source: str) -> None:
+    """Raise InputError if a source that was read to its end gave faults and not one document."""
+    bad = {reason: n for reason, n in tally.drops.items() if reason in BAD_ROWS}
+    bad |= {r: n for r, n in tally.file_drops.items() if r.startswith(("corrupt", "no_column"))}
+    if bad and not tally.rows_out:
+        raise InputError.of(
+            f"source {source} has no usable document: "
+            + ", ".join(f"{n} {reason}" for reason, n in bad.items()),
+            "a source of faults only is a wrong file or column, or a copy that went wrong",
+            "check text_field and path of the source, or take it out of data.sources",
         )

@@ -1,4 +1,4 @@
-"""Files and folders: source files, prose, jsonl and parquet."""
+"""Files and folders: source files, prose, jsonl, parquet, and archives of them; local or remote."""
 
 from __future__ import annotations
 
@@ -10,8 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.langid import domain_of, identify, language_of_name
-from data_pipeline.readers.base import RowReader, decode, document_id, judge_files, row_domains
+from data_pipeline.readers.base import (
+    RowReader,
+    decode,
+    document_id,
+    judge_end,
+    judge_files,
+    row_domains,
+)
 from data_pipeline.readers.jsonl import decompressed, jsonl_documents, lines
+from data_pipeline.readers.storage import (
+    ARCHIVES,
+    SKIPPED_FOLDERS,
+    File,
+    is_url,
+    local_path,
+    members,
+    remote_files,
+)
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
 from loopcoder.config.schema import SourceConfig
 from loopcoder.errors import InputError, Problem
@@ -20,7 +36,6 @@ from loopcoder.errors import InputError, Problem
 _ROWS_PLAIN = (".jsonl", ".ndjson")
 _ROWS_PACKED = tuple(f"{name}.{p}" for name in (*_ROWS_PLAIN, ".json") for p in ("gz", "zst"))
 _PARQUET = (".parquet",)
-_SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
 _HEAD_BYTES = 4096
 
 
@@ -60,15 +75,14 @@ class FilesSource:
         """
         for number, (path, size, kind) in enumerate(self._files, start=1):
             try:
-                match kind:
-                    case "jsonl":
-                        yield from jsonl_documents(path, self.config, self.name, tally)
-                    case "parquet":
-                        yield from _parquet_documents(path, self.config, self.name, tally)
-                    case None:
-                        tally.file_drops["unknown_type"] += 1
-                    case _:
-                        yield from self._plain(path, size, tally)
+                if kind == "archive":
+                    for member in members(path, size, tally):
+                        inner = _kind(member, self.config)
+                        # archives in archives are how bombs are built
+                        inner = None if inner == "archive" else inner
+                        yield from self._file(member, len(member.content), inner, tally)
+                else:
+                    yield from self._file(path, size, kind, tally)
             except OSError as e:
                 raise InputError.of(
                     f"cannot read {path}: {e}",
@@ -76,8 +90,20 @@ class FilesSource:
                     "restore the file or its permissions, or take it out of the source's path",
                 ) from e
             judge_files(tally, number, self.name)
+        judge_end(tally, self.name)
 
-    def _plain(self, path: Path, size: int, tally: Tally) -> Iterator[Document]:
+    def _file(self, path: File, size: int, kind: str | None, tally: Tally) -> Iterator[Document]:
+        match kind:
+            case "jsonl":
+                yield from jsonl_documents(path, self.config, self.name, tally)
+            case "parquet":
+                yield from _parquet_documents(path, self.config, self.name, tally)
+            case None:
+                tally.file_drops["unknown_type"] += 1
+            case _:
+                yield from self._plain(path, size, tally)
+
+    def _plain(self, path: File, size: int, tally: Tally) -> Iterator[Document]:
         tally.rows_in += 1
         data = b"" if size > MAX_DOCUMENT_BYTES else path.read_bytes()
         language = identify(path.name, data[:_HEAD_BYTES])
@@ -109,8 +135,8 @@ class FilesSource:
         )
 
 
-def _listing(name: str, config: SourceConfig) -> list[tuple[Path, int, int]]:
-    """Return (path, bytes, modification time in ns) of every file, sorted by path."""
+def _listing(name: str, config: SourceConfig) -> list[tuple[File, int, int | str]]:
+    """Return (path, bytes, modification time in ns or a store's version) of every file, sorted."""
     wanted = [config.path] if isinstance(config.path, str) else config.path or []
     if not wanted:
         raise InputError.of(
@@ -118,28 +144,37 @@ def _listing(name: str, config: SourceConfig) -> list[tuple[Path, int, int]]:
             "it must be told where the documents are",
             "data.path=FOLDER",
         )
-    found: dict[Path, tuple[int, int]] = {}
+    found: dict[str, tuple[File, int, int | str]] = {}
     problems = []
     for pattern in wanted:
+        if is_url(pattern):
+            remote = remote_files(pattern)
+            found |= {str(file): (file, size, version) for file, size, version in remote}
+            if not remote:
+                problems.append(_nothing(name, pattern, "at that URL"))
+            continue
         # a name that exists is meant literally, even if it contains [ or *
-        full = Path(pattern).expanduser()
+        full = local_path(pattern)
         # Path.glob takes no absolute patterns
         matches = [full] if full.exists() else glob.glob(str(full), recursive=True)  # noqa: PTH207
         if not matches:
-            problems.append(
-                Problem(
-                    f"source {name}: {pattern!r} does not exist (looked in {Path.cwd()})",
-                    "it names neither a file nor a folder, and as a pattern it matches nothing",
-                    "data.path=FOLDER, a file, or a pattern such as 'dir/*.jsonl'",
-                )
-            )
+            problems.append(_nothing(name, pattern, f"looked in {Path.cwd()}"))
         for match in matches:
             for path in _walk(Path(match)):
                 stat = path.stat()
-                found[path.resolve()] = (stat.st_size, stat.st_mtime_ns)
+                full = path.resolve()
+                found[str(full)] = (full, stat.st_size, stat.st_mtime_ns)
     if problems:
         raise InputError(problems)
-    return [(path, *found[path]) for path in sorted(found)]
+    return [found[path] for path in sorted(found, key=lambda path: path.split("/"))]
+
+
+def _nothing(source: str, pattern: str, where: str) -> Problem:
+    return Problem(
+        f"source {source}: {pattern!r} does not exist ({where})",
+        "it names neither a file nor a folder, and as a pattern it matches nothing",
+        "data.path=FOLDER, a file, or a pattern such as 'dir/*.jsonl'",
+    )
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -148,15 +183,15 @@ def _walk(root: Path) -> Iterator[Path]:
         yield root
         return
     for folder, folders, names in os.walk(root):
-        folders[:] = [f for f in folders if not f.startswith(".") and f not in _SKIPPED_FOLDERS]
+        folders[:] = [f for f in folders if not f.startswith(".") and f not in SKIPPED_FOLDERS]
         for name in names:
             path = Path(folder, name)
             if not name.startswith(".") and path.is_file():
                 yield path
 
 
-def _kind(path: Path, config: SourceConfig) -> str | None:
-    """Return `jsonl`, `parquet`, the language that the name tells, `?` for a shebang's, or None."""
+def _kind(path: File, config: SourceConfig) -> str | None:
+    """Return the kind of a file, the language that its name tells, `?` for a shebang's, or None."""
     name = path.name.lower()
     if name.endswith(_ROWS_PLAIN + _ROWS_PACKED) or (
         name.endswith(".json") and _holds_rows(path, config)
@@ -164,6 +199,8 @@ def _kind(path: Path, config: SourceConfig) -> str | None:
         return "jsonl"
     if name.endswith(_PARQUET):
         return "parquet"
+    if name.endswith(ARCHIVES):
+        return "archive"
     return language_of_name(name) or (None if path.suffix else "?")
 
 
@@ -172,10 +209,12 @@ def _domains(kind: str, config: SourceConfig) -> frozenset[str]:
         return row_domains(config)
     if config.domain != "auto":
         return frozenset({config.domain})
+    if kind == "archive":
+        return frozenset({"text", "code"})
     return frozenset({"code" if kind == "?" else domain_of(kind)})
 
 
-def _holds_rows(path: Path, config: SourceConfig) -> bool:
+def _holds_rows(path: File, config: SourceConfig) -> bool:
     """Tell whether a .json is jsonl: its first line is an object with the text's column."""
     first = next(lines(decompressed(path), MAX_DOCUMENT_BYTES), None)
     try:
@@ -186,7 +225,7 @@ def _holds_rows(path: Path, config: SourceConfig) -> bool:
 
 
 def _parquet_documents(
-    path: Path, config: SourceConfig, source: str, tally: Tally
+    path: File, config: SourceConfig, source: str, tally: Tally
 ) -> Iterator[Document]:
     try:
         import pyarrow as pa
@@ -198,7 +237,8 @@ def _parquet_documents(
     reader = RowReader(config, source, str(path), tally)
     number = 0
     try:
-        file = pq.ParquetFile(path)
+        # a local file is read by Arrow itself
+        file = pq.ParquetFile(path if isinstance(path, Path) else path.open("rb"))
         names = file.schema_arrow.names
         wanted = [c for c in (config.text_field, config.language_field) if c in names]
         if config.text_field not in wanted:
@@ -216,7 +256,7 @@ def _parquet_documents(
         tally.file_drops["corrupt_parquet" if number == 0 else "corrupt_parquet_tail"] += 1
 
 
-def _values(column: Any, config: SourceConfig, tally: Tally, path: Path) -> Iterator[object]:
+def _values(column: Any, config: SourceConfig, tally: Tally, path: File) -> Iterator[object]:
     """Yield the values of a column; a string that is dropped for invalid UTF-8 comes as null."""
     import pyarrow as pa
 
