@@ -91,6 +91,7 @@ def build(
             "xxh3_128": file_digest(folder / TOKENIZER),
             "vocab_size": encoder.vocab_size,
             "eod_id": encoder.eod_id,
+            "engine": encoder.engine,
             "trained": data.tokenizer == "train",
         },
         "domains": stats,
@@ -145,9 +146,9 @@ def _tokenizer(
     start = time.monotonic()
     if data.tokenizer != "train":
         original = Path(data.tokenizer).expanduser()
-        Encoder(original)
+        Encoder(original, backend=data.tokenizer_backend)
         shutil.copyfile(original, path)
-        return Encoder(path)
+        return Encoder(path, backend=data.tokenizer_backend)
     share = min(_TRAIN_BYTES // len(spools), max(s.num_bytes for s in spools.values()))
     used = 0
 
@@ -163,7 +164,7 @@ def _tokenizer(
                 yield from batch
 
     train_tokenizer(texts(), data.tokenizer_vocab_size, path)
-    encoder = Encoder(path)
+    encoder = Encoder(path, backend=data.tokenizer_backend)
     report(
         f"data: trained a tokenizer of {encoder.vocab_size:,} ids on {megabytes(used)} "
         f"in {time.monotonic() - start:.1f} s"

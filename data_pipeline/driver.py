@@ -147,7 +147,7 @@ def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
         ]
     if data.tokenizer != "train":
         try:
-            Encoder(Path(data.tokenizer).expanduser())
+            Encoder(Path(data.tokenizer).expanduser(), backend=data.tokenizer_backend)
         except InputError as e:
             problems += e.problems
     if problems:

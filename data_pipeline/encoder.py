@@ -300,7 +300,7 @@ class Encoder:
             f"fastokens encodes {_shortened(text, position)} differently: from token "
             f"{around.start} on {got[around]} in place of {want[around]}",
             f"{self.path} has something that it does not do as HF tokenizers do",
-            "backend=reference",
+            "data.tokenizer_backend=reference",
         )
 
 
@@ -314,14 +314,14 @@ def resolve_backend(choice: str) -> Backend:
         raise InputError.of(
             f"backend is {choice!r}",
             "fastokens and HF tokenizers are what there is",
-            "backend=auto, fast or reference",
+            "data.tokenizer_backend=auto, fast or reference",
         )
     installed = find_spec("fastokens") is not None
     if choice == "fast" and not installed:
         raise InputError.of(
             "backend is 'fast'",
             "the package fastokens is not installed",
-            "pip install 'loopcoder[data]', or backend=reference",
+            "pip install 'loopcoder[data]', or data.tokenizer_backend=reference",
         )
     return "fast" if choice != "reference" and installed else "reference"
 
@@ -347,7 +347,7 @@ def _fast_tokenizer(as_json: str, path: Path) -> Any:
         raise InputError.of(
             f"fastokens cannot read {path}: {e}",
             "it knows fewer kinds of tokenizers than HF tokenizers",
-            "backend=reference",
+            "data.tokenizer_backend=reference",
         ) from e
 
 

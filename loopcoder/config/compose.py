@@ -41,7 +41,7 @@ _NOT_HASHED = {
     "checkpoint": (
         "interval", "keep", "save_at_end", "async_save", "resume", "verify",
     ),
-    "data": ("cache_dir", "prefetch_steps"),
+    "data": ("cache_dir", "prefetch_steps", "tokenizer_backend"),
     "parallel": ("nproc_per_node",),
 }  # fmt: skip
 

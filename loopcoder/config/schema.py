@@ -166,6 +166,9 @@ class DataConfig:
     """Where corpora are built; a corpus is named by the hash of what it is built from."""
     tokenizer: str = "train"
     """`train` a byte-level BPE on the corpus, or the path of a tokenizer.json."""
+    tokenizer_backend: Literal["auto", "fast", "reference"] = "auto"
+    """What encodes: `fast` is fastokens, `reference` HF tokenizers; auto takes fast where it is
+    installed. Their ids are compared before anything is encoded."""
     tokenizer_vocab_size: PositiveInt = 4096
     """Size of a trained tokenizer, its 64 special tokens included."""
     val_fraction: Fraction = 0.02

@@ -238,7 +238,7 @@ def test_choice_of_backend(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
         Encoder(tokenizer_path, backend="quick")  # type: ignore[arg-type]
     without_fastokens(monkeypatch)
     assert Encoder(tokenizer_path).backend == "reference"
-    with pytest.raises(InputError, match=r"pip install 'loopcoder\[data\]', or backend=reference"):
+    with pytest.raises(InputError, match=r"pip install 'loopcoder\[data\]', or data.tokenizer_backend=reference"):
         Encoder(tokenizer_path, backend="fast")
 
 
