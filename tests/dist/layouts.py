@@ -244,11 +244,12 @@ def differences(got: dict[str, Any], expected: dict[str, Any]) -> dict[str, floa
     out = {}
     for kind in ("loss", "grad_norm", "loops"):
         a, b = np.array(got[kind]), np.array(expected[kind])
-        out[kind] = float(np.max(abs(a - b) / abs(b)))
+        off = abs(a - b) / abs(b)
+        out |= {kind: float(np.max(off)), f"first {kind}": float(off[0])}
     for kind in ("gradients", "weights"):
         assert got[kind].keys() == expected[kind].keys()
-        off = [abs(got[kind][n] - x).max() / abs(x).max() for n, x in expected[kind].items()]
-        out |= {kind: float(np.max(off)), f"mean {kind}": float(np.mean(off))}
+        by_name = [abs(got[kind][n] - x).max() / abs(x).max() for n, x in expected[kind].items()]
+        out |= {kind: float(np.max(by_name)), f"mean {kind}": float(np.mean(by_name))}
     return out
 
 
@@ -270,10 +271,12 @@ def compare(world: int, cases: list[Case]) -> dict[str, tuple[int, dict[str, flo
 def check(result: tuple[int, dict[str, float]]) -> None:
     """Assert that fp32 runs agree."""
     seed, worst = result
-    for kind in ("loss", "grad_norm", "loops", "gradients"):
+    for kind in ("loss", "first grad_norm", "loops", "gradients"):
         assert worst[kind] <= 1e-5, (seed, kind, worst)
-    # Adam turns rounding noise of a near-zero gradient into a step of the size of the rate.
-    assert worst["weights"] <= 2e-4, (seed, worst)
+    # Adam turns rounding noise of a near-zero gradient into a step of the size of the rate, and
+    # later gradients are those of other weights.
+    for kind in ("weights", "grad_norm"):
+        assert worst[kind] <= 2e-4, (seed, kind, worst)
 
 
 def compare_bf16(world: int, cases: list[Case]) -> dict[str, tuple[Any, ...]]:
