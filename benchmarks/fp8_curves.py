@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from loss_compare import QUIET
+
 RECIPES = ("bf16", "fp8_tensorwise", "fp8_blockwise")
 MODEL = [
     "model=plt_tiny",
@@ -33,17 +35,6 @@ MODEL = [
     "train.micro_batch_size=8",
     "optim.lr=6e-4",
     "optim.min_lr=6e-5",
-]
-QUIET = [
-    "logging.interval=1",
-    "logging.wandb=off",
-    "logging.tensorboard=off",
-    "logging.progress=false",
-    "logging.plots=false",
-    "eval.interval=null",
-    "eval.at_end=false",
-    "checkpoint.interval=null",
-    "checkpoint.save_at_end=false",
 ]
 MEAN_OVER, ALLOWED = 20, 0.01
 
