@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from typing import Any
 
@@ -93,13 +92,11 @@ def idle_shares(_: int, pp: int, loops: int, parts: int) -> list[float]:
     return shares
 
 
-@pytest.mark.parametrize(
-    ("pp", "loops", "parts"), [(2, 1, 1), (2, 2, 1), (2, 2, 2), (4, 2, 1), (4, 3, 1)]
-)
+@pytest.mark.parametrize(("pp", "loops", "parts"), [(2, 1, 1), (2, 2, 1), (2, 2, 2), (4, 2, 1)])
 def test_bubble(pp: int, loops: int, parts: int) -> None:
     shares = in_processes(pp, idle_shares, pp, loops, parts)[0]
-    # What sending and scheduling cost does not depend on the number of microbatches.
-    slope, rest = statistics.linear_regression([1 / m for m in MICROBATCHES[pp]], shares)
-    print(f"bubble {slope:.3f}/M, rest {rest:.3f}, {shares}")
-    assert slope == pytest.approx((pp - 1) / (loops * parts), rel=0.05)
-    assert rest < 0.1
+    theory = [(pp - 1) / (loops * parts * m) for m in MICROBATCHES[pp]]
+    print(f"measured {shares}, theory {theory}")
+    for share, expected in zip(shares, theory, strict=True):
+        # 5% of a step for sending and scheduling; without loops as chunks it would be R times more.
+        assert expected - 0.01 <= share <= expected + 0.05, (shares, theory)
