@@ -98,5 +98,6 @@ def test_bubble(pp: int, loops: int, parts: int) -> None:
     theory = [(pp - 1) / (loops * parts * m) for m in MICROBATCHES[pp]]
     print(f"measured {shares}, theory {theory}")
     for share, expected in zip(shares, theory, strict=True):
-        # 5% of a step for sending and scheduling; without loops as chunks it would be R times more.
-        assert expected - 0.01 <= share <= expected + 0.05, (shares, theory)
+        # Sending and scheduling cost 2 to 5% of a step on two idle cores, more on busy ones.
+        # Without loops as chunks the bubble would be R times as large.
+        assert expected - 0.01 <= share <= expected + 0.08, (shares, theory)
