@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loopcoder.data.batch import Batch
 from loopcoder.model.probe import LoopProbe
+from loopcoder.model.reuse import forget_fp8_copies
 from loopcoder.parallel.schedule import run_chunks
 from loopcoder.train.state import TrainState
 
@@ -86,7 +87,7 @@ def losses(state: TrainState, batches: list[Batch], *, every_loop: bool) -> Iter
         for each microbatch [R or 1, B, S] in fp32, the same on all pipeline stages. Call it without
         gradients; all ranks of a pipeline must.
     """
-    state.ddp.set_is_first_microbatch()
+    forget_fp8_copies(state.network.decoder.layers)
     if state.chunks:
         return _losses_of_pipeline(state, batches, every_loop)
     one = (state.network(b.tokens, b.documents, b.labels, every_loop=every_loop) for b in batches)
