@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import os
 import shlex
 import shutil
 import sys
@@ -17,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.durable import synced_files, write_json
 from data_pipeline.encoder import Encoder, train_tokenizer
 from data_pipeline.ingest import Report, megabytes, select
 from data_pipeline.manifest import FORMAT_VERSION, MANIFEST, TOKEN_BYTES, TOKENIZER
-from data_pipeline.megatron_io import IndexedWriter, fsync_folder
+from data_pipeline.megatron_io import IndexedWriter
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import SPLITS, Tally
 from data_pipeline.spool import Spool
@@ -101,26 +100,13 @@ def build(
 
 def _seal(folder: Path, manifest: dict[str, Any]) -> None:
     """Sync every file to disk, then write the manifest with their sizes and hashes."""
-    paths = sorted(folder.iterdir())
-    for path in paths:
-        _fsync(path)
-    manifest["files"] = {
-        path.name: {"bytes": path.stat().st_size, "xxh3_128": file_digest(path)} for path in paths
-    }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    _fsync(folder / MANIFEST)
-    fsync_folder(folder)
+    manifest["files"] = synced_files(folder)
+    write_json(folder / MANIFEST, manifest)
 
 
 def _versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("numpy", "tokenizers", "xxhash")}
     return {"python": sys.version.split()[0]} | packages
-
-
-def _fsync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _described(source: Source) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 import xxhash
 
-from data_pipeline.megatron_io import fsync_folder
+from data_pipeline.durable import fsync_folder, synced_files, write_json
 from loopcoder.checkpoint.digest import file_digest
 from loopcoder.errors import InputError
 
@@ -93,15 +92,5 @@ def atomically(target: Path) -> Iterator[Path]:
 
 def seal(folder: Path, fingerprint: str, **facts: Any) -> None:
     """Sync every file of the folder to disk and write the marker."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        files[path.name] = {"bytes": path.stat().st_size, "xxh3_128": file_digest(path)}
-    marker = {"fingerprint": fingerprint, **facts, "files": files}
-    with open(folder / _MARKER, "w", encoding="utf-8") as file:
-        json.dump(marker, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fsync_folder(folder)
+    files = synced_files(folder)
+    write_json(folder / _MARKER, {"fingerprint": fingerprint, **facts, "files": files})

@@ -18,10 +18,10 @@ import tokenizers
 import xxhash
 
 from data_pipeline.build import build
+from data_pipeline.done_folder import atomically
 from data_pipeline.encoder import Encoder
 from data_pipeline.ingest import Report
 from data_pipeline.manifest import FORMAT_VERSION, Corpus, Verify, load_corpus
-from data_pipeline.megatron_io import fsync_folder
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
@@ -218,9 +218,7 @@ def _build_atomically(
     temporary = folder.with_name(folder.name + ".tmp")
     if temporary.exists():
         report(f"data: removing {temporary.name}, left behind by a builder that was killed")
-        shutil.rmtree(temporary)
-    temporary.mkdir()
-    try:
+    with atomically(folder) as temporary:
         build(
             data,
             sources=sources,
@@ -229,8 +227,3 @@ def _build_atomically(
             folder=temporary,
             report=report,
         )
-        temporary.rename(folder)
-        fsync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

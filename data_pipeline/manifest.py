@@ -96,7 +96,7 @@ def _checked(folder: Path, manifest: Mapping[str, Any], verify: str, fix: str) -
     problems = [
         p
         for name, wanted in manifest["files"].items()
-        if (p := _check_file(folder / name, wanted, verify, fix)) is not None
+        if (p := check_file(folder / name, wanted, verify, fix)) is not None
     ]
     if problems:
         raise InputError(problems)
@@ -154,7 +154,7 @@ def _read_manifest(folder: Path, fix: str) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _check_file(path: Path, wanted: Mapping[str, Any], verify: str, fix: str) -> Problem | None:
+def check_file(path: Path, wanted: Mapping[str, Any], verify: str, fix: str) -> Problem | None:
     try:
         size = path.stat().st_size
         if size != wanted["bytes"]:

@@ -27,15 +27,6 @@ def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
     return np.uint16 if vocab_size < 65500 else np.int32
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class IndexedWriter:
     """Appends documents to `<prefix>.bin`; `finish` adds `<prefix>.idx` and gives both their names.
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.dedup import normalise
 from data_pipeline.done_folder import DoneFolder, atomically, done_folder, finished, seal
+from data_pipeline.durable import fingerprint
 from data_pipeline.minhash import MinHashConfig, band_hashes, is_code, signatures, sketch
 from data_pipeline.pairs import (
     CHUNK,
@@ -102,8 +102,8 @@ def sign(
     """
     target = _part_folder(folder, part)
     made = _signed_with(config)
-    fingerprint = _fingerprint("sign", made, part, inputs)
-    done = finished(target, fingerprint)
+    made_from = fingerprint(FORMAT_VERSION, "sign", made, part, inputs)
+    done = finished(target, made_from)
     if done is not None:
         return int(done["documents"])
     with atomically(target) as temporary, contextlib.ExitStack() as stack:
@@ -123,7 +123,7 @@ def sign(
             _rewritten(file, _BAND, ("hash", "number"), copies)
         for file in files:
             file.flush()
-        seal(temporary, fingerprint, config=made, documents=count, ids=ids.hexdigest())
+        seal(temporary, made_from, config=made, documents=count, ids=ids.hexdigest())
     return count
 
 
@@ -146,8 +146,8 @@ def match(folder: Path, index: int, num_parts: int, config: MinHashConfig) -> in
     name = "exact" if exact else f"band-{index:02d}"
     parts = [_part(folder, part, config) for part in range(num_parts)]
     target = folder / "match" / name
-    fingerprint = _fingerprint("match", name, config.verify, [p.digest for p in parts])
-    done = finished(target, fingerprint)
+    made_from = fingerprint(FORMAT_VERSION, "match", name, config.verify, [p.digest for p in parts])
+    done = finished(target, made_from)
     if done is not None:
         return int(done["edges"])
     for part in parts:
@@ -162,7 +162,7 @@ def match(folder: Path, index: int, num_parts: int, config: MinHashConfig) -> in
             for pairs in find_pairs(readers, sketches):
                 file.write(pairs.tobytes())
                 edges += len(pairs)
-        seal(temporary, fingerprint, edges=edges)
+        seal(temporary, made_from, edges=edges)
     return edges
 
 
@@ -179,14 +179,14 @@ def cluster(folder: Path, num_parts: int, config: MinHashConfig) -> Counter[str]
     matches = [
         done_folder(
             folder / "match" / name,
-            _fingerprint("match", name, config.verify, [p.digest for p in parts]),
+            fingerprint(FORMAT_VERSION, "match", name, config.verify, [p.digest for p in parts]),
             f"match {name}",
         )
         for name in names
     ]
     target = folder / "cluster"
-    fingerprint = _fingerprint("cluster", [m.digest for m in matches])
-    done = finished(target, fingerprint)
+    made_from = fingerprint(FORMAT_VERSION, "cluster", [m.digest for m in matches])
+    done = finished(target, made_from)
     if done is not None:
         return Counter(done["drops"])
     for found in matches:
@@ -214,7 +214,7 @@ def cluster(folder: Path, num_parts: int, config: MinHashConfig) -> Counter[str]
         for path in temporary.glob("*.tmp"):
             path.unlink()
         ids = [part.marker["ids"] for part in parts]
-        seal(temporary, fingerprint, drops=dict(drops), ids=ids)
+        seal(temporary, made_from, drops=dict(drops), ids=ids)
     return drops
 
 
@@ -361,12 +361,7 @@ def _part_folder(folder: Path, part: int) -> Path:
 def _signed_with(config: MinHashConfig) -> str:
     """Hash what the files of a part depend on: all but the value of `verify`."""
     fields = dataclasses.asdict(config) | {"verify": config.verify is not None}
-    return _fingerprint("config", fields, rensa.RMinHash.ALGORITHM_VERSION)
-
-
-def _fingerprint(*parts: object) -> str:
-    text = json.dumps([FORMAT_VERSION, *parts], sort_keys=True)
-    return xxhash.xxh3_128_hexdigest(text.encode())
+    return fingerprint(FORMAT_VERSION, "config", fields, rensa.RMinHash.ALGORITHM_VERSION)
 
 
 def _part(folder: Path, part: int, config: MinHashConfig) -> DoneFolder:

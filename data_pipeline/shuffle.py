@@ -45,7 +45,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from data_pipeline.megatron_io import IndexedWriter, fsync_folder, token_dtype
+from data_pipeline.durable import fingerprint, fsync_folder, write_json
+from data_pipeline.megatron_io import IndexedWriter, token_dtype
 from data_pipeline.plan import lowest_terms
 from data_pipeline.schema import Tally
 from loopcoder.checkpoint.digest import file_digest
@@ -94,7 +95,7 @@ class ShuffleConfig:
     @property
     def bucket_fingerprint(self) -> str:
         """Return the hash of what decides pass a; another seq_length can use the same buckets."""
-        return _fingerprint(
+        return fingerprint(
             FORMAT_VERSION,
             self.source,
             self.vocab_size,
@@ -107,7 +108,7 @@ class ShuffleConfig:
     @property
     def fingerprint(self) -> str:
         """Return the hash of what decides the shards."""
-        return _fingerprint(self.bucket_fingerprint, self.seq_length, self.weights)
+        return fingerprint(self.bucket_fingerprint, self.seq_length, self.weights)
 
 
 class Record(NamedTuple):
@@ -201,7 +202,7 @@ def to_buckets(
             "documents": buffers.documents,
             "files": files,
         }
-        _write_json(path, marker)
+        write_json(path, marker)
         return marker
 
 
@@ -424,7 +425,7 @@ def assemble(
             "sides": sides,
             "files": files,
         }
-        _write_json(path, marker)
+        write_json(path, marker)
         return marker
 
 
@@ -697,7 +698,7 @@ def seal(
         "files": {name: entry for marker in shards for name, entry in marker["files"].items()},
     }
     with _disk_errors(out):
-        _write_json(out / SHARDS, manifest)
+        write_json(out / SHARDS, manifest)
     return manifest
 
 
@@ -715,10 +716,6 @@ def blend(out: Path, manifest: Mapping[str, Any]) -> tuple[list[str], list[float
 
 
 # Markers
-
-
-def _fingerprint(*parts: Any) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(parts).encode())
 
 
 def _read_marker(path: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -785,17 +782,6 @@ def _other_ranks(path: Path, found: int, wanted: int) -> InputError:
         "ranks of two runs hold other parts of the documents: some would come twice, some never",
         f"num_ranks={found}, or delete the folder of the buckets",
     )
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Write, sync and rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync_folder(path.parent)
 
 
 def _sizes(folder: Path, names: Iterable[str]) -> dict[str, int]:

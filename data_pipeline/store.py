@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from data_pipeline.megatron_io import fsync_folder
+from data_pipeline.durable import write_json
 from data_pipeline.schema import Document, Tally
 from loopcoder.errors import InputError
 
@@ -87,13 +85,7 @@ class Store:
         marker: dict[str, Any] = {"fingerprint": self.fingerprint, "tally": tally.as_dict()}
         if path.exists():
             marker["bytes"] = path.stat().st_size
-        temporary = self._marker(rank).with_suffix(f".{os.getpid()}.tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(marker, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self._marker(rank))
-        fsync_folder(self.folder)
+        write_json(self._marker(rank), marker)
 
     def read(self, rank: int) -> Iterator[Document]:
         """Yield a rank's documents.
@@ -148,11 +140,6 @@ class Store:
     def _mark(self, rank: int) -> dict[str, Any]:
         marker: dict[str, Any] = json.loads(self._marker(rank).read_text(encoding="utf-8"))
         return marker
-
-
-def fingerprint(*parts: Any) -> str:
-    """Hash what determines a stage's output; 16 hex digits."""
-    return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True, default=str).encode())
 
 
 def _row(document: Document) -> dict[str, Any]:

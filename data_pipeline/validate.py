@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.manifest import Verify, _check_file
+from data_pipeline.manifest import Verify, check_file
 from data_pipeline.megatron_io import check_pair, token_dtype
 from data_pipeline.shuffle import FORMAT_VERSION, SHARDS
 from loopcoder.errors import Problem
@@ -60,7 +60,7 @@ def validate(
 def _files(folder: Path, manifest: Mapping[str, Any], verify: str, fix: str) -> Iterator[Problem]:
     files = manifest["files"]
     for name, wanted in files.items():
-        problem = _check_file(folder / name, wanted, verify, fix)
+        problem = check_file(folder / name, wanted, verify, fix)
         if problem is not None:
             yield problem
     expected = {entry["prefix"] + end for entry in manifest["blend"] for end in (".bin", ".idx")}

@@ -209,7 +209,7 @@ def leftovers(config: DataConfig) -> list[str]:
     return [n for n in names if not n.endswith(".lock")]
 
 
-@pytest.mark.parametrize("stage", ["train_tokenizer", "_encode", "_fsync"])
+@pytest.mark.parametrize("stage", ["train_tokenizer", "_encode", "synced_files"])
 @pytest.mark.parametrize(
     "error", [RuntimeError("bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")]
 )

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.durable import fingerprint
 from data_pipeline.schema import Document, Tally
-from data_pipeline.store import Store, fingerprint
+from data_pipeline.store import Store
 from loopcoder.errors import InputError
 
 ODD = ["", "\n", "a\r\nb", "\u2028line\u2029", "\x00nul", "é\U0001f600\u200d", "x" * 3_000_000]
