@@ -48,7 +48,6 @@ Not built yet, and refused with an error:
 """
 
 NOT_BUILT = {
-    "precision=fp8_delayed": "delayed scaling of FP8 (`precision=fp8_delayed`)",
     "parallel.cp=2": "context parallelism (`parallel.cp` above 1)",
 }
 """What the schema has and `config/check.py` refuses, by an override that asks for it."""

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from data_pipeline.manifest import Corpus
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.save import sharded_state
+from loopcoder.checkpoint.save import is_fp8_state, sharded_state
 from loopcoder.config.compose import changes, load_config
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError, Problem
@@ -143,18 +143,22 @@ def check_fits(
 def load(checkpoint: Checkpoint, network: Any, optimizer: Any | None, config: Config) -> None:
     """Load weights, and the optimizer's state if one is given. All ranks must call it.
 
-    Gates that the checkpoint does not have keep their initial values (and zero moments).
+    Gates that the checkpoint does not have keep their initial values (and zero moments), and
+    delayed scaling starts its history anew where the checkpoint was saved in another precision.
     """
     from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 
     _verify_together(checkpoint, config)
     shards = sharded_state(network, optimizer, is_loading=True)
-    _keep_new_gates(shards, dist_checkpointing.load_tensors_metadata(str(checkpoint.path)))
+    known = load_sharded_metadata(str(checkpoint.path))
+    _keep_new_gates(shards, known)
+    _drop_new_fp8_state(shards["model"], known)
     # What `load` returns, not what was passed in: only that is right in every layout.
     loaded = dist_checkpointing.load(shards, str(checkpoint.path))
     weights = {name.removeprefix("model."): value for name, value in loaded["model"].items()}
     missing, unexpected = network.load_state_dict(weights, strict=False)
-    missing = [n for n in missing if not n.endswith("_extra_state")]
+    missing = [n for n in missing if not is_fp8_state(n)]
     if missing or unexpected:
         raise RuntimeError(f"{checkpoint.path}: missing {missing}, unexpected {unexpected}")
     if optimizer is not None:
@@ -187,6 +191,12 @@ def _keep_new_gates(shards: dict[str, Any], known: Any) -> None:
         return LocalNonpersistentObject(torch.zeros_like(weight) if is_moment else weight.clone())
 
     dict_list_map_inplace(keep, shards)
+
+
+def _drop_new_fp8_state(model: dict[str, Any], known: Any) -> None:
+    """Do not ask for a history of FP8 scaling that the checkpoint lacks."""
+    for name in [n for n in model if is_fp8_state(n) and model[n].unique_key not in known]:
+        del model[name]
 
 
 def _verify_together(checkpoint: Checkpoint, config: Config) -> None:

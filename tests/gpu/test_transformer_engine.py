@@ -117,3 +117,30 @@ def test_accumulated_gradients(ranks, seed, case, rounds):
         grads[name] = torch.cat([parts[n].flatten() for n in sorted(parts)])
     allowed = 2 * error(grads["torch"], grads["exact"]) + 5e-3
     assert error(grads["te"], grads["exact"]) <= allowed
+
+
+@pytest.mark.parametrize("scale", [0.5, 8.0])
+def test_cross_entropy_over_the_whole_vocabulary(ranks, seed, scale):
+    """Loss and gradient of bf16 logits over 76,800 ids against float64, for flat and for peaked
+    distributions."""
+    from loopcoder.model.plt import PLTModel
+    from loopcoder.model.specs import transformer_config
+
+    vocab, tokens = 76_800, 64
+    config = small_config(WIDE | dict(layer_spec="te"), "bf16")
+    mcore = transformer_config(config)
+    network = PLTModel(mcore, config.model, vocab, ranks.groups).cuda()
+    generator = torch.Generator("cuda").manual_seed(seed)
+    logits = torch.randn(tokens, 1, vocab, generator=generator, device="cuda") * scale
+    logits = logits.bfloat16().requires_grad_()
+    labels = torch.randint(0, vocab, (1, tokens), generator=generator, device="cuda")
+    weights = torch.rand(1, tokens, generator=generator, device="cuda")
+    exact = logits.detach().double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact[:, 0], labels[0], reduction="none")
+    (expected * weights[0].double()).sum().backward()
+    # the loss may write its gradient over the logits
+    loss = network.compute_language_model_loss(labels, logits.clone())
+    (loss * weights).sum().backward()
+    assert error(loss[0].double(), expected) < 1e-5
+    rounding = error(exact.grad.bfloat16().double(), exact.grad)
+    assert error(logits.grad.double(), exact.grad) <= 2 * rounding + 1e-4
