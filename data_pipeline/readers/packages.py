@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import lzma
 import re
 import shutil
 import subprocess
@@ -63,7 +64,9 @@ LOCK = "packages.lock.json"
 TIMEOUT_S = 600
 _PIECE_BYTES = 1 << 20
 _MAX_GZ_BYTES = 256 << 20
+_MAX_TAR_BYTES = 4 << 30
 _DOCUMENT = re.compile(r"\.(?:dz|gz)$")
+_SOURCES = re.compile(r"\.(?:tar\.(?:bz2|lzma|xz)|tbz2?|txz)$")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def fetch_debian(packages: Sequence[str], folder: Path) -> list[Package]:
     """Fetch and unpack Debian packages, `NAME` or `NAME=VERSION`.
 
     Documents that Debian packs (.gz, .dz) are unpacked too, and text above 8 MB (dictionaries) is
-    split at line ends; both get names in .txt where theirs told no language.
+    split at line ends; both get names in .txt where theirs told no language. So are the tarballs
+    in usr/src (.tar.xz, .tar.bz2), which the readers do not know.
 
     Raises:
         InputError: apt-get or dpkg-deb is missing, there is no network and no earlier copy, or a
@@ -234,8 +238,13 @@ def _get_debian(wanted: str, download: Path, unpacked: Path) -> tuple[str, str, 
     version = _run(["dpkg-deb", "-f", str(file), "Version"], download, wanted).strip()
     name = _run(["dpkg-deb", "-f", str(file), "Package"], download, wanted).strip()
     _run(["dpkg-deb", "-x", str(file), str(unpacked)], download, wanted)
+    sources = unpacked / "usr/src"
     for path in sorted(p for p in unpacked.rglob("*") if p.is_file() and not p.is_symlink()):
-        _unpack_document(path)
+        # elsewhere they are test data, often damaged on purpose
+        if _SOURCES.search(path.name) and path.is_relative_to(sources):
+            _unpack_sources(path, wanted)
+        else:
+            _unpack_document(path)
     return version, _sha256(file), _debian_licences(unpacked / "usr/share/doc" / name / "copyright")
 
 
@@ -278,6 +287,34 @@ def _npm_licences(described: dict[str, Any]) -> list[str]:
     entries = named if isinstance(named, list) else [named]
     kinds = [e.get("type") if isinstance(e, dict) else e for e in entries]
     return [str(kind) for kind in kinds if kind]
+
+
+def _unpack_sources(path: Path, what: str) -> None:
+    """Put a folder with the regular files of a tarball in its place.
+
+    Raises:
+        InputError: it is damaged, leads out of the folder or is larger than 4 GiB.
+    """
+    size = 0
+
+    def only_files(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        nonlocal size
+        size += member.size
+        if size > _MAX_TAR_BYTES:
+            raise OSError(f"it holds more than {_MAX_TAR_BYTES >> 30} GiB")
+        # links are removed from every package; some of those in sources lead out
+        return tarfile.data_filter(member, folder) if member.isfile() or member.isdir() else None
+
+    try:
+        with tarfile.open(path) as archive:
+            archive.extractall(path.with_name(_SOURCES.sub("", path.name)), filter=only_files)
+    except (tarfile.TarError, OSError, EOFError, lzma.LZMAError) as e:
+        raise InputError.of(
+            f"{path.name} of package {what} cannot be unpacked: {e}",
+            "it is damaged, or no tarball of sources",
+            "fetch it again, or take the package out of the list",
+        ) from e
+    path.unlink()
 
 
 def _unpack_document(path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,44 @@ def test_packed_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "".join(found[name] for name in sorted(found)) == lines
     assert all(t.endswith("\n") for t in found.values()) and len(found) >= 10
     assert {p.name for p in tmp_path.glob("*.gz")} == {"b.gz", "c.gz"}
+
+
+@pytest.mark.parametrize("ending", ["tar.xz", "tar.bz2", "txz"])
+def test_tarballs_of_sources(tmp_path: Path, ending: str) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "a.c").write_text("int main;\n")
+    (inside / "out.c").symlink_to("/etc/passwd")
+    (inside / "up").symlink_to("../../..")
+    file = tmp_path / f"linux-source-6.1.{ending}"
+    with tarfile.open(file, "w:bz2" if ending == "tar.bz2" else "w:xz") as archive:
+        archive.add(inside, "linux/drivers")
+    whole = file.read_bytes()
+    packages._unpack_sources(file, "linux-source-6.1")
+    assert not file.exists()
+    assert texts(tmp_path / "linux-source-6.1") == {"a.c": "int main;\n"}
+    assert not [p for p in (tmp_path / "linux-source-6.1").rglob("*") if p.is_symlink()]
+
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot be unpacked"):
+        packages._unpack_sources(file, "linux-source-6.1")
+
+
+def test_tarball_that_leads_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "sub" / "x.tar.xz"
+    file.parent.mkdir()
+    with tarfile.open(file, "w:xz") as archive:
+        archive.addfile(tarfile.TarInfo("../evil.c"))
+    with pytest.raises(InputError, match="outside the destination"):
+        packages._unpack_sources(file, "x")
+    assert not (tmp_path / "evil.c").exists()
+    monkeypatch.setattr(packages, "_MAX_TAR_BYTES", 10)
+    with tarfile.open(file, "w:xz") as archive:
+        member = tarfile.TarInfo("large.c")
+        member.size = 11
+        archive.addfile(member, io.BytesIO(b"x" * 11))
+    with pytest.raises(InputError, match="it holds more than"):
+        packages._unpack_sources(file, "x")
 
 
 def test_licences(tmp_path: Path) -> None:
