@@ -56,6 +56,7 @@ _CODE = {
     "Markdown": "md markdown mkd",
     "Nim": "nim nims",
     "OCaml": "ml mli",
+    "Objective-C": "",
     "Objective-C++": "mm",
     "PHP": "php phtml",
     "Pascal": "pas pp dpr",
@@ -120,6 +121,7 @@ _BY_INTERPRETER = {
     "tclsh": "Tcl",
     "awk": "Awk",
 }
+_KNOWN = {*_PROSE, *_CODE, *_BY_NAME.values(), *_BY_INTERPRETER.values()}
 _ALIASES = {name.lower(): name for name in _CODE} | {
     "bash": "Shell",
     "c-sharp": "C#",
@@ -127,14 +129,28 @@ _ALIASES = {name.lower(): name for name in _CODE} | {
     "csharp": "C#",
     "fortran free form": "Fortran",
     "golang": "Go",
+    "javascript react": "JavaScript",
     "js": "JavaScript",
+    "jsx": "JavaScript",
+    "objc": "Objective-C",
+    "objectivec": "Objective-C",
     "py": "Python",
+    "rs": "Rust",
     "shellscript": "Shell",
     "ts": "TypeScript",
+    "tsx": "TypeScript",
+    "typescript react": "TypeScript",
+    "viml": "Vim Script",
 }
-_CPP_HEADER = re.compile(
-    rb"^\s*(?:class|namespace|template\s*<|using\s|public:|private:)|std::", re.M
-)
+# names that several languages share: what the file looks like if it is the rarer one
+_BY_CONTENT = {
+    ".h": ("C++", rb"^\s*(?:class|namespace|template\s*<|using\s|public:|private:)|std::"),
+    ".m": ("Objective-C", rb"^\s*(?:#\s*import\b|@(?:interface|implementation|protocol|import)\b)"),
+    ".pl": ("Prolog", rb"^\s*:-\s*\w|^[a-z]\w*\(.*\)\s*:-"),
+    ".ts": ("XML", rb"\A\s*<(?:\?xml|!DOCTYPE)"),
+    ".fs": ("GLSL", rb"^\s*(?:#version|precision\s|uniform\s|varying\s|void\s+main\s*\()"),
+}
+_BY_CONTENT_RE = {ext: (name, re.compile(sign, re.M)) for ext, (name, sign) in _BY_CONTENT.items()}
 _SHEBANG = re.compile(rb"#!\s*\S*?(?:env\s+(?:-\S+\s+)*)?([A-Za-z]+)[\d.]*(?:\s|$)")
 
 
@@ -142,7 +158,10 @@ def language_of_name(name: str) -> str | None:
     """Return the language that a name tells, or None; `.h` is `C` until its content is seen."""
     # case is ignored: .C and .H are rare, and file systems that fold case lose them
     # strings, not paths: this is asked for every installed file
+    # Sphinx keeps the sources of its pages as .rst.txt and .md.txt
     lower = name.rpartition("/")[2].lower()
+    if lower.endswith((".rst.txt", ".md.txt")):
+        lower = lower.removesuffix(".txt")
     return _BY_NAME.get(lower) or _BY_EXTENSION.get(
         lower.rpartition(".")[2] if "." in lower else ""
     )
@@ -161,9 +180,16 @@ def identify(name: str, head: bytes) -> tuple[str, str] | None:
         language = _BY_INTERPRETER.get(match[1].decode().lower()) if match else None
     if language is None:
         return None
-    if language == "C" and name.lower().endswith(".h") and _CPP_HEADER.search(head):
-        language = "C++"
+    _, dot, extension = name.lower().rpartition(".")
+    rarer = _BY_CONTENT_RE.get(dot + extension)
+    if rarer and rarer[1].search(head):
+        language = rarer[0]
     return language, domain_of(language)
+
+
+def is_known(language: str) -> bool:
+    """Tell whether a language stands in the tables of this module."""
+    return language in _KNOWN
 
 
 def domain_of(language: str) -> str:
