@@ -21,7 +21,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.filters import Rules, clean
+from data_pipeline.filters import FilterConfig, clean
 from data_pipeline.langid import identify
 from data_pipeline.schema import Document, Tally
 
@@ -76,7 +76,7 @@ def main() -> None:
         for name, names in ({"nothing but splitting": ()} | GROUPS[domain] | SCRUBBING).items():
             seconds, _ = timed(documents, only(names))
             costs.append(f"| {domain} | {name} | {size / 1e6 / max(seconds, 1e-9):.0f} |")
-        seconds, tally = timed(documents, Rules())
+        seconds, tally = timed(documents, FilterConfig())
         costs.append(f"| {domain} | **all** | **{size / 1e6 / max(seconds, 1e-9):.0f}** |")
         drops.append(f"| {where} | kept | {tally.rows_out / max(tally.rows_in, 1):.2%} |")
         drops += [
@@ -100,19 +100,19 @@ def cpu() -> str:
     return next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), "CPU")
 
 
-def only(names: tuple[str, ...]) -> Rules:
+def only(names: tuple[str, ...]) -> FilterConfig:
     """Return rules with everything off but what is named."""
     off: dict[str, Any] = {}
-    for field in fields(Rules):
-        if field.type == "bool":
-            off[field.name] = False
+    for field in fields(FilterConfig):
+        if str(field.type).startswith("bool"):
+            off[field.name] = field.name == "enabled"
         elif "None" in str(field.type):
             off[field.name] = None
-    default = Rules()
-    return Rules(**(off | {name: getattr(default, name) for name in names}))
+    default = FilterConfig()
+    return FilterConfig(**(off | {name: getattr(default, name) for name in names}))
 
 
-def timed(documents: list[Document], rules: Rules) -> tuple[float, Tally]:
+def timed(documents: list[Document], rules: FilterConfig) -> tuple[float, Tally]:
     """Return CPU seconds of the second of two runs, and its tally."""
     for _ in range(2):
         tally = Tally("clean")
@@ -129,7 +129,7 @@ def by_language(documents: list[Document]) -> dict[str, Counter[str]]:
     found: dict[str, Counter[str]] = {}
     for document in documents:
         tally = Tally("clean")
-        list(clean([document], Rules(), tally))
+        list(clean([document], FilterConfig(), tally))
         found.setdefault(document.language, Counter()).update(tally.drops or {"kept": 1})
     return found
 

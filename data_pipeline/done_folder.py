@@ -7,16 +7,13 @@ and hash of each of its files. One that was killed half-way ends in .tmp and is 
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from data_pipeline.durable import fsync_folder, synced_files, write_json
+from data_pipeline.durable import fsync_folder, read_marker, synced_files, write_marker
 from loopcoder.checkpoint.digest import file_digest
 from loopcoder.errors import InputError
 
@@ -50,22 +47,14 @@ class DoneFolder:
 
 def done_folder(path: Path, fingerprint: str | None, task: str) -> DoneFolder:
     """Return a completed folder, whatever or exactly what it was made of."""
-    try:
-        data = (path / _MARKER).read_bytes()
-    except FileNotFoundError:
+    marker = read_marker(path / _MARKER, fingerprint)
+    if marker is None:
         raise InputError.of(
             f"{path} is not complete",
             "a phase needs all of the phase before it",
             f"{f'remove {path}, then ' if path.exists() else ''}{task} first",
-        ) from None
-    marker = json.loads(data)
-    if fingerprint not in (None, marker["fingerprint"]):
-        raise InputError.of(
-            f"{path} was made with another config or from other input",
-            "its results do not belong to what is asked for",
-            f"remove {path} and run it again",
         )
-    return DoneFolder(path, marker, xxhash.xxh3_128_hexdigest(data))
+    return DoneFolder(path, marker, file_digest(path / _MARKER))
 
 
 def finished(path: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -93,4 +82,4 @@ def atomically(target: Path) -> Iterator[Path]:
 def seal(folder: Path, fingerprint: str, **facts: Any) -> None:
     """Sync every file of the folder to disk and write the marker."""
     files = synced_files(folder)
-    write_json(folder / _MARKER, {"fingerprint": fingerprint, **facts, "files": files})
+    write_marker(folder / _MARKER, fingerprint, **facts, files=files)

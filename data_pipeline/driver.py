@@ -4,40 +4,52 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import xxhash
 
-from data_pipeline.build import build
-from data_pipeline.done_folder import atomically
+from data_pipeline import fim
+from data_pipeline.corpus_files import MANIFEST
+from data_pipeline.decontam import BUILTIN, open_index
+from data_pipeline.durable import disk_errors, fingerprint, fsync_folder, read_marker, write_marker
 from data_pipeline.encoder import Encoder
-from data_pipeline.ingest import Report
+from data_pipeline.execute import Executor, run_ranks
+from data_pipeline.finish import finish
 from data_pipeline.manifest import FORMAT_VERSION, Corpus, Verify, load_corpus
+from data_pipeline.plan import lowest_terms
+from data_pipeline.progress import Report, described, total_cost, watched
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
+from data_pipeline.stages import STAGES, Stage
+from data_pipeline.work import Task, Work
 from loopcoder.checkpoint.digest import file_digest
 from loopcoder.config.schema import DataConfig, SourceConfig
 from loopcoder.errors import InputError, Problem
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SMALL_BYTES = 200_000_000
+"""Of input; less is done by this process alone unless data.executor.workers says otherwise."""
+_NO_PART = ("executor", "keep_work", "cache_dir", "prefetch_steps", "tokenizer_backend", "path")
+"""Fields of `data` that do not change the corpus, or stand elsewhere in its fingerprint."""
+_READER = ("isolate_documents", "mask_document_start", "stages", "mixture", "name")
+"""Fields of `data` for training on the corpus."""
 
 
 def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash") -> Corpus:
     """Return the corpus that `data` describes, after building it if it is not there yet.
 
     Any number of processes on one machine may call this at once: the first builds, the others wait.
-    A folder under its final name is always complete; a builder that was killed leaves a folder
-    ending in .tmp, which the next one removes.
+    A folder under its final name is always complete. What a builder that was killed had finished
+    lies in a hidden folder beside it, and the next one continues there.
 
     Args:
         data: What to build from; without sources, `data.path` is a finished corpus folder.
@@ -51,44 +63,29 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     if not data.sources:
         return _finished(data, verify)
     domains = _domains(data)
+    data = _settled(data)
     sources = _open_all(data, domains)
-    fingerprint = _fingerprint(data, sources, domains)
+    weights = _weights(data, domains)
+    made_of = _fingerprint(data, sources, weights)
     cache = Path(data.cache_dir).expanduser()
-    folder = cache / f"{data.name}-{fingerprint}"
+    folder = cache / f"{data.name}-{made_of}"
     # outside the lock, so that a cache that one may only read serves as well
     if folder.exists():
         return load_corpus(folder, verify)
+    # hidden, since the documents may lie in a folder above
+    work = Work(cache / f".{folder.name}.work", data, made_of, domains, weights)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _lock(cache / f"{folder.name}.lock", folder, report):
-            if not folder.exists():
-                start = time.monotonic()
-                report(f"data: building {folder}")
-                _build_atomically(
-                    data,
-                    sources=sources,
-                    domains=domains,
-                    fingerprint=fingerprint,
-                    folder=folder,
-                    report=report,
-                )
-                report(f"data: {folder.name} is complete after {time.monotonic() - start:.1f} s")
-    except OSError as e:
-        if e.errno in _DISK_FULL:
-            free = shutil.disk_usage(cache).free
-            raise InputError.of(
-                f"no space left for the corpus in {cache}: {e}",
-                "a corpus takes up to twice the size of its documents, and "
-                f"{free:,} bytes are free now that what was begun is removed",
-                "free some space, or data.cache_dir=FOLDER on a larger disk",
-            ) from e
-        if isinstance(e, PermissionError | FileExistsError | NotADirectoryError):
-            raise InputError.of(
-                f"cannot build the corpus in {cache}: {e}",
-                "this user may not write there, or it is no folder",
-                "data.cache_dir=FOLDER that is writable",
-            ) from e
-        raise
+        with disk_errors(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            with _lock(cache / f"{folder.name}.lock", folder, report):
+                if not folder.exists():
+                    _build(work, sources, folder, report)
+    except (PermissionError, FileExistsError, NotADirectoryError) as e:
+        raise InputError.of(
+            f"cannot build the corpus in {cache}: {e}",
+            "this user may not write there, or it is no folder",
+            "data.cache_dir=FOLDER that is writable",
+        ) from e
     return load_corpus(folder, verify)
 
 
@@ -124,6 +121,29 @@ def _domains(data: DataConfig) -> tuple[str, ...]:
     return (*(d for d in DOMAINS if d in wanted), *unknown)
 
 
+def _weights(data: DataConfig, domains: Sequence[str]) -> dict[str, int]:
+    """Return the tokens of each side in lowest terms: those of the mixture; a side that only a
+    stage names, as much as it has there."""
+    mixture = dict(data.mixture)
+    for stage in data.stages:
+        mixture = (stage.mixture or {}) | mixture
+    return lowest_terms({domain: mixture[domain] for domain in domains})
+
+
+def _settled(data: DataConfig) -> DataConfig:
+    """Replace `auto` by what is installed here."""
+    filters, near = data.filters, data.near_dedup
+    if filters.linguist_generated == "auto":
+        filters = dataclasses.replace(filters, linguist_generated=_has("enry"))
+    if near.enabled == "auto":
+        near = dataclasses.replace(near, enabled=_has("rensa"))
+    return dataclasses.replace(data, filters=filters, near_dedup=near)
+
+
+def _has(package: str) -> bool:
+    return find_spec(package) is not None
+
+
 def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
     """Open every source; all problems are raised at once, before anything is read."""
     sources: list[Source] = []
@@ -145,45 +165,81 @@ def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
             for domain in domains
             if domain not in found
         ]
-    if data.tokenizer != "train":
-        try:
-            Encoder(Path(data.tokenizer).expanduser(), backend=data.tokenizer_backend)
-        except InputError as e:
-            problems += e.problems
+    problems += _problems_of(lambda: _check_tokenizer(data))
+    problems += _problems_of(lambda: _check_near_dedup(data))
+    rules = data.decontaminate
+    problems += _problems_of(
+        lambda: open_index(rules.benchmarks, share=rules.share, ngram=rules.ngram)
+    )
     if problems:
         raise InputError(problems)
     return sources
 
 
+def _problems_of(check: Callable[[], object]) -> list[Problem]:
+    try:
+        check()
+    except InputError as e:
+        return e.problems
+    return []
+
+
+def _check_tokenizer(data: DataConfig) -> None:
+    if data.tokenizer == "train":
+        return
+    encoder = Encoder(Path(data.tokenizer).expanduser(), backend=data.tokenizer_backend)
+    missing = [m for m in (fim.PREFIX, fim.MIDDLE, fim.SUFFIX, fim.END) if m not in encoder.markers]
+    if data.fim.rate and missing:
+        raise InputError.of(
+            f"data.fim.rate is {data.fim.rate}, and {data.tokenizer} has no {', '.join(missing)}",
+            "documents for filling in the middle are made of these tokens",
+            "data.fim.rate=0, or a tokenizer that has them",
+        )
+
+
+def _check_near_dedup(data: DataConfig) -> None:
+    if data.near_dedup.enabled and not _has("rensa"):
+        raise InputError.of(
+            "data.near_dedup.enabled=true",
+            "near copies are found by the package rensa, which is not installed",
+            "pip install 'loopcoder[data]', or data.near_dedup.enabled=false",
+        )
+
+
 def _with_defaults(config: SourceConfig, data: DataConfig) -> SourceConfig:
     """Fill in what a source takes from `data`."""
-    takes_path = config.path is None and config.kind != "sample"
-    return dataclasses.replace(
-        config,
-        path=data.path if takes_path else config.path,
-        invalid_utf8=config.invalid_utf8 or data.invalid_utf8,
-    )
+    path = config.path
+    if path is None and config.kind in ("debian", "npm"):
+        path = str(Path(data.cache_dir).expanduser() / "packages")
+    elif path is None and config.kind != "sample":
+        path = data.path
+    invalid_utf8 = config.invalid_utf8 or data.invalid_utf8
+    return dataclasses.replace(config, path=path, invalid_utf8=invalid_utf8)
 
 
-def _fingerprint(data: DataConfig, sources: Sequence[Source], domains: Sequence[str]) -> str:
-    """Hash everything that determines the tokens; 16 hex digits."""
+def _fingerprint(data: DataConfig, sources: Sequence[Source], weights: dict[str, int]) -> str:
+    """Hash everything that determines the corpus; 16 hex digits."""
+    fields = {k: v for k, v in dataclasses.asdict(data).items() if k not in _NO_PART + _READER}
     if data.tokenizer == "train":
         # another release of the library may break ties between pairs in another way
-        tokenizer: list[Any] = ["train", data.tokenizer_vocab_size, tokenizers.__version__]
+        fields["tokenizer"] = ["train", data.tokenizer_vocab_size, tokenizers.__version__]
     else:
-        tokenizer = ["import", file_digest(Path(data.tokenizer).expanduser())]
-    parts = {
-        "format": FORMAT_VERSION,
-        "domains": list(domains),
-        "val_fraction": data.val_fraction,
-        "tokenizer": tokenizer,
-        "sources": [[_plain(source.config), source.identity] for source in sources],
-    }
+        fields["tokenizer"] = ["import", file_digest(Path(data.tokenizer).expanduser())]
+    if data.shards is not None:
+        fields.pop("worker_bytes")
+    benchmarks = [Path(b).expanduser() for b in data.decontaminate.benchmarks if b not in BUILTIN]
+    fields["sources"] = [
+        [_plain(source.config), source.roots, source.identity] for source in sources
+    ]
+    parts = [FORMAT_VERSION, weights, fields, [file_digest(path) for path in benchmarks]]
     return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
 def _plain(config: SourceConfig) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    plain = dataclasses.asdict(config)
+    if config.kind in ("debian", "npm"):
+        plain.pop("path")  # where packages are kept is of no account
+    return plain
 
 
 @contextlib.contextmanager
@@ -205,25 +261,69 @@ def _lock(path: Path, folder: Path, report: Report) -> Iterator[None]:
         yield
 
 
-def _build_atomically(
-    data: DataConfig,
-    *,
-    sources: Sequence[Source],
-    domains: Sequence[str],
-    fingerprint: str,
-    folder: Path,
-    report: Report,
-) -> None:
-    """Build beside `folder` and rename; the caller holds the lock."""
-    temporary = folder.with_name(folder.name + ".tmp")
-    if temporary.exists():
-        report(f"data: removing {temporary.name}, left behind by a builder that was killed")
-    with atomically(folder) as temporary:
-        build(
-            data,
-            sources=sources,
-            domains=domains,
-            fingerprint=fingerprint,
-            folder=temporary,
-            report=report,
-        )
+def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) -> None:
+    """Run every stage that is not done and give the corpus its name; the caller holds the lock."""
+    start = time.monotonic()
+    continues = (work.folder / "done").exists()
+    report(f"data: {'continuing' if continues else 'building'} {folder}")
+    work = _with_rules(work, sources)
+    size = _partition(work, sources)
+    for stage in STAGES:
+        _run_stage(work, stage, size, report)
+    if not (work.corpus / MANIFEST).exists():
+        finish(work, sources)
+    work.corpus.rename(folder)
+    fsync_folder(folder.parent)
+    if not work.data.keep_work:
+        shutil.rmtree(work.folder)
+    report(f"data: {folder.name} is complete after {time.monotonic() - start:.1f} s")
+
+
+def _with_rules(work: Work, sources: Sequence[Source]) -> Work:
+    """Add to the filters what the sources know: their folders and licences."""
+    filters = work.data.filters
+    licences = {s.name: s.config.licence for s in sources if s.config.licence}
+    filters = dataclasses.replace(
+        filters,
+        path_roots=[*filters.path_roots, *(root for s in sources for root in s.roots)],
+        source_licences=licences | filters.source_licences,
+    )
+    return dataclasses.replace(work, data=dataclasses.replace(work.data, filters=filters))
+
+
+def _partition(work: Work, sources: Sequence[Source]) -> int:
+    """Write down the parts of the input, once; return its bytes."""
+    made_of = fingerprint(work.fingerprint, "parts")
+    path = work.folder / "parts.json"
+    done = read_marker(path, made_of)
+    if done is None:
+        parts = [part for source in sources for part in source.parts(work.data.part_bytes)]
+        work.write_parts(parts)
+        size = sum(part.size for part in parts)
+        done = write_marker(path, made_of, parts=len(parts), bytes=size)
+    return int(done["bytes"])
+
+
+def _run_stage(work: Work, stage: Stage, size: int, report: Report) -> None:
+    """Run the tasks of a stage that are not done, and say what they cost."""
+    tasks = stage.tasks(work)
+    missing = work.missing(stage.name, tasks)
+    if missing:
+        start = time.monotonic()
+        config = work.data.executor
+        workers = config.workers
+        if config.kind == "local" and not workers and size < _SMALL_BYTES:
+            workers = 1
+        executor = Executor(config.kind, workers, config.options)
+        first = tasks - len(missing)
+        if first:
+            report(f"data: {stage.title}: {first} of {tasks} tasks were done before")
+        folder = work.marker(stage.name, 0).parent
+        with watched(stage.title, tasks, lambda: len(list(folder.glob("*.json"))), report):
+            task = Task(work, stage.name, stage.run)
+            run_ranks(task, missing, tasks, executor, work.folder / "logs" / stage.name)
+        facts = work.facts(stage.name, tasks)
+        cost = total_cost([f["cost"] for f in facts], sum(f.get("bytes_in", 0) for f in facts))
+        report(described(stage.title, time.monotonic() - start, cost))
+    if stage.after is not None:
+        stage.after(work)

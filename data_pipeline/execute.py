@@ -91,9 +91,9 @@ def _datatrove(executor: Executor, step: _Step, tasks: int, logs: Path) -> Any:
     common = {"pipeline": [step], "tasks": tasks, "logging_dir": str(logs), "skip_completed": False}
     try:
         if executor.kind == "local":
-            from datatrove.executor import LocalPipelineExecutor
+            from data_pipeline.local_executor import QuietExecutor
 
-            return LocalPipelineExecutor(
+            return QuietExecutor(
                 workers=min(_workers(executor), tasks), **common, **executor.options
             )
         workers = executor.workers or -1

@@ -11,16 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.corpus_files import MANIFEST, TOKEN_BYTES, TOKENIZER
 from data_pipeline.megatron_io import check_pair
 from loopcoder.checkpoint.digest import file_digest
 from loopcoder.errors import InputError, Problem
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the manifest and of what the pipeline makes of its input; raising it rebuilds every corpus."""
-
-MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.json"
-TOKEN_BYTES = "token_bytes.npy"
 
 Verify = Literal["hash", "size"]
 
@@ -43,9 +40,16 @@ class Corpus:
     """Hash of everything that determines the content."""
     manifest: Mapping[str, Any] = field(repr=False, compare=False)
 
-    def prefix(self, domain: str, split: str) -> str:
-        """Return the path of a Megatron dataset without .bin/.idx; splits are `train` and `val`."""
-        return str(self.dir / self._stats(domain, split)["prefix"])
+    def prefixes(self, domain: str, split: str) -> list[str]:
+        """Return the paths of the shards, Megatron datasets, without .bin/.idx.
+
+        Splits are `train` and `val`; the latter has one shard.
+        """
+        return [str(self.dir / shard["prefix"]) for shard in self._stats(domain, split)["shards"]]
+
+    def shard_tokens(self, domain: str, split: str) -> list[int]:
+        """Return the tokens of each shard, in the order of `prefixes`."""
+        return [int(shard["tokens"]) for shard in self._stats(domain, split)["shards"]]
 
     def tokens(self, domain: str, split: str) -> int:
         """Return the number of tokens, one EOD a document included."""
@@ -55,12 +59,8 @@ class Corpus:
         """Return the number of documents."""
         return int(self._stats(domain, split)["documents"])
 
-    def utf8_bytes(self, domain: str, split: str) -> int:
-        """Return the size of the documents in bytes of UTF-8."""
-        return int(self._stats(domain, split)["utf8_bytes"])
-
     def languages(self, domain: str, split: str) -> dict[str, dict[str, int]]:
-        """Return documents, tokens and utf8_bytes of every language."""
+        """Return documents and tokens of every language."""
         return dict(self._stats(domain, split)["languages"])
 
     def token_bytes(self) -> NDArray[np.int64]:
@@ -102,7 +102,7 @@ def _checked(folder: Path, manifest: Mapping[str, Any], verify: str, fix: str) -
         raise InputError(problems)
     tokenizer = manifest["tokenizer"]
     for domain in manifest["domains"].values():
-        for stats in domain.values():
+        for stats in (shard for split in domain.values() for shard in split["shards"]):
             try:
                 found = check_pair(
                     folder / stats["prefix"],
@@ -114,6 +114,13 @@ def _checked(folder: Path, manifest: Mapping[str, Any], verify: str, fix: str) -
                     raise ValueError(f"{stats['prefix']} has {found}, the manifest {stats}")
             except (ValueError, OSError) as e:
                 problems.append(Problem(f"{folder}: {e}", "index, data and manifest differ", fix))
+    for side, splits in manifest["domains"].items():
+        for split, stats in splits.items():
+            for key in ("documents", "tokens"):
+                total = sum(shard[key] for shard in stats["shards"])
+                if total != stats[key]:
+                    fact = f"{folder / MANIFEST}: {side} {split} has {stats[key]:,} {key}"
+                    problems.append(Problem(fact, f"its shards have {total:,}", fix))
     if problems:
         raise InputError(problems)
     return Corpus(

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import struct
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ _HEADER = struct.Struct("<9sQBQQ")
 _DTYPE_CODES: dict[type, int] = {np.int32: 4, np.uint16: 8}
 _CHUNK = 1 << 20
 """Entries of the index that are computed and written at a time."""
+_CHUNK_IDS = 1 << 22
+"""Token ids that are read at a time."""
 
 
 def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
@@ -135,7 +139,21 @@ def check_pair(prefix: Path, *, vocab_size: int, eod_id: int, read_ends: bool) -
             f"{tokens} tokens of {dtype().itemsize} bytes"
         )
     if read_ends:
-        ids = np.memmap(bin_path, dtype=dtype, mode="r")
-        if not (ids[ends - 1] == eod_id).all():
-            raise ValueError(f"{bin_path.name} has documents that do not end with token {eod_id}")
+        first = 0
+        # read, not mapped: pages once touched would count as this process's memory
+        for ids in chunks_of(bin_path, dtype):
+            here = ends[np.searchsorted(ends, first, "right") :]
+            here = here[: np.searchsorted(here, first + len(ids), "right")]
+            if not (ids[here - first - 1] == eod_id).all():
+                raise ValueError(
+                    f"{bin_path.name} has documents that do not end with token {eod_id}"
+                )
+            first += len(ids)
     return int(count), tokens
+
+
+def chunks_of(bin_path: Path, dtype: type[np.generic]) -> Iterator[NDArray[Any]]:
+    """Yield the ids of a `.bin`, some MB at a time."""
+    with open(bin_path, "rb") as file:
+        while len(ids := np.fromfile(file, dtype=dtype, count=_CHUNK_IDS)):
+            yield ids

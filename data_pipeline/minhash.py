@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import rensa
 import xxhash
 from numpy.typing import NDArray
 
@@ -139,6 +138,9 @@ def signatures(
     """Return the signatures `[len(texts), num_hashes]` and which texts have any token."""
     length = config.code_shingle if code else config.text_shingle
     hashes, offsets = shingles(texts, code=code, length=length)
+    # only needed to sign, which an image without the data extra may never do
+    import rensa
+
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
         hashes, offsets.astype(np.uint64), config.num_hashes, config.seed
     )

@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import rensa
 import xxhash
 from numpy.typing import NDArray
 
@@ -361,7 +360,12 @@ def _part_folder(folder: Path, part: int) -> Path:
 def _signed_with(config: MinHashConfig) -> str:
     """Hash what the files of a part depend on: all but the value of `verify`."""
     fields = dataclasses.asdict(config) | {"verify": config.verify is not None}
-    return fingerprint(FORMAT_VERSION, "config", fields, rensa.RMinHash.ALGORITHM_VERSION)
+    algorithm = None
+    if config.bands:
+        import rensa
+
+        algorithm = rensa.RMinHash.ALGORITHM_VERSION
+    return fingerprint(FORMAT_VERSION, "config", fields, algorithm)
 
 
 def _part(folder: Path, part: int, config: MinHashConfig) -> DoneFolder:

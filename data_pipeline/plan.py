@@ -581,7 +581,7 @@ def select_file(
     if problems:
         raise InputError(problems)
     kept = int((copies > 0).sum())
-    tally = Tally("select", rows_in=len(tokens), rows_out=kept)
+    tally = Tally("quota", rows_in=len(tokens), rows_out=kept)
     tally.drops["beyond_quota"] = len(tokens) - kept
     tally.notes["copies"] = int(copies.sum()) - kept
     tally.check()

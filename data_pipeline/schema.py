@@ -51,6 +51,14 @@ class Tally:
     def drop(self, reason: str) -> None:
         self.drops[reason] += 1
 
+    def add(self, part: Mapping[str, Any]) -> None:
+        """Add what `as_dict` returned for another part of the same stage."""
+        self.rows_in += part["rows_in"]
+        self.rows_out += part["rows_out"]
+        self.drops.update(part["drops"])
+        self.notes.update(part["notes"])
+        self.file_drops.update(part["file_drops"])
+
     def check(self) -> None:
         """Assert rows_in = rows_out + drops.
 

@@ -1,145 +1,178 @@
-"""Documents between two stages: one file of compressed JSON lines a rank, complete once it has its
-marker."""
+"""Documents between two stages: files of compressed JSON lines, called chunks.
+
+What reads a part of the input writes one chunk after the other, each up to a size, so that the
+stages that follow work on pieces of bounded size however large a single input file is. A chunk
+appears under its name when it is on disk; that all chunks of a part are there is said by the marker
+of the task that wrote them, which names their sizes.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO
 
-from data_pipeline.durable import write_json
-from data_pipeline.schema import Document, Tally
+from data_pipeline.schema import Document
 from loopcoder.errors import InputError
+
+MAX_CHUNK_DOCUMENTS = 1_000_000
+"""Later stages hold some 100 bytes a document of a chunk."""
 
 _LEVEL = 3
 """zstd: 350 MB/s a core to write, over 1 GB/s to read, a quarter of the size."""
 
 
 @dataclass(frozen=True)
-class Store:
-    """The output of a stage.
+class Chunk:
+    """A file of documents."""
 
-    A rank's file appears under its name when it is complete and on disk; its marker, which says so
-    and holds the tally, comes after it. What a killed process left is overwritten. The folder's
-    name holds the fingerprint of all that determines the content, so that a marker never speaks of
-    other input.
-    """
+    name: str
+    """File below the folder of documents."""
+    num_bytes: int
+    """Size of the file."""
+    documents: int
+    text_bytes: dict[str, int] = field(default_factory=dict)
+    """UTF-8 of the documents of each side."""
 
-    root: Path
-    """Folder of the whole pipeline."""
-    stage: str
-    """Name of the stage."""
-    fingerprint: str
-    """Hash of config, code version and input."""
-    world_size: int
-    """Files that there will be."""
+
+class ChunkWriter:
+    """Writes the documents of one part; leave the `with` block to have the last chunk on disk."""
+
+    def __init__(self, folder: Path, part: int, max_bytes: int) -> None:
+        self._folder, self._part, self._max_bytes = folder, part, max_bytes
+        self._file: _Compressed | None = None
+        self._documents = 0
+        self._text_bytes: dict[str, int] = {}
+        self.chunks: list[Chunk] = []
+
+    def add(self, document: Document) -> int:
+        """Append a document; return its bytes of UTF-8."""
+        if self._file is None:
+            self._file = _Compressed(self._path)
+        self._file.write(_dumps(_row(document)) + b"\n")
+        size = len(document.text.encode())
+        self._text_bytes[document.domain] = self._text_bytes.get(document.domain, 0) + size
+        self._documents += 1
+        if (
+            sum(self._text_bytes.values()) >= self._max_bytes
+            or self._documents >= MAX_CHUNK_DOCUMENTS
+        ):
+            self._finish()
+        return size
 
     @property
-    def folder(self) -> Path:
-        return self.root / f"{self.stage}-{self.fingerprint}"
+    def _path(self) -> Path:
+        return self._folder / f"{self._part:05d}-{len(self.chunks):04d}.jsonl.z"
 
-    def is_done(self, rank: int) -> bool:
-        """Say whether a rank's output is complete."""
-        return self._marker(rank).exists()
+    def _finish(self) -> None:
+        if self._file is None:
+            return
+        path = self._path
+        size = self._file.finish()
+        self.chunks.append(Chunk(path.name, size, self._documents, self._text_bytes))
+        self._file, self._documents, self._text_bytes = None, 0, {}
 
-    def missing(self) -> list[int]:
-        """Return the ranks that are still to be done."""
-        return [rank for rank in range(self.world_size) if not self.is_done(rank)]
+    def __enter__(self) -> ChunkWriter:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self
 
-    def write(self, rank: int, documents: Iterable[Document], tally: Tally) -> None:
-        """Write a rank's documents, and the tally of the stage that yields them once it is done.
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._finish()
+        if self._file is not None:
+            self._file.give_up()
 
-        Raises:
-            RuntimeError: the tally does not add up.
-            OSError: the disk is full or fails; what was begun is removed.
-        """
-        import orjson
-        import zstandard
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._file(rank)
-        temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                compressor = zstandard.ZstdCompressor(_LEVEL, write_checksum=True)
-                with compressor.stream_writer(file, closefd=False) as out:
-                    for document in documents:
-                        out.write(orjson.dumps(_row(document)) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            tally.check()
-            temporary.rename(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        self.finish(rank, tally)
+def read_chunk(folder: Path, chunk: Chunk) -> Iterator[Document]:
+    """Yield the documents of a chunk.
 
-    def finish(self, rank: int, tally: Tally) -> None:
-        """Write a rank's marker; for a stage that writes files of its own it is all there is."""
-        tally.check()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._file(rank)
-        marker: dict[str, Any] = {"fingerprint": self.fingerprint, "tally": tally.as_dict()}
-        if path.exists():
-            marker["bytes"] = path.stat().st_size
-        write_json(self._marker(rank), marker)
-
-    def read(self, rank: int) -> Iterator[Document]:
-        """Yield a rank's documents.
-
-        Raises:
-            InputError: the file is missing, cut off or damaged.
-        """
-        import orjson
-        import zstandard
-
-        path, fix = (
-            self._file(rank),
-            f"delete {self._marker(rank)} and start the same command again",
+    Raises:
+        InputError: the file is missing, cut off or damaged.
+    """
+    path = folder / chunk.name
+    fix = f"delete {folder.parent} and start the same command again"
+    found = path.stat().st_size if path.exists() else None
+    if found != chunk.num_bytes:
+        raise InputError.of(
+            f"{path} has {'no' if found is None else found} bytes, not {chunk.num_bytes}",
+            "it was cut off or replaced after it was written",
+            fix,
         )
-        wanted = self._mark(rank).get("bytes")
-        if not path.exists() or path.stat().st_size != wanted:
-            found = path.stat().st_size if path.exists() else "no"
-            why = "it was cut off or replaced after it was written"
-            raise InputError.of(f"{path} has {found} bytes, its marker says {wanted}", why, fix)
-        try:
-            with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as data:
-                for line in _lines(data):
-                    row = orjson.loads(line)
-                    yield Document(**row)
-        except (zstandard.ZstdError, orjson.JSONDecodeError, TypeError) as error:
-            raise InputError.of(f"{path} cannot be read: {error}", "it was damaged", fix) from error
+    count = 0
+    try:
+        with open(path, "rb") as file:
+            for line in _lines(file):
+                yield Document(**_loads(line))
+                count += 1
+    except InputError:
+        raise
+    except Exception as error:  # of three packages, as the content goes wrong
+        raise InputError.of(f"{path} cannot be read: {error}", "it was damaged", fix) from error
+    if count != chunk.documents:
+        fact = f"{path} has {count} documents, not {chunk.documents}"
+        raise InputError.of(fact, "it was damaged", fix)
 
-    def tally(self) -> Tally:
-        """Return the sum of the tallies of all ranks.
 
-        Raises:
-            RuntimeError: a rank is not done.
-        """
-        if missing := self.missing():
-            raise RuntimeError(f"stage {self.stage}: ranks {missing} are not done")
-        total = Tally(self.stage)
-        for rank in range(self.world_size):
-            part = self._mark(rank)["tally"]
-            total.rows_in += part["rows_in"]
-            total.rows_out += part["rows_out"]
-            total.drops.update(part["drops"])
-            total.notes.update(part["notes"])
-            total.file_drops.update(part["file_drops"])
-        return total
+# The data extra brings orjson and zstandard. An image without it can train on the sample, whose
+# chunks are then packed by the standard library. The documents are the same.
+_FAST = find_spec("orjson") is not None and find_spec("zstandard") is not None
 
-    def _file(self, rank: int) -> Path:
-        return self.folder / f"{rank:05d}.jsonl.zst"
 
-    def _marker(self, rank: int) -> Path:
-        return self.folder / f"{rank:05d}.done.json"
+def _dumps(row: dict[str, Any]) -> bytes:
+    if _FAST:
+        import orjson
 
-    def _mark(self, rank: int) -> dict[str, Any]:
-        marker: dict[str, Any] = json.loads(self._marker(rank).read_text(encoding="utf-8"))
-        return marker
+        return orjson.dumps(row)
+    return json.dumps(row, ensure_ascii=False).encode()
+
+
+def _loads(line: bytes) -> dict[str, Any]:
+    if _FAST:
+        import orjson
+
+        return dict(orjson.loads(line))
+    return dict(json.loads(line))
+
+
+class _Compressed:
+    """A compressed file that takes its name when it is complete."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._file: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115 - closed by finish
+        self._out: Any
+        if _FAST:
+            import zstandard
+
+            self._out = zstandard.ZstdCompressor(_LEVEL, write_checksum=True).compressobj()
+        else:
+            self._out = zlib.compressobj(1, wbits=31)
+
+    def write(self, data: bytes) -> None:
+        self._file.write(self._out.compress(data))
+
+    def finish(self) -> int:
+        """Give the file its name; return its size."""
+        self._file.write(self._out.flush())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        size = self._file.tell()
+        self._file.close()
+        self._temporary.rename(self._path)
+        return size
+
+    def give_up(self) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
 
 
 def _row(document: Document) -> dict[str, Any]:
@@ -149,19 +182,26 @@ def _row(document: Document) -> dict[str, Any]:
         "domain": document.domain,
         "language": document.language,
         "source": document.source,
-        "path": document.path,
+        # a name of a file need not be UTF-8
+        "path": document.path.encode(errors="backslashreplace").decode(),
         "meta": dict(document.meta),
     }
 
 
-def _lines(data: Any) -> Iterator[bytes]:
-    """Yield lines of a stream; unlike str's, they end at LF only."""
-    rest = b""
-    while chunk := data.read(1 << 20):
-        first, *others = chunk.split(b"\n")
-        rest += first
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield lines of a compressed file; unlike str's, they end at LF only."""
+    if _FAST:
+        import zstandard
+
+        out: Any = zstandard.ZstdDecompressor().decompressobj()
+    else:
+        out = zlib.decompressobj(wbits=31)
+    rest: list[bytes] = []
+    while packed := file.read(1 << 17):
+        first, *others = out.decompress(packed).split(b"\n")
+        rest.append(first)
         for line in others:
-            yield rest
-            rest = line
-    if rest:
-        yield rest
+            yield b"".join(rest)
+            rest = [line]
+    if not out.eof:
+        raise ValueError("it is cut off")

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.buckets import FORMAT_VERSION
 from data_pipeline.manifest import Verify, check_file
-from data_pipeline.megatron_io import check_pair, token_dtype
-from data_pipeline.shuffle import FORMAT_VERSION, SHARDS
+from data_pipeline.megatron_io import check_pair, chunks_of, token_dtype
+from data_pipeline.shuffle import SHARDS
 from loopcoder.errors import Problem
 
 MAX_DOCUMENTS = 2**31 - 1
@@ -19,8 +20,6 @@ MAX_DOCUMENTS = 2**31 - 1
 
 SHARE_TOLERANCE = 1e-3
 """Largest difference of a language's share from the wanted one: 0.1 percentage points."""
-
-_CHUNK_TOKENS = 1 << 24
 
 
 def validate(
@@ -102,10 +101,8 @@ def _pairs(folder: Path, manifest: Mapping[str, Any], verify: str, fix: str) -> 
 def _ids(prefix: Path, documents: int, manifest: Mapping[str, Any], fix: str) -> Iterator[Problem]:
     path = prefix.with_name(prefix.name + ".bin")
     vocab_size, eod_id = manifest["vocab_size"], manifest["eod_id"]
-    ids = np.memmap(path, dtype=token_dtype(vocab_size), mode="r")
     ends, lowest, highest = 0, 0, 0
-    for start in range(0, len(ids), _CHUNK_TOKENS):
-        chunk = ids[start : start + _CHUNK_TOKENS]
+    for chunk in chunks_of(path, token_dtype(vocab_size)):
         ends += int(np.count_nonzero(chunk == eod_id))
         lowest, highest = min(lowest, int(chunk.min())), max(highest, int(chunk.max()))
     # every document ends in one, so there are more exactly if one is inside

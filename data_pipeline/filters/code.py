@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from types import ModuleType
 
-from data_pipeline.filters.rules import Rules
 from data_pipeline.filters.words import BLANKS, DIGITS, LETTERS
 from data_pipeline.schema import Document
+from loopcoder.config.filters import FilterConfig
 from loopcoder.errors import InputError
 
 MARKUP = {
@@ -73,7 +74,7 @@ _HIDDEN_HTML = re.compile(
 _TAG = re.compile(r"<[^<>]*>")
 
 
-def code_fault(document: Document, rules: Rules) -> str:
+def code_fault(document: Document, rules: FilterConfig) -> str:
     """Return the first rule that a file of code breaks, or ''; cheap rules come first.
 
     Raises:
@@ -96,7 +97,7 @@ def code_fault(document: Document, rules: Rules) -> str:
     )
 
 
-def _relative(path: str, roots: tuple[str, ...]) -> str:
+def _relative(path: str, roots: Sequence[str]) -> str:
     for root in roots:
         below = root.rstrip("/") + "/"
         if path.startswith(below):
@@ -104,7 +105,7 @@ def _relative(path: str, roots: tuple[str, ...]) -> str:
     return path
 
 
-def _path_fault(path: str, rules: Rules) -> str:
+def _path_fault(path: str, rules: FilterConfig) -> str:
     if rules.drop_lock_files and path.rpartition("/")[2].lower() in _LOCK_FILES:
         return "lock_file"
     if rules.drop_vendored:
@@ -116,7 +117,7 @@ def _path_fault(path: str, rules: Rules) -> str:
     return ""
 
 
-def _head_fault(text: str, rules: Rules) -> str:
+def _head_fault(text: str, rules: FilterConfig) -> str:
     if rules.drop_generated:
         head = text[:_HEAD_CHARS].lower()
         if any(_is_stated(marker, head) for marker in _MARKERS):
@@ -139,7 +140,7 @@ def _is_stated(marker: str, head: str) -> bool:
     return False
 
 
-def _line_fault(text: str, language: str, rules: Rules) -> str:
+def _line_fault(text: str, language: str, rules: FilterConfig) -> str:
     if language in DATA and rules.max_data_lines is not None:
         num_lines = text.count("\n") + (not text.endswith("\n"))
         if num_lines > rules.max_data_lines:
@@ -158,7 +159,7 @@ def _line_fault(text: str, language: str, rules: Rules) -> str:
     return ""
 
 
-def _minified_fault(path: str, data: bytes, language: str, rules: Rules) -> str:
+def _minified_fault(path: str, data: bytes, language: str, rules: FilterConfig) -> str:
     if not rules.drop_minified or language not in _MINIFIABLE:
         return ""
     if _MIN_NAME.search(path):
@@ -170,7 +171,7 @@ def _minified_fault(path: str, data: bytes, language: str, rules: Rules) -> str:
     return ""
 
 
-def _alphabet_fault(text: str, data: bytes, language: str, rules: Rules) -> str:
+def _alphabet_fault(text: str, data: bytes, language: str, rules: FilterConfig) -> str:
     if language in _NO_LETTERS_EXPECTED:
         return ""
     num_letters = len(data) - len(data.translate(None, LETTERS))
@@ -192,7 +193,7 @@ def _alphabet_fault(text: str, data: bytes, language: str, rules: Rules) -> str:
     return ""
 
 
-def _encoded_fault(data: bytes, rules: Rules) -> str:
+def _encoded_fault(data: bytes, rules: FilterConfig) -> str:
     if rules.max_encoded is None and rules.max_encoded_run is None:
         return ""
     encoded = 0
@@ -218,13 +219,13 @@ def _is_base64(run: bytes) -> bool:
     return len(set(run)) >= 20 and any(48 <= b < 58 for b in run) and not run.islower()
 
 
-def _linguist_fault(path: str, data: bytes, rules: Rules) -> str:
+def _linguist_fault(path: str, data: bytes, rules: FilterConfig) -> str:
     if rules.linguist_generated and _enry().is_generated(_c_string(path), data):
         return "generated"
     return ""
 
 
-def _html_fault(text: str, rules: Rules) -> str:
+def _html_fault(text: str, rules: FilterConfig) -> str:
     if rules.min_visible_text is None and rules.min_visible_chars is None:
         return ""
     visible = len(" ".join(_TAG.sub(" ", _HIDDEN_HTML.sub(" ", text)).split()))

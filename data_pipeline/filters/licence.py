@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-from data_pipeline.filters.rules import Rules
 from data_pipeline.schema import Document
+from loopcoder.config.filters import FilterConfig
 
 _HEAD_CHARS = 4096
 _HEADER = re.compile(r"SPDX-License-Identifier:[ \t]*([^\r\n]{1,200})")
@@ -16,7 +16,7 @@ _TOKEN = re.compile(r"\s*([()]|[A-Za-z0-9.+:-]+)")
 _UNKNOWN = {"", "none", "noassertion", "unknown", "other", "no_license", "unlicensed", "null"}
 
 
-def licence_fault(document: Document, rules: Rules) -> str:
+def licence_fault(document: Document, rules: FilterConfig) -> str:
     """Return why a document's licence forbids its use, or ''.
 
     What is nearest to the document counts: the SPDX line in its head, else `meta["licence"]` (an

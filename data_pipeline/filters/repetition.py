@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.filters.rules import Rules
 from data_pipeline.filters.words import Words
+from loopcoder.config.filters import FilterConfig
 
 _Hashes = NDArray[np.uint64]
 _Ints = NDArray[np.int64]
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
-def line_fault(text: str, lines: Sequence[str], rules: Rules) -> str:
+def line_fault(text: str, lines: Sequence[str], rules: FilterConfig) -> str:
     """Return the rule on repeated lines or paragraphs that a document breaks, or ''.
 
     Args:
@@ -63,7 +63,7 @@ def _part_fault(
     return ""
 
 
-def ngram_fault(words: Words, rules: Rules) -> str:
+def ngram_fault(words: Words, rules: FilterConfig) -> str:
     """Return the rule on frequent or repeated n-grams of words that a document breaks, or ''.
 
     Shares are of the bytes of words; blanks, rulers and borders of tables are left out. N-grams are
@@ -99,7 +99,7 @@ class _Grams:
         return np.asarray(self._ends[self.size :] - self._ends[: -self.size])
 
 
-def _top_fault(grams: _Grams, rules: Rules) -> str:
+def _top_fault(grams: _Grams, rules: FilterConfig) -> str:
     for size, limit in sorted((rules.max_top_ngram or {}).items()):
         if len(grams.lengths) <= size:
             break
@@ -120,7 +120,7 @@ def _top_fault(grams: _Grams, rules: Rules) -> str:
     return ""
 
 
-def _duplicate_fault(grams: _Grams, rules: Rules) -> str:
+def _duplicate_fault(grams: _Grams, rules: FilterConfig) -> str:
     limits = sorted((rules.max_duplicate_ngrams or {}).items())
     for i, (size, limit) in enumerate(limits):
         if len(grams.lengths) <= size:

@@ -12,14 +12,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from data_pipeline.filters.rules import Rules
+from loopcoder.config.filters import FilterConfig
 
 _Span = tuple[int, int]
 
 EMAIL, IP_ADDRESS, KEY = "<EMAIL>", "<IP_ADDRESS>", "<KEY>"
 
 
-def scrub(text: str, rules: Rules, notes: Counter[str]) -> str:
+def scrub(text: str, rules: FilterConfig, notes: Counter[str]) -> str:
     """Return a document with placeholders, counting them in `notes`."""
     # secrets first: a token may hold what looks like an address
     if rules.scrub_secrets:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from data_pipeline.filters.repetition import line_fault, ngram_fault
-from data_pipeline.filters.rules import Rules
 from data_pipeline.filters.words import Words
+from loopcoder.config.filters import FilterConfig
 
 _LONG = bytes(range(0xE0, 256))
 """First bytes of characters of three or four bytes."""
@@ -48,7 +48,7 @@ _JAVASCRIPT = re.compile(
 _PAGE_TALK = re.compile(r"\b(?:please|your|you|this (?:site|page|website|form))\b", re.I)
 
 
-def repair_text(text: str, rules: Rules, notes: Counter[str]) -> str:
+def repair_text(text: str, rules: FilterConfig, notes: Counter[str]) -> str:
     """Return prose without the lines that C4 removes, counting them in `notes`."""
     # str.lower only where it pays: it copies the document
     if rules.remove_javascript_notices and ("avascript" in text or "avaScript" in text):
@@ -58,7 +58,7 @@ def repair_text(text: str, rules: Rules, notes: Counter[str]) -> str:
     return text
 
 
-def text_fault(text: str, rules: Rules) -> str:
+def text_fault(text: str, rules: FilterConfig) -> str:
     """Return the first rule that prose breaks, or ''; cheap rules come first."""
     if not text.strip():
         return "empty"
@@ -79,7 +79,7 @@ def text_fault(text: str, rules: Rules) -> str:
     )
 
 
-def _word_fault(text: str, data: bytes, words: Words, rules: Rules) -> str:
+def _word_fault(text: str, data: bytes, words: Words, rules: FilterConfig) -> str:
     if rules.min_words is not None and len(words) < rules.min_words:
         return "few_words"
     if rules.max_words is not None and len(words) > rules.max_words:
@@ -110,7 +110,7 @@ def _word_fault(text: str, data: bytes, words: Words, rules: Rules) -> str:
     return ""
 
 
-def _shape_fault(text: str, lines: list[str], rules: Rules) -> str:
+def _shape_fault(text: str, lines: list[str], rules: FilterConfig) -> str:
     if rules.max_bullet_lines is not None:
         # a ruler is no bullet, but rulers are rare and the limit is high
         bullets = sum(line.startswith(_BULLETS) for line in lines)
@@ -126,7 +126,7 @@ def _shape_fault(text: str, lines: list[str], rules: Rules) -> str:
     return ""
 
 
-def _is_spaceless(text: str, data: bytes, rules: Rules) -> bool:
+def _is_spaceless(text: str, data: bytes, rules: FilterConfig) -> bool:
     """Tell whether words cannot be found by blanks in much of a text."""
     if rules.max_spaceless is None or text.isascii():
         return False

@@ -1,4 +1,4 @@
-"""Sources of documents: what is installed here (sample), files, and Hugging Face data sets."""
+"""Sources of documents: what is installed here (sample), files, packages, Hugging Face data."""
 
 from __future__ import annotations
 
@@ -30,3 +30,7 @@ def open_source(config: SourceConfig, index: int) -> Source:
             from data_pipeline.readers.hf import HFSource
 
             return HFSource(name, config)
+        case "debian" | "npm":
+            from data_pipeline.readers.registry import RegistrySource
+
+            return RegistrySource(name, config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
@@ -20,19 +20,44 @@ MAX_BAD_FRACTION = 0.2
 MIN_BAD_FILES = 5
 
 
-class Source(Protocol):
-    """A source that was looked at and can be read."""
+class Part(Protocol):
+    """A piece of a source that one task reads; it is pickled to the process that does."""
 
     name: str
+    """Name of the source."""
     config: SourceConfig
     domains: frozenset[str]
     """Sides that it may hold documents of, as far as can be told without reading them."""
-    identity: list[Any]
-    """What determines its documents, for the fingerprint; JSON."""
+    size: int
+    """Bytes that will be read, as far as is known; else 0."""
+    num_files: int
 
     def documents(self, tally: Tally) -> Iterator[Document]:
-        """Read the documents in an order that depends on `identity` only, and keep the tally."""
+        """Read the documents in an order that is always the same, and keep the tally."""
         ...
+
+
+class Source(Part, Protocol):
+    """A source that was looked at and can be read, as a whole or in parts."""
+
+    identity: list[Any]
+    """What determines its documents, for the fingerprint; JSON."""
+    roots: list[str]
+    """Folders from which the paths of its documents count."""
+    provenance: dict[str, Any]
+    """Where it comes from and under which licences, for the manifest; JSON."""
+
+    def parts(self, part_bytes: int) -> Sequence[Part]:
+        """Cut it into pieces of about this size, in the same way whoever reads them.
+
+        A source with a limit is one piece: where it ends depends on all that comes before.
+        """
+        ...
+
+
+def is_limited(config: SourceConfig) -> bool:
+    """Tell whether a source ends before its documents do."""
+    return config.max_documents is not None or config.max_bytes is not None
 
 
 def document_id(source: str, path: str, row: int | None = None) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.corpus_files import TOKEN_BYTES
 from data_pipeline.langid import domain_of, identify, language_of_name
 from data_pipeline.readers.base import (
     RowReader,
     decode,
     document_id,
+    is_limited,
     judge_end,
     judge_files,
     row_domains,
@@ -50,6 +54,10 @@ class FilesSource:
         """
         self.name = name
         self.config = config
+        self.licences: dict[str, list[str]] = {}
+        """By the folder of a package: what it names."""
+        self._is_part = False
+        self._id_root = ""
         listing = _listing(name, config)
         kinds = [_kind(path, config) for path, _, _ in listing]
         self._files = [(path, size, k) for (path, size, _), k in zip(listing, kinds, strict=True)]
@@ -66,6 +74,32 @@ class FilesSource:
             for (path, size, mtime), k in zip(listing, kinds, strict=True)
             if k
         ]
+        given = [config.path] if isinstance(config.path, str) else config.path or []
+        self.roots = [_root(path) for path in given]
+        self.provenance: dict[str, Any] = {"paths": given, "licence": config.licence}
+        self.size = sum(size for _, size, kind in self._files if kind)
+        self.num_files = len(self._files)
+
+    def parts(self, part_bytes: int) -> list[FilesSource]:
+        """Cut the sorted files into runs of at least this size; a file is never cut."""
+        if is_limited(self.config):
+            return [self]
+        runs: list[list[Any]] = []
+        room = 0
+        for entry in self._files:
+            if room <= 0:
+                runs.append([])
+                room = part_bytes
+            runs[-1].append(entry)
+            room -= entry[1] if entry[2] else 0
+        found = []
+        for run in runs:
+            part = copy.copy(self)
+            part._files, part._is_part, part.identity = run, True, []
+            part.size = sum(size for _, size, kind in run if kind)
+            part.num_files = len(run)
+            found.append(part)
+        return found
 
     def documents(self, tally: Tally) -> Iterator[Document]:
         """Read the files one after the other, in sorted order.
@@ -90,7 +124,8 @@ class FilesSource:
                     "restore the file or its permissions, or take it out of the source's path",
                 ) from e
             judge_files(tally, number, self.name)
-        judge_end(tally, self.name)
+        if not self._is_part:
+            judge_end(tally, self.name)
 
     def _file(self, path: File, size: int, kind: str | None, tally: Tally) -> Iterator[Document]:
         match kind:
@@ -125,14 +160,32 @@ class FilesSource:
             tally.drop("invalid_utf8")
             return
         tally.rows_out += 1
+        place = str(path).removeprefix(self._id_root)
         yield Document(
-            id=document_id(self.name, str(path)),
+            id=document_id(self.name, place),
             text=text,
             domain=language[1] if self.config.domain == "auto" else self.config.domain,
             language=language[0],
             source=self.name,
-            path=str(path),
+            path=place,
+            meta=self._meta(place),
         )
+
+    def _meta(self, path: str) -> dict[str, Any]:
+        """Return the licences of the package that a file belongs to."""
+        for folder, licences in self.licences.items():
+            if path.startswith(folder):
+                return {"licence": licences}
+        return {}
+
+
+def _root(path: str) -> str:
+    """Return the folder from which the files that a path stands for count."""
+    if is_url(path):
+        return path
+    fixed = re.split(r"[*?\[]", path)[0] if not local_path(path).exists() else path
+    folder = local_path(fixed).resolve()
+    return str(folder if folder.is_dir() else folder.parent)
 
 
 def _listing(name: str, config: SourceConfig) -> list[tuple[File, int, int | str]]:
@@ -183,6 +236,9 @@ def _walk(root: Path) -> Iterator[Path]:
         yield root
         return
     for folder, folders, names in os.walk(root):
+        if TOKEN_BYTES in names:  # a corpus that was built below the documents
+            folders.clear()
+            continue
         folders[:] = [f for f in folders if not f.startswith(".") and f not in SKIPPED_FOLDERS]
         for name in names:
             path = Path(folder, name)

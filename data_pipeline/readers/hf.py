@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.readers.base import RowReader, row_domains
+from data_pipeline.readers.base import RowReader, is_limited, row_domains
 from data_pipeline.schema import Document, Tally
 from loopcoder.config.schema import SourceConfig
 from loopcoder.errors import InputError, LoopcoderError
@@ -26,6 +28,11 @@ class HFSource:
         """
         self.name = name
         self.config = config
+        self.roots: list[str] = []
+        self.provenance: dict[str, Any] = {"split": config.split, "config_name": config.config_name}
+        self.size = 0
+        self.num_files = 1
+        self._rows: range | None = None
         self.domains = row_domains(config)
         if not isinstance(config.path, str):
             raise InputError.of(
@@ -47,6 +54,25 @@ class HFSource:
                 f"source {name}: {config.path!r} does not exist", "no such folder", _FIX
             )
 
+    def parts(self, part_bytes: int) -> list[HFSource]:
+        """Cut a data set that is at hand into ranges of rows; a stream is one piece.
+
+        Raises:
+            InputError: it cannot be loaded.
+        """
+        if self.config.streaming or is_limited(self.config):
+            return [self]
+        rows = self._load()
+        num_bytes = int(rows.data.nbytes)
+        num_parts = max(1, min(len(rows), -(-num_bytes // part_bytes)))
+        borders = [len(rows) * i // num_parts for i in range(num_parts + 1)]
+        found = []
+        for start, stop in itertools.pairwise(borders):
+            part = copy.copy(self)
+            part._rows, part.size = range(start, stop), num_bytes // num_parts
+            found.append(part)
+        return found
+
     def documents(self, tally: Tally) -> Iterator[Document]:
         """Read the rows in the data set's order.
 
@@ -63,8 +89,11 @@ class HFSource:
             )
         path = f"{self.config.path}:{self.config.split}"
         reader = RowReader(self.config, self.name, path, tally)
+        first = 0
+        if self._rows is not None:
+            rows, first = rows.select(self._rows), self._rows.start
         try:
-            for number, row in enumerate(rows):
+            for number, row in enumerate(rows, start=first):
                 document = reader.document(row, number)
                 if document is not None:
                     yield document

@@ -85,6 +85,14 @@ class SampleSource:
         for candidate in (*self._code, *self._prose):
             listing.update(f"{candidate.key}\0{candidate.size}\n".encode(errors="replace"))
         self.identity: list[Any] = [sys.version, listing.hexdigest(), sorted(wanted)]
+        self.roots: list[str] = []
+        self.provenance: dict[str, Any] = {"installation": f"Python {sys.version.split()[0]}"}
+        self.size = self._side_bytes * len(wanted)
+        self.num_files = len(candidates)
+
+    def parts(self, part_bytes: int) -> list[SampleSource]:
+        """Return it as one piece: what is taken of a package depends on the others."""
+        return [self]
 
     def documents(self, tally: Tally) -> Iterator[Document]:
         """Read prose, then code."""

@@ -11,20 +11,25 @@ the first wrong value and has no `Literal`, and we owe the user every mistake at
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(
-    extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
+from loopcoder.config.corpus import (
+    DecontaminateConfig,
+    ExecutorConfig,
+    FimConfig,
+    NearDedupConfig,
 )
-
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from loopcoder.config.filters import FilterConfig
+from loopcoder.config.types import (
+    STRICT,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 VOCAB_MULTIPLE = 128
 """Rows of embedding and head are padded to a multiple of this in every layout."""
@@ -33,7 +38,7 @@ InvalidUtf8 = Literal["error", "replace", "drop"]
 Precision = Literal["fp32", "bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise"]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ModelConfig:
     """A Parallel Loop Transformer: `num_layers` physical layers, executed `num_loops` times."""
 
@@ -102,15 +107,20 @@ class ModelConfig:
         return 1.0 if self.hidden_scale is None else self.hidden_scale
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class SourceConfig:
     """One input of the corpus."""
 
-    kind: Literal["sample", "files", "hf"]
+    kind: Literal["sample", "files", "hf", "debian", "npm"]
     """`sample`: what is installed on this machine. `files`: a folder or jsonl/parquet. `hf`:
-    Hugging Face `datasets`."""
+    Hugging Face `datasets`. `debian`, `npm`: packages, fetched by apt-get or npm."""
     path: str | list[str] | None = None
-    """Files, folders or globs; for hf a dataset's name or the folder of one saved to disk."""
+    """Files, folders or globs; for hf a dataset's name or the folder of one saved to disk; for
+    packages the folder they are kept in (null: `packages` in cache_dir)."""
+    packages: list[str] = field(default_factory=list)
+    """Debian or npm packages, NAME or with a version (`NAME=VERSION`, `NAME@VERSION`)."""
+    licence: str | None = None
+    """SPDX expression for documents that name none themselves; it goes to the manifest."""
     domain: Literal["auto", "text", "code"] = "auto"
     """Side of the corpus; auto goes by each file's extension (rows of jsonl/parquet: by
     `language_field`, else text)."""
@@ -132,7 +142,7 @@ class SourceConfig:
     """Stop a side (text, code) of this source after this many bytes of UTF-8."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class StageConfig:
     """One stretch of training on one mixture; null fields take the value of `data` or `model`."""
 
@@ -147,7 +157,7 @@ class StageConfig:
     """Base of the rotary position embedding in this stage."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """Which documents are trained on, in which proportion."""
 
@@ -171,11 +181,36 @@ class DataConfig:
     installed. Their ids are compared before anything is encoded."""
     tokenizer_vocab_size: PositiveInt = 4096
     """Size of a trained tokenizer, its 64 special tokens included."""
+    tokenizer_train_bytes: PositiveInt = 8_000_000
+    """Bytes of text that a tokenizer is trained on, as much of each side."""
     val_fraction: Fraction = 0.02
     """Share of documents held out for evaluation, chosen by the hash of their content."""
     invalid_utf8: InvalidUtf8 = "error"
     """A document that is not UTF-8: stop with an error, replace the bytes and count, or drop it
     and count."""
+    unknown_language: Literal["drop", "keep"] = "drop"
+    """Code whose language nothing tells: leave it out and count it, or keep it as `unknown`."""
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    shares: Literal["supply", "published"] | dict[str, NonNegativeFloat] = "supply"
+    """Weights of the languages of the code side by tokens: as they come, as published for the
+    paper's corpus, or a mapping, in which `*` stands for all languages that it does not name."""
+    target_tokens: PositiveInt | None = None
+    """Tokens of all sides; null: as many as the documents give in these proportions."""
+    epochs: PositiveFloat | dict[str, PositiveFloat] = 1.0
+    """How often a document may be in the corpus on average, for all sides or each; above 1, scarce
+    languages are repeated."""
+    fim: FimConfig = field(default_factory=FimConfig)
+    shards: PositiveInt | None = None
+    """Shards of each side; null: as few as worker_bytes allows."""
+    part_bytes: PositiveInt = 128_000_000
+    """Bytes of input or text that one task works on; part of what names a corpus."""
+    worker_bytes: PositiveInt = 1_000_000_000
+    """Memory of one worker; a shard of both sides takes half of it."""
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    keep_work: bool = False
+    """Keep the folder of intermediate files when the corpus is complete."""
     isolate_documents: bool = True
     """Keep attention and the loop shift inside a document; position ids restart at each."""
     mask_document_start: bool = True
@@ -187,7 +222,7 @@ class DataConfig:
     """Global batches that a thread prepares ahead."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ScheduleConfig:
     """Learning rate over the steps."""
 
@@ -203,7 +238,7 @@ class ScheduleConfig:
     """wsd: form of the decay."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class OptimConfig:
     """Adam with decoupled weight decay."""
 
@@ -224,7 +259,7 @@ class OptimConfig:
     """Largest global gradient norm; 0 turns clipping off."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ParallelConfig:
     """How one model is laid out over processes; data parallelism takes what tp, pp and cp leave."""
 
@@ -252,7 +287,7 @@ class ParallelConfig:
     divides among them, or tp*pp*cp without a GPU."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class PrecisionConfig:
     """Number formats."""
 
@@ -267,7 +302,7 @@ class PrecisionConfig:
     """With FP8: layers at the end of every loop that compute in bf16."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class CheckpointConfig:
     """When to save, and what to start from."""
 
@@ -290,7 +325,7 @@ class CheckpointConfig:
     """What is compared with the manifest before a checkpoint is loaded."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class LoggingConfig:
     """What is written while training; metrics.jsonl always is."""
 
@@ -312,7 +347,7 @@ class LoggingConfig:
     """In logged steps: the norm of the gradient with respect to each loop's input."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class HardwareConfig:
     """What the machine could do at best; only MFU depends on it."""
 
@@ -324,7 +359,7 @@ class HardwareConfig:
     """Dense FP8 peak a device, in TFLOP/s."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class BatchRampConfig:
     """Grow the global batch: start, start+increment, ..., evenly over `samples` sequences."""
 
@@ -336,7 +371,7 @@ class BatchRampConfig:
     """Sequences after which the batch has its full size."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class TrainConfig:
     """The loop."""
 
@@ -350,7 +385,7 @@ class TrainConfig:
     """Grow the global batch at the beginning; null: constant."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class EvalConfig:
     """Evaluation on the held-out documents."""
 
@@ -364,7 +399,7 @@ class EvalConfig:
     """Also the loss of each loop's output through the head (logit lens)."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ProfileConfig:
     """Traces of single steps."""
 
@@ -374,7 +409,7 @@ class ProfileConfig:
     """Steps after which a CUDA memory snapshot is written to profile/."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Config:
     """Everything that determines a run."""
 

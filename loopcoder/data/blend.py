@@ -1,4 +1,4 @@
-"""Sequences of a corpus by sample index: megatron-core's GPTDataset per domain and epoch, blended
+"""Sequences of a corpus by sample index: megatron-core's GPTDataset per shard and epoch, blended
 by a mixture."""
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from loopcoder.errors import InputError
 class Blend:
     """The training sequences of one data stage.
 
-    Every epoch of a domain is a GPTDataset of exactly one epoch with its own shuffle. One
-    GPTDataset of n epochs, as megatron builds it, shuffles differently for every n, so that a
-    longer run would see other data from its first step on; here sample i is the same whatever
-    max_steps is.
+    An epoch of a domain is all its shards, one after the other in an order of its own; each is a
+    GPTDataset of exactly one epoch with its own shuffle. One GPTDataset of n epochs, as megatron
+    builds it, shuffles differently for every n, so that a longer run would see other data from its
+    first step on; here sample i is the same whatever max_steps is. Nor is GPTDataset ever asked for
+    a number of sequences: it would begin a second epoch to give exactly as many as there are.
     """
 
     def __init__(self, corpus: Corpus, stage: StageConfig, stage_idx: int, seed: int):
@@ -32,9 +33,15 @@ class Blend:
         self._seeds = (seed, stage_idx)
         self.mixture = Mixture(stage.mixture)
         self.check(corpus, stage)
-        # A batch can straddle the border of an epoch, or of several where a domain is small.
-        self._epoch = lru_cache(maxsize=4 * len(self.mixture.domains))(self._build_epoch)
-        self._sizes = {d: len(self._epoch(d, 0)) for d in self.mixture.domains}
+        # A batch can straddle the border of a shard, or of several where they are small.
+        self._shard = lru_cache(maxsize=4 * len(self.mixture.domains))(self._build_shard)
+        self._order = lru_cache(maxsize=4 * len(self.mixture.domains))(self._shuffle_shards)
+        # Each shard ends with the label of its last sequence.
+        self._sequences = {
+            d: np.array([(n - 1) // self.seq_length for n in corpus.shard_tokens(d, "train")])
+            for d in self.mixture.domains
+        }
+        self._sizes = {d: int(counts.sum()) for d, counts in self._sequences.items()}
 
     @staticmethod
     def check(corpus: Corpus, stage: StageConfig) -> None:
@@ -47,21 +54,34 @@ class Blend:
                     "a batch cannot be composed of documents that do not exist",
                     f"'~data.mixture.{domain}', or add a source of that domain",
                 )
-            tokens = corpus.tokens(domain, "train")
+            shards = corpus.shard_tokens(domain, "train")
+            tokens = max(shards)
             if tokens < stage.seq_length + 1:
                 raise InputError.of(
-                    f"the domain '{domain}' has {tokens} training tokens",
+                    f"the domain '{domain}' has {tokens} training tokens"
+                    + (" in its largest shard" if len(shards) > 1 else ""),
                     f"less than one sequence of {stage.seq_length} tokens and its last label",
                     f"data.seq_length={max(1, (tokens - 1) // 2)} or less, or more data",
                 )
 
-    def _build_epoch(self, domain: str, epoch: int) -> Any:
+    def _seed(self, domain: str, epoch: int, *more: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence(
+            [*self._seeds, self.corpus.domains.index(domain), epoch, *more]
+        )
+
+    def _shuffle_shards(self, domain: str, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the shards of an epoch in their order, and how many sequences end with each."""
+        counts = self._sequences[domain]
+        order = np.random.default_rng(self._seed(domain, epoch)).permutation(len(counts))
+        return order, np.cumsum(counts[order])
+
+    def _build_shard(self, domain: str, epoch: int, shard: int) -> Any:
         from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
         from megatron.core.datasets.utils import Split
 
         logging.getLogger("megatron.core.datasets.gpt_dataset").setLevel(logging.ERROR)
-        prefix = self.corpus.prefix(domain, "train")
-        seed = np.random.SeedSequence([*self._seeds, self.corpus.domains.index(domain), epoch])
+        prefix = self.corpus.prefixes(domain, "train")[shard]
+        seed = self._seed(domain, epoch, shard)
         config = GPTDatasetConfig(
             random_seed=int(seed.generate_state(1)[0]),
             sequence_length=self.seq_length,
@@ -80,7 +100,13 @@ class Blend:
         )
         documents = GPTDataset.build_low_level_dataset(prefix, config)
         indices = np.arange(GPTDataset.numel_low_level_dataset(documents), dtype=np.int32)
-        return GPTDataset(documents, prefix, indices, None, Split.train, config)
+        dataset = GPTDataset(documents, prefix, indices, None, Split.train, config)
+        if len(dataset) != self._sequences[domain][shard]:
+            raise RuntimeError(
+                f"{prefix}: megatron-core finds {len(dataset)} sequences of {self.seq_length} "
+                f"tokens, its tokens make {self._sequences[domain][shard]}"
+            )
+        return dataset
 
     def epochs(self, samples: int) -> dict[str, float]:
         """Return how often each domain is seen in the first `samples` sequences of the stage."""
@@ -97,7 +123,11 @@ class Blend:
         for sample in samples:
             domain, index = self.mixture.locate(int(sample))
             epoch, index = divmod(index, self._sizes[domain])
-            item = self._epoch(domain, epoch)[index]
+            order, ends = self._order(domain, epoch)
+            place = int(np.searchsorted(ends, index, side="right"))
+            shard = int(order[place])
+            first = int(ends[place]) - int(self._sequences[domain][shard])
+            item = self._shard(domain, epoch, shard)[index - first]
             rows.append(torch.cat([item["tokens"], item["labels"][-1:]]))
             domains.append(self.corpus.domains.index(domain))
         return torch.stack(rows), torch.tensor(domains)

@@ -26,7 +26,8 @@ class HeldOut:
 
         self.domain, self.data, self.eod = domain, data, corpus.eod_id
         self.domain_id = corpus.domains.index(domain)
-        documents = IndexedDataset(corpus.prefix(domain, "val"))
+        (prefix,) = corpus.prefixes(domain, "val")
+        documents = IndexedDataset(prefix)
         wanted = sequences * seq_length + 1
         parts: list[np.ndarray] = []
         have = 0

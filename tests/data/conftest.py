@@ -12,6 +12,7 @@ import pytest
 from data_pipeline.driver import prepare
 from data_pipeline.manifest import Corpus
 from loopcoder.config.schema import DataConfig, SourceConfig
+from tests.data_pipeline.conftest import PLAIN
 
 NUM_FILES = 40
 
@@ -41,6 +42,7 @@ def data(tmp_path: Path, seed: int) -> Callable[..., DataConfig]:
             "cache_dir": str(tmp_path / "cache"),
             "tokenizer_vocab_size": 600,
             "val_fraction": 0.25,
+            **PLAIN,
         }
         return DataConfig(**(defaults | fields))
 

@@ -13,10 +13,10 @@ from data_pipeline.manifest import Corpus
 
 
 def stream(corpus: Corpus, domain: str, split: str) -> list[int]:
-    """Return all token ids of a side in the order of the file: uint16 for so small a vocabulary."""
-    return np.frombuffer(
-        Path(corpus.prefix(domain, split) + ".bin").read_bytes(), np.uint16
-    ).tolist()
+    """Return all token ids of a side in the order of its files: uint16 for so small a
+    vocabulary."""
+    files = [Path(prefix + ".bin").read_bytes() for prefix in corpus.prefixes(domain, split)]
+    return np.frombuffer(b"".join(files), np.uint16).tolist()
 
 
 def pairs(ids: Iterable[Sequence[int]], eod: int) -> Counter[tuple[int, int]]:

@@ -9,9 +9,19 @@ from typing import Any
 
 import pytest
 
+from loopcoder.config.corpus import DecontaminateConfig, FimConfig, NearDedupConfig
+from loopcoder.config.filters import FilterConfig
 from loopcoder.config.schema import DataConfig, SourceConfig
 
 VOCAB_SIZE = 600
+
+PLAIN: dict[str, Any] = {
+    "filters": FilterConfig(enabled=False),
+    "near_dedup": NearDedupConfig(enabled=False),
+    "decontaminate": DecontaminateConfig(benchmarks=[]),
+    "fim": FimConfig(rate=0),
+}
+"""Fields of DataConfig that hand every document on as it is, but for exact copies."""
 
 
 @pytest.fixture
@@ -59,6 +69,7 @@ def config(tmp_path: Path, source_folder: Path) -> Callable[..., DataConfig]:
             "cache_dir": str(tmp_path / "cache"),
             "tokenizer_vocab_size": VOCAB_SIZE,
             "val_fraction": 0.2,
+            **PLAIN,
         }
         return DataConfig(**(defaults | fields))
 

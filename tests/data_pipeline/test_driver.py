@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
-import itertools
 import json
 import os
 import random
@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from data_pipeline import build
+from data_pipeline import finish, stages, tokens, vocabulary
 from data_pipeline.driver import prepare
 from data_pipeline.encoder import EOD
 from data_pipeline.manifest import Corpus
+from loopcoder.config.corpus import ExecutorConfig, FimConfig
+from loopcoder.config.filters import FilterConfig
 from loopcoder.config.schema import DataConfig, SourceConfig, StageConfig
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, LoopcoderError
 
 Config = Callable[..., DataConfig]
 REPOSITORY = Path(__file__).parents[2]
@@ -32,10 +34,8 @@ REPOSITORY = Path(__file__).parents[2]
 CHILD = """
 import json, sys
 from data_pipeline.driver import prepare
-from loopcoder.config.schema import DataConfig, SourceConfig
-fields = json.loads(sys.argv[1])
-sources = [SourceConfig(**s) for s in fields.pop("sources")]
-corpus = prepare(DataConfig(sources=sources, **fields))
+from loopcoder.config.schema import DataConfig
+corpus = prepare(DataConfig(**json.loads(sys.argv[1])))
 foreign = {"torch", "megatron"} & {name.partition(".")[0] for name in sys.modules}
 assert not foreign, foreign
 print("tokens", corpus.tokens("text", "train"))
@@ -44,17 +44,8 @@ print("tokens", corpus.tokens("text", "train"))
 
 def child(config: DataConfig, before: str = "") -> subprocess.Popen[str]:
     """Start another process that runs `before` and prepares the same corpus."""
-    fields = {
-        "name": config.name,
-        "seq_length": config.seq_length,
-        "mixture": config.mixture,
-        "cache_dir": config.cache_dir,
-        "tokenizer_vocab_size": config.tokenizer_vocab_size,
-        "val_fraction": config.val_fraction,
-        "sources": [{"kind": s.kind, "path": s.path} for s in config.sources],
-    }
     return subprocess.Popen(
-        [sys.executable, "-u", "-c", before + CHILD, json.dumps(fields)],
+        [sys.executable, "-u", "-c", before + CHILD, json.dumps(dataclasses.asdict(config))],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -62,38 +53,46 @@ def child(config: DataConfig, before: str = "") -> subprocess.Popen[str]:
     )
 
 
+def token_ids(corpus: Corpus, domain: str, split: str) -> np.ndarray:
+    files = [prefix + ".bin" for prefix in corpus.prefixes(domain, split)]
+    return np.concatenate([np.fromfile(file, dtype=np.uint16) for file in files])
+
+
 def documents(corpus: Corpus, domain: str, split: str) -> list[str]:
     """Decode every document of a split."""
     tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
-    ids = np.fromfile(corpus.prefix(domain, split) + ".bin", dtype=np.uint16)
+    ids = token_ids(corpus, domain, split)
     ends = np.flatnonzero(ids == corpus.eod_id) + 1
     assert ends[-1] == len(ids)
     return [tokenizer.decode(d[:-1].tolist()) for d in np.split(ids, ends[:-1])]
 
 
-def test_folder_becomes_a_corpus(config: Config, source_folder: Path) -> None:
+def whole(side: str) -> dict[str, Any]:
+    """Fields of a config that takes all documents of a side: nothing is cut for the other's sake,
+    nor for the last sequence's."""
+    return {"mixture": {side: 1}, "seq_length": 1}
+
+
+@pytest.mark.parametrize("side", ["text", "code"])
+def test_folder_becomes_a_corpus(config: Config, source_folder: Path, side: str) -> None:
     lines: list[str] = []
-    corpus = prepare(config(), report=lines.append)
-    assert corpus.domains == ("text", "code")
-    written = {
-        "text": {p.read_text() for p in source_folder.glob("*.txt")},
-        "code": {p.read_text() for p in source_folder.glob("sub/*.py")},
-    }
-    for domain in corpus.domains:
-        splits = [documents(corpus, domain, split) for split in ("train", "val")]
-        assert set(splits[0]) | set(splits[1]) == written[domain]
-        assert sum(map(len, splits)) == 30
-        for split, texts in zip(("train", "val"), splits, strict=True):
-            assert corpus.documents(domain, split) == len(texts) > 0
-            assert corpus.utf8_bytes(domain, split) == sum(len(t.encode()) for t in texts)
-            ids = np.fromfile(corpus.prefix(domain, split) + ".bin", dtype=np.uint16)
-            assert corpus.tokens(domain, split) == len(ids)
-            assert corpus.token_bytes()[ids].sum() == corpus.utf8_bytes(domain, split)
-            by_language = corpus.languages(domain, split).values()
-            assert sum(n["tokens"] for n in by_language) == len(ids)
-    assert any("encoded code_val" in line for line in lines)
+    corpus = prepare(config(**whole(side)), report=lines.append)
+    assert corpus.domains == (side,)
+    pattern = "*.txt" if side == "text" else "sub/*.py"
+    splits = [documents(corpus, side, split) for split in ("train", "val")]
+    assert sorted(splits[0] + splits[1]) == sorted(
+        p.read_text() for p in source_folder.glob(pattern)
+    )
+    for split, texts in zip(("train", "val"), splits, strict=True):
+        assert corpus.documents(side, split) == len(texts) > 0
+        ids = token_ids(corpus, side, split)
+        assert corpus.tokens(side, split) == len(ids) == sum(corpus.shard_tokens(side, split))
+        assert corpus.token_bytes()[ids].sum() == sum(len(t.encode()) for t in texts)
+        by_language = corpus.languages(side, split).values()
+        assert sum(n["tokens"] for n in by_language) == len(ids)
+    assert any("tokenise into buckets" in line for line in lines)
     again: list[str] = []
-    assert prepare(config(), report=again.append) == corpus
+    assert prepare(config(**whole(side)), report=again.append) == corpus
     assert not again
 
 
@@ -101,9 +100,26 @@ def test_stages_conserve_rows(config: Config, source_folder: Path) -> None:
     shutil.copy(source_folder / "note0.txt", source_folder / "copy.txt")
     corpus = prepare(config())
     stages = {s["stage"]: s for s in corpus.manifest["stages"]}
-    assert stages["select 0-files"]["drops"] == {"duplicate": 1}
+    assert stages["dedup"]["drops"] == {"exact_duplicate": 1}
     for stage in stages.values():
         assert stage["rows_in"] == stage["rows_out"] + sum(stage["drops"].values())
+    assert stages["ingest 0-files"]["rows_in"] == 61
+    assert stages["hold out"]["rows_in"] == 60
+    trained = sum(stages[f"shuffle {side}"]["rows_out"] for side in corpus.domains)
+    cut = sum(stages[f"shuffle {side}"]["notes"]["cut_in_two"] for side in corpus.domains)
+    assert sum(corpus.documents(side, "train") for side in corpus.domains) == trained + cut
+
+
+def test_sides_have_the_same_number_of_sequences(config: Config, rng: random.Random) -> None:
+    weights = {"text": rng.randint(1, 3), "code": rng.randint(1, 3)}
+    length = rng.randint(5, 50)
+    corpus = prepare(config(mixture=weights, seq_length=length, shards=rng.randint(1, 3)))
+    units = {
+        (tokens - 1) / length / weights[side]
+        for side in corpus.domains
+        for tokens in corpus.shard_tokens(side, "train")
+    }
+    assert len(units) == 1 and units.pop() % 1 == 0
 
 
 def test_fingerprint(config: Config, source_folder: Path) -> None:
@@ -112,11 +128,21 @@ def test_fingerprint(config: Config, source_folder: Path) -> None:
         {"val_fraction": 0.3},
         {"tokenizer_vocab_size": 601},
         {"mixture": {"text": 1}},
+        {"mixture": {"code": 2, "text": 1}},
+        {"seq_length": 9},
+        {"fim": FimConfig(rate=0.5)},
+        {"filters": FilterConfig(enabled=False, min_words=10)},
+        {"shares": {"Python": 1.0}},
         {"sources": [SourceConfig(kind="files", path=str(source_folder), max_bytes=2000)]},
     ]
     found = {prepare(config(**c)).dir for c in changes}
-    assert len(found | {base}) == 5
-    same = {"seq_length": 9, "mixture": {"code": 2, "text": 1}}
+    assert len(found | {base}) == len(changes) + 1
+    same = {
+        "mixture": {"code": 2, "text": 2},
+        "stages": [StageConfig(seq_length=9, mixture={"code": 1})],
+        "executor": ExecutorConfig(workers=3),
+        "isolate_documents": False,
+    }
     assert prepare(config(**same)).dir == base
     (source_folder / "note0.txt").write_text("other")
     assert prepare(config()).dir not in found | {base}
@@ -125,7 +151,7 @@ def test_fingerprint(config: Config, source_folder: Path) -> None:
 def test_split_depends_on_content_only(
     config: Config, source_folder: Path, tmp_path: Path, rng: random.Random
 ) -> None:
-    first = prepare(config())
+    first = [prepare(config(**whole(side))) for side in ("text", "code")]
     texts = [p.read_text() for p in source_folder.rglob("*.*")]
     rng.shuffle(texts)
     rows = [{"text": t, "lang": "py" if t.startswith("x") else None} for t in texts]
@@ -136,33 +162,35 @@ def test_split_depends_on_content_only(
         SourceConfig(kind="files", path=str(tmp_path / f"{name}.jsonl"), language_field="lang")
         for name in "ba"
     ]
-    second = prepare(config(sources=sources))
-    for domain, split in itertools.product(first.domains, ("train", "val")):
-        assert sorted(documents(first, domain, split)) == sorted(documents(second, domain, split))
+    for corpus in first:
+        (side,) = corpus.domains
+        second = prepare(config(sources=sources, **whole(side)))
+        for split in ("train", "val"):
+            assert sorted(documents(corpus, side, split)) == sorted(documents(second, side, split))
 
 
 def test_smallest_hash_is_held_out_when_nothing_else_is(config: Config) -> None:
-    corpus = prepare(config(val_fraction=0.0))
-    assert [corpus.documents(d, "val") for d in corpus.domains] == [1, 1]
-    assert [corpus.documents(d, "train") for d in corpus.domains] == [29, 29]
+    for side in ("text", "code"):
+        corpus = prepare(config(val_fraction=0.0, **whole(side)))
+        assert (corpus.documents(side, "val"), corpus.documents(side, "train")) == (1, 29)
 
 
 def test_limits(config: Config, source_folder: Path) -> None:
-    source = SourceConfig(kind="files", path=str(source_folder), max_bytes=2000)
-    corpus = prepare(config(sources=[source]))
-    for domain in corpus.domains:
-        assert 1500 < sum(corpus.utf8_bytes(domain, s) for s in ("train", "val")) <= 2000
+    for side in ("text", "code"):
+        source = SourceConfig(kind="files", path=str(source_folder), max_bytes=2000)
+        corpus = prepare(config(sources=[source], **whole(side)))
+        sizes = [len(t.encode()) for s in ("train", "val") for t in documents(corpus, side, s)]
+        assert 1500 < sum(sizes) <= 2000
     source = SourceConfig(kind="files", path=str(source_folder), max_documents=40)
     corpus = prepare(config(sources=[source]))
-    assert sum(corpus.documents(d, s) for d in corpus.domains for s in ("train", "val")) == 40
+    stages = {s["stage"]: s for s in corpus.manifest["stages"]}
+    assert stages["select 0-files"]["rows_out"] == stages["hold out"]["rows_in"] == 40
 
 
 def test_markers_in_documents_stay_text(config: Config, source_folder: Path) -> None:
     (source_folder / "marker.txt").write_text(f"before {EOD} after <|im_end|>")
-    corpus = prepare(config())
-    ids = np.concatenate(
-        [np.fromfile(corpus.prefix("text", s) + ".bin", dtype=np.uint16) for s in ("train", "val")]
-    )
+    corpus = prepare(config(**whole("text")))
+    ids = np.concatenate([token_ids(corpus, "text", s) for s in ("train", "val")])
     assert (ids == corpus.eod_id).sum() == 31
     assert not (ids > corpus.eod_id).any()
 
@@ -200,45 +228,55 @@ def test_bad_input_is_found_before_anything_is_built(config: Config, tmp_path: P
     assert not (tmp_path / "cache").exists()
     with pytest.raises(InputError, match="'text' of the corpus has 1 documents"):
         prepare(config(sources=[rows], mixture={"text": 1}))
-    with pytest.raises(InputError, match="train would be empty"):
+    with pytest.raises(InputError, match="has 30 documents, of which 30 are held out"):
         prepare(config(val_fraction=1.0))
 
 
-def leftovers(config: DataConfig) -> list[str]:
-    names = [p.name for p in Path(config.cache_dir).iterdir()]
-    return [n for n in names if not n.endswith(".lock")]
+def left(config: DataConfig, end: str) -> list[Path]:
+    return [p for p in Path(config.cache_dir).iterdir() if p.name.endswith(end)]
 
 
-@pytest.mark.parametrize("stage", ["train_tokenizer", "_encode", "synced_files"])
+def hashes(corpus: Corpus) -> dict[str, Any]:
+    return dict(corpus.manifest["files"])
+
+
+FAILURES = [
+    (vocabulary, "train_tokenizer"),
+    (tokens, "to_buckets"),
+    (stages, "seal"),
+    (finish, "synced_file"),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), FAILURES, ids=[name for _, name in FAILURES])
 @pytest.mark.parametrize(
     "error", [RuntimeError("bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")]
 )
-def test_a_failed_build_leaves_nothing(
-    config: Config, monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException
+def test_a_failed_build_continues(
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    module: Any,
+    name: str,
+    error: BaseException,
 ) -> None:
     def fail(*args: object) -> None:
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, stage, fail)
-        wanted = InputError if isinstance(error, OSError) else type(error)
-        with pytest.raises(wanted, match="no space left" if wanted is InputError else None):
+        patch.setattr(module, name, fail)
+        wanted = {OSError: InputError, RuntimeError: (LoopcoderError, RuntimeError)}
+        kind = wanted.get(type(error), type(error))
+        with pytest.raises(kind, match="no space left" if kind is InputError else None):
             prepare(config())
-    assert not leftovers(config())
-    assert prepare(config()).documents("text", "train")
-
-
-def test_folder_of_a_dead_builder_is_removed(config: Config) -> None:
-    corpus = prepare(config())
-    before = {p.name: p.read_bytes() for p in corpus.dir.iterdir() if p.name != "manifest.json"}
-    corpus.dir.rename(f"{corpus.dir}.tmp")
-    (Path(f"{corpus.dir}.tmp") / "junk").write_text("from another life")
+    assert [p.name[-5:] for p in left(config(), ".work")] == [".work"]
     lines: list[str] = []
-    again = prepare(config(), report=lines.append)
-    assert any("left behind" in line for line in lines)
-    assert leftovers(config()) == [corpus.dir.name]
-    after = {p.name: p.read_bytes() for p in again.dir.iterdir() if p.name != "manifest.json"}
-    assert after == before
+    corpus = prepare(config(), report=lines.append)
+    assert lines[0].startswith("data: continuing")
+    assert not any("ingest" in line for line in lines), "what was done was done again"
+    assert not left(config(), ".work")
+    other = prepare(config(cache_dir=str(tmp_path / "other")))
+    assert hashes(corpus) == hashes(other)
 
 
 def test_killed_builder(config: Config, tmp_path: Path) -> None:
@@ -246,20 +284,22 @@ def test_killed_builder(config: Config, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     stop = f"""
-from data_pipeline import build
-build.train_tokenizer = lambda *args: open({str(pipe)!r})
+from data_pipeline import vocabulary
+vocabulary.train_tokenizer = lambda *args: open({str(pipe)!r})
 """
     process = child(config(), before=stop)
     assert process.stdout is not None
     with process:
-        while "read 0-files" not in process.stdout.readline():
+        while "draw text" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
-    assert [n[-4:] for n in leftovers(config())] == [".tmp"]
+    assert left(config(), ".work")
     lines: list[str] = []
     corpus = prepare(config(), report=lines.append)
-    assert any("left behind" in line for line in lines)
-    assert leftovers(config()) == [corpus.dir.name]
+    assert lines[0].startswith("data: continuing")
+    assert [p.name for p in Path(config().cache_dir).iterdir() if "lock" not in p.name] == [
+        corpus.dir.name
+    ]
 
 
 def test_several_processes_build_once(config: Config) -> None:

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.filters import Rules, clean
+from data_pipeline.filters import FilterConfig, clean
 from data_pipeline.filters.licence import is_allowed, spdx_header
 from data_pipeline.schema import Document, Tally
 from tests.data_pipeline.conftest import random_text
 
 LANGUAGES = ("Text", "Python", "JSON", "HTML", "JavaScript", "TeX", "XML")
-ALLOW_LIST = Rules(licence_policy="allow_list")
+ALLOW_LIST = FilterConfig(licence_policy="allow_list")
 
 
 def document(text: str, language: str = "Python", path: str = "a/b.py", **meta: Any) -> Document:
@@ -26,16 +26,16 @@ def document(text: str, language: str = "Python", path: str = "a/b.py", **meta: 
     return Document("0" * 32, text, domain, language, "source", path, meta)
 
 
-def fate(doc: Document, rules: Rules | None = None) -> str:
+def fate(doc: Document, rules: FilterConfig | None = None) -> str:
     """Return why a document is dropped, or ''."""
     tally = Tally("clean")
-    kept = list(clean([doc], rules or Rules(), tally))
+    kept = list(clean([doc], rules or FilterConfig(), tally))
     tally.check()
     assert len(kept) == tally.rows_out
     return next(iter(tally.drops), "")
 
 
-def check_any(documents: list[Document], rules: Rules) -> None:
+def check_any(documents: list[Document], rules: FilterConfig) -> None:
     tally = Tally("clean")
     kept = list(clean(documents, rules, tally))
     tally.check()
@@ -50,14 +50,14 @@ def check_any(documents: list[Document], rules: Rules) -> None:
     assert not again.notes
 
 
-def only_repairs() -> Rules:
+def only_repairs() -> FilterConfig:
     off: dict[str, Any] = {
         name: None
-        for name in Rules.__dataclass_fields__
+        for name in FilterConfig.__dataclass_fields__
         if name.startswith(("max_", "min_")) and name != "min_repeat_chars"
     }
-    off |= {name: False for name in Rules.__dataclass_fields__ if name.startswith("drop_")}
-    return Rules(**off, linguist_generated=False)
+    off |= {name: False for name in FilterConfig.__dataclass_fields__ if name.startswith("drop_")}
+    return FilterConfig(**off, linguist_generated=False)
 
 
 @settings(deadline=None)  # the first example loads enry
@@ -75,7 +75,7 @@ def only_repairs() -> Rules:
 def test_rows_are_conserved(rows: list[tuple[str, str, str]], strict: bool) -> None:
     documents = [document(*row) for row in rows if row[0].strip()]
     documents += [document(" \n" * 3, row[1], row[2]) for row in rows]
-    rules = Rules(
+    rules = FilterConfig(
         require_terminal_punctuation=strict,
         drop_curly_brackets=strict,
         linguist_vendored=strict,
@@ -112,14 +112,14 @@ def test_odd_documents(rng: random.Random) -> None:
         for language in ("Text", rng.choice(LANGUAGES[1:]))
     ]
     tally = Tally("clean")
-    list(clean(documents, Rules(), tally))
+    list(clean(documents, FilterConfig(), tally))
     tally.check()
     check_any(documents, only_repairs())
 
 
 def test_a_consumer_may_stop() -> None:
     tally = Tally("clean")
-    stream = clean((document(f"x = {i}\n") for i in range(10)), Rules(), tally)
+    stream = clean((document(f"x = {i}\n") for i in range(10)), FilterConfig(), tally)
     next(stream)
     next(stream)
     tally.check()
@@ -129,7 +129,7 @@ def test_a_consumer_may_stop() -> None:
 def test_only_repaired_documents_are_copies() -> None:
     same, other = document("x = 1\n"), document("# by ada@lovelace.org\nx = 1\n")
     tally = Tally("clean")
-    kept = list(clean([same, other], Rules(), tally))
+    kept = list(clean([same, other], FilterConfig(), tally))
     assert kept[0] is same
     assert kept[1].text == "# by <EMAIL>\nx = 1\n"
     assert kept[1].id == other.id
@@ -202,10 +202,10 @@ def test_licence_policy() -> None:
 
 
 def test_licences_of_sources() -> None:
-    rules = Rules(licence_policy="allow_list", source_licences={"source": "GPL-2.0-only"})
+    rules = FilterConfig(licence_policy="allow_list", source_licences={"source": "GPL-2.0-only"})
     assert fate(document("x = 1\n"), rules) == "licence_not_allowed"
     assert fate(document("x = 1\n", licence="MIT"), rules) == ""
-    rules = Rules(
+    rules = FilterConfig(
         licence_policy="allow_list",
         source_licences={"source": "GPL-2.0-only"},
         allowed_by_source={"source": frozenset({"GPL-2.0-only"})},

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.filters import Rules
+from data_pipeline.filters import FilterConfig
 from loopcoder.errors import InputError
 from tests.data_pipeline.test_filters import document, fate
 
@@ -17,7 +17,7 @@ LINES = "def scale(values, factor):\n    return [value * factor for value in val
 
 
 def fate_of(text: str, language: str = "Python", path: str = "src/a.py", **rules: Any) -> str:
-    return fate(document(text, language, path), Rules(**rules))
+    return fate(document(text, language, path), FilterConfig(**rules))
 
 
 def test_line_lengths() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.filters import Rules
+from data_pipeline.filters import FilterConfig
 from data_pipeline.filters.scrub import scrub
 
 
 def scrubbed(text: str, **rules: Any) -> tuple[str, dict[str, int]]:
     notes: Counter[str] = Counter()
-    result = scrub(text, Rules(**rules), notes)
-    assert scrub(result, Rules(**rules), Counter()) == result, "a second pass changed it"
+    result = scrub(text, FilterConfig(**rules), notes)
+    assert scrub(result, FilterConfig(**rules), Counter()) == result, "a second pass changed it"
     return result, dict(notes)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.filters import Rules, clean
+from data_pipeline.filters import FilterConfig, clean
 from data_pipeline.filters.words import Words
 from data_pipeline.schema import Tally
 from tests.data_pipeline.conftest import random_text
@@ -30,7 +30,7 @@ def prose(rng: random.Random, num_words: int = 200, per_line: int = 10) -> str:
 
 
 def fate_of(text: str, **rules: Any) -> str:
-    return fate(document(text, "Text", "a.txt"), Rules(**rules))
+    return fate(document(text, "Text", "a.txt"), FilterConfig(**rules))
 
 
 def test_prose_passes(rng: random.Random) -> None:
@@ -219,7 +219,7 @@ def test_repairs(rng: random.Random) -> None:
 
     def repaired(content: str, **rules: Any) -> tuple[str, dict[str, int]]:
         tally = Tally("clean")
-        kept = list(clean([document(content, "Text", "a.txt")], Rules(**rules), tally))
+        kept = list(clean([document(content, "Text", "a.txt")], FilterConfig(**rules), tally))
         return kept[0].text, dict(tally.notes)
 
     notes = {"javascript_notices_removed": 1, "documents_repaired": 1}

@@ -30,8 +30,10 @@ def edit(path: Path, change: Callable[[Any], object]) -> None:
 
 def test_every_file_is_checked(corpus: Corpus, rng: random.Random) -> None:
     assert load_corpus(corpus.dir) == load_corpus(str(corpus.dir), verify="size") == corpus
-    names = sorted(p.name for p in corpus.dir.iterdir() if p.name != "manifest.json")
-    assert len(names) == 4 * 2 + 2
+    files = [p for p in corpus.dir.rglob("*") if p.is_file() and p.name != "manifest.json"]
+    names = sorted(str(p.relative_to(corpus.dir)) for p in files)
+    # two shards and two held-out sides, the manifest of the shards, tokenizer and token_bytes
+    assert len(names) == 4 * 2 + 1 + 2
     for name in names:
         path = corpus.dir / name
         good = path.read_bytes()
@@ -57,8 +59,8 @@ def test_manifest_itself(corpus: Corpus, tmp_path: Path) -> None:
     for bad, message in (
         (good[:-20], "cannot read"),
         ("[]", "format_version None"),
-        (good.replace('"format_version": 1', '"format_version": 99'), "format_version 99"),
-        ('{"format_version": 1}', "was altered"),
+        (good.replace('"format_version": 2', '"format_version": 99'), "format_version 99"),
+        ('{"format_version": 2}', "was altered"),
     ):
         path.write_text(bad)
         with pytest.raises(InputError, match=message):
@@ -72,12 +74,12 @@ def test_manifest_itself(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_index_and_data_must_agree(corpus: Corpus) -> None:
     # consistent with a forged manifest, but not with each other
-    index, data = (corpus.dir / f"text_val{suffix}" for suffix in (".idx", ".bin"))
+    index, data = (corpus.dir / f"val/text{suffix}" for suffix in (".idx", ".bin"))
     data.write_bytes(data.read_bytes()[:-2])
 
     def forge(manifest: Any) -> None:
         size = data.stat().st_size
-        manifest["files"][data.name] = {"bytes": size, "xxh3_128": file_digest(data)}
+        manifest["files"][f"val/{data.name}"] = {"bytes": size, "xxh3_128": file_digest(data)}
 
     edit(corpus.dir / "manifest.json", forge)
     with pytest.raises(InputError, match=rf"{data.name} has .* bytes, but {index.name} names"):
@@ -89,5 +91,5 @@ def test_counts_must_agree(corpus: Corpus) -> None:
         corpus.dir / "manifest.json",
         lambda m: m["domains"]["code"]["train"].update(tokens=corpus.tokens("code", "train") + 1),
     )
-    with pytest.raises(InputError, match="code_train has"):
+    with pytest.raises(InputError, match="code train has"):
         load_corpus(corpus.dir, verify="size")

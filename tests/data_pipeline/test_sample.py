@@ -11,6 +11,8 @@ import pytest
 from data_pipeline.driver import prepare
 from data_pipeline.readers import sample
 from data_pipeline.schema import Tally
+from loopcoder.config.corpus import FimConfig, NearDedupConfig
+from loopcoder.config.filters import FilterConfig
 from loopcoder.config.schema import DataConfig, SourceConfig
 from loopcoder.errors import InputError
 
@@ -25,6 +27,9 @@ def make(tmp_path: Path) -> DataConfig:
         sources=[SourceConfig(kind="sample", max_bytes=SIDE_BYTES)],
         cache_dir=str(tmp_path),
         tokenizer_vocab_size=600,
+        filters=FilterConfig(linguist_generated="auto"),
+        near_dedup=NearDedupConfig(enabled="auto"),
+        fim=FimConfig(rate=0),
     )
 
 
@@ -35,11 +40,12 @@ def test_sample_is_mixed_and_repeatable(tmp_path: Path) -> None:
     for name in first.manifest["files"]:
         assert (first.dir / name).read_bytes() == (second.dir / name).read_bytes()
     for domain in first.domains:
-        size = sum(first.utf8_bytes(domain, split) for split in ("train", "val"))
-        assert 0.5 * SIDE_BYTES <= size <= SIDE_BYTES
+        rows = [r for r in first.manifest["plan"]["languages"] if r["side"] == domain]
+        assert 0.4 * SIDE_BYTES <= sum(r["supply_bytes"] for r in rows) <= SIDE_BYTES
+    assert first.tokens("text", "train") == first.tokens("code", "train")
     languages = first.languages("code", "train")
     assert len(languages) >= 3
-    assert 0 < languages["Python"]["utf8_bytes"] < 0.8 * first.utf8_bytes("code", "train")
+    assert 0 < languages["Python"]["tokens"] < 0.8 * first.tokens("code", "train")
 
 
 def test_no_package_dominates_and_ours_is_left_out() -> None:
@@ -64,7 +70,7 @@ def test_too_small_an_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (tmp_path / "site-packages" / "p" / f"{i}.py").write_text(f"x = {i}\n")
     monkeypatch.setattr(sample, "_roots", lambda: [("site", tmp_path / "site-packages")])
     monkeypatch.setattr(sample, "_SYSTEM_DOCS", ())
-    with pytest.raises(InputError, match=r"found only .* bytes of code"):
+    with pytest.raises(InputError, match=r"no documents|found only .* bytes of code"):
         prepare(make(tmp_path / "cache"))
 
 
@@ -84,7 +90,8 @@ def test_packages_elsewhere_are_found(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_only_needs_numpy_tokenizers_xxhash(tmp_path: Path) -> None:
     script = f"""
 import sys
-for name in ("datasets", "pyarrow", "zstandard", "orjson", "fastokens", "torch", "megatron"):
+extras = ("datasets", "pyarrow", "zstandard", "orjson", "fastokens", "rensa", "enry", "datatrove")
+for name in (*extras, "torch", "megatron"):
     sys.modules[name] = None  # an import of it fails
 from data_pipeline.driver import prepare
 from tests.data_pipeline.test_sample import make

@@ -19,18 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline import shuffle
+from data_pipeline import buckets
+from data_pipeline.buckets import Record, ShuffleConfig, num_buckets, to_buckets
 from data_pipeline.megatron_io import check_pair, token_dtype
-from data_pipeline.shuffle import (
-    Record,
-    ShuffleConfig,
-    assemble,
-    blend,
-    cut,
-    num_buckets,
-    seal,
-    to_buckets,
-)
+from data_pipeline.shuffle import assemble, blend, cut, seal
 from data_pipeline.validate import validate
 from loopcoder.errors import InputError
 
@@ -404,7 +396,7 @@ def test_full_disk(tmp_path: Path, seed: int) -> None:
                     assemble(0, tmp_path / "b", tmp_path / "out", config)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert "run the same task again" in e.value.problems[0].fix
+        assert "start the same command again" in e.value.problems[0].fix
         if step == "buckets":
             assert not list((tmp_path / "b").glob("*.json"))
             to_buckets(records, tmp_path / "b", 0, 1, config)
@@ -419,7 +411,7 @@ def test_ids_are_gathered_in_chunks(
 ) -> None:
     records, config = make(seed, 200), settings()
     run(tmp_path / "whole", config, [records])
-    monkeypatch.setattr(shuffle, "_CHUNK_TOKENS", 50)
+    monkeypatch.setattr(buckets, "_CHUNK_TOKENS", 50)
     run(tmp_path / "chunks", config, [records])
     assert content(tmp_path / "whole" / "out") == content(tmp_path / "chunks" / "out")
     for path in (tmp_path / "chunks" / "out").glob("*.bin"):

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import random
 import string
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from data_pipeline.durable import fingerprint
-from data_pipeline.schema import Document, Tally
-from data_pipeline.store import Store
+from data_pipeline import store
+from data_pipeline.schema import Document
+from data_pipeline.store import ChunkWriter, read_chunk
 from loopcoder.errors import InputError
 
 ODD = ["", "\n", "a\r\nb", "\u2028line\u2029", "\x00nul", "é\U0001f600\u200d", "x" * 3_000_000]
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["zstd", "gzip"])
+def packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to pack: with the data extra, and without it."""
+    monkeypatch.setattr(store, "_FAST", request.param)
 
 
 def documents(seed: int, count: int = 50) -> list[Document]:
@@ -30,67 +38,59 @@ def documents(seed: int, count: int = 50) -> list[Document]:
     ]
 
 
-def counted(found: list[Document], tally: Tally) -> Iterator[Document]:
-    for document in found:
-        tally.rows_in += 1
-        if document.text == "\n":
-            tally.drop("empty")
-            continue
-        tally.rows_out += 1
-        yield document
+def test_round_trip_in_chunks(tmp_path: Path, seed: int) -> None:
+    found = documents(seed)
+    limit = random.Random(seed).randint(1, 5000)
+    with ChunkWriter(tmp_path, 3, limit) as out:
+        for document in found:
+            out.add(document)
+    assert [c.name[:10] for c in out.chunks] == [f"00003-{i:04d}" for i in range(len(out.chunks))]
+    read = [list(read_chunk(tmp_path, chunk)) for chunk in out.chunks]
+    assert [d for part in read for d in part] == found
+    for part, chunk in zip(read, out.chunks, strict=True):
+        sizes = [len(d.text.encode()) for d in part]
+        assert chunk.documents == len(part)
+        assert chunk.text_bytes == {"code": sum(sizes)}
+        # a chunk ends with the document that fills it
+        assert sum(sizes[:-1]) < limit
+    assert all(sum(c.text_bytes.values()) >= limit for c in out.chunks[:-1])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [c.name for c in out.chunks]
 
 
-def test_round_trip(tmp_path: Path, seed: int) -> None:
-    store = Store(tmp_path, "clean", fingerprint({"a": 1}), world_size=2)
-    assert store.missing() == [0, 1]
-    for rank in (0, 1):
-        tally = Tally("clean")
-        store.write(rank, counted(documents(seed + rank), tally), tally)
-    assert store.missing() == []
-    for rank in (0, 1):
-        assert list(store.read(rank)) == [d for d in documents(seed + rank) if d.text != "\n"]
-    total = store.tally()
-    assert (total.rows_in, total.rows_out, total.drops["empty"]) == (114, 112, 2)
-    assert {p.suffix for p in store.folder.iterdir()} == {".zst", ".json"}
+def test_number_of_documents_is_limited(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_CHUNK_DOCUMENTS", 10)
+    with ChunkWriter(tmp_path, 0, 1 << 60) as out:
+        for document in documents(seed, 28):
+            out.add(document)
+    assert [c.documents for c in out.chunks] == [10, 10, 10, 5]
 
 
-def test_what_fails_leaves_nothing(tmp_path: Path, seed: int) -> None:
-    store = Store(tmp_path, "clean", "f", world_size=1)
-    tally = Tally("clean")
-
-    def breaks() -> Iterator[Document]:
-        yield from counted(documents(seed), tally)
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        store.write(0, breaks(), tally)
-    assert list(store.folder.iterdir()) == [] and store.missing() == [0]
-
-    lost = Tally("clean")
-    found = list(counted(documents(seed), lost))
-    lost.rows_out -= 1
-    with pytest.raises(RuntimeError, match="rows in"):
-        store.write(0, found, lost)
-    assert list(store.folder.iterdir()) == [] and store.missing() == [0]
+def test_no_documents_are_no_chunk(tmp_path: Path) -> None:
+    with ChunkWriter(tmp_path, 0, 100) as out:
+        pass
+    assert out.chunks == [] and list(tmp_path.iterdir()) == []
 
 
-def test_killed_between_file_and_marker_is_done_again(tmp_path: Path, seed: int) -> None:
-    store = Store(tmp_path, "clean", "f", world_size=1)
-    for _ in range(2):
-        tally = Tally("clean")
-        store.write(0, counted(documents(seed), tally), tally)
-        content = (store.folder / "00000.jsonl.zst").read_bytes()
-        (store.folder / "00000.done.json").unlink()
-        assert store.missing() == [0]
-    assert (store.folder / "00000.jsonl.zst").read_bytes() == content
+def test_what_fails_leaves_only_whole_chunks(tmp_path: Path, seed: int) -> None:
+    with pytest.raises(OSError, match="No space"), ChunkWriter(tmp_path, 0, 1000) as out:
+        for number, document in enumerate(documents(seed)):
+            if number == 40:
+                raise OSError(28, "No space left on device")
+            out.add(document)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [c.name for c in out.chunks]
+    for chunk in out.chunks:
+        assert list(read_chunk(tmp_path, chunk))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
 def test_damage_is_told(tmp_path: Path, seed: int, damage: str) -> None:
-    store = Store(tmp_path, "clean", "f", world_size=1)
-    tally = Tally("clean")
-    store.write(0, counted(documents(seed), tally), tally)
-    path = store.folder / "00000.jsonl.zst"
+    with ChunkWriter(tmp_path, 0, 1 << 60) as out:
+        for document in documents(seed):
+            out.add(document)
+    (chunk,) = out.chunks
+    path = tmp_path / chunk.name
     data = bytearray(path.read_bytes())
     if damage == "cut":
         path.write_bytes(data[:-10])
@@ -99,13 +99,18 @@ def test_damage_is_told(tmp_path: Path, seed: int, damage: str) -> None:
         path.write_bytes(data)
     else:
         path.unlink()
-    with pytest.raises(InputError, match="00000") as error:
-        list(store.read(0))
-    assert "00000.done.json" in error.value.problems[0].fix
+    with pytest.raises(InputError, match=chunk.name):
+        list(read_chunk(tmp_path, chunk))
 
 
-def test_another_config_is_another_folder(tmp_path: Path) -> None:
-    a, b = (Store(tmp_path, "clean", fingerprint("clean", {"x": x}), 1) for x in (1, 2))
-    a.finish(0, Tally("clean"))
-    assert a.is_done(0) and not b.is_done(0)
-    assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1})
+def test_names_need_not_be_utf8(tmp_path: Path) -> None:
+    odd = Document("1", "text", "code", "C", "s", "a/\udcff.c")
+    with ChunkWriter(tmp_path, 0, 100) as out:
+        out.add(odd)
+    assert [d.path for d in read_chunk(tmp_path, out.chunks[0])] == ["a/\\udcff.c"]
+
+
+def test_import_needs_no_extra() -> None:
+    code = "import sys; sys.modules['zstandard'] = sys.modules['orjson'] = None\n"
+    code += "from data_pipeline import store"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)

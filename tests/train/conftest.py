@@ -22,6 +22,10 @@ SMALL = [
     "data=files",
     "data.seq_length=64",
     "data.tokenizer_vocab_size=600",
+    # generated words are no prose that cleaning would let pass
+    "data.filters.enabled=false",
+    "data.near_dedup.enabled=false",
+    "data.fim.rate=0",
     "train.global_batch_size=4",
     "train.micro_batch_size=2",
     "eval.sequences_per_domain=4",

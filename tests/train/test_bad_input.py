@@ -75,7 +75,7 @@ def test_truncated_bin(
     )
     copy = tmp_path / "corpus"
     shutil.copytree(corpus, copy)
-    bin_file = next(copy.glob("code*train*.bin"))
+    bin_file = next(copy.glob("train/code*.bin"))
     bin_file.write_bytes(bin_file.read_bytes()[:-10])
     output = finish(start(tmp_path / "run", "data=corpus", f"path={copy}"), code=3)
     assert bin_file.name in output and "bytes" in output

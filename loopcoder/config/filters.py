@@ -1,11 +1,13 @@
-"""The thresholds of all filters, each with its unit and its source."""
+"""The thresholds of cleaning, each with its unit and its source: the section `data.filters`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import field
 from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from loopcoder.config.types import STRICT
 
 _PERMISSIVE = (
     "0BSD AFL-3.0 Apache-2.0 Artistic-2.0 BlueOak-1.0.0 BSD-1-Clause BSD-2-Clause "
@@ -14,18 +16,21 @@ _PERMISSIVE = (
     "PSF-2.0 Python-2.0 Ruby TCL Unicode-3.0 Unicode-DFS-2016 Unlicense UPL-1.0 Vim W3C WTFPL X11 "
     "Zlib ZPL-2.1"
 )
-PERMISSIVE_LICENCES = frozenset(_PERMISSIVE.split())
+PERMISSIVE_LICENCES = tuple(_PERMISSIVE.split())
 """SPDX ids that ask for no more than attribution."""
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What is dropped and what is repaired. A threshold of None switches its rule off.
+@dataclass(frozen=True, config=STRICT)
+class FilterConfig:
+    """What cleaning drops and repairs. null switches a threshold's rule off.
 
     Sources: Gopher is Rae et al. 2021, appendix A1.1 and table A1; C4 is Raffel et al. 2020,
     section 2.2; Codex is Chen et al. 2021, section 3.1; StarCoder is Li et al. 2023, section 3;
     StarCoder2 (The Stack v2) is Lozhkov et al. 2024, section 3.
     """
+
+    enabled: bool = True
+    """Clean at all; false hands every document on as it is."""
 
     # prose: quality
 
@@ -65,14 +70,12 @@ class Rules:
     """Share of paragraphs (between empty lines) that occurred before. Gopher."""
     max_duplicate_paragraph_chars: float | None = 0.2
     """Share of characters in such paragraphs. Gopher."""
-    max_top_ngram: Mapping[int, float] | None = field(
-        default_factory=lambda: MappingProxyType({2: 0.20, 3: 0.18, 4: 0.16})
+    max_top_ngram: dict[int, float] | None = field(
+        default_factory=lambda: {2: 0.20, 3: 0.18, 4: 0.16}
     )
     """Share of characters in the most frequent n-gram of words, by n. Gopher."""
-    max_duplicate_ngrams: Mapping[int, float] | None = field(
-        default_factory=lambda: MappingProxyType(
-            {5: 0.30, 6: 0.28, 7: 0.26, 8: 0.24, 9: 0.22, 10: 0.20}
-        )
+    max_duplicate_ngrams: dict[int, float] | None = field(
+        default_factory=lambda: {5: 0.30, 6: 0.28, 7: 0.26, 8: 0.24, 9: 0.22, 10: 0.20}
     )
     """Share of characters in n-grams of words that occurred before, by n. Gopher takes half of
     this; reference manuals have up to 0.27 in 5-grams, degenerate pages from 0.35."""
@@ -107,9 +110,9 @@ class Rules:
     and Unicode escapes; tables of decimal numbers are ours."""
     drop_generated: bool = True
     """Drop files whose head says that a program wrote them. StarCoder2; Codex."""
-    linguist_generated: bool = True
-    """Drop files that GitHub's linguist calls generated, by name and content; needs enry. The Stack
-    v2."""
+    linguist_generated: bool | Literal["auto"] = True
+    """Drop files that GitHub's linguist calls generated, by name and content; needs enry (auto:
+    where it is installed). The Stack v2."""
     drop_minified: bool = True
     """Drop minified JavaScript and CSS, by name or by hardly any blanks. Linguist."""
     min_blanks: float | None = 0.06
@@ -120,7 +123,7 @@ class Rules:
     own code has too (cache, deps, fixtures, external)."""
     linguist_vendored: bool = False
     """Drop everything that linguist calls vendored; needs enry. The Stack v2."""
-    path_roots: tuple[str, ...] = ()
+    path_roots: list[str] = field(default_factory=list)
     """Folders of the sources: paths count from there, so that nobody's `/data/vendor/` is taken for
     a part of a project. Other absolute paths are judged by few names only."""
     drop_lock_files: bool = True
@@ -147,9 +150,9 @@ class Rules:
 
     licence_policy: Literal["any", "allow_list"] = "any"
     """any: licences are not looked at; allow_list: keep what is under an allowed one. StarCoder."""
-    allowed_licences: frozenset[str] = PERMISSIVE_LICENCES
+    allowed_licences: list[str] = field(default_factory=lambda: list(PERMISSIVE_LICENCES))
     """SPDX ids, case ignored."""
-    allowed_by_source: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    allowed_by_source: dict[str, list[str]] = field(default_factory=dict)
     """The same for single sources by name, instead of `allowed_licences`."""
-    source_licences: Mapping[str, str] = field(default_factory=dict)
+    source_licences: dict[str, str] = field(default_factory=dict)
     """SPDX expression of a source by name, for documents that tell nothing themselves."""

@@ -1,0 +1,45 @@
+"""Debian and npm packages as a source: fetched once, then read like files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.readers.files import FilesSource
+from data_pipeline.readers.packages import fetch_debian, fetch_npm
+from loopcoder.config.schema import SourceConfig
+from loopcoder.errors import InputError
+
+
+class RegistrySource(FilesSource):
+    """The files of some packages; their versions and licences are those of the lock file."""
+
+    def __init__(self, name: str, config: SourceConfig) -> None:
+        """Fetch what is not there yet.
+
+        Raises:
+            InputError: no package is named, or one cannot be fetched.
+        """
+        if not config.packages or not isinstance(config.path, str):
+            raise InputError.of(
+                f"source {name} has the packages {config.packages} and the path {config.path!r}",
+                f"kind {config.kind} reads the packages that it names, kept in one folder",
+                f"'data.sources=[{{kind:{config.kind},packages:[NAME]}}]'",
+            )
+        folder = Path(config.path).expanduser().resolve()
+        fetch = fetch_debian if config.kind == "debian" else fetch_npm
+        packages = fetch(config.packages, folder)
+        paths = [str(folder / package.folder) for package in packages]
+        super().__init__(name, replace(config, path=paths))
+        # one that is fetched again elsewhere has the same documents, and they the same ids
+        self.config = config
+        self.identity: list[Any] = [[p.registry, p.name, p.version, p.sha256] for p in packages]
+        self.roots = [str(folder)]
+        self.provenance = {
+            "registry": config.kind,
+            "licence": config.licence,
+            "packages": [asdict(package) for package in packages],
+        }
+        self._id_root = f"{folder}/"
+        self.licences = {f"{p.folder}/": p.licences for p in packages if p.licences}
