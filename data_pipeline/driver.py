@@ -24,6 +24,7 @@ from data_pipeline.durable import disk_errors, fingerprint, fsync_folder, read_m
 from data_pipeline.encoder import Encoder
 from data_pipeline.execute import Executor, run_ranks
 from data_pipeline.finish import finish
+from data_pipeline.language_model import LanguageModel
 from data_pipeline.manifest import FORMAT_VERSION, Corpus, Verify, load_corpus
 from data_pipeline.plan import lowest_terms
 from data_pipeline.progress import Report, described, total_cost, watched
@@ -171,6 +172,8 @@ def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
     problems += _problems_of(
         lambda: open_index(rules.benchmarks, share=rules.share, ngram=rules.ngram)
     )
+    if data.language_model:
+        problems += _problems_of(lambda: LanguageModel.load(str(data.language_model)))
     if problems:
         raise InputError(problems)
     return sources
@@ -227,11 +230,13 @@ def _fingerprint(data: DataConfig, sources: Sequence[Source], weights: dict[str,
         fields["tokenizer"] = ["import", file_digest(Path(data.tokenizer).expanduser())]
     if data.shards is not None:
         fields.pop("worker_bytes")
-    benchmarks = [Path(b).expanduser() for b in data.decontaminate.benchmarks if b not in BUILTIN]
+    benchmarks = [Path(b) for b in data.decontaminate.benchmarks if b not in BUILTIN]
     fields["sources"] = [
         [_plain(source.config), source.roots, source.identity] for source in sources
     ]
-    parts = [FORMAT_VERSION, weights, fields, [file_digest(path) for path in benchmarks]]
+    files = [*benchmarks, *([Path(data.language_model)] if data.language_model else [])]
+    digests = [file_digest(path.expanduser()) for path in files]
+    parts = [FORMAT_VERSION, weights, fields, digests]
     return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 

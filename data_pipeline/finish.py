@@ -53,7 +53,8 @@ def finish(work: Work, sources: Sequence[Source]) -> None:
 
 def _manifest(work: Work, sources: Sequence[Source]) -> dict[str, Any]:
     planned = work.facts_of("plan", 0)
-    shards = work.facts_of("validate", 0)["shards"]
+    validated = work.facts_of("validate", 0)
+    shards = validated["shards"]
     tokenizer = work.facts_of("tokenizer", 0)
     tallies = _tallies(work, shards)
     return {
@@ -83,6 +84,7 @@ def _manifest(work: Work, sources: Sequence[Source]) -> dict[str, Any]:
         "lengths": planned["lengths"],
         "domains": {side: _side(work, shards, side) for side in work.domains},
         "num_shards": shards["num_shards"],
+        "share_tolerance": validated["share_tolerance"],
     }
 
 

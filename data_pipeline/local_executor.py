@@ -7,7 +7,7 @@ from typing import Any
 from datatrove.executor import LocalPipelineExecutor
 
 
-class QuietExecutor(LocalPipelineExecutor):
+class QuietExecutor(LocalPipelineExecutor):  # type: ignore[misc] # it is untyped
     """Logs to the files of its folder; only errors go to the terminal."""
 
     def _launch_run_for_rank(

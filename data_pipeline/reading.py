@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from data_pipeline.decontam import decontaminate, open_index
 from data_pipeline.filters import clean
+from data_pipeline.language_model import LanguageModel, label, label_code
 from data_pipeline.readers.base import Part
 from data_pipeline.readers.sample import DEFAULT_SIDE_BYTES, MIN_SIDE_BYTES
 from data_pipeline.schema import Document, Tally
 from data_pipeline.store import ChunkWriter
 from data_pipeline.work import Work
+from loopcoder.config.schema import DataConfig
 from loopcoder.errors import InputError, Problem
 
 STAGES = ("ingest", "select", "clean", "decontaminate", "language")
@@ -39,8 +41,7 @@ def read_part(work: Work, number: int) -> dict[str, Any]:
         found = _Metered(decontaminate(cleaned, index, tallies["decontaminate"]))
     else:
         found = _Metered(_passed(cleaned, tallies["decontaminate"]))
-    keep = data.unknown_language == "keep"
-    labelled = _Metered(label(found, tallies["language"], keep_unknown=keep))
+    labelled = _Metered(_labelled(found, data, tallies["language"]))
     start = time.thread_time()
     with ChunkWriter(work.documents, number, data.part_bytes) as out:
         for document in labelled:
@@ -93,14 +94,19 @@ def select(
             return
 
 
-def label(documents: Iterable[Document], tally: Tally, *, keep_unknown: bool) -> Iterator[Document]:
-    """Yield the documents whose language is known; of code, what nothing tells is left out."""
+def _labelled(documents: Iterable[Document], data: DataConfig, tally: Tally) -> Iterator[Document]:
+    """Yield the documents with their languages; code of unknown language as the config says."""
+    model = LanguageModel.load(data.language_model) if data.language_model else None
+    if data.unknown_language == "drop":
+        yield from label_code(documents, tally, model, data.language_confidence)
+        return
     for document in documents:
         tally.rows_in += 1
-        if document.domain == "code" and document.language == "unknown" and not keep_unknown:
-            tally.drop("unknown_language")
-            continue
         tally.rows_out += 1
+        if document.domain == "code":
+            language, teller = label(document, model, data.language_confidence)
+            tally.notes[f"language_by_{teller}"] += 1
+            document = replace(document, language=language)  # noqa: PLW2901
         yield document
 
 

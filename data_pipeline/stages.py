@@ -17,7 +17,7 @@ from data_pipeline.schema import Tally
 from data_pipeline.shuffle import assemble, concatenate, seal
 from data_pipeline.store import Chunk
 from data_pipeline.tokens import count, shuffle_config, tokenise
-from data_pipeline.validate import validate
+from data_pipeline.validate import SHARE_TOLERANCE, validate
 from data_pipeline.vocabulary import is_trained, make, sample
 from data_pipeline.work import Work
 from loopcoder.errors import InputError
@@ -114,11 +114,12 @@ def _validate(work: Work, _: int) -> dict[str, Any]:
     planned = work.facts_of("plan", 0)
     folder = work.corpus / "train"
     manifest = seal(folder, shuffle_config(work, planned["num_buckets"]), planned["shares"])
-    tolerance = max(0.001, _grain(work))
+    tolerance = max(SHARE_TOLERANCE, _grain(work))
     problems = validate(folder, tolerance=tolerance)
     if problems:
         raise InputError(problems)
-    return {"shards": {k: v for k, v in manifest.items() if k not in ("files", "wanted_shares")}}
+    kept = {k: v for k, v in manifest.items() if k not in ("files", "wanted_shares")}
+    return {"share_tolerance": tolerance, "shards": kept}
 
 
 def _grain(work: Work) -> float:

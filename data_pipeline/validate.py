@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.buckets import FORMAT_VERSION
-from data_pipeline.manifest import Verify, check_file
+from data_pipeline.manifest import Verify, check_file, load_corpus
 from data_pipeline.megatron_io import check_pair, chunks_of, token_dtype
 from data_pipeline.shuffle import SHARDS
-from loopcoder.errors import Problem
+from loopcoder.errors import InputError, Problem
 
 MAX_DOCUMENTS = 2**31 - 1
 """Of one prefix; megatron-core numbers them in int32 and wraps without a word."""
@@ -54,6 +54,27 @@ def validate(
     except (KeyError, TypeError, AttributeError) as e:
         why = f"an entry is missing or of the wrong kind: {e!r}"
         return [Problem(f"{path} was altered", why, f"delete it and seal {folder} again")]
+
+
+def validate_corpus(folder: Path) -> list[Problem]:
+    """Return everything that is wrong with a finished corpus; reads every byte."""
+    try:
+        corpus = load_corpus(folder)
+    except InputError as error:
+        return error.problems
+    found = validate(corpus.dir / "train", tolerance=float(corpus.manifest["share_tolerance"]))
+    shards = json.loads((corpus.dir / "train" / SHARDS).read_text(encoding="utf-8"))
+    for key in ("vocab_size", "eod_id"):
+        if shards[key] != corpus.manifest["tokenizer"][key]:
+            found.append(
+                Problem(
+                    f"the shards of {folder} have {key}={shards[key]}, its tokenizer "
+                    f"{corpus.manifest['tokenizer'][key]}",
+                    "they were made with another tokenizer",
+                    f"delete {folder} and build it again",
+                )
+            )
+    return found
 
 
 def _files(folder: Path, manifest: Mapping[str, Any], verify: str, fix: str) -> Iterator[Problem]:

@@ -265,14 +265,29 @@ def _free_port() -> int:
     return port
 
 
+DATA_HELP = """\
+Build the corpus of a run, or find it already built, and print its folder.
+
+usage: loopcoder data [--config-dir DIR] [key=value ...]
+       loopcoder data validate DIR
+       loopcoder data train-langid PATH... --out FILE
+       loopcoder data audit PATH... [--model FILE]
+
+  loopcoder data data=files path=~/src              a folder; the same command again continues
+  loopcoder data data=packages model=plt_7b         real text and code from Debian and npm packages
+  loopcoder data data=files path=DIR data.shares=published data.executor.workers=16
+
+  validate      compare a finished corpus with its manifest and with what training relies on
+  train-langid  train the model that tells the language of code without a name
+  audit         compare the languages of code with Magika's, on a sample"""
+
+
 def _data(argv: list[str]) -> int:
+    if argv and argv[0] in _DATA_VERBS:
+        return _DATA_VERBS[argv[0]](argv[1:])
     arguments = parse_arguments(argv)
     if arguments.help:
-        print(
-            "Build the corpus of a run, or find it already built, and print its folder.\n\n"
-            "usage: loopcoder data [--config-dir DIR] [key=value ...]\n\n"
-            "  loopcoder data data=files path=~/src"
-        )
+        print(DATA_HELP)
         return EXIT_DONE
     config = _composed(arguments, detect())
     from data_pipeline.driver import prepare
@@ -280,6 +295,52 @@ def _data(argv: list[str]) -> int:
     corpus = prepare(config.data, report=lambda text: print(text, file=sys.stderr, flush=True))
     print(corpus.dir)
     return EXIT_DONE
+
+
+def _corpus_folder(verb: str, argv: list[str]) -> Path | None:
+    """Return the one folder that a verb of `data` is given; None: its help was asked for."""
+    if argv in (["-h"], ["--help"]):
+        print(f"usage: loopcoder data {verb} DIR")
+        return None
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise InputError.of(
+            f"loopcoder data {verb} {' '.join(argv)}",
+            "it takes the folder of a finished corpus and nothing else",
+            f"loopcoder data {verb} DIR",
+        )
+    return Path(argv[0]).expanduser()
+
+
+def _data_validate(argv: list[str]) -> int:
+    folder = _corpus_folder("validate", argv)
+    if folder is None:
+        return EXIT_DONE
+    from data_pipeline.validate import validate_corpus
+
+    problems = validate_corpus(folder)
+    if problems:
+        raise InputError(problems)
+    print(f"{folder} is sound")
+    return EXIT_DONE
+
+
+def _data_train_langid(argv: list[str]) -> int:
+    from data_pipeline.train_langid import main as train_langid
+
+    return train_langid(argv)
+
+
+def _data_audit(argv: list[str]) -> int:
+    from data_pipeline.audit import main as audit
+
+    return audit(argv)
+
+
+_DATA_VERBS = {
+    "validate": _data_validate,
+    "train-langid": _data_train_langid,
+    "audit": _data_audit,
+}
 
 
 def _doctor(argv: list[str]) -> int:

@@ -130,7 +130,7 @@ class RowReader:
             language=language or ("Text" if domain == "text" else "unknown"),
             source=self.source,
             path=self.path,
-            meta={"row": number},
+            meta={"row": number} | _named(row, self.config),
         )
 
     def reject(self, reason: str) -> None:
@@ -156,6 +156,13 @@ class RowReader:
 def _is_name(value: object) -> TypeGuard[str]:
     """Tell whether a value may name a language: a string with letters that UTF-8 can spell."""
     return isinstance(value, str) and bool(value.strip()) and value.strip().isprintable()
+
+
+def _named(row: Mapping[str, Any], config: SourceConfig) -> dict[str, str]:
+    """Return what columns of their own say of a row: the path of its file, its licence."""
+    columns = {"path": config.path_field, "licence": config.licence_field}
+    values = {name: row.get(column) for name, column in columns.items() if column}
+    return {name: value for name, value in values.items() if _is_name(value)}
 
 
 def _fault(row: object, config: SourceConfig) -> str | None:

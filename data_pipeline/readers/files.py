@@ -296,7 +296,11 @@ def _parquet_documents(
         # a local file is read by Arrow itself
         file = pq.ParquetFile(path if isinstance(path, Path) else path.open("rb"))
         names = file.schema_arrow.names
-        wanted = [c for c in (config.text_field, config.language_field) if c in names]
+        columns = (
+            *(config.text_field, config.language_field),
+            *(config.path_field, config.licence_field),
+        )
+        wanted = [c for c in columns if c in names]
         if config.text_field not in wanted:
             tally.file_drops[f"no_column_{config.text_field}"] += 1
             return

@@ -217,7 +217,13 @@ def _data(config: Config) -> Iterator[Problem]:
             f"data={d.name} data.path=null", "it is the folder of a finished corpus", "path=DIR"
         )
     for index, source in enumerate(d.sources):
-        if source.kind != "sample" and source.path is None and d.path is None:
+        if source.kind in ("debian", "npm") and not source.packages:
+            yield Problem(
+                f"data.sources.{index}.kind={source.kind} data.sources.{index}.packages=[]",
+                "it reads the packages that it names",
+                f"data.sources.{index}.packages=[NAME]",
+            )
+        elif source.kind in ("files", "hf") and source.path is None and d.path is None:
             what = (
                 "a dataset's name or folder" if source.kind == "hf" else "files, folders or globs"
             )
@@ -232,6 +238,20 @@ def _data(config: Config) -> Iterator[Problem]:
                 "a stream may have no end, and the corpus is built before training starts",
                 f"data.sources.{index}.max_documents=100000",
             )
+    if isinstance(d.epochs, dict):
+        sides = {side for stage in config.stages for side in stage.mixture or {}}
+        for side in sorted(sides - d.epochs.keys()):
+            yield Problem(
+                f"data.epochs={as_override(d.epochs)}",
+                f"the mixture takes tokens of {side} too",
+                f"data.epochs={as_override(d.epochs | {side: 1})}",
+            )
+    if isinstance(d.shares, dict) and not any(d.shares.values()):
+        yield Problem(
+            f"data.shares={as_override(d.shares)}",
+            "at least one language has a weight above 0",
+            "data.shares=supply",
+        )
     if d.tokenizer == "train":
         if d.tokenizer_vocab_size < _SMALLEST_TOKENIZER:
             yield Problem(

@@ -128,6 +128,10 @@ class SourceConfig:
     """Column that holds the document."""
     language_field: str | None = None
     """Column that names the programming language; rows that have one are code."""
+    path_field: str | None = None
+    """Column with the name of the file that a row was; tells the language where none is given."""
+    licence_field: str | None = None
+    """Column with the SPDX expression of a row's licence."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
     config_name: str | None = None
@@ -188,6 +192,11 @@ class DataConfig:
     invalid_utf8: InvalidUtf8 = "error"
     """A document that is not UTF-8: stop with an error, replace the bytes and count, or drop it
     and count."""
+    language_model: str | None = None
+    """Model that `loopcoder data train-langid` wrote, for code whose language neither its row nor
+    its name nor its first line tells."""
+    language_confidence: Fraction = 0.5
+    """Least confidence of the language model in what it says."""
     unknown_language: Literal["drop", "keep"] = "drop"
     """Code whose language nothing tells: leave it out and count it, or keep it as `unknown`."""
     filters: FilterConfig = field(default_factory=FilterConfig)
