@@ -271,7 +271,9 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
     start = time.monotonic()
     continues = (work.folder / "done").exists()
     report(f"data: {'continuing' if continues else 'building'} {folder}")
-    work = _with_rules(work, sources)
+    work = _with_rules(work, sources).own(
+        lambda: report("data: waiting for the last tasks of a build that was killed")
+    )
     size = _partition(work, sources)
     for stage in STAGES:
         _run_stage(work, stage, size, report)

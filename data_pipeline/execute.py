@@ -54,7 +54,7 @@ def run_ranks(
     shutil.rmtree(logs, ignore_errors=True)
     faults.mkdir(parents=True)
     step = _Step(task, tuple(ranks), world_size, faults)
-    if executor.kind == "local" and min(_workers(executor), len(ranks)) == 1:
+    if executor.kind == "local" and _workers(executor) == 1:
         for index in range(len(ranks)):
             step(None, index, len(ranks))
     else:
@@ -94,7 +94,10 @@ def _datatrove(executor: Executor, step: _Step, tasks: int, logs: Path) -> Any:
             from data_pipeline.local_executor import QuietExecutor
 
             return QuietExecutor(
-                workers=min(_workers(executor), tasks), **common, **executor.options
+                # one would be this process, whose memory would then be that of all stages
+                workers=max(2, min(_workers(executor), tasks)),
+                **common,
+                **executor.options,
             )
         workers = executor.workers or -1
         if executor.kind == "slurm":

@@ -14,12 +14,14 @@ WORK/corpus/                   becomes the finished folder
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import pickle
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +35,9 @@ from data_pipeline.schema import Document
 from data_pipeline.store import Chunk, read_chunk
 from loopcoder.checkpoint.digest import file_digest
 from loopcoder.config.schema import DataConfig
+from loopcoder.errors import LoopcoderError
+
+_OWNER, _TASKS = "owner", "tasks.lock"
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Work:
     """Sides, text before code."""
     weights: dict[str, int]
     """Tokens of each side in lowest terms."""
+    owner: str = ""
+    """Names the process that drives the build; tasks of one that was killed do no more."""
 
     @property
     def documents(self) -> Path:
@@ -105,6 +112,38 @@ class Work:
         """Return the tokenizer of the build, one thread a task."""
         return _encoder(self.tokenizer, self.tokenizer_hash, self.data.tokenizer_backend)
 
+    # One build at a time
+
+    def own(self, wait: Callable[[], None]) -> Work:
+        """Take the folder over from a build that was killed, once its running tasks have ended.
+
+        Args:
+            wait: Called before waiting for them.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mine = replace(self, owner=f"{os.getpid()}-{time.time_ns()}")
+        write_bytes(self.folder / _OWNER, mine.owner.encode())
+        with open(self.folder / _TASKS, "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        return mine
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Hold the folder while a task runs.
+
+        Raises:
+            LoopcoderError: another process drives the build by now.
+        """
+        with open(self.folder / _TASKS, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if (self.folder / _OWNER).read_text() != self.owner:
+                raise LoopcoderError("the process that drove this build was killed")
+            yield
+
     # Markers
 
     def marker(self, stage: str, task: int) -> Path:
@@ -151,9 +190,9 @@ class Task:
     run: Callable[[Work, int], dict[str, Any]]
 
     def __call__(self, rank: int, world_size: int) -> None:
-        with disk_errors(self.work.folder), measured() as cost:
-            facts = self.run(self.work, rank)
-        with disk_errors(self.work.folder):
+        with self.work.at_work(), disk_errors(self.work.folder):
+            with measured() as cost:
+                facts = self.run(self.work, rank)
             path = self.work.marker(self.stage, rank)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_marker(path, self.work.made_of(self.stage), **facts, cost=cost)

@@ -1,0 +1,129 @@
+"""A build that is killed again and again, or runs out of disk, ends as if it had not been."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_pipeline.driver import prepare
+from data_pipeline.manifest import load_corpus
+from loopcoder.config.corpus import ExecutorConfig
+from loopcoder.config.schema import DataConfig
+from tests.data_pipeline.test_pipeline import environment, hashes, plant, quiet, settings
+
+pytestmark = pytest.mark.chaos
+
+KILLS = 20
+REPOSITORY = Path(__file__).parents[2]
+CHILD = """
+import json, sys
+from data_pipeline.driver import prepare
+from loopcoder.config.schema import DataConfig
+from loopcoder.errors import InputError
+try:
+    prepare(DataConfig(**json.loads(sys.argv[1])))
+except InputError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+def start(config: DataConfig) -> subprocess.Popen[str]:
+    """Build in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", CHILD, json.dumps(dataclasses.asdict(config))],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("whom", ["driver", "group"])
+def test_killed_at_random_moments(tmp_path: Path, seed: int, whom: str) -> None:
+    """Whether its workers die with the driver or are left behind."""
+    plant(tmp_path, seed)
+    rng = random.Random(seed)
+    whole = settings(tmp_path, tmp_path / "whole", seed, executor=ExecutorConfig(workers=2))
+    begin = time.monotonic()
+    with start(whole) as process:
+        assert process.wait(300) == 0
+    seconds = time.monotonic() - begin
+    expected = hashes(prepare(whole, report=quiet))
+    config = settings(tmp_path, tmp_path / "killed", seed, executor=ExecutorConfig(workers=2))
+    killed = 0
+    while killed < KILLS:
+        process = start(config)
+        try:
+            # not much longer than it takes to get to the stage where the last one died
+            process.wait(rng.uniform(0, 0.4 * seconds))
+        except subprocess.TimeoutExpired:
+            if whom == "driver":
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+            process.wait()
+            continue
+        # complete: the rest of the kills hit a new build
+        assert hashes(prepare(config, report=quiet)) == expected
+        config = dataclasses.replace(config, cache_dir=str(tmp_path / f"again{killed}"))
+    with start(config) as process:
+        assert process.stdout is not None
+        assert process.wait(300) == 0, process.stdout.read()
+    corpus = prepare(config, report=quiet)
+    assert hashes(corpus) == expected
+    names = [p.name for p in Path(config.cache_dir).iterdir() if not p.name.endswith(".lock")]
+    assert names == [corpus.dir.name]
+    mine = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
+    assert not mine
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that has room for the beginning of a build."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    mounted = subprocess.run(["mount", *options], capture_output=True, check=False)
+    if os.getuid() != 0 or mounted.returncode != 0:
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_full_disk(tmp_path: Path, small_disk: Path, seed: int, workers: int) -> None:
+    """More and more room: each time it stops with a clear error, until it is enough."""
+    plant(tmp_path, seed)
+    expected = hashes(prepare(settings(tmp_path, tmp_path / "whole", seed), report=quiet))
+    executor = ExecutorConfig(workers=workers)
+    config = settings(tmp_path, small_disk / "cache", seed, executor=executor)
+    failed = 0
+    kilobytes = 60
+    while kilobytes < 20_000:
+        kilobytes = kilobytes * 5 // 4
+        subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", small_disk], check=True)
+        with start(config) as process:
+            output, _ = process.communicate(timeout=300)
+        if process.returncode == 0:
+            break
+        assert process.returncode == 3, output
+        assert "no space left" in output and "continues where it was" in output
+        failed += 1
+    assert failed > 3
+    (folder,) = [p for p in (small_disk / "cache").iterdir() if (p / "manifest.json").exists()]
+    assert hashes(load_corpus(folder)) == expected
