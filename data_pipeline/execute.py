@@ -11,13 +11,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline.durable import disk_errors
 from loopcoder.errors import InputError, LoopcoderError, Problem
+
+POLL_S = 10.0
+"""Seconds between looks at a Slurm job."""
 
 Task = Callable[[int, int], None]
 """Work of one rank: (rank, world_size)."""
@@ -52,14 +59,48 @@ def run_ranks(
         return
     faults = logs / "faults"
     shutil.rmtree(logs, ignore_errors=True)
-    faults.mkdir(parents=True)
+    with disk_errors(logs):
+        faults.mkdir(parents=True)
+        (faults / _RESERVE).write_bytes(bytes(_RESERVE_BYTES))
     step = _Step(task, tuple(ranks), world_size, faults)
     if executor.kind == "local" and _workers(executor) == 1:
         for index in range(len(ranks)):
             step(None, index, len(ranks))
     else:
-        _datatrove(executor, step, len(ranks), logs).run()
+        runner = _datatrove(executor, step, len(ranks), logs)
+        try:
+            runner.run()
+        except BrokenProcessPool:
+            pass  # a worker was killed: its rank is among those that ended without a word
+        except Exception:
+            # a rank that could not even say what is wrong: what others say explains it
+            _raise_faults(faults, len(ranks), lost_too=False)
+            raise
+        if executor.kind == "slurm":
+            _wait_for_slurm(str(runner.job_id), faults, len(ranks))
     _raise_faults(faults, len(ranks))
+
+
+def _wait_for_slurm(job: str, faults: Path, tasks: int) -> None:
+    """Wait until all tasks of a job array have ended; datatrove only submits it."""
+    gone = False
+    while len(_ends(faults)) < tasks and not gone:
+        time.sleep(POLL_S)
+        queue = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job], capture_output=True, text=True, check=False
+        )
+        # one more look at the folder after the job has left the queue: file systems lag behind
+        gone = not queue.stdout.strip() and "Socket timed out" not in queue.stderr
+        if gone:
+            time.sleep(POLL_S)
+
+
+def _ends(faults: Path) -> list[Path]:
+    """Return what the ranks left when they ended, well or not."""
+    return [path for path in faults.iterdir() if path.suffix in (".json", ".ok")]
+
+
+_RESERVE, _RESERVE_BYTES = "reserve", 1 << 14
 
 
 class _Step:
@@ -78,7 +119,11 @@ class _Step:
             fault = {"rank": rank, "traceback": traceback.format_exc()}
         end = "json" if fault else "ok"
         temporary = self.faults / f"{index:05d}.tmp"
-        temporary.write_text(json.dumps(fault), encoding="utf-8")
+        try:
+            temporary.write_text(json.dumps(fault), encoding="utf-8")
+        except OSError:  # on a full disk there is just the room that was kept for this
+            (self.faults / _RESERVE).unlink(missing_ok=True)
+            temporary.write_text(json.dumps(fault), encoding="utf-8")
         temporary.rename(self.faults / f"{index:05d}.{end}")
         return ()
 
@@ -122,11 +167,11 @@ def _datatrove(executor: Executor, step: _Step, tasks: int, logs: Path) -> Any:
         ) from error
 
 
-def _raise_faults(faults: Path, tasks: int) -> None:
+def _raise_faults(faults: Path, tasks: int, *, lost_too: bool = True) -> None:
     found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(faults.glob("*.json"))]
     problems = {tuple(p): None for fault in found for p in fault.get("problems", [])}
     crashed = [fault for fault in found if "traceback" in fault]
-    lost = tasks - len(found) - len(list(faults.glob("*.ok")))
+    lost = tasks - len(_ends(faults)) if lost_too else 0
     if crashed or lost:
         texts = [f"rank {fault['rank']}:\n{fault['traceback']}" for fault in crashed]
         texts += [f"{lost} ranks ended without a word (killed, or out of memory)"] if lost else []

@@ -1,8 +1,17 @@
-"""datatrove's local executor without its talk: the pipeline has progress lines of its own."""
+"""datatrove's local executor with processes that die with who started them, and without its talk.
+
+datatrove's own starts a manager as a fork of the process that drives a build. When that is killed,
+the manager lives on and with it the lock of the folder, which nobody could take over then; and when
+a worker is killed, its pool waits for ever.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import multiprocessing
+import os
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import wait
 
 from datatrove.executor import LocalPipelineExecutor
 
@@ -10,11 +19,29 @@ from datatrove.executor import LocalPipelineExecutor
 class QuietExecutor(LocalPipelineExecutor):  # type: ignore[misc] # it is untyped
     """Logs to the files of its folder; only errors go to the terminal."""
 
-    def _launch_run_for_rank(
-        self, rank: int, ranks_q: Any, completed: Any = None, completed_lock: Any = None
-    ) -> Any:
-        return super()._launch_run_for_rank(rank, ranks_q)
+    def run(self) -> None:
+        """Run all tasks and wait for them.
 
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        # what is not the first local rank tells the terminal of errors only
-        return super()._run_for_rank(rank, local_rank + 1, node_rank)
+        Raises:
+            BrokenProcessPool: a worker was killed.
+        """
+        # what a fork server starts inherits nothing
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(self.workers, context, _end_with_parent) as pool:
+            list(pool.map(self._quietly, range(self.tasks)))
+
+    def _quietly(self, rank: int) -> None:
+        # what is not the first of its machine tells the terminal of errors only
+        self._run_for_rank(rank, local_rank=1)
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="loopcoder-parent", daemon=True).start()
