@@ -70,15 +70,16 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     made_of = _fingerprint(data, sources, weights)
     cache = Path(data.cache_dir).expanduser()
     folder = cache / f"{data.name}-{made_of}"
-    # outside the lock, so that a cache that one may only read serves as well
-    if folder.exists():
-        return load_corpus(folder, verify)
     # hidden, since the documents may lie in a folder above
     work = Work(cache / f".{folder.name}.work", data, made_of, domains, weights)
+    # outside the lock, so that a cache that one may only read serves as well
+    if folder.exists():
+        _tidy(work, folder, report)
+        return load_corpus(folder, verify)
     try:
         with disk_errors(cache):
             cache.mkdir(parents=True, exist_ok=True)
-            with _lock(cache / f"{folder.name}.lock", folder, report):
+            with _lock(folder.with_name(f"{folder.name}.lock"), folder, report):
                 if not folder.exists():
                     _build(work, sources, folder, report)
     except (PermissionError, FileExistsError, NotADirectoryError) as e:
@@ -88,6 +89,16 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
             "data.cache_dir=FOLDER that is writable",
         ) from e
     return load_corpus(folder, verify)
+
+
+def _tidy(work: Work, folder: Path, report: Report) -> None:
+    """Remove the work of a corpus whose builder was killed just after giving it its name."""
+    if work.folder.exists() and not work.data.keep_work:
+        with (
+            contextlib.suppress(OSError),
+            _lock(folder.with_name(f"{folder.name}.lock"), folder, report),
+        ):
+            shutil.rmtree(work.folder, ignore_errors=True)
 
 
 def _finished(data: DataConfig, verify: Verify) -> Corpus:
@@ -231,9 +242,7 @@ def _fingerprint(data: DataConfig, sources: Sequence[Source], weights: dict[str,
     if data.shards is not None:
         fields.pop("worker_bytes")
     benchmarks = [Path(b) for b in data.decontaminate.benchmarks if b not in BUILTIN]
-    fields["sources"] = [
-        [_plain(source.config), source.roots, source.identity] for source in sources
-    ]
+    fields["sources"] = [[_plain(source.config), source.identity] for source in sources]
     files = [*benchmarks, *([Path(data.language_model)] if data.language_model else [])]
     digests = [file_digest(path.expanduser()) for path in files]
     parts = [FORMAT_VERSION, weights, fields, digests]

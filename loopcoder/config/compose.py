@@ -41,7 +41,7 @@ _NOT_HASHED = {
     "checkpoint": (
         "interval", "keep", "save_at_end", "async_save", "resume", "verify",
     ),
-    "data": ("cache_dir", "prefetch_steps", "tokenizer_backend"),
+    "data": ("cache_dir", "prefetch_steps", "tokenizer_backend", "executor", "keep_work"),
     "parallel": ("nproc_per_node",),
 }  # fmt: skip
 
