@@ -12,16 +12,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipeline.corpus_files import MANIFEST, TOKEN_BYTES, TOKENIZER
+from data_pipeline.corpus_files import MANIFEST, REPORT, TOKEN_BYTES, TOKENIZER
 from data_pipeline.durable import fingerprint, synced_file, write_bytes, write_json
-from data_pipeline.manifest import FORMAT_VERSION
+from data_pipeline.manifest import FORMAT_VERSION, load_corpus
 from data_pipeline.progress import total_cost
 from data_pipeline.readers.base import Source
 from data_pipeline.reading import STAGES as READING
+from data_pipeline.report import write_report
 from data_pipeline.schema import Tally
 from data_pipeline.stages import STAGES
 from data_pipeline.work import Work
@@ -46,9 +48,17 @@ def finish(work: Work, sources: Sequence[Source]) -> None:
     manifest["files"] = {
         str(path.relative_to(folder)): synced_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != REPORT
     }
+    # left out of the files: it is for people, and may be written anew
+    write_report(manifest, folder / REPORT)
     write_json(folder / MANIFEST, manifest)
+
+
+def report_of(folder: Path) -> Path:
+    """Write the report of a finished corpus anew and return its path."""
+    corpus = load_corpus(folder, "size")
+    return write_report(corpus.manifest, corpus.dir / REPORT)
 
 
 def _manifest(work: Work, sources: Sequence[Source]) -> dict[str, Any]:

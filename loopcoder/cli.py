@@ -270,6 +270,7 @@ Build the corpus of a run, or find it already built, and print its folder.
 
 usage: loopcoder data [--config-dir DIR] [key=value ...]
        loopcoder data validate DIR
+       loopcoder data report DIR
        loopcoder data train-langid PATH... --out FILE
        loopcoder data audit PATH... [--model FILE]
 
@@ -278,6 +279,7 @@ usage: loopcoder data [--config-dir DIR] [key=value ...]
   loopcoder data data=files path=DIR data.shares=published data.executor.workers=16
 
   validate      compare a finished corpus with its manifest and with what training relies on
+  report        write its report for people, report.html, anew
   train-langid  train the model that tells the language of code without a name
   audit         compare the languages of code with Magika's, on a sample"""
 
@@ -324,6 +326,16 @@ def _data_validate(argv: list[str]) -> int:
     return EXIT_DONE
 
 
+def _data_report(argv: list[str]) -> int:
+    folder = _corpus_folder("report", argv)
+    if folder is None:
+        return EXIT_DONE
+    from data_pipeline.finish import report_of
+
+    print(report_of(folder))
+    return EXIT_DONE
+
+
 def _data_train_langid(argv: list[str]) -> int:
     from data_pipeline.train_langid import main as train_langid
 
@@ -338,6 +350,7 @@ def _data_audit(argv: list[str]) -> int:
 
 _DATA_VERBS = {
     "validate": _data_validate,
+    "report": _data_report,
     "train-langid": _data_train_langid,
     "audit": _data_audit,
 }
