@@ -1,12 +1,92 @@
-"""What pyproject.toml cannot say: conf/ is installed as loopcoder/conf.
+"""What pyproject.toml cannot say: conf/ is installed as loopcoder/conf, and the CUDA extension.
 
 The presets stand at the root of the repository, where a reader looks for them, and an installed
 package has no root; setuptools maps a folder to a package only for packages that are listed here.
-The CUDA extension will be built here as well, when kernels/ has sources and nvcc is there; until
-then an installation needs no compiler.
+
+The extension (kernels/ -> loopcoder/_kernels.so) is built where torch and nvcc are, which means
+`pip install --no-build-isolation`, and left out elsewhere: `loopcoder doctor` says which it is.
+LOOPCODER_BUILD_KERNELS=1 makes a missing compiler an error, =0 leaves the extension out.
 """
 
+import json
+import os
+import sys
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+SOURCES = ["ops.cpp", "gated_window_forward.cu", "gated_window_backward.cu", "loop_input.cu"]
+ARCHITECTURES = ("80", "90a")
+
+
+def extension():
+    """Return setup()'s arguments for the extension; nothing where it cannot be built."""
+    wanted = os.environ.get("LOOPCODER_BUILD_KERNELS", "auto")
+    if wanted == "0":
+        return {}
+    missing = find_toolkit()
+    if missing is not None:
+        if wanted == "1":
+            raise SystemExit(f"LOOPCODER_BUILD_KERNELS=1, but {missing}")
+        print(f"loopcoder: the CUDA kernels are not built: {missing}", file=sys.stderr)
+        return {}
+    import torch
+    from torch.utils import cpp_extension
+
+    class Build(cpp_extension.BuildExtension):
+        def run(self):
+            super().run()
+            library = Path(self.get_ext_fullpath("loopcoder._kernels"))
+            about = {
+                "torch": torch.__version__,
+                "architectures": [f"sm_{a}" for a in ARCHITECTURES],
+            }
+            library.with_name("_kernels.json").write_text(json.dumps(about) + "\n")
+
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    module = cpp_extension.CUDAExtension(
+        "loopcoder._kernels",
+        # relative, as setuptools wants them
+        [f"kernels/{name}" for name in SOURCES],
+        include_dirs=[str(ROOT / "kernels")],
+        extra_compile_args={"cxx": ["-O2"], "nvcc": ["-O3", "-lineinfo", *targets]},
+        depends=[str(path) for path in (ROOT / "kernels").glob("*.*h")],
+    )
+    # without torch_python, since there are only operators in it; libcudart without its version's
+    # number is missing among wheels
+    module.libraries = ["c10", "torch", "torch_cpu", "c10_cuda"]
+    runtimes = sorted(Path(cpp_extension.CUDA_HOME).glob("lib*/libcudart.so*"))
+    module.extra_link_args = [str(runtimes[0])]
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=True)},
+    }
+
+
+def find_toolkit():
+    """Point CUDA_HOME to an nvcc that fits torch; return what is missing, None if nothing is."""
+    try:
+        import torch
+    except ImportError:
+        return (
+            "torch is not in the build environment; "
+            "pip install --no-build-isolation builds with the one that is installed"
+        )
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    # nvcc as wheels (nvidia-cuda-nvcc) lies beside the libraries that torch depends on
+    major = torch.version.cuda.split(".")[0]
+    wheels = Path(torch.__file__).parents[1] / "nvidia" / f"cu{major}"
+    if "CUDA_HOME" not in os.environ and (wheels / "bin" / "nvcc").exists():
+        os.environ["CUDA_HOME"] = str(wheels)
+    from torch.utils import cpp_extension
+
+    home = cpp_extension.CUDA_HOME
+    if home is None or not (Path(home) / "bin" / "nvcc").exists():
+        return f"no nvcc was found (CUDA {torch.version.cuda} is wanted); set CUDA_HOME"
+    return None
+
 
 setup(
     packages=[
@@ -18,4 +98,5 @@ setup(
         "loopcoder.conf": ["**/*.yaml"],
         "data_pipeline.benchmarks": ["*.npz", "README.md"],
     },
+    **extension(),
 )

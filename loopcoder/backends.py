@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 
 PACKAGES = {
     "torch": ("torch",),
@@ -28,6 +31,9 @@ PACKAGES = {
 }
 """Package: the distributions it may have come from."""
 
+KERNELS = Path(__file__).parent / "_kernels.so"
+"""The CUDA extension; setup.py builds it, and writes beside it what it was built for."""
+
 _MODULES = {"megatron-core": "megatron.core"}
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute, cuda.h
 
@@ -44,6 +50,8 @@ class Backends:
     """Compute capability of the first GPU, for instance (9, 0)."""
     versions: dict[str, str] = field(default_factory=dict)
     """Version of each package that is installed; "unknown" where it was not installed by pip."""
+    kernels_fault: str | None = "not built"
+    """Why the CUDA extension cannot be used; None: it can."""
 
     @property
     def has_gpu(self) -> bool:
@@ -64,7 +72,8 @@ class Backends:
             gpu = f"{self.gpu_count} x {self.gpu_name}, compute capability {major}.{minor}"
         else:
             gpu = "none"
-        return [("gpu", gpu), *((name, self.versions.get(name, "-")) for name in PACKAGES)]
+        kernels = ("cuda kernels", self.kernels_fault or "built for this torch")
+        return [("gpu", gpu), kernels, *((name, self.versions.get(name, "-")) for name in PACKAGES)]
 
     def table(self) -> str:
         """Return the record as lines of text."""
@@ -76,7 +85,29 @@ def detect() -> Backends:
     """Look at this machine. Never raises: what cannot be found is not there."""
     count, name, capability = _cuda_devices()
     versions = {p: v for p, dists in PACKAGES.items() if (v := _version(p, dists)) is not None}
-    return Backends(count, name, capability, versions)
+    return Backends(count, name, capability, versions, kernels_fault())
+
+
+def kernels_fault() -> str | None:
+    """Say why the CUDA extension cannot be used here; None: it can."""
+    if not KERNELS.exists():
+        return "not built"
+    try:
+        built_for = json.loads(KERNELS.with_suffix(".json").read_text())["torch"]
+    except (OSError, ValueError, KeyError):
+        return f"nothing says which torch {KERNELS} was built for"
+    here = _torch_version()
+    return None if built_for == here else f"built for torch {built_for}, this is torch {here}"
+
+
+def _torch_version() -> str | None:
+    """Read `torch.__version__`, which has more than the distribution's version, off its file."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return None
+    text = Path(found.origin).with_name("version.py").read_text()
+    match = re.search(r"^__version__ = ['\"](.+)['\"]", text, re.MULTILINE)
+    return match[1] if match else None
 
 
 def _version(package: str, distributions: Sequence[str]) -> str | None:

@@ -1,0 +1,250 @@
+"""The attention of a later loop: our kernels beside stock parts and beside one causal attention.
+
+    python benchmarks/attention.py
+    python benchmarks/attention.py --lengths 8192 --kernels    # also every kernel by itself
+
+40 query and 8 key heads of 128, bf16, window 64, one sequence; gate logits are given. `causal` is
+Transformer Engine's attention alone (cuDNN), `stock` two of them and a compiled gate, `ours` the
+causal one inside `gated_attention`. Times are medians of alternating rounds by CUDA events, the L2
+cache flushed between calls; `kernels` sums what the kernels of a call take, without gaps between
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HEADS, KV_HEADS, HEAD_DIM, WINDOW, MEAN_DOCUMENT = 40, 8, 128, 64, 1024
+ROUNDS, CALLS = 5, 12
+
+
+@dataclass
+class Case:
+    """Inputs of one length, and the attentions over them."""
+
+    seq: int
+    gate: Tensor
+    q: Tensor
+    own: tuple[Tensor, Tensor]
+    shared: tuple[Tensor, Tensor]
+    d_out: Tensor
+    start: Tensor | None
+    full: Callable[..., Tensor]
+    near: Callable[..., Tensor]
+
+    def causal(self) -> tuple[Tensor, list[Tensor]]:
+        return self.full(self.q, *self.shared), [self.q, *self.shared]
+
+    def stock(self) -> tuple[Tensor, list[Tensor]]:
+        far, near = self.full(self.q, *self.shared), self.near(self.q, *self.own)
+        return compiled_gate(self.gate, far, near), self.inputs()
+
+    def ours(self) -> tuple[Tensor, list[Tensor]]:
+        from loopcoder.ops.kernels import gated_attention
+
+        out = gated_attention(
+            self.full, self.gate, self.q, *self.own, self.shared, self.start, WINDOW
+        )
+        return out, self.inputs()
+
+    def inputs(self) -> list[Tensor]:
+        return [self.gate, self.q, *self.own, *self.shared]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192, 32768])
+    parser.add_argument("--kernels", action="store_true", help="also every kernel of `ours`")
+    arguments = parser.parse_args()
+
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    from loopcoder.ops import kernels
+
+    kernels.load()
+    torch.manual_seed(torch.seed() % 2**32)
+    copy_rate, product_rate = limits()
+    print(
+        f"\n{torch.cuda.get_device_name()}, bf16 product {product_rate / 1e12:.0f} TFLOP/s, "
+        f"copy {copy_rate / 1e12:.2f} TB/s\n"
+    )
+    print("| tokens | documents | causal, forward + backward | stock | ours | kernels alone |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for seq in arguments.lengths:
+        for packed in (False, True):
+            print_row(make(seq, packed))
+    if arguments.kernels:
+        print_kernels(make(8192, False), copy_rate, product_rate)
+
+
+def make(seq: int, packed: bool) -> Case:
+    from transformer_engine.pytorch import DotProductAttention
+
+    def draw(*shape: int) -> Tensor:
+        x = torch.randn(seq, 1, *shape, device="cuda", dtype=torch.bfloat16)
+        return x.requires_grad_()
+
+    def attention(window: tuple[int, int]) -> Callable[..., Tensor]:
+        module = DotProductAttention(
+            HEADS,
+            HEAD_DIM,
+            num_gqa_groups=KV_HEADS,
+            attention_dropout=0.0,
+            qkv_format="thd" if packed else "sbhd",
+            attn_mask_type="padding_causal" if packed else "causal",
+            window_size=window,
+        )
+        if not packed:
+            return lambda q, k, v: module(q, k, v).view(q.shape)
+        return lambda q, k, v: module(
+            q[:, 0],
+            k[:, 0],
+            v[:, 0],
+            cu_seqlens_q=borders,
+            cu_seqlens_kv=borders,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        ).view(q.shape)
+
+    start = None
+    if packed:
+        is_first = torch.rand(seq) < 1 / MEAN_DOCUMENT
+        is_first[0] = True
+        first = is_first.nonzero().flatten()
+        borders = torch.cat([first, torch.tensor([seq])]).int().cuda()
+        longest = int((borders[1:] - borders[:-1]).max())
+        start = torch.where(is_first, torch.arange(seq), 0).cummax(0).values[None].cuda()
+    return Case(
+        seq,
+        draw(HEADS),
+        draw(HEADS, HEAD_DIM),
+        (draw(KV_HEADS, HEAD_DIM), draw(KV_HEADS, HEAD_DIM)),
+        (draw(KV_HEADS, HEAD_DIM), draw(KV_HEADS, HEAD_DIM)),
+        torch.randn(seq, 1, HEADS, HEAD_DIM, device="cuda", dtype=torch.bfloat16),
+        start,
+        attention((-1, 0)),
+        attention((WINDOW, 0)),
+    )
+
+
+def print_row(case: Case) -> None:
+    names = ("causal", "stock", "ours")
+    forward: dict[str, list[float]] = {name: [] for name in names}
+    both: dict[str, list[float]] = {name: [] for name in names}
+    alone = {}
+    for name in names:
+        attend = getattr(case, name)
+        step = stepping(attend, case.d_out)
+        for _ in range(3):
+            step()
+        alone[name] = sum(ms for _, ms in kernel_times(step).values())
+    for _ in range(ROUNDS):
+        for name in names:
+            attend = getattr(case, name)
+            forward[name] += events(attend)
+            both[name] += events(stepping(attend, case.d_out))
+    cells = []
+    for name in names:
+        there, all_ = statistics.median(forward[name]), statistics.median(both[name])
+        ratio = all_ / statistics.median(both["causal"])
+        cell = f"{there:.3f} + {all_ - there:.3f} = {all_:.3f} ms"
+        cells.append(cell if name == "causal" else f"{cell}, **{ratio:.3f}**")
+    ratios = [f"{name} {alone[name] / alone['causal']:.3f}" for name in names[1:]]
+    documents = "one" if case.start is None else f"mean {MEAN_DOCUMENT}"
+    print(f"| {case.seq} | {documents} | {' | '.join(cells)} | {', '.join(ratios)} |", flush=True)
+
+
+def print_kernels(case: Case, copy_rate: float, product_rate: float) -> None:
+    """Print our kernels beside the bytes and operations that they cannot do without."""
+    rows = {
+        # tensors of the size of q, of k, products of a query with its keys
+        "forward": (r"gated_window.*forward|::forward<", 3, 2, 2),
+        "backward, g * dO": (r"::prepare<", 3, 0, 0),
+        "backward, queries": (r"queries::backward<", 4, 2, 3),
+        "backward, keys": (r"keys::backward<", 2, 4, 4),
+    }
+    import re
+
+    q_bytes, k_bytes = (2 * case.seq * n * HEAD_DIM for n in (HEADS, KV_HEADS))
+    product = 2 * case.seq * HEADS * HEAD_DIM * (WINDOW + 1)
+    found = kernel_times(stepping(case.ours, case.d_out))
+    print("\n| kernel | ms | bytes | TB/s | of the copy | TFLOP/s | of the product |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, (pattern, queries, keys, products) in rows.items():
+        ms = sum(t for kernel, (_, t) in found.items() if re.search(pattern, kernel))
+        moved, flops = queries * q_bytes + keys * k_bytes, products * product
+        print(
+            f"| {name} | {ms:.3f} | {moved / 1e6:.0f} MB | {moved / ms / 1e9:.2f} "
+            f"| {moved / ms * 1e3 / copy_rate:.0%} | {flops / ms / 1e9:.0f} "
+            f"| {flops / ms * 1e3 / product_rate:.0%} |"
+        )
+    print()
+    for kernel, (count, ms) in sorted(found.items(), key=lambda item: -item[1][1])[:12]:
+        print(f"{ms:8.3f} ms  {count:.0f} x  {kernel[:100]}")
+
+
+def stepping(attend: Callable[[], Any], d_out: Tensor) -> Callable[[], Any]:
+    def step() -> Any:
+        out, inputs = attend()
+        return torch.autograd.grad(out, inputs, d_out)
+
+    return step
+
+
+def events(function: Callable[[], Any]) -> list[float]:
+    """Return the milliseconds of some calls; what was in the L2 cache is gone before each."""
+    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(CALLS)]
+    function()
+    for began, ended in pairs:
+        flush.zero_()
+        began.record()
+        function()
+        ended.record()
+    torch.cuda.synchronize()
+    return [began.elapsed_time(ended) for began, ended in pairs]
+
+
+def kernel_times(function: Callable[[], Any]) -> dict[str, tuple[float, float]]:
+    """Return how often a call runs each kernel, and the milliseconds that they take in all."""
+    calls = 5
+    function()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(calls):
+            function()
+        torch.cuda.synchronize()
+    return {
+        event.key: (event.count / calls, event.self_device_time_total / 1e3 / calls)
+        for event in profiler.key_averages()
+        if event.self_device_time_total > 0
+    }
+
+
+@torch.compile
+def compiled_gate(gate: Tensor, far: Tensor, near: Tensor) -> Tensor:
+    g = torch.sigmoid(gate.float())[..., None]
+    return (g * far.float() + (1 - g) * near.float()).to(far.dtype)
+
+
+def limits() -> tuple[float, float]:
+    """Return bytes/s of a copy, read and written, and FLOP/s of a product, in this run."""
+    source = torch.empty(2 << 30, dtype=torch.int8, device="cuda")
+    target = torch.empty_like(source)
+    copy_ms = statistics.median(events(lambda: target.copy_(source)))
+    x, y = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
+    product_ms = statistics.median(events(lambda: x @ y))
+    return 2 * source.numel() / copy_ms * 1e3, 2 * 8192**3 / product_ms * 1e3
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,384 @@
+// The backward pass of the gated window.
+//
+// With W = window branch, P its weights, dO the gradient of the output:
+//   dP = dO v^T                    delta = sum_keys P * dP  ( = <dO, W> )
+//   d_gate = g (1-g) (<dO, global> - delta)
+//   dS = (1-g) P (dP - delta)      dq = dS k * scale     dk = dS^T q * scale     dv = (1-g) P^T dO
+// `prepare` makes g dO, which the global branch needs before all else, and <dO, global>; `queries`
+// gives every warp 16 queries and sums over keys; `keys` gives it 16 keys and sums over queries of
+// all heads. There are no atomics: the result is the same bit for bit every time.
+#include "gated_window.h"
+#include "launch.cuh"
+#include "tile.cuh"
+
+namespace loopcoder {
+namespace {
+
+// ---------------------------------------------------------------------------------------------
+
+constexpr int PREPARE_THREADS = 256;
+
+// A lane has 8 numbers; D/8 lanes a row of one head.
+template <typename T, int D>
+__global__ void __launch_bounds__(PREPARE_THREADS)
+    prepare(const View d_out, const View other, const View gate, const View scaled, float* dot,
+            int seq, int batch, int heads) {
+  constexpr int CHUNKS = D / 8;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * PREPARE_THREADS + threadIdx.x;
+  const int chunk = i % CHUNKS;
+  // rows beyond the last are computed as the last one, so that all lanes take part in the sum
+  const int64_t rows = static_cast<int64_t>(seq) * batch * heads;
+  const int64_t row = min(i / CHUNKS, rows - 1);
+  const int head = row % heads, b = row / heads % batch;
+  const int64_t s = row / heads / batch;
+  const auto place = [&](const View& x) { return head_of<T>(x, b, head) + s * x.seq + chunk * 8; };
+  uint32_t x[4], y[4];
+  unpack_words(x, __ldg(reinterpret_cast<const uint4*>(place(d_out))));
+  unpack_words(y, __ldg(reinterpret_cast<const uint4*>(place(other))));
+  const float g = sigmoid(logit_of<T>(gate, s, b, head));
+  float sum = 0.0f;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const float2 left = Half<T>::unpack(x[j]), right = Half<T>::unpack(y[j]);
+    sum += left.x * right.x + left.y * right.y;
+    x[j] = Half<T>::pack(g * left.x, g * left.y);
+  }
+#pragma unroll
+  for (int distance = CHUNKS / 2; distance > 0; distance /= 2)
+    sum += __shfl_xor_sync(0xffffffff, sum, distance);
+  if (i / CHUNKS >= rows) return;
+  write_global(place(scaled), make_uint4(x[0], x[1], x[2], x[3]));
+  if (chunk == 0) dot[(static_cast<int64_t>(b) * heads + head) * seq + s] = sum;
+}
+
+struct Prepare {
+  template <typename T, int D>
+  static cudaError_t launch(const GatedWindow& p, cudaStream_t stream) {
+    const int64_t pieces = static_cast<int64_t>(p.seq) * p.batch * p.heads * (D / 8);
+    const unsigned blocks = static_cast<unsigned>((pieces + PREPARE_THREADS - 1) / PREPARE_THREADS);
+    return start(prepare<T, D>, blocks, PREPARE_THREADS, 0, stream, p.d_out, p.global_out, p.gate,
+                 p.out, p.dot, p.seq, p.batch, p.heads);
+  }
+};
+
+// ---------------------------------------------------------------------------------------------
+
+namespace queries {
+
+constexpr int WARPS = 4, ROWS = 64, TILES = 3;
+
+// Weights and their gradients of 16 queries and up to HELD blocks of keys.
+template <typename T, int D, bool ONE_PASS>
+struct Scores {
+  static constexpr int BLOCK_BYTES = 16 * D * sizeof(T);
+  float p[HELD][2][4], dp[HELD][2][4];
+
+  // Adds this lane's part of sum P * dP of both rows to `delta`. `row` is the first key's in the
+  // tiles, in bytes; first_key is the lane's.
+  __device__ void compute(float (&delta)[2], const Rows<D>& q, const Rows<D>& d_out,
+                          uint32_t lane_keys, uint32_t lane_values, const Queries& mine,
+                          const float (&lse)[2], float log2_scale, int row, int first_key,
+                          int blocks) {
+#pragma unroll
+    for (int j = 0; j < HELD; ++j) {
+      if (ONE_PASS || j < blocks) {
+        dots<T, D>(p[j], q, lane_keys, row + j * BLOCK_BYTES);
+        dots<T, D>(dp[j], d_out, lane_values, row + j * BLOCK_BYTES);
+      }
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const int half = c >> 1, offset = 16 * j + 8 * n + (c & 1);
+          const bool seen = (ONE_PASS || j < blocks) && mine.sees(half, first_key, offset);
+          p[j][n][c] = seen ? exp2_fast(p[j][n][c] * log2_scale - lse[half]) : 0.0f;
+          if (!ONE_PASS && j >= blocks) dp[j][n][c] = 0.0f;
+          delta[half] += p[j][n][c] * dp[j][n][c];
+        }
+    }
+  }
+};
+
+template <typename T, int D, bool ONE_PASS>
+__global__ void __launch_bounds__(32 * WARPS, 2) backward(const GatedWindow p, const int any_reach) {
+  constexpr int BLOCK_BYTES = 16 * D * sizeof(T);
+  extern __shared__ __align__(1024) unsigned char memory[];
+  const int reach = ONE_PASS ? 16 * (HELD - 1) : any_reach, blocks = reach / 16 + 1;
+  const int kv_head = blockIdx.x, first_row = blockIdx.y * ROWS, batch = blockIdx.z;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int group = p.heads / p.kv_heads, items = ROWS / 16 * group;
+  const uint32_t keys = shared_address(memory);
+  const uint32_t values = keys + (ROWS + reach) * D * sizeof(T);
+  const uint32_t q_tile = values + (ROWS + reach) * D * sizeof(T) + warp * TILES * BLOCK_BYTES;
+  const uint32_t d_out_tile = q_tile + BLOCK_BYTES;
+  const uint32_t d_q_tile = d_out_tile + BLOCK_BYTES;  // the global branch's part, then the sum
+  // item i is 16 queries of one head; warps take all heads of a row before the next row
+  const auto load = [&](uint32_t tile, const View& view, int i) {
+    if (i < items)
+      load_rows<D>(tile, head_of<T>(view, batch, kv_head * group + i % group), view.seq,
+                   first_row + i / group * 16, 16, p.seq, lane, 32);
+  };
+  load_rows<D>(keys, head_of<T>(p.k, batch, kv_head), p.k.seq, first_row - reach, ROWS + reach,
+               p.seq, threadIdx.x, 32 * WARPS);
+  load_rows<D>(values, head_of<T>(p.v, batch, kv_head), p.v.seq, first_row - reach, ROWS + reach,
+               p.seq, threadIdx.x, 32 * WARPS);
+  load(q_tile, p.q, warp);
+  load(d_out_tile, p.d_out, warp);
+  commit_copies();
+  load(d_q_tile, p.d_q, warp);
+  commit_copies();
+  const uint32_t lane_keys = keys + lane_of_dots<D>(lane);
+  const uint32_t lane_values = values + lane_of_dots<D>(lane);
+  const uint32_t product_keys = keys + lane_of_rows<D>(lane);
+  const float log2_scale = p.scale * LOG2_E;
+  wait_for_copies<1>();
+  __syncthreads();
+
+  for (int i = warp; i < items; i += WARPS) {
+    const int tile_block = i / group, head = kv_head * group + i % group;
+    const int first = first_row + 16 * tile_block, first_key = first - reach + 2 * t;
+    const Queries mine(p, batch, first + g);
+    const int64_t row_of_head = (static_cast<int64_t>(batch) * p.heads + head) * p.seq;
+    float delta[2] = {0.0f, 0.0f}, lse[2], logit[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      lse[half] = p.lse[row_of_head + mine.index[half]] * LOG2_E;
+      logit[half] = logit_of<T>(p.gate, mine.index[half], batch, head);
+    }
+    Rows<D> q, d_out;
+    wait_for_copies<1>();  // all but the global branch's dq
+    __syncwarp();
+    q.from_tile(q_tile + lane_of_rows<D>(lane));
+    d_out.from_tile(d_out_tile + lane_of_rows<D>(lane));
+    __syncwarp();
+    load(q_tile, p.q, i + WARPS);
+    load(d_out_tile, p.d_out, i + WARPS);
+    commit_copies();
+    Scores<T, D, ONE_PASS> scores;
+    for (int block = 0; block < (ONE_PASS ? 1 : blocks); block += HELD)
+      scores.compute(delta, q, d_out, lane_keys, lane_values, mine, lse, log2_scale,
+                     (tile_block + block) * BLOCK_BYTES, first_key + 16 * block, blocks - block);
+    delta[0] = quad_sum(delta[0]), delta[1] = quad_sum(delta[1]);
+    float d_q[D / 8][4] = {};
+    for (int block = 0; block < (ONE_PASS ? 1 : blocks); block += HELD) {
+      const int base = (tile_block + block) * BLOCK_BYTES;
+      if (!ONE_PASS) {
+        float again[2] = {0.0f, 0.0f};
+        scores.compute(again, q, d_out, lane_keys, lane_values, mine, lse, log2_scale, base,
+                       first_key + 16 * block, blocks - block);
+      }
+      uint32_t d_scores[HELD][4];
+#pragma unroll
+      for (int j = 0; j < HELD; ++j)
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const float* const w = scores.p[j][n] + 2 * half;
+            const float* const dw = scores.dp[j][n] + 2 * half;
+            d_scores[j][2 * n + half] =
+                Half<T>::pack(w[0] * (dw[0] - delta[half]), w[1] * (dw[1] - delta[half]));
+          }
+#pragma unroll
+      for (int j = 0; j < HELD; ++j)
+        if (ONE_PASS || block + j < blocks)
+          add_product<T, D>(d_q, d_scores[j], product_keys, base + j * BLOCK_BYTES);
+    }
+    float weight[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float rest = sigmoid(-logit[half]);
+      weight[half] = rest * p.scale;
+      const int row = mine.row[half];
+      if (t == 0 && row < p.seq) {
+        p.stats[row_of_head + row] = {lse[half] - __log2f(rest), delta[half], mine.lowest[half], 0};
+        head_of<T>(p.d_gate, batch, head)[row * p.d_gate.seq] = Half<T>::from_float(
+            sigmoid(logit[half]) * rest * (p.dot[row_of_head + row] - delta[half]));
+      }
+    }
+    wait_for_copies<1>();  // all but the next q and dO
+    __syncwarp();
+    mix_tile<T, D>(d_q_tile + lane_of_words<D>(lane), d_q, weight, {1.0f, 1.0f});
+    __syncwarp();
+    store_rows<D>(d_q_tile, head_of<T>(p.d_q, batch, head), p.d_q.seq, first, p.seq, lane);
+    __syncwarp();
+    load(d_q_tile, p.d_q, i + WARPS);
+    commit_copies();
+  }
+}
+
+}  // namespace queries
+
+// ---------------------------------------------------------------------------------------------
+
+namespace keys {
+
+constexpr int WARPS = 8, KEYS = 16 * WARPS, THREADS = 32 * WARPS;
+
+// Stages of `rows` queries of one head: q, dO and what `queries` left of each row.
+template <typename T, int D>
+struct Stages {
+  int count, rows;
+
+  static __host__ __device__ size_t bytes(int rows) {
+    return rows * (2 * D * sizeof(T) + sizeof(RowStats));
+  }
+  __device__ uint32_t q(uint32_t memory, int i) const { return memory + i % count * bytes(rows); }
+  __device__ uint32_t d_out(uint32_t memory, int i) const {
+    return q(memory, i) + rows * D * sizeof(T);
+  }
+  __device__ uint32_t stats(uint32_t memory, int i) const {
+    return d_out(memory, i) + rows * D * sizeof(T);
+  }
+  __device__ void load(uint32_t memory, int i, const GatedWindow& p, int batch, int head,
+                       int first) const {
+    load_rows<D>(q(memory, i), head_of<T>(p.q, batch, head), p.q.seq, first, rows, p.seq,
+                 threadIdx.x, THREADS);
+    load_rows<D>(d_out(memory, i), head_of<T>(p.d_out, batch, head), p.d_out.seq, first, rows,
+                 p.seq, threadIdx.x, THREADS);
+    const RowStats* const of_head =
+        p.stats + (static_cast<int64_t>(batch) * p.heads + head) * p.seq;
+    for (int row = threadIdx.x; row < rows; row += THREADS) {
+      const bool inside = first + row < p.seq;
+      copy_async(stats(memory, i) + row * sizeof(RowStats), of_head + (inside ? first + row : 0),
+                 inside);
+    }
+  }
+};
+
+template <typename T, int D>
+__global__ void __launch_bounds__(THREADS, 1)
+    backward(const GatedWindow p, const int reach, const Stages<T, D> stages) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const uint32_t memory = shared_address(shared);
+  const int kv_head = blockIdx.x, first_key = blockIdx.y * KEYS, batch = blockIdx.z;
+  const int group = p.heads / p.kv_heads;
+  // queries first_key..first_key+KEYS-1+window see keys of this block
+  const int last_query = min(p.seq, first_key + KEYS + reach);
+  const int total = group * ((last_query - first_key + stages.rows - 1) / stages.rows);
+  const auto load = [&](int i) {
+    if (i < total)
+      stages.load(memory, i, p, batch, kv_head * group + i % group,
+                  first_key + i / group * stages.rows);
+    commit_copies();
+  };
+  load(0);
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int my_first = first_key + 16 * warp, key = my_first + g;
+  const int64_t index[2] = {min(key, p.seq - 1), min(key + 8, p.seq - 1)};
+  const float log2_scale = p.scale * LOG2_E;
+  Rows<D> k, v;
+  {
+    const T* const k_head = head_of<T>(p.k, batch, kv_head);
+    const T* const v_head = head_of<T>(p.v, batch, kv_head);
+    k.from_memory(k_head + index[0] * p.k.seq, k_head + index[1] * p.k.seq, t);
+    v.from_memory(v_head + index[0] * p.v.seq, v_head + index[1] * p.v.seq, t);
+  }
+  float d_k[D / 8][4] = {}, d_v[D / 8][4] = {};
+  for (int i = 0; i < total; ++i) {
+    wait_for_copies<0>();
+    __syncthreads();
+    load(i + 1);
+    const int first_query = first_key + i / group * stages.rows;
+    const uint32_t q = stages.q(memory, i), d_out = stages.d_out(memory, i);
+    const uint32_t lane_stats = stages.stats(memory, i) + 2 * t * sizeof(RowStats);
+    // blocks of 16 queries that see a key of this warp
+    const int begin = max(0, my_first - first_query);
+    const int end = min(min(stages.rows, my_first + reach + 16 - first_query),
+                        p.seq - first_query);
+#pragma unroll 1
+    for (int row = begin; row < end; row += 16) {
+      const int bytes = row * D * static_cast<int>(sizeof(T));
+      float s[2][4], dp[2][4];
+      dots<T, D>(s, k, q + lane_of_dots<D>(lane), bytes);
+      dots<T, D>(dp, v, d_out + lane_of_dots<D>(lane), bytes);
+      // from this lane's first key to its first query
+      const int distance = first_query + row + 2 * t - key, queries_left = p.seq - (key + distance);
+      uint32_t weights[4], d_scores[4];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        float w[4], ds[4];
+#pragma unroll
+        for (int column = 0; column < 2; ++column) {
+          const uint4 words =
+              read_shared(lane_stats + (row + 8 * n + column) * static_cast<int>(sizeof(RowStats)));
+          const float lse = __uint_as_float(words.x), delta = __uint_as_float(words.y);
+          const int lowest = static_cast<int>(words.z), query = 8 * n + column;
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int c = 2 * half + column;
+            const bool seen = key + 8 * half >= lowest && distance + query >= 8 * half &&
+                              query < queries_left;
+            w[c] = seen ? exp2_fast(s[n][c] * log2_scale - lse) : 0.0f;
+            ds[c] = w[c] * (dp[n][c] - delta);
+          }
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          weights[2 * n + half] = Half<T>::pack(w[2 * half], w[2 * half + 1]);
+          d_scores[2 * n + half] = Half<T>::pack(ds[2 * half], ds[2 * half + 1]);
+        }
+      }
+      add_product<T, D>(d_v, weights, d_out + lane_of_rows<D>(lane), bytes);
+      add_product<T, D>(d_k, d_scores, q + lane_of_rows<D>(lane), bytes);
+    }
+  }
+  // through shared memory, so that rows are written whole
+  __syncthreads();
+  const uint32_t tile = memory + warp * 16 * D * sizeof(T);
+  const auto write = [&](const float (&sum)[D / 8][4], float factor, const View& view) {
+    put_tile<T, D>(tile + lane_of_words<D>(lane), sum, factor);
+    __syncwarp();
+    store_rows<D>(tile, head_of<T>(view, batch, kv_head), view.seq, my_first, p.seq, lane);
+    __syncwarp();
+  };
+  write(d_k, p.scale, p.d_k);
+  write(d_v, 1.0f, p.d_v);
+}
+
+// All queries of a block's keys in one stage where two such stages fit, else pieces of 64.
+template <typename T, int D>
+cudaError_t launch(const GatedWindow& p, int reach, cudaStream_t stream) {
+  int device = 0, most = 0;
+  cudaError_t failed = cudaGetDevice(&device);
+  if (failed == cudaSuccess)
+    failed = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (failed != cudaSuccess) return failed;
+  Stages<T, D> stages{2, KEYS + reach};
+  const auto bytes = [&] { return stages.count * stages.bytes(stages.rows); };
+  if (bytes() > static_cast<size_t>(most)) stages.rows = 64;
+  const dim3 grid(p.kv_heads, (p.seq + KEYS - 1) / KEYS, p.batch);
+  return start(backward<T, D>, grid, THREADS, bytes(), stream, p, reach, stages);
+}
+
+}  // namespace keys
+
+struct Backward {
+  template <typename T, int D>
+  static cudaError_t launch(const GatedWindow& p, cudaStream_t stream) {
+    const bool one_pass = fits_one_pass(p.window);
+    const int reach = one_pass ? 16 * (HELD - 1) : reach_of(p.window);
+    const size_t bytes =
+        2 * (queries::ROWS + reach) * D * sizeof(T) +
+        queries::WARPS * queries::TILES * 16 * D * sizeof(T);
+    const dim3 grid(p.kv_heads, (p.seq + queries::ROWS - 1) / queries::ROWS, p.batch);
+    const cudaError_t failed = start(
+        one_pass ? queries::backward<T, D, true> : queries::backward<T, D, false>, grid,
+        32 * queries::WARPS, bytes, stream, p, reach);
+    if (failed != cudaSuccess) return failed;
+    return keys::launch<T, D>(p, reach_of(p.window), stream);
+  }
+};
+
+}  // namespace
+
+cudaError_t gated_window_prepare(const GatedWindow& args, cudaStream_t stream) {
+  return dispatch<Prepare>(args.is_bf16, args.head_dim, args, stream);
+}
+
+cudaError_t gated_window_backward(const GatedWindow& args, cudaStream_t stream) {
+  return dispatch<Backward>(args.is_bf16, args.head_dim, args, stream);
+}
+
+}  // namespace loopcoder

@@ -1,0 +1,228 @@
+// The kernels as PyTorch operators: torch.ops.loopcoder.*, after torch.ops.load_library.
+// Shapes and meanings are documented at their Python counterparts, loopcoder/ops/kernels.py.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <tuple>
+
+#include "gated_window.h"
+#include "loop_input.h"
+
+namespace {
+
+using at::Tensor;
+using loopcoder::View;
+
+constexpr int MAX_WINDOW = 256;
+
+void check_half(const Tensor& x, const char* name, at::ScalarType type) {
+  TORCH_CHECK(x.is_cuda(), name, " is on ", x.device(), ": the kernels need a GPU");
+  TORCH_CHECK(x.scalar_type() == type, name, " is ", x.scalar_type(), ", q is ", type);
+}
+
+// Whether the type is bf16; anything but what is compiled is an error.
+bool check_type(at::ScalarType type, int64_t head_dim) {
+  TORCH_CHECK(type == at::kBFloat16 || type == at::kHalf, "q is ", type, ", not bf16 or fp16");
+  TORCH_CHECK(head_dim == 64 || head_dim == 128, "head_dim is ", head_dim, ", not 64 or 128");
+  return type == at::kBFloat16;
+}
+
+// A tensor [seq, batch, heads, head_dim] that is read 16 bytes at a time.
+View view_of(const Tensor& x, const char* name, at::ScalarType type, at::IntArrayRef shape) {
+  check_half(x, name, type);
+  TORCH_CHECK(x.sizes() == shape, name, " has the shape ", x.sizes(), ", not ", shape);
+  TORCH_CHECK(x.stride(3) == 1 && x.stride(0) % 8 == 0 && x.stride(1) % 8 == 0 &&
+                  x.stride(2) % 8 == 0 && reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0,
+              name, " has rows that do not start at multiples of 16 bytes: strides ", x.strides());
+  return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
+}
+
+View gate_view(const Tensor& gate, const Tensor& q) {
+  check_half(gate, "gate", q.scalar_type());
+  TORCH_CHECK(gate.sizes() == q.sizes().slice(0, 3), "gate has the shape ", gate.sizes(),
+              ", q has ", q.sizes());
+  return {gate.data_ptr(), gate.stride(0), gate.stride(1), gate.stride(2)};
+}
+
+loopcoder::GatedWindow arguments(const Tensor& q, const Tensor& k, const Tensor& v,
+                                 const Tensor& gate, const std::optional<Tensor>& start,
+                                 int64_t window, double scale) {
+  TORCH_CHECK(q.dim() == 4 && k.dim() == 4, "q and k are [seq, batch, heads, head_dim]");
+  const auto type = q.scalar_type();
+  TORCH_CHECK(window >= 0 && window <= MAX_WINDOW, "window is ", window, ", the kernel takes 0 to ",
+              MAX_WINDOW);
+  TORCH_CHECK(k.size(2) > 0 && q.size(2) % k.size(2) == 0, q.size(2), " query heads over ",
+              k.size(2), " key heads");
+  TORCH_CHECK(q.size(0) < (1 << 30) && q.size(1) < 65536 && k.size(2) < 65536, "q is too long");
+  const int64_t kv_shape[] = {q.size(0), q.size(1), k.size(2), q.size(3)};
+  loopcoder::GatedWindow args{};
+  args.seq = q.size(0), args.batch = q.size(1), args.heads = q.size(2), args.kv_heads = k.size(2);
+  args.head_dim = q.size(3), args.window = window, args.scale = scale;
+  args.is_bf16 = check_type(type, q.size(3));
+  args.q = view_of(q, "q", type, q.sizes());
+  args.k = view_of(k, "k", type, kv_shape);
+  args.v = view_of(v, "v", type, kv_shape);
+  args.gate = gate_view(gate, q);
+  if (start) {
+    TORCH_CHECK(start->is_cuda() && start->scalar_type() == at::kLong && start->is_contiguous() &&
+                    start->dim() == 2 && start->size(0) == q.size(1) && start->size(1) == q.size(0),
+                "start is [batch, seq], int64, contiguous");
+    args.start = start->const_data_ptr<int64_t>();
+  }
+  return args;
+}
+
+std::tuple<Tensor, Tensor> gated_window_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                const Tensor& gate, const Tensor& global_out,
+                                                const std::optional<Tensor>& start, int64_t window,
+                                                double scale) {
+  auto args = arguments(q, k, v, gate, start, window, scale);
+  args.global_out = view_of(global_out, "global_out", q.scalar_type(), q.sizes());
+  const c10::cuda::CUDAGuard on(q.device());
+  Tensor out = at::empty(q.sizes(), q.options());
+  Tensor lse = at::empty({args.batch, args.heads, args.seq}, q.options().dtype(at::kFloat));
+  if (q.numel() == 0) return {out, lse};
+  args.out = view_of(out, "out", q.scalar_type(), q.sizes());
+  args.lse = lse.mutable_data_ptr<float>();
+  C10_CUDA_CHECK(loopcoder::gated_window_forward(args, c10::cuda::getCurrentCUDAStream()));
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor> gated_window_prepare(const Tensor& d_out, const Tensor& gate,
+                                                const Tensor& global_out) {
+  TORCH_CHECK(d_out.dim() == 4, "d_out is [seq, batch, heads, head_dim]");
+  const auto type = d_out.scalar_type();
+  loopcoder::GatedWindow args{};
+  args.seq = d_out.size(0), args.batch = d_out.size(1), args.heads = d_out.size(2);
+  args.head_dim = d_out.size(3), args.is_bf16 = check_type(type, args.head_dim);
+  const c10::cuda::CUDAGuard on(d_out.device());
+  Tensor scaled = at::empty(d_out.sizes(), d_out.options());
+  Tensor dot = at::empty({args.batch, args.heads, args.seq}, d_out.options().dtype(at::kFloat));
+  if (d_out.numel() == 0) return {scaled, dot};
+  args.d_out = view_of(d_out, "d_out", type, d_out.sizes());
+  args.global_out = view_of(global_out, "global_out", type, d_out.sizes());
+  args.gate = gate_view(gate, d_out);
+  args.out = view_of(scaled, "scaled", type, d_out.sizes());
+  args.dot = dot.mutable_data_ptr<float>();
+  C10_CUDA_CHECK(loopcoder::gated_window_prepare(args, c10::cuda::getCurrentCUDAStream()));
+  return {scaled, dot};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gated_window_backward(
+    const Tensor& d_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+    const Tensor& dot, const Tensor& lse, const std::optional<Tensor>& start, int64_t window,
+    double scale, Tensor& d_q) {
+  auto args = arguments(q, k, v, gate, start, window, scale);
+  const c10::cuda::CUDAGuard on(q.device());
+  const int64_t kv_shape[] = {args.seq, args.batch, args.kv_heads, args.head_dim};
+  Tensor d_k = at::empty(kv_shape, q.options()), d_v = at::empty(kv_shape, q.options());
+  Tensor d_gate = at::empty(gate.sizes(), gate.options());
+  if (q.numel() == 0) return {d_k, d_v, d_gate};
+  const int64_t row_shape[] = {args.batch, args.heads, args.seq};
+  for (const Tensor* rows : {&lse, &dot})
+    TORCH_CHECK(rows->is_cuda() && rows->scalar_type() == at::kFloat && rows->is_contiguous() &&
+                    rows->sizes() == at::IntArrayRef(row_shape),
+                "lse and dot are what gated_window_forward and gated_window_prepare returned");
+  Tensor stats = at::empty({args.batch, args.heads, args.seq, 4}, lse.options());
+  args.d_out = view_of(d_out, "d_out", q.scalar_type(), q.sizes());
+  args.d_q = view_of(d_q, "d_q", q.scalar_type(), q.sizes());
+  args.d_k = view_of(d_k, "d_k", q.scalar_type(), kv_shape);
+  args.d_v = view_of(d_v, "d_v", q.scalar_type(), kv_shape);
+  args.d_gate = gate_view(d_gate, q);
+  args.lse = const_cast<float*>(lse.const_data_ptr<float>());
+  args.dot = const_cast<float*>(dot.const_data_ptr<float>());
+  args.stats = reinterpret_cast<loopcoder::RowStats*>(stats.mutable_data_ptr<float>());
+  C10_CUDA_CHECK(loopcoder::gated_window_backward(args, c10::cuda::getCurrentCUDAStream()));
+  return {d_k, d_v, d_gate};
+}
+
+// Sequences [seq, batch, width] that are contiguous.
+loopcoder::LoopInput loop_arguments(const Tensor& x, const Tensor& first_token, double a, double b) {
+  TORCH_CHECK(x.is_cuda() && x.dim() == 3 && x.is_contiguous(),
+              "the loop input is [seq, batch, width], contiguous, on a GPU");
+  const auto type = x.scalar_type();
+  TORCH_CHECK(type == at::kBFloat16 || type == at::kHalf, "x is ", type, ", not bf16 or fp16");
+  TORCH_CHECK(x.size(2) % 8 == 0, "the width ", x.size(2), " is no multiple of 8");
+  TORCH_CHECK(first_token.is_cuda() && first_token.scalar_type() == at::kBool &&
+                  first_token.dim() == 2 && first_token.size(0) == x.size(0) &&
+                  first_token.size(1) == x.size(1),
+              "first_token is [seq, batch], bool");
+  loopcoder::LoopInput args{};
+  args.seq = x.size(0), args.batch = x.size(1), args.width = x.size(2);
+  args.is_bf16 = type == at::kBFloat16;
+  args.a = a, args.b = b;
+  args.first_token = first_token.const_data_ptr<bool>();
+  args.first_seq = first_token.stride(0), args.first_batch = first_token.stride(1);
+  return args;
+}
+
+Tensor loop_input_forward(const Tensor& embedding, const Tensor& hidden,
+                          const std::optional<Tensor>& before, const Tensor& first_token, double a,
+                          double b) {
+  auto args = loop_arguments(embedding, first_token, a, b);
+  TORCH_CHECK(hidden.sizes() == embedding.sizes() && hidden.is_contiguous() &&
+                  hidden.scalar_type() == embedding.scalar_type() && hidden.is_cuda(),
+              "hidden has another shape, type or layout than embedding");
+  const c10::cuda::CUDAGuard on(embedding.device());
+  Tensor out = at::empty_like(embedding);
+  if (out.numel() == 0) return out;
+  args.x = embedding.const_data_ptr(), args.y = hidden.const_data_ptr();
+  if (before) {
+    TORCH_CHECK(before->is_contiguous() && before->scalar_type() == embedding.scalar_type() &&
+                    before->is_cuda() && before->numel() == args.batch * args.width,
+                "before is [1, batch, width] like embedding");
+    args.before = before->const_data_ptr();
+  }
+  args.out = out.mutable_data_ptr();
+  C10_CUDA_CHECK(loopcoder::loop_input_forward(args, c10::cuda::getCurrentCUDAStream()));
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> loop_input_backward(const Tensor& d_out,
+                                                       const Tensor& first_token, double a,
+                                                       double b, bool has_before) {
+  auto args = loop_arguments(d_out, first_token, a, b);
+  const c10::cuda::CUDAGuard on(d_out.device());
+  Tensor d_embedding = at::empty_like(d_out), d_hidden = at::empty_like(d_out);
+  Tensor d_before = at::empty({has_before, args.batch, args.width}, d_out.options());
+  if (d_out.numel() == 0) return {d_embedding, d_hidden, d_before};
+  if (has_before) args.out3 = d_before.mutable_data_ptr();
+  args.x = d_out.const_data_ptr();
+  args.out = d_embedding.mutable_data_ptr(), args.out2 = d_hidden.mutable_data_ptr();
+  C10_CUDA_CHECK(loopcoder::loop_input_backward(args, c10::cuda::getCurrentCUDAStream()));
+  return {d_embedding, d_hidden, d_before};
+}
+
+}  // namespace
+
+TORCH_LIBRARY(loopcoder, m) {
+  m.def(
+      "gated_window_forward(Tensor q, Tensor k, Tensor v, Tensor gate, Tensor global_out, "
+      "Tensor? start, int window, float scale) -> (Tensor, Tensor)");
+  m.def(
+      "gated_window_prepare(Tensor d_out, Tensor gate, Tensor global_out) -> (Tensor, Tensor)");
+  m.def(
+      "gated_window_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor dot, "
+      "Tensor lse, Tensor? start, int window, float scale, Tensor(a!) d_q) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "loop_input_forward(Tensor embedding, Tensor hidden, Tensor? before, Tensor first_token, "
+      "float a, float b) -> Tensor");
+  m.def(
+      "loop_input_backward(Tensor d_out, Tensor first_token, float a, float b, bool has_before) "
+      "-> (Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(loopcoder, CUDA, m) {
+  m.impl("gated_window_forward", &gated_window_forward);
+  m.impl("gated_window_backward", &gated_window_backward);
+  m.impl("gated_window_prepare", &gated_window_prepare);
+  m.impl("loop_input_forward", &loop_input_forward);
+  m.impl("loop_input_backward", &loop_input_backward);
+}

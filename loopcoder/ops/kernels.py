@@ -1,0 +1,187 @@
+"""The CUDA extension (kernels/, built by setup.py) and its operators, `torch.ops.loopcoder.*`.
+
+Their plain PyTorch counterparts are in `gated_window.py` and `loop_input.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loopcoder.backends import KERNELS, kernels_fault
+
+HEAD_DIMS = (64, 128)
+MAX_WINDOW = 256
+
+
+@functools.cache
+def load() -> None:
+    """Load the extension, once a process.
+
+    Raises RuntimeError where it is missing or was built for another torch; `config/check.py` tells
+    users before that.
+    """
+    fault = kernels_fault()
+    if fault is not None:
+        raise RuntimeError(f"{fault}: pip install --no-build-isolation -e .")
+    torch.ops.load_library(str(KERNELS))
+    _register()
+
+
+def gated_attention(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    gate: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shared: tuple[Tensor, Tensor],
+    start: Tensor | None,
+    window: int,
+) -> Tensor:
+    """Return g * attend(q, *shared) + (1-g) * window(q, k, v), as one step of autograd.
+
+    The backward pass of `attend` needs g*dO, and the window's part of dq is added in place to
+    the one that it returns; left to autograd, that would be one more pass over three tensors.
+
+    Args:
+        attend: the global attention, differentiable; [S, B, heads, head_dim] like q.
+        gate: logits of g = sigmoid(gate), which weighs the global branch. [S, B, heads]
+        q: [S, B, heads, head_dim], bf16 or fp16
+        k, v: this loop's, [S, B, kv_heads, head_dim]
+        shared: loop 0's keys and values for `attend`.
+        start: index of the first token of each position's document [B, S], int64; None: a row is
+            one document.
+        window: keys t-window..t are seen.
+    """
+    return _GatedAttention.apply(attend, start, window, gate, q, k, v, *shared)
+
+
+class _GatedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        attend: Callable[..., Tensor],
+        start: Tensor | None,
+        window: int,
+        gate: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *shared: Tensor,
+    ) -> Tensor:
+        ops = torch.ops.loopcoder
+        inputs = [x.detach() for x in (q, *shared)]
+        if any(ctx.needs_input_grad):
+            # a graph of its own, for this function's backward pass
+            inputs = [x.requires_grad_() for x in inputs]
+            with torch.enable_grad():
+                global_out = attend(*inputs)
+        else:
+            global_out = attend(*inputs)
+        scale = 1.0 / math.sqrt(q.shape[-1])
+        out, lse = ops.gated_window_forward(
+            q, k, v, gate, global_out.detach(), start, window, scale
+        )
+        ctx.save_for_backward(gate, q, k, v, lse)
+        ctx.start, ctx.window, ctx.scale = start, window, scale
+        ctx.inner = global_out, inputs
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        ops = torch.ops.loopcoder
+        gate, q, k, v, lse = ctx.saved_tensors
+        global_out, inputs = ctx.inner
+        ctx.inner = None
+        d_out = d_out.contiguous()
+        scaled, dot = ops.gated_window_prepare(d_out, gate, global_out.detach())
+        d_q, d_k0, d_v0 = torch.autograd.grad(global_out, inputs, scaled)
+        d_q = d_q.contiguous()
+        d_k, d_v, d_gate = ops.gated_window_backward(
+            d_out, q, k, v, gate, dot, lse, ctx.start, ctx.window, ctx.scale, d_q
+        )
+        return None, None, None, d_gate, d_q, d_k, d_v, d_k0, d_v0
+
+
+class LoopInput(torch.autograd.Function):
+    """a*E + b*shift(h) with resets; see `loop_input.loop_input`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embedding: Tensor,
+        hidden: Tensor,
+        before: Tensor | None,
+        first_token: Tensor,
+        a: float,
+        b: float,
+    ) -> Tensor:
+        ctx.save_for_backward(first_token)
+        ctx.scales, ctx.has_before = (a, b), before is not None
+        return torch.ops.loopcoder.loop_input_forward(
+            embedding.contiguous(), hidden.contiguous(), before, first_token, a, b
+        )
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        (first_token,) = ctx.saved_tensors
+        d_embedding, d_hidden, d_before = torch.ops.loopcoder.loop_input_backward(
+            d_out.contiguous(), first_token, *ctx.scales, ctx.has_before
+        )
+        return d_embedding, d_hidden, d_before if ctx.has_before else None, None, None, None
+
+
+def _register() -> None:
+    """Tell torch.compile shapes (fake kernels) and gradients of the operators."""
+    library = torch.library
+
+    @library.register_fake("loopcoder::gated_window_forward")
+    def _(q, k, v, gate, global_out, start, window, scale):  # type: ignore[no-untyped-def]
+        seq, batch, heads, _ = q.shape
+        lse = q.new_empty((batch, heads, seq), dtype=torch.float32)
+        return q.new_empty(q.shape), lse
+
+    @library.register_fake("loopcoder::gated_window_backward")
+    def _(d_out, q, k, v, gate, dot, lse, start, window, scale, d_q):  # type: ignore[no-untyped-def]
+        return k.new_empty(k.shape), k.new_empty(k.shape), torch.empty_like(gate)
+
+    @library.register_fake("loopcoder::gated_window_prepare")
+    def _(d_out, gate, global_out):  # type: ignore[no-untyped-def]
+        seq, batch, heads, _ = d_out.shape
+        dot = d_out.new_empty((batch, heads, seq), dtype=torch.float32)
+        return d_out.new_empty(d_out.shape), dot
+
+    @library.register_fake("loopcoder::loop_input_forward")
+    def _(embedding, hidden, before, first_token, a, b):  # type: ignore[no-untyped-def]
+        return torch.empty_like(embedding)
+
+    @library.register_fake("loopcoder::loop_input_backward")
+    def _(d_out, first_token, a, b, has_before):  # type: ignore[no-untyped-def]
+        before = d_out.new_empty((int(has_before), *d_out.shape[1:]))
+        return torch.empty_like(d_out), torch.empty_like(d_out), before
+
+    library.register_autograd(
+        "loopcoder::gated_window_forward", _window_backward, setup_context=_save_window
+    )
+
+
+def _save_window(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, gate, global_out, ctx.start, ctx.window, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, gate, global_out, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _window_backward(ctx: Any, d_out: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    ops = torch.ops.loopcoder
+    q, k, v, gate, global_out, lse = ctx.saved_tensors
+    d_out, d_q = d_out.contiguous(), q.new_zeros(q.shape)
+    d_global, dot = ops.gated_window_prepare(d_out, gate, global_out)
+    d_k, d_v, d_gate = ops.gated_window_backward(
+        d_out, q, k, v, gate, dot, lse, ctx.start, ctx.window, ctx.scale, d_q
+    )
+    return d_q, d_k, d_v, d_gate, d_global, None, None, None

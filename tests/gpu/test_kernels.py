@@ -1,0 +1,186 @@
+"""The CUDA kernels against plain PyTorch in fp32 and in their own type. Needs a GPU."""
+
+from __future__ import annotations
+
+import functools
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from loopcoder.model.documents import Documents
+from loopcoder.ops.gated_window import attention, gated_mixture
+from loopcoder.ops.loop_input import loop_input, shift_right
+from tests.model.test_reference import random_starts
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = [torch.bfloat16, torch.float16]
+NAMES = ("out", "d_gate", "d_q", "d_k", "d_v", "d_k0", "d_v0")
+
+
+@pytest.fixture(autouse=True)
+def kernels() -> None:
+    from loopcoder.ops import kernels
+
+    kernels.load()
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def draw(
+    rng: random.Random, dtype: torch.dtype, heads: tuple[int, int], seq: int, head_dim: int
+) -> tuple[list[Tensor], Documents, int]:
+    """Return gate, q, k, v, k0, v0, d_out, and where documents begin. Some are not contiguous."""
+    generator = torch.Generator().manual_seed(rng.getrandbits(60))
+    batch = rng.choice([1, 1, 2, 3])
+    query_heads, kv_heads = heads
+    sizes = [query_heads, *[kv_heads] * 4, query_heads]
+    tensors = [
+        torch.randn(seq, batch, n, head_dim + 8, generator=generator)[..., :head_dim] for n in sizes
+    ]
+    if rng.random() < 0.5:
+        tensors = [x.contiguous() for x in tensors]
+    gate = 2 * torch.randn(seq, batch, query_heads, generator=generator)
+    on_gpu = [x.to("cuda", dtype) for x in (gate, *tensors)]
+    if rng.random() < 0.3:
+        docs = Documents.whole_rows(batch, seq, torch.device("cuda"))
+    else:
+        docs = Documents.packed(random_starts(generator, batch, seq).cuda())
+    return on_gpu, docs, rng.choice([0, 1, 5, 16, 63, 64, 64, 64, 65, 100, 200, 256])
+
+
+def stock(inputs: list[Tensor], docs: Documents, window: int) -> Tensor:
+    gate, q, k, v, k0, v0 = inputs
+    near = attention(q, k, v, docs.window_mask(window))
+    return gated_mixture(gate, attention(q, k0, v0, docs.causal_mask), near)
+
+
+def ours(inputs: list[Tensor], docs: Documents, window: int) -> Tensor:
+    from loopcoder.ops.kernels import gated_attention
+
+    gate, q, k, v, k0, v0 = inputs
+    attend = functools.partial(attention, mask=docs.causal_mask)
+    start = docs.start.contiguous() if docs.is_packed else None
+    return gated_attention(attend, gate, q, k, v, (k0, v0), start, window)
+
+
+def run(
+    function: Any, tensors: list[Tensor], docs: Documents, window: int, dtype: torch.dtype
+) -> list[Tensor]:
+    *inputs, d_out = [x.detach().to(dtype) for x in tensors]
+    inputs = [x.requires_grad_() for x in inputs]
+    out = function(inputs, docs, window)
+    out.backward(d_out)
+    return [out.detach(), *(x.grad for x in inputs)]
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """Relative error; numbers are of the order of 1, so that one far below is rounding."""
+    expected = expected.double()
+    floor = 1e-2 * expected.numel() ** 0.5
+    return ((found.double() - expected).norm() / expected.norm().clamp_min(floor)).item()
+
+
+def check(rng: random.Random, dtype: torch.dtype, heads: tuple[int, int], seq: int, d: int) -> None:
+    tensors, docs, window = draw(rng, dtype, heads, seq, d)
+    expected = run(stock, tensors, docs, window, torch.float32)
+    theirs = run(stock, tensors, docs, window, dtype)
+    found = run(ours, tensors, docs, window, dtype)
+    again = run(ours, tensors, docs, window, dtype)
+    case = f"seq {seq}, batch {tensors[0].shape[1]}, heads {heads}, d {d}, window {window}, {dtype}"
+    for name, e, t, f, a in zip(NAMES, expected, theirs, found, again, strict=True):
+        assert f.isfinite().all(), (name, case)
+        allowed = 2 * apart(t, e) + torch.finfo(dtype).eps
+        assert apart(f, e) <= allowed, (name, apart(f, e), apart(t, e), case)
+        if name in ("out", "d_gate", "d_k", "d_v"):  # the rest is the stock attention's as well
+            assert torch.equal(f, a), (name, case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [(1, 1), (8, 1), (40, 8), (6, 2)])
+def test_gated_attention(seed: int, dtype: torch.dtype, heads: tuple[int, int]) -> None:
+    rng = random.Random(seed)
+    for seq in (1, 2, 17, 64, 129, rng.randrange(130, 700)):
+        for d in (64, 128):
+            check(rng, dtype, heads, seq, d)
+
+
+def test_1000_random_shapes(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(1000):
+        kv_heads = rng.choice([1, 2, 3])
+        heads = kv_heads * rng.choice([1, 2, 5]), kv_heads
+        check(rng, rng.choice(DTYPES), heads, rng.randrange(1, 320), rng.choice([64, 128]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_outside_is_not_touched(seed: int, dtype: torch.dtype) -> None:
+    """Outputs of a tile that goes beyond the sequence; NaN in other rows must not leak in."""
+    rng = random.Random(seed)
+    (gate, q, k, v, _, _, d_out), _, _ = draw(rng, dtype, (4, 2), 83, 128)
+    ops = torch.ops.loopcoder
+    whole = torch.full((166, *q.shape[1:]), torch.nan, device="cuda", dtype=dtype)
+    d_q, global_out = whole[:83], torch.randn_like(q)
+    d_q.zero_()
+    scale = 128**-0.5
+    out, lse = ops.gated_window_forward(q, k, v, gate, global_out, None, 64, scale)
+    prepared = ops.gated_window_prepare(d_out, gate, global_out)
+    made = ops.gated_window_backward(d_out, q, k, v, gate, prepared[1], lse, None, 64, scale, d_q)
+    assert all(x.isfinite().all() for x in (out, lse, d_q, *prepared, *made))
+    assert whole[83:].isnan().all()
+
+
+def test_compiled_and_in_a_graph(seed: int) -> None:
+    from torch.library import opcheck
+
+    (gate, q, k, v, _, _, d_out), docs, _ = draw(
+        random.Random(seed), torch.bfloat16, (4, 2), 90, 64
+    )
+    global_out, start = torch.randn_like(q), docs.start.contiguous()
+    inputs = [x.detach().requires_grad_() for x in (q, k, v, gate, global_out)]
+    forward = torch.ops.loopcoder.gated_window_forward.default
+    opcheck(forward, (*inputs, start, 64, 0.125))
+
+    def window(*tensors: Tensor) -> Tensor:
+        return 2.0 * forward(*tensors, start, 64, 0.125)[0]
+
+    found = torch.autograd.grad(torch.compile(window, fullgraph=True)(*inputs), inputs, d_out)
+    expected = torch.autograd.grad(window(*inputs), inputs, d_out)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = window(*[x.detach() for x in inputs])
+    with torch.no_grad():
+        inputs[0].add_(1.0)
+    graph.replay()
+    assert torch.equal(out, window(*inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("split", [False, True])
+def test_loop_input(seed: int, dtype: torch.dtype, split: bool) -> None:
+    from loopcoder.ops.kernels import LoopInput
+
+    rng, eps = random.Random(seed), torch.finfo(dtype).eps
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(20):
+        seq, batch, width = rng.randrange(1, 90), rng.randrange(1, 4), 8 * rng.randrange(1, 40)
+        tensors = torch.randn(3, seq, batch, width, generator=generator).to("cuda", dtype)
+        before = torch.randn(1, batch, width, generator=generator).to("cuda", dtype)
+        first = (torch.rand(batch, seq, generator=generator) < 0.2).cuda().T
+        results = []
+        for exact in (True, False):
+            e, h, p = (x.float() if exact else x for x in (*tensors[:2], before))
+            e, h, p = (x.detach().requires_grad_() for x in (e, h, p))
+            if exact:
+                shifted = torch.cat([p, h[:-1]]) if split else shift_right(h)
+                out = loop_input(e, shifted, first, 0.707, 0.053)
+            else:
+                out = LoopInput.apply(e, h, p if split else None, first, 0.707, 0.053)
+            out.backward(tensors[2].to(out.dtype))
+            results.append([out, e.grad, h.grad, *([p.grad] if split else [])])
+        for expected, found in zip(*results, strict=True):
+            torch.testing.assert_close(found.float(), expected, rtol=eps, atol=1e-3 * eps)
