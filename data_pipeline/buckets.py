@@ -325,7 +325,7 @@ class Bucket:
             raise InputError.of(
                 f"bucket {bucket} has {size:,} bytes, the task {memory_bytes:,} bytes of memory",
                 "a bucket is permuted in memory and must fit in half of it",
-                f"num_buckets={enough} from pass a on, or memory_bytes={2 * size}",
+                f"data.shards={enough}, or data.worker_bytes={2 * size}",
             )
         dtype = token_dtype(config.vocab_size)
         blocks: list[NDArray[Any]] = []

@@ -27,7 +27,7 @@ from data_pipeline.finish import finish
 from data_pipeline.language_model import LanguageModel
 from data_pipeline.manifest import FORMAT_VERSION, Corpus, Verify, load_corpus
 from data_pipeline.plan import lowest_terms
-from data_pipeline.progress import Report, described, total_cost, watched
+from data_pipeline.progress import Report, described, left_out, total_cost, watched
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
@@ -341,5 +341,9 @@ def _run_stage(work: Work, stage: Stage, size: int, report: Report) -> None:
         facts = work.facts(stage.name, tasks)
         cost = total_cost([f["cost"] for f in facts], sum(f.get("bytes_in", 0) for f in facts))
         report(described(stage.title, time.monotonic() - start, cost))
+        # copies are told once, where it is decided which of them stays
+        dropped = left_out(facts) if stage.name in ("read", "cluster") else None
+        if dropped:
+            report(dropped)
     if stage.after is not None:
         stage.after(work)

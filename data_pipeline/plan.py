@@ -298,7 +298,7 @@ def lowest_terms(mixture: Mapping[str, float]) -> dict[str, int]:
         raise InputError.of(
             f"the mixture is {dict(mixture)}",
             "every side of a corpus has a positive weight",
-            "mixture={text: 1, code: 1}",
+            "data.mixture={text:1,code:1}",
         )
     whole = lcm(*(weight.denominator for weight in exact.values()))
     numbers = {side: int(weight * whole) for side, weight in exact.items()}
@@ -474,7 +474,7 @@ def _infeasible(
                 f"the largest feasible total of all sides is {unit * total:,} tokens; these "
                 f"languages bind (most that they may give): {names}"
                 + (f" and {more} more" if more > 0 else ""),
-                f"target_tokens={unit * total} or less, a larger max_epochs, or more documents"
+                f"data.target_tokens={unit * total} or less, a larger data.epochs, or more input"
                 + (", or keep_shares=False to fill up from other languages" * keep_shares),
             )
         )
@@ -483,7 +483,7 @@ def _infeasible(
             Problem(
                 f"the target is less than the mixture's lowest terms, {dict(weights)}",
                 "every side needs at least its part of one token",
-                f"target_tokens={unit * total} or less, but at least {total}",
+                f"data.target_tokens={unit * total} or less, but at least {total}",
             )
         ]
     return InputError(problems)

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +15,8 @@ Report = Callable[[str], None]
 
 _INTERVAL_S = 0.5
 _LINE_INTERVAL_S = 15.0
+_NAMED = 10
+"""Reasons that a line names."""
 
 
 @contextlib.contextmanager
@@ -60,6 +63,25 @@ def total_cost(costs: Sequence[Mapping[str, float]], bytes_in: float) -> dict[st
         "peak_rss_bytes": max((int(cost.get("peak_rss_bytes", 0)) for cost in costs), default=0),
         "bytes_in": int(bytes_in),
     }
+
+
+def left_out(facts: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the line that says what the tasks of a stage dropped, the most frequent first."""
+    counts: Counter[str] = Counter()
+    for fact in facts:
+        counts.update(fact.get("drops", {}))
+        for tally in fact.get("tallies", ()):
+            counts.update(tally["drops"])
+            counts.update({f"files {k}": n for k, n in tally["file_drops"].items()})
+    # held out is not left out, and what exceeds the quotas is in the table of languages
+    for expected in ("held_out", "beyond_quota"):
+        counts.pop(expected, None)
+    if not counts:
+        return None
+    most = counts.most_common(_NAMED)
+    rest = counts.total() - sum(n for _, n in most)
+    names = [f"{n:,} {reason}" for reason, n in most] + [f"{rest:,} others"] * bool(rest)
+    return f"data:   left out: {', '.join(names)}"
 
 
 def described(title: str, wall_s: float, cost: Mapping[str, Any]) -> str:

@@ -84,7 +84,7 @@ def cut(
             f"the sides have { ({s: sum(tokens[s]) for s in weights}) } tokens for {shards} shards",
             f"with one sequence of {seq_length} in a shard and the mixture {dict(weights)} they "
             f"need {needed}",
-            "fewer buckets, a shorter seq_length, or more documents",
+            "data.shards=1, a shorter data.seq_length, or more documents",
         )
     pieces = {}
     for side, weight in weights.items():

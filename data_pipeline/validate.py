@@ -32,7 +32,7 @@ def validate(
         verify: `hash` reads every byte; `size` compares sizes, indices and counts only.
         tolerance: Of the shares that the manifest names as wanted.
     """
-    fix = f"delete the shard's .json in {folder}, assemble it again and seal"
+    fix = f"delete the corpus that {folder} belongs to and build it again"
     path = folder / SHARDS
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -137,7 +137,7 @@ def _ids(prefix: Path, documents: int, manifest: Mapping[str, Any], fix: str) ->
 
 def _balance(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
     """Check the proportions of the sides, and the order of the blend."""
-    fix = f"delete the .json files in {folder}, assemble every bucket again and seal"
+    fix = f"delete the corpus that {folder} belongs to and build it again"
     weights = {side: stats["weight"] for side, stats in manifest["sides"].items()}
     order = [entry["side"] for entry in manifest["blend"]]
     if order != list(weights) * manifest["num_shards"]:

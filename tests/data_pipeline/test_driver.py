@@ -98,7 +98,9 @@ def test_folder_becomes_a_corpus(config: Config, source_folder: Path, side: str)
 
 def test_stages_conserve_rows(config: Config, source_folder: Path) -> None:
     shutil.copy(source_folder / "note0.txt", source_folder / "copy.txt")
-    corpus = prepare(config())
+    lines: list[str] = []
+    corpus = prepare(config(), report=lines.append)
+    assert "data:   left out: 1 exact_duplicate" in lines
     stages = {s["stage"]: s for s in corpus.manifest["stages"]}
     assert stages["dedup"]["drops"] == {"exact_duplicate": 1}
     for stage in stages.values():

@@ -245,10 +245,7 @@ def hashes(corpus: Corpus) -> dict[str, str]:
     return {name: entry["xxh3_128"] for name, entry in corpus.manifest["files"].items()}
 
 
-@pytest.mark.parametrize("workers", [2, 5])
-def test_any_number_of_workers_gives_the_same_bytes(
-    tmp_path: Path, seed: int, workers: int
-) -> None:
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path, seed: int) -> None:
     plant(tmp_path, seed)
     found = [
         hashes(
@@ -259,9 +256,9 @@ def test_any_number_of_workers_gives_the_same_bytes(
                 report=quiet,
             )
         )
-        for n in (1, workers)
+        for n in (1, 2, 5)
     ]
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert len(found[0]) > 10
 
 
