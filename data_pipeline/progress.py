@@ -76,6 +76,7 @@ def left_out(facts: Sequence[Mapping[str, Any]]) -> str | None:
     # held out is not left out, and what exceeds the quotas is in the table of languages
     for expected in ("held_out", "beyond_quota"):
         counts.pop(expected, None)
+    counts = +counts
     if not counts:
         return None
     most = counts.most_common(_NAMED)
