@@ -12,7 +12,7 @@ PY ?= $(shell for newest in 12 99; do for p in $(CANDIDATES); do \
 	if "$$p" -c "import sys, venv, ensurepip; sys.exit(not 12 <= sys.version_info.minor <= $$newest)" 2>/dev/null; then command -v "$$p"; exit; fi; done; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-dist test-data test-chaos lint format loss-compare docs clean
+.PHONY: help install kernels train test test-dist test-data test-kernels test-chaos lint format loss-compare docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,13 @@ $(STAMP): pyproject.toml setup.py requirements.lock
 	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[data,dev]' -c requirements.lock
 	@touch $@
+
+$(VENV)/.nvcc: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[nvcc]' -c requirements.lock
+	@touch $@
+
+kernels: $(VENV)/.nvcc ## build the CUDA kernels into this checkout
+	LOOPCODER_BUILD_KERNELS=1 $(BIN)/python setup.py -q build_ext --inplace
 
 train: $(STAMP) ## train the tiny preset, or what ARGS="key=value ..." says
 	$(BIN)/loopcoder train $(ARGS)
@@ -47,6 +54,9 @@ test-dist: $(STAMP) ## the long distributed tests
 
 test-data: $(STAMP) ## the long tests of the data pipeline
 	$(call run_tests,-m data_full)
+
+test-kernels: $(VENV)/.nvcc ## compile the CUDA kernels (needs no GPU)
+	$(call run_tests,-m compile)
 
 test-chaos: $(STAMP) ## tests that kill, fill and corrupt
 	$(call run_tests,-m chaos)

@@ -45,6 +45,7 @@ def extension():
             library.with_name("_kernels.json").write_text(json.dumps(about) + "\n")
 
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    targets.append("-gencode=arch=compute_90,code=compute_90")  # newer GPUs compile it themselves
     module = cpp_extension.CUDAExtension(
         "loopcoder._kernels",
         # relative, as setuptools wants them

@@ -34,6 +34,8 @@ PACKAGES = {
 KERNELS = Path(__file__).parent / "_kernels.so"
 """The CUDA extension; setup.py builds it, and writes beside it what it was built for."""
 
+NOT_BUILT = "not built"
+
 _MODULES = {"megatron-core": "megatron.core"}
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute, cuda.h
 
@@ -50,7 +52,7 @@ class Backends:
     """Compute capability of the first GPU, for instance (9, 0)."""
     versions: dict[str, str] = field(default_factory=dict)
     """Version of each package that is installed; "unknown" where it was not installed by pip."""
-    kernels_fault: str | None = "not built"
+    kernels_fault: str | None = NOT_BUILT
     """Why the CUDA extension cannot be used; None: it can."""
 
     @property
@@ -91,7 +93,7 @@ def detect() -> Backends:
 def kernels_fault() -> str | None:
     """Say why the CUDA extension cannot be used here; None: it can."""
     if not KERNELS.exists():
-        return "not built"
+        return NOT_BUILT
     try:
         built_for = json.loads(KERNELS.with_suffix(".json").read_text())["torch"]
     except (OSError, ValueError, KeyError):

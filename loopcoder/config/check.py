@@ -13,6 +13,7 @@ from pathlib import Path
 
 from loopcoder.backends import Backends
 from loopcoder.config.fields import as_override
+from loopcoder.config.resolve import kernel_limits
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
 from loopcoder.errors import InputError, Problem
 
@@ -27,7 +28,8 @@ _FP8_MULTIPLE = {"fp8_tensorwise": 16, "fp8_delayed": 16, "fp8_blockwise": 128}
 def check(config: Config, world_size: int, backends: Backends) -> None:
     """Raise InputError with everything about this config that cannot run on `world_size` processes.
 
-    `precision.name` and `model.layer_spec` are expected to be resolved (`resolve`), not "auto".
+    `precision.name`, `model.layer_spec` and `model.kernels` are expected to be resolved
+    (`resolve`), not "auto".
     """
     problems = [
         *_model(config),
@@ -356,6 +358,7 @@ def _precision(config: Config, backends: Backends) -> Iterator[Problem]:
             "bfloat16 starts with compute capability 8.0",
             "precision=fp32",
         )
+    yield from _kernels(config, backends)
     yield from _bf16_layers(config)
     if not name.startswith("fp8"):
         return
@@ -386,6 +389,23 @@ def _precision(config: Config, backends: Backends) -> Iterator[Problem]:
             "model.layer_spec=te, or precision=bf16",
         )
     yield from _fp8_shapes(config)
+
+
+def _kernels(config: Config, backends: Backends) -> Iterator[Problem]:
+    if config.model.kernels != "cuda":
+        return
+    fact, stock = "model.kernels=cuda", "model.kernels=stock"
+    if not backends.has_gpu:
+        yield Problem(f"{fact}, no GPU", "its kernels run on a GPU", stock)
+    elif backends.kernels_fault is not None:
+        yield Problem(
+            f"{fact}, the CUDA extension: {backends.kernels_fault}",
+            "it is compiled for one torch, by the nvcc of this machine",
+            f"pip install --no-build-isolation -e ., or {stock}",
+        )
+    capability = backends.compute_capability
+    for value, limit in kernel_limits(config.model, config.precision.name, capability):
+        yield Problem(f"{fact} {value}", limit, stock)
 
 
 def _bf16_layers(config: Config) -> Iterator[Problem]:

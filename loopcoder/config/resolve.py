@@ -2,24 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from loopcoder.backends import Backends
-from loopcoder.config.schema import Config
+from loopcoder.backends import NOT_BUILT, Backends
+from loopcoder.config.schema import Config, ModelConfig
+
+KERNEL_HEAD_DIMS, KERNEL_MAX_WINDOW = (64, 128), 256
+"""What kernels/ is compiled for."""
 
 
 def resolve(config: Config, backends: Backends) -> Config:
-    """Replace `precision=auto` and `model.layer_spec=auto` by what this machine can do."""
+    """Replace "auto" in `precision`, `model.layer_spec` and `model.kernels` by what this machine
+    can do.
+
+    An extension that was built for another torch is chosen all the same, so that the check says
+    it: to leave it out silently would be the slower run that nobody asked for.
+    """
     precision, layer_spec = config.precision.name, config.model.layer_spec
     if precision == "auto":
         precision = "bf16" if backends.has_gpu else "fp32"
     if layer_spec == "auto":
         layer_spec = "te" if backends.has_te and backends.has_gpu else "torch"
+    kernels = config.model.kernels
+    if kernels == "auto":
+        is_there = backends.has_gpu and backends.kernels_fault != NOT_BUILT
+        fits = not any(kernel_limits(config.model, precision, backends.compute_capability))
+        kernels = "cuda" if is_there and fits else "stock"
     return replace(
         config,
         precision=replace(config.precision, name=precision),
-        model=replace(config.model, layer_spec=layer_spec),
+        model=replace(config.model, layer_spec=layer_spec, kernels=kernels),
     )
+
+
+def kernel_limits(
+    model: ModelConfig, precision: str, capability: tuple[int, int] | None
+) -> Iterator[tuple[str, str]]:
+    """Yield what of a config the CUDA extension cannot compute, each with the limit."""
+    if capability is not None and (capability < (8, 0) or (8, 0) < capability < (9, 0)):
+        found = ".".join(map(str, capability))
+        yield f"compute capability {found}", "the extension is made for 8.0 and from 9.0 on"
+    if precision == "fp32":
+        yield "precision=fp32", "the extension computes in 16-bit numbers"
+    if model.num_loops == 1:
+        yield "model.num_loops=1", "there are no later loops"
+    if model.hidden_size % 8:
+        yield f"model.hidden_size={model.hidden_size}", "it has to be a multiple of 8"
+    if not model.has_gates:
+        return
+    if model.head_dim not in KERNEL_HEAD_DIMS:
+        yield f"model.head_dim={model.head_dim}", f"compiled are {KERNEL_HEAD_DIMS}"
+    # what fits into the shared memory of an A100
+    most = KERNEL_MAX_WINDOW if capability is None or capability >= (9, 0) else 128
+    if model.window > most:
+        yield f"model.window={model.window}", f"at most {most} keys fit into shared memory"
 
 
 def processes_to_start(config: Config, backends: Backends) -> int:

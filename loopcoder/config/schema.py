@@ -92,6 +92,9 @@ class ModelConfig:
     layer_spec: Literal["auto", "torch", "te"] = "auto"
     """Layers from plain PyTorch or from Transformer Engine; auto takes TE where it and a GPU are
     present."""
+    kernels: Literal["auto", "stock", "cuda"] = "auto"
+    """What gates the two attentions of later loops and makes their input: stock parts, or the CUDA
+    extension of kernels/; auto takes the extension where it is built and can compute this model."""
 
     @property
     def has_gates(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from loopcoder.model.documents import Documents
 from loopcoder.model.gate import GATES
 from loopcoder.model.shared_kv import KV
+from loopcoder.ops import kernels as cuda
 from loopcoder.ops.gated_window import attention, gated_mixture
 
 
@@ -40,9 +42,13 @@ class PLTAttention(SelfAttention):
         has_gate: bool,
         gate: str,
         gate_norm: Any,
+        kernels: str,
         **kwargs: Any,
     ):
         super().__init__(config, submodules, layer_number, **kwargs)
+        self.uses_cuda_kernels = kernels == "cuda" and has_gate
+        if self.uses_cuda_kernels:
+            cuda.load()
         self.plt_gate = GATES[gate](config, gate_norm, self.tp_group) if has_gate else None
 
     def forward(
@@ -92,6 +98,11 @@ class PLTAttention(SelfAttention):
         k0: Tensor,
         v0: Tensor,
     ) -> Tensor:
+        if self.uses_cuda_kernels:
+            attend = partial(self.core_attention.causal, docs=docs)
+            start = docs.start.contiguous() if docs.is_packed else None
+            window = self.core_attention.window
+            return cuda.gated_attention(attend, gate_logits, q, k, v, (k0, v0), start, window)
         global_out = self.core_attention.causal(q, k0, v0, docs)
         window_out = self.core_attention.windowed(q, k, v, docs)
         return self.core_attention.mix(gate_logits, global_out, window_out)
@@ -130,7 +141,7 @@ class TECoreAttention(torch.nn.Module):
         super().__init__()
         from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
-        self.config, self.groups = config, pg_collection
+        self.config, self.window, self.groups = config, window, pg_collection
         self.mix = jit_fuser(gated_mixture)  # one kernel each way instead of a dozen
         windowed = copy.copy(config)
         windowed.window_size = (window, 0)

@@ -32,7 +32,8 @@ from loopcoder.model.layer import PLTBlock
 from loopcoder.model.probe import LoopProbe
 from loopcoder.model.shared_kv import KeptTensors, SharedKV
 from loopcoder.model.specs import block_submodules
-from loopcoder.ops.loop_input import loop_input, shift_right
+from loopcoder.ops import kernels as cuda
+from loopcoder.ops.loop_input import loop_input
 
 
 @dataclass(frozen=True)
@@ -73,27 +74,30 @@ class PLTModel(LanguageModule):
         model: ModelConfig,
         vocab_size: int,
         groups: Any,
-        shift: Callable[[Tensor], Tensor] = shift_right,
+        before: Callable[[Tensor], Tensor] | None = None,
         stage: Stage | None = None,
     ):
         """
         Args:
             config: megatron-core's config, from `specs.transformer_config`.
-            model: the looped model, `layer_spec` resolved.
+            model: the looped model, `layer_spec` and `kernels` resolved.
             vocab_size: rows of embedding and head, padded.
             groups: the process groups of this rank (`parallel.mcore.Ranks.groups`).
-            shift: moves hidden states one position to the right; a split sequence needs
-                `parallel.shift.shift_over(group)`.
+            before: gives the position before this rank's part of a sequence; a split sequence needs
+                `parallel.shift.position_before(group)`.
             stage: this rank's part of the model under pipeline parallelism; None: all of it.
         """
         stage = stage or Stage([list(range(model.num_layers))])
-        if config.sequence_parallel and shift is shift_right:
+        if config.sequence_parallel and before is None:
             raise ValueError(
-                "sequence parallelism needs a shift that crosses ranks: parallel.shift.shift_over"
+                "sequence parallelism needs what is before: parallel.shift.position_before"
             )
         super().__init__(config=config, pg_collection=groups)
         self.model = model
-        self.shift = shift
+        self.before = before
+        self.uses_cuda_kernels = model.kernels == "cuda"
+        if self.uses_cuda_kernels:
+            cuda.load()
         self.rope_theta: float | None = None
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = stage.is_first, stage.is_last
@@ -224,7 +228,9 @@ class PLTModel(LanguageModule):
         first_token = docs.first_token
         if self.config.sequence_parallel:
             first_token = first_token.chunk(self.tp_group.size())[self.tp_group.rank()]
-        return loop_input(embedding, self.shift(hidden), first_token, a, b)
+        before = None if self.before is None else self.before(hidden)
+        mix = cuda.LoopInput.apply if self.uses_cuda_kernels else loop_input
+        return mix(embedding, hidden, before, first_token, a, b)
 
     def read_out(self, normed: Tensor, labels: Tensor | None) -> Tensor:
         """Apply the head, and the loss where labels are given."""

@@ -123,6 +123,7 @@ def block_submodules(model: ModelConfig, num_layers: int) -> TransformerBlockSub
             has_gate=model.has_gates,
             gate=model.gate,
             gate_norm=norm,
+            kernels=model.kernels,
         ),
     )
     spec = ModuleSpec(module=PLTLayer, submodules=layer)

@@ -15,9 +15,6 @@ from torch import Tensor
 
 from loopcoder.backends import KERNELS, kernels_fault
 
-HEAD_DIMS = (64, 128)
-MAX_WINDOW = 256
-
 
 @functools.cache
 def load() -> None:
@@ -58,7 +55,9 @@ def gated_attention(
             one document.
         window: keys t-window..t are seen.
     """
-    return _GatedAttention.apply(attend, start, window, gate, q, k, v, *shared)
+    inputs = (gate, q, k, v, *shared)
+    has_backward = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    return _GatedAttention.apply(attend, start, window, has_backward, *inputs)
 
 
 class _GatedAttention(torch.autograd.Function):
@@ -68,6 +67,7 @@ class _GatedAttention(torch.autograd.Function):
         attend: Callable[..., Tensor],
         start: Tensor | None,
         window: int,
+        has_backward: bool,
         gate: Tensor,
         q: Tensor,
         k: Tensor,
@@ -75,13 +75,9 @@ class _GatedAttention(torch.autograd.Function):
         *shared: Tensor,
     ) -> Tensor:
         ops = torch.ops.loopcoder
-        inputs = [x.detach() for x in (q, *shared)]
-        if any(ctx.needs_input_grad):
-            # a graph of its own, for this function's backward pass
-            inputs = [x.requires_grad_() for x in inputs]
-            with torch.enable_grad():
-                global_out = attend(*inputs)
-        else:
+        # a graph of its own, for this function's backward pass
+        inputs = [x.detach().requires_grad_(has_backward) for x in (q, *shared)]
+        with torch.set_grad_enabled(has_backward):
             global_out = attend(*inputs)
         scale = 1.0 / math.sqrt(q.shape[-1])
         out, lse = ops.gated_window_forward(
@@ -105,7 +101,7 @@ class _GatedAttention(torch.autograd.Function):
         d_k, d_v, d_gate = ops.gated_window_backward(
             d_out, q, k, v, gate, dot, lse, ctx.start, ctx.window, ctx.scale, d_q
         )
-        return None, None, None, d_gate, d_q, d_k, d_v, d_k0, d_v0
+        return None, None, None, None, d_gate, d_q, d_k, d_v, d_k0, d_v0
 
 
 class LoopInput(torch.autograd.Function):
@@ -141,27 +137,27 @@ def _register() -> None:
     library = torch.library
 
     @library.register_fake("loopcoder::gated_window_forward")
-    def _(q, k, v, gate, global_out, start, window, scale):  # type: ignore[no-untyped-def]
+    def _(q, k, v, gate, global_out, start, window, scale):
         seq, batch, heads, _ = q.shape
         lse = q.new_empty((batch, heads, seq), dtype=torch.float32)
         return q.new_empty(q.shape), lse
 
     @library.register_fake("loopcoder::gated_window_backward")
-    def _(d_out, q, k, v, gate, dot, lse, start, window, scale, d_q):  # type: ignore[no-untyped-def]
+    def _(d_out, q, k, v, gate, dot, lse, start, window, scale, d_q):
         return k.new_empty(k.shape), k.new_empty(k.shape), torch.empty_like(gate)
 
     @library.register_fake("loopcoder::gated_window_prepare")
-    def _(d_out, gate, global_out):  # type: ignore[no-untyped-def]
+    def _(d_out, gate, global_out):
         seq, batch, heads, _ = d_out.shape
         dot = d_out.new_empty((batch, heads, seq), dtype=torch.float32)
         return d_out.new_empty(d_out.shape), dot
 
     @library.register_fake("loopcoder::loop_input_forward")
-    def _(embedding, hidden, before, first_token, a, b):  # type: ignore[no-untyped-def]
+    def _(embedding, hidden, before, first_token, a, b):
         return torch.empty_like(embedding)
 
     @library.register_fake("loopcoder::loop_input_backward")
-    def _(d_out, first_token, a, b, has_before):  # type: ignore[no-untyped-def]
+    def _(d_out, first_token, a, b, has_before):
         before = d_out.new_empty((int(has_before), *d_out.shape[1:]))
         return torch.empty_like(d_out), torch.empty_like(d_out), before
 

@@ -6,19 +6,24 @@ import torch
 from torch import Tensor
 
 
-def shift_right(hidden: Tensor) -> Tensor:
-    """Move every position of `hidden` [S, B, D] one to the right; zeros come in."""
-    return torch.cat([torch.zeros_like(hidden[:1]), hidden[:-1]])
-
-
 def loop_input(
-    embedding: Tensor, shifted: Tensor, first_token: Tensor, a: float, b: float
+    embedding: Tensor,
+    hidden: Tensor,
+    before: Tensor | None,
+    first_token: Tensor,
+    a: float,
+    b: float,
 ) -> Tensor:
-    """Return a*E + b*S, with S = 0 on the first token of a document (plt.md section 2).
+    """Return a*E + b*S, where S is `hidden` one position to the right and 0 on the first token of a
+    document (plt.md section 2).
 
     Args:
         embedding: E. [S, B, D]
-        shifted: the previous loop's output, already shifted. [S, B, D]
+        hidden: the previous loop's output. [S, B, D]
+        before: the position before the first of `hidden`, where a sequence is split. [1, B, D];
+            None: zeros.
         first_token: whether a position begins a document. [S, B], bool
     """
+    before = torch.zeros_like(hidden[:1]) if before is None else before
+    shifted = torch.cat([before, hidden[:-1]])
     return a * embedding + b * shifted.masked_fill(first_token[..., None], 0.0)

@@ -1,4 +1,4 @@
-"""The one-token shift where the sequence is split over tensor-parallel ranks."""
+"""What the one-token shift needs of another rank where the sequence is split over them."""
 
 from __future__ import annotations
 
@@ -34,15 +34,14 @@ def _neighbour(x: Tensor, group: dist.ProcessGroup, offset: int) -> Tensor:
     return gathered[source].clone() if 0 <= source < size else torch.zeros_like(x)
 
 
-def shift_over(group: dist.ProcessGroup) -> Callable[[Tensor], Tensor]:
-    """Return a shift by one position for a sequence that is split over the ranks of `group`, in
-    their order.
+def position_before(group: dist.ProcessGroup) -> Callable[[Tensor], Tensor]:
+    """Return a function for a sequence that is split over the ranks of `group`, in their order.
 
-    What it returns maps this rank's part [S / ranks, B, D] to the same part of the shifted
-    sequence; every rank of the group must call it.
+    It maps this rank's part [S / ranks, B, D] to the position before it [1, B, D], which the rank
+    before has; zeros on the first. Every rank of the group must call it.
     """
 
-    def shift(hidden: Tensor) -> Tensor:
-        return torch.cat([_FromLeftNeighbour.apply(hidden[-1:], group), hidden[:-1]])
+    def before(hidden: Tensor) -> Tensor:
+        return _FromLeftNeighbour.apply(hidden[-1:], group)
 
-    return shift
+    return before

@@ -18,12 +18,11 @@ from loopcoder.model.init import initialise
 from loopcoder.model.plt import PLTModel, Stage
 from loopcoder.model.reuse import share_over_loops
 from loopcoder.model.specs import transformer_config
-from loopcoder.ops.loop_input import shift_right
 from loopcoder.optim.optimizer import build_optimizer
 from loopcoder.parallel.layout import stage_layers
 from loopcoder.parallel.mcore import Ranks
 from loopcoder.parallel.schedule import LoopChunk, build_chunks
-from loopcoder.parallel.shift import shift_over
+from loopcoder.parallel.shift import position_before
 
 
 @dataclass
@@ -45,14 +44,14 @@ def build_network(
 ) -> tuple[PLTModel, TransformerConfig]:
     """Build the model of this rank on its device, with weights from the seed."""
     mcore_config = transformer_config(config)
-    shift = shift_over(ranks.groups.tp) if config.parallel.sp else shift_right
+    before = position_before(ranks.groups.tp) if config.parallel.sp else None
     parallel, pp_rank = config.parallel, ranks.pp_rank
     stage = Stage(
         stage_layers(config.model.num_layers, parallel.pp, parallel.chunks_per_loop, pp_rank),
         is_first=pp_rank == 0,
         is_last=pp_rank == parallel.pp - 1,
     )
-    network = PLTModel(mcore_config, config.model, vocab_size, ranks.groups, shift, stage)
+    network = PLTModel(mcore_config, config.model, vocab_size, ranks.groups, before, stage)
     network.to(ranks.device)
     initialise(network, config.model, config.seed)
     return network, mcore_config

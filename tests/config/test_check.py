@@ -1,6 +1,7 @@
 """Every cross-check: what it refuses, and the override that mends it."""
 
 import random
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +18,8 @@ H100 = Backends(
     8, "NVIDIA H100 80GB HBM3", (9, 0), {"torch": "2.11.0", "transformer_engine": "2.8.0"}
 )
 A100 = Backends(8, "NVIDIA A100-SXM4-80GB", (8, 0), {"transformer_engine": "2.8.0"})
+BUILT = replace(H100, kernels_fault=None)
+STALE = replace(H100, kernels_fault="built for torch 2.10.0, this is torch 2.11.0")
 BARE_GPU = Backends(1, "NVIDIA H100 80GB HBM3", (9, 0), {"torch": "2.11.0"})
 
 
@@ -53,6 +56,8 @@ GOOD: list[tuple[list[str], Backends, int | None]] = [
     (["parallel=dp_overlap", "train.micro_batch_size=2"], H100, None),
     (["data.stages=[{until:1000,seq_length:128},{until:5000},{}]"], CPU, None),
     (["experiment=sample_1b_100steps", "train.micro_batch_size=1"], A100, 8),
+    (["model=plt_1b", "model.kernels=cuda", "train.micro_batch_size=1"], BUILT, 8),
+    (["model=plt_1b", "model.kernels=stock", "train.micro_batch_size=1"], STALE, 8),
 ]  # fmt: skip
 
 
@@ -119,6 +124,15 @@ BAD: list[tuple[str, Backends, str, str]] = [
      "maxima of all layers", "precision=fp8_tensorwise"),
     ("precision=fp8_tensorwise precision.bf16_layers_at_start=3 parallel.nproc_per_node=1", H100,
      "within one stage", "precision.bf16_layers_at_start=2"),
+    ("model.kernels=cuda", CPU, "no GPU", "model.kernels=stock"),
+    ("model=plt_1b model.kernels=cuda", H100, "not built", "pip install --no-build-isolation"),
+    ("model=plt_1b", STALE, "built for torch 2.10.0", "model.kernels=stock"),
+    ("model=plt_1b model.kernels=cuda model.window=300", BUILT, "at most 256", "kernels=stock"),
+    ("model=plt_1b model.kernels=cuda model.window=200", replace(BUILT, compute_capability=(8, 0)),
+     "at most 128", "kernels=stock"),
+    ("model=plt_1b model.kernels=cuda precision=fp32", BUILT, "16-bit", "kernels=stock"),
+    ("model=plt_1b model.kernels=cuda", replace(BUILT, compute_capability=(8, 9)), "8.0 and from",
+     "kernels=stock"),
     ("logging.wandb=online parallel.nproc_per_node=1", BARE_GPU, "not installed", "wandb=auto"),
     ("logging.tensorboard=on", BARE_GPU, "not installed", "logging.tensorboard=auto"),
     ("checkpoint.init_from=/not/there", CPU, "no such folder", "checkpoint.init_from=DIR"),
@@ -192,6 +206,19 @@ def test_auto_is_resolved_by_the_machine() -> None:
         resolve(compose(["precision=fp32", "model.layer_spec=torch"]), H100).model.layer_spec
         == "torch"
     )
+
+
+def test_kernels_are_taken_where_they_fit() -> None:
+    for machine, overrides, kernels in (
+        (CPU, [], "stock"),
+        (H100, ["model=plt_1b"], "stock"),
+        (BUILT, ["model=plt_1b"], "cuda"),
+        (STALE, ["model=plt_1b"], "cuda"),
+        (BUILT, ["model=plt_1b", "model.num_loops=1"], "stock"),
+        (BUILT, ["model=plt_1b", "precision=fp32"], "stock"),
+        (BUILT, ["model=plt_1b", "model.window=300"], "stock"),
+    ):
+        assert resolve(compose(overrides), machine).model.kernels == kernels
 
 
 def test_init_from_a_folder_that_exists(tmp_path: Path) -> None:

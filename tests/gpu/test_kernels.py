@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loopcoder.model.documents import Documents
 from loopcoder.ops.gated_window import attention, gated_mixture
-from loopcoder.ops.loop_input import loop_input, shift_right
+from loopcoder.ops.loop_input import loop_input
 from tests.model.test_reference import random_starts
 
 pytestmark = pytest.mark.gpu
@@ -176,8 +176,7 @@ def test_loop_input(seed: int, dtype: torch.dtype, split: bool) -> None:
             e, h, p = (x.float() if exact else x for x in (*tensors[:2], before))
             e, h, p = (x.detach().requires_grad_() for x in (e, h, p))
             if exact:
-                shifted = torch.cat([p, h[:-1]]) if split else shift_right(h)
-                out = loop_input(e, shifted, first, 0.707, 0.053)
+                out = loop_input(e, h, p if split else None, first, 0.707, 0.053)
             else:
                 out = LoopInput.apply(e, h, p if split else None, first, 0.707, 0.053)
             out.backward(tensors[2].to(out.dtype))

@@ -16,10 +16,12 @@ pytestmark = pytest.mark.gpu
 RECIPES = ["fp8_tensorwise", "fp8_blockwise"]
 
 
-def build(ranks: Any, precision: str, loops: int, *, caches: bool = True) -> tuple[Any, Any]:
+def build(
+    ranks: Any, precision: str, loops: int, *, caches: bool = True, kernels: str = "stock"
+) -> tuple[Any, Any]:
     from loopcoder.train.state import build_state
 
-    model = WIDE | dict(num_loops=loops, layer_spec="te", window=16)
+    model = WIDE | dict(num_loops=loops, layer_spec="te", window=16, kernels=kernels)
     config = small_config(model, precision)
     config = replace(config, optim=replace(config.optim, lr=1e-3))
     state = build_state(config, ranks, VOCAB)
@@ -95,12 +97,14 @@ def test_fp8_weights_are_quantised_once_a_step(
 
 
 @pytest.mark.parametrize("precision", ["bf16", *RECIPES])
-@pytest.mark.parametrize("loops", [1, 2])
-def test_a_step_never_waits_for_the_gpu(ranks: Any, seed: int, precision: str, loops: int) -> None:
+@pytest.mark.parametrize(("loops", "kernels"), [(1, "stock"), (2, "stock"), (2, "cuda")])
+def test_a_step_never_waits_for_the_gpu(
+    ranks: Any, seed: int, precision: str, loops: int, kernels: str
+) -> None:
     from loopcoder.optim.optimizer import Health, update
     from loopcoder.train.step import forward_backward
 
-    state, config = build(ranks, precision, loops)
+    state, config = build(ranks, precision, loops, kernels=kernels)
     health = Health(config.optim, state.ranks.device)
 
     def step(number: int) -> None:

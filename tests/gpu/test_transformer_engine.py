@@ -22,6 +22,9 @@ CASES = {
     "query_gate": dict(num_loops=2, gate="query"),
     "own_kv": dict(num_loops=2, kv_sharing="own"),
     "norm_once": dict(num_loops=2, norm_per_loop=False),
+    "r2_cuda": dict(num_loops=2, window=64, kernels="cuda"),
+    "r3_cuda": dict(num_loops=3, window=16, kernels="cuda"),
+    "query_gate_cuda": dict(num_loops=2, gate="query", kernels="cuda"),
 }
 
 
@@ -29,7 +32,10 @@ def build(ranks, spec, precision, case, **parallel):
     from loopcoder.model.plt import PLTModel
     from loopcoder.model.specs import transformer_config
 
-    config = small_config(WIDE | CASES[case] | dict(layer_spec=spec), precision, **parallel)
+    model = WIDE | CASES[case] | dict(layer_spec=spec)
+    if spec == "torch":
+        model["kernels"] = "stock"
+    config = small_config(model, precision, **parallel)
     mcore = transformer_config(config)
     mcore.gradient_accumulation_fusion = False  # no DDP here, so there is no main_grad to add to
     return PLTModel(mcore, config.model, VOCAB, ranks.groups).cuda()
@@ -89,7 +95,7 @@ def test_same_model(ranks, seed, case, batch, packed, recompute):
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
-@pytest.mark.parametrize("case", ["r1", "r2", "r3"])
+@pytest.mark.parametrize("case", ["r1", "r2", "r3", "r2_cuda", "r3_cuda"])
 def test_accumulated_gradients(ranks, seed, case, rounds):
     """Through DDP and fused accumulation, every loop of every microbatch counts."""
     from loopcoder.data.batch import make_batch
@@ -106,8 +112,10 @@ def test_accumulated_gradients(ranks, seed, case, rounds):
         ("torch", "torch", "bf16"),
         ("te", "te", "bf16"),
     ):
-        config = small_config(WIDE | CASES[case] | dict(layer_spec=spec), precision)
-        state = build_state(config, ranks, VOCAB)
+        model = WIDE | CASES[case] | dict(layer_spec=spec)
+        if spec == "torch":
+            model["kernels"] = "stock"
+        state = build_state(small_config(model, precision), ranks, VOCAB)
         if name == "exact":
             weights = state.network
         else:

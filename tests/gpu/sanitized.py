@@ -1,0 +1,38 @@
+"""Runs every kernel on shapes that leave tiles half empty; for compute-sanitizer, see
+test_sanitizer.py."""
+
+import random
+import sys
+
+import torch
+
+from loopcoder.ops import kernels
+
+
+def main(seed: int) -> None:
+    kernels.load()
+    ops, rng = torch.ops.loopcoder, random.Random(seed)
+    torch.manual_seed(seed)
+    for d, window in ((64, 64), (128, 64), (128, 5), (64, 200), (128, 256)):
+        seq, batch, kv_heads = rng.randrange(65, 300), rng.choice([1, 2]), rng.choice([1, 2])
+        dtype = rng.choice([torch.bfloat16, torch.float16])
+
+        def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.randn(*shape).to("cuda", dtype)
+
+        q, other, d_out, d_q = (draw(seq, batch, 3 * kv_heads, d) for _ in range(4))
+        k, v = (draw(seq, batch, kv_heads, d) for _ in range(2))
+        gate = draw(seq, batch, 3 * kv_heads)
+        first = torch.rand(batch, seq) < 0.05
+        start = torch.where(first, torch.arange(seq), 0).cummax(1).values.cuda()
+        _, lse = ops.gated_window_forward(q, k, v, gate, other, start, window, d**-0.5)
+        _, dot = ops.gated_window_prepare(d_out, gate, other)
+        ops.gated_window_backward(d_out, q, k, v, gate, dot, lse, start, window, d**-0.5, d_q)
+        e, h, before = draw(seq, batch, 8 * d), draw(seq, batch, 8 * d), draw(1, batch, 8 * d)
+        ops.loop_input_forward(e, h, before, first.cuda().T, 0.7, 0.1)
+        ops.loop_input_backward(e, first.cuda().T, 0.7, 0.1, True)
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
