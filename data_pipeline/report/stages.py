@@ -18,6 +18,7 @@ from data_pipeline.report.values import (
 )
 
 _CONTAMINATED = "contaminated_"
+_HIT = "hit_"
 
 
 def drops(manifest: Manifest) -> Html:
@@ -100,7 +101,9 @@ def decontamination(manifest: Manifest) -> Html:
     }
     asked = [str(name) for name in names] if isinstance(names, list) else []
     rows = [(name, Number(hits.get(name, 0))) for name in dict.fromkeys((*asked, *sorted(hits)))]
-    problems = [(name, Number(n)) for name, n in as_counts(entry.get("notes")).items()]
+    problems = [
+        (note.removeprefix(_HIT), Number(n)) for note, n in as_counts(entry.get("notes")).items()
+    ]
     if not rows:
         return element("p", "No benchmark was looked for.")
     return join(

@@ -194,6 +194,12 @@ STRINGS = (
     "12345",
     "e\u0301",
     "👩\u200d💻",
+    "🇩🇪🏳️\u200d🌈",
+    "漢字かなカナ、。",
+    "안녕하세요 세계",
+    "\x00\x01\x1b[31m\x7f\x80\x9f",
+    "def f(x: int) -> None:\n\treturn x!=0x1F",
+    "<|endoftext|><|fim_prefix|>",
 )
 ODD = st.sampled_from([*BLANKS, *STRINGS, *SPECIAL_TOKENS[:9]])
 CHARACTERS = st.characters(exclude_categories=["Cs"])

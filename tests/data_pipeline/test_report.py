@@ -110,7 +110,7 @@ def manifest(rng: random.Random) -> dict[str, Any]:
         stages[-1] |= {"notes": {}, "file_drops": {}}
         rows = handed
     stages[0]["file_drops"] = {"corrupt_gz": 2}
-    stages[2]["notes"] = {"HumanEval/17": 3}
+    stages[2]["notes"] = {"hit_humaneval/HumanEval/17": 3}
     return {
         "format_version": 2,
         "name": "test",
@@ -218,7 +218,8 @@ def test_numbers_are_those_of_the_manifest(rng: random.Random) -> None:
         for reason, n in stage["drops"].items()
     }
     assert files[1:] == [["ingest 0-files", "corrupt gz", "2"]]
-    assert notes[1:] == [["decontaminate", "HumanEval/17", "3"]]
+    assert notes[1:] == [["decontaminate", "hit humaneval/HumanEval/17", "3"]]
+    assert page.row("Benchmarks", "humaneval/HumanEval/17")[1] == "3"
     assert f"{given['duplicates']['exact_duplicate']:,}" in page.text["Duplicates"]
     assert page.row("Benchmarks", "humaneval") == ["humaneval", "3"]
     assert page.row("Benchmarks", "bfcl_v4") == ["bfcl_v4", "0"]
