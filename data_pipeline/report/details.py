@@ -17,7 +17,7 @@ def sources(manifest: Manifest) -> Html:
     parts: list[Html] = []
     for entry in entries:
         shown = {key: value for key, value in entry.items() if key != "name"}
-        if shown.get("path") == shown.get("paths"):
+        if shown.get("paths") in (shown.get("path"), [shown.get("path")]):
             shown.pop("paths", None)
         # packages name theirs one by one
         if shown.get("licence") is None and not shown.get("packages"):

@@ -181,7 +181,7 @@ def bars(
     rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], label: str, num_chars: int = 18
 ) -> Html:
     """Return horizontal bars; a row is a name and its bars: (class, value, text beside it)."""
-    left, right, width, thick = num_chars * 7.5, 130, 720, 9
+    left, right, width, thick = num_chars * 7.5, 170, 720, 9
     largest = max((value for _, found in rows for _, value, _ in found), default=0) or 1
     parts: list[Html] = []
     y = 4.0

@@ -131,7 +131,7 @@ def costs(manifest: Manifest) -> Html:
     for entry in entries:
         rows.append(_cost(str(entry.get("stage", "?")), entry, whole))
         for part, used in as_counts(entry.get("parts")).items():
-            name = f"\u2003of this, {part}"
+            name = f"of this, {part}"
             bar = small_bar(used / whole if whole else 0, "ghost")
             rows.append((name, "", "", Number(used, ",.1f"), "", "", "", bar))
     read = as_number(entries[0].get("bytes_in"))
@@ -143,7 +143,8 @@ def costs(manifest: Manifest) -> Html:
         "bytes_in": read,
         "peak_rss_bytes": max((peak for peak in peaks if peak is not None), default=None),
     }
-    rows.append(_cost("all, by what was read", everything, whole))
+    *numbers, _ = _cost("all, by what was read", everything, whole)
+    rows.append((*numbers, ""))
     head = ("stage", "tasks", "task-seconds", "CPU-s", "MB in", "MB a CPU-s", "peak MB a task", "")
     parts = [table(head, rows, sums=True)]
     if read and whole:

@@ -227,6 +227,7 @@ def test_numbers_are_those_of_the_manifest(rng: random.Random) -> None:
     assert page.row("Sources", "rxjs") == ["rxjs", "7", "Apache-2.0"]
     assert page.row("Cost", "read")[:7] == ["read", "4", "9.5", "8.0", "400.0", "50.0", "123"]
     assert page.row("Cost", "match")[:7] == ["match", "15", "2.5", "2.0", "", "", "456"]
+    assert page.row("Cost", "of this, clean")[3] == "5.0"
     whole = page.row("Cost", "all, by what was read")
     assert whole[:7] == ["all, by what was read", "19", "12.0", "10.0", "400.0", "40.0", "456"]
     # 10 CPU-s for 400 MB are 6.9 hours a TB
