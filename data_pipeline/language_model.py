@@ -25,7 +25,7 @@ UNKNOWN = "unknown"
 MIN_CONFIDENCE = 0.5
 PIECE_CHARS = 1000
 """Read of a document: so many characters of its start and of its middle. Licences fill the start of
-many files, and 2,000 of each are no better (docs/data.md)."""
+many files. With 2,000 of each, 97.9% of held-out files were right instead of 98.0%."""
 LABEL = "\u23ce#"
 """fastText's prefix of labels; `features` never returns a token that starts so."""
 
