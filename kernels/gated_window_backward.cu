@@ -246,110 +246,149 @@ struct Stages {
   }
 };
 
+// The stages that a block goes through: KEYS keys of one K/V head after the other, and for these
+// the heads of each piece of queries that see them.
+struct Walk {
+  int item, i, total;  // stage i of `total` of this item
+  int kv_head, first_key, batch;
+
+  __device__ Walk(const GatedWindow& p, int reach, int rows) : item(blockIdx.x), i(0) {
+    begin(p, reach, rows);
+  }
+  __device__ static int items(const GatedWindow& p) {
+    return p.kv_heads * ((p.seq + KEYS - 1) / KEYS) * p.batch;
+  }
+  __device__ void begin(const GatedWindow& p, int reach, int rows) {
+    const int blocks = (p.seq + KEYS - 1) / KEYS;
+    kv_head = item % p.kv_heads;
+    first_key = item / p.kv_heads % blocks * KEYS;
+    batch = item / p.kv_heads / blocks;
+    // queries first_key..first_key+KEYS-1+window see keys of this item
+    const int last_query = min(p.seq, first_key + KEYS + reach);
+    total = p.heads / p.kv_heads * ((last_query - first_key + rows - 1) / rows);
+  }
+  __device__ void next(const GatedWindow& p, int reach, int rows) {
+    if (++i < total) return;
+    i = 0;
+    item += gridDim.x;
+    begin(p, reach, rows);
+  }
+};
+
 template <typename T, int D>
 __global__ void __launch_bounds__(THREADS, 1)
     backward(const GatedWindow p, const int reach, const Stages<T, D> stages) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const uint32_t memory = shared_address(shared);
-  const int kv_head = blockIdx.x, first_key = blockIdx.y * KEYS, batch = blockIdx.z;
-  const int group = p.heads / p.kv_heads;
-  // queries first_key..first_key+KEYS-1+window see keys of this block
-  const int last_query = min(p.seq, first_key + KEYS + reach);
-  const int total = group * ((last_query - first_key + stages.rows - 1) / stages.rows);
-  const auto load = [&](int i) {
-    if (i < total)
-      stages.load(memory, i, p, batch, kv_head * group + i % group,
-                  first_key + i / group * stages.rows);
+  const int group = p.heads / p.kv_heads, items = Walk::items(p);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const float log2_scale = p.scale * LOG2_E;
+
+  Walk ahead(p, reach, stages.rows), now = ahead;
+  int loaded = 0, used = 0;
+  const auto load = [&] {
+    if (ahead.item < items) {
+      stages.load(memory, loaded++, p, ahead.batch, ahead.kv_head * group + ahead.i % group,
+                  ahead.first_key + ahead.i / group * stages.rows);
+      ahead.next(p, reach, stages.rows);
+    }
     commit_copies();
   };
-  load(0);
+  load();
 
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int my_first = first_key + 16 * warp, key = my_first + g;
-  const int64_t index[2] = {min(key, p.seq - 1), min(key + 8, p.seq - 1)};
-  const float log2_scale = p.scale * LOG2_E;
-  Rows<D> k, v;
-  {
-    const T* const k_head = head_of<T>(p.k, batch, kv_head);
-    const T* const v_head = head_of<T>(p.v, batch, kv_head);
-    k.from_memory(k_head + index[0] * p.k.seq, k_head + index[1] * p.k.seq, t);
-    v.from_memory(v_head + index[0] * p.v.seq, v_head + index[1] * p.v.seq, t);
-  }
-  float d_k[D / 8][4] = {}, d_v[D / 8][4] = {};
-  for (int i = 0; i < total; ++i) {
-    wait_for_copies<0>();
-    __syncthreads();
-    load(i + 1);
-    const int first_query = first_key + i / group * stages.rows;
-    const uint32_t q = stages.q(memory, i), d_out = stages.d_out(memory, i);
-    const uint32_t lane_stats = stages.stats(memory, i) + 2 * t * sizeof(RowStats);
-    // blocks of 16 queries that see a key of this warp
-    const int begin = max(0, my_first - first_query);
-    const int end = min(min(stages.rows, my_first + reach + 16 - first_query),
-                        p.seq - first_query);
+  for (; now.item < items; now.item += gridDim.x) {
+    now.begin(p, reach, stages.rows);
+    const int my_first = now.first_key + 16 * warp, key = my_first + g;
+    Rows<D> k, v;
+    {
+      const int64_t low = min(key, p.seq - 1), high = min(key + 8, p.seq - 1);
+      const T* const k_head = head_of<T>(p.k, now.batch, now.kv_head);
+      const T* const v_head = head_of<T>(p.v, now.batch, now.kv_head);
+      k.from_memory(k_head + low * p.k.seq, k_head + high * p.k.seq, t);
+      v.from_memory(v_head + low * p.v.seq, v_head + high * p.v.seq, t);
+    }
+    float d_k[D / 8][4] = {}, d_v[D / 8][4] = {};
+    for (int i = 0; i < now.total; ++i, ++used) {
+      wait_for_copies<0>();
+      __syncthreads();
+      load();
+      const int first_query = now.first_key + i / group * stages.rows;
+      const uint32_t q = stages.q(memory, used), d_out = stages.d_out(memory, used);
+      const uint32_t lane_stats = stages.stats(memory, used) + 2 * t * sizeof(RowStats);
+      // blocks of 16 queries that see a key of this warp
+      const int begin = max(0, my_first - first_query);
+      const int end = min(min(stages.rows, my_first + reach + 16 - first_query),
+                          p.seq - first_query);
 #pragma unroll 1
-    for (int row = begin; row < end; row += 16) {
-      const int bytes = row * D * static_cast<int>(sizeof(T));
-      float s[2][4], dp[2][4];
-      dots<T, D>(s, k, q + lane_of_dots<D>(lane), bytes);
-      dots<T, D>(dp, v, d_out + lane_of_dots<D>(lane), bytes);
-      // from this lane's first key to its first query
-      const int distance = first_query + row + 2 * t - key, queries_left = p.seq - (key + distance);
-      uint32_t weights[4], d_scores[4];
+      for (int row = begin; row < end; row += 16) {
+        const int bytes = row * D * static_cast<int>(sizeof(T));
+        float s[2][4], dp[2][4];
+        dots<T, D>(s, k, q + lane_of_dots<D>(lane), bytes);
+        dots<T, D>(dp, v, d_out + lane_of_dots<D>(lane), bytes);
+        // from this lane's first key to its first query
+        const int distance = first_query + row + 2 * t - key;
+        const int queries_left = p.seq - (key + distance);
+        uint32_t weights[4], d_scores[4];
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        float w[4], ds[4];
+        for (int n = 0; n < 2; ++n) {
+          float w[4], ds[4];
 #pragma unroll
-        for (int column = 0; column < 2; ++column) {
-          const uint4 words =
-              read_shared(lane_stats + (row + 8 * n + column) * static_cast<int>(sizeof(RowStats)));
-          const float lse = __uint_as_float(words.x), delta = __uint_as_float(words.y);
-          const int lowest = static_cast<int>(words.z), query = 8 * n + column;
+          for (int column = 0; column < 2; ++column) {
+            const int query = 8 * n + column;
+            const uint4 words =
+                read_shared(lane_stats + (row + query) * static_cast<int>(sizeof(RowStats)));
+            const float lse = __uint_as_float(words.x), delta = __uint_as_float(words.y);
+            const int lowest = static_cast<int>(words.z);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              const int c = 2 * half + column;
+              const bool seen = key + 8 * half >= lowest && distance + query >= 8 * half &&
+                                query < queries_left;
+              w[c] = seen ? exp2_fast(s[n][c] * log2_scale - lse) : 0.0f;
+              ds[c] = w[c] * (dp[n][c] - delta);
+            }
+          }
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const int c = 2 * half + column;
-            const bool seen = key + 8 * half >= lowest && distance + query >= 8 * half &&
-                              query < queries_left;
-            w[c] = seen ? exp2_fast(s[n][c] * log2_scale - lse) : 0.0f;
-            ds[c] = w[c] * (dp[n][c] - delta);
+            weights[2 * n + half] = Half<T>::pack(w[2 * half], w[2 * half + 1]);
+            d_scores[2 * n + half] = Half<T>::pack(ds[2 * half], ds[2 * half + 1]);
           }
         }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          weights[2 * n + half] = Half<T>::pack(w[2 * half], w[2 * half + 1]);
-          d_scores[2 * n + half] = Half<T>::pack(ds[2 * half], ds[2 * half + 1]);
-        }
+        add_product<T, D>(d_v, weights, d_out + lane_of_rows<D>(lane), bytes);
+        add_product<T, D>(d_k, d_scores, q + lane_of_rows<D>(lane), bytes);
       }
-      add_product<T, D>(d_v, weights, d_out + lane_of_rows<D>(lane), bytes);
-      add_product<T, D>(d_k, d_scores, q + lane_of_rows<D>(lane), bytes);
     }
+    // through the stage that was used last, so that rows are written whole
+    __syncthreads();
+    const uint32_t tile = stages.q(memory, used - 1) + warp * 16 * D * sizeof(T);
+    const auto write = [&](const float (&sum)[D / 8][4], float factor, const View& view) {
+      put_tile<T, D>(tile + lane_of_words<D>(lane), sum, factor);
+      __syncwarp();
+      store_rows<D>(tile, head_of<T>(view, now.batch, now.kv_head), view.seq, my_first, p.seq,
+                    lane);
+      __syncwarp();
+    };
+    write(d_k, p.scale, p.d_k);
+    write(d_v, 1.0f, p.d_v);
   }
-  // through shared memory, so that rows are written whole
-  __syncthreads();
-  const uint32_t tile = memory + warp * 16 * D * sizeof(T);
-  const auto write = [&](const float (&sum)[D / 8][4], float factor, const View& view) {
-    put_tile<T, D>(tile + lane_of_words<D>(lane), sum, factor);
-    __syncwarp();
-    store_rows<D>(tile, head_of<T>(view, batch, kv_head), view.seq, my_first, p.seq, lane);
-    __syncwarp();
-  };
-  write(d_k, p.scale, p.d_k);
-  write(d_v, 1.0f, p.d_v);
 }
 
 // All queries of a block's keys in one stage where two such stages fit, else pieces of 64.
 template <typename T, int D>
 cudaError_t launch(const GatedWindow& p, int reach, cudaStream_t stream) {
-  int device = 0, most = 0;
+  int device = 0, most = 0, processors = 0;
   cudaError_t failed = cudaGetDevice(&device);
+  if (failed == cudaSuccess)
+    failed = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (failed == cudaSuccess)
     failed = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (failed != cudaSuccess) return failed;
   Stages<T, D> stages{2, KEYS + reach};
   const auto bytes = [&] { return stages.count * stages.bytes(stages.rows); };
   if (bytes() > static_cast<size_t>(most)) stages.rows = 64;
-  const dim3 grid(p.kv_heads, (p.seq + KEYS - 1) / KEYS, p.batch);
-  return start(backward<T, D>, grid, THREADS, bytes(), stream, p, reach, stages);
+  // one block a multiprocessor: the next keys' queries come while the last ones are worked on
+  const int items = p.kv_heads * ((p.seq + KEYS - 1) / KEYS) * p.batch;
+  return start(backward<T, D>, min(items, processors), THREADS, bytes(), stream, p, reach, stages);
 }
 
 }  // namespace keys

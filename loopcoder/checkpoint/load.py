@@ -11,7 +11,8 @@ import torch.distributed as dist
 from data_pipeline.manifest import Corpus
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.save import is_fp8_state, sharded_state
+from loopcoder.checkpoint.fp8_history import is_history, restore
+from loopcoder.checkpoint.save import sharded_state
 from loopcoder.config.compose import changes, load_config
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError, Problem
@@ -153,12 +154,14 @@ def load(checkpoint: Checkpoint, network: Any, optimizer: Any | None, config: Co
     shards = sharded_state(network, optimizer, is_loading=True)
     known = load_sharded_metadata(str(checkpoint.path))
     _keep_new_gates(shards, known)
-    _drop_new_fp8_state(shards["model"], known)
+    _drop_new_histories(shards["model"], known)
     # What `load` returns, not what was passed in: only that is right in every layout.
     loaded = dist_checkpointing.load(shards, str(checkpoint.path))
-    weights = {name.removeprefix("model."): value for name, value in loaded["model"].items()}
+    model = loaded["model"]
+    restore(network, {name: model.pop(name) for name in list(model) if is_history(name)})
+    weights = {name.removeprefix("model."): value for name, value in model.items()}
     missing, unexpected = network.load_state_dict(weights, strict=False)
-    missing = [n for n in missing if not is_fp8_state(n)]
+    missing = [n for n in missing if not is_history(n)]
     if missing or unexpected:
         raise RuntimeError(f"{checkpoint.path}: missing {missing}, unexpected {unexpected}")
     if optimizer is not None:
@@ -193,9 +196,9 @@ def _keep_new_gates(shards: dict[str, Any], known: Any) -> None:
     dict_list_map_inplace(keep, shards)
 
 
-def _drop_new_fp8_state(model: dict[str, Any], known: Any) -> None:
+def _drop_new_histories(model: dict[str, Any], known: Any) -> None:
     """Do not ask for a history of FP8 scaling that the checkpoint lacks."""
-    for name in [n for n in model if is_fp8_state(n) and model[n].unique_key not in known]:
+    for name in [n for n in model if is_history(n) and model[n].unique_key not in known]:
         del model[name]
 
 

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # a BaseExcept
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.digest import file_digest
+from loopcoder.checkpoint.fp8_history import with_history
 from loopcoder.checkpoint.writers import BackgroundWriter, use_result_queue
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
@@ -32,27 +33,13 @@ def sharded_state(network: Any, optimizer: Any | None, *, is_loading: bool) -> d
     """Return what goes into (or comes out of) the shards. Names contain no loop and no layout."""
     metadata = dict(METADATA)  # megatron adds its process groups to what it is given
     model = network.sharded_state_dict(prefix="model.", metadata=metadata)
-    has_history = network.config.fp8 and network.config.fp8_recipe == "delayed"
-    model = {
-        name: value
-        for name, value in model.items()
-        if not is_fp8_state(name) or (has_history and ".linear_" in name)
-    }
+    model = with_history(network, model)
     state: dict[str, Any] = {"model": model}
     if optimizer is not None:
         state["optimizer"] = optimizer.sharded_state_dict(
             model, is_loading=is_loading, metadata=metadata
         )
     return state
-
-
-def is_fp8_state(name: str) -> bool:
-    """Say whether an entry is Transformer Engine's extra state and no weight.
-
-    Delayed scaling has its history of maxima there. Otherwise it is empty, exists in one layer spec
-    only, and a checkpoint has no spec.
-    """
-    return name.endswith("_extra_state")
 
 
 class Saver:
