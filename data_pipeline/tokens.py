@@ -23,8 +23,9 @@ from data_pipeline.dedup import normalise
 from data_pipeline.durable import write_bytes
 from data_pipeline.encoder import Encoder
 from data_pipeline.near_dedup import drop
-from data_pipeline.plan import MAX_DOCUMENT_TOKENS, Plan, select_file, split_at_lines
+from data_pipeline.plan import Plan
 from data_pipeline.schema import Document, Tally
+from data_pipeline.selection import MAX_DOCUMENT_TOKENS, select_file, split_at_lines
 from data_pipeline.work import Work
 
 ENTRY = np.dtype(

@@ -19,11 +19,9 @@ from data_pipeline.plan import (
     largest_remainder,
     lowest_terms,
     plan,
-    select,
-    select_file,
-    split_at_lines,
     water_fill,
 )
+from data_pipeline.selection import select, select_file, split_at_lines
 from loopcoder.errors import InputError
 
 TOP_TEN = [name for name, share in PUBLISHED_CODE_SHARES.items() if share and name != OTHERS]
