@@ -23,6 +23,7 @@ from data_pipeline import finish, stages, tokens, vocabulary
 from data_pipeline.driver import prepare
 from data_pipeline.encoder import EOD
 from data_pipeline.manifest import Corpus
+from loopcoder import cli
 from loopcoder.config.corpus import ExecutorConfig, FimConfig
 from loopcoder.config.filters import FilterConfig
 from loopcoder.config.schema import DataConfig, SourceConfig, StageConfig
@@ -318,3 +319,25 @@ def test_unwritable_cache(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"data\.cache_dir=FOLDER"):
         prepare(config(cache_dir=str(tmp_path / "file")))
+
+
+def test_verbs_on_a_finished_corpus(
+    config: Config, capsys: pytest.CaptureFixture[str], rng: random.Random
+) -> None:
+    corpus = prepare(config(), report=lambda _: None)
+    page = corpus.dir / "report.html"
+    assert cli.main(["data", "validate", str(corpus.dir)]) == 0
+    assert "is sound" in capsys.readouterr().out
+    page.unlink()
+    assert cli.main(["data", "report", str(corpus.dir)]) == 0
+    assert capsys.readouterr().out.strip() == str(page)
+    assert corpus.manifest["fingerprint"] in page.read_text()
+    # the report may be written anew, nothing else may be
+    assert cli.main(["data", "validate", str(corpus.dir)]) == 0
+    damaged = Path(rng.choice(corpus.prefixes("code", "train")) + ".bin")
+    damaged.write_bytes(damaged.read_bytes()[:-2])
+    capsys.readouterr()
+    assert cli.main(["data", "validate", str(corpus.dir)]) == 3
+    assert damaged.name in capsys.readouterr().err
+    for wrong in (["data", "validate"], ["data", "report", "a", "b"]):
+        assert cli.main(wrong) == 3
