@@ -21,7 +21,7 @@ from data_pipeline import fim
 from data_pipeline.corpus_files import MANIFEST
 from data_pipeline.decontam import BUILTIN, open_index
 from data_pipeline.durable import disk_errors, fingerprint, fsync_folder, read_marker, write_marker
-from data_pipeline.encoder import Encoder
+from data_pipeline.encoder import Encoder, import_tokenizer
 from data_pipeline.execute import Executor, run_ranks
 from data_pipeline.finish import finish
 from data_pipeline.language_model import LanguageModel
@@ -201,7 +201,12 @@ def _problems_of(check: Callable[[], object]) -> list[Problem]:
 def _check_tokenizer(data: DataConfig) -> None:
     if data.tokenizer == "train":
         return
-    encoder = Encoder(Path(data.tokenizer).expanduser(), backend=data.tokenizer_backend)
+    path = Path(data.tokenizer).expanduser()
+    try:
+        encoder = Encoder(path, backend=data.tokenizer_backend)
+    except InputError:
+        import_tokenizer(path)  # knows other kinds of files, and says what is wrong with them
+        raise
     missing = [m for m in (fim.PREFIX, fim.MIDDLE, fim.SUFFIX, fim.END) if m not in encoder.markers]
     if data.fim.rate and missing:
         raise InputError.of(

@@ -341,3 +341,29 @@ def test_verbs_on_a_finished_corpus(
     assert damaged.name in capsys.readouterr().err
     for wrong in (["data", "validate"], ["data", "report", "a", "b"]):
         assert cli.main(wrong) == 3
+
+
+def test_a_tokenizer_of_another_kind_is_refused_with_reasons(
+    config: Config, tmp_path: Path
+) -> None:
+    spm = pytest.importorskip("sentencepiece")
+    (tmp_path / "text").write_text("some words to train on\n" * 200)
+    spm.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=16,
+        minloglevel=2,
+    )
+    with pytest.raises(InputError, match="SentencePiece"):
+        prepare(config(tokenizer=str(tmp_path / "m.model")))
+
+
+def test_filling_in_the_middle_needs_its_tokens(config: Config, tmp_path: Path) -> None:
+    first = prepare(config(), report=lambda _: None)
+    spec = json.loads(first.tokenizer_path.read_text())
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if "fim" not in t["content"]]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(spec))
+    assert prepare(config(tokenizer=str(path)), report=lambda _: None).eod_id == first.eod_id
+    with pytest.raises(InputError, match=r"has no <\|fim_prefix\|>"):
+        prepare(config(tokenizer=str(path), fim=FimConfig(rate=0.5)))
