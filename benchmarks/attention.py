@@ -141,25 +141,25 @@ def print_row(case: Case) -> None:
     names = ("causal", "stock", "ours")
     forward: dict[str, list[float]] = {name: [] for name in names}
     both: dict[str, list[float]] = {name: [] for name in names}
-    alone = {}
-    for name in names:
-        attend = getattr(case, name)
-        step = stepping(attend, case.d_out)
-        for _ in range(3):
-            step()
-        alone[name] = sum(ms for _, ms in kernel_times(step).values())
-    for _ in range(ROUNDS):
+    alone: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(ROUNDS + 1):
         for name in names:
             attend = getattr(case, name)
+            step = stepping(attend, case.d_out)
+            if round_ == 0:  # compiles, and warms the GPU up
+                events(step)
+                continue
             forward[name] += events(attend)
-            both[name] += events(stepping(attend, case.d_out))
+            both[name] += events(step)
+            alone[name].append(sum(ms for _, ms in kernel_times(step).values()))
     cells = []
     for name in names:
         there, all_ = statistics.median(forward[name]), statistics.median(both[name])
         ratio = all_ / statistics.median(both["causal"])
         cell = f"{there:.3f} + {all_ - there:.3f} = {all_:.3f} ms"
         cells.append(cell if name == "causal" else f"{cell}, **{ratio:.3f}**")
-    ratios = [f"{name} {alone[name] / alone['causal']:.3f}" for name in names[1:]]
+    sums = {name: statistics.median(times) for name, times in alone.items()}
+    ratios = [f"{name} {sums[name] / sums['causal']:.3f}" for name in names[1:]]
     documents = "one" if case.start is None else f"mean {MEAN_DOCUMENT}"
     print(f"| {case.seq} | {documents} | {' | '.join(cells)} | {', '.join(ratios)} |", flush=True)
 

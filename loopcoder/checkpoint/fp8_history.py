@@ -48,6 +48,8 @@ def restore(network: nn.Module, histories: dict[str, dict[str, Tensor]]) -> None
             continue
         module: Any = _module(network, name)
         module.fp8_meta["recipe"] = get_fp8_recipe(network.config)
+        # input, weight and output of each product
+        module.fp8_meta["num_gemms"] = tensors["scale_fwd"].numel() // 3
         module.init_fp8_meta_tensors(module.fp8_meta["recipe"])
         for key, tensor in _places(module).items():
             tensor.copy_(tensors[key])

@@ -19,17 +19,23 @@ from tests.gpu.test_transformer_engine import WIDE
 pytestmark = pytest.mark.gpu
 
 CASES = {
-    f"{name} r{loops} {recompute}": (
+    f"{name} r{loops} {recompute} {kernels}": (
         world,
         Case(
-            f"{name} r{loops} {recompute}",
-            WIDE | dict(num_loops=loops, num_layers=layers, layer_spec="te", window=16),
+            f"{name} r{loops} {recompute} {kernels}",
+            WIDE
+            | dict(num_loops=loops, num_layers=layers, layer_spec="te", window=16, kernels=kernels),
             parallel | dict(recompute=recompute),
             precision="bf16",
         ),
     )
     for name, (world, layers, parallel) in LAYOUTS.items()
-    for loops, recompute in ((1, "none"), (2, "none"), (3, "full"))
+    for loops, recompute, kernels in (
+        (1, "none", "stock"),
+        (2, "none", "stock"),
+        (2, "none", "cuda"),
+        (3, "full", "cuda"),
+    )
     if world <= torch.cuda.device_count()
 }
 
@@ -43,7 +49,9 @@ def results(ranks: Any) -> dict[str, Any]:
         alone = [case.alone() for case in cases]
         bf16 = run_cases(0, alone, seed)
         exact = [
-            replace(case, precision="fp32", model=case.model | dict(layer_spec="torch"))
+            replace(
+                case, precision="fp32", model=case.model | dict(layer_spec="torch", kernels="stock")
+            )
             for case in alone
         ]
         fp32 = run_cases(0, exact, seed)
