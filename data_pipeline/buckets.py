@@ -26,6 +26,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from data_pipeline.bucket_index import BucketIndex, drop_index, open_index, other_ranks
 from data_pipeline.durable import (
     disk_errors,
     fingerprint,
@@ -153,11 +154,12 @@ def to_buckets(
         done = read_marker(path, config.bucket_fingerprint)
         if done is not None:
             if done["num_ranks"] != num_ranks:
-                raise _other_ranks(path, done["num_ranks"], num_ranks)
+                raise other_ranks(path, done["num_ranks"], num_ranks)
             sizes = {name: entry["bytes"] for name, entry in done["files"].items()}
             if sizes_of(folder, sizes) == sizes:
                 return done
             path.unlink()
+        drop_index(folder)
         for left_over in folder.glob(f"bucket-*/rank-{rank:05}.docs*"):
             left_over.unlink()
         buffers = _Buffers(folder, rank, config)
@@ -305,20 +307,13 @@ class Bucket:
     def __init__(
         self,
         bucket: int,
-        folder: Path,
-        ranks: Sequence[Mapping[str, Any]],
+        index: BucketIndex,
         config: ShuffleConfig,
         memory_bytes: int | None = None,
     ) -> None:
         self.number = bucket
-        self.kinds = sorted({(s, language) for marker in ranks for s, language in marker["kinds"]})
-        index = {kind: i for i, kind in enumerate(self.kinds)}
-        paths = [
-            (folder / name, entry, [index[s, language] for s, language in marker["kinds"]])
-            for marker in ranks
-            for name, entry in marker["files"].items()
-            if name.startswith(f"bucket-{bucket:05}/")
-        ]
+        self.kinds = index.kinds
+        paths = list(index.files(bucket))
         size = sum(entry["bytes"] for _, entry, _ in paths)
         if memory_bytes is not None and size > memory_bytes // 2:
             enough = config.num_buckets * -(-5 * size // (2 * memory_bytes))
@@ -345,7 +340,7 @@ class Bucket:
                     Problem(
                         f"cannot use {path}: {e}",
                         "it was cut off or altered after its rank was done",
-                        f"delete {folder}/{path.stem}.json and run that rank again",
+                        f"delete {index.folder}/{path.stem}.json and run that rank again",
                     )
                 )
         if problems:
@@ -447,48 +442,10 @@ def _blocks(
         at = end + -end % 8
 
 
-def read_ranks(folder: Path, config: ShuffleConfig) -> list[dict[str, Any]]:
-    """Return the markers of all ranks of pass a."""
-    paths = sorted(folder.glob("rank-*.json"))
-    markers = {int(p.stem[5:]): read_marker(p, config.bucket_fingerprint) for p in paths}
-    found = {rank: marker for rank, marker in markers.items() if marker is not None}
-    numbers = {marker["num_ranks"] for marker in found.values()}
-    if len(numbers) > 1:
-        raise _other_ranks(folder, *sorted(numbers)[:2])
-    num_ranks = numbers.pop() if numbers else 1
-    missing = [rank for rank in range(num_ranks) if rank not in found]
-    if missing:
-        raise not_done("ranks of pass a", missing, num_ranks, folder)
-    return [found[rank] for rank in range(num_ranks)]
-
-
-def bucket_tokens(
-    ranks: Sequence[Mapping[str, Any]], config: ShuffleConfig
-) -> dict[str, list[int]]:
-    tokens = {side: [0] * config.num_buckets for side in config.weights}
-    for marker in ranks:
-        for name, entry in marker["files"].items():
-            bucket = int(name.split("/")[0].removeprefix("bucket-"))
-            for side, number in entry["tokens"].items():
-                tokens[side][bucket] += number
-    return tokens
-
-
-def not_done(what: str, missing: Sequence[int], total: int, folder: Path) -> InputError:
-    some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-    return InputError.of(
-        f"{len(missing)} of {total} {what} are not done in {folder}: {some}",
-        "where a document goes depends on all of them",
-        "run these tasks; those that are done are skipped",
-    )
-
-
-def _other_ranks(path: Path, found: int, wanted: int) -> InputError:
-    return InputError.of(
-        f"{path} is from a run of {found} ranks, this one has {wanted}",
-        "ranks of two runs hold other parts of the documents: some would come twice, some never",
-        f"num_ranks={found}, or delete the folder of the buckets",
-    )
+def index_of(folder: Path, config: ShuffleConfig) -> BucketIndex:
+    """Return the files of every bucket; all ranks of pass a must be done."""
+    sides, buckets = tuple(config.weights), config.num_buckets
+    return open_index(folder, config.bucket_fingerprint, sides, buckets)
 
 
 def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int]:

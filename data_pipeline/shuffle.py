@@ -27,13 +27,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.bucket_index import BucketIndex, not_done
 from data_pipeline.buckets import (
     FORMAT_VERSION,
     Bucket,
     ShuffleConfig,
-    bucket_tokens,
-    not_done,
-    read_ranks,
+    index_of,
     sizes_of,
 )
 from data_pipeline.durable import (
@@ -137,14 +136,13 @@ def assemble(
             if sizes_of(out, sizes) == sizes:
                 return done
             path.unlink()
-        ranks = read_ranks(folder, config)
-        tokens = bucket_tokens(ranks, config)
-        pieces = cut(tokens, config.seq_length, config.weights)
-        own = Bucket(bucket, folder, ranks, config, memory_bytes or _physical_memory())
+        index = index_of(folder, config)
+        pieces = cut(index.tokens, config.seq_length, config.weights)
+        own = Bucket(bucket, index, config, memory_bytes or _physical_memory())
         files: dict[str, Any] = {}
         sides = {}
         for side in config.weights:
-            stats = _write_shard(side, pieces[side][bucket], own, folder, ranks, out, config)
+            stats = _write_shard(side, pieces[side][bucket], own, index, out, config)
             # the parts that are used follow each other from the start of a bucket
             used = max(
                 (p.stop for shard in pieces[side] for p in shard if p.bucket == bucket), default=0
@@ -161,8 +159,7 @@ def _write_shard(
     side: str,
     pieces: Sequence[Piece],
     own: Bucket,
-    folder: Path,
-    ranks: Sequence[Mapping[str, Any]],
+    index: BucketIndex,
     out: Path,
     config: ShuffleConfig,
 ) -> dict[str, Any]:
@@ -171,7 +168,7 @@ def _write_shard(
     def blocks() -> Iterator[_Block]:
         for piece in pieces:
             foreign = piece.bucket != own.number
-            source = Bucket(piece.bucket, folder, ranks, config) if foreign else own
+            source = Bucket(piece.bucket, index, config) if foreign else own
             yield from source.read(side, piece.start, piece.stop)
 
     stats = _write_pair(out / f"{side}-{own.number:05}", blocks(), own.kinds, config)
@@ -229,17 +226,16 @@ def concatenate(folder: Path, prefix: Path, side: str, config: ShuffleConfig) ->
     Raises:
         InputError: pass a is not done or was altered, or the disk is full.
     """
-    ranks = read_ranks(folder, config)
-    kinds = Bucket(0, folder, ranks, config).kinds
+    index = index_of(folder, config)
 
     def blocks() -> Iterator[_Block]:
         for number in range(config.num_buckets):
-            bucket = Bucket(number, folder, ranks, config)
+            bucket = Bucket(number, index, config)
             yield from bucket.read(side, 0, bucket.losses(side, 0)["tokens_in"])
 
     with disk_errors(prefix.parent):
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        return _write_pair(prefix, blocks(), kinds, config)
+        return _write_pair(prefix, blocks(), index.kinds, config)
 
 
 def seal(

@@ -9,6 +9,7 @@ from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from data_pipeline import near_dedup
+from data_pipeline.buckets import index_of
 from data_pipeline.durable import write_bytes
 from data_pipeline.planning import make_plan
 from data_pipeline.readers.base import judge_end, judge_files
@@ -91,6 +92,11 @@ def _cluster(work: Work, _: int) -> dict[str, Any]:
     return {"drops": dict(near_dedup.cluster(work.dedup, len(work.chunks), work.minhash))}
 
 
+def _after_tokenising(work: Work) -> None:
+    """Collect the files of every bucket, once for all tasks that read them."""
+    index_of(work.folder / "buckets", shuffle_config(work, _num_buckets(work)))
+
+
 def _assemble(work: Work, bucket: int) -> dict[str, Any]:
     marker = assemble(
         bucket,
@@ -161,7 +167,7 @@ STAGES = (
     Stage("tokenizer", "make the tokenizer", make, _one),
     Stage("count", "count tokens", count, _num_chunks),
     Stage("plan", "plan the shares", make_plan, _one),
-    Stage("tokenise", "tokenise into buckets", tokenise, _num_chunks),
+    Stage("tokenise", "tokenise into buckets", tokenise, _num_chunks, _after_tokenising),
     Stage("assemble", "shuffle and write shards", _assemble, _num_buckets),
     Stage("hold_out", "write held-out documents", _hold_out, lambda work: len(work.domains)),
     Stage("validate", "validate", _validate, _one),

@@ -249,8 +249,8 @@ def test_killed_between_any_two_files(tmp_path: Path, seed: int) -> None:
     parts = [records[::2], records[1::2]]
     run(tmp_path / "whole", config, parts)
     expected = content(tmp_path / "whole" / "out")
-    # 2 ranks of 2 buckets and a marker, 2 shards of 4 files and a marker, the manifest
-    for left in range(2 * 3 + 2 * 5 + 1):
+    # 2 ranks of 2 buckets and a marker, the index, 2 shards of 4 files and a marker, the manifest
+    for left in range(2 * 3 + 1 + 2 * 5 + 1):
         folder = tmp_path / f"killed{left}"
         code = CRASHING.format(
             root=str(Path(__file__).parents[2]), left=left, seed=seed, folder=str(folder)
@@ -263,7 +263,7 @@ def test_killed_between_any_two_files(tmp_path: Path, seed: int) -> None:
         assert not list(folder.rglob("*.tmp"))
         shutil.rmtree(folder)
     code = CRASHING.format(
-        root=str(Path(__file__).parents[2]), left=17, seed=seed, folder=str(tmp_path / "alive")
+        root=str(Path(__file__).parents[2]), left=18, seed=seed, folder=str(tmp_path / "alive")
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
@@ -337,6 +337,9 @@ def test_altered_buckets(tmp_path: Path, rng: random.Random, seed: int) -> None:
     assemble(2, tmp_path / "b", tmp_path / "out", config)
     marker = tmp_path / "b" / "rank-00000.json"
     marker.write_text(marker.read_text()[:50])
+    with pytest.raises(InputError, match=r"cannot read .*rank-00000.json"):
+        to_buckets(records, tmp_path / "b", 0, 1, config)
+    shutil.rmtree(tmp_path / "b" / "index")
     with pytest.raises(InputError, match=r"cannot read .*rank-00000.json"):
         assemble(1, tmp_path / "b", tmp_path / "out", config)
 
