@@ -28,6 +28,8 @@ $(STAMP): pyproject.toml setup.py requirements.lock
 	fi; \
 	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[data,dev]' -c requirements.lock
+	@$(BIN)/python -c 'from loopcoder.backends import kernels_fault as fault; \
+		print("CUDA kernels:", f"{fault()} (make kernels builds them)" if fault() else "built")'
 	@touch $@
 
 $(VENV)/.nvcc: $(STAMP)

@@ -36,5 +36,7 @@ def gated_mixture(gate_logits: Tensor, global_out: Tensor, window_out: Tensor) -
         gate_logits: one a query head. [S, B, heads]
         global_out, window_out: [S, B, heads, head_dim]
     """
-    gate = torch.sigmoid(gate_logits.float())[..., None]
-    return (gate * global_out.float() + (1 - gate) * window_out.float()).to(global_out.dtype)
+    exact = torch.promote_types(global_out.dtype, torch.float32)
+    gate = torch.sigmoid(gate_logits.to(exact))[..., None]
+    mixed = gate * global_out.to(exact) + (1 - gate) * window_out.to(exact)
+    return mixed.to(global_out.dtype)
