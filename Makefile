@@ -54,7 +54,11 @@ test: $(STAMP) ## the fast tests
 test-dist: $(STAMP) ## the long distributed tests
 	$(call run_tests,-m dist_full)
 
-test-data: $(STAMP) ## the long tests of the data pipeline
+$(VENV)/.ray: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[ray]' -c requirements.lock
+	@touch $@
+
+test-data: $(VENV)/.ray ## the long tests of the data pipeline
 	$(call run_tests,-m data_full)
 
 test-kernels: $(VENV)/.nvcc ## compile the CUDA kernels (needs no GPU)
