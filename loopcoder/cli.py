@@ -294,7 +294,14 @@ def _data(argv: list[str]) -> int:
     config = _composed(arguments, detect())
     from data_pipeline.driver import prepare
 
-    corpus = prepare(config.data, report=lambda text: print(text, file=sys.stderr, flush=True))
+    def report(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        corpus = prepare(config.data, report=report)
+    except KeyboardInterrupt:
+        report("data: stopped; the same command continues with what is not done yet")
+        raise
     print(corpus.dir)
     return EXIT_DONE
 

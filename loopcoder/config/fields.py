@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
@@ -156,7 +156,7 @@ _WHY = {
     "bool_type": "must be true or false",
     "string_type": "must be text",
     "list_type": "must be a list, written [a,b]",
-    "dict_type": "must be a mapping, written {text:1,code:1}",
+    "dict_type": "must be a mapping, written {{text:1,code:1}}",
     "dataclass_type": "is a section of fields, not one value",
     "greater_than_equal": "must be at least {ge}",
     "greater_than": "must be greater than {gt}",
@@ -182,12 +182,18 @@ def problems_of(error: ValidationError, presets: Mapping[str, Any]) -> list[Prob
 
 
 def _schema_path(loc: tuple[str | int, ...]) -> list[str | int]:
-    """Drop what pydantic appends to a location to name the arm of a union."""
+    """Drop what pydantic inserts into a location to name the arm of a union."""
     path: list[str | int] = []
+    names_arm = False
     for part in loc:
-        if field_at([*path, part]) is None:
+        if names_arm:
+            names_arm = False
+            continue
+        at = field_at([*path, part])
+        if at is None:
             break
         path.append(part)
+        names_arm = sum(arm is not NoneType for arm in _arms(at.annotation)) > 1
     return path
 
 

@@ -1,8 +1,12 @@
 """Presets, overrides, the hash and the YAML file."""
 
+import dataclasses
 import random
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -214,3 +218,44 @@ def test_a_damaged_config_file_names_its_mistakes(tmp_path: Path) -> None:
     assert {p.fact for p in caught.value.problems} == {"model.num_loops=-1", "model.extra=1"}
     with pytest.raises(InputError, match="cannot read"):
         load_config(tmp_path / "absent.yaml")
+
+
+def leaves(section: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
+
+
+def test_a_wrong_value_of_any_field_is_an_error_with_its_name(seed: int) -> None:
+    rng = random.Random(seed)
+    keys = sorted(leaves(dataclasses.asdict(compose([]))))
+    for key in [*rng.sample(keys, 25), "data.shares", "data.epochs", "data.mixture"]:
+        value = rng.choice(["foo", "-3", "{a:{b:1}}", "[1,{c:2}]"])
+        try:
+            compose([f"{key}={value}"])
+        except InputError as error:
+            for problem in error.problems:
+                assert problem.fact.startswith(key), (key, value, problem)
+                name = problem.fact.split("=")[0].split(" ")[0]
+                assert not re.search(r"[\[\],']|constrained", name), (key, value, problem)
+
+
+@pytest.mark.parametrize(
+    ("override", "why", "fix"),
+    [
+        ("data.shares=foo", "supply, published or must be a mapping", "data.shares=supply"),
+        ("data.epochs=0", "greater than 0", "data.epochs=1"),
+        ("data.mixture=3", "written {text:1,code:1}", "data.mixture={text:1,code:1}"),
+        ("data.near_dedup.enabled=7", "true or false or must be one of auto",
+         "data.near_dedup.enabled=auto"),
+    ],
+)  # fmt: skip
+def test_fields_of_several_types_are_named_without_them(override: str, why: str, fix: str) -> None:
+    with pytest.raises(InputError) as caught:
+        compose([override])
+    (problem,) = caught.value.problems
+    assert problem.fact == override
+    assert why in problem.why
+    assert problem.fix == fix
