@@ -18,9 +18,9 @@ from typing import Any
 import xxhash
 
 from data_pipeline.language_model import UNKNOWN, LanguageModel, label
+from data_pipeline.optional import require
 from data_pipeline.schema import Document
 from data_pipeline.train_langid import add_paths, documents_of
-from loopcoder.errors import InputError
 
 SHARE = 0.01
 _SEED = 7
@@ -199,15 +199,13 @@ def audit(
 
 
 def _magika() -> Any:
-    try:
-        from magika import Magika
-    except ImportError as e:
-        raise InputError.of(
-            "an audit is asked for, and Magika is not installed",
-            "it is what the labels are compared with; nothing else needs it",
-            "pip install 'loopcoder[audit]'",
-        ) from e
-    return Magika()
+    module = require(
+        "magika",
+        "an audit is asked for, and Magika is not installed",
+        "it is what the labels are compared with; nothing else needs it",
+        "pip install 'loopcoder[audit]'",
+    )
+    return module.Magika()
 
 
 def main(argv: Sequence[str] | None = None, report: Callable[[str], object] = print) -> int:

@@ -21,7 +21,7 @@ from data_pipeline import fim
 from data_pipeline.corpus_files import MANIFEST
 from data_pipeline.decontam import BUILTIN, open_index
 from data_pipeline.durable import disk_errors, fingerprint, fsync_folder, read_marker, write_marker
-from data_pipeline.encoder import Encoder, import_tokenizer
+from data_pipeline.encoder import Encoder
 from data_pipeline.execute import Executor, run_ranks
 from data_pipeline.finish import finish
 from data_pipeline.language_model import LanguageModel
@@ -32,6 +32,7 @@ from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
 from data_pipeline.stages import STAGES, Stage
+from data_pipeline.tokenizer_import import import_tokenizer
 from data_pipeline.work import Task, Work
 from loopcoder.checkpoint.digest import file_digest
 from loopcoder.config.schema import DataConfig, SourceConfig

@@ -11,7 +11,6 @@ import os
 import random
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -22,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from loopcoder.checkpoint.digest import file_digest
 from loopcoder.errors import InputError, Problem
 
 Backend = Literal["fast", "reference"]
@@ -31,7 +29,7 @@ EOD = "<|endoftext|>"
 NUM_SPECIAL_TOKENS = 64
 MIN_VOCAB_SIZE = 256 + NUM_SPECIAL_TOKENS
 
-_NAMED_SPECIALS = (
+NAMED_SPECIALS = (
     EOD,
     "<|im_start|>",
     "<|im_end|>",
@@ -42,8 +40,8 @@ _NAMED_SPECIALS = (
     "<|file_sep|>",
     "<pad>",
 )
-SPECIAL_TOKENS = _NAMED_SPECIALS + tuple(
-    f"<|reserved_{i}|>" for i in range(NUM_SPECIAL_TOKENS - len(_NAMED_SPECIALS))
+SPECIAL_TOKENS = NAMED_SPECIALS + tuple(
+    f"<|reserved_{i}|>" for i in range(NUM_SPECIAL_TOKENS - len(NAMED_SPECIALS))
 )
 """They take the last ids, so that a vocabulary may grow without moving those of text."""
 
@@ -133,14 +131,14 @@ class Encoder:
                 end-of-document token; fastokens is asked for and missing, or encodes differently.
         """
         self.path = path
-        self._spec = _read_spec(path)
+        self.spec = _read_spec(path)
         self.markers: dict[str, int] = {
             t["content"]: int(t["id"])
-            for t in self._spec["added_tokens"]
+            for t in self.spec["added_tokens"]
             if t["special"] or _CONTROL.fullmatch(t["content"])
         }
         """Ids of the tokens that text never becomes, by their names."""
-        vocab: dict[str, int] = self._spec["model"]["vocab"]
+        vocab: dict[str, int] = self.spec["model"]["vocab"]
         eod_id = self.markers.get(EOD, vocab.get(EOD))
         if eod_id is None:
             raise InputError.of(
@@ -149,13 +147,13 @@ class Encoder:
                 f"add {EOD} to its added_tokens, or data.tokenizer=train",
             )
         self.eod_id = eod_id
-        added = [int(t["id"]) for t in self._spec["added_tokens"]]
+        added = [int(t["id"]) for t in self.spec["added_tokens"]]
         self.vocab_size = max(*vocab.values(), *added, 0) + 1
-        plain = self._spec | {
+        plain = self.spec | {
             "added_tokens": [
-                t | {"special": t["content"] in self.markers} for t in self._spec["added_tokens"]
+                t | {"special": t["content"] in self.markers} for t in self.spec["added_tokens"]
             ],
-            "model": self._spec["model"] | {"dropout": None},
+            "model": self.spec["model"] | {"dropout": None},
             "post_processor": None,
             "truncation": None,
             "padding": None,
@@ -181,11 +179,11 @@ class Encoder:
         """UTF-8 that each id stands for, in full for markers; empty for unused ids."""
         table = _byte_of_char()
         pieces = [b""] * self.vocab_size
-        for token in self._spec["added_tokens"]:
+        for token in self.spec["added_tokens"]:
             pieces[token["id"]] = token["content"].encode()
-        added = {token["content"] for token in self._spec["added_tokens"]}
+        added = {token["content"] for token in self.spec["added_tokens"]}
         # DeepSeek's markers are in the vocabulary as well, in characters outside the table
-        for token, token_id in self._spec["model"]["vocab"].items():
+        for token, token_id in self.spec["model"]["vocab"].items():
             if token not in added:
                 pieces[token_id] = bytes(map(table.__getitem__, token))
         return pieces
@@ -194,10 +192,10 @@ class Encoder:
     def token_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes that each id stands for, [vocab_size]; 0 for special and unused ids."""
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, token_id in self._spec["model"]["vocab"].items():
+        for token, token_id in self.spec["model"]["vocab"].items():
             # a character of the table is one byte, whatever its own UTF-8 length
             lengths[token_id] = len(token)
-        for token in self._spec["added_tokens"]:
+        for token in self.spec["added_tokens"]:
             is_marker = token["content"] in self.markers
             lengths[token["id"]] = 0 if is_marker else len(token["content"].encode())
         lengths[self.eod_id] = 0
@@ -271,7 +269,7 @@ class Encoder:
         Raises:
             InputError: the backends differ, or text is lost without a normaliser.
         """
-        texts = probe_texts(self._spec)
+        texts = probe_texts(self.spec)
         # one by one: a batch starts threads, which a later fork would not survive
         expected = [self._tokenizer.encode(t, add_special_tokens=False).ids for t in texts]
         if self._fast is not None:
@@ -282,7 +280,7 @@ class Encoder:
         for text, want in zip(texts, expected, strict=True):
             if self.decode_bytes(want) == text.encode():
                 continue
-            if self._spec.get("normalizer") is not None:
+            if self.spec.get("normalizer") is not None:
                 return False
             raise InputError.of(
                 f"{self.path} loses text, such as in {_shortened(text)}",
@@ -421,127 +419,6 @@ def _shortened(text: str, position: int = 0, width: int = 60) -> str:
         return repr(text)
     start = max(0, position - width)
     return f"{text[start : start + 2 * width]!r} (from character {start} of {len(text):,})"
-
-
-@dataclass(frozen=True)
-class ImportedTokenizer:
-    """What a tokenizer that was trained elsewhere is."""
-
-    path: Path
-    xxh3_128: str
-    """Hash of the file, as a corpus records it."""
-    vocab_size: int
-    eod_id: int
-    specials: dict[str, int]
-    """Control tokens and their ids: what text never becomes."""
-    missing: tuple[str, ...]
-    """Control tokens of FIM, chat and repositories that it does not have."""
-    normalizer: str | None
-    """Type of its normaliser, if any: Unicode then comes out in another form than it went in."""
-    lossless: bool
-    """Whether ids give back the text to the byte."""
-
-
-def import_tokenizer(path: Path) -> ImportedTokenizer:
-    """Check a tokenizer.json, or say why a SentencePiece or tiktoken file cannot be used.
-
-    SentencePiece merges characters, not bytes, over whole lines, and writes U+2581 for a blank. No
-    byte-level BPE has the same ids, whether by transformers' converters or by others.
-
-    Raises:
-        InputError: with each reason why an Encoder could not encode with it exactly.
-    """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4096)
-    except OSError as e:
-        raise InputError.of(
-            f"cannot read the tokenizer {path}", str(e), "the path of a tokenizer.json"
-        ) from e
-    if re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", start):
-        raise InputError.of(
-            f"{path} is a tiktoken file",
-            "it names neither the pattern that splits text nor the control tokens",
-            "the tokenizer.json of the same model, or data.tokenizer=train",
-        )
-    if not start.lstrip().startswith(b"{"):
-        raise InputError(_sentencepiece_problems(path))
-    encoder = Encoder(path, backend="reference")
-    normalizer = encoder._spec.get("normalizer")
-    return ImportedTokenizer(
-        path=path,
-        xxh3_128=file_digest(path),
-        vocab_size=encoder.vocab_size,
-        eod_id=encoder.eod_id,
-        specials=dict(encoder.markers),
-        missing=tuple(t for t in _NAMED_SPECIALS if t not in encoder.markers and t != EOD),
-        normalizer=None if normalizer is None else str(normalizer["type"]),
-        lossless=encoder.lossless,
-    )
-
-
-def _sentencepiece_problems(path: Path) -> list[Problem]:
-    """Return why this SentencePiece model is no byte-level BPE: one reason at least."""
-    fix = "the tokenizer.json of a byte-level BPE, or data.tokenizer=train"
-    try:
-        from sentencepiece import sentencepiece_model_pb2 as formats
-    except ImportError as e:
-        return [
-            Problem(f"cannot look into {path}", str(e), "pip install 'loopcoder[data]', or " + fix)
-        ]
-    model: Any = vars(formats)["ModelProto"]()  # made at run time, unknown to mypy
-    try:
-        model.ParseFromString(path.read_bytes())
-    except Exception as e:  # protobuf's DecodeError, whose place differs by version
-        return [Problem(f"{path} is no tokenizer.json and no SentencePiece model", str(e), fix)]
-    if not model.pieces:
-        return [Problem(f"{path} is no tokenizer.json and no SentencePiece model", "empty", fix)]
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    kind = trainer.ModelType.Name(trainer.model_type)
-    what = f"{path} is a SentencePiece model ({kind}, {len(model.pieces):,} pieces)"
-    problems = []
-    if kind != "BPE":
-        problems.append(
-            Problem(
-                what,
-                f"{kind} chooses pieces by probability or words, which no list of merges repeats",
-                fix,
-            )
-        )
-    else:
-        problems.append(
-            Problem(
-                what,
-                "its merges are of characters over a whole line, not of bytes within a word; bytes "
-                "are only the fallback for characters that it does not have",
-                fix,
-            )
-        )
-    if not trainer.byte_fallback:
-        problems.append(
-            Problem(
-                f"{path} has no byte fallback", "characters that it does not have would vanish", fix
-            )
-        )
-    changes = [
-        name
-        for name, on in (
-            (f"normalises by {normalizer.name}", normalizer.name not in ("", "identity")),
-            ("adds a blank in front", normalizer.add_dummy_prefix),
-            ("removes blanks", normalizer.remove_extra_whitespaces),
-            ("writes blanks as U+2581", normalizer.escape_whitespaces),
-        )
-        if on
-    ]
-    if changes:
-        problems.append(
-            Problem(
-                f"{path} changes text: it {', '.join(changes)}",
-                "documents, code above all, must come back to the byte",
-                fix,
-            )
-        )
-    return problems
 
 
 def _read_spec(path: Path) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from data_pipeline.langid import canonical, domain_of, identify, is_known
+from data_pipeline.optional import require
 from data_pipeline.schema import Document, Tally
 from loopcoder.checkpoint.digest import file_digest
 from loopcoder.errors import InputError
@@ -195,26 +195,18 @@ def _stated(text: str) -> str | None:
     return None
 
 
-def import_fasttext() -> ModuleType:
+def import_fasttext() -> Any:
     """Return fastText. Raises InputError if it is not installed."""
-    try:
-        import fasttext
-    except ImportError as e:
-        raise InputError.of(
-            "a language model is asked for, and fastText is not installed",
-            "it trains and runs the model",
-            "pip install 'loopcoder[data]'",
-        ) from e
-    return fasttext  # type: ignore[no-any-return]
+    return require(
+        "fasttext",
+        "a language model is asked for, and fastText is not installed",
+        "it trains and runs the model",
+    )
 
 
-def _import_enry() -> ModuleType:
-    try:
-        import enry
-    except ImportError as e:
-        raise InputError.of(
-            "a document of code has no language, and enry is not installed",
-            "its first and last lines may name one, and enry reads these",
-            "pip install 'loopcoder[data]'",
-        ) from e
-    return enry  # type: ignore[no-any-return]
+def _import_enry() -> Any:
+    return require(
+        "enry",
+        "a document of code has no language, and enry is not installed",
+        "its first and last lines may name one, and enry reads these",
+    )

@@ -7,7 +7,7 @@ WORK/dedup/                    see near_dedup.py
 WORK/sample/, tokenizer/       what the tokenizer is trained on, and itself
 WORK/count/00003.npy           tokens of each document of a chunk
 WORK/plan/00003.json           what is taken of a chunk
-WORK/buckets/, held_out/       see buckets.py
+WORK/buckets/, held_out/       see buckets.py, bucket_index.py
 WORK/corpus/                   becomes the finished folder
 """
 

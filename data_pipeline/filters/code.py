@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from types import ModuleType
+from typing import Any
 
 from data_pipeline.filters.words import BLANKS, DIGITS, LETTERS
+from data_pipeline.optional import require
 from data_pipeline.schema import Document
 from loopcoder.config.filters import FilterConfig
-from loopcoder.errors import InputError
 
 MARKUP = {
     *("AsciiDoc", "BibTeX", "HTML", "Jinja", "Markdown", "Org", "Pod", "RDoc", "RMarkdown"),
@@ -240,13 +240,10 @@ def _c_string(path: str) -> str:
     return path.encode(errors="replace").decode().replace("\0", "?")
 
 
-def _enry() -> ModuleType:
-    try:
-        import enry
-    except ImportError as e:
-        raise InputError.of(
-            "the filters of code ask for linguist's rules, and enry is not installed",
-            "rules.linguist_generated or rules.linguist_vendored is on, and enry holds these rules",
-            "pip install 'loopcoder[data]', or switch both off",
-        ) from e
-    return enry  # type: ignore[no-any-return]
+def _enry() -> Any:
+    return require(
+        "enry",
+        "the filters of code ask for linguist's rules, and enry is not installed",
+        "rules.linguist_generated or rules.linguist_vendored is on, and enry holds these rules",
+        "pip install 'loopcoder[data]', or switch both off",
+    )

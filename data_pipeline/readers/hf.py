@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.optional import require
 from data_pipeline.readers.base import RowReader, is_limited, row_domains
 from data_pipeline.schema import Document, Tally
 from loopcoder.config.schema import SourceConfig
@@ -103,12 +104,12 @@ class HFSource:
             raise self._unreadable(e) from e
 
     def _load(self) -> Any:
-        try:
-            import datasets
-        except ImportError as e:
-            raise InputError.of(
-                f"source {self.name} is of kind hf", "it needs `datasets`", "pip install datasets"
-            ) from e
+        datasets = require(
+            "datasets",
+            f"source {self.name} is of kind hf",
+            "it needs `datasets`",
+            "pip install datasets",
+        )
         config = self.config
         try:
             if any((self._folder / marker).exists() for marker in _MARKERS):

@@ -7,10 +7,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.optional import require
 from data_pipeline.readers.base import RowReader, decode
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
 from loopcoder.config.schema import SourceConfig
-from loopcoder.errors import InputError
 
 if TYPE_CHECKING:
     from data_pipeline.readers.storage import File
@@ -90,14 +90,12 @@ def _decompressor(path: File) -> Callable[[], _Stream] | None:
     if path.suffix.lower() in (".gz", ".tgz"):
         return lambda: _Stream(zlib.decompressobj(wbits=31), limits=True)
     if path.suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError as e:
-            raise InputError.of(
-                f"{path} is compressed with zstd",
-                "reading it needs the package zstandard, which is not installed",
-                "pip install zstandard, or unpack the file",
-            ) from e
+        zstandard = require(
+            "zstandard",
+            f"{path} is compressed with zstd",
+            "reading it needs the package zstandard, which is not installed",
+            "pip install zstandard, or unpack the file",
+        )
         unpack = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
         return lambda: _Stream(unpack.decompressobj(), limits=False)
     return None

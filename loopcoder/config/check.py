@@ -12,8 +12,8 @@ from math import gcd, lcm
 from pathlib import Path
 
 from loopcoder.backends import Backends
-from loopcoder.config.fields import as_override
-from loopcoder.config.resolve import kernel_limits
+from loopcoder.config.fields import as_override, next_multiple
+from loopcoder.config.precision import check_precision
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
 from loopcoder.errors import InputError, Problem
 
@@ -21,8 +21,6 @@ _NOT_BUILT = (("parallel.cp", "context parallelism"),)
 """Fields that must stay 1 until what they ask for is built: delete a line when it is."""
 
 _SMALLEST_TOKENIZER = 64 + 256  # special tokens and single bytes
-_FP8_MULTIPLE = {"fp8_tensorwise": 16, "fp8_delayed": 16, "fp8_blockwise": 128}
-"""FP8 matrix products take dimensions in multiples of 16, or of the block that has a scale."""
 
 
 def check(config: Config, world_size: int, backends: Backends) -> None:
@@ -38,7 +36,7 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
         *_data(config),
         *_stages(config),
         *_optim(config),
-        *_precision(config, backends),
+        *check_precision(config, backends),
         *_sinks(config, backends),
         *_checkpoint(config),
     ]
@@ -56,10 +54,6 @@ def batch_sizes(config: Config) -> list[int]:
     """Return every global batch size of the run: those of the ramp and the final one."""
     ramp, full = config.train.batch_ramp, config.train.global_batch_size
     return [full] if ramp is None else [*range(ramp.start, full, ramp.increment), full]
-
-
-def _next_multiple(value: int, of: int) -> int:
-    return max(1, -(-value // of)) * of
 
 
 def _model(config: Config) -> Iterator[Problem]:
@@ -81,7 +75,7 @@ def _model(config: Config) -> Iterator[Problem]:
         yield Problem(
             f"model.vocab_size={m.vocab_size}",
             f"embedding and head have a multiple of {VOCAB_MULTIPLE} rows in every layout",
-            f"model.vocab_size={_next_multiple(m.vocab_size, VOCAB_MULTIPLE)}",
+            f"model.vocab_size={next_multiple(m.vocab_size, VOCAB_MULTIPLE)}",
         )
 
 
@@ -103,7 +97,7 @@ def _layout(config: Config, world_size: int, backends: Backends) -> Iterator[Pro
             )
     model_size = p.tp * p.pp * p.cp
     if world_size % model_size:
-        processes = _next_multiple(world_size, model_size)
+        processes = next_multiple(world_size, model_size)
         yield Problem(
             f"{world_size} processes, parallel.tp={p.tp} parallel.pp={p.pp} parallel.cp={p.cp}",
             f"one copy of the model takes tp*pp*cp = {model_size} processes",
@@ -153,9 +147,9 @@ def _layout(config: Config, world_size: int, backends: Backends) -> Iterator[Pro
         yield Problem(
             f"parallel.pp={p.pp} with {smallest} sequences a step: {microbatches} microbatches",
             "a pipeline needs at least as many microbatches as it has stages",
-            f"train.global_batch_size={_next_multiple(config.train.global_batch_size, needed)}"
+            f"train.global_batch_size={next_multiple(config.train.global_batch_size, needed)}"
             if config.train.batch_ramp is None
-            else f"train.batch_ramp.start={_next_multiple(smallest, needed)}",
+            else f"train.batch_ramp.start={next_multiple(smallest, needed)}",
         )
     for key, what in _NOT_BUILT:
         size = getattr(p, key.rsplit(".", 1)[-1])
@@ -177,7 +171,7 @@ def _batch(config: Config, world_size: int) -> Iterator[Problem]:
             f"train.global_batch_size={full}",
             "start plus a whole number of increments must give the full batch",
             f"train.batch_ramp.start={min(good, full)} train.batch_ramp.increment={good} "
-            f"train.global_batch_size={_next_multiple(full, good)}",
+            f"train.global_batch_size={next_multiple(full, good)}",
         )
         return
     for size in batch_sizes(config):
@@ -202,10 +196,10 @@ def _batch(config: Config, world_size: int) -> Iterator[Problem]:
             mixtures = [s.mixture for s in config.stages if s.mixture]
             facts.append(f"data.mixture={' then '.join(map(as_override, mixtures))}")
             whys.append(f"only multiples of {unit} sequences have exactly these proportions")
-        fix = f"train.global_batch_size={_next_multiple(full, good)}"
+        fix = f"train.global_batch_size={next_multiple(full, good)}"
         if size != full:
-            fix = f"train.batch_ramp.start={_next_multiple(ramp.start, good)} "  # type: ignore[union-attr]
-            fix += f"train.batch_ramp.increment={_next_multiple(ramp.increment, good)}"  # type: ignore[union-attr]
+            fix = f"train.batch_ramp.start={next_multiple(ramp.start, good)} "  # type: ignore[union-attr]
+            fix += f"train.batch_ramp.increment={next_multiple(ramp.increment, good)}"  # type: ignore[union-attr]
         yield Problem(" ".join(facts), ", and ".join(whys), fix)
         return  # the other levels of the ramp break for the same reason
 
@@ -288,7 +282,7 @@ def _stages(config: Config) -> Iterator[Problem]:
             yield Problem(
                 f"{where}seq_length={length} parallel.sp=true parallel.tp={p.tp}",
                 "sequence parallelism gives every process an equal part of the sequence",
-                f"{where}seq_length={_next_multiple(length, p.tp)}",
+                f"{where}seq_length={next_multiple(length, p.tp)}",
             )
         is_last = index == len(config.stages) - 1
         if is_last and stage.until is not None:
@@ -335,125 +329,6 @@ def _optim(config: Config) -> Iterator[Problem]:
             "the schedule ends below its peak",
             f"optim.min_lr={o.lr / 10:g}",
         )
-
-
-def _precision(config: Config, backends: Backends) -> Iterator[Problem]:
-    m, name = config.model, config.precision.name
-    capability = backends.compute_capability or (0, 0)
-    gpu = (
-        f"a GPU of compute capability {capability[0]}.{capability[1]}"
-        if backends.has_gpu
-        else "no GPU"
-    )
-    te = "Transformer Engine" if backends.has_te else "no Transformer Engine"
-    if m.layer_spec == "te" and not (backends.has_gpu and backends.has_te):
-        yield Problem(
-            f"model.layer_spec=te, {gpu}, {te}",
-            "its layers run on a GPU and come from the package transformer_engine",
-            "model.layer_spec=torch, or, with a GPU, pip install --no-build-isolation '.[te]'",
-        )
-    if name == "bf16" and backends.has_gpu and capability < (8, 0):
-        yield Problem(
-            f"precision=bf16, {gpu}",
-            "bfloat16 starts with compute capability 8.0",
-            "precision=fp32",
-        )
-    yield from _kernels(config, backends)
-    yield from _bf16_layers(config)
-    if not name.startswith("fp8"):
-        return
-    needed = (9, 0) if name == "fp8_blockwise" else (8, 9)
-    if capability < needed:
-        yield Problem(
-            f"precision={name}, {gpu}",
-            f"it needs compute capability {needed[0]}.{needed[1]} or newer",
-            "precision=bf16",
-        )
-    if not backends.has_te:
-        yield Problem(
-            f"precision={name}, {te}",
-            "FP8 matrix products come from the package transformer_engine",
-            "pip install --no-build-isolation '.[te]', or precision=bf16",
-        )
-    if name == "fp8_delayed" and m.num_loops > 1:
-        yield Problem(
-            f"precision=fp8_delayed model.num_loops={m.num_loops}",
-            "its history of maxima would be shared by loops whose activations differ",
-            "precision=fp8_tensorwise, or model.num_loops=1",
-        )
-    # Without TE, "torch" is what auto became: the problem is the one above.
-    if m.layer_spec == "torch" and backends.has_te and backends.has_gpu:
-        yield Problem(
-            f"precision={name} model.layer_spec=torch",
-            "only Transformer Engine's layers compute in FP8",
-            "model.layer_spec=te, or precision=bf16",
-        )
-    yield from _fp8_shapes(config)
-
-
-def _kernels(config: Config, backends: Backends) -> Iterator[Problem]:
-    if config.model.kernels != "cuda":
-        return
-    fact, stock = "model.kernels=cuda", "model.kernels=stock"
-    if not backends.has_gpu:
-        yield Problem(f"{fact}, no GPU", "its kernels run on a GPU", stock)
-    elif backends.kernels_fault is not None:
-        yield Problem(
-            f"{fact}, the CUDA extension: {backends.kernels_fault}",
-            "it is compiled for one torch, by the nvcc of this machine",
-            f"pip install --no-build-isolation -e ., or {stock}",
-        )
-    capability = backends.compute_capability
-    for value, limit in kernel_limits(config.model, config.precision.name, capability):
-        yield Problem(f"{fact} {value}", limit, stock)
-
-
-def _bf16_layers(config: Config) -> Iterator[Problem]:
-    p = config.precision
-    layers, fields = config.model.num_layers // config.parallel.pp, {}
-    for key in ("bf16_layers_at_start", "bf16_layers_at_end"):
-        if getattr(p, key):
-            fields[key] = getattr(p, key)
-    facts = " ".join(f"precision.{key}={value}" for key, value in fields.items())
-    fix = " ".join(f"precision.{key}=0" for key in fields)
-    if fields and not p.name.startswith("fp8"):
-        yield Problem(f"{facts} precision={p.name}", "without FP8 no layer is an exception", fix)
-    elif fields and p.name == "fp8_delayed":
-        yield Problem(
-            f"{facts} precision=fp8_delayed",
-            "Transformer Engine reduces the maxima of all layers together",
-            f"{fix}, or precision=fp8_tensorwise",
-        )
-    elif fields and max(fields.values()) > layers:
-        yield Problem(
-            f"{facts} with {layers} layers a pipeline stage",
-            "megatron-core keeps exceptions within one stage",
-            " ".join(f"precision.{key}={min(value, layers)}" for key, value in fields.items()),
-        )
-
-
-def _fp8_shapes(config: Config) -> Iterator[Problem]:
-    m, p, name = config.model, config.parallel, config.precision.name
-    multiple = _FP8_MULTIPLE[name]
-    sizes = {
-        "model.hidden_size": (m.hidden_size, 1),
-        "model.ffn_hidden_size": (m.ffn_hidden_size, p.tp),
-        "model.num_attention_heads*model.head_dim": (m.num_attention_heads * m.head_dim, p.tp),
-        "model.num_kv_heads*model.head_dim": (m.num_kv_heads * m.head_dim, p.tp),
-    }
-    tokens_over = p.cp * (p.tp if p.sp else 1)
-    for stage in config.stages:
-        length = stage.seq_length or config.data.seq_length
-        key = f"train.micro_batch_size*data.seq_length ({config.train.micro_batch_size}*{length})"
-        sizes[key] = (config.train.micro_batch_size * length, tokens_over)
-    for key, (size, over) in sizes.items():
-        if size % over == 0 and (size // over) % multiple:
-            share = f" of which each process has {size // over}" if over > 1 else ""
-            yield Problem(
-                f"precision={name} {key}={size}{share}",
-                f"FP8 matrix products need multiples of {multiple}",
-                f"make it {_next_multiple(size, multiple * over)}, or precision=bf16",
-            )
 
 
 def _sinks(config: Config, backends: Backends) -> Iterator[Problem]:

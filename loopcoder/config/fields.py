@@ -145,6 +145,11 @@ def as_override(value: Any) -> str:
     return str(value)
 
 
+def next_multiple(value: int, of: int) -> int:
+    """Return the smallest multiple that is not below a value: what an error suggests instead."""
+    return max(1, -(-value // of)) * of
+
+
 _WHY = {
     "int_parsing": "must be a whole number",
     "int_type": "must be a whole number",

@@ -23,10 +23,10 @@ from data_pipeline.encoder import (
     EOD,
     SPECIAL_TOKENS,
     Encoder,
-    import_tokenizer,
     probe_texts,
     train_tokenizer,
 )
+from data_pipeline.tokenizer_import import import_tokenizer
 from loopcoder.checkpoint.digest import file_digest
 from loopcoder.errors import InputError
 from tests.data_pipeline.conftest import VOCAB_SIZE, random_text
