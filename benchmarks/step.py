@@ -83,7 +83,8 @@ def print_table(arguments: argparse.Namespace, rounds: list[dict[str, Any]]) -> 
             )
 
 
-def run_side(arguments: argparse.Namespace) -> None:
+def start_alone() -> Any:
+    """Start a process group of this process alone; return its ranks."""
     import logging
     import warnings
 
@@ -94,7 +95,13 @@ def run_side(arguments: argparse.Namespace) -> None:
 
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     mcore.start_processes()
-    ranks = mcore.initialise(ParallelConfig(), seed=1)
+    return mcore.initialise(ParallelConfig(), seed=1)
+
+
+def run_side(arguments: argparse.Namespace) -> None:
+    from loopcoder.parallel import mcore
+
+    ranks = start_alone()
     shapes = {name: OURS.get(name, (2, 4)) for name in arguments.only}
     for precision in arguments.precision:
         if arguments.side == "ours":
@@ -113,8 +120,8 @@ def run_side(arguments: argparse.Namespace) -> None:
     mcore.shutdown()
 
 
-def report(name: str, build: Callable[[], Step]) -> None:
-    """Time a step and print a line of JSON."""
+def report(name: str, build: Callable[[], Step]) -> dict[str, Any]:
+    """Time a step, print a line of JSON and return what it says."""
     import torch
 
     torch.cuda.reset_peak_memory_stats()
@@ -138,10 +145,19 @@ def report(name: str, build: Callable[[], Step]) -> None:
     del step
     gc.collect()
     torch.cuda.empty_cache()
+    return row
 
 
-def looped(loops: int, layers: int, precision: str, packed: bool, ranks: Any) -> Step:
-    """Build the step of the package's own train loop."""
+def looped(
+    loops: int,
+    layers: int,
+    precision: str,
+    packed: bool,
+    ranks: Any,
+    *overrides: str,
+    adjust: Callable[[Any], None] = lambda network: None,
+) -> Step:
+    """Build the step of the package's own train loop; `adjust` may change the network first."""
     import torch
 
     from loopcoder.backends import detect
@@ -160,11 +176,13 @@ def looped(loops: int, layers: int, precision: str, packed: bool, ranks: Any) ->
                 f"model.num_layers={layers}",
                 f"model.vocab_size={VOCAB}",
                 f"precision={precision}",
+                *overrides,
             ]
         ),
         detect(),
     )
     state = build_state(config, ranks, VOCAB)
+    adjust(state.network)
     ids = torch.randint(1, VOCAB, (1, SEQ + 1), generator=torch.Generator().manual_seed(1))
     if packed:
         ids[

@@ -30,6 +30,7 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         ],
         "tp4_sp": ["parallel=tp4_sp"],
         "tp2_sp_pp2": ["parallel=tp2_sp_pp2"],
+        "dp4": ["parallel=dp_overlap"],
         "dp4 recompute": ["parallel=dp_overlap", "parallel.recompute=full"],
     },
 }
