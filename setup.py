@@ -16,7 +16,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-SOURCES = ["ops.cpp", "gated_window_forward.cu", "gated_window_backward.cu", "loop_input.cu"]
+SOURCES = [
+    "ops.cpp",
+    "gated_window_forward.cu",
+    "gated_window_backward.cu",
+    "gate_logits.cu",
+    "loop_input.cu",
+]
 ARCHITECTURES = ("80", "90a")
 
 

@@ -1,7 +1,7 @@
 """The attention of a later loop: our kernels beside stock parts and beside one causal attention.
 
     python benchmarks/attention.py
-    python benchmarks/attention.py --lengths 8192 --kernels    # also every kernel by itself
+    python benchmarks/attention.py --lengths 8192 --kernels    # also each kernel, and the gate
 
 40 query and 8 key heads of 128, bf16, window 64, one sequence; gate logits are given. `causal` is
 Transformer Engine's attention alone (cuDNN), `stock` two of them and a compiled gate, `ours` the
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 HEADS, KV_HEADS, HEAD_DIM, WINDOW, MEAN_DOCUMENT = 40, 8, 128, 64, 1024
+WIDTH = HEADS * HEAD_DIM
 ROUNDS, CALLS = 5, 12
 
 
@@ -85,6 +86,7 @@ def main() -> None:
             print_row(make(seq, packed))
     if arguments.kernels:
         print_kernels(make(8192, False), copy_rate, product_rate)
+        print_gate(8192, copy_rate)
 
 
 def make(seq: int, packed: bool) -> Case:
@@ -191,6 +193,31 @@ def print_kernels(case: Case, copy_rate: float, product_rate: float) -> None:
     print()
     for kernel, (count, ms) in sorted(found.items(), key=lambda item: -item[1][1])[:12]:
         print(f"{ms:8.3f} ms  {count:.0f} x  {kernel[:100]}")
+
+
+def print_gate(seq: int, copy_rate: float) -> None:
+    """Print the gate's logits at the 7B width, which the rows above have for nothing."""
+    from loopcoder.ops.gate_logits import gate_logits
+    from loopcoder.ops.kernels import GateLogits
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16).requires_grad_()
+
+    inputs = [draw(seq, 1, WIDTH), draw(WIDTH), draw(HEADS, WIDTH), draw(HEADS)]
+    d_logits = torch.randn(seq, 1, HEADS, device="cuda", dtype=torch.bfloat16)
+    h_bytes = 2 * seq * WIDTH
+    print(f"\n| gate's logits, width {WIDTH} | forward | backward | passes over h | of the copy |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, function, passes in (("stock", gate_logits, 9), ("ours", GateLogits.apply, 3)):
+        both = stepping(lambda f=function: (f(*inputs, 1e-5), inputs), d_logits)
+        there = statistics.median(events(lambda f=function: f(*inputs, 1e-5)))
+        all_ = statistics.median(events(both))
+        print(
+            f"| {name} | {there:.3f} ms | {all_ - there:.3f} ms | {passes} times "
+            f"| {passes * h_bytes / all_ * 1e3 / copy_rate:.0%} |"
+        )
+        for kernel, (count, ms) in sorted(kernel_times(both).items(), key=lambda i: -i[1][1]):
+            print(f"{ms:8.4f} ms  {count:.0f} x  {kernel[:100]}")
 
 
 def stepping(attend: Callable[[], Any], d_out: Tensor) -> Callable[[], Any]:

@@ -3,9 +3,8 @@
     python benchmarks/step_pieces.py                     # R=2 L=4, bf16
     python benchmarks/step_pieces.py --shape "R=4 L=2" --precision fp8_tensorwise
 
-The step is that of `benchmarks/step.py`. The last row leaves out norm and product of the gate,
-forward and backward, which are stock operations in all others: it is what a kernel for them could
-bring at most, and no model to train.
+The step is that of `benchmarks/step.py`. The last row leaves out the gate's norm and product,
+forward and backward: it is what is left to gain there, and no model to train.
 """
 
 from __future__ import annotations
@@ -48,16 +47,19 @@ def main() -> None:
         )
 
 
-def without_loop_input(network: Any) -> None:
-    network.uses_cuda_kernels = False
+def only(loop_input: bool = False, attention: bool = False, gate: bool = False) -> Any:
+    """Leave some of the kernels on."""
+
+    def adjust(network: Any) -> None:
+        network.uses_cuda_kernels = loop_input
+        for layer in network.decoder.layers:
+            layer.self_attention.uses_cuda_kernels = attention
+            layer.self_attention.plt_gate.uses_cuda_kernels = gate
+
+    return "cuda", adjust
 
 
-def without_attention(network: Any) -> None:
-    for layer in network.decoder.layers:
-        layer.self_attention.uses_cuda_kernels = False
-
-
-def without_gate_logits(network: Any) -> None:
+def without_logits(network: Any) -> None:
     for layer in network.decoder.layers:
         gate = layer.self_attention.plt_gate
 
@@ -71,10 +73,11 @@ def without_gate_logits(network: Any) -> None:
 
 VARIANTS = {
     "stock": ("stock", lambda network: None),
-    "gated attention": ("cuda", without_loop_input),
-    "loop input": ("cuda", without_attention),
-    "both": ("cuda", lambda network: None),
-    "both, gate's logits for nothing": ("cuda", without_gate_logits),
+    "gated attention": only(attention=True),
+    "loop input": only(loop_input=True),
+    "gate's logits": only(gate=True),
+    "all": ("cuda", lambda network: None),
+    "all, logits for nothing": ("cuda", without_logits),
 }
 
 

@@ -8,9 +8,11 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
+#include "gate_logits.h"
 #include "gated_window.h"
 #include "loop_input.h"
 
@@ -142,6 +144,83 @@ std::tuple<Tensor, Tensor, Tensor> gated_window_backward(
   return {d_k, d_v, d_gate};
 }
 
+// A contiguous tensor of x's type, and of the shape that is wanted.
+void check_like(const Tensor& y, const char* name, const Tensor& x, at::IntArrayRef shape) {
+  check_half(y, name, x.scalar_type());
+  TORCH_CHECK(y.is_contiguous() && y.sizes() == shape, name, " has the shape ", y.sizes(), ", not ",
+              shape, ", or is not contiguous");
+}
+
+// h [seq, batch, width], folded [heads, width].
+loopcoder::GateLogits gate_arguments(const Tensor& h, const Tensor& folded) {
+  const auto type = h.scalar_type();
+  TORCH_CHECK(type == at::kBFloat16 || type == at::kHalf, "h is ", type, ", not bf16 or fp16");
+  TORCH_CHECK(h.dim() == 3 && folded.dim() == 2, "h is [seq, batch, width], weights are a matrix");
+  loopcoder::GateLogits args{};
+  args.rows = h.size(0) * h.size(1), args.width = h.size(2), args.heads = folded.size(0);
+  args.is_bf16 = type == at::kBFloat16;
+  TORCH_CHECK(args.width > 0 && args.width % loopcoder::GATE_COLUMNS == 0, "the width ", args.width,
+              " is no multiple of ", loopcoder::GATE_COLUMNS);
+  TORCH_CHECK(args.heads > 0 && args.heads <= loopcoder::GATE_MAX_HEADS, args.heads, " heads, the ",
+              "kernel takes 1 to ", loopcoder::GATE_MAX_HEADS);
+  TORCH_CHECK(h.size(0) * h.size(1) < (1 << 30), "h is too long");
+  check_like(h, "h", h, h.sizes());
+  check_like(folded, "folded", h, {args.heads, args.width});
+  args.hidden = h.const_data_ptr(), args.folded = folded.const_data_ptr();
+  return args;
+}
+
+std::tuple<Tensor, Tensor, Tensor> gate_logits_forward(const Tensor& h, const Tensor& folded,
+                                                       const Tensor& bias, double eps) {
+  auto args = gate_arguments(h, folded);
+  check_like(bias, "bias", h, {args.heads});
+  const c10::cuda::CUDAGuard on(h.device());
+  const int64_t shape[] = {h.size(0), h.size(1), args.heads};
+  Tensor logits = at::empty(shape, h.options());
+  Tensor raw = at::empty(shape, h.options().dtype(at::kFloat));
+  Tensor rms = at::empty({args.rows}, raw.options());
+  if (h.numel() == 0) return {logits, raw, rms};
+  args.bias = bias.const_data_ptr(), args.eps = eps;
+  args.logits = logits.mutable_data_ptr();
+  args.raw = raw.mutable_data_ptr<float>(), args.rms = rms.mutable_data_ptr<float>();
+  C10_CUDA_CHECK(loopcoder::gate_logits_forward(args, c10::cuda::getCurrentCUDAStream()));
+  return {logits, raw, rms};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gate_logits_backward(const Tensor& d_logits, const Tensor& raw,
+                                                        const Tensor& rms, const Tensor& h,
+                                                        const Tensor& folded, const Tensor& weight,
+                                                        const Tensor& norm) {
+  auto args = gate_arguments(h, folded);
+  check_like(d_logits, "d_logits", h, {h.size(0), h.size(1), args.heads});
+  check_like(weight, "weight", h, {args.heads, args.width});
+  check_like(norm, "norm", h, {args.width});
+  TORCH_CHECK(raw.is_cuda() && raw.scalar_type() == at::kFloat && raw.is_contiguous() &&
+                  raw.sizes() == d_logits.sizes() && rms.is_cuda() &&
+                  rms.scalar_type() == at::kFloat && rms.is_contiguous() &&
+                  rms.numel() == args.rows,
+              "raw and rms are what gate_logits_forward returned");
+  const c10::cuda::CUDAGuard on(h.device());
+  Tensor d_h = at::empty_like(h), d_weight = at::empty_like(weight), d_norm = at::empty_like(norm);
+  if (h.numel() == 0) return {d_h, d_weight.zero_(), d_norm.zero_()};
+  // three blocks a multiprocessor of an H100; the same on every GPU, and so the order of the sums
+  const int wanted = 3 * 132 / (args.width / loopcoder::GATE_COLUMNS);
+  args.parts = std::clamp(wanted, 1, (args.rows + 63) / 64);
+  Tensor scaled = at::empty({args.rows, loopcoder::gate_padded(args.heads)}, h.options());
+  Tensor along = at::empty({args.rows}, rms.options());
+  Tensor partial = at::empty({args.parts, args.heads, args.width}, rms.options());
+  args.d_logits = d_logits.const_data_ptr();
+  args.raw = const_cast<float*>(raw.const_data_ptr<float>());
+  args.rms = const_cast<float*>(rms.const_data_ptr<float>());
+  args.weight = weight.const_data_ptr(), args.norm = norm.const_data_ptr();
+  args.scaled = scaled.mutable_data_ptr(), args.along = along.mutable_data_ptr<float>();
+  args.partial = partial.mutable_data_ptr<float>();
+  args.d_hidden = d_h.mutable_data_ptr(), args.d_weight = d_weight.mutable_data_ptr();
+  args.d_norm = d_norm.mutable_data_ptr();
+  C10_CUDA_CHECK(loopcoder::gate_logits_backward(args, c10::cuda::getCurrentCUDAStream()));
+  return {d_h, d_weight, d_norm};
+}
+
 // Sequences [seq, batch, width] that are contiguous.
 loopcoder::LoopInput loop_arguments(const Tensor& x, const Tensor& first_token, double a, double b) {
   TORCH_CHECK(x.is_cuda() && x.dim() == 3 && x.is_contiguous(),
@@ -212,6 +291,12 @@ TORCH_LIBRARY(loopcoder, m) {
       "Tensor lse, Tensor? start, int window, float scale, Tensor(a!) d_q) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
+      "gate_logits_forward(Tensor h, Tensor folded, Tensor bias, float eps) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "gate_logits_backward(Tensor d_logits, Tensor raw, Tensor rms, Tensor h, Tensor folded, "
+      "Tensor weight, Tensor norm) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "loop_input_forward(Tensor embedding, Tensor hidden, Tensor? before, Tensor first_token, "
       "float a, float b) -> Tensor");
   m.def(
@@ -223,6 +308,8 @@ TORCH_LIBRARY_IMPL(loopcoder, CUDA, m) {
   m.impl("gated_window_forward", &gated_window_forward);
   m.impl("gated_window_backward", &gated_window_backward);
   m.impl("gated_window_prepare", &gated_window_prepare);
+  m.impl("gate_logits_forward", &gate_logits_forward);
+  m.impl("gate_logits_backward", &gate_logits_backward);
   m.impl("loop_input_forward", &loop_input_forward);
   m.impl("loop_input_backward", &loop_input_backward);
 }

@@ -176,13 +176,9 @@ struct Rows {
   }
 };
 
-// c[n], columns 8n..8n+7 = dot products with rows 8n.. of the 16 that start at `row` (in bytes).
+// c[n], columns 8n..8n+7 += dot products with rows 8n.. of the 16 that start at `row` (in bytes).
 template <typename T, int D>
-__device__ void dots(float (&c)[2][4], const Rows<D>& rows, uint32_t lane_tile, int row) {
-#pragma unroll
-  for (int n = 0; n < 2; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) c[n][i] = 0.0f;
+__device__ void add_dots(float (&c)[2][4], const Rows<D>& rows, uint32_t lane_tile, int row) {
 #pragma unroll
   for (int i = 0; i < D / 16; ++i) {
     uint32_t b[4];
@@ -194,6 +190,22 @@ __device__ void dots(float (&c)[2][4], const Rows<D>& rows, uint32_t lane_tile, 
   }
 }
 
+// The same, from zero.
+template <typename T, int D>
+__device__ void dots(float (&c)[2][4], const Rows<D>& rows, uint32_t lane_tile, int row) {
+#pragma unroll
+  for (int n = 0; n < 2; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[n][i] = 0.0f;
+  add_dots<T, D>(c, rows, lane_tile, row);
+}
+
+__device__ inline void load_transposed(uint32_t (&x)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(address));
+}
+
 // sum [16 x D] += a [16 x 16] * the 16 rows that start at `row` (in bytes).
 template <typename T, int D>
 __device__ void add_product(float (&sum)[D / 8][4], const uint32_t (&a)[4], uint32_t lane_tile,
@@ -201,9 +213,7 @@ __device__ void add_product(float (&sum)[D / 8][4], const uint32_t (&a)[4], uint
 #pragma unroll
   for (int n = 0; n < D / 8; n += 2) {
     uint32_t b[4];
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                 : "r"((lane_tile ^ (n * 16)) + row));
+    load_transposed(b, (lane_tile ^ (n * 16)) + row);
     Half<T>::mma(sum[n], a, b[0], b[1]);
     Half<T>::mma(sum[n + 1], a, b[2], b[3]);
   }

@@ -9,6 +9,7 @@ from loopcoder.backends import NOT_BUILT, Backends
 from loopcoder.config.schema import Config, ModelConfig
 
 KERNEL_HEAD_DIMS, KERNEL_MAX_WINDOW = (64, 128), 256
+KERNEL_GATE_WIDTH, KERNEL_GATE_HEADS = 64, 128
 """What kernels/ is compiled for."""
 
 
@@ -51,6 +52,12 @@ def kernel_limits(
         yield f"model.hidden_size={model.hidden_size}", "it has to be a multiple of 8"
     if not model.has_gates:
         return
+    if model.gate == "hidden" and model.hidden_size % KERNEL_GATE_WIDTH:
+        needed = f"the gate's kernel needs a multiple of {KERNEL_GATE_WIDTH}"
+        yield f"model.hidden_size={model.hidden_size}", needed
+    if model.gate == "hidden" and model.num_attention_heads > KERNEL_GATE_HEADS:
+        heads = f"model.num_attention_heads={model.num_attention_heads}"
+        yield heads, f"the gate's kernel takes at most {KERNEL_GATE_HEADS}"
     if model.head_dim not in KERNEL_HEAD_DIMS:
         yield f"model.head_dim={model.head_dim}", f"compiled are {KERNEL_HEAD_DIMS}"
     # what fits into the shared memory of an A100

@@ -41,7 +41,6 @@ class PLTAttention(SelfAttention):
         *,
         has_gate: bool,
         gate: str,
-        gate_norm: Any,
         kernels: str,
         **kwargs: Any,
     ):
@@ -49,7 +48,11 @@ class PLTAttention(SelfAttention):
         self.uses_cuda_kernels = kernels == "cuda" and has_gate
         if self.uses_cuda_kernels:
             cuda.load()
-        self.plt_gate = GATES[gate](config, gate_norm, self.tp_group) if has_gate else None
+        self.plt_gate = (
+            GATES[gate](config, self.tp_group, uses_cuda_kernels=self.uses_cuda_kernels)
+            if has_gate
+            else None
+        )
 
     def forward(
         self, normed: Tensor, residual: Tensor, shared: KV | None, docs: Documents, rope: Tensor

@@ -3,11 +3,9 @@ section 2)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.tensor_parallel import scatter_to_tensor_model_parallel_region
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import all_to_all_sp2hp
@@ -15,6 +13,10 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
+
+from loopcoder.model.norm import NormWeight
+from loopcoder.ops import kernels as cuda
+from loopcoder.ops.gate_logits import gate_logits
 
 
 class HiddenGate(MegatronModule):
@@ -25,15 +27,11 @@ class HiddenGate(MegatronModule):
     replicated.
     """
 
-    def __init__(
-        self, config: TransformerConfig, norm: Callable[..., torch.nn.Module], tp_group: Any
-    ):
+    def __init__(self, config: TransformerConfig, tp_group: Any, *, uses_cuda_kernels: bool):
         super().__init__(config)
-        self.tp_group = tp_group
+        self.tp_group, self.uses_cuda_kernels = tp_group, uses_cuda_kernels
         heads, dtype = config.num_attention_heads, config.params_dtype
-        self.gate_norm = norm(
-            config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon
-        )
+        self.gate_norm = NormWeight(config, config.hidden_size)
         self.weight = torch.nn.Parameter(torch.zeros(heads, config.hidden_size, dtype=dtype))
         self.bias = torch.nn.Parameter(torch.zeros(heads, dtype=dtype))
         for parameter in (self.weight, self.bias):
@@ -42,7 +40,9 @@ class HiddenGate(MegatronModule):
     def forward(self, residual: Tensor, query: Tensor) -> Tensor:
         """Map h [S or S/tp, B, D] to logits [S, B, heads of this rank]; `query` only gives their
         shape."""
-        logits = F.linear(self.gate_norm(residual), self.weight, self.bias)
+        apply = cuda.GateLogits.apply if self.uses_cuda_kernels else gate_logits
+        eps = self.config.layernorm_epsilon
+        logits = apply(residual, self.gate_norm(), self.weight, self.bias, eps)
         if self.config.tensor_model_parallel_size == 1:
             return logits
         if self.config.sequence_parallel:
@@ -54,9 +54,7 @@ class QueryGate(MegatronModule):
     """<q_h, Wg_h> + bg_h on each query head after RoPE; heads are split over tensor-parallel
     ranks."""
 
-    def __init__(
-        self, config: TransformerConfig, norm: Callable[..., torch.nn.Module], tp_group: Any
-    ):
+    def __init__(self, config: TransformerConfig, tp_group: Any, *, uses_cuda_kernels: bool):
         super().__init__(config)
         self.tp_group = tp_group
         heads = config.num_attention_heads // config.tensor_model_parallel_size

@@ -19,8 +19,28 @@ class RMSNorm(torch.nn.Module):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5):
         super().__init__()
         self.eps = eps
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.weight = _weight(config, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class NormWeight(torch.nn.Module):
+    """The weight of an RMSNorm that an operator applies together with what follows it.
+
+    Calling it gives the weight. Reading the weight off it would pass by the hooks with which
+    megatron-core's overlapped optimizer waits for gathered parameters.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int):
+        super().__init__()
+        self.weight = _weight(config, hidden_size)
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+def _weight(config: TransformerConfig, hidden_size: int) -> torch.nn.Parameter:
+    weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+    weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+    return weight

@@ -122,7 +122,6 @@ def block_submodules(model: ModelConfig, num_layers: int) -> TransformerBlockSub
             attn_mask_type=AttnMaskType.causal,
             has_gate=model.has_gates,
             gate=model.gate,
-            gate_norm=norm,
             kernels=model.kernels,
         ),
     )

@@ -1,6 +1,6 @@
 """The CUDA extension (kernels/, built by setup.py) and its operators, `torch.ops.loopcoder.*`.
 
-Their plain PyTorch counterparts are in `gated_window.py` and `loop_input.py`.
+Their plain PyTorch counterparts are in `gated_window.py`, `gate_logits.py` and `loop_input.py`.
 """
 
 from __future__ import annotations
@@ -104,6 +104,31 @@ class _GatedAttention(torch.autograd.Function):
         return None, None, None, None, d_gate, d_q, d_k, d_v, d_k0, d_v0
 
 
+class GateLogits(torch.autograd.Function):
+    """W RMSNorm(h) + b; see `gate_logits.gate_logits`.
+
+    The norm's weight goes into W, and the norm's gradient needs of each row only what is known from
+    the logits; so each pass reads h once, and nothing of its size is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, norm: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> Tensor:
+        h, folded = h.contiguous(), weight * norm
+        logits, raw, rms = torch.ops.loopcoder.gate_logits_forward(h, folded, bias, eps)
+        ctx.save_for_backward(raw, rms, h, folded, weight, norm)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
+        d_logits = d_logits.contiguous()
+        d_h, d_weight, d_norm = torch.ops.loopcoder.gate_logits_backward(
+            d_logits, *ctx.saved_tensors
+        )
+        return d_h, d_norm, d_weight, d_logits.sum((0, 1)), None
+
+
 class LoopInput(torch.autograd.Function):
     """a*E + b*shift(h) with resets; see `loop_input.loop_input`."""
 
@@ -151,6 +176,16 @@ def _register() -> None:
         seq, batch, heads, _ = d_out.shape
         dot = d_out.new_empty((batch, heads, seq), dtype=torch.float32)
         return d_out.new_empty(d_out.shape), dot
+
+    @library.register_fake("loopcoder::gate_logits_forward")
+    def _(h, folded, bias, eps):
+        shape = (*h.shape[:2], len(folded))
+        raw = h.new_empty(shape, dtype=torch.float32)
+        return h.new_empty(shape), raw, raw.new_empty(h.shape[0] * h.shape[1])
+
+    @library.register_fake("loopcoder::gate_logits_backward")
+    def _(d_logits, raw, rms, h, folded, weight, norm):
+        return torch.empty_like(h), torch.empty_like(weight), torch.empty_like(norm)
 
     @library.register_fake("loopcoder::loop_input_forward")
     def _(embedding, hidden, before, first_token, a, b):

@@ -127,6 +127,8 @@ BAD: list[tuple[str, Backends, str, str]] = [
     ("model.kernels=cuda", CPU, "no GPU", "model.kernels=stock"),
     ("model=plt_1b model.kernels=cuda", H100, "not built", "pip install --no-build-isolation"),
     ("model=plt_1b", STALE, "built for torch 2.10.0", "model.kernels=stock"),
+    ("model=plt_1b model.kernels=cuda model.hidden_size=2056", BUILT,
+     "gate's kernel needs a multiple", "kernels=stock"),
     ("model=plt_1b model.kernels=cuda model.window=300", BUILT, "at most 256", "kernels=stock"),
     ("model=plt_1b model.kernels=cuda model.window=200", replace(BUILT, compute_capability=(8, 0)),
      "at most 128", "kernels=stock"),

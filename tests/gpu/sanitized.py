@@ -31,6 +31,11 @@ def main(seed: int) -> None:
         e, h, before = draw(seq, batch, 8 * d), draw(seq, batch, 8 * d), draw(1, batch, 8 * d)
         ops.loop_input_forward(e, h, before, first.cuda().T, 0.7, 0.1)
         ops.loop_input_backward(e, first.cuda().T, 0.7, 0.1, True)
+        heads, width = rng.choice([3, 40, 70]), 2 * d
+        h, d_logits = draw(seq, batch, width), draw(seq, batch, heads)
+        weight, norm, bias = draw(heads, width), draw(width), draw(heads)
+        _, raw, rms = ops.gate_logits_forward(h, weight * norm, bias, 1e-5)
+        ops.gate_logits_backward(d_logits, raw, rms, h, weight * norm, weight, norm)
     torch.cuda.synchronize()
 
 

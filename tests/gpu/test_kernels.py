@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from loopcoder.model.documents import Documents
+from loopcoder.ops.gate_logits import gate_logits
 from loopcoder.ops.gated_window import attention, gated_mixture
 from loopcoder.ops.loop_input import loop_input
 from tests.model.test_reference import random_starts
@@ -157,6 +158,59 @@ def test_compiled_and_in_a_graph(seed: int) -> None:
         inputs[0].add_(1.0)
     graph.replay()
     assert torch.equal(out, window(*inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [1, 8, 40, 64, 65, 128])
+def test_gate_logits(seed: int, dtype: torch.dtype, heads: int) -> None:
+    from loopcoder.ops.kernels import GateLogits
+
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    names = ("logits", "d_h", "d_norm", "d_weight", "d_bias")
+    for rows in (1, 2, 63, 64, 65, *(rng.randrange(1, 3000) for _ in range(6))):
+        batch, width = rng.choice([1, 2, 3]), 64 * rng.choice([1, 2, 3, 7, 20])
+        h, d_logits, weight = (
+            torch.randn(*shape, generator=generator)
+            for shape in ((rows, batch, width), (rows, batch, heads), (heads, width))
+        )
+        h *= 0.1 + 3 * torch.rand(rows, batch, 1, generator=generator)
+        norm = 0.5 + torch.rand(width, generator=generator)
+        drawn = (h, norm, weight / width**0.5, torch.randn(heads, generator=generator))
+        inputs = [x.to("cuda", dtype) for x in drawn]
+        results = []
+        for function, exact in (
+            (gate_logits, torch.float32),
+            (gate_logits, dtype),
+            (GateLogits.apply, dtype),
+            (GateLogits.apply, dtype),
+        ):
+            leaves = [x.detach().to(exact).requires_grad_() for x in inputs]
+            out = function(*leaves, 1e-5)
+            out.backward(d_logits.to("cuda", dtype).to(exact))
+            results.append([out.detach(), *(x.grad for x in leaves)])
+        case = f"rows {rows} x {batch}, width {width}, heads {heads}, {dtype}"
+        for name, expected, theirs, found, again in zip(names, *results, strict=True):
+            assert found.isfinite().all(), (name, case)
+            assert torch.equal(found, again), (name, case)
+            allowed = 2 * apart(theirs, expected) + torch.finfo(dtype).eps
+            assert apart(found, expected) <= allowed, (name, case, apart(theirs, expected))
+
+
+def test_gate_logits_compiled(seed: int) -> None:
+    from loopcoder.ops.kernels import GateLogits
+
+    torch.manual_seed(seed)
+    shapes = ((90, 2, 128), (128,), (5, 128), (5,))
+    h, *weights = (torch.randn(*s, device="cuda", dtype=torch.bfloat16) for s in shapes)
+    inputs = [x.requires_grad_() for x in (h, *weights)]
+
+    def logits(*tensors: Tensor) -> Tensor:
+        return 2.0 * GateLogits.apply(*tensors, 1e-5)
+
+    d_logits = torch.randn_like(logits(*inputs))
+    found = torch.autograd.grad(torch.compile(logits, fullgraph=True)(*inputs), inputs, d_logits)
+    expected = torch.autograd.grad(logits(*inputs), inputs, d_logits)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

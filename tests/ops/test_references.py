@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from loopcoder.model.documents import Documents
+from loopcoder.ops.gate_logits import gate_logits
 from loopcoder.ops.gated_window import attention, gated_mixture
 from loopcoder.ops.loop_input import loop_input
 from tests.model.test_reference import random_starts
@@ -71,3 +72,15 @@ def test_gradients_of_the_loop_input(seed: int, docs: Documents, split: bool) ->
         return loop_input(x[0], x[1], x[2] if split else None, first, 0.707, 0.053)
 
     assert torch.autograd.gradcheck(mix, (e, h, *([before] if split else [])))
+
+
+def test_gate_logits_are_the_formula(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((SEQ, BATCH, DIM), (DIM,), (HEADS, DIM), (HEADS,))
+    h, norm, weight, bias = (draw(generator, *shape) for shape in shapes)
+    found = gate_logits(h, norm, weight, bias, 0.25)
+    for t in range(SEQ):
+        for b in range(BATCH):
+            rms = math.sqrt(sum(x * x for x in h[t, b].tolist()) / DIM + 0.25)
+            torch.testing.assert_close(found[t, b], weight @ (h[t, b] / rms * norm) + bias)
+    assert torch.autograd.gradcheck(lambda *x: gate_logits(*x, 0.25), (h, norm, weight, bias))

@@ -1,0 +1,23 @@
+"""The logits of the gate: a linear map of the normed residual stream."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gate_logits(h: Tensor, norm: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return W RMSNorm(h) + b (plt.md section 2).
+
+    This is the reference: plain PyTorch, on CPU and GPU.
+
+    Args:
+        h: the residual stream. [S, B, D]
+        norm: weight of the RMSNorm. [D]
+        weight, bias: of the map. [heads, D], [heads]
+        eps: of the RMSNorm.
+
+    Returns:
+        [S, B, heads]
+    """
+    return F.linear(F.rms_norm(h, norm.shape, norm, eps), weight, bias)
