@@ -9,6 +9,7 @@
 // all heads. There are no atomics: the result is the same bit for bit every time.
 #include "gated_window.h"
 #include "launch.cuh"
+#include "query_block.cuh"
 #include "tile.cuh"
 
 namespace loopcoder {
@@ -65,7 +66,9 @@ struct Prepare {
 
 namespace queries {
 
-constexpr int WARPS = 4, ROWS = 64, TILES = 3;
+constexpr int WARPS = 4, TILES = 3;
+template <typename T, int D>
+using Block = QueryBlock<T, D, WARPS, TILES>;
 
 // Weights and their gradients of 16 queries and up to HELD blocks of keys.
 template <typename T, int D, bool ONE_PASS>
@@ -100,44 +103,30 @@ struct Scores {
 };
 
 template <typename T, int D, bool ONE_PASS>
-__global__ void __launch_bounds__(32 * WARPS, 2) backward(const GatedWindow p, const int any_reach) {
-  constexpr int BLOCK_BYTES = 16 * D * sizeof(T);
+__global__ void __launch_bounds__(32 * WARPS, 2) backward(const GatedWindow p, const int reach) {
+  constexpr int BLOCK_BYTES = Block<T, D>::BLOCK_BYTES;
   extern __shared__ __align__(1024) unsigned char memory[];
-  const int reach = ONE_PASS ? 16 * (HELD - 1) : any_reach, blocks = reach / 16 + 1;
-  const int kv_head = blockIdx.x, first_row = blockIdx.y * ROWS, batch = blockIdx.z;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int group = p.heads / p.kv_heads, items = ROWS / 16 * group;
-  const uint32_t keys = shared_address(memory);
-  const uint32_t values = keys + (ROWS + reach) * D * sizeof(T);
-  const uint32_t q_tile = values + (ROWS + reach) * D * sizeof(T) + warp * TILES * BLOCK_BYTES;
+  const Block<T, D> all(p, ONE_PASS ? 16 * (HELD - 1) : reach, memory);
+  const int blocks = all.blocks, batch = all.batch, lane = all.lane, t = all.t;
+  const uint32_t q_tile = all.tiles;
   const uint32_t d_out_tile = q_tile + BLOCK_BYTES;
   const uint32_t d_q_tile = d_out_tile + BLOCK_BYTES;  // the global branch's part, then the sum
-  // item i is 16 queries of one head; warps take all heads of a row before the next row
-  const auto load = [&](uint32_t tile, const View& view, int i) {
-    if (i < items)
-      load_rows<D>(tile, head_of<T>(view, batch, kv_head * group + i % group), view.seq,
-                   first_row + i / group * 16, 16, p.seq, lane, 32);
-  };
-  load_rows<D>(keys, head_of<T>(p.k, batch, kv_head), p.k.seq, first_row - reach, ROWS + reach,
-               p.seq, threadIdx.x, 32 * WARPS);
-  load_rows<D>(values, head_of<T>(p.v, batch, kv_head), p.v.seq, first_row - reach, ROWS + reach,
-               p.seq, threadIdx.x, 32 * WARPS);
-  load(q_tile, p.q, warp);
-  load(d_out_tile, p.d_out, warp);
+  all.load_keys();
+  all.load(q_tile, p.q, all.warp);
+  all.load(d_out_tile, p.d_out, all.warp);
   commit_copies();
-  load(d_q_tile, p.d_q, warp);
+  all.load(d_q_tile, p.d_q, all.warp);
   commit_copies();
-  const uint32_t lane_keys = keys + lane_of_dots<D>(lane);
-  const uint32_t lane_values = values + lane_of_dots<D>(lane);
-  const uint32_t product_keys = keys + lane_of_rows<D>(lane);
+  const uint32_t lane_keys = all.keys + lane_of_dots<D>(lane);
+  const uint32_t lane_values = all.values + lane_of_dots<D>(lane);
+  const uint32_t product_keys = all.keys + lane_of_rows<D>(lane);
   const float log2_scale = p.scale * LOG2_E;
   wait_for_copies<1>();
   __syncthreads();
 
-  for (int i = warp; i < items; i += WARPS) {
-    const int tile_block = i / group, head = kv_head * group + i % group;
-    const int first = first_row + 16 * tile_block, first_key = first - reach + 2 * t;
-    const Queries mine(p, batch, first + g);
+  for (int i = all.warp; i < all.items; i += WARPS) {
+    const int head = all.head(i), first_key = all.first(i) - all.reach + 2 * t;
+    const Queries mine(p, batch, all.first(i) + all.g);
     const int64_t row_of_head = (static_cast<int64_t>(batch) * p.heads + head) * p.seq;
     float delta[2] = {0.0f, 0.0f}, lse[2], logit[2];
 #pragma unroll
@@ -151,17 +140,17 @@ __global__ void __launch_bounds__(32 * WARPS, 2) backward(const GatedWindow p, c
     q.from_tile(q_tile + lane_of_rows<D>(lane));
     d_out.from_tile(d_out_tile + lane_of_rows<D>(lane));
     __syncwarp();
-    load(q_tile, p.q, i + WARPS);
-    load(d_out_tile, p.d_out, i + WARPS);
+    all.load(q_tile, p.q, i + WARPS);
+    all.load(d_out_tile, p.d_out, i + WARPS);
     commit_copies();
     Scores<T, D, ONE_PASS> scores;
     for (int block = 0; block < (ONE_PASS ? 1 : blocks); block += HELD)
       scores.compute(delta, q, d_out, lane_keys, lane_values, mine, lse, log2_scale,
-                     (tile_block + block) * BLOCK_BYTES, first_key + 16 * block, blocks - block);
+                     (all.row_block(i) + block) * BLOCK_BYTES, first_key + 16 * block, blocks - block);
     delta[0] = quad_sum(delta[0]), delta[1] = quad_sum(delta[1]);
     float d_q[D / 8][4] = {};
     for (int block = 0; block < (ONE_PASS ? 1 : blocks); block += HELD) {
-      const int base = (tile_block + block) * BLOCK_BYTES;
+      const int base = (all.row_block(i) + block) * BLOCK_BYTES;
       if (!ONE_PASS) {
         float again[2] = {0.0f, 0.0f};
         scores.compute(again, q, d_out, lane_keys, lane_values, mine, lse, log2_scale, base,
@@ -200,9 +189,9 @@ __global__ void __launch_bounds__(32 * WARPS, 2) backward(const GatedWindow p, c
     __syncwarp();
     mix_tile<T, D>(d_q_tile + lane_of_words<D>(lane), d_q, weight, {1.0f, 1.0f});
     __syncwarp();
-    store_rows<D>(d_q_tile, head_of<T>(p.d_q, batch, head), p.d_q.seq, first, p.seq, lane);
+    all.store(d_q_tile, p.d_q, i);
     __syncwarp();
-    load(d_q_tile, p.d_q, i + WARPS);
+    all.load(d_q_tile, p.d_q, i + WARPS);
     commit_copies();
   }
 }
@@ -396,15 +385,8 @@ cudaError_t launch(const GatedWindow& p, int reach, cudaStream_t stream) {
 struct Backward {
   template <typename T, int D>
   static cudaError_t launch(const GatedWindow& p, cudaStream_t stream) {
-    const bool one_pass = fits_one_pass(p.window);
-    const int reach = one_pass ? 16 * (HELD - 1) : reach_of(p.window);
-    const size_t bytes =
-        2 * (queries::ROWS + reach) * D * sizeof(T) +
-        queries::WARPS * queries::TILES * 16 * D * sizeof(T);
-    const dim3 grid(p.kv_heads, (p.seq + queries::ROWS - 1) / queries::ROWS, p.batch);
-    const cudaError_t failed = start(
-        one_pass ? queries::backward<T, D, true> : queries::backward<T, D, false>, grid,
-        32 * queries::WARPS, bytes, stream, p, reach);
+    const cudaError_t failed = queries::Block<T, D>::launch(
+        queries::backward<T, D, true>, queries::backward<T, D, false>, p, stream);
     if (failed != cudaSuccess) return failed;
     return keys::launch<T, D>(p, reach_of(p.window), stream);
   }

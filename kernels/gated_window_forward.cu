@@ -1,52 +1,41 @@
 // out = g * global + (1-g) * softmax(q k^T * scale) v over the keys t-window..t of a document.
 //
-// A block has 64 queries and all query heads of one K/V head: K and V of the 64+window keys come
-// once. A warp takes 16 queries of one head at a time, by itself; the next ones come while it works.
+// While a warp works on 16 queries, its next ones come.
 #include "gated_window.h"
-#include "launch.cuh"
+#include "query_block.cuh"
 #include "tile.cuh"
 
 namespace loopcoder {
 namespace {
 
-constexpr int WARPS = 5, ROWS = 64;
+constexpr int WARPS = 5, TILES = 2;
+template <typename T, int D>
+using Block = QueryBlock<T, D, WARPS, TILES>;
 
 template <typename T, int D, bool ONE_PASS>
-__global__ void __launch_bounds__(32 * WARPS, 2) forward(const GatedWindow p, const int any_reach) {
-  constexpr int BLOCK_BYTES = 16 * D * sizeof(T);
+__global__ void __launch_bounds__(32 * WARPS, 2) forward(const GatedWindow p, const int reach) {
+  constexpr int BLOCK_BYTES = Block<T, D>::BLOCK_BYTES;
   extern __shared__ __align__(1024) unsigned char memory[];
-  const int reach = ONE_PASS ? 16 * (HELD - 1) : any_reach, blocks = reach / 16 + 1;
-  const int kv_head = blockIdx.x, first_row = blockIdx.y * ROWS, batch = blockIdx.z;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int group = p.heads / p.kv_heads, items = ROWS / 16 * group;
-  const uint32_t keys = shared_address(memory);
-  const uint32_t values = keys + (ROWS + reach) * D * sizeof(T);
-  const uint32_t q_tile = values + (ROWS + reach) * D * sizeof(T) + warp * 2 * BLOCK_BYTES;
+  const Block<T, D> all(p, ONE_PASS ? 16 * (HELD - 1) : reach, memory);
+  const int blocks = all.blocks, batch = all.batch, lane = all.lane, t = all.t;
+  const uint32_t q_tile = all.tiles;
   const uint32_t out_tile = q_tile + BLOCK_BYTES;  // the global branch, then the output
-  // item i is 16 queries of one head; warps take all heads of a row before the next row
   const auto load = [&](uint32_t tile, const View& view, int i) {
-    if (i < items)
-      load_rows<D>(tile, head_of<T>(view, batch, kv_head * group + i % group), view.seq,
-                   first_row + i / group * 16, 16, p.seq, lane, 32);
+    all.load(tile, view, i);
     commit_copies();
   };
-  load_rows<D>(keys, head_of<T>(p.k, batch, kv_head), p.k.seq, first_row - reach, ROWS + reach,
-               p.seq, threadIdx.x, 32 * WARPS);
-  load_rows<D>(values, head_of<T>(p.v, batch, kv_head), p.v.seq, first_row - reach, ROWS + reach,
-               p.seq, threadIdx.x, 32 * WARPS);
-  load(q_tile, p.q, warp);
-  load(out_tile, p.global_out, warp);
-  const uint32_t lane_keys = keys + lane_of_dots<D>(lane);
-  const uint32_t lane_values = values + lane_of_rows<D>(lane);
+  all.load_keys();
+  load(q_tile, p.q, all.warp);
+  load(out_tile, p.global_out, all.warp);
+  const uint32_t lane_keys = all.keys + lane_of_dots<D>(lane);
+  const uint32_t lane_values = all.values + lane_of_rows<D>(lane);
   const float log2_scale = p.scale * LOG2_E;
   wait_for_copies<1>();
   __syncthreads();
 
-  for (int i = warp; i < items; i += WARPS) {
-    const int tile_block = i / group, head = kv_head * group + i % group;
-    const int first = first_row + 16 * tile_block;
-    const Queries mine(p, batch, first + g);
-    const int first_key = first - reach + 2 * t;
+  for (int i = all.warp; i < all.items; i += WARPS) {
+    const int head = all.head(i), first_key = all.first(i) - all.reach + 2 * t;
+    const Queries mine(p, batch, all.first(i) + all.g);
     Rows<D> q;
     wait_for_copies<1>();  // all but the global branch
     __syncwarp();
@@ -56,7 +45,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) forward(const GatedWindow p, co
     float out[D / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
 #pragma unroll 1
     for (int block = 0; block < (ONE_PASS ? 1 : blocks); block += HELD) {
-      const int base = (tile_block + block) * BLOCK_BYTES;
+      const int base = (all.row_block(i) + block) * BLOCK_BYTES;
       float s[HELD][2][4];
       float new_top[2] = {top[0], top[1]};
 #pragma unroll
@@ -123,7 +112,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) forward(const GatedWindow p, co
     __syncwarp();
     mix_tile<T, D>(out_tile + lane_of_words<D>(lane), out, weight, gate);
     __syncwarp();
-    store_rows<D>(out_tile, head_of<T>(p.out, batch, head), p.out.seq, first, p.seq, lane);
+    all.store(out_tile, p.out, i);
     __syncwarp();
     load(out_tile, p.global_out, i + WARPS);
   }
@@ -132,12 +121,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) forward(const GatedWindow p, co
 struct Forward {
   template <typename T, int D>
   static cudaError_t launch(const GatedWindow& p, cudaStream_t stream) {
-    const bool one_pass = fits_one_pass(p.window);
-    const int reach = one_pass ? 16 * (HELD - 1) : reach_of(p.window);
-    const size_t bytes = 2 * (ROWS + reach + 16 * WARPS) * D * sizeof(T);
-    const dim3 grid(p.kv_heads, (p.seq + ROWS - 1) / ROWS, p.batch);
-    return start(one_pass ? forward<T, D, true> : forward<T, D, false>, grid, 32 * WARPS, bytes,
-                 stream, p, reach);
+    return Block<T, D>::launch(forward<T, D, true>, forward<T, D, false>, p, stream);
   }
 };
 
