@@ -52,7 +52,10 @@ class HiddenGate(MegatronModule):
 
 class QueryGate(MegatronModule):
     """<q_h, Wg_h> + bg_h on each query head after RoPE; heads are split over tensor-parallel
-    ranks."""
+    ranks.
+
+    It is PyTorch's either way: the queries are at hand, and there is no norm to fuse.
+    """
 
     def __init__(self, config: TransformerConfig, tp_group: Any, *, uses_cuda_kernels: bool):
         super().__init__(config)
