@@ -13,13 +13,14 @@ Exit codes: 0 within 1%, 1 further apart.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
+import queue
 import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from loss_compare import QUIET
@@ -45,6 +46,8 @@ MODEL = [
     "parallel.nproc_per_node=1",
 ]
 MEAN_OVER, ALLOWED = 20, 0.01
+RUNS_A_GPU = 6
+"""At the same time; each takes up to 10 GB."""
 Curve = list[float]
 
 
@@ -81,31 +84,48 @@ def main() -> int:
 
 
 def train_all(arguments: argparse.Namespace, folder: Path) -> dict[str, list[Curve]]:
-    """Train all precisions from all seeds at the same time; return the losses of each step."""
-    runs = {}
-    gpus = itertools.cycle(visible_gpus())
-    for seed, precision in itertools.product(range(arguments.seeds), arguments.precision):
-        run_dir = folder / f"{precision.replace(' ', '_')}_{seed}"
-        micro_batch = MICRO_BATCH // 2 if precision == AGAIN else MICRO_BATCH
-        command = [
-            *(sys.executable, "-m", "loopcoder", "train", *MODEL, *QUIET),
-            *(f"train.max_steps={arguments.steps}", f"precision={precision.split()[0]}"),
-            *(f"train.micro_batch_size={micro_batch}", f"seed={seed}"),
-            *(f"run_dir={run_dir}", *arguments.overrides),
-        ]
-        environ = os.environ | {"CUDA_VISIBLE_DEVICES": next(gpus)}
-        with open(f"{run_dir}.log", "w") as log:
-            runs[precision, seed] = (
-                run_dir,
-                subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environ),
-            )
-    losses: dict[str, list[Curve]] = {precision: [] for precision in arguments.precision}
-    for (precision, _), (run_dir, run) in runs.items():
-        if run.wait():
-            raise SystemExit(Path(f"{run_dir}.log").read_text()[-3000:])
-        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-        losses[precision].append([json.loads(line)["loss"] for line in lines])
-    return losses
+    """Train all precisions from all seeds; return the losses of each step."""
+    places = visible_gpus() * RUNS_A_GPU
+    free: queue.Queue[str] = queue.Queue()
+    for gpu in places:
+        free.put(gpu)
+
+    def train(run: tuple[str, int]) -> Curve:
+        gpu = free.get()
+        try:
+            return losses_of(*run, gpu, arguments, folder)
+        finally:
+            free.put(gpu)
+
+    runs = [(p, seed) for seed in range(arguments.seeds) for p in arguments.precision]
+    with ThreadPoolExecutor(len(places)) as pool:
+        curves = dict(zip(runs, pool.map(train, runs), strict=True))
+    return {p: [curves[p, seed] for seed in range(arguments.seeds)] for p in arguments.precision}
+
+
+def losses_of(
+    precision: str, seed: int, gpu: str, arguments: argparse.Namespace, folder: Path
+) -> Curve:
+    run_dir = folder / f"{precision.replace(' ', '_')}_{seed}"
+    micro_batch = MICRO_BATCH // 2 if precision == AGAIN else MICRO_BATCH
+    command = [
+        *(sys.executable, "-m", "loopcoder", "train", *MODEL, *QUIET),
+        *(f"train.max_steps={arguments.steps}", f"precision={precision.removesuffix(' again')}"),
+        *(f"train.micro_batch_size={micro_batch}", f"seed={seed}"),
+        *(f"run_dir={run_dir}", *arguments.overrides),
+    ]
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu},
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{precision}, seed {seed}:\n{done.stdout[-3000:]}")
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
 
 
 def visible_gpus() -> list[str]:
