@@ -104,10 +104,10 @@ __global__ void __launch_bounds__(THREADS) forward(const GateLogits p) {
         for (int c = 0; c < 2; ++c) {
           const int head = 16 * m + 8 * n + 2 * t + c;
           if (head >= p.heads) continue;
-          const int64_t place = static_cast<int64_t>(row) * p.heads + head;
+          const int64_t index = static_cast<int64_t>(row) * p.heads + head;
           const float raw = rms * sums[m][n][2 * half + c];
-          p.raw[place] = raw;
-          static_cast<T*>(p.logits)[place] = Half<T>::from_float(
+          p.raw[index] = raw;
+          static_cast<T*>(p.logits)[index] = Half<T>::from_float(
               raw + Half<T>::to_float(static_cast<const T*>(p.bias)[head]));
         }
   }
