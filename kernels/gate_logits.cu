@@ -13,7 +13,7 @@
 namespace loopcoder {
 namespace {
 
-constexpr int COLUMNS = GATE_COLUMNS, ROWS = 64, ROW_BYTES = COLUMNS * 2;
+constexpr int COLUMNS = GATE_COLUMNS, ROWS = GATE_ROWS, ROW_BYTES = COLUMNS * 2;
 constexpr int TILE_BYTES = ROWS * ROW_BYTES;
 
 // ---------------------------------------------------------------------------------------------
@@ -274,7 +274,6 @@ struct Backward {
 
 }  // namespace
 
-// `dispatch` has 64 and 128, which are head dimensions elsewhere and numbers of heads here.
 cudaError_t gate_logits_forward(const GateLogits& args, cudaStream_t stream) {
   return dispatch<Forward>(args.is_bf16, gate_padded(args.heads), args, stream);
 }

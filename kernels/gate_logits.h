@@ -3,11 +3,12 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
+#include <algorithm>
 
 namespace loopcoder {
 
-constexpr int GATE_COLUMNS = 64;     // the width is a multiple of it
+constexpr int GATE_COLUMNS = 64;  // the width is a multiple of it
+constexpr int GATE_ROWS = 64;
 constexpr int GATE_MAX_HEADS = 128;
 
 // Matrices are contiguous. `folded` is weight * norm, so that logits = rms(h) * h folded^T + bias.
@@ -33,6 +34,12 @@ struct GateLogits {
 
 // Columns of `scaled`.
 inline int gate_padded(int heads) { return heads <= 64 ? 64 : GATE_MAX_HEADS; }
+
+// Parts of the rows that the backward pass sums one by one: three blocks a multiprocessor of an
+// H100, and the same on every GPU, so that the order of the sums is.
+inline int gate_parts(int rows, int width) {
+  return std::clamp(3 * 132 / (width / GATE_COLUMNS), 1, (rows + GATE_ROWS - 1) / GATE_ROWS);
+}
 
 cudaError_t gate_logits_forward(const GateLogits& args, cudaStream_t stream);
 cudaError_t gate_logits_backward(const GateLogits& args, cudaStream_t stream);

@@ -7,7 +7,7 @@
 // `prepare` makes g dO, which the global branch needs before all else, and <dO, global>; `queries`
 // gives every warp 16 queries and sums over keys; `keys` gives it 16 keys and sums over queries of
 // all heads. There are no atomics: the result is the same bit for bit every time.
-#include "gated_window.h"
+#include "gated_window.cuh"
 #include "launch.cuh"
 #include "query_block.cuh"
 #include "tile.cuh"
@@ -244,7 +244,7 @@ struct Walk {
   __device__ Walk(const GatedWindow& p, int reach, int rows) : item(blockIdx.x), i(0) {
     begin(p, reach, rows);
   }
-  __device__ static int items(const GatedWindow& p) {
+  __host__ __device__ static int items(const GatedWindow& p) {
     return p.kv_heads * ((p.seq + KEYS - 1) / KEYS) * p.batch;
   }
   __device__ void begin(const GatedWindow& p, int reach, int rows) {
@@ -376,8 +376,8 @@ cudaError_t launch(const GatedWindow& p, int reach, cudaStream_t stream) {
   const auto bytes = [&] { return stages.count * stages.bytes(stages.rows); };
   if (bytes() > static_cast<size_t>(most)) stages.rows = 64;
   // one block a multiprocessor: the next keys' queries come while the last ones are worked on
-  const int items = p.kv_heads * ((p.seq + KEYS - 1) / KEYS) * p.batch;
-  return start(backward<T, D>, min(items, processors), THREADS, bytes(), stream, p, reach, stages);
+  return start(backward<T, D>, min(Walk::items(p), processors), THREADS, bytes(), stream, p, reach,
+               stages);
 }
 
 }  // namespace keys

@@ -1,7 +1,8 @@
 // out = g * global + (1-g) * softmax(q k^T * scale) v over the keys t-window..t of a document.
 //
 // While a warp works on 16 queries, its next ones come.
-#include "gated_window.h"
+#include "gated_window.cuh"
+#include "launch.cuh"
 #include "query_block.cuh"
 #include "tile.cuh"
 

@@ -1,52 +1,11 @@
-// What the kernels of the gated window share: addresses, who sees whom, and launching.
+// Launching a kernel for the types and sizes that are compiled.
 #pragma once
 
-#include "gated_window.h"
-#include "tile.cuh"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
 
 namespace loopcoder {
-
-constexpr float LOG2_E = 1.4426950408889634f;
-
-// The window in whole blocks of 16 keys.
-inline int reach_of(int window) { return (window + 15) / 16 * 16; }
-
-// Blocks of 16 keys that 16 queries hold in registers. Up to a window of 64 these are all, and
-// kernels with ONE_PASS know their number.
-constexpr int HELD = 5;
-inline bool fits_one_pass(int window) { return window <= 16 * (HELD - 1); }
-
-template <typename T>
-__device__ T* head_of(const View& view, int batch, int head) {
-  return static_cast<T*>(view.data) + batch * view.batch + head * view.head;
-}
-
-template <typename T>
-__device__ float logit_of(const View& gate, int row, int batch, int head) {
-  return Half<T>::to_float(head_of<T>(gate, batch, head)[row * gate.seq]);
-}
-
-// The two query rows of a lane, g and g+8 of its warp.
-struct Queries {
-  int row[2];
-  int index[2];   // where to read: row, or the last row for those beyond the sequence
-  int lowest[2];  // first key that the row sees
-
-  __device__ Queries(const GatedWindow& p, int batch, int first) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      row[half] = first + 8 * half;
-      index[half] = min(row[half], p.seq - 1);
-      const int document =
-          p.start ? static_cast<int>(p.start[static_cast<int64_t>(batch) * p.seq + index[half]]) : 0;
-      lowest[half] = max(document, row[half] - p.window);
-    }
-  }
-  // Whether a row sees the key that is `offset` behind `first_key`.
-  __device__ bool sees(int half, int first_key, int offset) const {
-    return offset >= lowest[half] - first_key && offset <= row[half] - first_key;
-  }
-};
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t start(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
@@ -61,13 +20,14 @@ cudaError_t start(void (*kernel)(Parameters...), dim3 grid, int threads, size_t 
   return cudaGetLastError();
 }
 
-// Call Launcher::launch<T, D> for the types and head dimensions that are compiled.
+// Call Launcher::launch<T, SIZE> for the types and sizes that are compiled: the head dimension of
+// the window, the padded number of heads of the gate.
 template <typename Launcher, typename... Arguments>
-cudaError_t dispatch(bool is_bf16, int head_dim, const Arguments&... arguments) {
-  if (head_dim == 128)
+cudaError_t dispatch(bool is_bf16, int size, const Arguments&... arguments) {
+  if (size == 128)
     return is_bf16 ? Launcher::template launch<__nv_bfloat16, 128>(arguments...)
                    : Launcher::template launch<__half, 128>(arguments...);
-  if (head_dim == 64)
+  if (size == 64)
     return is_bf16 ? Launcher::template launch<__nv_bfloat16, 64>(arguments...)
                    : Launcher::template launch<__half, 64>(arguments...);
   return cudaErrorInvalidValue;

@@ -2,6 +2,7 @@
 // number is read and written once.
 #include "loop_input.h"
 
+#include "launch.cuh"
 #include "tile.cuh"
 
 namespace loopcoder {
@@ -62,26 +63,21 @@ __global__ void __launch_bounds__(THREADS) backward(const LoopInput p) {
   static_cast<uint4*>(p.out2)[i] = y;
 }
 
-unsigned blocks_of(const LoopInput& p) {
-  return static_cast<unsigned>((p.seq * p.batch * (p.width / 8) + THREADS - 1) / THREADS);
+template <typename Kernel>
+cudaError_t launch(Kernel bf16, Kernel fp16, const LoopInput& p, cudaStream_t stream) {
+  const auto blocks =
+      static_cast<unsigned>((p.seq * p.batch * (p.width / 8) + THREADS - 1) / THREADS);
+  return start(p.is_bf16 ? bf16 : fp16, blocks, THREADS, 0, stream, p);
 }
 
 }  // namespace
 
 cudaError_t loop_input_forward(const LoopInput& p, cudaStream_t stream) {
-  if (p.is_bf16)
-    forward<__nv_bfloat16><<<blocks_of(p), THREADS, 0, stream>>>(p);
-  else
-    forward<__half><<<blocks_of(p), THREADS, 0, stream>>>(p);
-  return cudaGetLastError();
+  return launch(forward<__nv_bfloat16>, forward<__half>, p, stream);
 }
 
 cudaError_t loop_input_backward(const LoopInput& p, cudaStream_t stream) {
-  if (p.is_bf16)
-    backward<__nv_bfloat16><<<blocks_of(p), THREADS, 0, stream>>>(p);
-  else
-    backward<__half><<<blocks_of(p), THREADS, 0, stream>>>(p);
-  return cudaGetLastError();
+  return launch(backward<__nv_bfloat16>, backward<__half>, p, stream);
 }
 
 }  // namespace loopcoder

@@ -8,7 +8,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -25,14 +24,20 @@ constexpr int MAX_WINDOW = 256;
 
 void check_half(const Tensor& x, const char* name, at::ScalarType type) {
   TORCH_CHECK(x.is_cuda(), name, " is on ", x.device(), ": the kernels need a GPU");
-  TORCH_CHECK(x.scalar_type() == type, name, " is ", x.scalar_type(), ", q is ", type);
+  TORCH_CHECK(x.scalar_type() == type, name, " is ", x.scalar_type(), ", not ", type);
 }
 
 // Whether the type is bf16; anything but what is compiled is an error.
-bool check_type(at::ScalarType type, int64_t head_dim) {
-  TORCH_CHECK(type == at::kBFloat16 || type == at::kHalf, "q is ", type, ", not bf16 or fp16");
-  TORCH_CHECK(head_dim == 64 || head_dim == 128, "head_dim is ", head_dim, ", not 64 or 128");
+bool is_bf16(const Tensor& x, const char* name) {
+  const auto type = x.scalar_type();
+  TORCH_CHECK(type == at::kBFloat16 || type == at::kHalf, name, " is ", type,
+              ", not bf16 or fp16");
   return type == at::kBFloat16;
+}
+
+int check_head_dim(int64_t head_dim) {
+  TORCH_CHECK(head_dim == 64 || head_dim == 128, "head_dim is ", head_dim, ", not 64 or 128");
+  return static_cast<int>(head_dim);
 }
 
 // A tensor [seq, batch, heads, head_dim] that is read 16 bytes at a time.
@@ -65,8 +70,8 @@ loopcoder::GatedWindow arguments(const Tensor& q, const Tensor& k, const Tensor&
   const int64_t kv_shape[] = {q.size(0), q.size(1), k.size(2), q.size(3)};
   loopcoder::GatedWindow args{};
   args.seq = q.size(0), args.batch = q.size(1), args.heads = q.size(2), args.kv_heads = k.size(2);
-  args.head_dim = q.size(3), args.window = window, args.scale = scale;
-  args.is_bf16 = check_type(type, q.size(3));
+  args.head_dim = check_head_dim(q.size(3)), args.window = window, args.scale = scale;
+  args.is_bf16 = is_bf16(q, "q");
   args.q = view_of(q, "q", type, q.sizes());
   args.k = view_of(k, "k", type, kv_shape);
   args.v = view_of(v, "v", type, kv_shape);
@@ -102,7 +107,7 @@ std::tuple<Tensor, Tensor> gated_window_prepare(const Tensor& d_out, const Tenso
   const auto type = d_out.scalar_type();
   loopcoder::GatedWindow args{};
   args.seq = d_out.size(0), args.batch = d_out.size(1), args.heads = d_out.size(2);
-  args.head_dim = d_out.size(3), args.is_bf16 = check_type(type, args.head_dim);
+  args.head_dim = check_head_dim(d_out.size(3)), args.is_bf16 = is_bf16(d_out, "d_out");
   const c10::cuda::CUDAGuard on(d_out.device());
   Tensor scaled = at::empty(d_out.sizes(), d_out.options());
   Tensor dot = at::empty({args.batch, args.heads, args.seq}, d_out.options().dtype(at::kFloat));
@@ -153,12 +158,10 @@ void check_like(const Tensor& y, const char* name, const Tensor& x, at::IntArray
 
 // h [seq, batch, width], folded [heads, width].
 loopcoder::GateLogits gate_arguments(const Tensor& h, const Tensor& folded) {
-  const auto type = h.scalar_type();
-  TORCH_CHECK(type == at::kBFloat16 || type == at::kHalf, "h is ", type, ", not bf16 or fp16");
   TORCH_CHECK(h.dim() == 3 && folded.dim() == 2, "h is [seq, batch, width], weights are a matrix");
   loopcoder::GateLogits args{};
   args.rows = h.size(0) * h.size(1), args.width = h.size(2), args.heads = folded.size(0);
-  args.is_bf16 = type == at::kBFloat16;
+  args.is_bf16 = is_bf16(h, "h");
   TORCH_CHECK(args.width > 0 && args.width % loopcoder::GATE_COLUMNS == 0, "the width ", args.width,
               " is no multiple of ", loopcoder::GATE_COLUMNS);
   TORCH_CHECK(args.heads > 0 && args.heads <= loopcoder::GATE_MAX_HEADS, args.heads, " heads, the ",
@@ -203,9 +206,7 @@ std::tuple<Tensor, Tensor, Tensor> gate_logits_backward(const Tensor& d_logits, 
   const c10::cuda::CUDAGuard on(h.device());
   Tensor d_h = at::empty_like(h), d_weight = at::empty_like(weight), d_norm = at::empty_like(norm);
   if (h.numel() == 0) return {d_h, d_weight.zero_(), d_norm.zero_()};
-  // three blocks a multiprocessor of an H100; the same on every GPU, and so the order of the sums
-  const int wanted = 3 * 132 / (args.width / loopcoder::GATE_COLUMNS);
-  args.parts = std::clamp(wanted, 1, (args.rows + 63) / 64);
+  args.parts = loopcoder::gate_parts(args.rows, args.width);
   Tensor scaled = at::empty({args.rows, loopcoder::gate_padded(args.heads)}, h.options());
   Tensor along = at::empty({args.rows}, rms.options());
   Tensor partial = at::empty({args.parts, args.heads, args.width}, rms.options());
@@ -223,10 +224,8 @@ std::tuple<Tensor, Tensor, Tensor> gate_logits_backward(const Tensor& d_logits, 
 
 // Sequences [seq, batch, width] that are contiguous.
 loopcoder::LoopInput loop_arguments(const Tensor& x, const Tensor& first_token, double a, double b) {
-  TORCH_CHECK(x.is_cuda() && x.dim() == 3 && x.is_contiguous(),
-              "the loop input is [seq, batch, width], contiguous, on a GPU");
-  const auto type = x.scalar_type();
-  TORCH_CHECK(type == at::kBFloat16 || type == at::kHalf, "x is ", type, ", not bf16 or fp16");
+  TORCH_CHECK(x.dim() == 3, "the loop input is [seq, batch, width]");
+  check_like(x, "x", x, x.sizes());
   TORCH_CHECK(x.size(2) % 8 == 0, "the width ", x.size(2), " is no multiple of 8");
   TORCH_CHECK(first_token.is_cuda() && first_token.scalar_type() == at::kBool &&
                   first_token.dim() == 2 && first_token.size(0) == x.size(0) &&
@@ -234,7 +233,7 @@ loopcoder::LoopInput loop_arguments(const Tensor& x, const Tensor& first_token, 
               "first_token is [seq, batch], bool");
   loopcoder::LoopInput args{};
   args.seq = x.size(0), args.batch = x.size(1), args.width = x.size(2);
-  args.is_bf16 = type == at::kBFloat16;
+  args.is_bf16 = is_bf16(x, "x");
   args.a = a, args.b = b;
   args.first_token = first_token.const_data_ptr<bool>();
   args.first_seq = first_token.stride(0), args.first_batch = first_token.stride(1);
@@ -245,17 +244,13 @@ Tensor loop_input_forward(const Tensor& embedding, const Tensor& hidden,
                           const std::optional<Tensor>& before, const Tensor& first_token, double a,
                           double b) {
   auto args = loop_arguments(embedding, first_token, a, b);
-  TORCH_CHECK(hidden.sizes() == embedding.sizes() && hidden.is_contiguous() &&
-                  hidden.scalar_type() == embedding.scalar_type() && hidden.is_cuda(),
-              "hidden has another shape, type or layout than embedding");
+  check_like(hidden, "hidden", embedding, embedding.sizes());
   const c10::cuda::CUDAGuard on(embedding.device());
   Tensor out = at::empty_like(embedding);
   if (out.numel() == 0) return out;
   args.x = embedding.const_data_ptr(), args.y = hidden.const_data_ptr();
   if (before) {
-    TORCH_CHECK(before->is_contiguous() && before->scalar_type() == embedding.scalar_type() &&
-                    before->is_cuda() && before->numel() == args.batch * args.width,
-                "before is [1, batch, width] like embedding");
+    check_like(*before, "before", embedding, {1, args.batch, args.width});
     args.before = before->const_data_ptr();
   }
   args.out = out.mutable_data_ptr();

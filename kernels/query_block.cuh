@@ -6,6 +6,7 @@
 // row come before the next row.
 #pragma once
 
+#include "gated_window.cuh"
 #include "launch.cuh"
 
 namespace loopcoder {
