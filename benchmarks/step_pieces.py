@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import step
+
+Variant = tuple[str, Callable[[Any], None]]
+"""`model.kernels`, and what is changed in the network."""
 
 
 def main() -> None:
@@ -22,6 +26,8 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    from loopcoder.parallel import mcore
+
     loops, layers = step.OURS[arguments.shape]
     ranks = step.start_alone()
 
@@ -37,6 +43,7 @@ def main() -> None:
         return row["step_ms"]
 
     rounds = [{name: measure(name) for name in VARIANTS} for _ in range(arguments.rounds)]
+    mcore.shutdown()
     print(f"| {arguments.shape}, {arguments.precision} | step | against stock | range |")
     print("| --- | --- | --- | --- |")
     for name in VARIANTS:
@@ -47,8 +54,8 @@ def main() -> None:
         )
 
 
-def only(loop_input: bool = False, attention: bool = False, gate: bool = False) -> Any:
-    """Leave some of the kernels on."""
+def only(loop_input: bool = False, attention: bool = False, gate: bool = False) -> Variant:
+    """Return the variant that has some of the kernels."""
 
     def adjust(network: Any) -> None:
         network.uses_cuda_kernels = loop_input
@@ -71,7 +78,7 @@ def without_logits(network: Any) -> None:
         gate.forward = logits
 
 
-VARIANTS = {
+VARIANTS: dict[str, Variant] = {
     "stock": ("stock", lambda network: None),
     "gated attention": only(attention=True),
     "loop input": only(loop_input=True),

@@ -93,8 +93,9 @@ class ModelConfig:
     """Layers from plain PyTorch or from Transformer Engine; auto takes TE where it and a GPU are
     present."""
     kernels: Literal["auto", "stock", "cuda"] = "auto"
-    """What gates the two attentions of later loops and makes their input: stock parts, or the CUDA
-    extension of kernels/; auto takes the extension where it is built and can compute this model."""
+    """What computes gate and mixture of later loops' two attentions, and their input: stock parts,
+    or the CUDA extension of kernels/; auto takes the extension where it is built and can compute
+    this model."""
 
     @property
     def has_gates(self) -> bool:
