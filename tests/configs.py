@@ -46,7 +46,9 @@ def small_config(
     return Config(
         model=small_model(**(model or {})),
         data=DataConfig(name="test", seq_length=32, mixture={"text": 1.0, "code": 1.0}),
-        optim=OptimConfig(lr=3e-4, min_lr=1e-4, schedule=ScheduleConfig(kind="constant"), eps=1e-8),
+        # Far above the rounding noise of a gradient and far below a usual one: with a smaller eps
+        # Adam turns the noise of an element near zero into a step of the size of the rate.
+        optim=OptimConfig(lr=3e-4, min_lr=1e-4, schedule=ScheduleConfig(kind="constant"), eps=1e-4),
         parallel=ParallelConfig(**parallel),
         precision=PrecisionConfig(name=precision),
         checkpoint=CheckpointConfig(),

@@ -271,12 +271,15 @@ def compare(world: int, cases: list[Case]) -> dict[str, tuple[int, dict[str, flo
 def check(result: tuple[int, dict[str, float]]) -> None:
     """Assert that fp32 runs agree."""
     seed, worst = result
-    for kind in ("loss", "first grad_norm", "loops", "gradients"):
+    # Seen in 900 runs: 3e-7, 4e-7, 3e-6, 5e-7.
+    for kind in ("loss", "first grad_norm", "mean gradients", "weights"):
         assert worst[kind] <= 1e-5, (seed, kind, worst)
-    # Adam turns rounding noise of a near-zero gradient into a step of the size of the rate, and
-    # later gradients are those of other weights.
-    for kind in ("weights", "grad_norm"):
-        assert worst[kind] <= 2e-4, (seed, kind, worst)
+    # The worst of many: where terms of a gradient cancel, their rounding errors do not. Four loops
+    # and tensor parallelism came to 1e-5 with one seed of some hundred.
+    for kind in ("loops", "gradients"):
+        assert worst[kind] <= 5e-5, (seed, kind, worst)
+    # Later norms are those of other weights (1e-5 seen).
+    assert worst["grad_norm"] <= 2e-4, (seed, worst)
 
 
 def compare_bf16(world: int, cases: list[Case]) -> dict[str, tuple[Any, ...]]:
