@@ -68,9 +68,10 @@ _AWS_SECRETS = [  # letters of both cases in one expression would be sought one 
 ]
 _PEM_BEGIN = re.compile(r"-----BEGIN ([A-Z0-9 ]{0,20}PRIVATE KEY(?: BLOCK)?)-----")
 _MAX_PEM_CHARS = 20_000
-# what stands around a key's lines in a file or in a literal: line ends, quotes, escapes
-_PEM_FIRST = re.compile(r"(?:\\[nr]|[\s\"'+,;])*+")
-_PEM_LAST = re.compile(r"(?:[nr]\\|[\s\"'+,;])*+")  # of the reversed text
+# what stands around a key's lines in a file or in a literal: line ends, quotes, escapes, and a plus
+# that joins literals (beside a quote; any other is of the key)
+_PEM_FIRST = re.compile(r"(?:\\[nr]|[\s\"',;]|\+(?=\s*[\"']))*+")
+_PEM_LAST = re.compile(r"(?:[nr]\\|[\s\"',;]|\+(?=\s*[\"']))*+")  # of the reversed text
 _PEM_BODY = re.compile(r"[A-Za-z0-9+/]{32}")
 _MIN_DISTINCT = 8
 

@@ -158,6 +158,8 @@ def test_more_secrets_go(rng: random.Random) -> None:
 @pytest.mark.parametrize("kind", ["RSA PRIVATE KEY", "PRIVATE KEY", "OPENSSH PRIVATE KEY"])
 def test_private_keys_go(rng: random.Random, kind: str) -> None:
     lines = [token(rng, 64, MIXED + "+/") for _ in range(12)]
+    if rng.random() < 0.5:
+        lines[0], lines[-1] = "+" + lines[0][1:], lines[-1][:-1] + "+"
     plain = "\n".join((f"-----BEGIN {kind}-----", *lines, f"-----END {kind}-----\n"))
     text, notes = scrubbed(plain)
     assert text == f"-----BEGIN {kind}-----\n<KEY>\n-----END {kind}-----\n"
@@ -165,6 +167,10 @@ def test_private_keys_go(rng: random.Random, kind: str) -> None:
     literal = "".join(f'"{line}\\n"\n' for line in plain.splitlines())
     assert scrubbed(literal)[0] == (
         f'"-----BEGIN {kind}-----\\n"\n"<KEY>\\n"\n"-----END {kind}-----\\n"\n'
+    )
+    joined = " +\n".join(f"'{line}\\n'" for line in plain.splitlines())
+    assert scrubbed(joined)[0] == (
+        f"'-----BEGIN {kind}-----\\n' +\n'<KEY>\\n' +\n'-----END {kind}-----\\n'"
     )
     public = plain.replace(kind, "PUBLIC KEY")
     assert scrubbed(public) == (public, {})
