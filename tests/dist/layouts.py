@@ -271,13 +271,10 @@ def compare(world: int, cases: list[Case]) -> dict[str, tuple[int, dict[str, flo
 def check(result: tuple[int, dict[str, float]]) -> None:
     """Assert that fp32 runs agree."""
     seed, worst = result
-    # Seen in 900 runs: 3e-7, 4e-7, 3e-6, 5e-7.
-    for kind in ("loss", "first grad_norm", "mean gradients", "weights"):
+    # Seen in 900 runs: 3e-7, 4e-7, 4e-6, 5e-7, and 9.6e-6 in one gradient whose terms cancel, and
+    # their rounding errors do not (R = 4, tensor parallelism).
+    for kind in ("loss", "first grad_norm", "loops", "weights", "gradients"):
         assert worst[kind] <= 1e-5, (seed, kind, worst)
-    # The worst of many: where terms of a gradient cancel, their rounding errors do not. Four loops
-    # and tensor parallelism came to 1e-5 with one seed of some hundred.
-    for kind in ("loops", "gradients"):
-        assert worst[kind] <= 5e-5, (seed, kind, worst)
     # Later norms are those of other weights (1e-5 seen).
     assert worst["grad_norm"] <= 2e-4, (seed, worst)
 
