@@ -20,6 +20,7 @@ SOURCES = [
     "ops.cpp",
     "gated_window_forward.cu",
     "gated_window_backward.cu",
+    "gated_window_backward_sm90.cu",
     "gate_logits.cu",
     "loop_input.cu",
 ]

@@ -5,8 +5,8 @@
 
 40 query and 8 key heads of 128, bf16, window 64, one sequence; gate logits are given. `causal` is
 Transformer Engine's attention alone (cuDNN), `stock` two of them and a compiled gate, `ours` the
-causal one inside `gated_attention`. Times are medians of alternating rounds by CUDA events, the L2
-cache flushed between calls; `kernels` sums what the kernels of a call take, without gaps between
+causal one inside `gated_attention`. Times are medians of alternating calls by CUDA events, the L2
+cache flushed between them; `kernels` sums what the kernels of a call take, without gaps between
 them.
 """
 
@@ -145,14 +145,15 @@ def print_row(case: Case) -> None:
     both: dict[str, list[float]] = {name: [] for name in names}
     alone: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(ROUNDS + 1):
-        for name in names:
-            attend = getattr(case, name)
-            step = stepping(attend, case.d_out)
-            if round_ == 0:  # compiles, and warms the GPU up
-                events(step)
-                continue
-            forward[name] += events(attend)
-            both[name] += events(step)
+        attends = {name: getattr(case, name) for name in names}
+        steps = {name: stepping(attend, case.d_out) for name, attend in attends.items()}
+        if round_ == 0:  # compiles, and warms the GPU up
+            events(steps)
+            continue
+        for times, functions in ((forward, attends), (both, steps)):
+            for name, milliseconds in events(functions).items():
+                times[name] += milliseconds
+        for name, step in steps.items():
             alone[name].append(sum(ms for _, ms in kernel_times(step).values()))
     cells = []
     for name in names:
@@ -174,6 +175,7 @@ def print_kernels(case: Case, copy_rate: float, product_rate: float) -> None:
         "backward, g * dO": (r"::prepare<", 3, 0, 0),
         "backward, queries": (r"queries::backward<", 4, 2, 3),
         "backward, keys": (r"keys::backward<", 2, 4, 4),
+        "backward on Hopper": (r"sm90::backward<", 4, 4, 5),
     }
     import re
 
@@ -184,6 +186,8 @@ def print_kernels(case: Case, copy_rate: float, product_rate: float) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, (pattern, queries, keys, products) in rows.items():
         ms = sum(t for kernel, (_, t) in found.items() if re.search(pattern, kernel))
+        if ms == 0:  # not used on this GPU
+            continue
         moved, flops = queries * q_bytes + keys * k_bytes, products * product
         print(
             f"| {name} | {ms:.3f} | {moved / 1e6:.0f} MB | {moved / ms / 1e9:.2f} "
@@ -231,18 +235,25 @@ def stepping(attend: Callable[[], Any], d_out: Tensor) -> Callable[[], Any]:
     return step
 
 
-def events(function: Callable[[], Any]) -> list[float]:
-    """Return the milliseconds of some calls; what was in the L2 cache is gone before each."""
+def events(functions: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Return the milliseconds of some calls of each, which alternate, since the clock of a GPU
+    follows its load; what was in the L2 cache is gone before each.
+    """
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(CALLS)]
-    function()
-    for began, ended in pairs:
-        flush.zero_()
-        began.record()
-        function()
-        ended.record()
+    pairs: dict[str, list[Any]] = {name: [] for name in functions}
+    for call in range(CALLS + 1):
+        for name, function in functions.items():
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            flush.zero_()
+            began.record()
+            function()
+            ended.record()
+            if call > 0:
+                pairs[name].append((began, ended))
     torch.cuda.synchronize()
-    return [began.elapsed_time(ended) for began, ended in pairs]
+    return {
+        name: [began.elapsed_time(ended) for began, ended in times] for name, times in pairs.items()
+    }
 
 
 def kernel_times(function: Callable[[], Any]) -> dict[str, tuple[float, float]]:
@@ -270,9 +281,9 @@ def limits() -> tuple[float, float]:
     """Return bytes/s of a copy, read and written, and FLOP/s of a product, in this run."""
     source = torch.empty(2 << 30, dtype=torch.int8, device="cuda")
     target = torch.empty_like(source)
-    copy_ms = statistics.median(events(lambda: target.copy_(source)))
+    copy_ms = statistics.median(events({"copy": lambda: target.copy_(source)})["copy"])
     x, y = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
-    product_ms = statistics.median(events(lambda: x @ y))
+    product_ms = statistics.median(events({"product": lambda: x @ y})["product"])
     return 2 * source.numel() / copy_ms * 1e3, 2 * 8192**3 / product_ms * 1e3
 
 

@@ -16,6 +16,9 @@ inline int reach_of(int window) { return (window + 15) / 16 * 16; }
 constexpr int HELD = 5;
 inline bool fits_one_pass(int window) { return window <= 16 * (HELD - 1); }
 
+// The backward pass on Hopper, for head_dim 128 and windows up to 64; needs sm_90 itself.
+cudaError_t gated_window_backward_sm90(const GatedWindow& p, int processors, cudaStream_t stream);
+
 template <typename T>
 __device__ T* head_of(const View& view, int batch, int head) {
   return static_cast<T*>(view.data) + batch * view.batch + head * view.head;

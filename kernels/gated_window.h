@@ -23,7 +23,7 @@ struct alignas(16) RowStats {
 
 struct GatedWindow {
   int seq, batch, heads, kv_heads, head_dim, window;
-  bool is_bf16;
+  bool is_bf16, portable;  // portable: without the kernels that are for one architecture
   float scale;
   View q, k, v, global_out;
   View gate;             // logits [seq, batch, heads]

@@ -364,20 +364,13 @@ __global__ void __launch_bounds__(THREADS, 1)
 
 // All queries of a block's keys in one stage where two such stages fit, else pieces of 64.
 template <typename T, int D>
-cudaError_t launch(const GatedWindow& p, int reach, cudaStream_t stream) {
-  int device = 0, most = 0, processors = 0;
-  cudaError_t failed = cudaGetDevice(&device);
-  if (failed == cudaSuccess)
-    failed = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (failed == cudaSuccess)
-    failed = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (failed != cudaSuccess) return failed;
+cudaError_t launch(const GatedWindow& p, int reach, const Device& device, cudaStream_t stream) {
   Stages<T, D> stages{2, KEYS + reach};
   const auto bytes = [&] { return stages.count * stages.bytes(stages.rows); };
-  if (bytes() > static_cast<size_t>(most)) stages.rows = 64;
+  if (bytes() > static_cast<size_t>(device.shared_bytes)) stages.rows = 64;
   // one block a multiprocessor: the next keys' queries come while the last ones are worked on
-  return start(backward<T, D>, min(Walk::items(p), processors), THREADS, bytes(), stream, p, reach,
-               stages);
+  return start(backward<T, D>, min(Walk::items(p), device.processors), THREADS, bytes(), stream, p,
+               reach, stages);
 }
 
 }  // namespace keys
@@ -385,10 +378,15 @@ cudaError_t launch(const GatedWindow& p, int reach, cudaStream_t stream) {
 struct Backward {
   template <typename T, int D>
   static cudaError_t launch(const GatedWindow& p, cudaStream_t stream) {
-    const cudaError_t failed = queries::Block<T, D>::launch(
-        queries::backward<T, D, true>, queries::backward<T, D, false>, p, stream);
+    Device device;
+    cudaError_t failed = device.ask();
     if (failed != cudaSuccess) return failed;
-    return keys::launch<T, D>(p, reach_of(p.window), stream);
+    if (device.is_sm90 && !p.portable && D == 128 && fits_one_pass(p.window))
+      return gated_window_backward_sm90(p, device.processors, stream);
+    failed = queries::Block<T, D>::launch(queries::backward<T, D, true>,
+                                          queries::backward<T, D, false>, p, stream);
+    if (failed != cudaSuccess) return failed;
+    return keys::launch<T, D>(p, reach_of(p.window), device, stream);
   }
 };
 

@@ -20,6 +20,26 @@ cudaError_t start(void (*kernel)(Parameters...), dim3 grid, int threads, size_t 
   return cudaGetLastError();
 }
 
+// What a launch depends on of the current device.
+struct Device {
+  int processors, shared_bytes;  // shared memory that a block can ask for
+  bool is_sm90;
+
+  cudaError_t ask() {
+    int device = 0, major = 0, minor = 0;
+    cudaError_t failed = cudaGetDevice(&device);
+    const auto read = [&](int& value, cudaDeviceAttr what) {
+      if (failed == cudaSuccess) failed = cudaDeviceGetAttribute(&value, what, device);
+    };
+    read(processors, cudaDevAttrMultiProcessorCount);
+    read(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    read(major, cudaDevAttrComputeCapabilityMajor);
+    read(minor, cudaDevAttrComputeCapabilityMinor);
+    is_sm90 = major == 9 && minor == 0;
+    return failed;
+  }
+};
+
 // Call Launcher::launch<T, SIZE> for the types and sizes that are compiled: the head dimension of
 // the window, the padded number of heads of the gate.
 template <typename Launcher, typename... Arguments>

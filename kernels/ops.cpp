@@ -124,8 +124,9 @@ std::tuple<Tensor, Tensor> gated_window_prepare(const Tensor& d_out, const Tenso
 std::tuple<Tensor, Tensor, Tensor> gated_window_backward(
     const Tensor& d_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
     const Tensor& dot, const Tensor& lse, const std::optional<Tensor>& start, int64_t window,
-    double scale, Tensor& d_q) {
+    double scale, Tensor& d_q, bool portable) {
   auto args = arguments(q, k, v, gate, start, window, scale);
+  args.portable = portable;
   const c10::cuda::CUDAGuard on(q.device());
   const int64_t kv_shape[] = {args.seq, args.batch, args.kv_heads, args.head_dim};
   Tensor d_k = at::empty(kv_shape, q.options()), d_v = at::empty(kv_shape, q.options());
@@ -283,7 +284,7 @@ TORCH_LIBRARY(loopcoder, m) {
       "gated_window_prepare(Tensor d_out, Tensor gate, Tensor global_out) -> (Tensor, Tensor)");
   m.def(
       "gated_window_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor dot, "
-      "Tensor lse, Tensor? start, int window, float scale, Tensor(a!) d_q) "
+      "Tensor lse, Tensor? start, int window, float scale, Tensor(a!) d_q, bool portable=False) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
       "gate_logits_forward(Tensor h, Tensor folded, Tensor bias, float eps) "

@@ -26,6 +26,7 @@ struct Half;  // what differs between the two 16-bit types
 
 template <>
 struct Half<__nv_bfloat16> {
+  static constexpr bool IS_BF16 = true;
   static __device__ uint32_t pack(float x, float y) {
     const __nv_bfloat162 both = __floats2bfloat162_rn(x, y);
     return *reinterpret_cast<const uint32_t*>(&both);
@@ -42,6 +43,7 @@ struct Half<__nv_bfloat16> {
 
 template <>
 struct Half<__half> {
+  static constexpr bool IS_BF16 = false;
   static __device__ uint32_t pack(float x, float y) {
     const __half2 both = __floats2half2_rn(x, y);
     return *reinterpret_cast<const uint32_t*>(&both);

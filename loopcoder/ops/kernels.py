@@ -168,7 +168,7 @@ def _register() -> None:
         return q.new_empty(q.shape), lse
 
     @library.register_fake("loopcoder::gated_window_backward")
-    def _(d_out, q, k, v, gate, dot, lse, start, window, scale, d_q):
+    def _(d_out, q, k, v, gate, dot, lse, start, window, scale, d_q, portable=False):
         return k.new_empty(k.shape), k.new_empty(k.shape), torch.empty_like(gate)
 
     @library.register_fake("loopcoder::gated_window_prepare")

@@ -31,7 +31,9 @@ def main(seed: int) -> None:
         start = torch.where(first, torch.arange(seq), 0).cummax(1).values.cuda()
         _, lse = ops.gated_window_forward(q, k, v, gate, other, start, window, d**-0.5)
         _, dot = ops.gated_window_prepare(d_out, gate, other)
-        ops.gated_window_backward(d_out, q, k, v, gate, dot, lse, start, window, d**-0.5, d_q)
+        for portable in (False, True):
+            inputs = (d_out, q, k, v, gate, dot, lse, start, window, d**-0.5, d_q)
+            ops.gated_window_backward(*inputs, portable)
         e, h, before = draw(seq, batch, 8 * d), draw(seq, batch, 8 * d), draw(1, batch, 8 * d)
         ops.loop_input_forward(e, h, before, first.cuda().T, 0.7, 0.1)
         ops.loop_input_backward(e, first.cuda().T, 0.7, 0.1, True)

@@ -117,6 +117,35 @@ def test_1000_random_shapes(seed: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_long_sequences(seed: int, dtype: torch.dtype) -> None:
+    """A block of the backward pass has several tiles here, and borders on the next block."""
+    rng = random.Random(seed)
+    for heads in ((8, 8), (6, 3)):
+        check(rng, dtype, heads, rng.randrange(3000, 5000), 128)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_portable_backward(seed: int, dtype: torch.dtype) -> None:
+    """What runs on other GPUs computes what Hopper's own kernel does."""
+    rng, ops = random.Random(seed), torch.ops.loopcoder
+    for _ in range(30):
+        (gate, q, k, v, global_out, _, d_out), docs, _ = draw(
+            rng, dtype, rng.choice([(1, 1), (5, 1), (6, 2)]), rng.randrange(1, 700), 128
+        )
+        global_out, d_q = torch.randn_like(q), torch.randn_like(q)
+        start, window, scale = docs.start.contiguous(), rng.randrange(65), 128**-0.5
+        _, lse = ops.gated_window_forward(q, k, v, gate, global_out, start, window, scale)
+        _, dot = ops.gated_window_prepare(d_out, gate, global_out)
+        results = []
+        for portable in (False, True):
+            sums = d_q.clone()
+            inputs = (d_out, q, k, v, gate, dot, lse, start, window, scale, sums)
+            results.append([sums, *ops.gated_window_backward(*inputs, portable)])
+        for name, found, expected in zip(("q", "k", "v", "gate"), *results, strict=True):
+            assert apart(found, expected) <= torch.finfo(dtype).eps, (name, q.shape, window)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_outside_is_not_touched(seed: int, dtype: torch.dtype) -> None:
     """Outputs of a tile that goes beyond the sequence; NaN in other rows must not leak in."""
     rng = random.Random(seed)
