@@ -258,8 +258,9 @@ def events(functions: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
 
 def kernel_times(function: Callable[[], Any]) -> dict[str, tuple[float, float]]:
     """Return how often a call runs each kernel, and the milliseconds that they take in all."""
-    calls = 5
-    function()
+    calls = 20
+    for _ in range(calls):  # until the clock is what it is under this load
+        function()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(calls):
             function()

@@ -7,6 +7,8 @@
 // `prepare` makes g dO, which the global branch needs before all else, and <dO, global>; `queries`
 // gives every warp 16 queries and sums over keys; `keys` gives it 16 keys and sums over queries of
 // all heads. There are no atomics: the result is the same bit for bit every time.
+// On Hopper, for head_dim 128 and windows up to 64, gated_window_backward_sm90.cu does the work of
+// both.
 #include "gated_window.cuh"
 #include "launch.cuh"
 #include "query_block.cuh"

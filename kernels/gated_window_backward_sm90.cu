@@ -1,15 +1,15 @@
 // The backward pass of the gated window in one kernel, for Hopper: head_dim 128, windows up to 64.
 // The mathematics and the names are those of gated_window_backward.cu.
 //
-// A block has one K/V head and some tiles of 64 rows, one after the other. The queries of a tile see
-// the keys of this tile and of the one before. Each of two warpgroups holds dk and dv of one tile of
-// keys in registers, from the tile of queries that meets it first to the next one, which is the
-// last; so the warpgroups take turns in beginning a tile of keys. For every head of a tile
+// A block has one K/V head and some tiles of 64 rows, one after the other. The queries of a tile
+// see the keys of this tile and of the one before. Each of two warpgroups holds dk and dv of one
+// tile of keys in registers, from the tile of queries that meets it first to the next one, which is
+// the last; so the warpgroups take turns in beginning a tile of keys. For every head of a tile
 //   1. both warpgroups compute scores and dP of the queries with their keys,
 //   2. they add up delta, and leave (1-g) P and dS in shared memory,
 //   3. each adds to its dk and dv, and computes dq for half of the head's columns.
-// Whoever ends with a tile of keys needs the queries of the tile after it: a block computes the tile
-// that follows its own once more, for these keys alone.
+// Whoever ends with a tile of keys needs the queries of the tile after it: a block computes the
+// tile that follows its own once more, for these keys alone. There are no atomics.
 #include <algorithm>
 
 #include "gated_window.cuh"
@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const GatedWindow p, cons
 #else  // the host, and other GPUs, which never run it
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS, 1) backward(const GatedWindow p, const int block_tiles) {}
+__global__ void __launch_bounds__(THREADS, 1) backward(const GatedWindow, const int) {}
 
 #endif
 

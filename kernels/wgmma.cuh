@@ -1,8 +1,8 @@
 // Matrix products by a warpgroup (wgmma, sm_90a only), operands in shared memory.
 //
-// A tile has 64 columns of 16 bits: rows of 128 bytes, their chunks permuted as `at<64>` of tile.cuh
-// does, which is the hardware's 128-byte swizzle. 64 rows are a PANEL; a wider matrix is panels one
-// after the other. Tiles start at multiples of 1024 bytes. A sum over columns reads a tile as it
+// A tile has 64 columns of 16 bits: rows of 128 bytes, their chunks permuted as `at<64>` of
+// tile.cuh does, which is the hardware's 128-byte swizzle. 64 rows are a PANEL; a wider matrix is
+// panels one after the other. Tiles start at multiples of 1024 bytes. A sum over columns reads a tile as it
 // lies (ALONG_ROWS), a sum over rows reads it transposed (ACROSS).
 // The accumulators of warp w have the rows 16w..16w+15, in the C fragments of tile.cuh.
 #pragma once
@@ -18,8 +18,9 @@ constexpr int ALONG_ROWS = 0, ACROSS = 1;
 // `step` is that of a product: 16 numbers of the sum.
 template <int ORDER>
 __device__ uint64_t describe(uint32_t tile, int step) {
-  constexpr uint32_t HIGH = 1 << 30 | 1024 >> 4, STEP = (ORDER == ALONG_ROWS ? 16 * 2 : 16 * 128) >> 4;
-  const uint32_t low = (tile >> 4 | (PANEL >> 4) << 16) + step * STEP;
+  constexpr uint32_t STEP = ORDER == ALONG_ROWS ? 16 * 2 : 16 * 128;  // in bytes
+  constexpr uint32_t HIGH = 1 << 30 | 1024 >> 4;
+  const uint32_t low = (tile >> 4 | (PANEL >> 4) << 16) + step * (STEP >> 4);
   uint64_t both;
   asm("mov.b64 %0, {%1, %2};" : "=l"(both) : "r"(low), "r"(HIGH));
   return both;
