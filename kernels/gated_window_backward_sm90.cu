@@ -264,10 +264,12 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const GatedWindow p, cons
   if (end == tiles && warpgroup == ((tiles - 1) & 1)) write_keys(tiles - 1);
 }
 
-#else  // the host, and other GPUs, which never run it
+#else  // the host, and other GPUs, which are not asked to run it
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS, 1) backward(const GatedWindow, const int) {}
+__global__ void __launch_bounds__(THREADS, 1) backward(const GatedWindow, const int) {
+  __trap();
+}
 
 #endif
 

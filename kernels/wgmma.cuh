@@ -2,8 +2,8 @@
 //
 // A tile has 64 columns of 16 bits: rows of 128 bytes, their chunks permuted as `at<64>` of
 // tile.cuh does, which is the hardware's 128-byte swizzle. 64 rows are a PANEL; a wider matrix is
-// panels one after the other. Tiles start at multiples of 1024 bytes. A sum over columns reads a tile as it
-// lies (ALONG_ROWS), a sum over rows reads it transposed (ACROSS).
+// panels one after the other. Tiles start at multiples of 1024 bytes. A sum over columns reads a
+// tile as it lies (ALONG_ROWS), a sum over rows reads it transposed (ACROSS).
 // The accumulators of warp w have the rows 16w..16w+15, in the C fragments of tile.cuh.
 #pragma once
 
