@@ -7,9 +7,12 @@ runs in whatever precision its weights have; tests use float64.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from loopcoder.config.schema import ModelConfig
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -113,3 +116,60 @@ def forward(
             h = normed
         logits.append(normed @ w_r["lm_head.weight"].T)
     return logits
+
+
+def arguments(model: ModelConfig) -> dict[str, Any]:
+    """Return what `forward` takes of a config."""
+    return dict(
+        layers=model.num_layers,
+        heads=model.num_attention_heads,
+        kv_heads=model.num_kv_heads,
+        loops=model.num_loops,
+        window=model.window,
+        theta=model.rope_theta,
+        eps=model.norm_eps,
+        a=model.a,
+        b=model.b,
+        shift=model.shift,
+        own_kv=model.kv_sharing == "own",
+        norm_per_loop=model.norm_per_loop,
+        gate=model.gate,
+    )
+
+
+def evaluate(
+    weights: dict[str, Tensor],
+    model: ModelConfig,
+    tokens: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    start: Tensor,
+) -> dict[str, Tensor]:
+    """Return logits of every loop, the mean loss and its gradients, in the weights' precision.
+
+    tokens, labels, mask, start: [B, S]; start is the index of the first token of the document.
+    """
+    weights = {name: w.clone().requires_grad_() for name, w in weights.items()}
+    rows = [forward(weights, *row, **arguments(model)) for row in zip(tokens, start, strict=True)]
+    by_loop = [torch.stack([row[r] for row in rows], dim=1) for r in range(model.num_loops)]
+    last = by_loop[-1].transpose(0, 1)
+    loss = torch.nn.functional.cross_entropy(last.flatten(0, 1), labels.flatten(), reduction="none")
+    loss = (loss.view(mask.shape) * mask).sum() / mask.sum()
+    loss.backward()
+    out = {f"logits {r}": x for r, x in enumerate(by_loop)} | {"loss": loss}
+    return {name: x.detach() for name, x in out.items()} | {n: w.grad for n, w in weights.items()}
+
+
+def rounding(weights: dict[str, Tensor], *inputs: Any) -> float:
+    """Return the worst error that `evaluate` makes in fp32; weights are float64."""
+    fp32 = {name: w.float() for name, w in weights.items()}
+    return max(errors(evaluate(fp32, *inputs), evaluate(weights, *inputs)).values())
+
+
+def errors(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    return {name: relative(x, exact[name].double()) for name, x in found.items()}
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference, as a part of the largest element of `theirs`."""
+    return ((ours.double() - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)).item()

@@ -23,9 +23,10 @@ from loopcoder.data.batch import make_batch
 from loopcoder.data.sampler import samples_of_rank
 from loopcoder.model.init import _global_name as global_name
 from loopcoder.model.probe import LoopProbe
+from tests import reference
 from tests.configs import small_config
 from tests.dist.launch import in_processes
-from tests.weights import randomise, torch_name
+from tests.weights import named, randomise, torch_name
 
 VOCAB, EOD, DOMAINS = 128, 7, 2
 OVERLAPS = dict(overlap_grad_reduce=True, overlap_param_gather=True)
@@ -46,13 +47,14 @@ LAYOUTS: dict[str, tuple[int, int, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model in a layout."""
+    """A model in a layout, and the seed of its weights and data."""
 
     name: str
     model: dict[str, Any] = field(default_factory=dict)
     parallel: dict[str, Any] = field(default_factory=dict)
     isolate: bool = True
     precision: str = "fp32"
+    seed: int = 0
 
     def alone(self) -> Case:
         """The same in one process, nothing recomputed."""
@@ -72,16 +74,11 @@ def microbatches(
 ) -> list[Any]:
     order = np.arange(len(ids))
     mine = samples_of_rank(order, dp_rank, dp_size, config.train.micro_batch_size)
-    return [
-        make_batch(
-            ids[torch.from_numpy(rows.copy())],
-            torch.from_numpy(rows.copy()),
-            torch.from_numpy(rows % DOMAINS),
-            EOD,
-            isolate_documents=isolate,
-        )
-        for rows in mine
-    ]
+    return [batch_of(ids, torch.from_numpy(rows.copy()), isolate) for rows in mine]
+
+
+def batch_of(ids: torch.Tensor, rows: torch.Tensor, isolate: bool) -> Any:
+    return make_batch(ids[rows], rows, rows % DOMAINS, EOD, isolate_documents=isolate)
 
 
 def build(config: Any, ranks: Any, weights: dict[str, torch.Tensor]) -> Any:
@@ -203,12 +200,12 @@ def in_layouts(cases: list[Case]) -> Iterator[tuple[Case, Any, Any]]:
         yield case, config, ranks
 
 
-def run_cases(_: int, cases: list[Case], seed: int) -> list[dict[str, Any]]:
+def run_cases(_: int, cases: list[Case]) -> list[dict[str, Any]]:
     """Train every case in the world that is running; tensors come back as numpy arrays."""
     results = []
     for case, config, ranks in in_layouts(cases):
-        state = build(config, ranks, random_weights(case, ranks, seed))
-        out = train(state, config, seed, case.isolate)
+        state = build(config, ranks, random_weights(case, ranks, case.seed))
+        out = train(state, config, case.seed, case.isolate)
         for kind in ("gradients", "weights"):
             out[kind] = {n: x.numpy() for n, x in out[kind].items()}
         results.append(out)
@@ -216,7 +213,13 @@ def run_cases(_: int, cases: list[Case], seed: int) -> list[dict[str, Any]]:
 
 
 def random_weights(case: Case, ranks: Any, seed: int) -> dict[str, torch.Tensor]:
-    """Draw whole weights, the same in every layout: shapes come from a model that is not split."""
+    """Draw whole weights, the same in every layout."""
+    network, _ = random_network(case, ranks, seed)
+    return {n: p.detach().clone() for n, p in network.named_parameters()}
+
+
+def random_network(case: Case, ranks: Any, seed: int) -> tuple[Any, Any]:
+    """Draw a model that is not split; return it and its config."""
     from loopcoder.model.plt import PLTModel
     from loopcoder.model.specs import transformer_config
 
@@ -225,7 +228,33 @@ def random_weights(case: Case, ranks: Any, seed: int) -> dict[str, torch.Tensor]
     shapes.tp = shapes.cp = shapes.pp = _OneRank()
     network = PLTModel(transformer_config(one), one.model, VOCAB, shapes)
     randomise(network, torch.Generator().manual_seed(seed))
-    return {n: p.detach().clone() for n, p in network.named_parameters()}
+    return network, one.model
+
+
+def well_posed(cases: list[Case], seed: int) -> list[Case]:
+    """Give every case the seed, of four, whose gradients fp32 has best.
+
+    Of some draws with four loops the sum of a gradient cancels so far that two orders of the same
+    sums are 1e-5 apart, in one process too (docs/log.md 5).
+    """
+    chosen: dict[Any, int] = {}
+    out = []
+    for case, (_, config, ranks) in zip(cases, in_layouts([c.alone() for c in cases]), strict=True):
+        model = (*sorted(case.model.items()), case.isolate)
+        if model not in chosen:
+            noise = {s: rounding(case, config, ranks, s) for s in range(seed, seed + 4000, 1000)}
+            chosen[model] = min(noise, key=lambda s: noise[s])
+        out.append(replace(case, seed=chosen[model]))
+    return out
+
+
+def rounding(case: Case, config: Any, ranks: Any, seed: int) -> float:
+    """Return the error of the first step's gradients in fp32, by the reference's equations."""
+    network, model = random_network(case, ranks, seed)
+    ids = global_batch(seed, 0, config.train.global_batch_size, config.data.seq_length)
+    batch = batch_of(ids, torch.arange(len(ids)), case.isolate)
+    inputs = (batch.tokens, batch.labels, batch.loss_mask, batch.documents.start)
+    return reference.rounding(named(network, model), model, *inputs)
 
 
 class _OneRank:
@@ -263,8 +292,9 @@ def fresh_seed() -> int:
 def compare(world: int, cases: list[Case]) -> dict[str, tuple[int, dict[str, float]]]:
     """Train every case in `world` processes and in one; return seed and `differences` by name."""
     seed = fresh_seed()
-    spread = in_processes(world, run_cases, cases, seed)[0]
-    alone = run_cases(0, [case.alone() for case in cases], seed)
+    cases = well_posed(cases, seed)
+    spread = in_processes(world, run_cases, cases)[0]
+    alone = run_cases(0, [case.alone() for case in cases])
     return {c.name: (seed, differences(a, b)) for c, a, b in zip(cases, spread, alone, strict=True)}
 
 
@@ -283,11 +313,11 @@ def compare_bf16(world: int, cases: list[Case]) -> dict[str, tuple[Any, ...]]:
     """Train every case in bf16 in `world` processes and in one, and in one in fp32; return seed,
     case and the three results by name."""
     seed = fresh_seed()
-    cases = [replace(case, precision="bf16") for case in cases]
+    cases = [replace(case, precision="bf16", seed=seed) for case in cases]
     alone = [case.alone() for case in cases]
-    spread = in_processes(world, run_cases, cases, seed)[0]
-    bf16 = run_cases(0, alone, seed)
-    fp32 = run_cases(0, [replace(case, precision="fp32") for case in alone], seed)
+    spread = in_processes(world, run_cases, cases)[0]
+    bf16 = run_cases(0, alone)
+    fp32 = run_cases(0, [replace(case, precision="fp32") for case in alone])
     results = zip(cases, spread, bf16, fp32, strict=True)
     return {case.name: (seed, case, *three) for case, *three in results}
 

@@ -44,17 +44,17 @@ CASES = {
 def results(ranks: Any) -> dict[str, Any]:
     seed, out = fresh_seed(), {}
     for world in {world for world, _ in CASES.values()}:
-        cases = [case for size, case in CASES.values() if size == world]
-        spread = in_processes(world, run_cases, cases, seed)[0]
+        cases = [replace(case, seed=seed) for size, case in CASES.values() if size == world]
+        spread = in_processes(world, run_cases, cases)[0]
         alone = [case.alone() for case in cases]
-        bf16 = run_cases(0, alone, seed)
+        bf16 = run_cases(0, alone)
         exact = [
             replace(
                 case, precision="fp32", model=case.model | dict(layer_spec="torch", kernels="stock")
             )
             for case in alone
         ]
-        fp32 = run_cases(0, exact, seed)
+        fp32 = run_cases(0, exact)
         for result in zip(cases, spread, bf16, fp32, strict=True):
             out[result[0].name] = (seed, *result)
     return out

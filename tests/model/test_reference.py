@@ -8,6 +8,7 @@ import torch
 
 from tests import reference
 from tests.configs import small_config
+from tests.reference import arguments, errors, evaluate, relative, rounding
 from tests.weights import named, randomise
 
 VOCAB = 128
@@ -48,28 +49,6 @@ def random_starts(generator, batch, length):
     return torch.where(is_start, index, 0).cummax(1).values
 
 
-def reference_arguments(model):
-    return dict(
-        layers=model.num_layers,
-        heads=model.num_attention_heads,
-        kv_heads=model.num_kv_heads,
-        loops=model.num_loops,
-        window=model.window,
-        theta=model.rope_theta,
-        eps=model.norm_eps,
-        a=model.a,
-        b=model.b,
-        shift=model.shift,
-        own_kv=model.kv_sharing == "own",
-        norm_per_loop=model.norm_per_loop,
-        gate=model.gate,
-    )
-
-
-def relative(ours, theirs):
-    return ((ours.double() - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)).item()
-
-
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_gradients(ranks, seed, case, packed):
@@ -79,8 +58,8 @@ def test_logits_and_gradients(ranks, seed, case, packed):
     network, model = build(ranks, **CASES[case])
     # 1e-5 can be asked for where fp32 has it to give: weights whose gradients the same equations in
     # fp32 miss by more than 2.5e-6 (three in four of those of four loops) are drawn again.
-    rounding = float("inf")
-    while rounding > 2.5e-6:
+    noise = float("inf")
+    while noise > 2.5e-6:
         randomise(network, generator)
         length = int(torch.randint(20, 40, (), generator=generator))
         tokens = torch.randint(0, VOCAB, (2, length), generator=generator)
@@ -90,9 +69,8 @@ def test_logits_and_gradients(ranks, seed, case, packed):
             docs = Documents.packed(random_starts(generator, 2, length))
         else:
             docs = Documents.whole_rows(2, length, torch.device("cpu"))
-        exact = expected(named(network, model), model, tokens, labels, mask, docs)
-        fp32 = {name: w.float() for name, w in named(network, model).items()}
-        rounding = max(errors(expected(fp32, model, tokens, labels, mask, docs), exact).values())
+        exact = evaluate(named(network, model), model, tokens, labels, mask, docs.start)
+        noise = rounding(named(network, model), model, tokens, labels, mask, docs.start)
 
     logits = network(tokens, docs, every_loop=True)
     assert torch.equal(network(tokens, docs), logits[-1])
@@ -102,27 +80,7 @@ def test_logits_and_gradients(ranks, seed, case, packed):
     ours |= named(network, model, grad=True)
     assert ours.keys() == exact.keys()
     for name, found in errors(ours, exact).items():
-        assert found <= 1e-5, (name, found, rounding)
-
-
-def expected(weights, model, tokens, labels, mask, docs):
-    """Logits of every loop, loss and gradients of the reference, in its weights' precision."""
-    weights = {name: w.clone().requires_grad_() for name, w in weights.items()}
-    rows = [
-        reference.forward(weights, tokens[i], docs.start[i], **reference_arguments(model))
-        for i in range(len(tokens))
-    ]
-    by_loop = [torch.stack([row[r] for row in rows], dim=1) for r in range(model.num_loops)]
-    last = by_loop[-1].transpose(0, 1)
-    loss = torch.nn.functional.cross_entropy(last.flatten(0, 1), labels.flatten(), reduction="none")
-    loss = (loss.view(mask.shape) * mask).sum() / mask.sum()
-    loss.backward()
-    out = {f"logits {r}": x for r, x in enumerate(by_loop)} | {"loss": loss}
-    return {name: x.detach() for name, x in out.items()} | {n: w.grad for n, w in weights.items()}
-
-
-def errors(found, exact):
-    return {name: relative(x, exact[name].double()) for name, x in found.items()}
+        assert found <= 1e-5, (name, found, noise)
 
 
 @pytest.mark.parametrize("loops", [2, 3])
@@ -140,7 +98,7 @@ def test_gradients_are_those_of_an_untied_copy_summed(ranks, seed, loops):
         for _ in range(loops)
     ]
     logits = reference.forward(
-        copies[0], tokens[0], docs.start[0], untied=copies, **reference_arguments(model)
+        copies[0], tokens[0], docs.start[0], untied=copies, **arguments(model)
     )[-1]
     torch.nn.functional.cross_entropy(logits, labels[0]).backward()
     network(tokens, docs, labels).mean().backward()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.configs import small_config
-from tests.model.test_reference import VOCAB, random_starts, relative
+from tests.model.test_reference import VOCAB, random_starts
+from tests.reference import relative
 from tests.weights import randomise
 
 
