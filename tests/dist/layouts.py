@@ -232,7 +232,7 @@ def random_network(case: Case, ranks: Any, seed: int) -> tuple[Any, Any]:
 
 
 def well_posed(cases: list[Case], seed: int) -> list[Case]:
-    """Give every case the seed, of four, whose gradients fp32 has best.
+    """Give every case a seed whose gradients fp32 has to 2.5e-6, or the best of eight.
 
     Of some draws with four loops the sum of a gradient cancels so far that two orders of the same
     sums are 1e-5 apart, in one process too (docs/log.md 5).
@@ -242,7 +242,10 @@ def well_posed(cases: list[Case], seed: int) -> list[Case]:
     for case, (_, config, ranks) in zip(cases, in_layouts([c.alone() for c in cases]), strict=True):
         model = (*sorted(case.model.items()), case.isolate)
         if model not in chosen:
-            noise = {s: rounding(case, config, ranks, s) for s in range(seed, seed + 4000, 1000)}
+            noise: dict[int, float] = {}
+            while len(noise) < 8 and min(noise.values(), default=1.0) > 2.5e-6:
+                drawn = seed + 1000 * len(noise)  # steps take the seeds that follow
+                noise[drawn] = rounding(case, config, ranks, drawn)
             chosen[model] = min(noise, key=lambda s: noise[s])
         out.append(replace(case, seed=chosen[model]))
     return out
@@ -301,8 +304,7 @@ def compare(world: int, cases: list[Case]) -> dict[str, tuple[int, dict[str, flo
 def check(result: tuple[int, dict[str, float]]) -> None:
     """Assert that fp32 runs agree."""
     seed, worst = result
-    # Seen in 900 runs: 3e-7, 4e-7, 4e-6, 5e-7, and 9.6e-6 in one gradient whose terms cancel, and
-    # their rounding errors do not (R = 4, tensor parallelism).
+    # Seen with four loops and tensor parallelism, 100 runs: 3e-7, 5e-7, 4e-6, 5e-7 and 7e-6.
     for kind in ("loss", "first grad_norm", "loops", "weights", "gradients"):
         assert worst[kind] <= 1e-5, (seed, kind, worst)
     # Later norms are those of other weights (1e-5 seen).
