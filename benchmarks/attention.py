@@ -144,12 +144,10 @@ def print_row(case: Case) -> None:
     forward: dict[str, list[float]] = {name: [] for name in names}
     both: dict[str, list[float]] = {name: [] for name in names}
     alone: dict[str, list[float]] = {name: [] for name in names}
-    for round_ in range(ROUNDS + 1):
-        attends = {name: getattr(case, name) for name in names}
-        steps = {name: stepping(attend, case.d_out) for name, attend in attends.items()}
-        if round_ == 0:  # compiles, and warms the GPU up
-            events(steps)
-            continue
+    attends = {name: getattr(case, name) for name in names}
+    steps = {name: stepping(attend, case.d_out) for name, attend in attends.items()}
+    events(steps)  # compiles, and warms the GPU up
+    for _ in range(ROUNDS):
         for times, functions in ((forward, attends), (both, steps)):
             for name, milliseconds in events(functions).items():
                 times[name] += milliseconds

@@ -16,7 +16,8 @@ inline int reach_of(int window) { return (window + 15) / 16 * 16; }
 constexpr int HELD = 5;
 inline bool fits_one_pass(int window) { return window <= 16 * (HELD - 1); }
 
-// The backward pass on Hopper, for head_dim 128 and windows up to 64; needs sm_90 itself.
+// The backward pass over queries and keys at once, for head_dim 128 and windows that fit one pass;
+// compute capability 9.0 only.
 cudaError_t gated_window_backward_sm90(const GatedWindow& p, int processors, cudaStream_t stream);
 
 template <typename T>

@@ -24,6 +24,8 @@ namespace sm90 {
 constexpr int ROWS = 64, THREADS = 2 * WARPGROUP;
 constexpr int TILE = 2 * PANEL;  // bytes of 64 rows of 128 numbers
 
+__host__ __device__ int tiles_of(const GatedWindow& p) { return (p.seq + ROWS - 1) / ROWS; }
+
 // Shared memory, in bytes: K and V of three tiles, two of which are in use while the third comes;
 // two stages of q, dO and dq of a head; (1-g) P and dS of both warpgroups; what each adds to delta.
 constexpr int KEY_TILES = 3, STAGES = 2;
@@ -81,7 +83,7 @@ struct Loader {
       copy_async(target + place + i * 128, source, index < static_cast<unsigned>(p.seq));
     }
   }
-  __device__ void load_keys(int tile) const {
+  __device__ void load_keys(int tile) const {  // the next one, or the one before the block's own
     const int64_t back = static_cast<int64_t>(tile - this->tile) * ROWS;
     load(memory.keys(tile), source(p.k, kv_head) + back * p.k.seq, p.k, tile);
     load(memory.values(tile), source(p.v, kv_head) + back * p.v.seq, p.v, tile);
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const GatedWindow p, cons
   extern __shared__ __align__(1024) unsigned char shared[];
   const Memory memory{shared_address(shared)};
   const int kv_head = blockIdx.x, batch = blockIdx.z, group = p.heads / p.kv_heads;
-  const int tiles = (p.seq + ROWS - 1) / ROWS, begin = blockIdx.y * block_tiles;
+  const int tiles = tiles_of(p), begin = blockIdx.y * block_tiles;
   const int end = min(begin + block_tiles, tiles), last = min(end + 1, tiles);
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / WARPGROUP, 0);
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -232,7 +234,8 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const GatedWindow p, cons
       const auto place = [&](int n, int half) {
         return ((target + my_words) ^ (n * 16)) + half * 8 * 128;
       };
-      uint32_t theirs[8][2];  // the global branch's part of dq
+      // the global branch's part of dq, read while the products run: else this is mix_tile
+      uint32_t theirs[8][2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (tile < end && half == warpgroup && t == 0 && mine.row[half] < p.seq)
@@ -275,7 +278,7 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const GatedWindow, const 
 
 // The number of tiles of a block that takes least time; a block works for one tile more.
 int choose_tiles(const GatedWindow& p, int processors) {
-  const int tiles = (p.seq + ROWS - 1) / ROWS;
+  const int tiles = tiles_of(p);
   const int64_t chains = static_cast<int64_t>(p.kv_heads) * p.batch;
   int best = tiles;
   int64_t least = INT64_MAX;
@@ -294,8 +297,8 @@ int choose_tiles(const GatedWindow& p, int processors) {
 
 cudaError_t gated_window_backward_sm90(const GatedWindow& p, int processors, cudaStream_t stream) {
   using namespace sm90;
-  const int length = choose_tiles(p, processors), tiles = (p.seq + ROWS - 1) / ROWS;
-  const dim3 grid(p.kv_heads, (tiles + length - 1) / length, p.batch);
+  const int length = choose_tiles(p, processors);
+  const dim3 grid(p.kv_heads, (tiles_of(p) + length - 1) / length, p.batch);
   return start(p.is_bf16 ? backward<__nv_bfloat16> : backward<__half>, grid, THREADS, BYTES, stream,
                p, length);
 }

@@ -69,8 +69,9 @@ def test_logits_and_gradients(ranks, seed, case, packed):
             docs = Documents.packed(random_starts(generator, 2, length))
         else:
             docs = Documents.whole_rows(2, length, torch.device("cpu"))
-        exact = evaluate(named(network, model), model, tokens, labels, mask, docs.start)
-        noise = rounding(named(network, model), model, tokens, labels, mask, docs.start)
+        inputs = (named(network, model), model, tokens, labels, mask, docs.start)
+        exact = evaluate(*inputs)
+        noise = rounding(exact, *inputs)
 
     logits = network(tokens, docs, every_loop=True)
     assert torch.equal(network(tokens, docs), logits[-1])
