@@ -104,7 +104,7 @@ setup(
     package_dir={"loopcoder.conf": "conf"},
     package_data={
         "loopcoder.conf": ["**/*.yaml"],
-        "data_pipeline.benchmarks": ["*.npz", "README.md"],
+        "data_pipeline.decontam": ["*.npz", "README.md"],
     },
     **extension(),
 )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.filters import FilterConfig, clean
-from data_pipeline.langid import identify
+from data_pipeline.langid.names import identify
 from data_pipeline.schema import Document, Tally
 
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {

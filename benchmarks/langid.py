@@ -19,9 +19,9 @@ from pathlib import Path
 
 import xxhash
 
-from data_pipeline.language_model import MIN_CONFIDENCE, UNKNOWN, LanguageModel, label
+from data_pipeline.langid.classifier import MIN_CONFIDENCE, UNKNOWN, LanguageModel, label
 from data_pipeline.schema import Document
-from data_pipeline.train_langid import documents_of, train_langid
+from data_pipeline.tools.train_langid import documents_of, train_langid
 from loopcoder.errors import InputError
 
 MAX_DOCUMENTS = 2500

@@ -31,10 +31,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.dedup import normalise
-from data_pipeline.minhash import MinHashConfig, shingles
-from data_pipeline.near_dedup import REASONS, cluster, match, num_matches, sign
-from data_pipeline.pairs import join, roots_of
+from data_pipeline.dedup.exact import normalise
+from data_pipeline.dedup.minhash import MinHashConfig, shingles
+from data_pipeline.dedup.pairs import join, roots_of
+from data_pipeline.dedup.phases import REASONS, cluster, match, num_matches, sign
 from data_pipeline.schema import Document
 
 CONFIG = MinHashConfig()

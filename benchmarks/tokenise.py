@@ -85,8 +85,8 @@ def batches(texts: list[str]) -> Iterator[list[str]]:
 
 
 def ours(backend: Any, tokenizer: Path, texts: list[str], prefix: Path) -> tuple[float, float]:
-    from data_pipeline.encoder import Encoder
-    from data_pipeline.megatron_io import IndexedWriter
+    from data_pipeline.tokenizer.encoder import Encoder
+    from loopcoder.data.indexed import IndexedWriter
 
     start = time.process_time()
     encoder = Encoder(tokenizer, backend=backend)
@@ -148,7 +148,7 @@ def main() -> None:
     sides = {
         name: documents(files(folders, e), seen) for name, e in (("text", TEXT), ("code", CODE))
     }
-    from data_pipeline.encoder import train_tokenizer
+    from data_pipeline.tokenizer.encoder import train_tokenizer
 
     environ = os.environ | {"FASTOKENS_BPE_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory(prefix="tokenise-") as folder:

@@ -17,26 +17,32 @@ from typing import Any
 import tokenizers
 import xxhash
 
-from data_pipeline import fim
-from data_pipeline.corpus_files import MANIFEST
-from data_pipeline.decontam import BUILTIN, open_index
-from data_pipeline.durable import disk_errors, fingerprint, fsync_folder, read_marker, write_marker
-from data_pipeline.encoder import Encoder
-from data_pipeline.execute import Executor, run_ranks
+from data_pipeline.balance.quotas import lowest_terms
+from data_pipeline.decontam.match import BUILTIN, open_index
 from data_pipeline.finish import finish
-from data_pipeline.language_model import LanguageModel
-from data_pipeline.manifest import FORMAT_VERSION, Corpus, Verify, load_corpus
-from data_pipeline.plan import lowest_terms
-from data_pipeline.progress import Report, described, left_out, total_cost, watched
+from data_pipeline.langid.classifier import LanguageModel
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
 from data_pipeline.stages import STAGES, Stage
-from data_pipeline.tokenizer_import import import_tokenizer
-from data_pipeline.work import Task, Work
-from loopcoder.checkpoint.digest import file_digest
+from data_pipeline.tasks.execute import Executor, run_ranks
+from data_pipeline.tasks.progress import Report, described, left_out, total_cost, watched
+from data_pipeline.tasks.work import Task, Work
+from data_pipeline.tokenizer import fim
+from data_pipeline.tokenizer.encoder import Encoder
+from data_pipeline.tokenizer.imported import import_tokenizer
 from loopcoder.config.schema import DataConfig, SourceConfig
+from loopcoder.data.corpus import FORMAT_VERSION, Corpus, Verify, load_corpus
+from loopcoder.data.corpus_files import MANIFEST
 from loopcoder.errors import InputError, Problem
+from loopcoder.storage.digest import file_digest
+from loopcoder.storage.files import (
+    disk_errors,
+    fingerprint,
+    fsync_folder,
+    read_marker,
+    write_marker,
+)
 
 _SMALL_BYTES = 200_000_000
 """Of input; less is done by this process alone unless data.executor.workers says otherwise."""

@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.corpus_files import MANIFEST, REPORT, TOKEN_BYTES, TOKENIZER
-from data_pipeline.durable import fingerprint, synced_file, write_bytes, write_json
-from data_pipeline.manifest import FORMAT_VERSION, load_corpus
-from data_pipeline.progress import total_cost
 from data_pipeline.readers.base import Source
-from data_pipeline.reading import STAGES as READING
+from data_pipeline.readers.ingest import STAGES as READING
 from data_pipeline.report import write_report
 from data_pipeline.schema import Tally
 from data_pipeline.stages import STAGES
-from data_pipeline.work import Work
+from data_pipeline.tasks.progress import total_cost
+from data_pipeline.tasks.work import Work
+from loopcoder.data.corpus import FORMAT_VERSION, load_corpus
+from loopcoder.data.corpus_files import MANIFEST, REPORT, TOKEN_BYTES, TOKENIZER
+from loopcoder.storage.files import fingerprint, synced_file, write_bytes, write_json
 
 _PACKAGES = (
     *("numpy", "tokenizers", "xxhash", "fastokens", "rensa", "datatrove", "enry-python"),

@@ -8,20 +8,20 @@ from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
-from data_pipeline import near_dedup
-from data_pipeline.buckets import index_of
-from data_pipeline.durable import write_bytes
-from data_pipeline.planning import make_plan
+from data_pipeline.balance.plan import make_plan
+from data_pipeline.dedup import phases as near_dedup
 from data_pipeline.readers.base import judge_end, judge_files
-from data_pipeline.reading import check_sides, read_part
+from data_pipeline.readers.ingest import check_sides, read_part
 from data_pipeline.schema import Tally
-from data_pipeline.shuffle import assemble, concatenate, seal
-from data_pipeline.store import Chunk
-from data_pipeline.tokens import count, shuffle_config, tokenise
-from data_pipeline.validate import SHARE_TOLERANCE, validate
-from data_pipeline.vocabulary import is_trained, make, sample
-from data_pipeline.work import Work
+from data_pipeline.shuffle.buckets import index_of
+from data_pipeline.shuffle.shards import assemble, concatenate, seal
+from data_pipeline.shuffle.validate import SHARE_TOLERANCE, validate
+from data_pipeline.tasks.chunks import Chunk
+from data_pipeline.tasks.work import Work
+from data_pipeline.tokenizer.count import count, shuffle_config, tokenise
+from data_pipeline.tokenizer.train import is_trained, make, sample
 from loopcoder.errors import InputError
+from loopcoder.storage.files import write_bytes
 
 
 @dataclass(frozen=True)

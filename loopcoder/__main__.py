@@ -2,7 +2,7 @@
 
 import sys
 
-from loopcoder.cli import main
+from loopcoder.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -31,6 +31,6 @@ def open_source(config: SourceConfig, index: int) -> Source:
 
             return HFSource(name, config)
         case "debian" | "npm":
-            from data_pipeline.readers.registry import RegistrySource
+            from data_pipeline.readers.packages import RegistrySource
 
             return RegistrySource(name, config)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeGuard
 
 import xxhash
 
-from data_pipeline.langid import canonical, domain_of
+from data_pipeline.langid.names import canonical, domain_of
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
 from loopcoder.config.schema import SourceConfig
 from loopcoder.errors import InputError

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.corpus_files import TOKEN_BYTES
-from data_pipeline.langid import domain_of, identify, language_of_name
+from data_pipeline.langid.names import domain_of, identify, language_of_name
 from data_pipeline.readers.base import (
     RowReader,
     decode,
@@ -34,6 +33,7 @@ from data_pipeline.readers.storage import (
 )
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
 from loopcoder.config.schema import SourceConfig
+from loopcoder.data.corpus_files import TOKEN_BYTES
 from loopcoder.errors import InputError, Problem
 
 # a compressed .json is jsonl in every public corpus

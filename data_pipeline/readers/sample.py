@@ -24,7 +24,7 @@ from typing import Any
 
 import xxhash
 
-from data_pipeline.langid import domain_of, identify, language_of_name
+from data_pipeline.langid.names import domain_of, identify, language_of_name
 from data_pipeline.readers.base import document_id
 from data_pipeline.schema import Document, Tally
 from loopcoder.config.schema import SourceConfig

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.durable import write_bytes
 from data_pipeline.report.details import settings, sources, versions
 from data_pipeline.report.languages import languages, lengths
 from data_pipeline.report.page import Html, Number, element, join, missing, page, tiles
 from data_pipeline.report.stages import costs, decontamination, drops, duplicates
 from data_pipeline.report.values import Manifest, as_list, as_number, at, sum_of, trained_on
+from loopcoder.storage.files import write_bytes
 
 __all__ = ["render", "write_report"]
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loopcoder.checkpoint.digest import file_digest
 from loopcoder.errors import InputError
+from loopcoder.storage.digest import file_digest
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException  # a BaseException
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.digest import file_digest
 from loopcoder.checkpoint.fp8_history import with_history
 from loopcoder.checkpoint.writers import BackgroundWriter, use_result_queue
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
 from loopcoder.errors import LoopcoderError
+from loopcoder.storage.digest import file_digest
 
 _FULL_BYTES = 16 << 20
 """A disk with less than this free is taken for full."""

@@ -12,8 +12,8 @@ from math import gcd, lcm
 from pathlib import Path
 
 from loopcoder.backends import Backends
+from loopcoder.config.check_precision import check_precision
 from loopcoder.config.fields import as_override, next_multiple
-from loopcoder.config.precision import check_precision
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
 from loopcoder.errors import InputError, Problem
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from loopcoder.config.corpus import (
+from loopcoder.config.build import (
     DecontaminateConfig,
     ExecutorConfig,
     FimConfig,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.manifest import Corpus
 from loopcoder.config.schema import StageConfig
+from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Mixture
 from loopcoder.errors import InputError
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from data_pipeline.manifest import Corpus
 from loopcoder.config.schema import DataConfig
 from loopcoder.data.batch import Batch, make_batch
+from loopcoder.data.corpus import Corpus
 
 
 class HeldOut:

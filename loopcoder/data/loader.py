@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from data_pipeline.manifest import Corpus
 from loopcoder.config.schema import Config
 from loopcoder.data.batch import Batch, make_batch
 from loopcoder.data.blend import Blend
+from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Position, advance, samples_of_rank, samples_of_step
 
 

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipeline.manifest import Corpus
 from loopcoder.backends import Backends
 from loopcoder.checkpoint import format as checkpoints
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.load import check_fits, find_start
 from loopcoder.config.compose import config_hash, save_config
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
+from loopcoder.data.corpus import Corpus
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.errors import EXIT_DONE, InputError, Preempted
@@ -36,7 +36,7 @@ from loopcoder.metrics.throughput import Throughput, peak_flops
 from loopcoder.metrics.writer import MetricsWriter
 from loopcoder.model.probe import LoopProbe
 from loopcoder.parallel import mcore
-from loopcoder.train.lock import only_run_in
+from loopcoder.storage.lock import only_run_in
 from loopcoder.train.signals import StopSignal
 
 
@@ -99,9 +99,9 @@ class Run:
         self.ranks = mcore.initialise(config.parallel, config.seed)
         from loopcoder.checkpoint.save import Saver
         from loopcoder.optim.optimizer import Health
-        from loopcoder.train.evaluate import Evaluator
         from loopcoder.train.profiling import StepProfiler
         from loopcoder.train.state import build_state
+        from loopcoder.train.validation import Evaluator
 
         self.config, self.corpus, self.run_dir = config, corpus, run_dir
         self.backends = backends

@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from data_pipeline.driver import prepare
-from data_pipeline.manifest import load_corpus
-from loopcoder.config.corpus import ExecutorConfig
+from loopcoder.config.build import ExecutorConfig
 from loopcoder.config.schema import DataConfig
-from tests.data_pipeline.test_pipeline import environment, hashes, plant, quiet, settings
+from loopcoder.data.corpus import load_corpus
+from tests.data_pipeline.test_corpus import environment, hashes, plant, quiet, settings
 
 pytestmark = pytest.mark.chaos
 

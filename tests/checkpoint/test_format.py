@@ -12,9 +12,9 @@ import pytest
 import xxhash
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.digest import file_digest
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.errors import InputError
+from loopcoder.storage.digest import file_digest
 
 
 def write(

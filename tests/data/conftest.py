@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from data_pipeline.driver import prepare
-from data_pipeline.manifest import Corpus
 from loopcoder.config.schema import DataConfig, SourceConfig
+from loopcoder.data.corpus import Corpus
 from tests.data_pipeline.conftest import PLAIN
 
 NUM_FILES = 40

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.manifest import Corpus
+from loopcoder.data.corpus import Corpus
 
 
 def stream(corpus: Corpus, domain: str, split: str) -> list[int]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from data_pipeline.driver import prepare
-from data_pipeline.manifest import Corpus
 from loopcoder.config.schema import DataConfig, StageConfig
 from loopcoder.data.blend import Blend
+from loopcoder.data.corpus import Corpus
 from tests.data.corpora import stream
 
 SHARDS = 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loopcoder.config.corpus import DecontaminateConfig, FimConfig, NearDedupConfig
+from loopcoder.config.build import DecontaminateConfig, FimConfig, NearDedupConfig
 from loopcoder.config.filters import FilterConfig
 from loopcoder.config.schema import DataConfig, SourceConfig
 

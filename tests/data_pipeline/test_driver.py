@@ -20,14 +20,16 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from data_pipeline import finish, stages, tokens, vocabulary
+from data_pipeline import finish, stages
 from data_pipeline.driver import prepare
-from data_pipeline.encoder import EOD
-from data_pipeline.manifest import Corpus
-from loopcoder import cli
-from loopcoder.config.corpus import ExecutorConfig, FimConfig
+from data_pipeline.tokenizer import count as tokens
+from data_pipeline.tokenizer import train as vocabulary
+from data_pipeline.tokenizer.encoder import EOD
+from loopcoder.cli import main as cli
+from loopcoder.config.build import ExecutorConfig, FimConfig
 from loopcoder.config.filters import FilterConfig
 from loopcoder.config.schema import DataConfig, SourceConfig, StageConfig
+from loopcoder.data.corpus import Corpus
 from loopcoder.errors import InputError, LoopcoderError
 
 Config = Callable[..., DataConfig]
@@ -289,7 +291,7 @@ def test_killed_builder(config: Config, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     stop = f"""
-from data_pipeline import vocabulary
+from data_pipeline.tokenizer import train as vocabulary
 vocabulary.train_tokenizer = lambda *args: open({str(pipe)!r})
 """
     process = child(config(), before=stop)

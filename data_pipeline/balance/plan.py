@@ -1,0 +1,131 @@
+"""From the counts of all chunks to what is taken of each, and how many buckets that needs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.balance.quotas import SHARES, FileQuota, Plan, Supply, plan
+from data_pipeline.shuffle.buckets import num_buckets
+from data_pipeline.tasks.work import Work
+from data_pipeline.tokenizer.count import is_held_out, read_counts
+from loopcoder.errors import InputError
+from loopcoder.storage.files import write_bytes
+
+_HISTOGRAM_BINS = 24
+"""Powers of two of a document's tokens."""
+
+
+def make_plan(work: Work, _: int) -> dict[str, Any]:
+    """Write the plan of every chunk; return it by language, and what is held out.
+
+    Raises:
+        InputError: a side has nothing to train on, or the target cannot be met.
+    """
+    chunks = range(len(work.chunks))
+    kinds = [facts["kinds"] for facts in work.facts("count", len(work.chunks))]
+    smallest = _smallest(work, kinds)
+    supply: list[Supply] = []
+    held: dict[str, Counter[str]] = {side: Counter() for side in work.domains}
+    lengths = {side: np.zeros(_HISTOGRAM_BINS, dtype=np.int64) for side in work.domains}
+    utf8: dict[str, Counter[str]] = {side: Counter() for side in work.domains}
+    for chunk in chunks:
+        entries = read_counts(work, chunk)
+        out = is_held_out(work, entries, kinds[chunk], smallest)
+        for number, (side, language) in enumerate(kinds[chunk]):
+            mine = entries["kind"] == number
+            tokens = entries["length"][mine & ~out].astype(np.int64)
+            lengths[side] += _histogram(entries["length"][mine & ~out])
+            utf8[side][language] += int(entries["bytes"][mine].sum())
+            held[side]["documents"] += int((mine & out & (entries["piece"] == 0)).sum())
+            held[side]["tokens"] += int(entries["length"][mine & out].sum())
+            if len(tokens):
+                supply.append(
+                    Supply(f"{chunk:05d}", side, language, len(tokens), int(tokens.sum()))
+                )
+    for side in work.domains:
+        _check_split(side, [s for s in supply if s.side == side], held[side])
+    planned = plan(
+        supply,
+        shares=_shares(work),
+        target_tokens=work.data.target_tokens,
+        max_epochs=work.data.epochs,
+        mixture=work.weights,
+    )
+    _write(work, planned)
+    mean = sum(s.tokens for s in supply) / sum(s.documents for s in supply)
+    vocab_size = work.facts_of("tokenizer", 0)["vocab_size"]
+    memory = work.data.worker_bytes
+    buckets = num_buckets(planned.tokens, int(planned.tokens / mean) + 1, vocab_size, memory)
+    held_tokens = sum(counter["tokens"] for counter in held.values())
+    held_documents = sum(counter["documents"] for counter in held.values())
+    return {
+        "held_out": smallest,
+        "num_buckets": work.data.shards or buckets,
+        "num_held_out_buckets": num_buckets(held_tokens, held_documents, vocab_size, memory),
+        "weights": work.weights,
+        "tokens": planned.tokens,
+        "largest_tokens": planned.largest_tokens,
+        "languages": [
+            row | {"supply_bytes": utf8[row["side"]][row["language"]]} for row in planned.rows()
+        ],
+        "shares": planned.shares(),
+        "lengths": {side: counts.tolist() for side, counts in lengths.items()},
+    }
+
+
+def _smallest(work: Work, kinds: list[list[list[str]]]) -> dict[str, int | None]:
+    """Return by side the content hash of the one document to hold out where val_fraction holds out
+    none, else None."""
+    found: dict[str, int | None] = {}
+    for side in work.domains:
+        lowest: int | None = None
+        for chunk, names in enumerate(kinds):
+            mine = [number for number, kind in enumerate(names) if kind[0] == side]
+            entries = read_counts(work, chunk)
+            content = entries["content"][np.isin(entries["kind"], mine)]
+            if len(content):
+                smallest = int(content.min())
+                lowest = smallest if lowest is None else min(lowest, smallest)
+        is_held = lowest is not None and lowest < int(work.data.val_fraction * 2**64)
+        found[side] = None if is_held else lowest
+    return found
+
+
+def _histogram(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return how many documents have up to 2, 4, 8, ... tokens."""
+    powers = np.ceil(np.log2(np.maximum(lengths, 2))).astype(np.int64) - 1
+    return np.bincount(np.minimum(powers, _HISTOGRAM_BINS - 1), minlength=_HISTOGRAM_BINS)
+
+
+def _check_split(side: str, supply: list[Supply], held: Counter[str]) -> None:
+    documents = sum(s.documents for s in supply)
+    if not documents or not held["documents"]:
+        raise InputError.of(
+            f"side {side!r} of the corpus has {documents + held['documents']} documents, of which "
+            f"{held['documents']} are held out",
+            "it needs one to train on and one to hold out",
+            f"data.val_fraction=0.02, a source with more {side}, or '~data.mixture.{side}'",
+        )
+
+
+def _shares(work: Work) -> dict[str, Any]:
+    shares = work.data.shares
+    if shares == "published":
+        return dict(SHARES)
+    return {} if shares == "supply" else {"code": shares}
+
+
+def _write(work: Work, planned: Plan) -> None:
+    """Write the quotas of every chunk by themselves: a task needs no others."""
+    folder = work.folder / "plan"
+    folder.mkdir(parents=True, exist_ok=True)
+    by_file: dict[str, list[FileQuota]] = {f"{chunk:05d}": [] for chunk in range(len(work.chunks))}
+    for quota in planned.files:
+        by_file[quota.file].append(quota)
+    for name, quotas in by_file.items():
+        part = Plan(planned.weights, (), tuple(quotas), planned.largest_tokens)
+        write_bytes(folder / f"{name}.json", part.to_json().encode())

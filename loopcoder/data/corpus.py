@@ -1,0 +1,175 @@
+"""The finished corpus: what its manifest says, and whether its files agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopcoder.data.corpus_files import MANIFEST, TOKEN_BYTES, TOKENIZER
+from loopcoder.data.indexed import check_pair
+from loopcoder.errors import InputError, Problem
+from loopcoder.storage.digest import file_digest
+
+FORMAT_VERSION = 2
+"""Of the manifest and of what the pipeline makes of its input; raising it rebuilds every corpus."""
+
+Verify = Literal["hash", "size"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A complete corpus folder."""
+
+    dir: Path
+    domains: tuple[str, ...]
+    """Sides that it has, text before code."""
+    tokenizer_path: Path
+    tokenizer_hash: str
+    """xxh3-128 of the bytes of tokenizer.json, in hex."""
+    vocab_size: int
+    """Highest token id + 1, unpadded."""
+    eod_id: int
+    """Token that ends every document."""
+    fingerprint: str
+    """Hash of everything that determines the content."""
+    manifest: Mapping[str, Any] = field(repr=False, compare=False)
+
+    def prefixes(self, domain: str, split: str) -> list[str]:
+        """Return the paths of the shards, Megatron datasets, without .bin/.idx.
+
+        Splits are `train` and `val`; the latter has one shard.
+        """
+        return [str(self.dir / shard["prefix"]) for shard in self._stats(domain, split)["shards"]]
+
+    def shard_tokens(self, domain: str, split: str) -> list[int]:
+        """Return the tokens of each shard, in the order of `prefixes`."""
+        return [int(shard["tokens"]) for shard in self._stats(domain, split)["shards"]]
+
+    def tokens(self, domain: str, split: str) -> int:
+        """Return the number of tokens, one EOD a document included."""
+        return int(self._stats(domain, split)["tokens"])
+
+    def documents(self, domain: str, split: str) -> int:
+        """Return the number of documents."""
+        return int(self._stats(domain, split)["documents"])
+
+    def languages(self, domain: str, split: str) -> dict[str, dict[str, int]]:
+        """Return documents and tokens of every language."""
+        return dict(self._stats(domain, split)["languages"])
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        """Return the UTF-8 bytes that each id stands for, [vocab_size]; 0 for special tokens."""
+        return np.asarray(np.load(self.dir / TOKEN_BYTES), dtype=np.int64)
+
+    def _stats(self, domain: str, split: str) -> Mapping[str, Any]:
+        stats: Mapping[str, Any] = self.manifest["domains"][domain][split]
+        return stats
+
+
+def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
+    """Open a corpus folder after checking it.
+
+    Args:
+        folder: Folder that holds manifest.json.
+        verify: `hash` reads every byte; `size` compares sizes and indices only.
+
+    Raises:
+        InputError: with everything that is missing, cut off, altered or of another version.
+    """
+    folder = Path(folder).expanduser()
+    fix = f"delete {folder} and build it again (data=sample, files and hf do so by themselves)"
+    manifest = _read_manifest(folder, fix)
+    try:
+        return _checked(folder, manifest, verify, fix)
+    except (KeyError, TypeError, AttributeError) as e:
+        why = f"an entry is missing or of the wrong kind: {e!r}"
+        raise InputError.of(f"{folder / MANIFEST} was altered", why, fix) from e
+
+
+def _checked(folder: Path, manifest: Mapping[str, Any], verify: str, fix: str) -> Corpus:
+    problems = [
+        p
+        for name, wanted in manifest["files"].items()
+        if (p := check_file(folder / name, wanted, verify, fix)) is not None
+    ]
+    if problems:
+        raise InputError(problems)
+    tokenizer = manifest["tokenizer"]
+    for domain in manifest["domains"].values():
+        for stats in (shard for split in domain.values() for shard in split["shards"]):
+            try:
+                found = check_pair(
+                    folder / stats["prefix"],
+                    vocab_size=tokenizer["vocab_size"],
+                    eod_id=tokenizer["eod_id"],
+                    read_ends=verify == "hash",
+                )
+                if found != (stats["documents"], stats["tokens"]):
+                    raise ValueError(f"{stats['prefix']} has {found}, the manifest {stats}")
+            except (ValueError, OSError) as e:
+                problems.append(Problem(f"{folder}: {e}", "index, data and manifest differ", fix))
+    for side, splits in manifest["domains"].items():
+        for split, stats in splits.items():
+            for key in ("documents", "tokens"):
+                total = sum(shard[key] for shard in stats["shards"])
+                if total != stats[key]:
+                    fact = f"{folder / MANIFEST}: {side} {split} has {stats[key]:,} {key}"
+                    problems.append(Problem(fact, f"its shards have {total:,}", fix))
+    if problems:
+        raise InputError(problems)
+    return Corpus(
+        dir=folder,
+        domains=tuple(manifest["domains"]),
+        tokenizer_path=folder / TOKENIZER,
+        tokenizer_hash=tokenizer["xxh3_128"],
+        vocab_size=tokenizer["vocab_size"],
+        eod_id=tokenizer["eod_id"],
+        fingerprint=manifest["fingerprint"],
+        manifest=manifest,
+    )
+
+
+def _read_manifest(folder: Path, fix: str) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise InputError.of(
+            f"there is no corpus folder {folder}",
+            "training reads its tokens from there",
+            "data.path=FOLDER of a finished corpus, or data=sample to build a small one",
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        # Whoever gives the folder of their documents must not be told to delete it.
+        raise InputError.of(
+            f"{folder} has no {MANIFEST}",
+            "a finished corpus has one, written last; a folder of documents has none",
+            f"data=files path={folder} for documents, or a folder that `loopcoder data` printed",
+        ) from e
+    except (OSError, ValueError) as e:
+        raise InputError.of(f"cannot read {path}", str(e), fix) from e
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        why = f"this code reads version {FORMAT_VERSION}"
+        raise InputError.of(f"{path} has format_version {version}", why, fix)
+    return dict(manifest)
+
+
+def check_file(path: Path, wanted: Mapping[str, Any], verify: str, fix: str) -> Problem | None:
+    try:
+        size = path.stat().st_size
+        if size != wanted["bytes"]:
+            fact = f"{path} has {size:,} bytes, the manifest says {wanted['bytes']:,}"
+            return Problem(fact, "it was cut off or replaced after it was built", fix)
+        if verify == "hash" and file_digest(path) != wanted["xxh3_128"]:
+            fact = f"{path} ({size:,} bytes) has another hash than the manifest says"
+            return Problem(fact, "its content was altered after it was built", fix)
+    except OSError as e:
+        return Problem(f"cannot read {path}", str(e), fix)
+    return None

@@ -1,0 +1,98 @@
+"""A corpus folder that was cut off or altered is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.driver import prepare
+from loopcoder.config.schema import DataConfig
+from loopcoder.data.corpus import Corpus, load_corpus
+from loopcoder.errors import InputError
+from loopcoder.storage.digest import file_digest
+
+UNCHECKED = {"manifest.json", "report.html"}
+"""The manifest itself, and what may be written anew."""
+
+
+@pytest.fixture
+def corpus(config: Callable[..., DataConfig]) -> Corpus:
+    return prepare(config(), report=lambda line: None)
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_every_file_is_checked(corpus: Corpus, rng: random.Random) -> None:
+    assert load_corpus(corpus.dir) == load_corpus(str(corpus.dir), verify="size") == corpus
+    files = [p for p in corpus.dir.rglob("*") if p.is_file() and p.name not in UNCHECKED]
+    names = sorted(str(p.relative_to(corpus.dir)) for p in files)
+    # two shards and two held-out sides, the manifest of the shards, tokenizer and token_bytes
+    assert len(names) == 4 * 2 + 1 + 2
+    for name in names:
+        path = corpus.dir / name
+        good = path.read_bytes()
+        bad = bytearray(good)
+        bad[rng.randrange(len(good))] ^= rng.randrange(1, 256)
+        path.write_bytes(bad)
+        with pytest.raises(InputError, match=rf"{name} .*another hash"):
+            load_corpus(corpus.dir)
+        for length in (0, rng.randrange(len(good))):
+            path.write_bytes(good[:length])
+            with pytest.raises(InputError, match=rf"{name} has {length:,} bytes.*{len(good):,}"):
+                load_corpus(corpus.dir, verify="size")
+        path.unlink()
+        with pytest.raises(InputError, match=f"cannot read .*{name}"):
+            load_corpus(corpus.dir)
+        path.write_bytes(good)
+    load_corpus(corpus.dir)
+
+
+def test_manifest_itself(corpus: Corpus, tmp_path: Path) -> None:
+    path = corpus.dir / "manifest.json"
+    good = path.read_text()
+    for bad, message in (
+        (good[:-20], "cannot read"),
+        ("[]", "format_version None"),
+        (good.replace('"format_version": 2', '"format_version": 99'), "format_version 99"),
+        ('{"format_version": 2}', "was altered"),
+    ):
+        path.write_text(bad)
+        with pytest.raises(InputError, match=message):
+            load_corpus(corpus.dir)
+    path.unlink()
+    with pytest.raises(InputError, match=r"has no manifest\.json"):
+        load_corpus(corpus.dir)
+    with pytest.raises(InputError, match="no corpus folder"):
+        load_corpus(tmp_path / "none")
+
+
+def test_index_and_data_must_agree(corpus: Corpus) -> None:
+    # consistent with a forged manifest, but not with each other
+    index, data = (corpus.dir / f"val/text{suffix}" for suffix in (".idx", ".bin"))
+    data.write_bytes(data.read_bytes()[:-2])
+
+    def forge(manifest: Any) -> None:
+        size = data.stat().st_size
+        manifest["files"][f"val/{data.name}"] = {"bytes": size, "xxh3_128": file_digest(data)}
+
+    edit(corpus.dir / "manifest.json", forge)
+    with pytest.raises(InputError, match=rf"{data.name} has .* bytes, but {index.name} names"):
+        load_corpus(corpus.dir)
+
+
+def test_counts_must_agree(corpus: Corpus) -> None:
+    edit(
+        corpus.dir / "manifest.json",
+        lambda m: m["domains"]["code"]["train"].update(tokens=corpus.tokens("code", "train") + 1),
+    )
+    with pytest.raises(InputError, match="code train has"):
+        load_corpus(corpus.dir, verify="size")
