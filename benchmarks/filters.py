@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--text", nargs="*", default=["/usr/share/doc", "/usr/share/man"])
     parser.add_argument("--code", nargs="*", default=[sysconfig.get_path("stdlib")])
-    parser.add_argument("--max-mb", type=float, default=60.0, help="of each side")
+    parser.add_argument("--max-mb", type=float, default=60.0, help="of each domain")
     parser.add_argument("--languages", action="store_true", help="also drops by language")
     arguments = parser.parse_args()
     print(f"Python {sys.version.split()[0]}, {cpu()}\n")
@@ -87,9 +87,9 @@ def main() -> None:
         if arguments.languages:
             for language, counts in sorted(by_language(documents).items()):
                 drops.append(f"| {domain} | {language} | {dict(counts.most_common())} |")
-    print("| side | rules | MB/cpu-s |\n| --- | --- | --- |", *costs, sep="\n")
+    print("| domain | rules | MB/cpu-s |\n| --- | --- | --- |", *costs, sep="\n")
     print(
-        "\n| side | reason or *repair* | share or number |\n| --- | --- | --- |", *drops, sep="\n"
+        "\n| domain | reason or *repair* | share or number |\n| --- | --- | --- |", *drops, sep="\n"
     )
 
 
@@ -135,7 +135,7 @@ def by_language(documents: list[Document]) -> dict[str, Counter[str]]:
 
 
 def read(folders: list[str], domain: str, limit: float) -> Iterator[Document]:
-    """Yield the documents of one side below `folders`, up to `limit` bytes."""
+    """Yield the documents of one domain below `folders`, up to `limit` bytes."""
     size = 0.0
     for folder in folders:
         for path in sorted(walk(folder), key=lambda p: zlib.crc32(str(p).encode(errors="replace"))):

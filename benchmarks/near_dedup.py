@@ -44,7 +44,7 @@ PHASES = ("nothing", "sign", "match", "cluster")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--megabytes", type=int, default=60, help="limit of each side")
+    parser.add_argument("--megabytes", type=int, default=60, help="limit of each domain")
     parser.add_argument("--datatrove-megabytes", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="*", default=[100_000, 400_000, 1_000_000])

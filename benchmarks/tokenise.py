@@ -145,17 +145,19 @@ def main() -> None:
     paths = sysconfig.get_paths()
     folders = arguments.folders or [paths["stdlib"], paths["purelib"], "/usr/share"]
     seen: set[int] = set()
-    sides = {
+    domains = {
         name: documents(files(folders, e), seen) for name, e in (("text", TEXT), ("code", CODE))
     }
     from data_pipeline.tokenizer.encoder import train_tokenizer
 
     environ = os.environ | {"FASTOKENS_BPE_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory(prefix="tokenise-") as folder:
-        chosen = {name: take(texts, arguments.megabytes / 2 * 1e6) for name, texts in sides.items()}
+        chosen = {
+            name: take(texts, arguments.megabytes / 2 * 1e6) for name, texts in domains.items()
+        }
         tokenizer = arguments.tokenizer or Path(folder, "tokenizer.json")
         if not arguments.tokenizer:
-            rest = [t for texts in sides.values() for t in take(texts, TRAIN_MB / 2 * 1e6)]
+            rest = [t for texts in domains.values() for t in take(texts, TRAIN_MB / 2 * 1e6)]
             train_tokenizer(rest, arguments.vocab_size, tokenizer)
         print("| documents | way | MB/cpu-s | M tokens/cpu-s | speed of the first | start-up s |")
         print("|---|---|---|---|---|---|")

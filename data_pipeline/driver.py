@@ -134,14 +134,14 @@ def _domains(data: DataConfig) -> tuple[str, ...]:
     if (unknown and data.sources) or not wanted:
         raise InputError.of(
             f"data.mixture names {sorted(wanted)}",
-            f"the sides of a corpus built here are {', '.join(DOMAINS)}",
+            f"the domains of a corpus built here are {', '.join(DOMAINS)}",
             "data.mixture={text: 1, code: 1}",
         )
     return (*(d for d in DOMAINS if d in wanted), *unknown)
 
 
 def _weights(data: DataConfig, domains: Sequence[str]) -> dict[str, int]:
-    """Return the tokens of each side in lowest terms: those of the mixture; a side that only a
+    """Return the tokens of each domain in lowest terms: those of the mixture; a domain that only a
     stage names, as much as it has there."""
     mixture = dict(data.mixture)
     for stage in data.stages:
@@ -176,7 +176,7 @@ def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
         found = frozenset().union(*(source.domains for source in sources))
         problems = [
             Problem(
-                f"no source has documents of the side {domain!r}",
+                f"no source has documents of the domain {domain!r}",
                 f"data.mixture takes tokens from it; the sources hold {sorted(found)}",
                 f"add a source with {domain}, set its domain or language_field, "
                 f"or '~data.mixture.{domain}'",

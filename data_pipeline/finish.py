@@ -92,20 +92,20 @@ def _manifest(work: Work, sources: Sequence[Source]) -> dict[str, Any]:
         },
         "plan": {key: planned[key] for key in ("tokens", "largest_tokens", "languages")},
         "lengths": planned["lengths"],
-        "domains": {side: _side(work, shards, side) for side in work.domains},
+        "domains": {domain: _domain(work, shards, domain) for domain in work.domains},
         "num_shards": shards["num_shards"],
         "share_tolerance": validated["share_tolerance"],
     }
 
 
-def _side(work: Work, shards: Mapping[str, Any], side: str) -> dict[str, Any]:
-    """Describe the two splits of a side: its shards, and what is held out."""
+def _domain(work: Work, shards: Mapping[str, Any], domain: str) -> dict[str, Any]:
+    """Describe the two splits of a domain: its shards, and what is held out."""
     (held,) = [
-        facts for facts in work.facts("hold_out", len(work.domains)) if facts["side"] == side
+        facts for facts in work.facts("hold_out", len(work.domains)) if facts["domain"] == domain
     ]
     keys = ("documents", "tokens", "languages")
-    train = shards["sides"][side]
-    mine = [entry for entry in shards["blend"] if entry["side"] == side]
+    train = shards["domains"][domain]
+    mine = [entry for entry in shards["blend"] if entry["domain"] == domain]
     return {
         "train": {
             **{key: train[key] for key in (*keys, "sequences")},

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DOMAINS = ("text", "code")
-"""The sides of the corpus, in the order in which they are listed everywhere."""
+"""The domains of the corpus, in the order in which they are listed everywhere."""
 
 SPLITS = ("train", "val")
 

@@ -11,7 +11,7 @@ from typing import Any
 from data_pipeline.balance.plan import make_plan
 from data_pipeline.dedup import phases as near_dedup
 from data_pipeline.readers.base import judge_end, judge_files
-from data_pipeline.readers.ingest import check_sides, read_part
+from data_pipeline.readers.ingest import check_domains, read_part
 from data_pipeline.schema import Tally
 from data_pipeline.shuffle.buckets import index_of
 from data_pipeline.shuffle.shards import assemble, concatenate, seal
@@ -69,7 +69,7 @@ def _after_reading(work: Work) -> None:
     text_bytes: Counter[str] = Counter()
     for chunk in chunks:
         text_bytes.update(chunk.text_bytes)
-    check_sides(
+    check_domains(
         work, text_bytes, ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
     )
     path = work.folder / "chunks.json"
@@ -105,15 +105,15 @@ def _assemble(work: Work, bucket: int) -> dict[str, Any]:
         shuffle_config(work, _num_buckets(work)),
         work.data.worker_bytes,
     )
-    tokens = sum(side["tokens"] for side in marker["sides"].values())
+    tokens = sum(domain["tokens"] for domain in marker["domains"].values())
     return {"tokens": tokens, "bytes_in": sum(f["bytes"] for f in marker["files"].values())}
 
 
 def _hold_out(work: Work, index: int) -> dict[str, Any]:
-    side = work.domains[index]
+    domain = work.domains[index]
     config = shuffle_config(work, work.facts_of("plan", 0)["num_held_out_buckets"])
-    stats = concatenate(work.folder / "held_out", work.corpus / "val" / side, side, config)
-    return {"side": side} | stats
+    stats = concatenate(work.folder / "held_out", work.corpus / "val" / domain, domain, config)
+    return {"domain": domain} | stats
 
 
 def _validate(work: Work, _: int) -> dict[str, Any]:
@@ -129,16 +129,16 @@ def _validate(work: Work, _: int) -> dict[str, Any]:
 
 
 def _grain(work: Work) -> float:
-    """Return the share of its side that one document may be: a corpus cannot be balanced finer."""
+    """Return the share of a domain that one document may be: no corpus is balanced finer."""
     planned = work.facts_of("plan", 0)
     largest: dict[str, int] = {
-        side: 2 ** (max(i for i, n in enumerate(counts) if n) + 1)
-        for side, counts in planned["lengths"].items()
+        domain: 2 ** (max(i for i, n in enumerate(counts) if n) + 1)
+        for domain, counts in planned["lengths"].items()
     }
     grains = [
-        (largest[side] + work.data.seq_length * weight * planned["num_buckets"])
+        (largest[domain] + work.data.seq_length * weight * planned["num_buckets"])
         / (planned["tokens"] * weight / sum(work.weights.values()))
-        for side, weight in work.weights.items()
+        for domain, weight in work.weights.items()
     ]
     return float(max(grains))
 

@@ -18,6 +18,12 @@ def seed() -> int:
     return value
 
 
+@pytest.fixture
+def rng(seed: int) -> random.Random:
+    """A generator with a fresh seed, printed for repetition."""
+    return random.Random(seed)
+
+
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[object]:
     """A world of one process with megatron-core's groups."""

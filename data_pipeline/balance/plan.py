@@ -23,31 +23,31 @@ def make_plan(work: Work, _: int) -> dict[str, Any]:
     """Write the plan of every chunk; return it by language, and what is held out.
 
     Raises:
-        InputError: a side has nothing to train on, or the target cannot be met.
+        InputError: a domain has nothing to train on, or the target cannot be met.
     """
     chunks = range(len(work.chunks))
     kinds = [facts["kinds"] for facts in work.facts("count", len(work.chunks))]
     smallest = _smallest(work, kinds)
     supply: list[Supply] = []
-    held: dict[str, Counter[str]] = {side: Counter() for side in work.domains}
-    lengths = {side: np.zeros(_HISTOGRAM_BINS, dtype=np.int64) for side in work.domains}
-    utf8: dict[str, Counter[str]] = {side: Counter() for side in work.domains}
+    held: dict[str, Counter[str]] = {domain: Counter() for domain in work.domains}
+    lengths = {domain: np.zeros(_HISTOGRAM_BINS, dtype=np.int64) for domain in work.domains}
+    utf8: dict[str, Counter[str]] = {domain: Counter() for domain in work.domains}
     for chunk in chunks:
         entries = read_counts(work, chunk)
         out = is_held_out(work, entries, kinds[chunk], smallest)
-        for number, (side, language) in enumerate(kinds[chunk]):
+        for number, (domain, language) in enumerate(kinds[chunk]):
             mine = entries["kind"] == number
             tokens = entries["length"][mine & ~out].astype(np.int64)
-            lengths[side] += _histogram(entries["length"][mine & ~out])
-            utf8[side][language] += int(entries["bytes"][mine].sum())
-            held[side]["documents"] += int((mine & out & (entries["piece"] == 0)).sum())
-            held[side]["tokens"] += int(entries["length"][mine & out].sum())
+            lengths[domain] += _histogram(entries["length"][mine & ~out])
+            utf8[domain][language] += int(entries["bytes"][mine].sum())
+            held[domain]["documents"] += int((mine & out & (entries["piece"] == 0)).sum())
+            held[domain]["tokens"] += int(entries["length"][mine & out].sum())
             if len(tokens):
                 supply.append(
-                    Supply(f"{chunk:05d}", side, language, len(tokens), int(tokens.sum()))
+                    Supply(f"{chunk:05d}", domain, language, len(tokens), int(tokens.sum()))
                 )
-    for side in work.domains:
-        _check_split(side, [s for s in supply if s.side == side], held[side])
+    for domain in work.domains:
+        _check_split(domain, [s for s in supply if s.domain == domain], held[domain])
     planned = plan(
         supply,
         shares=_shares(work),
@@ -70,28 +70,28 @@ def make_plan(work: Work, _: int) -> dict[str, Any]:
         "tokens": planned.tokens,
         "largest_tokens": planned.largest_tokens,
         "languages": [
-            row | {"supply_bytes": utf8[row["side"]][row["language"]]} for row in planned.rows()
+            row | {"supply_bytes": utf8[row["domain"]][row["language"]]} for row in planned.rows()
         ],
         "shares": planned.shares(),
-        "lengths": {side: counts.tolist() for side, counts in lengths.items()},
+        "lengths": {domain: counts.tolist() for domain, counts in lengths.items()},
     }
 
 
 def _smallest(work: Work, kinds: list[list[list[str]]]) -> dict[str, int | None]:
-    """Return by side the content hash of the one document to hold out where val_fraction holds out
-    none, else None."""
+    """Return by domain the content hash of the one document to hold out where val_fraction
+    holds out none, else None."""
     found: dict[str, int | None] = {}
-    for side in work.domains:
+    for domain in work.domains:
         lowest: int | None = None
         for chunk, names in enumerate(kinds):
-            mine = [number for number, kind in enumerate(names) if kind[0] == side]
+            mine = [number for number, kind in enumerate(names) if kind[0] == domain]
             entries = read_counts(work, chunk)
             content = entries["content"][np.isin(entries["kind"], mine)]
             if len(content):
                 smallest = int(content.min())
                 lowest = smallest if lowest is None else min(lowest, smallest)
         is_held = lowest is not None and lowest < int(work.data.val_fraction * 2**64)
-        found[side] = None if is_held else lowest
+        found[domain] = None if is_held else lowest
     return found
 
 
@@ -101,14 +101,14 @@ def _histogram(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
     return np.bincount(np.minimum(powers, _HISTOGRAM_BINS - 1), minlength=_HISTOGRAM_BINS)
 
 
-def _check_split(side: str, supply: list[Supply], held: Counter[str]) -> None:
+def _check_split(domain: str, supply: list[Supply], held: Counter[str]) -> None:
     documents = sum(s.documents for s in supply)
     if not documents or not held["documents"]:
         raise InputError.of(
-            f"side {side!r} of the corpus has {documents + held['documents']} documents, of which "
-            f"{held['documents']} are held out",
+            f"domain {domain!r} of the corpus has {documents + held['documents']} documents, "
+            f"of which {held['documents']} are held out",
             "it needs one to train on and one to hold out",
-            f"data.val_fraction=0.02, a source with more {side}, or '~data.mixture.{side}'",
+            f"data.val_fraction=0.02, a source with more {domain}, or '~data.mixture.{domain}'",
         )
 
 

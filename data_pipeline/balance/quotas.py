@@ -1,4 +1,4 @@
-"""How much of every language goes into the corpus: token quotas for every (file, side, language).
+"""How much of every language goes into the corpus: token quotas for every (file, domain, language).
 
 All arithmetic is on integers and fractions, so that it is exact and the same everywhere. Which
 documents that takes, `selection.py` decides.
@@ -35,7 +35,7 @@ PUBLISHED_CODE_SHARES: Mapping[str, float] = {
     OTHERS: 30.5,
     "unknown": 0,
 }
-"""Percent of the tokens of the code side. Rounded as published they add up to 99.9; shares are
+"""Percent of the tokens of the code domain. Rounded as published they add up to 99.9; shares are
 weights, so every one of them still rounds to what is published."""
 
 SHARES: Mapping[str, Mapping[str, float]] = {"code": PUBLISHED_CODE_SHARES}
@@ -52,7 +52,7 @@ class Supply:
     """What one input file has of one language."""
 
     file: str
-    side: str
+    domain: str
     language: str
     documents: int
     tokens: int
@@ -64,7 +64,7 @@ class FileQuota:
     """What is taken of one language from one file."""
 
     file: str
-    side: str
+    domain: str
     language: str
     supply: int
     """Tokens in the file."""
@@ -80,7 +80,7 @@ class FileQuota:
 class LanguageQuota:
     """What is taken of one language."""
 
-    side: str
+    domain: str
     language: str
     documents: int
     """Documents in the supply."""
@@ -89,7 +89,7 @@ class LanguageQuota:
     cap: int
     """Most tokens that it may give: supply * allowed epochs."""
     wanted: float
-    """Share of its side that was asked for."""
+    """Share of its domain that was asked for."""
     tokens: int
     """Tokens that it gives."""
 
@@ -109,44 +109,47 @@ class Plan:
     """Quotas of a corpus."""
 
     weights: Mapping[str, int]
-    """Tokens of each side in lowest terms, such as {text: 1, code: 1}."""
+    """Tokens of each domain in lowest terms, such as {text: 1, code: 1}."""
     languages: tuple[LanguageQuota, ...]
-    """By side, most tokens first."""
+    """By domain, most tokens first."""
     files: tuple[FileQuota, ...]
-    """By file, side and language, quotas of 0 included."""
+    """By file, domain and language, quotas of 0 included."""
     largest_tokens: int
     """Largest total that the supplies can give."""
 
     @property
-    def side_tokens(self) -> dict[str, int]:
-        """Return the tokens of each side; they stand exactly in the proportion of `weights`."""
+    def domain_tokens(self) -> dict[str, int]:
+        """Return the tokens of each domain; they stand exactly in the proportion of `weights`."""
         return {
-            side: sum(q.tokens for q in self.languages if q.side == side) for side in self.weights
+            domain: sum(q.tokens for q in self.languages if q.domain == domain)
+            for domain in self.weights
         }
 
     @property
     def tokens(self) -> int:
-        """Return the tokens of all sides."""
+        """Return the tokens of all domains."""
         return sum(q.tokens for q in self.languages)
 
     def shares(self) -> dict[str, dict[str, float]]:
-        """Return the share of every language in its side, as the corpus should have it."""
-        totals = self.side_tokens
+        """Return the share of every language in its domain, as the corpus should have it."""
+        totals = self.domain_tokens
         return {
-            side: {q.language: q.tokens / totals[side] for q in self.languages if q.side == side}
-            for side in self.weights
+            domain: {
+                q.language: q.tokens / totals[domain] for q in self.languages if q.domain == domain
+            }
+            for domain in self.weights
         }
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the report: one row a language."""
-        totals = self.side_tokens
+        totals = self.domain_tokens
         return [
             {
-                "side": q.side,
+                "domain": q.domain,
                 "language": q.language,
                 "supply_tokens": q.supply,
                 "wanted_share": q.wanted,
-                "share": q.tokens / totals[q.side],
+                "share": q.tokens / totals[q.domain],
                 "tokens": q.tokens,
                 "epochs": q.epochs,
                 "binds": q.binds,
@@ -156,16 +159,16 @@ class Plan:
 
     def table(self) -> str:
         """Return the report for people."""
-        head = ("side", "language", "supply", "wanted", "got", "tokens", "epochs")
+        head = ("domain", "language", "supply", "wanted", "got", "tokens", "epochs")
         cells = [
             head,
             *(
                 (
-                    q.side,
+                    q.domain,
                     q.language,
                     f"{q.supply:,}",
                     f"{q.wanted:.3%}",
-                    f"{q.tokens / self.side_tokens[q.side]:.3%}",
+                    f"{q.tokens / self.domain_tokens[q.domain]:.3%}",
                     f"{q.tokens:,}",
                     f"{q.epochs:.3f}",
                 )
@@ -208,9 +211,9 @@ class Plan:
                 weights=content["weights"],
                 languages=tuple(LanguageQuota(**q) for q in content["languages"]),
                 files=tuple(
-                    FileQuota(file, side, language, *numbers)
-                    for file, sides in content["files"].items()
-                    for side, languages in sides.items()
+                    FileQuota(file, domain, language, *numbers)
+                    for file, domains in content["files"].items()
+                    for domain, languages in domains.items()
                     for language, numbers in languages.items()
                 ),
                 largest_tokens=content["largest_tokens"],
@@ -232,17 +235,18 @@ def plan(
 ) -> Plan:
     """Plan a corpus from what there is and what is wanted.
 
-    Within a side, language l gets min(cap_l, lambda * share_l) tokens, lambda such that they add up
-    to the side's part of the target: what a scarce language lacks, the others give in proportion.
+    Within a domain, language l gets min(cap_l, lambda * share_l) tokens, lambda such that they add
+    up to the domain's part of the target: what a scarce language lacks, the others give in
+    proportion.
 
     Args:
-        supply: Tokens by file, side and language, in any order.
-        shares: Weights of the languages of a side; OTHERS stands for all that are not named, a
-            weight of 0 leaves a language out. A side without an entry is taken as it comes.
-        target_tokens: Tokens of all sides, rounded down to a multiple of the mixture's lowest
+        supply: Tokens by file, domain and language, in any order.
+        shares: Weights of the languages of a domain; OTHERS stands for all that are not named, a
+            weight of 0 leaves a language out. A domain without an entry is taken as it comes.
+        target_tokens: Tokens of all domains, rounded down to a multiple of the mixture's lowest
             terms; None: the largest that the supplies can give.
-        max_epochs: How often a document may be seen on average, for all sides or by side.
-        mixture: Tokens of each side; None: text and code 1 : 1.
+        max_epochs: How often a document may be seen on average, for all domains or by domain.
+        mixture: Tokens of each domain; None: text and code 1 : 1.
         keep_shares: Refuse a target that scarce languages cannot meet at their shares, instead of
             filling up from the others.
 
@@ -252,8 +256,8 @@ def plan(
     """
     weights = lowest_terms(mixture or {"text": 1, "code": 1})
     tables, by_language = _collect(supply)
-    pools = [_pool(side, tables, shares, max_epochs) for side in weights]
-    unit = min(pool.largest(keep_shares) // weights[pool.side] for pool in pools)
+    pools = [_pool(domain, tables, shares, max_epochs) for domain in weights]
+    unit = min(pool.largest(keep_shares) // weights[pool.domain] for pool in pools)
     total = sum(weights.values())
     wanted_unit = unit if target_tokens is None else target_tokens // total
     if not 0 < wanted_unit <= unit:
@@ -261,44 +265,44 @@ def plan(
     languages: list[LanguageQuota] = []
     files: list[FileQuota] = []
     for pool in pools:
-        side_target = wanted_unit * weights[pool.side]
-        quotas = dict(zip(pool.names, pool.fill(side_target), strict=True))
+        domain_target = wanted_unit * weights[pool.domain]
+        quotas = dict(zip(pool.names, pool.fill(domain_target), strict=True))
         for name, wanted in zip(pool.names, pool.wanted, strict=True):
-            documents, tokens = tables.get((pool.side, name), (0, 0))
+            documents, tokens = tables.get((pool.domain, name), (0, 0))
             cap = pool.caps[name]
             quota = quotas[name]
             languages.append(
-                LanguageQuota(pool.side, name, documents, tokens, cap, float(wanted), quota)
+                LanguageQuota(pool.domain, name, documents, tokens, cap, float(wanted), quota)
             )
-            files += _split(by_language.get((pool.side, name), []), documents, tokens, quota)
-    order = {side: i for i, side in enumerate(weights)}
+            files += _split(by_language.get((pool.domain, name), []), documents, tokens, quota)
+    order = {domain: i for i, domain in enumerate(weights)}
     return Plan(
         weights=weights,
-        languages=tuple(sorted(languages, key=lambda q: (order[q.side], -q.tokens, q.language))),
-        files=tuple(sorted(files, key=lambda q: (q.file, order[q.side], q.language))),
-        largest_tokens=min(p.largest(False) // weights[p.side] for p in pools) * total,
+        languages=tuple(sorted(languages, key=lambda q: (order[q.domain], -q.tokens, q.language))),
+        files=tuple(sorted(files, key=lambda q: (q.file, order[q.domain], q.language))),
+        largest_tokens=min(p.largest(False) // weights[p.domain] for p in pools) * total,
     )
 
 
 def lowest_terms(mixture: Mapping[str, float]) -> dict[str, int]:
-    """Return a mixture as the smallest whole numbers, text before code before any other side.
+    """Return a mixture as the smallest whole numbers, text before code before any other domain.
 
     Raises:
         InputError: a weight is not positive.
     """
-    exact = {side: Fraction(str(weight)) for side, weight in mixture.items()}
+    exact = {domain: Fraction(str(weight)) for domain, weight in mixture.items()}
     if not exact or min(exact.values()) <= 0:
         raise InputError.of(
             f"the mixture is {dict(mixture)}",
-            "every side of a corpus has a positive weight",
+            "every domain of a corpus has a positive weight",
             "data.mixture={text:1,code:1}",
         )
     whole = lcm(*(weight.denominator for weight in exact.values()))
-    numbers = {side: int(weight * whole) for side, weight in exact.items()}
+    numbers = {domain: int(weight * whole) for domain, weight in exact.items()}
     divisor = gcd(*numbers.values())
-    order = {side: i for i, side in enumerate(DOMAINS)}
-    sides = sorted(numbers, key=lambda side: (order.get(side, len(order)), side))
-    return {side: numbers[side] // divisor for side in sides}
+    order = {domain: i for i, domain in enumerate(DOMAINS)}
+    domains = sorted(numbers, key=lambda domain: (order.get(domain, len(order)), domain))
+    return {domain: numbers[domain] // divisor for domain in domains}
 
 
 def water_fill(
@@ -338,9 +342,9 @@ def largest_remainder(exact: Sequence[Fraction]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Pool:
-    """One side: its languages by name, what they may give and what is wanted of them."""
+    """One domain: its languages by name, what they may give and what is wanted of them."""
 
-    side: str
+    domain: str
     caps: dict[str, int]
     weights: dict[str, Fraction]
 
@@ -350,12 +354,12 @@ class _Pool:
 
     @property
     def wanted(self) -> list[Fraction]:
-        """Shares of the side, by name."""
+        """Shares of the domain, by name."""
         total = sum(self.weights.values(), Fraction(0))
         return [self.weights[name] / total for name in self.names]
 
     def largest(self, keep_shares: bool) -> int:
-        """Return the most tokens that the side can give."""
+        """Return the most tokens that the domain can give."""
         used = [n for n, weight in self.weights.items() if weight]
         if not keep_shares:
             return sum(self.caps[n] for n in used)
@@ -382,10 +386,10 @@ class _Pool:
 def _collect(
     supply: Iterable[Supply],
 ) -> tuple[dict[tuple[str, str], tuple[int, int]], dict[tuple[str, str], list[Supply]]]:
-    """Return (documents, tokens) and the files of every (side, language), files by name."""
+    """Return (documents, tokens) and the files of every (domain, language), files by name."""
     by_language: dict[tuple[str, str], list[Supply]] = {}
-    for entry in sorted(supply, key=lambda s: (s.side, s.language, s.file)):
-        group = by_language.setdefault((entry.side, entry.language), [])
+    for entry in sorted(supply, key=lambda s: (s.domain, s.language, s.file)):
+        group = by_language.setdefault((entry.domain, entry.language), [])
         if group and group[-1].file == entry.file:
             raise ValueError(f"{entry} and {group[-1]} are the same file and language")
         if not 0 < entry.documents <= entry.tokens:
@@ -399,20 +403,20 @@ def _collect(
 
 
 def _pool(
-    side: str,
+    domain: str,
     tables: Mapping[tuple[str, str], tuple[int, int]],
     shares: Mapping[str, Mapping[str, float]],
     max_epochs: float | Mapping[str, float],
 ) -> _Pool:
-    epochs = Fraction(str(max_epochs[side] if isinstance(max_epochs, Mapping) else max_epochs))
-    table = shares.get(side, {OTHERS: 1})
-    supply = {language: tokens for (s, language), (_, tokens) in tables.items() if s == side}
+    epochs = Fraction(str(max_epochs[domain] if isinstance(max_epochs, Mapping) else max_epochs))
+    table = shares.get(domain, {OTHERS: 1})
+    supply = {language: tokens for (s, language), (_, tokens) in tables.items() if s == domain}
     if not supply or epochs <= 0 or min(table.values()) < 0 or not any(table.values()):
         raise InputError.of(
-            f"side {side!r}: {sum(supply.values()):,} tokens, {float(epochs):g} epochs, "
+            f"domain {domain!r}: {sum(supply.values()):,} tokens, {float(epochs):g} epochs, "
             f"shares {dict(table)}",
-            "a side of the mixture needs documents, a positive number of epochs and shares",
-            f"add documents of {side}, or leave it out of the mixture",
+            "a domain of the mixture needs documents, a positive number of epochs and shares",
+            f"add documents of {domain}, or leave it out of the mixture",
         )
     caps = {language: int(tokens * epochs) for language, tokens in supply.items()}
     weights = {name: Fraction(str(w)) for name, w in table.items() if name != OTHERS}
@@ -423,7 +427,7 @@ def _pool(
         weights[language] = others_weight * Fraction(caps[language], max(1, others_cap))
     if others_weight and not others_cap:
         weights[OTHERS] = others_weight  # wanted, and reported as not there
-    return _Pool(side, {name: caps.get(name, 0) for name in weights}, weights)
+    return _Pool(domain, {name: caps.get(name, 0) for name in weights}, weights)
 
 
 def _split(
@@ -436,7 +440,7 @@ def _split(
         # The files before give before / mean documents; what exceeds a whole number is owed here.
         given = 1000 * before * documents // tokens
         phase = (given + 500) % 1000 - 500 if entry.documents < _FEW_DOCUMENTS else 0
-        yield FileQuota(entry.file, entry.side, entry.language, entry.tokens, share, phase)
+        yield FileQuota(entry.file, entry.domain, entry.language, entry.tokens, share, phase)
         before += share
 
 
@@ -450,7 +454,7 @@ def _infeasible(
     total = sum(weights.values())
     problems = []
     for pool in pools:
-        target = max(1, wanted_unit) * weights[pool.side]
+        target = max(1, wanted_unit) * weights[pool.domain]
         largest = pool.largest(keep_shares)
         if target <= largest:
             continue
@@ -462,9 +466,9 @@ def _infeasible(
         at_shares = " at the wanted shares" if keep_shares else ""
         problems.append(
             Problem(
-                f"{target:,} tokens of {pool.side} are wanted, its languages can give "
+                f"{target:,} tokens of {pool.domain} are wanted, its languages can give "
                 f"{largest:,}{at_shares}",
-                f"the largest feasible total of all sides is {unit * total:,} tokens; these "
+                f"the largest feasible total of all domains is {unit * total:,} tokens; these "
                 f"languages bind (most that they may give): {names}"
                 + (f" and {more} more" if more > 0 else ""),
                 f"data.target_tokens={unit * total} or less, a larger data.epochs, or more input"
@@ -475,7 +479,7 @@ def _infeasible(
         problems = [
             Problem(
                 f"the target is less than the mixture's lowest terms, {dict(weights)}",
-                "every side needs at least its part of one token",
+                "every domain needs at least its part of one token",
                 f"data.target_tokens={unit * total} or less, but at least {total}",
             )
         ]
@@ -485,6 +489,6 @@ def _infeasible(
 def _grouped(files: Iterable[FileQuota]) -> dict[str, dict[str, dict[str, list[int]]]]:
     grouped: dict[str, dict[str, dict[str, list[int]]]] = {}
     for q in files:
-        side = grouped.setdefault(q.file, {}).setdefault(q.side, {})
-        side[q.language] = [q.supply, q.tokens, q.phase]
+        domain = grouped.setdefault(q.file, {}).setdefault(q.domain, {})
+        domain[q.language] = [q.supply, q.tokens, q.phase]
     return grouped

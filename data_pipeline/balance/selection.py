@@ -65,7 +65,7 @@ def select_file(
     Args:
         planned: The plan, made from this file as it is.
         file: Its name in the plan.
-        kinds: (side, language) of each document.
+        kinds: (domain, language) of each document.
         lengths: Tokens of each document, EOD included.
 
     Returns:
@@ -75,20 +75,20 @@ def select_file(
         InputError: with every language whose tokens are not those that were planned for.
     """
     tokens = np.asarray(lengths, dtype=np.int64)
-    quotas = {(q.side, q.language): q for q in planned.files if q.file == file}
+    quotas = {(q.domain, q.language): q for q in planned.files if q.file == file}
     places: dict[tuple[str, str], list[int]] = {kind: [] for kind in quotas}
     for i, kind in enumerate(kinds):
         places.setdefault(kind, []).append(i)
     copies = np.zeros(len(tokens), dtype=np.int64)
     problems = []
-    for (side, language), where in places.items():
+    for (domain, language), where in places.items():
         mine = tokens[where]
-        quota = quotas.get((side, language))
+        quota = quotas.get((domain, language))
         if quota is None or int(mine.sum()) != quota.supply:
             planned_for = quota.supply if quota else 0
             problems.append(
                 Problem(
-                    f"{file} has {int(mine.sum()):,} tokens of {language} ({side}), "
+                    f"{file} has {int(mine.sum()):,} tokens of {language} ({domain}), "
                     f"the plan says {planned_for:,}",
                     "its quotas were planned for other content, so the shares would be wrong",
                     "plan the corpus again from the files as they are",

@@ -1,6 +1,6 @@
-"""Language and side of a file by its name, else by its shebang.
+"""Language and domain of a file by its name, else by its shebang.
 
-The side follows from the language alone. Markdown and HTML count as code wherever they lie, since
+The domain follows from the language alone. Markdown and HTML count as code wherever they lie, since
 the published shares of programming languages count them there; prose is .txt, .rst, .tex, .org,
 .pod and files such as README and LICENSE that have no extension.
 """
@@ -193,7 +193,7 @@ def is_known(language: str) -> bool:
 
 
 def domain_of(language: str) -> str:
-    """Return the side of the corpus that a language belongs to."""
+    """Return the domain of the corpus that a language belongs to."""
     return "text" if language in _PROSE else "code"
 
 

@@ -27,7 +27,7 @@ class Part(Protocol):
     """Name of the source."""
     config: SourceConfig
     domains: frozenset[str]
-    """Sides that it may hold documents of, as far as can be told without reading them."""
+    """Domains that it may hold documents of, as far as can be told without reading them."""
     size: int
     """Bytes that will be read, as far as is known; else 0."""
     num_files: int
@@ -92,7 +92,7 @@ def decode(
 
 
 def row_domains(config: SourceConfig) -> frozenset[str]:
-    """Return the sides that rows of a table may belong to."""
+    """Return the domains that rows of a table may belong to."""
     if config.domain != "auto":
         return frozenset({config.domain})
     return frozenset({"text", "code"} if config.language_field else {"text"})

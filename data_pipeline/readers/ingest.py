@@ -14,7 +14,7 @@ from data_pipeline.decontam.match import decontaminate, open_index
 from data_pipeline.filters import clean
 from data_pipeline.langid.classifier import LanguageModel, label, label_code
 from data_pipeline.readers.base import Part
-from data_pipeline.readers.sample import DEFAULT_SIDE_BYTES, MIN_SIDE_BYTES
+from data_pipeline.readers.sample import DEFAULT_DOMAIN_BYTES, MIN_DOMAIN_BYTES
 from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.chunks import ChunkWriter
 from data_pipeline.tasks.work import Work
@@ -67,11 +67,11 @@ def read_part(work: Work, number: int) -> dict[str, Any]:
 def select(
     documents: Iterable[Document], part: Part, domains: tuple[str, ...], tally: Tally
 ) -> Iterator[Document]:
-    """Yield the documents of the mixture's sides, up to the limits of their source."""
+    """Yield the documents of the mixture's domains, up to the limits of their source."""
     config = part.config
     limit = config.max_bytes
     if limit is None and config.kind == "sample":
-        limit = DEFAULT_SIDE_BYTES
+        limit = DEFAULT_DOMAIN_BYTES
     room = dict.fromkeys(domains, limit)
     full: set[str] = set()
     for document in documents:
@@ -82,7 +82,7 @@ def select(
             tally.drop("domain_not_in_mixture")
         elif document.domain in full or (left is not None and size > left):
             full.add(document.domain)
-            tally.drop("side_full")
+            tally.drop("domain_full")
         else:
             if left is not None:
                 room[document.domain] = left - size
@@ -146,22 +146,22 @@ class _Metered:
         return document
 
 
-def check_sides(work: Work, text_bytes: Mapping[str, int], reasons: str) -> None:
-    """Raise InputError for every side of which nothing is left, or too little of a sample."""
+def check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> None:
+    """Raise InputError for every domain of which nothing is left, or too little of a sample."""
     sources = work.data.sources
     wanted = 1
     if all(source.kind == "sample" for source in sources):
         limits = [source.max_bytes // 2 for source in sources if source.max_bytes]
-        wanted = min([MIN_SIDE_BYTES, *limits])
+        wanted = min([MIN_DOMAIN_BYTES, *limits])
     problems = []
     for domain in work.domains:
         size = text_bytes.get(domain, 0)
         if not size:
             problems.append(
                 Problem(
-                    f"side {domain!r} of the corpus has no documents "
+                    f"domain {domain!r} of the corpus has no documents "
                     f"({reasons or 'nothing was read'})",
-                    "the mixture takes tokens from every side that it names",
+                    "the mixture takes tokens from every domain that it names",
                     f"add a source with {domain}, loosen data.filters, or '~data.mixture.{domain}'",
                 )
             )

@@ -29,10 +29,10 @@ from data_pipeline.readers.base import document_id
 from data_pipeline.schema import Document, Tally
 from loopcoder.config.schema import SourceConfig
 
-DEFAULT_SIDE_BYTES = 12_000_000
-"""UTF-8 a side when the source names no max_bytes."""
-MIN_SIDE_BYTES = 500_000
-"""A side with less than this is refused: nothing could be learned from it."""
+DEFAULT_DOMAIN_BYTES = 12_000_000
+"""UTF-8 a domain when the source names no max_bytes."""
+MIN_DOMAIN_BYTES = 500_000
+"""A domain with less than this is refused: nothing could be learned from it."""
 
 _MAX_FILE_BYTES = 200_000
 _MAX_PROSE_BYTES = 1_000_000
@@ -75,7 +75,7 @@ class SampleSource:
     def __init__(self, name: str, config: SourceConfig) -> None:
         self.name = name
         self.config = config
-        self._side_bytes = config.max_bytes or DEFAULT_SIDE_BYTES
+        self._domain_bytes = config.max_bytes or DEFAULT_DOMAIN_BYTES
         candidates = list(_installed())
         self._prose = [c for c in candidates if domain_of(c.language) == "text"]
         self._code = [c for c in candidates if domain_of(c.language) == "code"]
@@ -87,7 +87,7 @@ class SampleSource:
         self.identity: list[Any] = [sys.version, listing.hexdigest(), sorted(wanted)]
         self.roots: list[str] = []
         self.provenance: dict[str, Any] = {"installation": f"Python {sys.version.split()[0]}"}
-        self.size = self._side_bytes * len(wanted)
+        self.size = self._domain_bytes * len(wanted)
         self.num_files = len(candidates)
 
     def parts(self, part_bytes: int) -> list[SampleSource]:
@@ -123,7 +123,7 @@ class SampleSource:
                 words = xxhash.xxh3_128_digest(_licence_words(text))
                 if words in licences:
                     reason = "licence_copy"
-                elif licence_bytes + len(text) > _MAX_LICENCE_SHARE * self._side_bytes:
+                elif licence_bytes + len(text) > _MAX_LICENCE_SHARE * self._domain_bytes:
                     reason = "enough_licences"
                 else:
                     licences.add(words)
@@ -139,7 +139,7 @@ class SampleSource:
         for candidate in self._code:
             by_language[candidate.language].append(candidate)
         supply = {name: sum(c.size for c in files) for name, files in by_language.items()}
-        quotas = _water_fill(supply, self._side_bytes)
+        quotas = _water_fill(supply, self._domain_bytes)
         package_bytes: dict[str, int] = defaultdict(int)
         for language in sorted(by_language):
             taken = 0
@@ -148,7 +148,10 @@ class SampleSource:
                     continue
                 package = _package(candidate.key)
                 tally.rows_in += 1
-                if package_bytes[package] + candidate.size > _MAX_PACKAGE_SHARE * self._side_bytes:
+                if (
+                    package_bytes[package] + candidate.size
+                    > _MAX_PACKAGE_SHARE * self._domain_bytes
+                ):
                     tally.drop("enough_of_package")
                     continue
                 data = _read_bytes(candidate.path)

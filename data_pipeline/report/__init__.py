@@ -65,10 +65,10 @@ def _origin(manifest: Manifest) -> Html:
 
 def _summary(manifest: Manifest) -> Html:
     trained = trained_on(manifest)
-    tokens = {side: as_number(at(stats, "tokens")) for side, stats in trained.items()}
+    tokens = {domain: as_number(at(stats, "tokens")) for domain, stats in trained.items()}
     documents = [as_number(at(stats, "documents")) for stats in trained.values()]
     sequences = [as_number(at(stats, "sequences")) for stats in trained.values()]
-    held = [as_number(at(manifest, "domains", side, "val", "tokens")) for side in trained]
+    held = [as_number(at(manifest, "domains", domain, "val", "tokens")) for domain in trained]
     rows = as_list(at(manifest, "plan", "languages"))
     supply = sum_of([as_number(row.get("supply_tokens")) for row in rows])
     planned = sum_of([as_number(row.get("tokens")) for row in rows])
@@ -76,12 +76,12 @@ def _summary(manifest: Manifest) -> Html:
     return tiles(
         [
             ("tokens to train on", Number(sum_of(list(tokens.values())))),
-            *((f"tokens of {side}", Number(number)) for side, number in tokens.items()),
+            *((f"tokens of {domain}", Number(number)) for domain, number in tokens.items()),
             ("documents (copies counted)", Number(sum_of(documents))),
             ("sequences", Number(sum_of(sequences))),
             ("tokens a sequence", Number(as_number(at(manifest, "seq_length")))),
             ("epochs of what was kept", Number(epochs, ",.2f")),
-            ("shards of each side", Number(as_number(at(manifest, "num_shards")))),
+            ("shards of each domain", Number(as_number(at(manifest, "num_shards")))),
             ("tokens held out", Number(sum_of(held))),
         ]
     )

@@ -21,19 +21,21 @@ from data_pipeline.report.page import (
 from data_pipeline.report.values import Manifest, as_list, as_number, at, trained_on
 
 _BARS = 20
-"""Languages of a side in a chart; the table has them all."""
+"""Languages of a domain in a chart; the table has them all."""
 
 
 def languages(manifest: Manifest) -> Html:
-    """Return shares and epochs of the languages of every side."""
+    """Return shares and epochs of the languages of every domain."""
     rows = as_list(at(manifest, "plan", "languages"))
     trained = trained_on(manifest)
     if not rows and not trained:
         return element("p", missing("shares of languages"))
-    sides = list(trained) or list(dict.fromkeys(str(row.get("side")) for row in rows))
+    domains = list(trained) or list(dict.fromkeys(str(row.get("domain")) for row in rows))
     parts = [
-        _side(side, [row for row in rows if row.get("side") == side], trained.get(side, {}))
-        for side in sides
+        _domain(
+            domain, [row for row in rows if row.get("domain") == domain], trained.get(domain, {})
+        )
+        for domain in domains
     ]
     parts.append(
         element(
@@ -50,7 +52,7 @@ def languages(manifest: Manifest) -> Html:
 
 @dataclass(frozen=True)
 class _Language:
-    """One language of a side; what is not in the manifest is None."""
+    """One language of a domain; what is not in the manifest is None."""
 
     name: str
     supply: float | None
@@ -79,7 +81,7 @@ class _Language:
         )
 
 
-def _of_side(rows: Sequence[Mapping[str, Any]], train: Mapping[str, Any]) -> list[_Language]:
+def _of_domain(rows: Sequence[Mapping[str, Any]], train: Mapping[str, Any]) -> list[_Language]:
     """Return the languages that were planned or got, most tokens first."""
     whole = as_number(train.get("tokens"))
     planned = {str(row.get("language")): row for row in rows}
@@ -106,17 +108,17 @@ def _of_side(rows: Sequence[Mapping[str, Any]], train: Mapping[str, Any]) -> lis
     return sorted(found, key=lambda entry: (-(entry.tokens or 0), entry.name))
 
 
-def _side(side: str, rows: Sequence[Mapping[str, Any]], train: Mapping[str, Any]) -> Html:
-    found = _of_side(rows, train)
-    parts: list[object] = [element("h3", side[:1].upper() + side[1:])]
+def _domain(domain: str, rows: Sequence[Mapping[str, Any]], train: Mapping[str, Any]) -> Html:
+    found = _of_domain(rows, train)
+    parts: list[object] = [element("h3", domain[:1].upper() + domain[1:])]
     if len(found) > 1:
-        parts += [_shares(side, found), _epochs(side, found)]
+        parts += [_shares(domain, found), _epochs(domain, found)]
     head = ("language", "supply", "wanted", "quota", "got", "off", "tokens", "documents")
     parts.append(table((*head, "epochs", "at cap"), [entry.cells() for entry in found]))
     return join(parts)
 
 
-def _shares(side: str, found: Sequence[_Language]) -> Html:
+def _shares(domain: str, found: Sequence[_Language]) -> Html:
     drawn = []
     for entry in found[:_BARS]:
         if entry.got is None:
@@ -129,11 +131,11 @@ def _shares(side: str, found: Sequence[_Language]) -> Html:
         drawn.append((entry.name, lines))
     if not drawn:
         return element("p", missing("what was got of each language"))
-    key = legend(("a", "got, of the side's tokens"), ("ghost", "wanted"))
-    return figure(key, bars(drawn, f"Shares of languages of {side}"))
+    key = legend(("a", "got, of the domain's tokens"), ("ghost", "wanted"))
+    return figure(key, bars(drawn, f"Shares of languages of {domain}"))
 
 
-def _epochs(side: str, found: Sequence[_Language]) -> Html:
+def _epochs(domain: str, found: Sequence[_Language]) -> Html:
     drawn = [
         (entry.name, [("b", entry.epochs, f"{entry.epochs:.2f}")])
         for entry in found[:_BARS]
@@ -142,7 +144,7 @@ def _epochs(side: str, found: Sequence[_Language]) -> Html:
     if not drawn:
         return element("p", missing("epochs"))
     key = legend(("b", "epochs: how often what there is of a language is seen"))
-    return figure(key, bars(drawn, f"Epochs of languages of {side}"))
+    return figure(key, bars(drawn, f"Epochs of languages of {domain}"))
 
 
 def _bin_names(number: int) -> list[str]:
@@ -156,21 +158,23 @@ def _bin_names(number: int) -> list[str]:
 
 def lengths(manifest: Manifest) -> Html:
     found = at(manifest, "lengths")
-    sides = {
-        str(side): [as_number(n) or 0 for n in counts]
-        for side, counts in (found.items() if isinstance(found, Mapping) else ())
+    domains = {
+        str(domain): [as_number(n) or 0 for n in counts]
+        for domain, counts in (found.items() if isinstance(found, Mapping) else ())
         if isinstance(counts, list) and counts
     }
-    if not sides or not any(map(any, sides.values())):
+    if not domains or not any(map(any, domains.values())):
         return element("p", missing("lengths"))
-    size = max(map(len, sides.values()))
-    padded = {side: [*counts, *[0.0] * (size - len(counts))] for side, counts in sides.items()}
+    size = max(map(len, domains.values()))
+    padded = {
+        domain: [*counts, *[0.0] * (size - len(counts))] for domain, counts in domains.items()
+    }
     filled = [i for i in range(size) if any(counts[i] for counts in padded.values())]
     span = slice(filled[0], filled[-1] + 1)
     names = _bin_names(size)[span]
     kinds = ("a", "b", "ghost")
     drawn = [(kinds[i % 3], counts[span]) for i, counts in enumerate(padded.values())]
-    key = legend(*((kinds[i % 3], side) for i, side in enumerate(padded)))
+    key = legend(*((kinds[i % 3], domain) for i, domain in enumerate(padded)))
     rows = [
         (f"up to {name}", *(Number(counts[span][i]) for counts in padded.values()))
         for i, name in enumerate(names)

@@ -41,10 +41,12 @@ def sum_of(parts: Sequence[float | None]) -> float | None:
 
 
 def trained_on(manifest: Manifest) -> dict[str, Mapping[str, Any]]:
-    """Return what is trained on, by side."""
-    domains = at(manifest, "domains")
-    sides = domains.items() if isinstance(domains, Mapping) else ()
-    return {str(s): train for s, d in sides if isinstance(train := at(d, "train"), Mapping)}
+    """Return what is trained on, by domain."""
+    found = at(manifest, "domains")
+    domains = found.items() if isinstance(found, Mapping) else ()
+    return {
+        str(d): train for d, splits in domains if isinstance(train := at(splits, "train"), Mapping)
+    }
 
 
 def stage_named(manifest: Manifest, name: str) -> Mapping[str, Any] | None:

@@ -5,7 +5,7 @@ bucket from all ranks; reading all markers for that would be more than the memor
 large corpus, thousands of ranks times thousands of buckets. So they are read once.
 
     FOLDER/index/bucket-00003.jsonl   a line a file: name, what the rank's marker says, its kinds
-    FOLDER/index/index.json           marker: kinds of documents, tokens of every bucket by side
+    FOLDER/index/index.json           marker: kinds of documents, tokens of every bucket by domain
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class BucketIndex:
 
     folder: Path
     kinds: list[tuple[str, str]]
-    """Side and language of documents, in the order of the kinds in `files`."""
+    """Domain and language of documents, in the order of the kinds in `files`."""
     tokens: dict[str, list[int]]
-    """Tokens of every bucket, by side."""
+    """Tokens of every bucket, by domain."""
 
     def files(self, bucket: int) -> Iterator[tuple[Path, dict[str, Any], list[int]]]:
         """Yield each file of a bucket, its entry in the marker, and the index in `kinds` of each
@@ -48,7 +48,7 @@ class BucketIndex:
                     yield self.folder / name, entry, kinds
 
 
-def open_index(folder: Path, made_of: str, sides: Sequence[str], num_buckets: int) -> BucketIndex:
+def open_index(folder: Path, made_of: str, domains: Sequence[str], num_buckets: int) -> BucketIndex:
     """Return the index of a folder of buckets, after making it if it is not there.
 
     One task makes it, others wait for it.
@@ -56,7 +56,7 @@ def open_index(folder: Path, made_of: str, sides: Sequence[str], num_buckets: in
     Args:
         folder: Of the buckets.
         made_of: Fingerprint that the markers of the ranks must have.
-        sides: Of the corpus.
+        domains: Of the corpus.
         num_buckets: Of the corpus.
 
     Raises:
@@ -69,7 +69,7 @@ def open_index(folder: Path, made_of: str, sides: Sequence[str], num_buckets: in
         with open(folder / "index.lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                _make(folder, made_of, sides, num_buckets)
+                _make(folder, made_of, domains, num_buckets)
         marker = read_marker(path, made_of)
         assert marker is not None
     return BucketIndex(folder, [(s, language) for s, language in marker["kinds"]], marker["tokens"])
@@ -80,10 +80,10 @@ def drop_index(folder: Path) -> None:
     shutil.rmtree(folder / "index", ignore_errors=True)
 
 
-def _make(folder: Path, made_of: str, sides: Sequence[str], num_buckets: int) -> None:
+def _make(folder: Path, made_of: str, domains: Sequence[str], num_buckets: int) -> None:
     num_ranks, kinds = _check(folder, made_of)
     number = {kind: i for i, kind in enumerate(kinds)}
-    tokens = {side: [0] * num_buckets for side in sides}
+    tokens = {domain: [0] * num_buckets for domain in domains}
     temporary = folder / "index.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -104,8 +104,8 @@ def _make(folder: Path, made_of: str, sides: Sequence[str], num_buckets: int) ->
             line = json.dumps([name, entry, own_kinds]) + "\n"
             waiting.setdefault(bucket, []).append(line)
             size += len(line)
-            for side, count in entry["tokens"].items():
-                tokens[side][bucket] += count
+            for domain, count in entry["tokens"].items():
+                tokens[domain][bucket] += count
         if size > _BUFFER_BYTES:
             flush()
             size = 0

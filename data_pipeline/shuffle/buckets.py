@@ -8,7 +8,7 @@ up, so that neither the number of ranks nor the order in which they ran matters.
     FOLDER/rank-00001.json                done marker of the rank, written last
 
 A block: its magic number, documents n and tokens (uint64), then per document the hash (two arrays
-of uint64), length and kind (int32; index of [side, language] in the marker), then the token ids;
+of uint64), length and kind (int32; index of [domain, language] in the marker), then the token ids;
 padded to 8 bytes. The documents of a block stand in the order of their hashes.
 """
 
@@ -65,14 +65,14 @@ class ShuffleConfig:
     seq_length: int
     """Tokens of a training sequence."""
     num_buckets: int
-    """Shards a side; see `num_buckets`."""
+    """Shards a domain; see `num_buckets`."""
     seed: int = 0
     mixture: Mapping[str, float] = field(default_factory=lambda: {"text": 1, "code": 1})
-    """Tokens of each side."""
+    """Tokens of each domain."""
 
     @property
     def weights(self) -> dict[str, int]:
-        """Return the mixture in lowest terms, in the order in which sides are listed."""
+        """Return the mixture in lowest terms, in the order in which domains are listed."""
         return lowest_terms(self.mixture)
 
     @property
@@ -99,7 +99,7 @@ class Record(NamedTuple):
 
     ids: NDArray[np.integer]
     """Token ids; the last is EOD and no other. Not copied: they must stay as they are."""
-    side: str
+    domain: str
     language: str
     document_id: str
     copy: int = 1
@@ -112,8 +112,8 @@ def num_buckets(
     """Return how many buckets make each fit in half the memory of a task of pass b.
 
     Args:
-        tokens: Of all sides, copies included.
-        documents: Of all sides, copies included.
+        tokens: Of all domains, copies included.
+        documents: Of all domains, copies included.
         vocab_size: Decides the bytes of an id.
         memory_bytes: That one task of pass b may use.
         margin: Size of the largest bucket in that of the average one.
@@ -146,7 +146,8 @@ def to_buckets(
 
     Raises:
         InputError: a document is unfit (no EOD at its end or one inside, an id outside the
-            vocabulary, an unknown side), the folder belongs to another config, or the disk is full.
+            vocabulary, an unknown domain), the folder belongs to another config, or the disk is
+            full.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +185,7 @@ class _Buffers:
     def __init__(self, folder: Path, rank: int, config: ShuffleConfig) -> None:
         self._folder, self._rank, self._config = folder, rank, config
         self._dtype = token_dtype(config.vocab_size)
-        self._sides = set(config.weights)
+        self._domains = set(config.weights)
         self._waiting: dict[int, list[tuple[bytes, int, NDArray[Any], str]]] = {}
         self._files: dict[int, dict[str, Any]] = {}
         self._digests: dict[int, Any] = {}
@@ -197,13 +198,13 @@ class _Buffers:
         return list(self._kind_index)
 
     def add(self, record: Record) -> None:
-        if record.side not in self._sides:
+        if record.domain not in self._domains:
             raise InputError.of(
-                f"document {record.document_id} is of the side {record.side!r}",
+                f"document {record.document_id} is of the domain {record.domain!r}",
                 f"the mixture has {', '.join(self._config.weights)}",
-                "leave such documents out, or add the side to the mixture",
+                "leave such documents out, or add the domain to the mixture",
             )
-        kind = self._kind_index.setdefault((record.side, record.language), len(self._kind_index))
+        kind = self._kind_index.setdefault((record.domain, record.language), len(self._kind_index))
         ids = np.asarray(record.ids)
         if not len(ids):
             raise self._unfit(record.document_id, "is empty")
@@ -242,15 +243,15 @@ class _Buffers:
                     file.write(column.view(np.uint8))
                     self._digests[bucket].update(column.view(np.uint8))
                     entry["bytes"] += column.nbytes
-            for (side, _), count, tokens in zip(
+            for (domain, _), count, tokens in zip(
                 self.kinds,
                 np.bincount(kinds, minlength=len(self.kinds)).tolist(),
                 np.bincount(kinds, weights=lengths, minlength=len(self.kinds)).tolist(),
                 strict=True,
             ):
                 if count:
-                    entry["documents"][side] = entry["documents"].get(side, 0) + count
-                    entry["tokens"][side] = entry["tokens"].get(side, 0) + int(tokens)
+                    entry["documents"][domain] = entry["documents"].get(domain, 0) + count
+                    entry["tokens"][domain] = entry["tokens"].get(domain, 0) + int(tokens)
         self._waiting.clear()
         self.num_bytes = 0
 
@@ -366,15 +367,15 @@ class Bucket:
         self._lengths, self._kinds = lengths[order], kinds[order]
         self._number, self._offsets = number[order], offsets[order]
 
-    def _of_side(self, side: str) -> NDArray[np.int64]:
-        mine = [i for i, kind in enumerate(self.kinds) if kind[0] == side]
+    def _of_domain(self, domain: str) -> NDArray[np.int64]:
+        mine = [i for i, kind in enumerate(self.kinds) if kind[0] == domain]
         return np.flatnonzero(np.isin(self._kinds, mine))
 
     def read(
-        self, side: str, start: int, stop: int
+        self, domain: str, start: int, stop: int
     ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield (ids, lengths, kinds) of tokens [start, stop) of a side, some documents a time."""
-        mine = self._of_side(side)
+        """Yield (ids, lengths, kinds) of tokens [start, stop) of a domain, in pieces."""
+        mine = self._of_domain(domain)
         ends = np.cumsum(self._lengths[mine])
         first = int(np.searchsorted(ends, start, "right"))
         last = int(np.searchsorted(ends, stop, "left")) + 1
@@ -400,9 +401,9 @@ class Bucket:
             )
             yield ids, lengths[part], self._kinds[mine[part]]
 
-    def losses(self, side: str, used: int) -> dict[str, Any]:
-        """Return what there was of a side, and what of it lies behind its first `used` tokens."""
-        mine = self._of_side(side)
+    def losses(self, domain: str, used: int) -> dict[str, Any]:
+        """Return what there was of a domain, and what of it lies behind its first `used` tokens."""
+        mine = self._of_domain(domain)
         lengths = self._lengths[mine]
         begins = np.cumsum(lengths) - lengths
         dropped = begins >= used
@@ -444,8 +445,8 @@ def _blocks(
 
 def index_of(folder: Path, config: ShuffleConfig) -> BucketIndex:
     """Return the files of every bucket; all ranks of pass a must be done."""
-    sides, buckets = tuple(config.weights), config.num_buckets
-    return open_index(folder, config.bucket_fingerprint, sides, buckets)
+    domains, buckets = tuple(config.weights), config.num_buckets
+    return open_index(folder, config.bucket_fingerprint, domains, buckets)
 
 
 def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int]:

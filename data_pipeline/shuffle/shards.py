@@ -1,15 +1,15 @@
 """Pass two of the global shuffle: from buckets of documents to the shards that training reads.
 
-`assemble` (a task a bucket) writes one Megatron `.bin/.idx` pair a side of every bucket, `seal`
+`assemble` (a task a bucket) writes one Megatron `.bin/.idx` pair a domain of every bucket, `seal`
 records all of it, `concatenate` writes the held-out documents.
 
     OUT/text-00003.bin .idx               one shard; code-00003 has as many sequences
     OUT/shard-00003.json                  done marker of the bucket, written last
     OUT/shards.json                       the manifest, when all shards are there
 
-The cut. All shards have the same size: with T_s tokens of side s in all, B buckets, sequences of L
+The cut. All shards have the same size: with T_s tokens of domain s, B buckets, sequences of L
 tokens and the mixture a_s in lowest terms, u = min_s floor((T_s // B - 1) / (L a_s)), and a shard
-of side s has u a_s sequences, that is exactly u a_s L + 1 tokens (the last label included). A shard
+of domain s has u a_s sequences: exactly u a_s L + 1 tokens (the last label included). A shard
 takes its own bucket in hash order. What a bucket has too much goes to those that have too little,
 in the order of their numbers; what then remains is dropped and counted. A document that lies across
 the end of a shard or of a bucket's part is cut there, its last token within becoming an EOD, so
@@ -55,7 +55,7 @@ _Block = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]
 
 
 class Piece(NamedTuple):
-    """Tokens [start, stop) of one side of a bucket in hash order."""
+    """Tokens [start, stop) of one domain of a bucket in hash order."""
 
     bucket: int
     start: int
@@ -65,12 +65,12 @@ class Piece(NamedTuple):
 def cut(
     tokens: Mapping[str, Sequence[int]], seq_length: int, weights: Mapping[str, int]
 ) -> dict[str, list[list[Piece]]]:
-    """Return, by side, the pieces of buckets that make up each shard.
+    """Return, by domain, the pieces of buckets that make up each shard.
 
     Args:
-        tokens: Tokens of every bucket, by side.
+        tokens: Tokens of every bucket, by domain.
         seq_length: Tokens of a sequence.
-        weights: Sequences of each side in lowest terms.
+        weights: Sequences of each domain in lowest terms.
 
     Raises:
         InputError: a shard would have no sequence.
@@ -80,18 +80,18 @@ def cut(
     if unit < 1:
         needed = {s: shards * (seq_length * w + 1) for s, w in weights.items()}
         raise InputError.of(
-            f"the sides have { ({s: sum(tokens[s]) for s in weights}) } tokens for {shards} shards",
+            f"the domains have { ({d: sum(tokens[d]) for d in weights}) } tokens, {shards} shards",
             f"with one sequence of {seq_length} in a shard and the mixture {dict(weights)} they "
             f"need {needed}",
             "data.shards=1, a shorter data.seq_length, or more documents",
         )
     pieces = {}
-    for side, weight in weights.items():
+    for domain, weight in weights.items():
         size = unit * weight * seq_length + 1
-        sizes = tokens[side]
+        sizes = tokens[domain]
         spare = [[b, size, n] for b, n in enumerate(sizes) if n > size]
-        pieces[side] = [[Piece(b, 0, min(n, size))] if n else [] for b, n in enumerate(sizes)]
-        for bucket, shard in enumerate(pieces[side]):
+        pieces[domain] = [[Piece(b, 0, min(n, size))] if n else [] for b, n in enumerate(sizes)]
+        for bucket, shard in enumerate(pieces[domain]):
             missing = size - min(sizes[bucket], size)
             while missing:
                 source = spare[0]
@@ -140,23 +140,23 @@ def assemble(
         pieces = cut(index.tokens, config.seq_length, config.weights)
         own = Bucket(bucket, index, config, memory_bytes or _physical_memory())
         files: dict[str, Any] = {}
-        sides = {}
-        for side in config.weights:
-            stats = _write_shard(side, pieces[side][bucket], own, index, out, config)
+        domains = {}
+        for domain in config.weights:
+            stats = _write_shard(domain, pieces[domain][bucket], own, index, out, config)
             # the parts that are used follow each other from the start of a bucket
             used = max(
-                (p.stop for shard in pieces[side] for p in shard if p.bucket == bucket), default=0
+                (p.stop for shard in pieces[domain] for p in shard if p.bucket == bucket), default=0
             )
-            sides[side] = stats | own.losses(side, used)
+            domains[domain] = stats | own.losses(domain, used)
             for suffix in (".bin", ".idx"):
                 file = out / (stats["prefix"] + suffix)
                 files[file.name] = synced_file(file)
         fsync_folder(out)
-        return write_marker(path, config.fingerprint, bucket=bucket, sides=sides, files=files)
+        return write_marker(path, config.fingerprint, bucket=bucket, domains=domains, files=files)
 
 
 def _write_shard(
-    side: str,
+    domain: str,
     pieces: Sequence[Piece],
     own: Bucket,
     index: BucketIndex,
@@ -169,9 +169,9 @@ def _write_shard(
         for piece in pieces:
             foreign = piece.bucket != own.number
             source = Bucket(piece.bucket, index, config) if foreign else own
-            yield from source.read(side, piece.start, piece.stop)
+            yield from source.read(domain, piece.start, piece.stop)
 
-    stats = _write_pair(out / f"{side}-{own.number:05}", blocks(), own.kinds, config)
+    stats = _write_pair(out / f"{domain}-{own.number:05}", blocks(), own.kinds, config)
     return stats | {"sequences": (stats["tokens"] - 1) // config.seq_length}
 
 
@@ -209,15 +209,15 @@ def _write_pair(
     }
 
 
-def concatenate(folder: Path, prefix: Path, side: str, config: ShuffleConfig) -> dict[str, Any]:
-    """Write all documents of a side, bucket after bucket, as one `.bin/.idx`.
+def concatenate(folder: Path, prefix: Path, domain: str, config: ShuffleConfig) -> dict[str, Any]:
+    """Write all documents of a domain, bucket after bucket, as one `.bin/.idx`.
 
     Nothing is cut or left over: this is for documents that are held out.
 
     Args:
         folder: Where all ranks of pass a are done.
         prefix: Path to write, without suffix.
-        side: Side of the documents.
+        domain: Domain of the documents.
         config: The same as in pass a.
 
     Returns:
@@ -231,7 +231,7 @@ def concatenate(folder: Path, prefix: Path, side: str, config: ShuffleConfig) ->
     def blocks() -> Iterator[_Block]:
         for number in range(config.num_buckets):
             bucket = Bucket(number, index, config)
-            yield from bucket.read(side, 0, bucket.losses(side, 0)["tokens_in"])
+            yield from bucket.read(domain, 0, bucket.losses(domain, 0)["tokens_in"])
 
     with disk_errors(prefix.parent):
         prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ def seal(
     Args:
         out: Folder of the shards.
         config: That they were made with.
-        wanted_shares: Share of every language in its side, such as Plan.shares; validated against.
+        wanted_shares: Share of every language in its domain (Plan.shares); validated against.
 
     Raises:
         InputError: a shard is missing or of another config, or the disk is full.
@@ -263,16 +263,16 @@ def seal(
             shards.append(marker)
     if missing:
         raise not_done("shards", missing, config.num_buckets, out)
-    sides, tallies = {}, []
-    for side, weight in config.weights.items():
-        stats = [marker["sides"][side] for marker in shards]
+    domains, tallies = {}, []
+    for domain, weight in config.weights.items():
+        stats = [marker["domains"][domain] for marker in shards]
         total = {
             key: sum(s[key] for s in stats) for key in stats[0] if isinstance(stats[0][key], int)
         }
         if total["tokens_in"] != total["tokens"] + total["tokens_dropped"]:
-            raise RuntimeError(f"shuffle of {side}: tokens do not add up: {total}")
+            raise RuntimeError(f"shuffle of {domain}: tokens do not add up: {total}")
         kept = total["documents_in"] - total["documents_dropped"]
-        tally = Tally(f"shuffle {side}", rows_in=total["documents_in"], rows_out=kept)
+        tally = Tally(f"shuffle {domain}", rows_in=total["documents_in"], rows_out=kept)
         tally.drops["left_over"] = total["documents_dropped"]
         tally.notes["tokens_left_over"] = total["tokens_dropped"]
         tally.notes["cut_in_two"] = total["documents"] - kept
@@ -284,7 +284,7 @@ def seal(
             for language, numbers in s["languages"].items():
                 languages.setdefault(language, Counter()).update(numbers)
         by_tokens = sorted(languages.items(), key=lambda item: (-item[1]["tokens"], item[0]))
-        sides[side] = {
+        domains[domain] = {
             "weight": weight,
             "documents": total["documents"],
             "tokens": total["tokens"],
@@ -292,10 +292,10 @@ def seal(
             "languages": {language: dict(numbers) for language, numbers in by_tokens},
         }
     prefixes = [
-        {"prefix": marker["sides"][side]["prefix"], "side": side, "weight": weight}
-        | {key: marker["sides"][side][key] for key in ("documents", "tokens", "sequences")}
+        {"prefix": marker["domains"][domain]["prefix"], "domain": domain, "weight": weight}
+        | {key: marker["domains"][domain][key] for key in ("documents", "tokens", "sequences")}
         for marker in shards
-        for side, weight in config.weights.items()
+        for domain, weight in config.weights.items()
     ]
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -307,7 +307,7 @@ def seal(
         "seq_length": config.seq_length,
         "num_shards": config.num_buckets,
         "stages": tallies,
-        "sides": sides,
+        "domains": domains,
         "wanted_shares": wanted_shares,
         "blend": prefixes,
         "files": {name: entry for marker in shards for name, entry in marker["files"].items()},

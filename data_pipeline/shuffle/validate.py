@@ -136,10 +136,10 @@ def _ids(prefix: Path, documents: int, manifest: Mapping[str, Any], fix: str) ->
 
 
 def _balance(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
-    """Check the proportions of the sides, and the order of the blend."""
+    """Check the proportions of the domains, and the order of the blend."""
     fix = f"delete the corpus that {folder} belongs to and build it again"
-    weights = {side: stats["weight"] for side, stats in manifest["sides"].items()}
-    order = [entry["side"] for entry in manifest["blend"]]
+    weights = {domain: stats["weight"] for domain, stats in manifest["domains"].items()}
+    order = [entry["domain"] for entry in manifest["blend"]]
     if order != list(weights) * manifest["num_shards"]:
         yield Problem(
             f"the blend of {folder} does not list {', '.join(weights)} in turn",
@@ -147,7 +147,7 @@ def _balance(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
             fix,
         )
     units = {
-        (entry["sequences"] / weights[entry["side"]], entry["weight"] / weights[entry["side"]])
+        (entry["sequences"] / weights[entry["domain"]], entry["weight"] / weights[entry["domain"]])
         for entry in manifest["blend"]
     }
     if len(units) != 1:
@@ -157,30 +157,30 @@ def _balance(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
             "shards that end early are read twice while others are not read to their end",
             fix,
         )
-    for side, stats in manifest["sides"].items():
-        mine = [entry for entry in manifest["blend"] if entry["side"] == side]
+    for domain, stats in manifest["domains"].items():
+        mine = [entry for entry in manifest["blend"] if entry["domain"] == domain]
         for key in ("documents", "tokens", "sequences"):
             total = sum(entry[key] for entry in mine)
             if total != stats[key]:
-                fact = f"the shards of {side} in {folder} have {total:,} {key}"
+                fact = f"the shards of {domain} in {folder} have {total:,} {key}"
                 yield Problem(fact, f"{SHARDS} says {stats[key]:,} in all", fix)
         for key in ("documents", "tokens"):
             total = sum(language[key] for language in stats["languages"].values())
             if total != stats[key]:
-                fact = f"the languages of {side} in {folder} have {total:,} {key}"
+                fact = f"the languages of {domain} in {folder} have {total:,} {key}"
                 yield Problem(fact, f"{SHARDS} says {stats[key]:,} in all", fix)
 
 
 def _shares(folder: Path, manifest: Mapping[str, Any], tolerance: float) -> Iterator[Problem]:
-    for side, wanted in (manifest["wanted_shares"] or {}).items():
-        stats = manifest["sides"][side]
+    for domain, wanted in (manifest["wanted_shares"] or {}).items():
+        stats = manifest["domains"][domain]
         languages = stats["languages"]
         for language in sorted(set(wanted) | set(languages)):
             share = languages.get(language, {"tokens": 0})["tokens"] / stats["tokens"]
             asked = wanted.get(language, 0.0)
             if abs(share - asked) > tolerance:
                 yield Problem(
-                    f"{language} has {share:.3%} of {side} in {folder}, planned are {asked:.3%}",
+                    f"{language} has {share:.3%} of {domain} in {folder}, planned are {asked:.3%}",
                     f"the difference may be {tolerance:.3%}",
                     "select from larger input files or a larger corpus, or a larger tolerance",
                 )

@@ -38,7 +38,7 @@ class Chunk:
     """Size of the file."""
     documents: int
     text_bytes: dict[str, int] = field(default_factory=dict)
-    """UTF-8 of the documents of each side."""
+    """UTF-8 of the documents of each domain."""
 
 
 class ChunkWriter:

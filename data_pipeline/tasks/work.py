@@ -50,9 +50,9 @@ class Work:
     fingerprint: str
     """Hash of everything that determines the corpus."""
     domains: tuple[str, ...]
-    """Sides, text before code."""
+    """Domains, text before code."""
     weights: dict[str, int]
-    """Tokens of each side in lowest terms."""
+    """Tokens of each domain in lowest terms."""
     owner: str = ""
     """Names the process that drives the build; tasks of one that was killed do no more."""
 

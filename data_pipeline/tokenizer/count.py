@@ -31,8 +31,8 @@ from loopcoder.storage.files import write_bytes
 ENTRY = np.dtype(
     [("content", "<u8"), ("length", "<i4"), ("bytes", "<i4"), ("kind", "<u2"), ("piece", "<u2")]
 )
-"""Of a piece: hash of its document's content, tokens, UTF-8, kind (index of [side, language]), and
-its place in the document."""
+"""Of a piece: hash of its document's content, tokens, UTF-8, kind (index of [domain, language]),
+and its place in the document."""
 
 _BATCH_CHARS = 1 << 20
 _BUFFER_BYTES = 1 << 27
@@ -57,8 +57,8 @@ class Encoding:
         self, pieces: Sequence[Document], copies: Sequence[int]
     ) -> Iterator[tuple[int, NDArray[np.int32]]]:
         """Yield (place among the pieces, ids) of each, side by side."""
-        for side in sorted({piece.domain for piece in pieces}):
-            mine = [i for i, piece in enumerate(pieces) if piece.domain == side]
+        for domain in sorted({piece.domain for piece in pieces}):
+            mine = [i for i, piece in enumerate(pieces) if piece.domain == domain]
             texts = [pieces[i].text for i in mine]
             if self.specials is None:
                 ids, lengths = self.encoder.encode_documents(texts)
@@ -66,7 +66,7 @@ class Encoding:
                 names = [pieces[i].id for i in mine]
                 numbers = [copies[i] for i in mine]
                 ids, lengths = fim.apply(
-                    self.encoder, texts, names, numbers, self.rules, self.specials, domain=side
+                    self.encoder, texts, names, numbers, self.rules, self.specials, domain=domain
                 )
             ends = np.cumsum(lengths, dtype=np.int64)
             for i, stop, length in zip(mine, ends.tolist(), lengths.tolist(), strict=True):
@@ -175,7 +175,7 @@ def tokenise(work: Work, chunk: int) -> dict[str, Any]:
     copies[~out], tally = select_file(
         quotas,
         f"{chunk:05d}",
-        [(side, language) for side, language in kinds],
+        [(domain, language) for domain, language in kinds],
         entries["length"][~out],
     )
     encoding = Encoding.of(work)
@@ -218,14 +218,15 @@ def is_held_out(
     kinds: Sequence[Sequence[str]],
     smallest: dict[str, int | None],
 ) -> NDArray[np.bool_]:
-    """Return which entries are held out: hash / 2^64 < val_fraction, or a side's smallest hash."""
+    """Return which entries are held out: hash / 2^64 < val_fraction, or a domain's
+    smallest hash."""
     threshold = int(work.data.val_fraction * 2**64)
     if threshold >= 2**64:
         return np.ones(len(entries), dtype=bool)
     out: NDArray[np.bool_] = entries["content"] < np.uint64(threshold)
-    for side, content in smallest.items():
+    for domain, content in smallest.items():
         if content is not None:
-            mine = [number for number, kind in enumerate(kinds) if kind[0] == side]
+            mine = [number for number, kind in enumerate(kinds) if kind[0] == domain]
             same = entries["content"] == np.uint64(content)
             out |= same & np.isin(entries["kind"], mine)
     return out

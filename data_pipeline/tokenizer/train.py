@@ -27,11 +27,11 @@ def is_trained(work: Work) -> bool:
 def sample(work: Work, chunk: int) -> dict[str, Any]:
     """Write the documents of a chunk that the tokenizer may be trained on.
 
-    Which ones is decided by the hash of their ids against the share of its side that is wanted.
+    Which ones is decided by the hash of their ids against the share of its domain that is wanted.
     """
-    total = _side_bytes(work)
+    total = _domain_bytes(work)
     wanted = _SPARE * _share(work, total)
-    threshold = {side: min(1.0, wanted / size) * 2**64 for side, size in total.items()}
+    threshold = {domain: min(1.0, wanted / size) * 2**64 for domain, size in total.items()}
     tally = Tally("dedup")
     with ChunkWriter(work.folder / "sample", chunk, 1 << 62) as out:
         for document in kept(work, chunk, tally):
@@ -49,12 +49,12 @@ def make(work: Work, _: int) -> dict[str, Any]:
     if not is_trained(work):
         write_bytes(work.tokenizer, Path(work.data.tokenizer).expanduser().read_bytes())
         return _facts(work, 0)
-    share = _share(work, _side_bytes(work))
+    share = _share(work, _domain_bytes(work))
     chosen: list[str] = []
     used = 0
-    for side in work.domains:
+    for domain in work.domains:
         left = share
-        for _, text in sorted((_order(d), d.text) for d in _sampled(work) if d.domain == side):
+        for _, text in sorted((_order(d), d.text) for d in _sampled(work) if d.domain == domain):
             if left <= 0:
                 break
             chosen.append(text)
@@ -89,14 +89,15 @@ def _order(document: Document) -> int:
     return xxhash.xxh3_64_intdigest(document.id.encode())
 
 
-def _side_bytes(work: Work) -> dict[str, int]:
+def _domain_bytes(work: Work) -> dict[str, int]:
     return {
-        side: sum(chunk.text_bytes.get(side, 0) for chunk in work.chunks) for side in work.domains
+        domain: sum(chunk.text_bytes.get(domain, 0) for chunk in work.chunks)
+        for domain in work.domains
     }
 
 
 def _share(work: Work, total: dict[str, int]) -> int:
-    """Return the bytes of each side that are wanted."""
+    """Return the bytes of each domain that are wanted."""
     return min(work.data.tokenizer_train_bytes // len(work.domains), max(total.values()))
 
 

@@ -78,7 +78,7 @@ def train_langid(
     """Train a model, write it to `path` and its card beside it, and return the card.
 
     Args:
-        documents: Of both sides; those of unknown language are passed over.
+        documents: Of both domains; those of unknown language are passed over.
         path: File of the model; what is there is replaced when the new one is complete.
         max_documents: Of each language; some 2 kB of each are in memory.
 

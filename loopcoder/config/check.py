@@ -235,12 +235,12 @@ def _data(config: Config) -> Iterator[Problem]:
                 f"data.sources.{index}.max_documents=100000",
             )
     if isinstance(d.epochs, dict):
-        sides = {side for stage in config.stages for side in stage.mixture or {}}
-        for side in sorted(sides - d.epochs.keys()):
+        domains = {domain for stage in config.stages for domain in stage.mixture or {}}
+        for domain in sorted(domains - d.epochs.keys()):
             yield Problem(
                 f"data.epochs={as_override(d.epochs)}",
-                f"the mixture takes tokens of {side} too",
-                f"data.epochs={as_override(d.epochs | {side: 1})}",
+                f"the mixture takes tokens of {domain} too",
+                f"data.epochs={as_override(d.epochs | {domain: 1})}",
             )
     if isinstance(d.shares, dict) and not any(d.shares.values()):
         yield Problem(

@@ -126,7 +126,7 @@ class SourceConfig:
     licence: str | None = None
     """SPDX expression for documents that name none themselves; it goes to the manifest."""
     domain: Literal["auto", "text", "code"] = "auto"
-    """Side of the corpus; auto goes by each file's extension (rows of jsonl/parquet: by
+    """Domain of the corpus; auto goes by each file's extension (rows of jsonl/parquet: by
     `language_field`, else text)."""
     text_field: str = "text"
     """Column that holds the document."""
@@ -147,7 +147,7 @@ class SourceConfig:
     max_documents: PositiveInt | None = None
     """Stop after this many documents; needed for an endless stream."""
     max_bytes: PositiveInt | None = None
-    """Stop a side (text, code) of this source after this many bytes of UTF-8."""
+    """Stop a domain (text, code) of this source after this many bytes of UTF-8."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -190,7 +190,7 @@ class DataConfig:
     tokenizer_vocab_size: PositiveInt = 4096
     """Size of a trained tokenizer, its 64 special tokens included."""
     tokenizer_train_bytes: PositiveInt = 8_000_000
-    """Bytes of text that a tokenizer is trained on, as much of each side."""
+    """Bytes of text that a tokenizer is trained on, as much of each domain."""
     val_fraction: Fraction = 0.02
     """Share of documents held out for evaluation, chosen by the hash of their content."""
     invalid_utf8: InvalidUtf8 = "error"
@@ -207,20 +207,20 @@ class DataConfig:
     near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     shares: Literal["supply", "published"] | dict[str, NonNegativeFloat] = "supply"
-    """Weights of the languages of the code side by tokens: as they come, as published for the
+    """Weights of the languages of the code domain by tokens: as they come, as published for the
     paper's corpus, or a mapping, in which `*` stands for all languages that it does not name."""
     target_tokens: PositiveInt | None = None
-    """Tokens of all sides; null: as many as the documents give in these proportions."""
+    """Tokens of all domains; null: as many as the documents give in these proportions."""
     epochs: PositiveFloat | dict[str, PositiveFloat] = 1.0
-    """How often a document may be in the corpus on average, for all sides or each; above 1, scarce
-    languages are repeated."""
+    """How often a document may be in the corpus on average, for all domains or each; above 1,
+    scarce languages are repeated."""
     fim: FimConfig = field(default_factory=FimConfig)
     shards: PositiveInt | None = None
-    """Shards of each side; null: as few as worker_bytes allows."""
+    """Shards of each domain; null: as few as worker_bytes allows."""
     part_bytes: PositiveInt = 128_000_000
     """Bytes of input or text that one task works on; part of what names a corpus."""
     worker_bytes: PositiveInt = 1_000_000_000
-    """Memory of one worker; a shard of both sides takes half of it."""
+    """Memory of one worker; a shard of both domains takes half of it."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     keep_work: bool = False
     """Keep the folder of intermediate files when the corpus is complete."""

@@ -28,7 +28,7 @@ class Corpus:
 
     dir: Path
     domains: tuple[str, ...]
-    """Sides that it has, text before code."""
+    """Domains that it has, text before code."""
     tokenizer_path: Path
     tokenizer_hash: str
     """xxh3-128 of the bytes of tokenizer.json, in hex."""
@@ -114,12 +114,12 @@ def _checked(folder: Path, manifest: Mapping[str, Any], verify: str, fix: str) -
                     raise ValueError(f"{stats['prefix']} has {found}, the manifest {stats}")
             except (ValueError, OSError) as e:
                 problems.append(Problem(f"{folder}: {e}", "index, data and manifest differ", fix))
-    for side, splits in manifest["domains"].items():
+    for domain, splits in manifest["domains"].items():
         for split, stats in splits.items():
             for key in ("documents", "tokens"):
                 total = sum(shard[key] for shard in stats["shards"])
                 if total != stats[key]:
-                    fact = f"{folder / MANIFEST}: {side} {split} has {stats[key]:,} {key}"
+                    fact = f"{folder / MANIFEST}: {domain} {split} has {stats[key]:,} {key}"
                     problems.append(Problem(fact, f"its shards have {total:,}", fix))
     if problems:
         raise InputError(problems)

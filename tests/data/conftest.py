@@ -12,7 +12,9 @@ import pytest
 from data_pipeline.driver import prepare
 from loopcoder.config.schema import DataConfig, SourceConfig
 from loopcoder.data.corpus import Corpus
-from tests.data_pipeline.conftest import PLAIN
+from tests.data_pipeline.conftest import PLAIN, config, source_folder
+
+__all__ = ["config", "source_folder"]  # fixtures
 
 NUM_FILES = 40
 

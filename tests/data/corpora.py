@@ -13,7 +13,7 @@ from loopcoder.data.corpus import Corpus
 
 
 def stream(corpus: Corpus, domain: str, split: str) -> list[int]:
-    """Return all token ids of a side in the order of its files: uint16 for so small a
+    """Return all token ids of a domain in the order of its files: uint16 for so small a
     vocabulary."""
     files = [Path(prefix + ".bin").read_bytes() for prefix in corpus.prefixes(domain, split)]
     return np.frombuffer(b"".join(files), np.uint16).tolist()

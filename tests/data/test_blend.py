@@ -125,8 +125,8 @@ def test_rows_carry_their_domain(corpus, seed):
     assert rows.dtype == torch.int64
     assert domains.tolist().count(0) == domains.tolist().count(1) == 20
     for row, domain in zip(rows.tolist(), domains.tolist(), strict=True):
-        side = stream(corpus, corpus.domains[domain], "train")
-        assert pairs([row], corpus.eod_id) <= pairs([side], corpus.eod_id)
+        whole = stream(corpus, corpus.domains[domain], "train")
+        assert pairs([row], corpus.eod_id) <= pairs([whole], corpus.eod_id)
 
 
 def test_a_mixture_interleaves_each_domains_own_sequences(corpus, seed):

@@ -35,7 +35,7 @@ def test_every_file_is_checked(corpus: Corpus, rng: random.Random) -> None:
     assert load_corpus(corpus.dir) == load_corpus(str(corpus.dir), verify="size") == corpus
     files = [p for p in corpus.dir.rglob("*") if p.is_file() and p.name not in UNCHECKED]
     names = sorted(str(p.relative_to(corpus.dir)) for p in files)
-    # two shards and two held-out sides, the manifest of the shards, tokenizer and token_bytes
+    # two shards and two held-out domains, the manifest of the shards, tokenizer and token_bytes
     assert len(names) == 4 * 2 + 1 + 2
     for name in names:
         path = corpus.dir / name

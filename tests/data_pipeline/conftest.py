@@ -24,12 +24,6 @@ PLAIN: dict[str, Any] = {
 """Fields of DataConfig that hand every document on as it is, but for exact copies."""
 
 
-@pytest.fixture
-def rng(seed: int) -> random.Random:
-    """A generator with a fresh seed, printed for repetition."""
-    return random.Random(seed)
-
-
 def random_text(rng: random.Random, num_chars: int) -> str:
     """Words, blanks, digits, line ends and characters of 1 to 4 bytes."""
     alphabets = (

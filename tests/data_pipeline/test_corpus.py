@@ -143,9 +143,9 @@ def decoded(corpus: Corpus) -> str:
     encoder = Encoder(corpus.tokenizer_path)
     ids = [
         np.fromfile(f"{prefix}.bin", dtype=np.uint16)
-        for side in corpus.domains
+        for domain in corpus.domains
         for split in ("train", "val")
-        for prefix in corpus.prefixes(side, split)
+        for prefix in corpus.prefixes(domain, split)
     ]
     return encoder.decode_bytes(np.concatenate(ids).tolist()).decode()
 
@@ -195,11 +195,11 @@ def test_every_stage_takes_in_what_the_one_before_hands_on(tmp_path: Path, seed:
     ):
         assert by_name[one]["rows_out"] == by_name[other]["rows_in"], (one, other)
     quota = by_name["quota"]
-    shuffled = sum(by_name[f"shuffle {side}"]["rows_in"] for side in corpus.domains)
+    shuffled = sum(by_name[f"shuffle {domain}"]["rows_in"] for domain in corpus.domains)
     assert quota["rows_out"] + quota["notes"]["copies"] == shuffled
 
 
-def test_sides_and_shares_are_as_planned(tmp_path: Path, seed: int) -> None:
+def test_domains_and_shares_are_as_planned(tmp_path: Path, seed: int) -> None:
     plant(tmp_path, seed)
     shares = {"Python": 4.0, "Java": 3.0, "*": 3.0}
     config = settings(tmp_path, tmp_path / "cache", seed, shares=shares, mixture={"code": 1})
@@ -216,11 +216,11 @@ def test_sides_and_shares_are_as_planned(tmp_path: Path, seed: int) -> None:
         assert got == pytest.approx(row["share"], abs=0.05)
 
 
-def test_both_sides_have_as_many_sequences_in_every_shard(tmp_path: Path, seed: int) -> None:
+def test_both_domains_have_as_many_sequences_in_every_shard(tmp_path: Path, seed: int) -> None:
     plant(tmp_path, seed)
     config = settings(tmp_path, tmp_path / "cache", seed)
     corpus = prepare(config, report=quiet)
-    sizes = {n for side in corpus.domains for n in corpus.shard_tokens(side, "train")}
+    sizes = {n for domain in corpus.domains for n in corpus.shard_tokens(domain, "train")}
     assert len(sizes) == 1 and (sizes.pop() - 1) % config.seq_length == 0
     assert len(corpus.prefixes("text", "train")) == config.shards
 
@@ -267,10 +267,10 @@ def test_a_megatron_dataset_reads_the_shards(tmp_path: Path, seed: int) -> None:
 
     plant(tmp_path, seed)
     corpus = prepare(settings(tmp_path, tmp_path / "cache", seed), report=quiet)
-    for side in corpus.domains:
+    for domain in corpus.domains:
         for split in ("train", "val"):
             for prefix, tokens in zip(
-                corpus.prefixes(side, split), corpus.shard_tokens(side, split), strict=True
+                corpus.prefixes(domain, split), corpus.shard_tokens(domain, split), strict=True
             ):
                 dataset = IndexedDataset(prefix)
                 assert int(dataset.sequence_lengths.sum()) == tokens

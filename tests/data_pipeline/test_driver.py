@@ -71,32 +71,32 @@ def documents(corpus: Corpus, domain: str, split: str) -> list[str]:
     return [tokenizer.decode(d[:-1].tolist()) for d in np.split(ids, ends[:-1])]
 
 
-def whole(side: str) -> dict[str, Any]:
-    """Fields of a config that takes all documents of a side: nothing is cut for the other's sake,
+def whole(domain: str) -> dict[str, Any]:
+    """Fields of a config that takes all documents of a domain: nothing is cut for the other's sake,
     nor for the last sequence's."""
-    return {"mixture": {side: 1}, "seq_length": 1}
+    return {"mixture": {domain: 1}, "seq_length": 1}
 
 
-@pytest.mark.parametrize("side", ["text", "code"])
-def test_folder_becomes_a_corpus(config: Config, source_folder: Path, side: str) -> None:
+@pytest.mark.parametrize("domain", ["text", "code"])
+def test_folder_becomes_a_corpus(config: Config, source_folder: Path, domain: str) -> None:
     lines: list[str] = []
-    corpus = prepare(config(**whole(side)), report=lines.append)
-    assert corpus.domains == (side,)
-    pattern = "*.txt" if side == "text" else "sub/*.py"
-    splits = [documents(corpus, side, split) for split in ("train", "val")]
+    corpus = prepare(config(**whole(domain)), report=lines.append)
+    assert corpus.domains == (domain,)
+    pattern = "*.txt" if domain == "text" else "sub/*.py"
+    splits = [documents(corpus, domain, split) for split in ("train", "val")]
     assert sorted(splits[0] + splits[1]) == sorted(
         p.read_text() for p in source_folder.glob(pattern)
     )
     for split, texts in zip(("train", "val"), splits, strict=True):
-        assert corpus.documents(side, split) == len(texts) > 0
-        ids = token_ids(corpus, side, split)
-        assert corpus.tokens(side, split) == len(ids) == sum(corpus.shard_tokens(side, split))
+        assert corpus.documents(domain, split) == len(texts) > 0
+        ids = token_ids(corpus, domain, split)
+        assert corpus.tokens(domain, split) == len(ids) == sum(corpus.shard_tokens(domain, split))
         assert corpus.token_bytes()[ids].sum() == sum(len(t.encode()) for t in texts)
-        by_language = corpus.languages(side, split).values()
+        by_language = corpus.languages(domain, split).values()
         assert sum(n["tokens"] for n in by_language) == len(ids)
     assert any("tokenise into buckets" in line for line in lines)
     again: list[str] = []
-    assert prepare(config(**whole(side)), report=again.append) == corpus
+    assert prepare(config(**whole(domain)), report=again.append) == corpus
     assert not again
 
 
@@ -111,20 +111,20 @@ def test_stages_conserve_rows(config: Config, source_folder: Path) -> None:
         assert stage["rows_in"] == stage["rows_out"] + sum(stage["drops"].values())
     assert stages["ingest 0-files"]["rows_in"] == 61
     assert stages["hold out"]["rows_in"] == 60
-    trained = sum(stages[f"shuffle {side}"]["rows_out"] for side in corpus.domains)
-    cut = sum(stages[f"shuffle {side}"]["notes"]["cut_in_two"] for side in corpus.domains)
-    assert sum(corpus.documents(side, "train") for side in corpus.domains) == trained + cut
+    trained = sum(stages[f"shuffle {domain}"]["rows_out"] for domain in corpus.domains)
+    cut = sum(stages[f"shuffle {domain}"]["notes"]["cut_in_two"] for domain in corpus.domains)
+    assert sum(corpus.documents(domain, "train") for domain in corpus.domains) == trained + cut
 
 
-def test_sides_have_the_same_number_of_sequences(config: Config, rng: random.Random) -> None:
+def test_domains_have_the_same_number_of_sequences(config: Config, rng: random.Random) -> None:
     weights = {"text": rng.randint(1, 3), "code": rng.randint(1, 3)}
     length = rng.randint(5, 50)
     corpus = prepare(config(mixture=weights, seq_length=length, shards=rng.randint(1, 3)))
     lowest = math.gcd(*weights.values())
     units = {
-        (tokens - 1) / length / (weights[side] // lowest)
-        for side in corpus.domains
-        for tokens in corpus.shard_tokens(side, "train")
+        (tokens - 1) / length / (weights[domain] // lowest)
+        for domain in corpus.domains
+        for tokens in corpus.shard_tokens(domain, "train")
     }
     assert len(units) == 1 and units.pop() % 1 == 0
 
@@ -158,7 +158,7 @@ def test_fingerprint(config: Config, source_folder: Path) -> None:
 def test_split_depends_on_content_only(
     config: Config, source_folder: Path, tmp_path: Path, rng: random.Random
 ) -> None:
-    first = [prepare(config(**whole(side))) for side in ("text", "code")]
+    first = [prepare(config(**whole(domain))) for domain in ("text", "code")]
     texts = [p.read_text() for p in source_folder.rglob("*.*")]
     rng.shuffle(texts)
     rows = [{"text": t, "lang": "py" if t.startswith("x") else None} for t in texts]
@@ -170,23 +170,25 @@ def test_split_depends_on_content_only(
         for name in "ba"
     ]
     for corpus in first:
-        (side,) = corpus.domains
-        second = prepare(config(sources=sources, **whole(side)))
+        (domain,) = corpus.domains
+        second = prepare(config(sources=sources, **whole(domain)))
         for split in ("train", "val"):
-            assert sorted(documents(corpus, side, split)) == sorted(documents(second, side, split))
+            assert sorted(documents(corpus, domain, split)) == sorted(
+                documents(second, domain, split)
+            )
 
 
 def test_smallest_hash_is_held_out_when_nothing_else_is(config: Config) -> None:
-    for side in ("text", "code"):
-        corpus = prepare(config(val_fraction=0.0, **whole(side)))
-        assert (corpus.documents(side, "val"), corpus.documents(side, "train")) == (1, 29)
+    for domain in ("text", "code"):
+        corpus = prepare(config(val_fraction=0.0, **whole(domain)))
+        assert (corpus.documents(domain, "val"), corpus.documents(domain, "train")) == (1, 29)
 
 
 def test_limits(config: Config, source_folder: Path) -> None:
-    for side in ("text", "code"):
+    for domain in ("text", "code"):
         source = SourceConfig(kind="files", path=str(source_folder), max_bytes=2000)
-        corpus = prepare(config(sources=[source], **whole(side)))
-        sizes = [len(t.encode()) for s in ("train", "val") for t in documents(corpus, side, s)]
+        corpus = prepare(config(sources=[source], **whole(domain)))
+        sizes = [len(t.encode()) for s in ("train", "val") for t in documents(corpus, domain, s)]
         assert 1500 < sum(sizes) <= 2000
     source = SourceConfig(kind="files", path=str(source_folder), max_documents=40)
     corpus = prepare(config(sources=[source]))
@@ -228,7 +230,7 @@ def test_bad_input_is_found_before_anything_is_built(config: Config, tmp_path: P
     with pytest.raises(InputError) as caught:
         prepare(config(sources=[missing, missing], tokenizer="/no/tokenizer.json"))
     assert len(caught.value.problems) == 3
-    with pytest.raises(InputError, match="no source has documents of the side 'code'"):
+    with pytest.raises(InputError, match="no source has documents of the domain 'code'"):
         prepare(config(sources=[rows]))
     with pytest.raises(InputError, match=r"names \['math', 'text'\]"):
         prepare(config(mixture={"text": 1}, stages=[StageConfig(mixture={"math": 1})]))

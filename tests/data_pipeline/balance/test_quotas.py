@@ -99,10 +99,10 @@ def test_quotas_add_up_exactly(rng: random.Random, mixture: Any, max_epochs: Any
         p = plan(entries, target_tokens=target, max_epochs=max_epochs, mixture=mixture)
         weights = lowest_terms(mixture or {"text": 1, "code": 1})
         unit = (target or largest) // sum(weights.values())
-        assert p.side_tokens == {side: weight * unit for side, weight in weights.items()}
+        assert p.domain_tokens == {domain: weight * unit for domain, weight in weights.items()}
         assert p.largest_tokens == largest
         for q in p.languages:
-            quotas = [f for f in p.files if (f.side, f.language) == (q.side, q.language)]
+            quotas = [f for f in p.files if (f.domain, f.language) == (q.domain, q.language)]
             assert sum(f.tokens for f in quotas) == q.tokens <= q.cap
             assert sum(f.supply for f in quotas) == q.supply
             assert all(abs(f.tokens - q.tokens * f.supply / q.supply) < 1 for f in quotas)
@@ -145,7 +145,7 @@ def test_scarce_languages_are_made_up_for(rng: random.Random) -> None:
         plan(entries, target_tokens=40 * 10**6, keep_shares=True)
     assert "keep_shares=False" in str(e.value)
     exact = plan(entries, keep_shares=True)
-    assert exact.side_tokens["code"] == int(10**6 / Fraction("10.3") * Fraction("99.9"))
+    assert exact.domain_tokens["code"] == int(10**6 / Fraction("10.3") * Fraction("99.9"))
     plan(entries, target_tokens=exact.tokens, keep_shares=True)
     with pytest.raises(InputError, match=f"target_tokens={exact.tokens} "):
         plan(entries, target_tokens=exact.tokens + 2, keep_shares=True)
@@ -171,7 +171,7 @@ def test_infeasible_names_the_largest_total() -> None:
     for bad in (0, 1, -5):
         with pytest.raises(InputError, match="lowest terms"):
             plan(entries, target_tokens=bad)
-    with pytest.raises(InputError, match="side 'code'"):
+    with pytest.raises(InputError, match="domain 'code'"):
         plan(entries[2:])
     with pytest.raises(InputError, match="positive weight"):
         plan(entries, mixture={"text": 1, "code": 0})
@@ -203,7 +203,7 @@ def test_a_language_of_a_document_a_file_is_not_forgotten() -> None:
 
 
 def corpus(seed: int, files: int, scale: float) -> dict[tuple[str, str, str], np.ndarray]:
-    """Document lengths in tokens by file, side and language: log-normal, cut at 64k; supplies as
+    """Document lengths in tokens by file, domain and language: log-normal, cut at 64k; supplies as
     uneven as those of a crawl, 2 M * scale tokens a file."""
     g = np.random.default_rng(seed)
     mean = np.concatenate([g.uniform(30, 90, 10), 20 / np.arange(1, 94) ** 0.8])
@@ -225,17 +225,17 @@ def test_selection_on_realistic_lengths(seed: int, max_epochs: int, part: float)
     p = plan(entries, max_epochs=max_epochs, target_tokens=int(largest * part))
     got: dict[tuple[str, str], int] = {}
     for q in p.files:
-        n = lengths[q.file, q.side, q.language]
-        key = q.side, q.language
+        n = lengths[q.file, q.domain, q.language]
+        key = q.domain, q.language
         got[key] = got.get(key, 0) + int((select(n, q) * n).sum())
-    wanted = {(q.side, q.language): q.tokens for q in p.languages}
-    for side, total in p.side_tokens.items():
-        taken = sum(tokens for key, tokens in got.items() if key[0] == side)
+    wanted = {(q.domain, q.language): q.tokens for q in p.languages}
+    for domain, total in p.domain_tokens.items():
+        taken = sum(tokens for key, tokens in got.items() if key[0] == domain)
         # 2.7e-5 and 2.4e-4 are what selecting in file order gave on the corpora of the spec
-        assert abs(taken / total - 1) < (2.7e-5 if side == "text" else 1e-2)
-        for name, share in p.shares()[side].items():
+        assert abs(taken / total - 1) < (2.7e-5 if domain == "text" else 1e-2)
+        for name, share in p.shares()[domain].items():
             bound = 1e-3 if name in TOP_TEN else 5e-3
-            assert abs(got.get((side, name), 0) / taken - share) < bound, name
+            assert abs(got.get((domain, name), 0) / taken - share) < bound, name
     for name in TOP_TEN:
         assert abs(got["code", name] / wanted["code", name] - 1) < 2.4e-4, name
 
@@ -266,7 +266,7 @@ def test_select_file(rng: random.Random) -> None:
     assert tally.rows_out == (copies > 0).sum()
     assert tally.notes["copies"] == copies.sum() - tally.rows_out
     for q in p.files:
-        where = [i for i, kind in enumerate(kinds) if kind == (q.side, q.language)]
+        where = [i for i, kind in enumerate(kinds) if kind == (q.domain, q.language)]
         assert select([lengths[i] for i in where], q).tolist() == copies[where].tolist()
     with pytest.raises(InputError) as e:
         select_file(p, "f", [("code", "Go"), *kinds[1:]], lengths)

@@ -227,7 +227,7 @@ def test_words() -> None:
 
 @pytest.mark.parametrize("name", BUILTIN)
 def test_built_in_indexes(name: str, tmp_path: Path) -> None:
-    path = Path(decontam.__file__).parent / "benchmarks" / f"{name}.npz"
+    path = Path(decontam.__file__).parent / f"{name}.npz"
     benchmark = Benchmark.load(path)
     assert benchmark.to_bytes() == path.read_bytes()
     assert benchmark.meta["licence"] in ("MIT", "Apache-2.0")

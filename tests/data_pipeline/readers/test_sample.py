@@ -16,7 +16,7 @@ from loopcoder.config.filters import FilterConfig
 from loopcoder.config.schema import DataConfig, SourceConfig
 from loopcoder.errors import InputError
 
-SIDE_BYTES = 600_000
+DOMAIN_BYTES = 600_000
 
 
 def make(tmp_path: Path) -> DataConfig:
@@ -24,7 +24,7 @@ def make(tmp_path: Path) -> DataConfig:
         name="sample",
         seq_length=64,
         mixture={"text": 1, "code": 1},
-        sources=[SourceConfig(kind="sample", max_bytes=SIDE_BYTES)],
+        sources=[SourceConfig(kind="sample", max_bytes=DOMAIN_BYTES)],
         cache_dir=str(tmp_path),
         tokenizer_vocab_size=600,
         filters=FilterConfig(linguist_generated="auto"),
@@ -40,8 +40,8 @@ def test_sample_is_mixed_and_repeatable(tmp_path: Path) -> None:
     for name in first.manifest["files"]:
         assert (first.dir / name).read_bytes() == (second.dir / name).read_bytes()
     for domain in first.domains:
-        rows = [r for r in first.manifest["plan"]["languages"] if r["side"] == domain]
-        assert 0.4 * SIDE_BYTES <= sum(r["supply_bytes"] for r in rows) <= SIDE_BYTES
+        rows = [r for r in first.manifest["plan"]["languages"] if r["domain"] == domain]
+        assert 0.4 * DOMAIN_BYTES <= sum(r["supply_bytes"] for r in rows) <= DOMAIN_BYTES
     assert first.tokens("text", "train") == first.tokens("code", "train")
     languages = first.languages("code", "train")
     assert len(languages) >= 3
@@ -49,7 +49,7 @@ def test_sample_is_mixed_and_repeatable(tmp_path: Path) -> None:
 
 
 def test_no_package_dominates_and_ours_is_left_out() -> None:
-    source = sample.SampleSource("s", SourceConfig(kind="sample", max_bytes=SIDE_BYTES))
+    source = sample.SampleSource("s", SourceConfig(kind="sample", max_bytes=DOMAIN_BYTES))
     tally = Tally("read")
     by_package: dict[str, int] = {}
     for document in source.documents(tally):
@@ -60,7 +60,7 @@ def test_no_package_dominates_and_ours_is_left_out() -> None:
             by_package[package] = by_package.get(package, 0) + size
             assert size <= 200_000
     tally.check()
-    assert max(by_package.values()) <= 0.25 * SIDE_BYTES
+    assert max(by_package.values()) <= 0.25 * DOMAIN_BYTES
     assert len(by_package) > 10
 
 

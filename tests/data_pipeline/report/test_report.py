@@ -71,14 +71,14 @@ def manifest(rng: random.Random) -> dict[str, Any]:
         "code": ["Java", "Python", "C++", "Brainfuck & <co>"],
     }
     plan, domains = [], {}
-    for side, names in languages.items():
+    for domain, names in languages.items():
         tokens = {name: rng.randint(1_000, 9_999_999) for name in names}
         whole = sum(tokens.values())
         for name in names:
             supply = rng.randint(1_000, 9_999_999)
             plan.append(
                 {
-                    "side": side,
+                    "domain": domain,
                     "language": name,
                     "supply_tokens": supply,
                     "wanted_share": rng.random(),
@@ -89,13 +89,13 @@ def manifest(rng: random.Random) -> dict[str, Any]:
                 }
             )
         got = {n: {"documents": rng.randint(1, 9_999), "tokens": t} for n, t in tokens.items()}
-        domains[side] = {
+        domains[domain] = {
             "train": {
                 "documents": sum(g["documents"] for g in got.values()),
                 "tokens": whole,
                 "languages": got,
                 "sequences": rng.randint(1, 9_999),
-                "shards": [{"prefix": f"train/{side}-00000", "documents": 1, "tokens": whole}],
+                "shards": [{"prefix": f"train/{domain}-00000", "documents": 1, "tokens": whole}],
             },
             "val": {"documents": 7, "tokens": rng.randint(1, 9_999), "languages": {}},
         }
@@ -160,7 +160,7 @@ def manifest(rng: random.Random) -> dict[str, Any]:
 def test_numbers_are_those_of_the_manifest(rng: random.Random) -> None:
     given = manifest(rng)
     page = Page(render(given))
-    train = {side: stats["train"] for side, stats in given["domains"].items()}
+    train = {domain: stats["train"] for domain, stats in given["domains"].items()}
     summary = page.text[""]
     for wanted in (
         sum(t["tokens"] for t in train.values()),
@@ -176,7 +176,7 @@ def test_numbers_are_those_of_the_manifest(rng: random.Random) -> None:
         summary
     )
     for row in given["plan"]["languages"]:
-        stats = train[row["side"]]
+        stats = train[row["domain"]]
         mine = stats["languages"][row["language"]]
         share = mine["tokens"] / stats["tokens"]
         off = f"{100 * (share - row['share']):+.3f}"

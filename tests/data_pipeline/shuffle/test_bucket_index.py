@@ -45,13 +45,13 @@ def test_every_file_is_found_in_its_bucket(
         for path, entry, kinds in index.files(bucket):
             assert path.parent.name == f"bucket-{bucket:05}"
             seen[str(path.relative_to(tmp_path))] = entry, [index.kinds[k] for k in kinds]
-    tokens = {side: [0] * buckets for side in SIDES}
+    tokens = {domain: [0] * buckets for domain in SIDES}
     for path in tmp_path.glob("rank-*.json"):
         marker = json.loads(path.read_text())
         for name, entry in marker["files"].items():
             assert seen.pop(name) == (entry, [tuple(kind) for kind in marker["kinds"]])
-            for side, count in entry["tokens"].items():
-                tokens[side][int(name[7:12])] += count
+            for domain, count in entry["tokens"].items():
+                tokens[domain][int(name[7:12])] += count
     assert not seen
     assert index.tokens == tokens
     assert not list(tmp_path.glob("*.tmp"))

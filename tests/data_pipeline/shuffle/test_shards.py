@@ -35,10 +35,10 @@ def make(seed: int, number: int, vocab_size: int = 600) -> list[Record]:
     g = random.Random(seed)
     records = []
     for i in range(number):
-        side, language = g.choice(KINDS)
+        domain, language = g.choice(KINDS)
         ids = [*(g.randrange(8, vocab_size) for _ in range(g.randrange(200))), EOD]
         for copy in range(1, 2 + (g.random() < 0.1)):
-            records.append(Record(np.array(ids), side, language, f"d{i}", copy))
+            records.append(Record(np.array(ids), domain, language, f"d{i}", copy))
     return records
 
 
@@ -110,29 +110,29 @@ def test_every_document_is_there_or_counted(tmp_path: Path, seed: int) -> None:
         assert stage["rows_in"] == stage["rows_out"] + stage["drops"]["left_over"]
         notes.update(stage["notes"])
         notes["dropped"] += stage["drops"]["left_over"]
-    tokens = sum(side["tokens"] for side in manifest["sides"].values())
+    tokens = sum(domain["tokens"] for domain in manifest["domains"].values())
     assert tokens + notes["tokens_left_over"] == sum(len(r.ids) for r in records)
     # what is not there whole was cut in two, cut off or dropped
     odd = sum((found - given).values())
     assert odd <= notes["cut_in_two"] + notes["last_token_replaced_by_eod"] + 10
     assert sum((given - found).values()) <= notes["dropped"] + odd
-    kinds: dict[str, Counter[str]] = {side: Counter() for side in ("text", "code")}
+    kinds: dict[str, Counter[str]] = {domain: Counter() for domain in ("text", "code")}
     for r in records:
-        kinds[r.side][r.language] += len(r.ids)
-    for side, stats in manifest["sides"].items():
+        kinds[r.domain][r.language] += len(r.ids)
+    for domain, stats in manifest["domains"].items():
         for language, numbers in stats["languages"].items():
-            assert 0 <= kinds[side][language] - numbers["tokens"] <= notes["tokens_left_over"]
+            assert 0 <= kinds[domain][language] - numbers["tokens"] <= notes["tokens_left_over"]
 
 
 def test_copies_lie_apart_and_languages_are_mixed(tmp_path: Path, seed: int) -> None:
     config = settings(num_buckets=1, seq_length=4)
     records = []
     for i in range(600):
-        side, language = [("text", "Text"), ("code", "C"), ("code", "Java")][i * 3 // 600]
+        domain, language = [("text", "Text"), ("code", "C"), ("code", "Java")][i * 3 // 600]
         for copy in (1, 2):
             records.append(
                 Record(
-                    np.array([8 + i % 590, i // 590 + 8, EOD]), side, language, f"{seed}{i}", copy
+                    np.array([8 + i % 590, i // 590 + 8, EOD]), domain, language, f"{seed}{i}", copy
                 )
             )
     run(tmp_path, config, [records])
@@ -148,8 +148,8 @@ def test_cut_is_exact(rng: random.Random, mixture: dict[str, float]) -> None:
     for _ in range(200):
         shards = rng.randrange(1, 12)
         tokens = {s: [rng.choice([0, rng.randrange(5000)]) for _ in range(shards)] for s in weights}
-        for side in tokens.values():
-            side[rng.randrange(shards)] += 800 * shards
+        for domain in tokens.values():
+            domain[rng.randrange(shards)] += 800 * shards
         length = rng.randrange(1, 100)
         pieces = cut(tokens, length, weights)
         sizes = {s: {sum(p.stop - p.start for p in shard) for shard in pieces[s]} for s in weights}
@@ -161,11 +161,11 @@ def test_cut_is_exact(rng: random.Random, mixture: dict[str, float]) -> None:
         assert any(
             sum(tokens[s]) < shards * ((unit + 1) * w * length + 1) for s, w in weights.items()
         )
-        for side in weights:
+        for domain in weights:
             for bucket in range(shards):
-                used = sorted(p for shard in pieces[side] for p in shard if p.bucket == bucket)
+                used = sorted(p for shard in pieces[domain] for p in shard if p.bucket == bucket)
                 assert [p.start for p in used] == [0, *(p.stop for p in used)][: len(used)]
-                assert not used or used[-1].stop <= tokens[side][bucket]
+                assert not used or used[-1].stop <= tokens[domain][bucket]
     with pytest.raises(InputError, match=r"data\.shards=1"):
         cut({"text": [5, 5], "code": [90, 90]}, 10, {"text": 1, "code": 1})
 
@@ -180,7 +180,7 @@ def test_every_batch_of_the_blend_is_half_code(tmp_path: Path, seed: int) -> Non
     assert prefixes[:4] == ["text-00000", "code-00000", "text-00001", "code-00001"]
     for names, sizes in (
         (prefixes, [entry["sequences"] for entry in manifest["blend"]]),
-        ([f"{side}{i}" for i in range(1000) for side in ("text", "code")], [64] * 2000),
+        ([f"{domain}{i}" for i in range(1000) for domain in ("text", "code")], [64] * 2000),
     ):
         size = sum(sizes)
         assert size > 4 * 1024
@@ -358,7 +358,7 @@ def test_unfit_documents(tmp_path: Path) -> None:
         ]
         with pytest.raises(InputError, match=f"document odd .*{message}"):
             to_buckets(records, tmp_path, 0, 1, settings(num_buckets=1))
-    with pytest.raises(InputError, match="of the side 'music'"):
+    with pytest.raises(InputError, match="of the domain 'music'"):
         to_buckets([Record(np.array([EOD]), "music", "x", "d")], tmp_path, 0, 1, settings())
 
 

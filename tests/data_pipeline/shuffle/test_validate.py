@@ -99,7 +99,7 @@ def test_proportions(shards: Path) -> None:
 
 
 def test_order_of_the_blend(shards: Path) -> None:
-    edit(shards, lambda m: m["blend"].sort(key=lambda e: e["side"]))
+    edit(shards, lambda m: m["blend"].sort(key=lambda e: e["domain"]))
     assert ["does not list text, code in turn" in p.fact for p in validate(shards)] == [True]
 
 
@@ -113,7 +113,7 @@ def test_too_many_documents(shards: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_shares(shards: Path) -> None:
     manifest = json.loads((shards / "shards.json").read_text())
-    code = manifest["sides"]["code"]
+    code = manifest["domains"]["code"]
     shares = {name: n["tokens"] / code["tokens"] for name, n in code["languages"].items()}
     seal(shards, settings(num_buckets=3), {"code": shares, "text": {"Text": 1.0}})
     assert validate(shards) == []
@@ -127,7 +127,7 @@ def test_shares(shards: Path) -> None:
 def test_counts_must_agree(shards: Path) -> None:
     edit(shards, lambda m: m["blend"][0].update(documents=1))
     assert any("says {'documents': 1," in p.why for p in validate(shards, verify="size"))
-    edit(shards, lambda m: m["sides"]["code"]["languages"].pop("C"))
+    edit(shards, lambda m: m["domains"]["code"]["languages"].pop("C"))
     assert any("the languages of code" in p.fact for p in validate(shards, verify="size"))
 
 
