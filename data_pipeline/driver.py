@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
 from data_pipeline.stages import STAGES, Stage
 from data_pipeline.tasks.execute import Executor, run_ranks
+from data_pipeline.tasks.markers import disk_errors, read_marker, write_marker
 from data_pipeline.tasks.progress import Report, described, left_out, total_cost, watched
 from data_pipeline.tasks.work import Task, Work
 from data_pipeline.tokenizer import fim
@@ -35,14 +35,9 @@ from loopcoder.config.schema import DataConfig, SourceConfig
 from loopcoder.data.corpus import FORMAT_VERSION, Corpus, Verify, load_corpus
 from loopcoder.data.corpus_files import MANIFEST
 from loopcoder.errors import InputError, Problem
-from loopcoder.storage.digest import file_digest
-from loopcoder.storage.files import (
-    disk_errors,
-    fingerprint,
-    fsync_folder,
-    read_marker,
-    write_marker,
-)
+from loopcoder.storage.digest import file_digest, fingerprint
+from loopcoder.storage.files import sync_folder
+from loopcoder.storage.lock import hold
 
 _SMALL_BYTES = 200_000_000
 """Of input; less is done by this process alone unless data.executor.workers says otherwise."""
@@ -86,7 +81,7 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     try:
         with disk_errors(cache):
             cache.mkdir(parents=True, exist_ok=True)
-            with _lock(folder.with_name(f"{folder.name}.lock"), folder, report):
+            with _lock(folder, report):
                 if not folder.exists():
                     _build(work, sources, folder, report)
     except (PermissionError, FileExistsError, NotADirectoryError) as e:
@@ -103,7 +98,7 @@ def _tidy(work: Work, folder: Path, report: Report) -> None:
     if work.folder.exists() and not work.data.keep_work:
         with (
             contextlib.suppress(OSError),
-            _lock(folder.with_name(f"{folder.name}.lock"), folder, report),
+            _lock(folder, report),
         ):
             shutil.rmtree(work.folder, ignore_errors=True)
 
@@ -268,23 +263,12 @@ def _plain(config: SourceConfig) -> dict[str, Any]:
     return plain
 
 
-@contextlib.contextmanager
-def _lock(path: Path, folder: Path, report: Report) -> Iterator[None]:
-    """Hold the lock file; the kernel lets go of it when its holder dies, however it dies.
-
-    The file itself stays: whoever removed it could remove one that another process has just locked.
-    """
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            report(f"data: waiting for process {file.read().strip()}, which builds {folder}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+def _lock(folder: Path, report: Report) -> AbstractContextManager[None]:
+    """Hold the lock of a corpus, waiting for a process that builds it."""
+    return hold(
+        folder.with_name(f"{folder.name}.lock"),
+        lambda holder: report(f"data: waiting for process {holder}, which builds {folder}"),
+    )
 
 
 def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) -> None:
@@ -301,7 +285,7 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
     if not (work.corpus / MANIFEST).exists():
         finish(work, sources)
     work.corpus.rename(folder)
-    fsync_folder(folder.parent)
+    sync_folder(folder.parent)
     if not work.data.keep_work:
         shutil.rmtree(work.folder)
     report(f"data: {folder.name} is complete after {time.monotonic() - start:.1f} s")

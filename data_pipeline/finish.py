@@ -26,7 +26,8 @@ from data_pipeline.tasks.progress import total_cost
 from data_pipeline.tasks.work import Work
 from loopcoder.data.corpus import FORMAT_VERSION, load_corpus
 from loopcoder.data.corpus_files import MANIFEST, REPORT, TOKEN_BYTES, TOKENIZER
-from loopcoder.storage.files import fingerprint, synced_file, write_bytes, write_json
+from loopcoder.storage.digest import fingerprint
+from loopcoder.storage.files import synced_entry, write_bytes, write_json
 
 _PACKAGES = (
     *("numpy", "tokenizers", "xxhash", "fastokens", "rensa", "datatrove", "enry-python"),
@@ -46,7 +47,7 @@ def finish(work: Work, sources: Sequence[Source]) -> None:
         marker.unlink()
     manifest = _manifest(work, sources)
     manifest["files"] = {
-        str(path.relative_to(folder)): synced_file(path)
+        str(path.relative_to(folder)): synced_entry(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != REPORT
     }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 
 import psutil
 
+from loopcoder.storage.process import exit_with_parent
+
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_forwarding(
@@ -30,7 +31,7 @@ def run_forwarding(
         command,
         env=environ,
         start_new_session=True,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call that takes no lock
+        preexec_fn=partial(exit_with_parent, signal.SIGTERM),  # noqa: PLW1509 - one system call that takes no lock
     )
     signalled = False
 
@@ -49,8 +50,3 @@ def run_forwarding(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end_with_parent() -> None:
-    """Let the kernel end the child if this process is killed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 EXIT_DONE = 0
 EXIT_BAD_INPUT = 3
@@ -35,6 +36,11 @@ class LoopcoderError(Exception):
 
     exit_code = EXIT_NO_RETRY
 
+    @classmethod
+    def of(cls, fact: str, why: str, fix: str) -> Self:
+        """Make an error of three parts."""
+        return cls(str(Problem(fact, why, fix)))
+
 
 class InputError(LoopcoderError):
     """Bad config or input, found before any long work. Carries every problem found, not only the
@@ -47,7 +53,7 @@ class InputError(LoopcoderError):
         super().__init__("\n".join(str(p) for p in self.problems))
 
     @classmethod
-    def of(cls, fact: str, why: str, fix: str) -> InputError:
+    def of(cls, fact: str, why: str, fix: str) -> Self:
         return cls([Problem(fact, why, fix)])
 
 

@@ -54,7 +54,7 @@ from data_pipeline.dedup.pairs import (
 from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.done_folder import DoneFolder, atomically, done_folder, finished, seal
 from loopcoder.errors import InputError
-from loopcoder.storage.files import fingerprint
+from loopcoder.storage.digest import fingerprint
 
 FORMAT_VERSION = 1
 REASONS = ("", "exact_duplicate", "near_duplicate")

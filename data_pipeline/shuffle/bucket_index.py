@@ -10,17 +10,17 @@ large corpus, thousands of ranks times thousands of buckets. So they are read on
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.tasks.markers import read_marker, write_marker
 from loopcoder.errors import InputError
-from loopcoder.storage.files import fsync_folder, read_marker, write_marker
+from loopcoder.storage.files import sync, sync_folder
+from loopcoder.storage.lock import hold
 
 _MARKER = "index.json"
 _BUFFER_BYTES = 1 << 25
@@ -66,8 +66,7 @@ def open_index(folder: Path, made_of: str, domains: Sequence[str], num_buckets: 
     marker = read_marker(path, made_of)
     if marker is None:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "index.lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with hold(folder / "index.lock", lambda _: None):
             if not path.exists():
                 _make(folder, made_of, domains, num_buckets)
         marker = read_marker(path, made_of)
@@ -112,10 +111,10 @@ def _make(folder: Path, made_of: str, domains: Sequence[str], num_buckets: int) 
     flush()
     for path in temporary.iterdir():
         with open(path, "rb") as file:
-            os.fsync(file.fileno())
+            sync(file)
     write_marker(temporary / _MARKER, made_of, num_ranks=num_ranks, kinds=kinds, tokens=tokens)
     temporary.rename(folder / "index")
-    fsync_folder(folder)
+    sync_folder(folder)
 
 
 def _check(folder: Path, made_of: str) -> tuple[int, list[tuple[str, str]]]:

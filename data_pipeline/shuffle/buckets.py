@@ -28,15 +28,11 @@ from numpy.typing import NDArray
 
 from data_pipeline.balance.quotas import lowest_terms
 from data_pipeline.shuffle.bucket_index import BucketIndex, drop_index, open_index, other_ranks
+from data_pipeline.tasks.markers import disk_errors, read_marker, write_marker
 from loopcoder.data.indexed import token_dtype
 from loopcoder.errors import InputError, Problem
-from loopcoder.storage.files import (
-    disk_errors,
-    fingerprint,
-    fsync_folder,
-    read_marker,
-    write_marker,
-)
+from loopcoder.storage.digest import fingerprint
+from loopcoder.storage.files import sync_folder
 
 FORMAT_VERSION = 1
 """Of the bucket files, the markers and the manifest."""
@@ -265,10 +261,10 @@ class _Buffers:
                 os.fsync(file.fileno())
             final = path.with_suffix("")
             path.replace(final)
-            fsync_folder(final.parent)
+            sync_folder(final.parent)
             entry["xxh3_128"] = self._digests[bucket].hexdigest()
             out[str(final.relative_to(self._folder))] = entry
-        fsync_folder(self._folder)
+        sync_folder(self._folder)
         return out
 
     def _path(self, bucket: int) -> Path:

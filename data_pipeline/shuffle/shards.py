@@ -36,16 +36,10 @@ from data_pipeline.shuffle.buckets import (
     index_of,
     sizes_of,
 )
+from data_pipeline.tasks.markers import disk_errors, read_marker, write_marker
 from loopcoder.data.indexed import IndexedWriter
 from loopcoder.errors import InputError
-from loopcoder.storage.files import (
-    disk_errors,
-    fsync_folder,
-    read_marker,
-    synced_file,
-    write_json,
-    write_marker,
-)
+from loopcoder.storage.files import sync_folder, synced_entry, write_json
 
 SHARDS = "shards.json"
 
@@ -150,8 +144,8 @@ def assemble(
             domains[domain] = stats | own.losses(domain, used)
             for suffix in (".bin", ".idx"):
                 file = out / (stats["prefix"] + suffix)
-                files[file.name] = synced_file(file)
-        fsync_folder(out)
+                files[file.name] = synced_entry(file)
+        sync_folder(out)
         return write_marker(path, config.fingerprint, bucket=bucket, domains=domains, files=files)
 
 

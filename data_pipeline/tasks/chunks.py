@@ -9,7 +9,6 @@ of the task that wrote them, which names their sizes.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 
 from data_pipeline.schema import Document
 from loopcoder.errors import InputError
+from loopcoder.storage.files import sync
 
 MAX_CHUNK_DOCUMENTS = 1_000_000
 """Later stages hold some 100 bytes a document of a chunk."""
@@ -163,8 +163,7 @@ class _Compressed:
     def finish(self) -> int:
         """Give the file its name; return its size."""
         self._file.write(self._out.flush())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        sync(self._file)
         size = self._file.tell()
         self._file.close()
         self._temporary.rename(self._path)

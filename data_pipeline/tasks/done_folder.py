@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.tasks.markers import read_marker, synced_files, write_marker
 from loopcoder.errors import InputError
 from loopcoder.storage.digest import file_digest
-from loopcoder.storage.files import fsync_folder, read_marker, synced_files, write_marker
+from loopcoder.storage.files import fault_of, sync_folder
 
 _MARKER = "done.json"
 
@@ -31,18 +32,11 @@ class DoneFolder:
 
     def check(self, name: str, *, contents: bool = True) -> None:
         """Raise InputError unless a file is as it was written."""
-        path = self.path / name
-        want = self.marker["files"][name]
-        size = path.stat().st_size if path.exists() else -1
-        if size != want["bytes"]:
-            fact = f"{path} has {size} bytes, not {want['bytes']}" if size >= 0 else f"no {path}"
-        elif contents and file_digest(path) != want["xxh3_128"]:
-            fact = f"the contents of {path} are not those that were written"
-        else:
-            return
-        raise InputError.of(
-            fact, "it was changed after it was complete", f"remove {self.path} and run it again"
-        )
+        fact = fault_of(self.path / name, self.marker["files"][name], contents=contents)
+        if fact is not None:
+            raise InputError.of(
+                fact, "it was changed after it was complete", f"remove {self.path} and run it again"
+            )
 
 
 def done_folder(path: Path, fingerprint: str | None, task: str) -> DoneFolder:
@@ -76,7 +70,7 @@ def atomically(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    fsync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def seal(folder: Path, fingerprint: str, **facts: Any) -> None:

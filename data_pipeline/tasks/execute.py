@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline.tasks.markers import disk_errors
 from loopcoder.errors import InputError, LoopcoderError, Problem
-from loopcoder.storage.files import disk_errors
 
 POLL_S = 10.0
 """Seconds between looks at a Slurm job."""

@@ -1,4 +1,4 @@
-"""datatrove's local executor with processes that die with who started them, and without its talk.
+"""datatrove's local executor with processes that exit with their parent, and with quiet logging.
 
 datatrove's own starts a manager as a fork of the process that drives a build. When that is killed,
 the manager lives on and with it the lock of the folder, which nobody could take over then; and when
@@ -8,12 +8,11 @@ a worker is killed, its pool waits for ever.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.connection import wait
 
 from datatrove.executor import LocalPipelineExecutor
+
+from loopcoder.storage.process import exit_with_parent
 
 
 class QuietExecutor(LocalPipelineExecutor):  # type: ignore[misc] # it is untyped
@@ -27,21 +26,9 @@ class QuietExecutor(LocalPipelineExecutor):  # type: ignore[misc] # it is untype
         """
         # what a fork server starts inherits nothing
         context = multiprocessing.get_context("forkserver")
-        with ProcessPoolExecutor(self.workers, context, _end_with_parent) as pool:
+        with ProcessPoolExecutor(self.workers, context, exit_with_parent) as pool:
             list(pool.map(self._quietly, range(self.tasks)))
 
     def _quietly(self, rank: int) -> None:
         # what is not the first of its machine tells the terminal of errors only
         self._run_for_rank(rank, local_rank=1)
-
-
-def _end_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, however that ended."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="loopcoder-parent", daemon=True).start()

@@ -14,7 +14,6 @@ WORK/corpus/                   becomes the finished folder
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import pickle
@@ -30,12 +29,14 @@ from data_pipeline.dedup.minhash import MinHashConfig
 from data_pipeline.readers.base import Part
 from data_pipeline.schema import Document
 from data_pipeline.tasks.chunks import Chunk, read_chunk
+from data_pipeline.tasks.markers import disk_errors, read_marker, write_marker
 from data_pipeline.tokenizer.encoder import Encoder
 from loopcoder.config.schema import DataConfig
 from loopcoder.data.corpus_files import TOKENIZER
 from loopcoder.errors import LoopcoderError
-from loopcoder.storage.digest import file_digest
-from loopcoder.storage.files import disk_errors, fingerprint, read_marker, write_bytes, write_marker
+from loopcoder.storage.digest import file_digest, fingerprint
+from loopcoder.storage.files import write_bytes
+from loopcoder.storage.lock import hold
 
 _OWNER, _TASKS = "owner", "tasks.lock"
 
@@ -123,13 +124,8 @@ class Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         mine = replace(self, owner=f"{os.getpid()}-{time.time_ns()}")
         write_bytes(self.folder / _OWNER, mine.owner.encode())
-        with open(self.folder / _TASKS, "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
-        return mine
+        with hold(self.folder / _TASKS, lambda _: wait()):
+            return mine
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -138,8 +134,7 @@ class Work:
         Raises:
             LoopcoderError: another process drives the build by now.
         """
-        with open(self.folder / _TASKS, "a") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
+        with hold(self.folder / _TASKS, lambda _: None, shared=True):
             if (self.folder / _OWNER).read_text() != self.owner:
                 raise LoopcoderError("the process that drove this build was killed")
             yield

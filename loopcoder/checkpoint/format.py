@@ -12,7 +12,6 @@ neither a loop index nor anything of the layout.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loopcoder.errors import InputError
-from loopcoder.storage.digest import file_digest
+from loopcoder.storage.files import fault_of
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -97,16 +96,9 @@ def verify(
     manifest = _read_json(checkpoint, MANIFEST, "files")
     for index, (name, wanted) in enumerate(sorted(manifest["files"].items())):
         file = checkpoint.path / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != wanted["bytes"]:
-            found = (
-                "is missing"
-                if size is None
-                else f"has {size} bytes, {wanted['bytes']} were written"
-            )
-            raise _corrupt(checkpoint, f"{file} {found}")
-        if level == "hash" and index % parts == part and file_digest(file) != wanted["xxh3_128"]:
-            raise _corrupt(checkpoint, f"{file} has other content than was written")
+        fact = fault_of(file, wanted, contents=level == "hash" and index % parts == part)
+        if fact is not None:
+            raise _corrupt(checkpoint, fact)
 
 
 def _read_json(checkpoint: Checkpoint, name: str, needed: str) -> dict[str, Any]:
@@ -131,26 +123,6 @@ def _corrupt(checkpoint: Checkpoint, fact: str) -> InputError:
     return InputError.of(
         fact, "the checkpoint is damaged; training on it would be silently wrong", fix
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write atomically: temporary file, fsync, rename, fsync of the folder."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w") as f:
-        json.dump(value, f, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def prune(folder: Path, keep: int | None) -> list[Checkpoint]:

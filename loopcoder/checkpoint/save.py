@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +18,8 @@ from loopcoder.checkpoint.writers import BackgroundWriter, use_result_queue
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
 from loopcoder.errors import LoopcoderError
-from loopcoder.storage.digest import file_digest
+from loopcoder.storage.disk import free_bytes, is_disk_full
+from loopcoder.storage.files import FileEntry, synced_entry, write_json
 
 _FULL_BYTES = 16 << 20
 """A disk with less than this free is taken for full."""
@@ -116,21 +115,21 @@ class Saver:
         if self.is_main:
             with _disk_errors(folder):
                 save_config(self.config, folder / layout.CONFIG)
-                layout.write_json(
+                write_json(
                     folder / layout.STATE, {"format_version": layout.FORMAT_VERSION, **state}
                 )
         dist.barrier()
         files = sorted(p.name for p in folder.iterdir())
         mine = files[dist.get_rank() :: dist.get_world_size()]
         with _disk_errors(folder):
-            entries = {name: _entry(folder / name) for name in mine}
-        gathered: list[dict[str, Any] | None] = [None] * dist.get_world_size()
+            entries = {name: synced_entry(folder / name) for name in mine}
+        gathered: list[dict[str, FileEntry] | None] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, entries)
         if not self.is_main:
             return
         merged = {name: entry for part in gathered for name, entry in (part or {}).items()}
         with _disk_errors(folder):
-            layout.write_json(folder / layout.MANIFEST, {"files": merged})
+            write_json(folder / layout.MANIFEST, {"files": merged})
         size = sum(entry["bytes"] for entry in merged.values())
         self.report(
             "checkpoint_saved",
@@ -164,20 +163,9 @@ def _fresh(folder: Path) -> None:
         folder.mkdir(parents=True)
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return {"bytes": path.stat().st_size, "xxh3_128": file_digest(path)}
-
-
 def _not_saved(folder: Path, error: BaseException) -> LoopcoderError:
     """Say what failed. megatron's writer swallows the reason, so the free space is looked at."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    there = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    full = full or shutil.disk_usage(there).free < _FULL_BYTES
+    full = is_disk_full(error) or free_bytes(folder) < _FULL_BYTES
     cause = "the disk is full" if full else f"{type(error).__name__}: {error}"
     return LoopcoderError(
         f"could not save {folder}: {cause}\n"

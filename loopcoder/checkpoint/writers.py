@@ -8,21 +8,14 @@ until it has written into a folder that the restarted run may be writing as well
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import multiprocessing
 import queue
-import signal
 from collections.abc import Callable
 from multiprocessing.managers import SyncManager
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+from loopcoder.storage.process import exit_with_parent
 
 
 class BackgroundWriter:
@@ -32,7 +25,7 @@ class BackgroundWriter:
         self.write = write
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        die_with_parent()
+        exit_with_parent()
         return self.write(*args, **kwargs)
 
 
@@ -46,6 +39,6 @@ def use_result_queue(background: bool) -> SyncManager | None:
         writers._results_queue = queue.Queue()
         return None
     manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-    manager.start(die_with_parent)
+    manager.start(exit_with_parent)
     writers._results_queue = manager.Queue()
     return manager

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from loopcoder.data.corpus_files import MANIFEST, TOKEN_BYTES, TOKENIZER
 from loopcoder.data.indexed import check_pair
 from loopcoder.errors import InputError, Problem
-from loopcoder.storage.digest import file_digest
+from loopcoder.storage.files import fault_of
 
 FORMAT_VERSION = 2
 """Of the manifest and of what the pipeline makes of its input; raising it rebuilds every corpus."""
@@ -162,14 +162,6 @@ def _read_manifest(folder: Path, fix: str) -> dict[str, Any]:
 
 
 def check_file(path: Path, wanted: Mapping[str, Any], verify: str, fix: str) -> Problem | None:
-    try:
-        size = path.stat().st_size
-        if size != wanted["bytes"]:
-            fact = f"{path} has {size:,} bytes, the manifest says {wanted['bytes']:,}"
-            return Problem(fact, "it was cut off or replaced after it was built", fix)
-        if verify == "hash" and file_digest(path) != wanted["xxh3_128"]:
-            fact = f"{path} ({size:,} bytes) has another hash than the manifest says"
-            return Problem(fact, "its content was altered after it was built", fix)
-    except OSError as e:
-        return Problem(f"cannot read {path}", str(e), fix)
-    return None
+    """Compare a file of a corpus with its entry in the manifest."""
+    fact = fault_of(path, wanted, contents=verify == "hash")
+    return Problem(fact, "it was cut off or changed after it was built", fix) if fact else None

@@ -7,7 +7,6 @@ boundaries (int64).
 
 from __future__ import annotations
 
-import os
 import struct
 from array import array
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from loopcoder.storage.files import sync
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -76,10 +77,8 @@ class IndexedWriter:
             for start in range(0, len(lengths) + 1, _CHUNK):
                 stop = min(start + _CHUNK, len(lengths) + 1)
                 index.write(np.arange(start, stop, dtype=np.int64).tobytes())
-            index.flush()
-            os.fsync(index.fileno())
-        self._bin.flush()
-        os.fsync(self._bin.fileno())
+            sync(index)
+        sync(self._bin)
         self._bin.close()
         paths = []
         for suffix in (".bin", ".idx"):

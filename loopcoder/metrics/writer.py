@@ -10,18 +10,20 @@ payload of a NaN are lost).
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from loopcoder.errors import InputError, LoopcoderError, Problem
+from loopcoder.storage.disk import full_disk_raises
+from loopcoder.storage.files import whole_file
 
 if TYPE_CHECKING:
     from loopcoder.metrics.sinks import Sink
@@ -59,7 +61,6 @@ FIELDS = {
 """Meaning and unit of every field of a line; `<domain>` and `<r>` are placeholders."""
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _log = logging.getLogger(__name__)
 
@@ -186,23 +187,16 @@ def truncate_after(path: Path, step: int) -> Cut:
     kept = unreadable = 0
     last_kept: int | None = None
     discarded: list[int] = []
-    tmp = path.with_name(path.name + ".tmp")
-    try:
-        with _disk_full_is_an_error(path), path.open("rb") as old, tmp.open("wb") as new:
-            for line in old:
-                record = _parse(line)
-                if record is None or type(record.get("step")) is not int:
-                    unreadable += 1
-                elif record["step"] > step:
-                    discarded.append(record["step"])
-                else:
-                    new.write(line if line.endswith(b"\n") else line + b"\n")
-                    kept, last_kept = kept + 1, record["step"]
-            _fsync(new)
-        tmp.replace(path)
-        _fsync_dir(path.parent)
-    finally:
-        tmp.unlink(missing_ok=True)
+    with _disk_full_is_an_error(path), path.open("rb") as old, whole_file(path) as new:
+        for line in old:
+            record = _parse(line)
+            if record is None or type(record.get("step")) is not int:
+                unreadable += 1
+            elif record["step"] > step:
+                discarded.append(record["step"])
+            else:
+                new.write(line if line.endswith(b"\n") else line + b"\n")
+                kept, last_kept = kept + 1, record["step"]
     return Cut(
         kept_lines=kept,
         last_kept_step=last_kept,
@@ -346,31 +340,14 @@ def _parse(line: bytes) -> Record | None:
     return record if isinstance(record, dict) else None
 
 
-@contextlib.contextmanager
-def _disk_full_is_an_error(path: Path) -> Iterator[None]:
-    """Turn 'no space left' and 'quota exceeded' into a LoopcoderError that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        problem = Problem(
-            f"{path} could not be written: {error.strerror}",
+def _disk_full_is_an_error(path: Path) -> AbstractContextManager[None]:
+    """Say how to go on after 'no space left' and 'quota exceeded'."""
+    return full_disk_raises(
+        path.parent,
+        lambda fact: LoopcoderError.of(
+            f"{path} could not be written: {fact}",
             "metrics.jsonl must hold every step of the curve",
-            f"free space on the disk of {path.parent} (checkpoint.keep=N keeps fewer checkpoints), "
-            "then start the same command again: it resumes from the newest checkpoint",
-        )
-        raise LoopcoderError(str(problem)) from error
-
-
-def _fsync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _fsync_dir(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+            "free space there (checkpoint.keep=N keeps fewer checkpoints), then start the same "
+            "command again: it resumes from the newest checkpoint",
+        ),
+    )

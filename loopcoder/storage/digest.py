@@ -1,8 +1,10 @@
-"""Hashes of files."""
+"""Hashes: of a file's content, and of whatever determines a result."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -14,3 +16,8 @@ def file_digest(path: Path) -> str:
         while block := f.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash what determines a result (anything that JSON can say) into 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())

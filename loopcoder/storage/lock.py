@@ -1,35 +1,45 @@
-"""One run a folder: a second process that trains into the same folder would mix two curves."""
+"""Lock files: the kernel lets go of one when its holder ends, however it ends."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loopcoder.errors import InputError
+_BUSY = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextmanager
-def only_run_in(run_dir: Path) -> Iterator[None]:
-    """Hold `run_dir` for this process; the kernel lets go of it however the process ends.
+def hold(
+    path: Path, busy: Callable[[str], None], *, shared: bool = False, needed: bool = True
+) -> Iterator[None]:
+    """Hold a lock file for the block.
 
-    Raises InputError if another process has it. A file system without locks is not guarded.
+    The file stays afterwards: removing it could remove one that another process has just locked.
+
+    Args:
+        path: The lock file, made where it is not there.
+        busy: Called with the holder's process id if another process has it: raises, or returns to
+            wait for it.
+        shared: Together with others that share it; else alone.
+        needed: A file system without locks is an error; else it is not guarded.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with open(path, "a+", encoding="ascii") as file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise InputError.of(
-                    f"another process is training in {run_dir}",
-                    "two runs in one folder would overwrite each other's records and checkpoints",
-                    f"wait for it or end it (fuser {run_dir}/.lock), or run_dir=ANOTHER_FOLDER",
-                ) from error
+            if error.errno in _BUSY:
+                file.seek(0)
+                busy(file.read().strip())
+                fcntl.flock(file, kind)
+            elif needed:
+                raise
+        if not shared:
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
         yield
-    finally:
-        os.close(descriptor)

@@ -36,7 +36,7 @@ from loopcoder.metrics.throughput import Throughput, peak_flops
 from loopcoder.metrics.writer import MetricsWriter
 from loopcoder.model.probe import LoopProbe
 from loopcoder.parallel import mcore
-from loopcoder.storage.lock import only_run_in
+from loopcoder.train.lock import only_run_in
 from loopcoder.train.signals import StopSignal
 
 

@@ -14,6 +14,7 @@ import xxhash
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.errors import InputError
+from loopcoder.storage import files
 from loopcoder.storage.digest import file_digest
 
 
@@ -155,7 +156,7 @@ def test_every_file_is_read_by_exactly_one_rank(tmp_path, seed, monkeypatch):
     checkpoint = write(tmp_path, 7, seed, files=8)
     read = []
     monkeypatch.setattr(
-        layout, "file_digest", lambda path: read.append(path.name) or file_digest(path)
+        files, "file_digest", lambda path: read.append(path.name) or file_digest(path)
     )
     assert damaged(checkpoint, "hash", parts=3) == [None] * 3
     assert sorted(read) == sorted(
@@ -234,53 +235,3 @@ def test_prune_killed_halfway_leaves_nothing_that_looks_complete(tmp_path, seed,
     remaining = layout.complete(tmp_path / "checkpoints")
     assert [c.step for c in remaining] == [2, 3]  # the oldest goes first
     assert [damaged(c, "hash") for c in remaining] == [[None], [None]]
-
-
-def test_write_json_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
-    order = []
-    fsync, rename = os.fsync, Path.rename
-
-    def noted_fsync(descriptor: int) -> None:
-        name = Path(f"/proc/self/fd/{descriptor}").readlink()
-        order.append(("fsync", name.name, json.loads(name.read_text()) if name.is_file() else None))
-        fsync(descriptor)
-
-    def noted_rename(self: Path, target: Path) -> Path:
-        order.append(("rename", self.name, target.name))
-        return rename(self, target)
-
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(Path, "rename", noted_rename)
-    value = {"step": 3, "position": {"sample": 12}}
-    layout.write_json(tmp_path / "state.json", value)
-    assert order == [
-        ("fsync", "state.tmp", value),
-        ("rename", "state.tmp", "state.json"),
-        ("fsync", tmp_path.name, None),
-    ]
-    assert json.loads((tmp_path / "state.json").read_text()) == value
-    assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
-
-
-@pytest.mark.parametrize("fails_in", ["dump", "fsync"])
-def test_write_json_that_fails_leaves_the_old_file(tmp_path, monkeypatch, fails_in):
-    layout.write_json(tmp_path / "state.json", {"step": 1})
-    if fails_in == "fsync":
-
-        def full(_: int) -> None:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises((OSError, TypeError)):
-        layout.write_json(
-            tmp_path / "state.json", {"step": 2} if fails_in == "fsync" else {"step": object()}
-        )
-    assert json.loads((tmp_path / "state.json").read_text()) == {"step": 1}
-
-
-def test_digest_of_a_file_larger_than_a_block(tmp_path, seed):
-    data = random.Random(seed).randbytes((1 << 24) + 12345)
-    (tmp_path / "x").write_bytes(data)
-    assert file_digest(tmp_path / "x") == xxhash.xxh3_128_hexdigest(data)
-    (tmp_path / "empty").write_bytes(b"")
-    assert file_digest(tmp_path / "empty") == xxhash.xxh3_128_hexdigest(b"")

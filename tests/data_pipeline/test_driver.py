@@ -253,7 +253,7 @@ FAILURES = [
     (vocabulary, "train_tokenizer"),
     (tokens, "to_buckets"),
     (stages, "seal"),
-    (finish, "synced_file"),
+    (finish, "synced_entry"),
 ]
 
 

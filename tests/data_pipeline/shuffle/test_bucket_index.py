@@ -9,8 +9,8 @@ import pytest
 
 from data_pipeline.shuffle import bucket_index
 from data_pipeline.shuffle.bucket_index import drop_index, open_index
+from data_pipeline.tasks.markers import write_marker
 from loopcoder.errors import InputError
-from loopcoder.storage.files import write_marker
 
 SIDES = ("text", "code")
 

@@ -1,0 +1,222 @@
+"""Whole files, hashes, locks, full disks, and processes that end with their parent."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import xxhash
+
+from loopcoder.errors import InputError
+from loopcoder.storage.digest import file_digest
+from loopcoder.storage.disk import DISK_FULL, full_disk_raises, is_disk_full
+from loopcoder.storage.files import fault_of, synced_entry, whole_file, write_json
+from loopcoder.storage.lock import hold
+
+
+def test_write_json_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
+    order = []
+    fsync, rename = os.fsync, Path.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink()
+        order.append(("fsync", name.name, json.loads(name.read_text()) if name.is_file() else None))
+        fsync(descriptor)
+
+    def noted_rename(self: Path, target: Path) -> Path:
+        order.append(("rename", self.name, target.name))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_rename)
+    value = {"step": 3, "position": {"sample": 12}}
+    write_json(tmp_path / "state.json", value)
+    assert order == [
+        ("fsync", "state.json.tmp", value),
+        ("rename", "state.json.tmp", "state.json"),
+        ("fsync", tmp_path.name, None),
+    ]
+    assert json.loads((tmp_path / "state.json").read_text()) == value
+    assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
+
+
+@pytest.mark.parametrize("fails_in", ["dump", "fsync"])
+def test_write_json_that_fails_leaves_the_old_file(tmp_path, monkeypatch, fails_in):
+    write_json(tmp_path / "state.json", {"step": 1})
+    if fails_in == "fsync":
+
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises((OSError, TypeError)):
+        write_json(
+            tmp_path / "state.json", {"step": 2} if fails_in == "fsync" else {"step": object()}
+        )
+    assert json.loads((tmp_path / "state.json").read_text()) == {"step": 1}
+
+
+def test_digest_of_a_file_larger_than_a_block(tmp_path, seed):
+    data = random.Random(seed).randbytes((1 << 24) + 12345)
+    (tmp_path / "x").write_bytes(data)
+    assert file_digest(tmp_path / "x") == xxhash.xxh3_128_hexdigest(data)
+    (tmp_path / "empty").write_bytes(b"")
+    assert file_digest(tmp_path / "empty") == xxhash.xxh3_128_hexdigest(b"")
+
+
+def test_a_file_whose_writing_fails_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "x") as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_of_a_file(tmp_path, seed):
+    path = tmp_path / "x"
+    data = bytearray(random.Random(seed).randbytes(1000))
+    path.write_bytes(data)
+    entry = synced_entry(path)
+    assert entry == {"bytes": 1000, "xxh3_128": xxhash.xxh3_128_hexdigest(data)}
+    assert fault_of(path, entry) is None
+    data[seed % 1000] ^= 1
+    path.write_bytes(data)
+    assert "other content" in fault_of(path, entry)
+    assert fault_of(path, entry, contents=False) is None
+    path.write_bytes(data[:-1])
+    assert "999 bytes, 1,000 were written" in fault_of(path, entry, contents=False)
+    path.unlink()
+    assert "is missing" in fault_of(path, entry)
+
+
+@pytest.mark.parametrize("number", sorted(DISK_FULL))
+def test_a_full_disk_says_what_to_do(tmp_path, number):
+    with (
+        pytest.raises(InputError, match=r"no space left .*bytes are free"),
+        full_disk_raises(tmp_path / "not" / "there", lambda fact: InputError.of(fact, "y", "z")),
+    ):
+        raise OSError(number, os.strerror(number))
+
+
+def test_other_errors_of_a_disk_pass_through(tmp_path):
+    error = OSError(errno.EIO, "broken")
+    assert not is_disk_full(error)
+    with pytest.raises(OSError, match="broken"), full_disk_raises(tmp_path, lambda _: ValueError()):
+        raise error
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from loopcoder.storage.lock import hold
+with hold(Path(sys.argv[1]), lambda _: sys.exit("busy"), shared=sys.argv[2] == "shared"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def start_holder(path: Path, kind: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path), kind], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+class Busy(Exception):
+    pass
+
+
+def refuse(holder: str) -> None:
+    raise Busy(holder)
+
+
+def test_a_lock_goes_with_its_holder(tmp_path):
+    path = tmp_path / "lock"
+    process = start_holder(path, "alone")
+    with pytest.raises(Busy, match=str(process.pid)), hold(path, refuse):
+        pass
+    process.kill()
+    process.wait()
+    with hold(path, refuse):
+        assert path.read_text() == f"{os.getpid()}\n"
+
+
+def test_shared_locks_exclude_only_a_lone_one(tmp_path):
+    path = tmp_path / "lock"
+    process = start_holder(path, "shared")
+    with hold(path, refuse, shared=True):
+        pass
+    with pytest.raises(Busy), hold(path, refuse):
+        pass
+    process.kill()
+    process.wait()
+
+
+def test_a_busy_lock_can_be_waited_for(tmp_path):
+    path = tmp_path / "lock"
+    process = start_holder(path, "alone")
+
+    def end(holder: str) -> None:
+        assert holder == str(process.pid)
+        process.kill()
+
+    with hold(path, end):
+        assert process.wait() == -signal.SIGKILL
+
+
+def test_a_file_system_without_locks_may_do_without(tmp_path, monkeypatch):
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with hold(tmp_path / "lock", refuse, needed=False):
+        pass
+    with pytest.raises(OSError, match="no locks"), hold(tmp_path / "lock", refuse):
+        pass
+
+
+STARTER = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from loopcoder.storage.process import exit_with_parent
+
+def work():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+def bound():
+    exit_with_parent()
+    work()
+
+if __name__ == "__main__":
+    if sys.argv[1] == "pool":
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(1, context, exit_with_parent) as pool:
+            pool.submit(work).result()
+    else:
+        child = multiprocessing.get_context(sys.argv[1]).Process(target=bound)
+        child.start()
+        child.join()
+"""
+
+
+@pytest.mark.parametrize("kind", ["fork", "spawn", "forkserver", "pool"])
+def test_a_child_ends_with_its_parent(tmp_path, kind):
+    script = tmp_path / "starter.py"
+    script.write_text(STARTER)
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = subprocess.Popen(
+        [sys.executable, str(script), kind], stdout=subprocess.PIPE, text=True, env=environ
+    )
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    child.wait(timeout=20)  # raises TimeoutExpired while it lives
