@@ -21,7 +21,8 @@ from data_pipeline.balance.quotas import (
     plan,
     water_fill,
 )
-from data_pipeline.balance.selection import select, select_file, split_at_lines
+from data_pipeline.balance.selection import OtherContentError, select, select_chunk
+from data_pipeline.tokenizer.count import split_at_lines
 from loopcoder.errors import InputError
 
 TOP_TEN = [name for name, share in PUBLISHED_CODE_SHARES.items() if share and name != OTHERS]
@@ -253,7 +254,7 @@ def test_every_length_gives_its_share(seed: int) -> None:
             assert abs(copies[(lengths >= low) & (lengths <= high)].mean() - ratio) < 0.02
 
 
-def test_select_file(rng: random.Random) -> None:
+def test_select_chunk(rng: random.Random) -> None:
     kinds = [rng.choice([("code", "Java"), ("code", "Rust"), ("text", "Text")]) for _ in range(500)]
     lengths = [rng.randrange(1, 900) for _ in kinds]
     supply = []
@@ -261,17 +262,17 @@ def test_select_file(rng: random.Random) -> None:
         mine = [n for k, n in zip(kinds, lengths, strict=True) if k == kind]
         supply.append(Supply("f", *kind, len(mine), sum(mine)))
     p = plan(supply, max_epochs={"text": 2, "code": 1.5})
-    copies, tally = select_file(p, "f", kinds, lengths)
+    copies, tally = select_chunk(p, kinds, lengths)
     assert tally.rows_in == 500
     assert tally.rows_out == (copies > 0).sum()
     assert tally.notes["copies"] == copies.sum() - tally.rows_out
     for q in p.files:
         where = [i for i, kind in enumerate(kinds) if kind == (q.domain, q.language)]
         assert select([lengths[i] for i in where], q).tolist() == copies[where].tolist()
-    with pytest.raises(InputError) as e:
-        select_file(p, "f", [("code", "Go"), *kinds[1:]], lengths)
-    assert len(e.value.problems) == 2
-    assert f"has {lengths[0]:,} tokens of Go (code), the plan says 0" in str(e.value)
+    with pytest.raises(OtherContentError) as e:
+        select_chunk(p, [("code", "Go"), *kinds[1:]], lengths)
+    assert str(e.value).count("the plan says") == 2
+    assert f"{lengths[0]:,} tokens of Go (code), where the plan says 0" in str(e.value)
 
 
 def test_split_at_lines(rng: random.Random) -> None:
