@@ -71,7 +71,7 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     work = Work(cache / f".{folder.name}.work", data, fingerprint, domains, weights)
     # outside the lock, so that a cache that one may only read serves as well
     if folder.exists():
-        _tidy(work, folder, report)
+        _remove_work(work, folder, report)
         return load_corpus(folder, verify)
     try:
         with disk_errors(cache):
@@ -88,7 +88,7 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     return load_corpus(folder, verify)
 
 
-def _tidy(work: Work, folder: Path, report: Report) -> None:
+def _remove_work(work: Work, folder: Path, report: Report) -> None:
     """Remove the work of a corpus whose builder was killed just after giving it its name."""
     if work.folder.exists() and not work.data.keep_work:
         with (

@@ -124,7 +124,7 @@ def read_part(work: Work, number: int) -> Output:
 
 
 def gather(work: Work, _: int) -> Output:
-    """Number the chunks; refuse an input of which nothing is left, or too much was damaged."""
+    """Number the chunks; fail if no document of a domain survived, or too much was damaged."""
     ingested: dict[str, Tally] = {}
     files: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -273,7 +273,7 @@ class _Metered:
 
 
 def _check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> None:
-    """Raise InputError for every domain of which nothing is left, or too little of a sample."""
+    """Raise InputError for every domain without a document, or with too little of a sample."""
     sources = work.data.sources
     wanted = 1
     if all(source.kind == "sample" for source in sources):
