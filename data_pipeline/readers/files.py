@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.langid.names import domain_of, identify, language_of_name
+from data_pipeline.readers.archives import ARCHIVES, members
 from data_pipeline.readers.base import (
     RowReader,
     decode,
@@ -21,14 +22,13 @@ from data_pipeline.readers.base import (
     judge_files,
     row_domains,
 )
-from data_pipeline.readers.jsonl import decompressed, jsonl_documents, lines
+from data_pipeline.readers.compressed import decompressed
+from data_pipeline.readers.jsonl import jsonl_documents, lines
 from data_pipeline.readers.storage import (
-    ARCHIVES,
     SKIPPED_FOLDERS,
     File,
     is_url,
     local_path,
-    members,
     remote_files,
 )
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
