@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.filters.words import BLANKS, DIGITS, LETTERS
-from data_pipeline.optional import require
 from data_pipeline.schema import Document
+from loopcoder.backends import require
 from loopcoder.config.filters import FilterConfig
 
 MARKUP = {

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.langid.names import canonical, domain_of, identify, is_known
-from data_pipeline.optional import require
 from data_pipeline.schema import Document, Tally
+from loopcoder.backends import require
 from loopcoder.errors import InputError
 from loopcoder.storage.digest import file_digest
 

@@ -6,9 +6,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from data_pipeline.optional import require
 from data_pipeline.readers.storage import File
 from data_pipeline.schema import Tally
+from loopcoder.backends import require
 
 _CHUNK = 1 << 18
 # 4 bytes of zstd may stand for 128 kB, and its object knows no limit: 16 MB per piece at most

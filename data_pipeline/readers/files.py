@@ -32,6 +32,7 @@ from data_pipeline.readers.storage import (
     remote_files,
 )
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
+from loopcoder.backends import require
 from loopcoder.config.schema import SourceConfig
 from loopcoder.data.corpus_files import TOKEN_BYTES
 from loopcoder.errors import InputError, Problem
@@ -283,13 +284,8 @@ def _holds_rows(path: File, config: SourceConfig) -> bool:
 def _parquet_documents(
     path: File, config: SourceConfig, source: str, tally: Tally
 ) -> Iterator[Document]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as e:
-        raise InputError.of(
-            f"{path} is a parquet file", "reading it needs pyarrow", "pip install pyarrow"
-        ) from e
+    needs = f"{path} is a parquet file", "reading it needs pyarrow", "pip install pyarrow"
+    pa, pq = require("pyarrow", *needs), require("pyarrow.parquet", *needs)
     reader = RowReader(config, source, str(path), tally)
     number = 0
     try:

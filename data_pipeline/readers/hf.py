@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.optional import require
 from data_pipeline.readers.base import RowReader, is_limited, row_domains
 from data_pipeline.schema import Document, Tally
+from loopcoder.backends import require
 from loopcoder.config.schema import SourceConfig
 from loopcoder.errors import InputError, LoopcoderError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.tokenizer.encoder import EOD, NAMED_SPECIALS, Encoder
+from loopcoder.backends import require
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.digest import file_digest
 
@@ -72,13 +72,13 @@ def import_tokenizer(path: Path) -> ImportedTokenizer:
 def _sentencepiece_problems(path: Path) -> list[Problem]:
     """Return why this SentencePiece model is no byte-level BPE: one reason at least."""
     fix = "the tokenizer.json of a byte-level BPE, or data.tokenizer=train"
-    try:
-        from sentencepiece import sentencepiece_model_pb2 as formats
-    except ImportError as e:
-        return [
-            Problem(f"cannot look into {path}", str(e), "pip install 'loopcoder[data]', or " + fix)
-        ]
-    model: Any = vars(formats)["ModelProto"]()  # made at run time, unknown to mypy
+    formats = require(
+        "sentencepiece.sentencepiece_model_pb2",
+        f"{path} is no tokenizer.json",
+        "whether it is a SentencePiece model only the package sentencepiece can tell",
+        "pip install 'loopcoder[data]', or " + fix,
+    )
+    model = formats.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except Exception as e:  # protobuf's DecodeError, whose place differs by version

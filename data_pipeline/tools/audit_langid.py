@@ -18,9 +18,9 @@ from typing import Any
 import xxhash
 
 from data_pipeline.langid.classifier import UNKNOWN, LanguageModel, label
-from data_pipeline.optional import require
 from data_pipeline.schema import Document
 from data_pipeline.tools.train_langid import add_paths, documents_of
+from loopcoder.backends import require
 
 SHARE = 0.01
 _SEED = 7
