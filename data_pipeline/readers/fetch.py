@@ -27,39 +27,6 @@ from data_pipeline.langid.names import language_of_name
 from data_pipeline.schema import MAX_DOCUMENT_BYTES
 from loopcoder.errors import InputError
 
-DEBIAN_TEXT = (
-    "dict-wn",
-    "python3.11-doc",
-    "postgresql-doc-15",
-    "sqlite3-doc",
-    "nodejs-doc",
-    "vim-doc",
-    "perl-doc",
-    "manpages",
-    "manpages-dev",
-)
-"""Prose under permissive licences in Debian 12: 110 MB from a download of 48 MB."""
-DEBIAN_CODE = (
-    "golang-1.19-src",
-    "rust-src",
-    "libboost1.81-dev",
-    "erlang-src",
-    "node-typescript",
-    "crystal",
-    "nim",
-)
-"""Programs in 42 languages under permissive licences in Debian 12: 336 MB from 64 MB."""
-NPM = (
-    "react-native@0.76.0",
-    "expo-modules-core@2.0.0",
-    "com.cysharp.unitask",
-    "@openzeppelin/contracts",
-    "rxjs",
-    "typeorm",
-    "three",
-)
-"""Java, Kotlin, Swift, C#, C++, Solidity, TypeScript and JavaScript."""
-
 LOCK = "packages.lock.json"
 TIMEOUT_S = 600
 _PIECE_BYTES = 1 << 20

@@ -36,8 +36,7 @@ def read_part(work: Work, number: int) -> dict[str, Any]:
     cleaned = _Metered(clean(selected, data.filters, tallies["clean"]))
     found: _Metered = cleaned
     if data.decontaminate.benchmarks:
-        rules = data.decontaminate
-        index = open_index(rules.benchmarks, share=rules.share, ngram=rules.ngram)
+        index = open_index(data.decontaminate)
         found = _Metered(decontaminate(cleaned, index, tallies["decontaminate"]))
     else:
         found = _Metered(_passed(cleaned, tallies["decontaminate"]))

@@ -26,6 +26,7 @@ from data_pipeline.shuffle.buckets import Record, ShuffleConfig, to_buckets
 from data_pipeline.tasks.work import Work
 from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.encoder import Encoder
+from loopcoder.config.build import FimConfig
 from loopcoder.storage.files import write_bytes
 
 ENTRY = np.dtype(
@@ -43,14 +44,13 @@ class Encoding:
     """How documents become ids."""
 
     encoder: Encoder
-    rules: fim.Rules
+    rules: FimConfig
     specials: fim.Specials | None
 
     @classmethod
     def of(cls, work: Work) -> Encoding:
         encoder = work.encoder()
-        config = work.data.fim
-        rules = fim.Rules(config.rate, config.spm_share, config.min_chars, config.seed)
+        rules = work.data.fim
         return cls(encoder, rules, fim.Specials.of(encoder) if rules.rate else None)
 
     def encode(

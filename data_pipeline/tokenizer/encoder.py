@@ -24,6 +24,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from loopcoder.errors import InputError, Problem
 
 Backend = Literal["fast", "reference"]
+Choice = Literal["auto", "fast", "reference"]
 
 EOD = "<|endoftext|>"
 NUM_SPECIAL_TOKENS = 64
@@ -113,7 +114,7 @@ class Encoder:
         self,
         path: Path,
         *,
-        backend: Literal["auto", "fast", "reference"] = "auto",
+        backend: Choice = "auto",
         threads: int | None = None,
     ) -> None:
         """Read tokenizer.json and probe it.

@@ -19,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_pipeline.tokenizer.encoder import Encoder
-from loopcoder.errors import InputError
+from loopcoder.config.build import FimConfig
 
 PREFIX = "<|fim_prefix|>"
 MIDDLE = "<|fim_middle|>"
@@ -27,29 +27,6 @@ SUFFIX = "<|fim_suffix|>"
 END = "<|im_end|>"
 REPO_NAME = "<|repo_name|>"
 FILE_SEP = "<|file_sep|>"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Which documents are rearranged, and how."""
-
-    rate: float = 0.5
-    """Share of the code documents that are rearranged."""
-    spm_share: float = 0.5
-    """Share of these that show the suffix first (SPM); the others are PSM."""
-    min_chars: int = 10
-    """Documents with fewer characters are left alone."""
-    seed: int = 0
-    """Another one cuts every document elsewhere."""
-
-    def __post_init__(self) -> None:
-        for name in ("rate", "spm_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError.of(
-                    f"data.fim.{name} is {getattr(self, name)}",
-                    "it is a share",
-                    f"data.fim.{name}=0.5",
-                )
 
 
 @dataclass(frozen=True)
@@ -81,7 +58,7 @@ class Cut:
     """SPM, else PSM."""
 
 
-def cut(text: str, document_id: str, copy: int, rules: Rules) -> Cut | None:
+def cut(text: str, document_id: str, copy: int, rules: FimConfig) -> Cut | None:
     """Decide about one document; None leaves it as it is.
 
     Both ends of the middle are uniform over the characters' borders, the outer ones included, so
@@ -113,7 +90,7 @@ def apply(
     texts: Sequence[str],
     document_ids: Sequence[str],
     copies: Sequence[int],
-    rules: Rules,
+    rules: FimConfig,
     specials: Specials,
     *,
     domain: str,

@@ -1,38 +1,17 @@
-"""Tokenizers that were trained elsewhere: what they are, or why they cannot be used."""
+"""Tokenizers that were trained elsewhere, or the reasons why they cannot be used."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.tokenizer.encoder import EOD, NAMED_SPECIALS, Encoder
+from data_pipeline.tokenizer.encoder import Choice, Encoder
 from loopcoder.backends import require
 from loopcoder.errors import InputError, Problem
-from loopcoder.storage.digest import file_digest
 
 
-@dataclass(frozen=True)
-class ImportedTokenizer:
-    """What a tokenizer that was trained elsewhere is."""
-
-    path: Path
-    xxh3_128: str
-    """Hash of the file, as a corpus records it."""
-    vocab_size: int
-    eod_id: int
-    specials: dict[str, int]
-    """Control tokens and their ids: what text never becomes."""
-    missing: tuple[str, ...]
-    """Control tokens of FIM, chat and repositories that it does not have."""
-    normalizer: str | None
-    """Type of its normaliser, if any: Unicode then comes out in another form than it went in."""
-    lossless: bool
-    """Whether ids give back the text to the byte."""
-
-
-def import_tokenizer(path: Path) -> ImportedTokenizer:
-    """Check a tokenizer.json, or say why a SentencePiece or tiktoken file cannot be used.
+def import_tokenizer(path: Path, backend: Choice) -> Encoder:
+    """Open a tokenizer.json, or say why a SentencePiece or tiktoken file cannot be used.
 
     SentencePiece merges characters, not bytes, over whole lines, and writes U+2581 for a blank. No
     byte-level BPE has the same ids, whether by transformers' converters or by others.
@@ -55,18 +34,7 @@ def import_tokenizer(path: Path) -> ImportedTokenizer:
         )
     if not start.lstrip().startswith(b"{"):
         raise InputError(_sentencepiece_problems(path))
-    encoder = Encoder(path, backend="reference")
-    normalizer = encoder.spec.get("normalizer")
-    return ImportedTokenizer(
-        path=path,
-        xxh3_128=file_digest(path),
-        vocab_size=encoder.vocab_size,
-        eod_id=encoder.eod_id,
-        specials=dict(encoder.markers),
-        missing=tuple(t for t in NAMED_SPECIALS if t not in encoder.markers and t != EOD),
-        normalizer=None if normalizer is None else str(normalizer["type"]),
-        lossless=encoder.lossless,
-    )
+    return Encoder(path, backend=backend)
 
 
 def _sentencepiece_problems(path: Path) -> list[Problem]:
