@@ -20,7 +20,7 @@ import xxhash
 from data_pipeline.balance.quotas import lowest_terms
 from data_pipeline.decontam.match import BUILTIN, open_index
 from data_pipeline.finish import finish
-from data_pipeline.langid.classifier import LanguageModel
+from data_pipeline.langid.classifier import LanguageClassifier
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
@@ -187,7 +187,7 @@ def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
     problems += _problems_of(lambda: _check_near_dedup(data))
     problems += _problems_of(lambda: open_index(data.decontaminate))
     if data.language_model:
-        problems += _problems_of(lambda: LanguageModel.load(str(data.language_model)))
+        problems += _problems_of(lambda: LanguageClassifier.load(str(data.language_model)))
     if problems:
         raise InputError(problems)
     return sources

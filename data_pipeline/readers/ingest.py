@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline.decontam.match import decontaminate, open_index
 from data_pipeline.filters import clean
-from data_pipeline.langid.classifier import LanguageModel, label, label_code
+from data_pipeline.langid.classifier import LanguageClassifier, label, label_code
 from data_pipeline.readers.base import Part
 from data_pipeline.readers.sample import DEFAULT_DOMAIN_BYTES, MIN_DOMAIN_BYTES
 from data_pipeline.schema import Document, Tally
@@ -95,7 +95,7 @@ def select(
 
 def _labelled(documents: Iterable[Document], data: DataConfig, tally: Tally) -> Iterator[Document]:
     """Yield the documents with their languages; code of unknown language as the config says."""
-    model = LanguageModel.load(data.language_model) if data.language_model else None
+    model = LanguageClassifier.load(data.language_model) if data.language_model else None
     if data.unknown_language == "drop":
         yield from label_code(documents, tally, model, data.language_confidence)
         return
