@@ -169,7 +169,7 @@ def tokenise(work: Work, chunk: int) -> dict[str, Any]:
     planned, counted = work.facts_of("plan", 0), work.facts_of("count", chunk)
     entries = read_counts(work, chunk)
     out = is_held_out(work, entries, counted["kinds"], planned["held_out"])
-    quotas = Plan.from_json((work.folder / "plan" / f"{chunk:05d}.json").read_text())
+    quotas = Plan.load(work.folder / "plan" / f"{chunk:05d}.json")
     kinds = [tuple(counted["kinds"][k]) for k in entries["kind"][~out].tolist()]
     copies = np.zeros(len(entries), dtype=np.int64)
     copies[~out], tally = select_file(
