@@ -4,9 +4,9 @@
     SPM: <|fim_prefix|><|fim_suffix|> suffix <|fim_middle|> prefix middle <|im_end|> <|endoftext|>
 
 The text is cut, and its pieces are encoded one by one, not its ids: a prompt at inference ends at
-any character, also within what would be one token of the whole text, and is encoded alone. What is
-cut where is a pure function of (document id, copy, seed), so that it depends neither on order nor
-on the number of workers, and the second copy of a document is cut elsewhere.
+any character, also within a token of the whole text, and is encoded alone. Where a document is cut
+is a pure function of (document id, copy, seed), so that it depends neither on order nor on the
+number of workers, and the second copy of a document is cut elsewhere.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def cut(text: str, document_id: str, copy: int, rules: FimConfig) -> Cut | None:
         text: The document.
         document_id: Its id, the same in every run.
         copy: 1 for the first time that the document is in the corpus, 2 for the second.
-        rules: What to do how often.
+        rules: How often documents are rearranged, and how.
     """
     if len(text) < rules.min_chars or any(m in text for m in (PREFIX, MIDDLE, SUFFIX)):
         return None
@@ -102,9 +102,9 @@ def apply(
         texts: The documents.
         document_ids: The id of each, see `cut`.
         copies: The copy of each, 1 or more.
-        rules: What to do how often.
+        rules: How often documents are rearranged, and how.
         specials: `Specials.of(encoder)`.
-        domain: Only of `code` anything is rearranged.
+        domain: Only documents of `code` are rearranged.
 
     Returns:
         The ids of all documents one after the other, and the tokens of each (EOD included).
@@ -154,7 +154,7 @@ def pack_repository(
     Args:
         encoder: Encodes names and contents; text never becomes one of the markers.
         name: Of the repository; each document begins with it.
-        files: (path, content) in the order wanted, best what others import first.
+        files: (path, content) in the order wanted, best with imported files before their users.
         max_tokens: Files join a document up to this length, EOD included. One that is longer alone
             stays whole in a document of its own: nothing is cut or lost.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.tokenizer.encoder import Choice, Encoder
 from loopcoder.backends import require
@@ -23,9 +24,8 @@ def import_tokenizer(path: Path, backend: Choice) -> Encoder:
         with open(path, "rb") as file:
             start = file.read(4096)
     except OSError as e:
-        raise InputError.of(
-            f"cannot read the tokenizer {path}", str(e), "the path of a tokenizer.json"
-        ) from e
+        fix = "a file that this user can read, or data.tokenizer=train"
+        raise InputError.of(f"cannot read the tokenizer {path}", str(e), fix) from e
     if re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", start):
         raise InputError.of(
             f"{path} is a tiktoken file",
@@ -43,59 +43,42 @@ def _sentencepiece_problems(path: Path) -> list[Problem]:
     formats = require(
         "sentencepiece.sentencepiece_model_pb2",
         f"{path} is no tokenizer.json",
-        "whether it is a SentencePiece model only the package sentencepiece can tell",
+        "whether it is a SentencePiece model can only be told by the package sentencepiece",
         "pip install 'loopcoder[data]', or " + fix,
     )
     model = formats.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
+        fault = "" if model.pieces else "it has no pieces"
     except Exception as e:  # protobuf's DecodeError, whose place differs by version
-        return [Problem(f"{path} is no tokenizer.json and no SentencePiece model", str(e), fix)]
-    if not model.pieces:
-        return [Problem(f"{path} is no tokenizer.json and no SentencePiece model", "empty", fix)]
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    kind = trainer.ModelType.Name(trainer.model_type)
-    what = f"{path} is a SentencePiece model ({kind}, {len(model.pieces):,} pieces)"
-    problems = []
-    if kind != "BPE":
-        problems.append(
-            Problem(
-                what,
-                f"{kind} chooses pieces by probability or words, which no list of merges repeats",
-                fix,
-            )
-        )
-    else:
-        problems.append(
-            Problem(
-                what,
-                "its merges are of characters over a whole line, not of bytes within a word; bytes "
-                "are only the fallback for characters that it does not have",
-                fix,
-            )
-        )
-    if not trainer.byte_fallback:
-        problems.append(
-            Problem(
-                f"{path} has no byte fallback", "characters that it does not have would vanish", fix
-            )
-        )
-    changes = [
-        name
-        for name, on in (
-            (f"normalises by {normalizer.name}", normalizer.name not in ("", "identity")),
-            ("adds a blank in front", normalizer.add_dummy_prefix),
-            ("removes blanks", normalizer.remove_extra_whitespaces),
-            ("writes blanks as U+2581", normalizer.escape_whitespaces),
-        )
-        if on
-    ]
+        fault = str(e)
+    if fault:
+        return [Problem(f"{path} is no tokenizer.json and no SentencePiece model", fault, fix)]
+    kind = model.trainer_spec.ModelType.Name(model.trainer_spec.model_type)
+    reason = (
+        "its merges are of characters over a whole line, not of bytes within a word; bytes are "
+        "only the fallback for characters that it does not have"
+        if kind == "BPE"
+        else f"{kind} chooses pieces by probability or words, which no list of merges repeats"
+    )
+    fact = f"{path} is a SentencePiece model ({kind}, {len(model.pieces):,} pieces)"
+    problems = [Problem(fact, reason, fix)]
+    if not model.trainer_spec.byte_fallback:
+        fact = f"{path} has no byte fallback"
+        problems.append(Problem(fact, "characters that it does not have would vanish", fix))
+    changes = _changes(model.normalizer_spec)
     if changes:
-        problems.append(
-            Problem(
-                f"{path} changes text: it {', '.join(changes)}",
-                "documents, code above all, must come back to the byte",
-                fix,
-            )
-        )
+        fact = f"{path} changes text: it {', '.join(changes)}"
+        problems.append(Problem(fact, "documents, code above all, must come back to the byte", fix))
     return problems
+
+
+def _changes(normalizer: Any) -> list[str]:
+    """Return what the normaliser of a SentencePiece model does to text."""
+    found = {
+        f"normalises by {normalizer.name}": normalizer.name not in ("", "identity"),
+        "adds a blank in front": normalizer.add_dummy_prefix,
+        "removes blanks": normalizer.remove_extra_whitespaces,
+        "writes blanks as U+2581": normalizer.escape_whitespaces,
+    }
+    return [change for change, is_on in found.items() if is_on]

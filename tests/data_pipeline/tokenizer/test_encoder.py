@@ -19,14 +19,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from data_pipeline.tokenizer import encoder as encoder_module
-from data_pipeline.tokenizer.encoder import (
-    EOD,
-    SPECIAL_TOKENS,
-    Encoder,
-    probe_texts,
-    train_tokenizer,
-)
+from data_pipeline.tokenizer.encoder import Encoder, train_tokenizer
 from data_pipeline.tokenizer.imported import import_tokenizer
+from data_pipeline.tokenizer.probe import probe_texts
+from data_pipeline.tokenizer.spec import EOD, SPECIAL_TOKENS
 from loopcoder.errors import InputError
 from tests.data_pipeline.conftest import VOCAB_SIZE, random_text
 

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from data_pipeline.tokenizer import fim
-from data_pipeline.tokenizer.encoder import EOD, SPECIAL_TOKENS, Encoder, train_tokenizer
+from data_pipeline.tokenizer.encoder import Encoder, train_tokenizer
 from data_pipeline.tokenizer.fim import Cut, Specials
+from data_pipeline.tokenizer.spec import EOD, SPECIAL_TOKENS
 from loopcoder.config.build import FimConfig
 from loopcoder.errors import InputError
 from tests.data_pipeline.conftest import VOCAB_SIZE, random_text
