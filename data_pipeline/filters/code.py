@@ -243,7 +243,8 @@ def _c_string(path: str) -> str:
 def _enry() -> Any:
     return require(
         "enry",
-        "the filters of code ask for linguist's rules, and enry is not installed",
-        "rules.linguist_generated or rules.linguist_vendored is on, and enry holds these rules",
-        "pip install 'loopcoder[data]', or switch both off",
+        "the filters of code ask for linguist's rules, and enry, which has them, is not installed",
+        "without them generated or vendored files would be trained on",
+        "pip install 'loopcoder[data]', or data.build.filters.linguist_generated=false "
+        "data.build.filters.linguist_vendored=false",
     )

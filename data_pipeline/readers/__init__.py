@@ -31,6 +31,6 @@ def open_source(config: SourceConfig, index: int) -> Source:
 
             return HFSource(name, config)
         case "debian" | "npm":
-            from data_pipeline.readers.packages import RegistrySource
+            from data_pipeline.readers.packages import PackagesSource
 
-            return RegistrySource(name, config)
+            return PackagesSource(name, config)

@@ -53,11 +53,11 @@ class Member:
 def members(file: File, size: int, tally: Tally) -> Iterator[Member]:
     """Yield the regular files of an archive without unpacking it to disk.
 
-    Left out and counted as files: paths that lead out of the archive (`unsafe_member`), a second
-    file of a name (`duplicate_member`), encrypted and too large ones. An archive that expands to
-    more than 100 times its size is left at that point (`archive_bomb`); a damaged one yields
-    nothing if it is a packed tar, else what comes before the damage. One that is cut off yields its
-    good prefix.
+    Some are left out and counted as files: paths that lead out of the archive (`unsafe_member`), a
+    second file of the same name (`duplicate_member`), encrypted and too large ones. An archive that
+    expands to more than 100 times its size is left at that point (`archive_bomb`). A damaged packed
+    tar yields nothing; other damaged archives yield the files before the damage, and one that is
+    cut off yields its good prefix.
     """
     allowed = MAX_EXPANSION * size + _ALWAYS_ALLOWED_BYTES
     packer = file.name.rpartition(".")[2].lower()
@@ -96,7 +96,7 @@ def _is_allowed(path: str, num_bytes: int, tally: Tally) -> bool:
 def _tar_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, bytes | None]]:
     if not file.name.lower().endswith(".tar"):
         total = 0
-        # a pass of its own: nothing of a corrupt file may get through
+        # an extra pass: nothing of a corrupt file may get through
         for piece in decompressed(file):
             total += len(piece)
             if total > allowed:
@@ -138,7 +138,7 @@ def _zip_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, 
                 raise _BombError
             try:
                 with archive.open(info) as packed:
-                    # a size of its own: read() unpacks what is there, not what the directory says
+                    # with a size: a plain read() ignores the size in the archive's directory
                     content = packed.read(info.file_size)
             except (NotImplementedError, zlib.error, lzma.LZMAError, OSError) as e:
                 raise zipfile.BadZipFile(str(e)) from e

@@ -56,7 +56,7 @@ class FilesSource:
         self.name = name
         self.config = config
         self.licences: dict[str, list[str]] = {}
-        """By the folder of a package: what it names."""
+        """Licences that a package names, by its folder."""
         self._is_part = False
         self._id_root = ""
         listing = _listing(name, config)

@@ -43,7 +43,7 @@ def jsonl_documents(
 ) -> Iterator[Document]:
     """Read one file; faulty rows are counted, a damaged compressed file is left out as a whole."""
     if path.suffix in (".gz", ".zst"):
-        # A pass of its own, faster than parsing: nothing of a corrupt file may get through.
+        # an extra pass, faster than parsing: nothing of a corrupt file may get through
         try:
             for _ in decompressed(path):
                 pass

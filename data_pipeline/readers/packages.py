@@ -12,8 +12,8 @@ from loopcoder.config.schema import SourceConfig
 from loopcoder.errors import InputError
 
 
-class RegistrySource(FilesSource):
-    """The files of some packages; their versions and licences are those of the lock file."""
+class PackagesSource(FilesSource):
+    """The files of some packages; the lock file has their versions and licences."""
 
     def __init__(self, name: str, config: SourceConfig) -> None:
         """Fetch what is not there yet.
