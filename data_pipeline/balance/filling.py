@@ -232,7 +232,8 @@ def _infeasible(
                 f"{largest:,}",
                 f"the largest feasible total of all domains is {unit * total:,} tokens; these "
                 f"languages give all they may: {shown}" + (f" and {more} more" if more > 0 else ""),
-                f"data.target_tokens={unit * total} or less, a larger data.epochs, or more input",
+                f"data.build.target_tokens={unit * total} or less, a larger data.build.epochs, "
+                "or more input",
             )
         )
     if not problems:
@@ -240,7 +241,7 @@ def _infeasible(
             Problem(
                 f"the target is less than the mixture's lowest terms, {dict(weights)}",
                 "every domain needs at least its part of one token",
-                f"data.target_tokens={unit * total} or less, but at least {total}",
+                f"data.build.target_tokens={unit * total} or less, but at least {total}",
             )
         ]
     return InputError(problems)

@@ -86,7 +86,7 @@ def decode(
         raise InputError.of(
             f"{where} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}",
             "replacing it silently would change what is trained on",
-            "convert it (iconv -t UTF-8), or data.invalid_utf8=replace, or data.invalid_utf8=drop",
+            "convert it (iconv -t UTF-8), or data.build.invalid_utf8=replace (or =drop)",
         ) from error
 
 
@@ -204,5 +204,5 @@ def judge_end(tally: Tally, source: str) -> None:
             f"source {source} has no usable document: "
             + ", ".join(f"{n} {reason}" for reason, n in bad.items()),
             "faults alone mean a wrong file or column, or a copy that went wrong",
-            "check text_field and path of the source, or take it out of data.sources",
+            "check text_field and path of the source, or take it out of data.build.sources",
         )

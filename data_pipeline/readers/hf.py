@@ -86,7 +86,7 @@ class HFSource:
             raise InputError.of(
                 f"data set {self.config.path!r} has the columns {names}",
                 f"none of them is text_field={self.config.text_field!r}",
-                "data.sources.0.text_field=COLUMN (0 is the first source)",
+                "data.build.sources.0.text_field=COLUMN (0 is the first source)",
             )
         path = f"{self.config.path}:{self.config.split}"
         reader = RowReader(self.config, self.name, path, tally)

@@ -25,7 +25,7 @@ class PackagesSource(FilesSource):
             raise InputError.of(
                 f"source {name} has the packages {config.packages} and the path {config.path!r}",
                 f"kind {config.kind} reads the packages that it names, kept in one folder",
-                f"'data.sources=[{{kind:{config.kind},packages:[NAME]}}]'",
+                f"'data.build.sources=[{{kind:{config.kind},packages:[NAME]}}]'",
             )
         folder = Path(config.path).expanduser().resolve()
         fetch = fetch_debian if config.kind == "debian" else fetch_npm

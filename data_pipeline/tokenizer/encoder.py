@@ -57,9 +57,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise InputError.of(
-            f"data.tokenizer_vocab_size is {vocab_size}",
+            f"data.build.tokenizer_vocab_size is {vocab_size}",
             f"256 bytes and {NUM_SPECIAL_TOKENS} special tokens need {MIN_VOCAB_SIZE} ids",
-            f"data.tokenizer_vocab_size={MIN_VOCAB_SIZE} or more",
+            f"data.build.tokenizer_vocab_size={MIN_VOCAB_SIZE} or more",
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -125,7 +125,7 @@ class Encoder:
             raise InputError.of(
                 f"{path} has no token {EOD}",
                 "every document of the corpus ends with it",
-                f"add {EOD} to its added_tokens, or data.tokenizer=train",
+                f"add {EOD} to its added_tokens, or data.build.tokenizer=train",
             )
         self.eod_id = eod_id
         added = [int(t["id"]) for t in self.spec["added_tokens"]]
@@ -192,7 +192,7 @@ class Encoder:
             raise InputError.of(
                 f"{self.path} has no token {name}",
                 "it would become text, which a model cannot tell from the text of documents",
-                f"add {name} to its added_tokens, or data.tokenizer=train",
+                f"add {name} to its added_tokens, or data.build.tokenizer=train",
             )
         return self.markers[name]
 
@@ -222,7 +222,7 @@ class Encoder:
             raise InputError.of(
                 f"{self.path} encodes some plain text as {EOD}",
                 "a document would end in its middle",
-                "use a tokenizer whose EOD is an added token, or data.tokenizer=train",
+                "use a tokenizer whose EOD is an added token, or data.build.tokenizer=train",
             )
         return ids, ends
 
@@ -266,7 +266,7 @@ class Encoder:
             raise InputError.of(
                 f"{self.path} loses text, such as in {_shortened(text)}",
                 "its ids do not stand for the bytes of the text, though it has no normaliser",
-                "remove what strips or adds blanks from it, or data.tokenizer=train",
+                "remove what strips or adds blanks from it, or data.build.tokenizer=train",
             )
         return True
 
@@ -279,7 +279,7 @@ class Encoder:
             f"fastokens encodes {_shortened(text, position)} differently: from token "
             f"{around.start} on {got[around]} in place of {want[around]}",
             f"fastokens does not do everything in {self.path} as HF tokenizers do",
-            "data.tokenizer_backend=reference",
+            "data.build.tokenizer_backend=reference",
         )
 
 
@@ -293,14 +293,14 @@ def resolve_backend(choice: str) -> Backend:
         raise InputError.of(
             f"backend is {choice!r}",
             "the backends are fast (fastokens) and reference (HF tokenizers)",
-            "data.tokenizer_backend=auto, fast or reference",
+            "data.build.tokenizer_backend=auto, fast or reference",
         )
     installed = find_spec("fastokens") is not None
     if choice == "fast" and not installed:
         raise InputError.of(
             "backend is 'fast'",
             "the package fastokens is not installed",
-            "pip install 'loopcoder[data]', or data.tokenizer_backend=reference",
+            "pip install 'loopcoder[data]', or data.build.tokenizer_backend=reference",
         )
     return "fast" if choice != "reference" and installed else "reference"
 
@@ -326,7 +326,7 @@ def _fast_tokenizer(as_json: str, path: Path) -> Any:
         raise InputError.of(
             f"fastokens cannot read {path}: {e}",
             "it knows fewer kinds of tokenizers than HF tokenizers",
-            "data.tokenizer_backend=reference",
+            "data.build.tokenizer_backend=reference",
         ) from e
 
 

@@ -24,13 +24,13 @@ def import_tokenizer(path: Path, backend: Choice) -> Encoder:
         with open(path, "rb") as file:
             start = file.read(4096)
     except OSError as e:
-        fix = "a file that this user can read, or data.tokenizer=train"
+        fix = "a file that this user can read, or data.build.tokenizer=train"
         raise InputError.of(f"cannot read the tokenizer {path}", str(e), fix) from e
     if re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", start):
         raise InputError.of(
             f"{path} is a tiktoken file",
             "it names neither the pattern that splits text nor the control tokens",
-            "the tokenizer.json of the same model, or data.tokenizer=train",
+            "the tokenizer.json of the same model, or data.build.tokenizer=train",
         )
     if not start.lstrip().startswith(b"{"):
         raise InputError(_sentencepiece_problems(path))
@@ -39,7 +39,7 @@ def import_tokenizer(path: Path, backend: Choice) -> Encoder:
 
 def _sentencepiece_problems(path: Path) -> list[Problem]:
     """Return why this SentencePiece model is no byte-level BPE: one reason at least."""
-    fix = "the tokenizer.json of a byte-level BPE, or data.tokenizer=train"
+    fix = "the tokenizer.json of a byte-level BPE, or data.build.tokenizer=train"
     formats = require(
         "sentencepiece.sentencepiece_model_pb2",
         f"{path} is no tokenizer.json",

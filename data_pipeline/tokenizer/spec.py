@@ -44,7 +44,7 @@ def read_spec(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, or text would be changed or lost.
     """
-    fix = "data.tokenizer=train, or the path of a tokenizer.json of a byte-level BPE"
+    fix = "data.build.tokenizer=train, or the path of a tokenizer.json of a byte-level BPE"
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
         Tokenizer.from_file(str(path))
