@@ -58,6 +58,8 @@ PARAMETERS = {
 """Parameters of fastText; they give a file of 20 MB."""
 MIN_DOCUMENTS = 20
 """A language with fewer documents is left out."""
+MAX_DOCUMENTS = 2500
+"""Most documents of each language; some 2 kB of each are in memory."""
 _HELD_OUT = 10
 """One document in ten measures the classifier."""
 _SMALLEST_RATE = 0.01
@@ -73,14 +75,14 @@ _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_PERTURB_": "0"}
 
 
 def train_langid(
-    documents: Iterable[Document], path: Path, *, max_documents: int = 2500
+    documents: Iterable[Document], path: Path, *, max_documents: int = MAX_DOCUMENTS
 ) -> dict[str, Any]:
     """Train a classifier, write it to `path` and its card beside it, and return the card.
 
     Args:
         documents: Of both domains; those of unknown language are passed over.
         path: File of the classifier; one that is there is replaced when the new one is complete.
-        max_documents: Most documents of each language; some 2 kB of each are in memory.
+        max_documents: Most documents of each language.
 
     Raises:
         InputError: fewer than two languages have 20 documents, or fastText is not installed.
@@ -242,7 +244,9 @@ def main(argv: Sequence[str] | None = None, report: Callable[[str], object] = pr
     )
     add_paths(parser)
     parser.add_argument("--out", required=True, type=Path, help="file of the classifier")
-    parser.add_argument("--max-documents", type=int, default=2500, help="most of each language")
+    parser.add_argument(
+        "--max-documents", type=int, default=MAX_DOCUMENTS, help="most documents of each language"
+    )
     arguments = parser.parse_args(argv)
     documents = documents_of(arguments.paths, arguments.text_field, arguments.language_field)
     card = train_langid(documents, arguments.out, max_documents=arguments.max_documents)
