@@ -115,7 +115,7 @@ class Index:
         """Merge benchmarks.
 
         Args:
-            benchmarks: What to look for.
+            benchmarks: Benchmarks to look for; their names differ.
             share: Smallest share of a part's n-grams that makes a document contaminated, above 0.
 
         Raises:

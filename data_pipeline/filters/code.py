@@ -67,7 +67,7 @@ _NUMBERS = re.compile(
     rb"|(?:\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\[0-7]{3}){8,}+"
     rb"|(?:\b[0-9a-fA-F]{2,16}+\b[\s,;:|]++){8,}+"
 )
-# what is never closed reaches to the end, as in a browser; else each such tag would seek there
+# an open element reaches to the end, as in a browser; else each such tag would seek there
 _HIDDEN_HTML = re.compile(
     r"<!--.*?(?:-->|\Z)|<(script|style|template|svg)\b.*?(?:</\1\s*>|\Z)", re.S | re.I
 )

@@ -127,7 +127,7 @@ class LanguageClassifier:
 def label(
     document: Document, classifier: LanguageClassifier | None, min_confidence: float
 ) -> tuple[str, str]:
-    """Return the language of a document of code and what told it.
+    """Return the language of a document of code and where it is from.
 
     The first that tells counts: the language that its row or its file's name gave it when it was
     read (`field`, in its usual spelling), `meta["path"]` (`name`), a shebang or a modeline

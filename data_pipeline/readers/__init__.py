@@ -10,7 +10,7 @@ def open_source(config: SourceConfig, index: int) -> Source:
     """Look at a source without reading its documents.
 
     Args:
-        config: What to read.
+        config: Where the documents are, and how they are read.
         index: Its place among the sources; part of its name and of its documents' ids.
 
     Raises:
