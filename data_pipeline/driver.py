@@ -19,7 +19,7 @@ import xxhash
 from data_pipeline.balance.quotas import lowest_terms
 from data_pipeline.decontam.match import BUILTIN, open_index
 from data_pipeline.finish import finish
-from data_pipeline.langid.classifier import LanguageModel
+from data_pipeline.langid.classifier import LanguageClassifier
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
@@ -29,7 +29,6 @@ from data_pipeline.tasks.markers import disk_errors, read_marker, write_marker
 from data_pipeline.tasks.progress import Report, described, left_out, total_cost, watched
 from data_pipeline.tasks.work import Task, Work
 from data_pipeline.tokenizer import fim
-from data_pipeline.tokenizer.encoder import Encoder
 from data_pipeline.tokenizer.imported import import_tokenizer
 from loopcoder.config.schema import DataConfig, SourceConfig
 from loopcoder.data.corpus import FORMAT_VERSION, Corpus, Verify, load_corpus
@@ -181,12 +180,9 @@ def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
         ]
     problems += _problems_of(lambda: _check_tokenizer(data))
     problems += _problems_of(lambda: _check_near_dedup(data))
-    rules = data.decontaminate
-    problems += _problems_of(
-        lambda: open_index(rules.benchmarks, share=rules.share, ngram=rules.ngram)
-    )
+    problems += _problems_of(lambda: open_index(data.decontaminate))
     if data.language_model:
-        problems += _problems_of(lambda: LanguageModel.load(str(data.language_model)))
+        problems += _problems_of(lambda: LanguageClassifier.load(str(data.language_model)))
     if problems:
         raise InputError(problems)
     return sources
@@ -203,12 +199,7 @@ def _problems_of(check: Callable[[], object]) -> list[Problem]:
 def _check_tokenizer(data: DataConfig) -> None:
     if data.tokenizer == "train":
         return
-    path = Path(data.tokenizer).expanduser()
-    try:
-        encoder = Encoder(path, backend=data.tokenizer_backend)
-    except InputError:
-        import_tokenizer(path)  # knows other kinds of files, and says what is wrong with them
-        raise
+    encoder = import_tokenizer(Path(data.tokenizer).expanduser(), data.tokenizer_backend)
     missing = [m for m in (fim.PREFIX, fim.MIDDLE, fim.SUFFIX, fim.END) if m not in encoder.markers]
     if data.fim.rate and missing:
         raise InputError.of(

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.balance.quotas import SHARES, FileQuota, Plan, Supply, plan
+from data_pipeline.balance.filling import plan
+from data_pipeline.balance.quotas import FileQuota, Plan, Supply
+from data_pipeline.balance.shares import SHARES
 from data_pipeline.shuffle.buckets import num_buckets
 from data_pipeline.tasks.work import Work
 from data_pipeline.tokenizer.count import is_held_out, read_counts

@@ -91,7 +91,7 @@ def select_file(
                     f"{file} has {int(mine.sum()):,} tokens of {language} ({domain}), "
                     f"the plan says {planned_for:,}",
                     "its quotas were planned for other content, so the shares would be wrong",
-                    "plan the corpus again from the files as they are",
+                    "delete .NAME-HASH.work in the cache folder and start the same command again",
                 )
             )
             continue

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline.decontam.match import decontaminate, open_index
 from data_pipeline.filters import clean
-from data_pipeline.langid.classifier import LanguageModel, label, label_code
+from data_pipeline.langid.classifier import LanguageClassifier, label, label_code
 from data_pipeline.readers.base import Part
 from data_pipeline.readers.sample import DEFAULT_DOMAIN_BYTES, MIN_DOMAIN_BYTES
 from data_pipeline.schema import Document, Tally
@@ -36,8 +36,7 @@ def read_part(work: Work, number: int) -> dict[str, Any]:
     cleaned = _Metered(clean(selected, data.filters, tallies["clean"]))
     found: _Metered = cleaned
     if data.decontaminate.benchmarks:
-        rules = data.decontaminate
-        index = open_index(rules.benchmarks, share=rules.share, ngram=rules.ngram)
+        index = open_index(data.decontaminate)
         found = _Metered(decontaminate(cleaned, index, tallies["decontaminate"]))
     else:
         found = _Metered(_passed(cleaned, tallies["decontaminate"]))
@@ -96,7 +95,7 @@ def select(
 
 def _labelled(documents: Iterable[Document], data: DataConfig, tally: Tally) -> Iterator[Document]:
     """Yield the documents with their languages; code of unknown language as the config says."""
-    model = LanguageModel.load(data.language_model) if data.language_model else None
+    model = LanguageClassifier.load(data.language_model) if data.language_model else None
     if data.unknown_language == "drop":
         yield from label_code(documents, tally, model, data.language_confidence)
         return

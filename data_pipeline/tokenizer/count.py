@@ -26,6 +26,7 @@ from data_pipeline.shuffle.buckets import Record, ShuffleConfig, to_buckets
 from data_pipeline.tasks.work import Work
 from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.encoder import Encoder
+from loopcoder.config.build import FimConfig
 from loopcoder.storage.files import write_bytes
 
 ENTRY = np.dtype(
@@ -43,14 +44,13 @@ class Encoding:
     """How documents become ids."""
 
     encoder: Encoder
-    rules: fim.Rules
+    rules: FimConfig
     specials: fim.Specials | None
 
     @classmethod
     def of(cls, work: Work) -> Encoding:
         encoder = work.encoder()
-        config = work.data.fim
-        rules = fim.Rules(config.rate, config.spm_share, config.min_chars, config.seed)
+        rules = work.data.fim
         return cls(encoder, rules, fim.Specials.of(encoder) if rules.rate else None)
 
     def encode(
@@ -169,7 +169,7 @@ def tokenise(work: Work, chunk: int) -> dict[str, Any]:
     planned, counted = work.facts_of("plan", 0), work.facts_of("count", chunk)
     entries = read_counts(work, chunk)
     out = is_held_out(work, entries, counted["kinds"], planned["held_out"])
-    quotas = Plan.from_json((work.folder / "plan" / f"{chunk:05d}.json").read_text())
+    quotas = Plan.load(work.folder / "plan" / f"{chunk:05d}.json")
     kinds = [tuple(counted["kinds"][k]) for k in entries["kind"][~out].tolist()]
     copies = np.zeros(len(entries), dtype=np.int64)
     copies[~out], tally = select_file(

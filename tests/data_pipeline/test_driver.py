@@ -24,7 +24,7 @@ from data_pipeline import finish, stages
 from data_pipeline.driver import prepare
 from data_pipeline.tokenizer import count as tokens
 from data_pipeline.tokenizer import train as vocabulary
-from data_pipeline.tokenizer.encoder import EOD
+from data_pipeline.tokenizer.spec import EOD
 from loopcoder.cli import main as cli
 from loopcoder.config.build import ExecutorConfig, FimConfig
 from loopcoder.config.filters import FilterConfig
