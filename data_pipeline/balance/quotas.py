@@ -10,10 +10,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from math import gcd, lcm
 from typing import Any
 
-from data_pipeline.schema import DOMAINS
+from loopcoder.config.mixture import lowest_terms
 from loopcoder.errors import InputError, Problem
 
 FORMAT_VERSION = 1
@@ -284,27 +283,6 @@ def plan(
     )
 
 
-def lowest_terms(mixture: Mapping[str, float]) -> dict[str, int]:
-    """Return a mixture as the smallest whole numbers, text before code before any other domain.
-
-    Raises:
-        InputError: a weight is not positive.
-    """
-    exact = {domain: Fraction(str(weight)) for domain, weight in mixture.items()}
-    if not exact or min(exact.values()) <= 0:
-        raise InputError.of(
-            f"the mixture is {dict(mixture)}",
-            "every domain of a corpus has a positive weight",
-            "data.mixture={text:1,code:1}",
-        )
-    whole = lcm(*(weight.denominator for weight in exact.values()))
-    numbers = {domain: int(weight * whole) for domain, weight in exact.items()}
-    divisor = gcd(*numbers.values())
-    order = {domain: i for i, domain in enumerate(DOMAINS)}
-    domains = sorted(numbers, key=lambda domain: (order.get(domain, len(order)), domain))
-    return {domain: numbers[domain] // divisor for domain in domains}
-
-
 def water_fill(
     caps: Sequence[int], weights: Sequence[Fraction], target: int
 ) -> list[Fraction] | None:
@@ -471,7 +449,8 @@ def _infeasible(
                 f"the largest feasible total of all domains is {unit * total:,} tokens; these "
                 f"languages bind (most that they may give): {names}"
                 + (f" and {more} more" if more > 0 else ""),
-                f"data.target_tokens={unit * total} or less, a larger data.epochs, or more input"
+                f"data.build.target_tokens={unit * total} or less, a larger data.build.epochs, or "
+                "more input"
                 + (", or keep_shares=False to fill up from other languages" * keep_shares),
             )
         )
@@ -480,7 +459,7 @@ def _infeasible(
             Problem(
                 f"the target is less than the mixture's lowest terms, {dict(weights)}",
                 "every domain needs at least its part of one token",
-                f"data.target_tokens={unit * total} or less, but at least {total}",
+                f"data.build.target_tokens={unit * total} or less, but at least {total}",
             )
         ]
     return InputError(problems)

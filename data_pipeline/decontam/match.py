@@ -264,7 +264,7 @@ def _benchmark_of_file(path: Path, ngram: int | None) -> Benchmark:
         raise InputError.of(
             f"cannot index the benchmark {str(path)!r}: {e}",
             f"it is neither one of {', '.join(BUILTIN)} nor a readable file",
-            "data.decontaminate.benchmarks=[humaneval,bfcl_v4,FILE.jsonl]",
+            "data.build.decontaminate.benchmarks=[humaneval,bfcl_v4,FILE.jsonl]",
         ) from e
     benchmark = Benchmark.make(path.stem, parts, ngram=ngram)
     if not len(benchmark.hashes):

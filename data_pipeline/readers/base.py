@@ -10,7 +10,7 @@ import xxhash
 
 from data_pipeline.langid.names import canonical, domain_of
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 
 BAD_ROWS = ("broken_json", "not_an_object", "missing_text", "text_not_a_string", "surrogate")
@@ -87,7 +87,8 @@ def decode(
         raise InputError.of(
             f"{where} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}",
             "replacing it silently would change what is trained on",
-            "convert it (iconv -t UTF-8), or data.invalid_utf8=replace, or data.invalid_utf8=drop",
+            "convert it (iconv -t UTF-8), or data.build.invalid_utf8=replace, or "
+            "data.build.invalid_utf8=drop",
         ) from error
 
 
@@ -205,5 +206,5 @@ def judge_end(tally: Tally, source: str) -> None:
             f"source {source} has no usable document: "
             + ", ".join(f"{n} {reason}" for reason, n in bad.items()),
             "a source of faults only is a wrong file or column, or a copy that went wrong",
-            "check text_field and path of the source, or take it out of data.sources",
+            "check text_field and path of the source, or take it out of data.build.sources",
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.optional import require
 from data_pipeline.readers.base import RowReader, decode
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 
 if TYPE_CHECKING:
     from data_pipeline.readers.storage import File

@@ -27,7 +27,7 @@ import xxhash
 from data_pipeline.langid.names import domain_of, identify, language_of_name
 from data_pipeline.readers.base import document_id
 from data_pipeline.schema import Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 
 DEFAULT_DOMAIN_BYTES = 12_000_000
 """UTF-8 a domain when the source names no max_bytes."""

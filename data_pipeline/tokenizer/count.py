@@ -49,7 +49,7 @@ class Encoding:
     @classmethod
     def of(cls, work: Work) -> Encoding:
         encoder = work.encoder()
-        config = work.data.fim
+        config = work.data.build.fim
         rules = fim.Rules(config.rate, config.spm_share, config.min_chars, config.seed)
         return cls(encoder, rules, fim.Specials.of(encoder) if rules.rate else None)
 
@@ -220,7 +220,7 @@ def is_held_out(
 ) -> NDArray[np.bool_]:
     """Return which entries are held out: hash / 2^64 < val_fraction, or a domain's
     smallest hash."""
-    threshold = int(work.data.val_fraction * 2**64)
+    threshold = int(work.data.build.val_fraction * 2**64)
     if threshold >= 2**64:
         return np.ones(len(entries), dtype=bool)
     out: NDArray[np.bool_] = entries["content"] < np.uint64(threshold)

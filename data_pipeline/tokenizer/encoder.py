@@ -21,13 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from loopcoder.config.build import MIN_VOCAB_SIZE, NUM_SPECIAL_TOKENS
 from loopcoder.errors import InputError, Problem
 
 Backend = Literal["fast", "reference"]
 
 EOD = "<|endoftext|>"
-NUM_SPECIAL_TOKENS = 64
-MIN_VOCAB_SIZE = 256 + NUM_SPECIAL_TOKENS
 
 NAMED_SPECIALS = (
     EOD,
@@ -68,9 +67,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise InputError.of(
-            f"data.tokenizer_vocab_size is {vocab_size}",
+            f"data.build.tokenizer_vocab_size is {vocab_size}",
             f"256 bytes and {NUM_SPECIAL_TOKENS} special tokens need {MIN_VOCAB_SIZE} ids",
-            f"data.tokenizer_vocab_size={MIN_VOCAB_SIZE} or more",
+            f"data.build.tokenizer_vocab_size={MIN_VOCAB_SIZE} or more",
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -144,7 +143,7 @@ class Encoder:
             raise InputError.of(
                 f"{path} has no token {EOD}",
                 "every document of the corpus ends with it",
-                f"add {EOD} to its added_tokens, or data.tokenizer=train",
+                f"add {EOD} to its added_tokens, or data.build.tokenizer=train",
             )
         self.eod_id = eod_id
         added = [int(t["id"]) for t in self.spec["added_tokens"]]
@@ -211,7 +210,7 @@ class Encoder:
             raise InputError.of(
                 f"{self.path} has no token {name}",
                 "it would become text that a model cannot tell from what documents say",
-                f"add {name} to its added_tokens, or data.tokenizer=train",
+                f"add {name} to its added_tokens, or data.build.tokenizer=train",
             )
         return self.markers[name]
 
@@ -241,7 +240,7 @@ class Encoder:
             raise InputError.of(
                 f"{self.path} encodes some plain text as {EOD}",
                 "a document would end in its middle",
-                "use a tokenizer whose EOD is an added token, or data.tokenizer=train",
+                "use a tokenizer whose EOD is an added token, or data.build.tokenizer=train",
             )
         return ids, ends
 
@@ -285,7 +284,7 @@ class Encoder:
             raise InputError.of(
                 f"{self.path} loses text, such as in {_shortened(text)}",
                 "its ids do not stand for the bytes of the text, though it has no normaliser",
-                "remove what strips or adds blanks from it, or data.tokenizer=train",
+                "remove what strips or adds blanks from it, or data.build.tokenizer=train",
             )
         return True
 
@@ -298,7 +297,7 @@ class Encoder:
             f"fastokens encodes {_shortened(text, position)} differently: from token "
             f"{around.start} on {got[around]} in place of {want[around]}",
             f"{self.path} has something that it does not do as HF tokenizers do",
-            "data.tokenizer_backend=reference",
+            "data.build.tokenizer_backend=reference",
         )
 
 
@@ -312,14 +311,14 @@ def resolve_backend(choice: str) -> Backend:
         raise InputError.of(
             f"backend is {choice!r}",
             "fastokens and HF tokenizers are what there is",
-            "data.tokenizer_backend=auto, fast or reference",
+            "data.build.tokenizer_backend=auto, fast or reference",
         )
     installed = find_spec("fastokens") is not None
     if choice == "fast" and not installed:
         raise InputError.of(
             "backend is 'fast'",
             "the package fastokens is not installed",
-            "pip install 'loopcoder[data]', or data.tokenizer_backend=reference",
+            "pip install 'loopcoder[data]', or data.build.tokenizer_backend=reference",
         )
     return "fast" if choice != "reference" and installed else "reference"
 
@@ -345,7 +344,7 @@ def _fast_tokenizer(as_json: str, path: Path) -> Any:
         raise InputError.of(
             f"fastokens cannot read {path}: {e}",
             "it knows fewer kinds of tokenizers than HF tokenizers",
-            "data.tokenizer_backend=reference",
+            "data.build.tokenizer_backend=reference",
         ) from e
 
 
@@ -422,7 +421,7 @@ def _shortened(text: str, position: int = 0, width: int = 60) -> str:
 
 
 def _read_spec(path: Path) -> dict[str, Any]:
-    fix = "data.tokenizer=train, or the path of a tokenizer.json of a byte-level BPE"
+    fix = "data.build.tokenizer=train, or the path of a tokenizer.json of a byte-level BPE"
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
         Tokenizer.from_file(str(path))

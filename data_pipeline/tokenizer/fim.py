@@ -46,9 +46,9 @@ class Rules:
         for name in ("rate", "spm_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError.of(
-                    f"data.fim.{name} is {getattr(self, name)}",
+                    f"data.build.fim.{name} is {getattr(self, name)}",
                     "it is a share",
-                    f"data.fim.{name}=0.5",
+                    f"data.build.fim.{name}=0.5",
                 )
 
 

@@ -51,7 +51,7 @@ def import_tokenizer(path: Path) -> ImportedTokenizer:
         raise InputError.of(
             f"{path} is a tiktoken file",
             "it names neither the pattern that splits text nor the control tokens",
-            "the tokenizer.json of the same model, or data.tokenizer=train",
+            "the tokenizer.json of the same model, or data.build.tokenizer=train",
         )
     if not start.lstrip().startswith(b"{"):
         raise InputError(_sentencepiece_problems(path))
@@ -71,7 +71,7 @@ def import_tokenizer(path: Path) -> ImportedTokenizer:
 
 def _sentencepiece_problems(path: Path) -> list[Problem]:
     """Return why this SentencePiece model is no byte-level BPE: one reason at least."""
-    fix = "the tokenizer.json of a byte-level BPE, or data.tokenizer=train"
+    fix = "the tokenizer.json of a byte-level BPE, or data.build.tokenizer=train"
     try:
         from sentencepiece import sentencepiece_model_pb2 as formats
     except ImportError as e:

@@ -97,7 +97,7 @@ def check_fits(
                 f"the corpus was tokenised by {corpus.tokenizer_hash}, "
                 f"the checkpoint {path} was trained on {state['tokenizer_hash']}",
                 "the same ids mean other text",
-                f"data.tokenizer={state['tokenizer_path']}, or another run_dir=",
+                f"data.build.tokenizer={state['tokenizer_path']}, or another run_dir=",
             )
         )
     if ours.num_loops != theirs.num_loops:

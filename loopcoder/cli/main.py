@@ -228,7 +228,9 @@ def _train(argv: list[str]) -> int:
 
     from data_pipeline.driver import prepare
 
-    corpus = prepare(config.data, report=_say, verify="hash" if _rank() == 0 else "size")
+    corpus = prepare(
+        config.data, report=_say, verify=config.data.verify if _rank() == 0 else "size"
+    )
     if not launched and size > 1:
         return start_workers(replace(config, run_dir=str(run_dir)), size)
     if not launched:
@@ -276,7 +278,7 @@ usage: loopcoder data [--config-dir DIR] [key=value ...]
 
   loopcoder data data=files path=~/src              a folder; the same command again continues
   loopcoder data data=packages model=plt_7b         real text and code from Debian and npm packages
-  loopcoder data data=files path=DIR data.shares=published data.executor.workers=16
+  loopcoder data data=files path=DIR data.build.shares=published data.build.executor.workers=16
 
   validate      compare a finished corpus with its manifest and with what training relies on
   report        write its report for people, report.html, anew
@@ -298,7 +300,7 @@ def _data(argv: list[str]) -> int:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        corpus = prepare(config.data, report=report)
+        corpus = prepare(config.data, report=report, verify=config.data.verify)
     except KeyboardInterrupt:
         report("data: stopped; the same command continues with what is not done yet")
         raise

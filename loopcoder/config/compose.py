@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from loopcoder.config.fields import as_override, field_at, problems_of, unknown_key
+from loopcoder.config.renamed import first_names, translate
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError, Problem
 
@@ -41,7 +42,7 @@ _NOT_HASHED = {
     "checkpoint": (
         "interval", "keep", "save_at_end", "async_save", "resume", "verify",
     ),
-    "data": ("cache_dir", "prefetch_steps", "tokenizer_backend", "executor", "keep_work"),
+    "data": ("cache_dir", "prefetch_steps", "tokenizer_backend", "executor", "keep_work", "verify"),
     "parallel": ("nproc_per_node",),
 }  # fmt: skip
 
@@ -241,7 +242,7 @@ def changes(before: Config, after: Config) -> list[str]:
 
 def _numbers(config: Config) -> dict[str, Any]:
     """Return the part of a config that a run's numbers depend on."""
-    plain = dataclasses.asdict(config)
+    plain = first_names(dataclasses.asdict(config))
     for section, names in _NOT_HASHED.items():
         for name in [section] if names is None else names:
             (plain if names is None else plain[section]).pop(name)
@@ -284,6 +285,8 @@ def load_config(path: Path) -> Config:
             "it must be a YAML file that loopcoder wrote",
             "give the config.yaml of a run folder or checkpoint",
         ) from error
+    if isinstance(container, dict):
+        container = translate(container)
     config, problems = _validate(container, {})
     if config is None:
         raise InputError(problems)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loopcoder.config.schema import StageConfig
+from loopcoder.config.data import StageConfig
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Mixture
 from loopcoder.errors import InputError

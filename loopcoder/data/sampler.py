@@ -13,7 +13,8 @@ from math import lcm
 
 import numpy as np
 
-from loopcoder.config.schema import BatchRampConfig, Config, StageConfig
+from loopcoder.config.data import StageConfig
+from loopcoder.config.schema import BatchRampConfig, Config
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ def test_the_page_is_up_to_date():
 def test_every_key_has_a_row_with_its_docstring():
     rows = dict(re.findall(r"^\| `([^`]+)` \|.*\| (.*) \|$", PAGE, re.M))
     paths: list[list[str | int]] = [[*key.split(".")] for key in leaf_keys()]
-    for name in ("sources", "stages"):
-        entry = field_at(["data", name, 0])
+    for entries in (["data", "build", "sources", 0], ["data", "stages", 0]):
+        entry = field_at(entries)
         assert entry is not None and entry.fields
-        paths += [["data", name, 0, inner] for inner in entry.fields]
+        paths += [[*entries, inner] for inner in entry.fields]
     for path in paths:
         at = field_at(path)
         key = ".".join("N" if part == 0 else str(part) for part in path)

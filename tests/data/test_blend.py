@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from data_pipeline.driver import prepare
-from loopcoder.config.schema import Config, StageConfig
+from loopcoder.config.data import StageConfig
+from loopcoder.config.schema import Config
 from loopcoder.data.blend import Blend
 from loopcoder.data.loader import Loader, step_data
 from loopcoder.data.sampler import Position

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data_pipeline.driver import prepare
-from loopcoder.config.schema import DataConfig, StageConfig
+from loopcoder.config.data import DataConfig, StageConfig
 from loopcoder.data.blend import Blend
 from loopcoder.data.corpus import Corpus
 from tests.data.corpora import stream

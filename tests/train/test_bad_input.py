@@ -64,7 +64,7 @@ def test_empty_folder_and_invalid_utf8(start: Start, tmp_path: Path) -> None:
         (broken / f"a{i}.txt").write_text(f"number {i} and more words\n" * 50)
     (broken / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 50)
     output = finish(start(tmp_path / "run", f"path={broken}"), code=3)
-    assert "latin.txt" in output and "data.invalid_utf8=replace" in output
+    assert "latin.txt" in output and "data.build.invalid_utf8=replace" in output
 
 
 def test_truncated_bin(
@@ -83,8 +83,10 @@ def test_truncated_bin(
 
 def test_another_tokenizer_on_resume(start: Start, finished: Path) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
-    output = finish(start(finished, "data.tokenizer_vocab_size=380", "train.max_steps=4"), code=3)
-    assert "tokenised" in output and "data.tokenizer=" in output
+    output = finish(
+        start(finished, "data.build.tokenizer_vocab_size=380", "train.max_steps=4"), code=3
+    )
+    assert "tokenised" in output and "data.build.tokenizer=" in output
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
@@ -120,7 +122,7 @@ def test_resume_modes(start: Start, finished: Path, tmp_path: Path) -> None:
     finish(start(longer, "train.max_steps=3", "checkpoint.resume=require"))
     assert [r["step"] for r in read_metrics(longer / "metrics.jsonl")] == [1, 2, 3]
     # what changed is said, not hidden
-    same_tokenizer = f"data.tokenizer={checkpoints.find(longer).state()['tokenizer_path']}"
+    same_tokenizer = f"data.build.tokenizer={checkpoints.find(longer).state()['tokenizer_path']}"
     output = finish(
         start(longer, "train.max_steps=4", "optim.lr=1e-3", "optim.beta2=0.9", same_tokenizer)
     )

@@ -17,11 +17,11 @@ from data_pipeline.balance.quotas import (
     Plan,
     Supply,
     largest_remainder,
-    lowest_terms,
     plan,
     water_fill,
 )
 from data_pipeline.balance.selection import select, select_file, split_at_lines
+from loopcoder.config.mixture import lowest_terms
 from loopcoder.errors import InputError
 
 TOP_TEN = [name for name, share in PUBLISHED_CODE_SHARES.items() if share and name != OTHERS]
