@@ -32,8 +32,8 @@ from data_pipeline.tokenizer.encoder import Encoder
 from data_pipeline.tokenizer.imported import import_tokenizer
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.data import DataConfig
+from loopcoder.config.identity import corpus_fields
 from loopcoder.config.mixture import lowest_terms
-from loopcoder.config.renamed import first_names
 from loopcoder.data.corpus import FORMAT_VERSION, Corpus, Verify, load_corpus
 from loopcoder.data.corpus_files import MANIFEST
 from loopcoder.errors import InputError, Problem
@@ -49,10 +49,6 @@ from loopcoder.storage.files import (
 _SMALL_BYTES = 200_000_000
 """Of input; less is done by this process alone unless data.build.executor.workers says
 otherwise."""
-_NO_PART = ("executor", "keep_work", "cache_dir", "prefetch_steps", "tokenizer_backend", "path")
-"""Fields of `data` that do not change the corpus, or stand elsewhere in its fingerprint."""
-_READER = ("isolate_documents", "mask_document_start", "stages", "mixture", "name", "verify")
-"""Fields of `data` for training on the corpus."""
 
 
 def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash") -> Corpus:
@@ -251,8 +247,9 @@ def _with_defaults(config: SourceConfig, data: DataConfig) -> SourceConfig:
 
 def _fingerprint(data: DataConfig, sources: Sequence[Source], weights: dict[str, int]) -> str:
     """Hash everything that determines the corpus; 16 hex digits."""
-    plain = first_names({"data": dataclasses.asdict(data)})["data"]
-    fields = {k: v for k, v in plain.items() if k not in _NO_PART + _READER}
+    fields = corpus_fields(data)
+    for name in ("mixture", "stages", "path"):  # they are in `weights` and in the sources
+        fields.pop(name, None)
     if data.build.tokenizer == "train":
         # another release of the library may break ties between pairs in another way
         fields["tokenizer"] = ["train", data.build.tokenizer_vocab_size, tokenizers.__version__]

@@ -12,7 +12,8 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.fp8_history import is_history, restore
 from loopcoder.checkpoint.save import sharded_state
-from loopcoder.config.compose import changes, load_config
+from loopcoder.config.compose import load_config
+from loopcoder.config.identity import changes
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.errors import InputError, Problem

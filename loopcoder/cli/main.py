@@ -26,12 +26,11 @@ from loopcoder.config.check import check
 from loopcoder.config.compose import (
     compose,
     conf_dir,
-    config_hash,
     group_options,
     load_config,
-    resolve_run_dir,
     to_yaml,
 )
+from loopcoder.config.identity import config_hash, resolve_run_dir
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_DONE, EXIT_RETRY, InputError, LoopcoderError, Preempted

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from loopcoder.config.filters import FilterConfig
 from loopcoder.config.types import (
     STRICT,
+    Changes,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -128,13 +129,16 @@ class ExecutorConfig:
 class BuildConfig:
     """What a corpus is built from and how; unused when `data.path` is a finished corpus."""
 
+    # DataConfig says for the whole section that it changes the corpus; a field that does not says
+    # so here.
+
     sources: list[SourceConfig] = field(default_factory=list)
     """What the corpus is built from; empty when `data.path` is a corpus already built."""
-    cache_dir: str = "~/.cache/loopcoder"
+    cache_dir: Annotated[str, Changes("nothing")] = "~/.cache/loopcoder"
     """Where corpora are built; a corpus is named by the hash of what it is built from."""
     tokenizer: str = "train"
     """`train` a byte-level BPE on the corpus, or the path of a tokenizer.json."""
-    tokenizer_backend: Literal["auto", "fast", "reference"] = "auto"
+    tokenizer_backend: Annotated[Literal["auto", "fast", "reference"], Changes("nothing")] = "auto"
     """What encodes: `fast` is fastokens, `reference` HF tokenizers; auto takes fast where it is
     installed. Their ids are compared before anything is encoded."""
     tokenizer_vocab_size: PositiveInt = 4096
@@ -171,6 +175,6 @@ class BuildConfig:
     """Bytes of input or text that one task works on; part of what names a corpus."""
     worker_bytes: PositiveInt = 1_000_000_000
     """Memory of one worker; a shard of both domains takes half of it."""
-    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
-    keep_work: bool = False
+    executor: Annotated[ExecutorConfig, Changes("nothing")] = field(default_factory=ExecutorConfig)
+    keep_work: Annotated[bool, Changes("nothing")] = False
     """Keep the folder of intermediate files when the corpus is complete."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
 from loopcoder.config.build import BuildConfig
-from loopcoder.config.types import STRICT, PositiveFloat, PositiveInt
+from loopcoder.config.types import STRICT, Changes, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -18,7 +18,7 @@ class StageConfig:
     until: PositiveInt | None = None
     """The stage ends at the first step at which this many tokens were trained in all; null: at the
     end of the run."""
-    mixture: dict[str, PositiveFloat] | None = None
+    mixture: Annotated[dict[str, PositiveFloat] | None, Changes("corpus")] = None
     """Weight of each domain, by tokens."""
     seq_length: PositiveInt | None = None
     """Tokens per sequence."""
@@ -32,11 +32,11 @@ class DataConfig:
 
     name: str
     """Name of the preset."""
-    seq_length: PositiveInt
+    seq_length: Annotated[PositiveInt, Changes("corpus")]
     """Tokens per sequence."""
-    mixture: dict[str, PositiveFloat]
+    mixture: Annotated[dict[str, PositiveFloat], Changes("corpus")]
     """Weight of each domain, by tokens; every global batch is composed in these proportions."""
-    path: str | list[str] | None = None
+    path: Annotated[str | list[str] | None, Changes("corpus")] = None
     """Shorthand for the path of the sources (data=files, data=hf), or a finished corpus folder
     (data=corpus)."""
     stages: list[StageConfig] = field(default_factory=list)
@@ -46,10 +46,10 @@ class DataConfig:
     mask_document_start: bool = True
     """Leave the first token of a document out of the loss: with isolated documents nothing predicts
     it."""
-    prefetch_steps: PositiveInt = 4
+    prefetch_steps: Annotated[PositiveInt, Changes("nothing")] = 4
     """Global batches that a thread prepares ahead."""
-    verify: Literal["hash", "size"] = "hash"
+    verify: Annotated[Literal["hash", "size"], Changes("nothing")] = "hash"
     """What of a finished corpus is compared with its manifest before training: `hash` reads every
     byte, on rank 0; `size` compares the sizes of files only, on any rank, whatever the size of the
     corpus."""
-    build: BuildConfig = field(default_factory=BuildConfig)
+    build: Annotated[BuildConfig, Changes("corpus")] = field(default_factory=BuildConfig)

@@ -11,13 +11,14 @@ the first wrong value and has no `Literal`, and we owe the user every mistake at
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
 from loopcoder.config.data import DataConfig, StageConfig
 from loopcoder.config.types import (
     STRICT,
+    Changes,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -164,7 +165,7 @@ class ParallelConfig:
     """Gather updated parameters while the next forward pass runs; needs overlap_grad_reduce."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Recompute in the backward pass: nothing, the attention core, or whole layers."""
-    nproc_per_node: PositiveInt | None = None
+    nproc_per_node: Annotated[PositiveInt | None, Changes("nothing")] = None
     """Processes that `loopcoder train` starts itself; null: one a GPU, as far as the global batch
     divides among them, or tp*pp*cp without a GPU."""
 
@@ -188,22 +189,22 @@ class PrecisionConfig:
 class CheckpointConfig:
     """When to save, and what to start from."""
 
-    interval: PositiveInt | None = 100
+    interval: Annotated[PositiveInt | None, Changes("nothing")] = 100
     """Steps between checkpoints; null saves only at the end."""
-    keep: PositiveInt | None = 3
+    keep: Annotated[PositiveInt | None, Changes("nothing")] = 3
     """Newest checkpoints that stay on disk; null keeps all."""
-    save_at_end: bool = True
+    save_at_end: Annotated[bool, Changes("nothing")] = True
     """Save after the last step."""
-    async_save: bool = False
+    async_save: Annotated[bool, Changes("nothing")] = False
     """Write in the background while training goes on."""
-    resume: Literal["auto", "require", "never"] = "auto"
+    resume: Annotated[Literal["auto", "require", "never"], Changes("nothing")] = "auto"
     """Continue this run: from its newest checkpoint if there is one; it must exist; or start
     anew."""
     init_from: str | None = None
     """Start another run from a checkpoint (or the newest in a folder of them)."""
     init_optimizer: bool = False
     """Take the optimizer's state from init_from as well as the weights."""
-    verify: Literal["hash", "size", "none"] = "hash"
+    verify: Annotated[Literal["hash", "size", "none"], Changes("nothing")] = "hash"
     """What is compared with the manifest before a checkpoint is loaded."""
 
 
@@ -301,12 +302,12 @@ class Config:
     parallel: ParallelConfig
     precision: PrecisionConfig
     checkpoint: CheckpointConfig
-    logging: LoggingConfig
-    hardware: HardwareConfig
+    logging: Annotated[LoggingConfig, Changes("nothing")]
+    hardware: Annotated[HardwareConfig, Changes("nothing")]
     train: TrainConfig
     eval: EvalConfig
-    profile: ProfileConfig
-    run_dir: str | None = None
+    profile: Annotated[ProfileConfig, Changes("nothing")]
+    run_dir: Annotated[str | None, Changes("nothing")] = None
     """Folder of everything this run writes; null: runs/<model>-r<loops>-<hash>."""
     seed: NonNegativeInt = 1234
     """Seed of initialisation and data order."""

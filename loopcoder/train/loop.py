@@ -24,7 +24,8 @@ from loopcoder.backends import Backends
 from loopcoder.checkpoint import format as checkpoints
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.load import check_fits, find_start
-from loopcoder.config.compose import config_hash, save_config
+from loopcoder.config.compose import save_config
+from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.loader import Loader, StepData

@@ -13,13 +13,12 @@ import pytest
 from loopcoder.config.compose import (
     compose,
     conf_dir,
-    config_hash,
     group_options,
     load_config,
-    resolve_run_dir,
     save_config,
     to_yaml,
 )
+from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import ModelConfig
 from loopcoder.errors import InputError, Problem
 
@@ -161,32 +160,6 @@ def test_presets_of_the_user(tmp_path: Path) -> None:
         compose(["experiment=mine"], tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         compose([], tmp_path / "absent")
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["run_dir=/x", "logging=default", "logging.interval=7", "hardware=h100", "checkpoint.keep=1",
-     "checkpoint.resume=never", "data.build.cache_dir=/y", "data.prefetch_steps=1",
-     "parallel.nproc_per_node=2", "profile.trace_steps=[3]"],
-)  # fmt: skip
-def test_what_leaves_the_numbers_alone_leaves_the_hash(override: str) -> None:
-    assert config_hash(compose([override])) == config_hash(compose([]))
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["seed=1", "model.num_loops=3", "optim.lr=1e-3", "train.max_steps=401", "data=files",
-     "checkpoint.init_from=/x", "precision=bf16", "parallel.tp=2", "data.seq_length=192"],
-)  # fmt: skip
-def test_what_changes_the_numbers_changes_the_hash(override: str) -> None:
-    assert config_hash(compose([override])) != config_hash(compose([]))
-
-
-def test_the_hash_names_the_run() -> None:
-    config = compose([])
-    assert len(config_hash(config)) == 10
-    assert resolve_run_dir(config) == Path("runs") / f"plt_tiny-r2-{config_hash(config)}"
-    assert resolve_run_dir(compose(["run_dir=~/x"])) == Path.home() / "x"
 
 
 def test_yaml_round_trip_is_exact(tmp_path: Path, seed: int) -> None:

@@ -306,7 +306,7 @@ vocabulary.train_tokenizer = lambda *args: open({str(pipe)!r})
     lines: list[str] = []
     corpus = prepare(config(), report=lines.append)
     assert lines[0].startswith("data: continuing")
-    assert [p.name for p in Path(config().cache_dir).iterdir() if "lock" not in p.name] == [
+    assert [p.name for p in Path(config().build.cache_dir).iterdir() if "lock" not in p.name] == [
         corpus.dir.name
     ]
 
