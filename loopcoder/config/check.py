@@ -7,7 +7,6 @@ checked types and ranges; what needs the corpus (its domains, its size) is check
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
 from math import gcd, lcm
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from loopcoder.backends import Backends
 from loopcoder.config.check_data import check_data
 from loopcoder.config.check_precision import check_precision
 from loopcoder.config.fields import as_override, next_multiple
+from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
 from loopcoder.errors import InputError, Problem
 
@@ -31,6 +31,7 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
     problems = [
         *_model(config),
         *_layout(config, world_size, backends),
+        *_pipeline(config, world_size),
         *_batch(config, world_size),
         *check_data(config),
         *_optim(config),
@@ -44,8 +45,7 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
 
 def batch_unit(mixture: dict[str, float]) -> int:
     """Return the smallest number of sequences that holds the mixture exactly: 5 for 2:3."""
-    weights = [Fraction(str(w)) for w in mixture.values()]
-    return lcm(*((w / sum(weights)).denominator for w in weights))
+    return sum(lowest_terms(mixture).values())
 
 
 def batch_sizes(config: Config) -> list[int]:
@@ -121,21 +121,28 @@ def _layout(config: Config, world_size: int, backends: Backends) -> Iterator[Pro
             "only sharded parameters are gathered, in the buckets of the overlapped reduction",
             "parallel.overlap_grad_reduce=true parallel.distributed_optimizer=true",
         )
+    for key, what in _NOT_BUILT:
+        size = getattr(p, key.rsplit(".", 1)[-1])
+        if size > 1:
+            yield Problem(f"{key}={size}", f"{what} is not built yet", f"{key}=1")
+
+
+def _pipeline(config: Config, world_size: int) -> Iterator[Problem]:
+    p, layers = config.parallel, config.model.num_layers
     if p.chunks_per_loop > 1 and p.pp == 1:
         yield Problem(
             f"parallel.chunks_per_loop={p.chunks_per_loop} parallel.pp=1",
             "a loop is cut into chunks to interleave pipeline stages",
             "parallel.chunks_per_loop=1",
         )
-    pieces = p.pp * p.chunks_per_loop
-    if p.pp > 1 and config.model.num_layers < pieces:
+    if p.pp > 1 and layers < p.pp * p.chunks_per_loop:
         yield Problem(
-            f"model.num_layers={config.model.num_layers} parallel.pp={p.pp} "
+            f"model.num_layers={layers} parallel.pp={p.pp} "
             f"parallel.chunks_per_loop={p.chunks_per_loop}",
             f"each of {p.pp} stages holds a layer of each of {p.chunks_per_loop} parts of a loop",
-            f"parallel.chunks_per_loop={max(1, config.model.num_layers // p.pp)}"
-            if p.chunks_per_loop > 1 and config.model.num_layers >= p.pp
-            else f"parallel.pp={config.model.num_layers} parallel.chunks_per_loop=1",
+            f"parallel.chunks_per_loop={max(1, layers // p.pp)}"
+            if p.chunks_per_loop > 1 and layers >= p.pp
+            else f"parallel.pp={layers} parallel.chunks_per_loop=1",
         )
     dp = max(1, world_size // (p.tp * p.pp * p.cp))
     smallest = min(batch_sizes(config))
@@ -143,16 +150,12 @@ def _layout(config: Config, world_size: int, backends: Backends) -> Iterator[Pro
     if p.pp > 1 and microbatches < p.pp:
         needed = p.pp * config.train.micro_batch_size * dp
         yield Problem(
-            f"parallel.pp={p.pp} with {smallest} sequences a step: {microbatches} microbatches",
+            f"parallel.pp={p.pp} with {smallest} sequences per step: {microbatches} microbatches",
             "a pipeline needs at least as many microbatches as it has stages",
             f"train.global_batch_size={next_multiple(config.train.global_batch_size, needed)}"
             if config.train.batch_ramp is None
             else f"train.batch_ramp.start={next_multiple(smallest, needed)}",
         )
-    for key, what in _NOT_BUILT:
-        size = getattr(p, key.rsplit(".", 1)[-1])
-        if size > 1:
-            yield Problem(f"{key}={size}", f"{what} is not built yet", f"{key}=1")
 
 
 def _batch(config: Config, world_size: int) -> Iterator[Problem]:

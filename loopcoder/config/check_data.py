@@ -50,7 +50,7 @@ def _source(key: str, source: SourceConfig, path: str | list[str] | None) -> Ite
 def _shares(config: Config) -> Iterator[Problem]:
     build = config.data.build
     if isinstance(build.epochs, dict):
-        domains = {domain for stage in config.stages for domain in stage.mixture or {}}
+        domains = {domain for stage in config.stages for domain in stage.mixture}
         for domain in sorted(domains - build.epochs.keys()):
             yield Problem(
                 f"data.build.epochs={as_override(build.epochs)}",
@@ -90,7 +90,7 @@ def _stages(config: Config) -> Iterator[Problem]:
     last_until = 0
     for index, stage in enumerate(config.stages):
         where = f"data.stages.{index}." if given else "data."
-        length = stage.seq_length or config.data.seq_length
+        length = stage.seq_length
         if length > m.max_position_embeddings:
             yield Problem(
                 f"{where}seq_length={length} "

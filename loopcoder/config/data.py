@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -24,6 +25,16 @@ class StageConfig:
     """Tokens per sequence."""
     rope_theta: PositiveFloat | None = None
     """Base of the rotary position embedding in this stage."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedStage:
+    """A stage with the values that it takes from `data` and `model` filled in."""
+
+    mixture: dict[str, float]
+    seq_length: int
+    rope_theta: float
+    until: int | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -116,8 +116,7 @@ def _part(plain: Any, at: FieldAt, effects: Container[Effect]) -> Any:
     is_older = at.changes.since is not None and plain == at.default
     is_part = at.changes.effect in effects and not is_older
     if isinstance(plain, list) and (entry := at.at([0])) is not None and entry.sections:
-        parts = [_part(value, entry, effects) for value in plain]
-        found = [part for part in parts if part is not MISSING]
+        found = [p for value in plain if (p := _part(value, entry, effects)) is not MISSING]
         return found if found or is_part else MISSING
     return plain if is_part else MISSING
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
-from loopcoder.config.data import DataConfig, StageConfig
+from loopcoder.config.data import DataConfig, ResolvedStage, StageConfig
 from loopcoder.config.types import (
     STRICT,
     Changes,
@@ -166,8 +166,8 @@ class ParallelConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """Recompute in the backward pass: nothing, the attention core, or whole layers."""
     nproc_per_node: Annotated[PositiveInt | None, Changes("nothing")] = None
-    """Processes that `loopcoder train` starts itself; null: one a GPU, as far as the global batch
-    divides among them, or tp*pp*cp without a GPU."""
+    """Processes that `loopcoder train` starts itself; null: one per GPU, as far as the global
+    batch divides among them, or tp*pp*cp without a GPU."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -237,9 +237,9 @@ class HardwareConfig:
     name: str = "auto"
     """auto reads the GPU's name."""
     peak_tflops_bf16: PositiveFloat | None = None
-    """Dense bf16 peak a device, in TFLOP/s; null with auto: looked up, or measured on a CPU."""
+    """Dense bf16 peak per device, in TFLOP/s; null with auto: looked up, or measured on a CPU."""
     peak_tflops_fp8: PositiveFloat | None = None
-    """Dense FP8 peak a device, in TFLOP/s."""
+    """Dense FP8 peak per device, in TFLOP/s."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -247,7 +247,7 @@ class BatchRampConfig:
     """Grow the global batch: start, start+increment, ..., evenly over `samples` sequences."""
 
     start: PositiveInt
-    """Sequences a step at the beginning."""
+    """Sequences per step at the beginning."""
     increment: PositiveInt
     """Sequences added at each stage of the ramp."""
     samples: PositiveInt
@@ -313,10 +313,10 @@ class Config:
     """Seed of initialisation and data order."""
 
     @property
-    def stages(self) -> list[StageConfig]:
+    def stages(self) -> list[ResolvedStage]:
         """The data stages with every inherited value filled in."""
         return [
-            StageConfig(
+            ResolvedStage(
                 until=s.until,
                 mixture=s.mixture or self.data.mixture,
                 seq_length=s.seq_length or self.data.seq_length,

@@ -187,7 +187,6 @@ class Run:
 
         config = self.config
         theta = config.stages[data.before.stage].rope_theta
-        assert theta is not None
         self.state.network.set_rope_theta(theta)
         sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains), probe)
         lr = learning_rate(config.optim, data.after.step, config.train.max_steps)
@@ -232,7 +231,6 @@ class Run:
         from loopcoder.model.flops import train_flops_per_token
 
         seq_length = self.config.stages[stage].seq_length
-        assert seq_length is not None
         causal, full = train_flops_per_token(self.config.model, self.vocab_size, seq_length)
         return Throughput(causal, full, self._peak_flops, self.ranks.world_size)
 
