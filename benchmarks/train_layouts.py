@@ -59,7 +59,7 @@ def train(arguments: argparse.Namespace, name: str, overrides: list[str]) -> str
         run_dir = Path(folder, "run")
         command = [
             *(sys.executable, "-m", "loopcoder", "train", "model=plt_7b", "model.num_loops=2"),
-            *("model.vocab_size=76800", "data.tokenizer_vocab_size=4096"),
+            *("model.vocab_size=76800", "data.build.tokenizer_vocab_size=4096"),
             *("data.seq_length=8192", "data.isolate_documents=false"),
             *(f"train.max_steps={arguments.steps}", f"train.global_batch_size={arguments.batch}"),
             "train.micro_batch_size=1",

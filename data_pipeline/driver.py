@@ -16,7 +16,6 @@ from typing import Any
 import tokenizers
 import xxhash
 
-from data_pipeline.balance.quotas import lowest_terms
 from data_pipeline.decontam.match import BUILTIN, open_index
 from data_pipeline.finish import finish
 from data_pipeline.langid.classifier import LanguageClassifier
@@ -30,7 +29,10 @@ from data_pipeline.tasks.progress import Report, described, left_out, total_cost
 from data_pipeline.tasks.work import Task, Work
 from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.imported import import_tokenizer
-from loopcoder.config.schema import DataConfig, SourceConfig
+from loopcoder.config.build import SourceConfig
+from loopcoder.config.data import DataConfig
+from loopcoder.config.identity import corpus_fields
+from loopcoder.config.mixture import lowest_terms
 from loopcoder.data.corpus import FORMAT_VERSION, Corpus, Verify, load_corpus
 from loopcoder.data.corpus_files import MANIFEST
 from loopcoder.errors import InputError, Problem
@@ -39,11 +41,8 @@ from loopcoder.storage.files import sync_folder
 from loopcoder.storage.lock import hold
 
 _SMALL_BYTES = 200_000_000
-"""Of input; less is done by this process alone unless data.executor.workers says otherwise."""
-_NO_PART = ("executor", "keep_work", "cache_dir", "prefetch_steps", "tokenizer_backend", "path")
-"""Fields of `data` that do not change the corpus, or stand elsewhere in its fingerprint."""
-_READER = ("isolate_documents", "mask_document_start", "stages", "mixture", "name")
-"""Fields of `data` for training on the corpus."""
+"""Of input; less is done by this process alone unless data.build.executor.workers says
+otherwise."""
 
 
 def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash") -> Corpus:
@@ -62,14 +61,14 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     Raises:
         InputError: the input, the config or an existing folder is unusable, or the disk is full.
     """
-    if not data.sources:
+    if not data.build.sources:
         return _finished(data, verify)
     domains = _domains(data)
     data = _settled(data)
     sources = _open_all(data, domains)
     weights = _weights(data, domains)
     made_of = _fingerprint(data, sources, weights)
-    cache = Path(data.cache_dir).expanduser()
+    cache = Path(data.build.cache_dir).expanduser()
     folder = cache / f"{data.name}-{made_of}"
     # hidden, since the documents may lie in a folder above
     work = Work(cache / f".{folder.name}.work", data, made_of, domains, weights)
@@ -87,14 +86,14 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
         raise InputError.of(
             f"cannot build the corpus in {cache}: {e}",
             "this user may not write there, or it is no folder",
-            "data.cache_dir=FOLDER that is writable",
+            "data.build.cache_dir=FOLDER that is writable",
         ) from e
     return load_corpus(folder, verify)
 
 
 def _tidy(work: Work, folder: Path, report: Report) -> None:
     """Remove the work of a corpus whose builder was killed just after giving it its name."""
-    if work.folder.exists() and not work.data.keep_work:
+    if work.folder.exists() and not work.data.build.keep_work:
         with (
             contextlib.suppress(OSError),
             _lock(folder, report),
@@ -105,7 +104,7 @@ def _tidy(work: Work, folder: Path, report: Report) -> None:
 def _finished(data: DataConfig, verify: Verify) -> Corpus:
     if not isinstance(data.path, str):
         raise InputError.of(
-            f"data.sources is empty and data.path is {data.path!r}",
+            f"data.build.sources is empty and data.path is {data.path!r}",
             "without sources, the path must be one finished corpus folder",
             "data.path=FOLDER, or data=sample",
         )
@@ -125,7 +124,7 @@ def _domains(data: DataConfig) -> tuple[str, ...]:
     wanted = set(data.mixture).union(*(stage.mixture or {} for stage in data.stages))
     unknown = sorted(wanted - set(DOMAINS))
     # a finished corpus may have others
-    if (unknown and data.sources) or not wanted:
+    if (unknown and data.build.sources) or not wanted:
         raise InputError.of(
             f"data.mixture names {sorted(wanted)}",
             f"the domains of a corpus built here are {', '.join(DOMAINS)}",
@@ -145,12 +144,14 @@ def _weights(data: DataConfig, domains: Sequence[str]) -> dict[str, int]:
 
 def _settled(data: DataConfig) -> DataConfig:
     """Replace `auto` by what is installed here."""
-    filters, near = data.filters, data.near_dedup
+    filters, near = data.build.filters, data.build.near_dedup
     if filters.linguist_generated == "auto":
         filters = dataclasses.replace(filters, linguist_generated=_has("enry"))
     if near.enabled == "auto":
         near = dataclasses.replace(near, enabled=_has("rensa"))
-    return dataclasses.replace(data, filters=filters, near_dedup=near)
+    return dataclasses.replace(
+        data, build=dataclasses.replace(data.build, filters=filters, near_dedup=near)
+    )
 
 
 def _has(package: str) -> bool:
@@ -161,7 +162,7 @@ def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
     """Open every source; all problems are raised at once, before anything is read."""
     sources: list[Source] = []
     problems: list[Problem] = []
-    for index, config in enumerate(data.sources):
+    for index, config in enumerate(data.build.sources):
         try:
             sources.append(open_source(_with_defaults(config, data), index))
         except InputError as e:
@@ -180,9 +181,11 @@ def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
         ]
     problems += _problems_of(lambda: _check_tokenizer(data))
     problems += _problems_of(lambda: _check_near_dedup(data))
-    problems += _problems_of(lambda: open_index(data.decontaminate))
-    if data.language_model:
-        problems += _problems_of(lambda: LanguageClassifier.load(str(data.language_model)))
+    problems += _problems_of(lambda: open_index(data.build.decontaminate))
+    if data.build.language_classifier:
+        problems += _problems_of(
+            lambda: LanguageClassifier.load(str(data.build.language_classifier))
+        )
     if problems:
         raise InputError(problems)
     return sources
@@ -197,24 +200,27 @@ def _problems_of(check: Callable[[], object]) -> list[Problem]:
 
 
 def _check_tokenizer(data: DataConfig) -> None:
-    if data.tokenizer == "train":
+    if data.build.tokenizer == "train":
         return
-    encoder = import_tokenizer(Path(data.tokenizer).expanduser(), data.tokenizer_backend)
+    encoder = import_tokenizer(
+        Path(data.build.tokenizer).expanduser(), data.build.tokenizer_backend
+    )
     missing = [m for m in (fim.PREFIX, fim.MIDDLE, fim.SUFFIX, fim.END) if m not in encoder.markers]
-    if data.fim.rate and missing:
+    if data.build.fim.rate and missing:
         raise InputError.of(
-            f"data.fim.rate is {data.fim.rate}, and {data.tokenizer} has no {', '.join(missing)}",
+            f"data.build.fim.rate is {data.build.fim.rate}, and {data.build.tokenizer} has no "
+            f"{', '.join(missing)}",
             "documents for filling in the middle are made of these tokens",
-            "data.fim.rate=0, or a tokenizer that has them",
+            "data.build.fim.rate=0, or a tokenizer that has them",
         )
 
 
 def _check_near_dedup(data: DataConfig) -> None:
-    if data.near_dedup.enabled and not _has("rensa"):
+    if data.build.near_dedup.enabled and not _has("rensa"):
         raise InputError.of(
-            "data.near_dedup.enabled=true",
+            "data.build.near_dedup.enabled=true",
             "near copies are found by the package rensa, which is not installed",
-            "pip install 'loopcoder[data]', or data.near_dedup.enabled=false",
+            "pip install 'loopcoder[data]', or data.build.near_dedup.enabled=false",
         )
 
 
@@ -222,26 +228,31 @@ def _with_defaults(config: SourceConfig, data: DataConfig) -> SourceConfig:
     """Fill in what a source takes from `data`."""
     path = config.path
     if path is None and config.kind in ("debian", "npm"):
-        path = str(Path(data.cache_dir).expanduser() / "packages")
+        path = str(Path(data.build.cache_dir).expanduser() / "packages")
     elif path is None and config.kind != "sample":
         path = data.path
-    invalid_utf8 = config.invalid_utf8 or data.invalid_utf8
+    invalid_utf8 = config.invalid_utf8 or data.build.invalid_utf8
     return dataclasses.replace(config, path=path, invalid_utf8=invalid_utf8)
 
 
 def _fingerprint(data: DataConfig, sources: Sequence[Source], weights: dict[str, int]) -> str:
     """Hash everything that determines the corpus; 16 hex digits."""
-    fields = {k: v for k, v in dataclasses.asdict(data).items() if k not in _NO_PART + _READER}
-    if data.tokenizer == "train":
+    fields = corpus_fields(data)
+    for name in ("mixture", "stages", "path"):  # they are in `weights` and in the sources
+        fields.pop(name, None)
+    if data.build.tokenizer == "train":
         # another release of the library may break ties between pairs in another way
-        fields["tokenizer"] = ["train", data.tokenizer_vocab_size, tokenizers.__version__]
+        fields["tokenizer"] = ["train", data.build.tokenizer_vocab_size, tokenizers.__version__]
     else:
-        fields["tokenizer"] = ["import", file_digest(Path(data.tokenizer).expanduser())]
-    if data.shards is not None:
+        fields["tokenizer"] = ["import", file_digest(Path(data.build.tokenizer).expanduser())]
+    if data.build.shards is not None:
         fields.pop("worker_bytes")
-    benchmarks = [Path(b) for b in data.decontaminate.benchmarks if b not in BUILTIN]
+    benchmarks = [Path(b) for b in data.build.decontaminate.benchmarks if b not in BUILTIN]
     fields["sources"] = [[_plain(source.config), source.identity] for source in sources]
-    files = [*benchmarks, *([Path(data.language_model)] if data.language_model else [])]
+    files = [
+        *benchmarks,
+        *([Path(data.build.language_classifier)] if data.build.language_classifier else []),
+    ]
     digests = [file_digest(path.expanduser()) for path in files]
     parts = [FORMAT_VERSION, weights, fields, digests]
     return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
@@ -277,21 +288,22 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
         finish(work, sources)
     work.corpus.rename(folder)
     sync_folder(folder.parent)
-    if not work.data.keep_work:
+    if not work.data.build.keep_work:
         shutil.rmtree(work.folder)
     report(f"data: {folder.name} is complete after {time.monotonic() - start:.1f} s")
 
 
 def _with_rules(work: Work, sources: Sequence[Source]) -> Work:
     """Add to the filters what the sources know: their folders and licences."""
-    filters = work.data.filters
+    filters = work.data.build.filters
     licences = {s.name: s.config.licence for s in sources if s.config.licence}
     filters = dataclasses.replace(
         filters,
         path_roots=[*filters.path_roots, *(root for s in sources for root in s.roots)],
         source_licences=licences | filters.source_licences,
     )
-    return dataclasses.replace(work, data=dataclasses.replace(work.data, filters=filters))
+    build = dataclasses.replace(work.data.build, filters=filters)
+    return dataclasses.replace(work, data=dataclasses.replace(work.data, build=build))
 
 
 def _partition(work: Work, sources: Sequence[Source]) -> int:
@@ -300,7 +312,7 @@ def _partition(work: Work, sources: Sequence[Source]) -> int:
     path = work.folder / "parts.json"
     done = read_marker(path, made_of)
     if done is None:
-        parts = [part for source in sources for part in source.parts(work.data.part_bytes)]
+        parts = [part for source in sources for part in source.parts(work.data.build.part_bytes)]
         work.write_parts(parts)
         size = sum(part.size for part in parts)
         done = write_marker(path, made_of, parts=len(parts), bytes=size)
@@ -313,7 +325,7 @@ def _run_stage(work: Work, stage: Stage, size: int, report: Report) -> None:
     missing = work.missing(stage.name, tasks)
     if missing:
         start = time.monotonic()
-        config = work.data.executor
+        config = work.data.build.executor
         workers = config.workers
         if config.kind == "local" and not workers and size < _SMALL_BYTES:
             workers = 1

@@ -103,7 +103,7 @@ def _assemble(work: Work, bucket: int) -> dict[str, Any]:
         work.folder / "buckets",
         work.corpus / "train",
         shuffle_config(work, _num_buckets(work)),
-        work.data.worker_bytes,
+        work.data.build.worker_bytes,
     )
     tokens = sum(domain["tokens"] for domain in marker["domains"].values())
     return {"tokens": tokens, "bytes_in": sum(f["bytes"] for f in marker["files"].values())}

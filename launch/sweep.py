@@ -28,10 +28,10 @@ from loopcoder.config.check import check
 from loopcoder.config.compose import (
     compose,
     conf_dir,
-    config_hash,
     group_options,
     parse_overrides,
 )
+from loopcoder.config.identity import config_hash
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem

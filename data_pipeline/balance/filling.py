@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from data_pipeline.balance.quotas import FileQuota, LanguageQuota, Plan, Supply, lowest_terms
+from data_pipeline.balance.quotas import FileQuota, LanguageQuota, Plan, Supply
 from data_pipeline.balance.shares import OTHERS
+from loopcoder.config.mixture import lowest_terms
 from loopcoder.errors import InputError, Problem
 
 _FEW_DOCUMENTS = 16

@@ -53,20 +53,20 @@ def make_plan(work: Work, _: int) -> dict[str, Any]:
     planned = plan(
         supply,
         shares=_shares(work),
-        target_tokens=work.data.target_tokens,
-        max_epochs=work.data.epochs,
+        target_tokens=work.data.build.target_tokens,
+        max_epochs=work.data.build.epochs,
         mixture=work.weights,
     )
     _write(work, planned)
     mean = sum(s.tokens for s in supply) / sum(s.documents for s in supply)
     vocab_size = work.facts_of("tokenizer", 0)["vocab_size"]
-    memory = work.data.worker_bytes
+    memory = work.data.build.worker_bytes
     buckets = num_buckets(planned.tokens, int(planned.tokens / mean) + 1, vocab_size, memory)
     held_tokens = sum(counter["tokens"] for counter in held.values())
     held_documents = sum(counter["documents"] for counter in held.values())
     return {
         "held_out": smallest,
-        "num_buckets": work.data.shards or buckets,
+        "num_buckets": work.data.build.shards or buckets,
         "num_held_out_buckets": num_buckets(held_tokens, held_documents, vocab_size, memory),
         "weights": work.weights,
         "tokens": planned.tokens,
@@ -92,7 +92,7 @@ def _smallest(work: Work, kinds: list[list[list[str]]]) -> dict[str, int | None]
             if len(content):
                 smallest = int(content.min())
                 lowest = smallest if lowest is None else min(lowest, smallest)
-        is_held = lowest is not None and lowest < int(work.data.val_fraction * 2**64)
+        is_held = lowest is not None and lowest < int(work.data.build.val_fraction * 2**64)
         found[domain] = None if is_held else lowest
     return found
 
@@ -110,12 +110,13 @@ def _check_split(domain: str, supply: list[Supply], held: Counter[str]) -> None:
             f"domain {domain!r} of the corpus has {documents + held['documents']} documents, "
             f"of which {held['documents']} are held out",
             "it needs one to train on and one to hold out",
-            f"data.val_fraction=0.02, a source with more {domain}, or '~data.mixture.{domain}'",
+            f"data.build.val_fraction=0.02, a source with more {domain}, or "
+            f"'~data.mixture.{domain}'",
         )
 
 
 def _shares(work: Work) -> dict[str, Any]:
-    shares = work.data.shares
+    shares = work.data.build.shares
     if shares == "published":
         return dict(SHARES)
     return {} if shares == "supply" else {"code": shares}

@@ -8,12 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from fractions import Fraction
-from math import gcd, lcm
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.schema import DOMAINS
 from loopcoder.errors import InputError
 
 FORMAT_VERSION = 1
@@ -169,27 +166,6 @@ class Plan:
                 f"{type(e).__name__}: {e}",
                 f"delete {path.parent.parent} and start the same command again",
             ) from e
-
-
-def lowest_terms(mixture: Mapping[str, float]) -> dict[str, int]:
-    """Return a mixture as the smallest whole numbers, text before code before any other domain.
-
-    Raises:
-        InputError: a weight is not positive.
-    """
-    exact = {domain: Fraction(str(weight)) for domain, weight in mixture.items()}
-    if not exact or min(exact.values()) <= 0:
-        raise InputError.of(
-            f"the mixture is {dict(mixture)}",
-            "every domain of a corpus has a positive weight",
-            "data.mixture={text:1,code:1}",
-        )
-    whole = lcm(*(weight.denominator for weight in exact.values()))
-    numbers = {domain: int(weight * whole) for domain, weight in exact.items()}
-    divisor = gcd(*numbers.values())
-    order = {domain: i for i, domain in enumerate(DOMAINS)}
-    domains = sorted(numbers, key=lambda domain: (order.get(domain, len(order)), domain))
-    return {domain: numbers[domain] // divisor for domain in domains}
 
 
 def _grouped(files: Iterable[FileQuota]) -> dict[str, dict[str, dict[str, list[int]]]]:

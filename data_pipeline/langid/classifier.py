@@ -16,7 +16,7 @@ from typing import Any
 from data_pipeline.langid.names import canonical, domain_of, identify, is_known
 from data_pipeline.schema import Document, Tally
 from loopcoder.backends import require
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.build import BuildConfig
 from loopcoder.errors import InputError
 from loopcoder.storage.digest import file_digest
 
@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 """Of the card and of `features`: a classifier is good only for the features it was trained on."""
 
 UNKNOWN = "unknown"
-MIN_CONFIDENCE = DataConfig.language_confidence
+MIN_CONFIDENCE = BuildConfig.language_confidence
 """The default of a build, for side commands, which have no config."""
 PIECE_CHARS = 1000
 """Characters that are read from the start of a document, and from its middle, since licences fill

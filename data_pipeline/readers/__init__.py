@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_pipeline.readers.base import Source
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 
 
 def open_source(config: SourceConfig, index: int) -> Source:

@@ -10,7 +10,7 @@ import xxhash
 
 from data_pipeline.langid.names import canonical, domain_of
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 
 BAD_ROWS = ("broken_json", "not_an_object", "missing_text", "text_not_a_string", "surrogate")

@@ -11,7 +11,7 @@ from typing import Any
 from data_pipeline.readers.base import RowReader, is_limited, row_domains
 from data_pipeline.schema import Document, Tally
 from loopcoder.backends import require
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError, LoopcoderError
 
 _MARKERS = ("state.json", "dataset_info.json", "dataset_dict.json")

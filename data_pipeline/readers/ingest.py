@@ -18,7 +18,7 @@ from data_pipeline.readers.sample import DEFAULT_DOMAIN_BYTES, MIN_DOMAIN_BYTES
 from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.chunks import ChunkWriter
 from data_pipeline.tasks.work import Work
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.errors import InputError, Problem
 
 STAGES = ("ingest", "select", "clean", "decontaminate", "language")
@@ -33,16 +33,16 @@ def read_part(work: Work, number: int) -> dict[str, Any]:
     # `documents` fills in the tally of the reader itself
     read = _Metered(part.documents(tallies["ingest"]))
     selected = _Metered(select(read, part, work.domains, tallies["select"]))
-    cleaned = _Metered(clean(selected, data.filters, tallies["clean"]))
+    cleaned = _Metered(clean(selected, data.build.filters, tallies["clean"]))
     found: _Metered = cleaned
-    if data.decontaminate.benchmarks:
-        index = open_index(data.decontaminate)
+    if data.build.decontaminate.benchmarks:
+        index = open_index(data.build.decontaminate)
         found = _Metered(decontaminate(cleaned, index, tallies["decontaminate"]))
     else:
         found = _Metered(_passed(cleaned, tallies["decontaminate"]))
     labelled = _Metered(_labelled(found, data, tallies["language"]))
     start = time.thread_time()
-    with ChunkWriter(work.documents, number, data.part_bytes) as out:
+    with ChunkWriter(work.documents, number, data.build.part_bytes) as out:
         for document in labelled:
             out.add(document)
     total = time.thread_time() - start
@@ -95,15 +95,19 @@ def select(
 
 def _labelled(documents: Iterable[Document], data: DataConfig, tally: Tally) -> Iterator[Document]:
     """Yield the documents with their languages; code of unknown language as the config says."""
-    model = LanguageClassifier.load(data.language_model) if data.language_model else None
-    if data.unknown_language == "drop":
-        yield from label_code(documents, tally, model, data.language_confidence)
+    model = (
+        LanguageClassifier.load(data.build.language_classifier)
+        if data.build.language_classifier
+        else None
+    )
+    if data.build.unknown_language == "drop":
+        yield from label_code(documents, tally, model, data.build.language_confidence)
         return
     for document in documents:
         tally.rows_in += 1
         tally.rows_out += 1
         if document.domain == "code":
-            language, teller = label(document, model, data.language_confidence)
+            language, teller = label(document, model, data.build.language_confidence)
             tally.notes[f"language_by_{teller}"] += 1
             document = replace(document, language=language)  # noqa: PLW2901
         yield document
@@ -147,7 +151,7 @@ class _Metered:
 
 def check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> None:
     """Raise InputError for every domain of which nothing is left, or too little of a sample."""
-    sources = work.data.sources
+    sources = work.data.build.sources
     wanted = 1
     if all(source.kind == "sample" for source in sources):
         limits = [source.max_bytes // 2 for source in sources if source.max_bytes]
@@ -161,7 +165,8 @@ def check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> No
                     f"domain {domain!r} of the corpus has no documents "
                     f"({reasons or 'nothing was read'})",
                     "the mixture takes tokens from every domain that it names",
-                    f"add a source with {domain}, loosen data.filters, or '~data.mixture.{domain}'",
+                    f"add a source with {domain}, loosen data.build.filters, or "
+                    f"'~data.mixture.{domain}'",
                 )
             )
         elif size < wanted:

@@ -9,7 +9,7 @@ from data_pipeline.readers.base import RowReader, decode
 from data_pipeline.readers.compressed import CorruptFileError, decompressed
 from data_pipeline.readers.storage import File
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 
 # JSON may spell a character as \uXXXX: six bytes for one; other columns come on top
 _MAX_LINE_BYTES = 8 * MAX_DOCUMENT_BYTES

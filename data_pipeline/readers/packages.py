@@ -8,7 +8,7 @@ from typing import Any
 
 from data_pipeline.readers.fetch import fetch_debian, fetch_npm
 from data_pipeline.readers.files import FilesSource
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 
 

@@ -27,7 +27,7 @@ import xxhash
 from data_pipeline.langid.names import domain_of, identify, language_of_name
 from data_pipeline.readers.base import document_id
 from data_pipeline.schema import Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 
 DEFAULT_DOMAIN_BYTES = 12_000_000
 """Bytes of UTF-8 per domain, unless the source names max_bytes."""

@@ -26,9 +26,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from data_pipeline.balance.quotas import lowest_terms
 from data_pipeline.shuffle.bucket_index import BucketIndex, drop_index, open_index, other_ranks
 from data_pipeline.tasks.markers import disk_errors, read_marker, write_marker
+from loopcoder.config.mixture import lowest_terms
 from loopcoder.data.indexed import token_dtype
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.digest import fingerprint
@@ -317,7 +317,7 @@ class Bucket:
             raise InputError.of(
                 f"bucket {bucket} has {size:,} bytes, the task {memory_bytes:,} bytes of memory",
                 "a bucket is permuted in memory and must fit in half of it",
-                f"data.shards={enough}, or data.worker_bytes={2 * size}",
+                f"data.build.shards={enough}, or data.build.worker_bytes={2 * size}",
             )
         dtype = token_dtype(config.vocab_size)
         blocks: list[NDArray[Any]] = []

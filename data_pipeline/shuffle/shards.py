@@ -77,7 +77,7 @@ def cut(
             f"the domains have { ({d: sum(tokens[d]) for d in weights}) } tokens, {shards} shards",
             f"with one sequence of {seq_length} in a shard and the mixture {dict(weights)} they "
             f"need {needed}",
-            "data.shards=1, a shorter data.seq_length, or more documents",
+            "data.build.shards=1, a shorter data.seq_length, or more documents",
         )
     pieces = {}
     for domain, weight in weights.items():

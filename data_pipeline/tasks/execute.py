@@ -155,15 +155,15 @@ def _datatrove(executor: Executor, step: _Step, tasks: int, logs: Path) -> Any:
     except ImportError as error:
         package = "'.[data]'" if error.name == "datatrove" else str(error.name)
         raise InputError.of(
-            f"data.executor.kind={executor.kind}: {error}",
+            f"data.build.executor.kind={executor.kind}: {error}",
             "it runs the stages of the data pipeline",
             f"pip install {package}",
         ) from error
     except TypeError as error:
         raise InputError.of(
-            f"data.executor.options={executor.options}: {error}",
+            f"data.build.executor.options={executor.options}: {error}",
             f"they are arguments of datatrove's {executor.kind} executor",
-            "data.executor.options={} and add what the message names",
+            "data.build.executor.options={} and add what the message names",
         ) from error
 
 

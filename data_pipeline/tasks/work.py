@@ -31,7 +31,7 @@ from data_pipeline.schema import Document
 from data_pipeline.tasks.chunks import Chunk, read_chunk
 from data_pipeline.tasks.markers import disk_errors, read_marker, write_marker
 from data_pipeline.tokenizer.encoder import Encoder
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus_files import TOKENIZER
 from loopcoder.errors import LoopcoderError
 from loopcoder.storage.digest import file_digest, fingerprint
@@ -76,8 +76,8 @@ class Work:
     @property
     def minhash(self) -> MinHashConfig:
         """What near copies are found by; without bands, exact copies only."""
-        fields = {k: v for k, v in asdict(self.data.near_dedup).items() if k != "enabled"}
-        if not self.data.near_dedup.enabled:
+        fields = {k: v for k, v in asdict(self.data.build.near_dedup).items() if k != "enabled"}
+        if not self.data.build.near_dedup.enabled:
             fields["bands"] = 0
         return MinHashConfig(**fields)
 
@@ -111,7 +111,7 @@ class Work:
 
     def encoder(self) -> Encoder:
         """Return the tokenizer of the build, one thread a task."""
-        return _encoder(self.tokenizer, self.tokenizer_hash, self.data.tokenizer_backend)
+        return _encoder(self.tokenizer, self.tokenizer_hash, self.data.build.tokenizer_backend)
 
     # One build at a time
 

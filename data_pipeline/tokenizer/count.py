@@ -50,7 +50,7 @@ class Encoding:
     @classmethod
     def of(cls, work: Work) -> Encoding:
         encoder = work.encoder()
-        rules = work.data.fim
+        rules = work.data.build.fim
         return cls(encoder, rules, fim.Specials.of(encoder) if rules.rate else None)
 
     def encode(
@@ -220,7 +220,7 @@ def is_held_out(
 ) -> NDArray[np.bool_]:
     """Return which entries are held out: hash / 2^64 < val_fraction, or a domain's
     smallest hash."""
-    threshold = int(work.data.val_fraction * 2**64)
+    threshold = int(work.data.build.val_fraction * 2**64)
     if threshold >= 2**64:
         return np.ones(len(entries), dtype=bool)
     out: NDArray[np.bool_] = entries["content"] < np.uint64(threshold)

@@ -23,12 +23,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from data_pipeline.tokenizer.probe import probe_texts
 from data_pipeline.tokenizer.spec import (
     EOD,
-    MIN_VOCAB_SIZE,
-    NUM_SPECIAL_TOKENS,
     SPECIAL_TOKENS,
     byte_of_char,
     read_spec,
 )
+from loopcoder.config.build import MIN_VOCAB_SIZE, NUM_SPECIAL_TOKENS
 from loopcoder.errors import InputError, Problem
 
 Backend = Literal["fast", "reference"]

@@ -8,11 +8,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from loopcoder.config.build import NUM_SPECIAL_TOKENS
 from loopcoder.errors import InputError
 
 EOD = "<|endoftext|>"
-NUM_SPECIAL_TOKENS = 64
-MIN_VOCAB_SIZE = 256 + NUM_SPECIAL_TOKENS
 
 NAMED_SPECIALS = (
     EOD,

@@ -21,7 +21,7 @@ _SPARE = 2
 
 
 def is_trained(work: Work) -> bool:
-    return work.data.tokenizer == "train"
+    return work.data.build.tokenizer == "train"
 
 
 def sample(work: Work, chunk: int) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def make(work: Work, _: int) -> dict[str, Any]:
     """Write tokenizer.json."""
     work.tokenizer.parent.mkdir(parents=True, exist_ok=True)
     if not is_trained(work):
-        write_bytes(work.tokenizer, Path(work.data.tokenizer).expanduser().read_bytes())
+        write_bytes(work.tokenizer, Path(work.data.build.tokenizer).expanduser().read_bytes())
         return _facts(work, 0)
     share = _share(work, _domain_bytes(work))
     chosen: list[str] = []
@@ -61,7 +61,7 @@ def make(work: Work, _: int) -> dict[str, Any]:
             left -= len(text.encode())
         used += share - left
     temporary = work.tokenizer.with_suffix(".tmp")
-    train_tokenizer(chosen, work.data.tokenizer_vocab_size, temporary)
+    train_tokenizer(chosen, work.data.build.tokenizer_vocab_size, temporary)
     write_bytes(work.tokenizer, temporary.read_bytes())
     temporary.unlink()
     return _facts(work, used)
@@ -98,8 +98,8 @@ def _domain_bytes(work: Work) -> dict[str, int]:
 
 def _share(work: Work, total: dict[str, int]) -> int:
     """Return the bytes of each domain that are wanted."""
-    return min(work.data.tokenizer_train_bytes // len(work.domains), max(total.values()))
+    return min(work.data.build.tokenizer_train_bytes // len(work.domains), max(total.values()))
 
 
 def _is_held_out(work: Work, document: Document) -> bool:
-    return content_hash(document) < work.data.val_fraction * 2**64
+    return content_hash(document) < work.data.build.val_fraction * 2**64

@@ -37,7 +37,7 @@ from data_pipeline.langid.classifier import (
 )
 from data_pipeline.readers import open_source
 from data_pipeline.schema import Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 from loopcoder.storage.files import write_bytes, write_json
 

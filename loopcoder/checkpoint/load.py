@@ -12,7 +12,8 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.fp8_history import is_history, restore
 from loopcoder.checkpoint.save import sharded_state
-from loopcoder.config.compose import changes, load_config
+from loopcoder.config.compose import load_config
+from loopcoder.config.identity import changes
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.errors import InputError, Problem
@@ -97,7 +98,7 @@ def check_fits(
                 f"the corpus was tokenised by {corpus.tokenizer_hash}, "
                 f"the checkpoint {path} was trained on {state['tokenizer_hash']}",
                 "the same ids mean other text",
-                f"data.tokenizer={state['tokenizer_path']}, or another run_dir=",
+                f"data.build.tokenizer={state['tokenizer_path']}, or another run_dir=",
             )
         )
     if ours.num_loops != theirs.num_loops:

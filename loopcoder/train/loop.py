@@ -24,7 +24,8 @@ from loopcoder.backends import Backends
 from loopcoder.checkpoint import format as checkpoints
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.load import check_fits, find_start
-from loopcoder.config.compose import config_hash, save_config
+from loopcoder.config.compose import save_config
+from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.loader import Loader, StepData
@@ -186,7 +187,6 @@ class Run:
 
         config = self.config
         theta = config.stages[data.before.stage].rope_theta
-        assert theta is not None
         self.state.network.set_rope_theta(theta)
         sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains), probe)
         lr = learning_rate(config.optim, data.after.step, config.train.max_steps)
@@ -231,7 +231,6 @@ class Run:
         from loopcoder.model.flops import train_flops_per_token
 
         seq_length = self.config.stages[stage].seq_length
-        assert seq_length is not None
         causal, full = train_flops_per_token(self.config.model, self.vocab_size, seq_length)
         return Throughput(causal, full, self._peak_flops, self.ranks.world_size)
 

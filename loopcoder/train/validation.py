@@ -21,7 +21,6 @@ class Evaluator:
     def __init__(self, config: Config, corpus: Corpus):
         self.config = config
         stage = config.stages[-1]
-        assert stage.seq_length is not None and stage.mixture is not None
         self.sets = [
             HeldOut(corpus, domain, config.data, stage.seq_length, config.eval.sequences_per_domain)
             for domain in corpus.domains

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.driver import prepare
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import Corpus, load_corpus
 from loopcoder.errors import InputError
 from loopcoder.storage.digest import file_digest

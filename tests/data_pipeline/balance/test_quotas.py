@@ -13,9 +13,10 @@ import pytest
 
 from data_pipeline.balance import filling
 from data_pipeline.balance.filling import largest_remainder, water_fill
-from data_pipeline.balance.quotas import FileQuota, Plan, Supply, lowest_terms
+from data_pipeline.balance.quotas import FileQuota, Plan, Supply
 from data_pipeline.balance.selection import select, select_file, split_at_lines
 from data_pipeline.balance.shares import OTHERS, PUBLISHED_CODE_SHARES, SHARES
+from loopcoder.config.mixture import lowest_terms
 from loopcoder.errors import InputError
 
 TOP_TEN = [name for name, share in PUBLISHED_CODE_SHARES.items() if share and name != OTHERS]

@@ -17,7 +17,7 @@ import pytest
 
 from data_pipeline.readers import archives, open_source
 from data_pipeline.schema import Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 
 FILES = {
     "pkg/a.py": b"print(1)\n",

@@ -13,7 +13,7 @@ import pytest
 
 from data_pipeline.readers import base, compressed, jsonl, open_source
 from data_pipeline.schema import Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 
 Reader = Callable[..., tuple[list[Document], Tally]]
@@ -208,7 +208,7 @@ def test_invalid_utf8_is_an_error_unless_the_config_says_otherwise(
     with pytest.raises(InputError) as error:
         read()
     assert name in error.value.problems[0].fact and "0xe9" in error.value.problems[0].fact
-    assert "data.invalid_utf8=replace" in error.value.problems[0].fix
+    assert "data.build.invalid_utf8=replace" in error.value.problems[0].fix
     documents, tally = read(invalid_utf8="drop")
     assert not any("bad" in d.text for d in documents)
     assert sum(tally.drops.values()) == 1

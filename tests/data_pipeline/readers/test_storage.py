@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.readers import open_source
 from data_pipeline.schema import Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 from tests.data_pipeline.readers.test_archives import FILES, TEXTS, read
 

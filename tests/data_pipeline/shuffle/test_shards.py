@@ -166,7 +166,7 @@ def test_cut_is_exact(rng: random.Random, mixture: dict[str, float]) -> None:
                 used = sorted(p for shard in pieces[domain] for p in shard if p.bucket == bucket)
                 assert [p.start for p in used] == [0, *(p.stop for p in used)][: len(used)]
                 assert not used or used[-1].stop <= tokens[domain][bucket]
-    with pytest.raises(InputError, match=r"data\.shards=1"):
+    with pytest.raises(InputError, match=r"data\.build\.shards=1"):
         cut({"text": [5, 5], "code": [90, 90]}, 10, {"text": 1, "code": 1})
 
 

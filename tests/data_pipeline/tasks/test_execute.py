@@ -111,5 +111,5 @@ def test_slurm_jobs_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(p.name for p in out.iterdir()) == ["1-of-3", "2-of-3"]
     with pytest.raises(InputError, match="file 0 is bad"):
         run_ranks(Work(out, {0: "input"}), [0], 3, executor, tmp_path / "logs")
-    with pytest.raises(InputError, match=r"data\.executor\.options=.*partition"):
+    with pytest.raises(InputError, match=r"data\.build\.executor\.options=.*partition"):
         run_ranks(Work(out), [0], 3, Executor("slurm"), tmp_path / "logs")
