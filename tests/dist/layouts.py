@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from loopcoder.data.batch import make_batch
 from loopcoder.data.sampler import samples_of_rank
-from loopcoder.model.init import _global_name as global_name
+from loopcoder.model.init import global_name
 from loopcoder.model.probe import LoopProbe
 from tests import reference
 from tests.configs import small_config
