@@ -21,12 +21,13 @@ import torch.distributed as dist
 
 from loopcoder.data.batch import make_batch
 from loopcoder.data.sampler import samples_of_rank
-from loopcoder.model.init import _global_name as global_name
+from loopcoder.hf.mapping import plain_name
+from loopcoder.model.init import global_name
 from loopcoder.model.probe import LoopProbe
 from tests import reference
 from tests.configs import small_config
 from tests.dist.launch import in_processes
-from tests.weights import named, randomise, torch_name
+from tests.weights import named, randomise
 
 VOCAB, EOD, DOMAINS = 128, 7, 2
 OVERLAPS = dict(overlap_grad_reduce=True, overlap_param_gather=True)
@@ -161,7 +162,7 @@ def gather(state: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
                 x = torch.cat([h[0] for h in halves] + [h[1] for h in halves])
             else:
                 x = torch.cat(parts, parameter.partition_dim)
-        out[torch_name(global_name(name, state.network))] = x.cpu()
+        out[plain_name(global_name(name, state.network))] = x.cpu()
     if ranks.groups.pp.size() > 1:
         stages: list[Any] = [None] * ranks.groups.pp.size()
         dist.all_gather_object(stages, out, group=ranks.groups.pp)
@@ -175,7 +176,7 @@ def scatter_weights(network: Any, weights: dict[str, torch.Tensor]) -> None:
     size, rank = network.tp_group.size(), network.tp_group.rank()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            x = weights[torch_name(global_name(name, network))]
+            x = weights[plain_name(global_name(name, network))]
             if size > 1 and getattr(parameter, "tensor_model_parallel", False):
                 dim = parameter.partition_dim
                 if "linear_fc1" in name:
