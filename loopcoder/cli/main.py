@@ -198,9 +198,7 @@ def _train(argv: list[str]) -> int:
         print(TRAIN_HELP.format(groups=groups))
         return EXIT_DONE
     if arguments.multirun:
-        from launch.sweep import sweep
-
-        return sweep(arguments.overrides, arguments.config_dir)
+        return _sweep(arguments)
 
     _stop_on_signals()
     # Read when CUDA starts: kernels then run in the order of their launches, on which megatron-core
@@ -238,6 +236,21 @@ def _train(argv: list[str]) -> int:
     from loopcoder.train.loop import train
 
     return train(config, corpus, backends, run_dir)
+
+
+def _sweep(arguments: Arguments) -> int:
+    """Run every point of a sweep, then show all of them in one table and one plot."""
+    from launch.sweep import sweep
+    from loopcoder.metrics.sweep import SweptRun, report_sweep
+
+    backends = detect()
+    done = sweep(arguments.overrides, arguments.config_dir, backends)
+    runs = [
+        SweptRun(point.label, point.config.model.num_loops, point.run_dir, code)
+        for point, code in zip(done.points, done.exit_codes, strict=True)
+    ]
+    report_sweep(runs, done.folder, plot=backends.has("matplotlib"))
+    return done.code
 
 
 def _stop_on_signals() -> None:
