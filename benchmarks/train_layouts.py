@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, choices=LAYOUTS, required=True)
     parser.add_argument("--only", nargs="+", help="names of layouts; all of them without it")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=4, help="sequences a step")
+    parser.add_argument("--batch", type=int, default=4, help="sequences per step")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("overrides", nargs="*", help="further overrides of the config")
     arguments = parser.parse_args()

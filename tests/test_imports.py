@@ -41,9 +41,10 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.parallel",
     },
     # The command line alone knows everything.
-    "loopcoder.cli": BASE | {"loopcoder.data", "loopcoder.train", "data_pipeline", "launch"},
+    "loopcoder.cli": BASE
+    | {"loopcoder.data", "loopcoder.metrics", "loopcoder.train", "data_pipeline", "launch"},
     "loopcoder.__main__": {"loopcoder.cli"},
-    "launch": BASE | {"loopcoder.metrics"},
+    "launch": BASE,
     "data_pipeline": BASE | {"loopcoder.data.corpus", "loopcoder.data.indexed"},
 }
 """By room, whose files may also import each other."""

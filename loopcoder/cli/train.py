@@ -63,10 +63,23 @@ def run(argv: list[str]) -> int:
         print(HELP.format(groups=groups))
         return EXIT_DONE
     if arguments.multirun:
-        from launch.sweep import sweep
-
-        return sweep(arguments.overrides, arguments.config_dir)
+        return _sweep(arguments)
     return _train(arguments)
+
+
+def _sweep(arguments: Arguments) -> int:
+    """Run every point of a sweep, then show all of them in one table and one plot."""
+    from launch.sweep import sweep
+    from loopcoder.metrics.sweep import SweptRun, report_sweep
+
+    backends = detect()
+    done = sweep(arguments.overrides, arguments.config_dir, backends)
+    runs = [
+        SweptRun(point.label, point.config.model.num_loops, point.run_dir, code)
+        for point, code in zip(done.points, done.exit_codes, strict=True)
+    ]
+    report_sweep(runs, done.folder, plot=backends.has("matplotlib"))
+    return done.code
 
 
 def _train(arguments: Arguments) -> int:

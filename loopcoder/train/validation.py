@@ -29,7 +29,7 @@ class Evaluator:
         self._token_bytes = torch.from_numpy(np.asarray(corpus.token_bytes()))
 
     def unigram_entropy(self) -> float:
-        """Entropy of the evaluated tokens' own frequencies, in nats a token: what a model without
+        """Entropy of the evaluated tokens' own frequencies, in nats per token: what a model without
         context can reach."""
         labels = [s.rows[:, 1:][s.valid & (s.rows[:, :-1] != s.eod)] for s in self.sets]
         counts = torch.bincount(torch.cat(labels)).double()

@@ -103,7 +103,7 @@ def test_resume_modes(start: Start, finished: Path, tmp_path: Path) -> None:
     finish(start(longer, "train.max_steps=3", "checkpoint.resume=require"))
     assert [r["step"] for r in read_metrics(longer / "metrics.jsonl")] == [1, 2, 3]
     # what changed is said, not hidden
-    same_tokenizer = f"data.build.tokenizer={checkpoints.find(longer).state()['tokenizer_path']}"
+    same_tokenizer = f"data.build.tokenizer={checkpoints.find(longer).state().tokenizer_path}"
     output = finish(
         start(longer, "train.max_steps=4", "optim.lr=1e-3", "optim.beta2=0.9", same_tokenizer)
     )
@@ -120,4 +120,4 @@ def test_two_runs_in_one_folder(start: Start, finished: Path) -> None:
 def test_what_is_checked_is_what_is_saved(finished: Path) -> None:
     checkpoint = checkpoints.find(finished)
     assert checkpoint == replace(checkpoint, step=2)
-    assert checkpoint.state()["position"]["step"] == 2
+    assert checkpoint.state().position.step == 2
