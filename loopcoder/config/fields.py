@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -77,6 +78,7 @@ def arms(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+@cache
 def _children(section: type, inherited: Changes) -> dict[str, FieldAt]:
     infos = section.__pydantic_fields__  # type: ignore[attr-defined]
     found = {}

@@ -14,7 +14,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from loopcoder.config.build import BuildConfig, SourceConfig
 from loopcoder.config.compose import compose
+from loopcoder.config.data import DataConfig, StageConfig
 from loopcoder.config.fields import FieldAt, leaves
 from loopcoder.config.identity import changes, config_hash, corpus_fields, resolve_run_dir
 from loopcoder.config.schema import Config
@@ -74,6 +76,20 @@ def test_every_field_changes_what_it_says(seed: int) -> None:
         assert bool(changes(config, other)) == (at.changes.effect != "nothing"), path
         seen.add(at.changes.effect)
     assert seen == set(get_args(Effect))
+
+
+def test_a_field_answers_once_where_it_is_read() -> None:
+    """A mark inside of a union or a list would be overlooked."""
+
+    def buried(annotation: Any) -> bool:
+        return any(isinstance(a, Changes) or buried(a) for a in get_args(annotation))
+
+    sections = [DataConfig, StageConfig, BuildConfig, SourceConfig, Config]
+    sections += [section for at in FieldAt(Config).fields.values() for section in at.sections]
+    for section in sections:
+        for name, info in section.__pydantic_fields__.items():  # type: ignore[attr-defined]
+            assert not buried(info.annotation), (section, name)
+            assert sum(isinstance(m, Changes) for m in info.metadata) <= 1, (section, name)
 
 
 def test_the_answers_of_some_fields() -> None:
