@@ -11,6 +11,8 @@ from typing import Any
 
 import torch.multiprocessing as mp
 
+from loopcoder.storage.process import use_short_socket_paths
+
 
 def _child(
     rank: int,
@@ -53,6 +55,7 @@ def in_processes(
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
+    use_short_socket_paths()  # tensors in the queue go through sockets
     context = mp.get_context("spawn")
     out = context.Queue()
     processes = [
