@@ -15,15 +15,11 @@ from tests.train.conftest import Start, finish
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that the first test of this module trains."""
-    return tmp_path_factory.mktemp("finished") / "run"
-
-
-@pytest.fixture(autouse=True)
-def trained(start: Start, finished: Path) -> None:
-    if not finished.exists():
-        finish(start(finished, "train.max_steps=2"))
+def finished(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two steps."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    finish(start(run_dir, "train.max_steps=2"))
+    return run_dir
 
 
 def test_a_mistake_ends_the_process(start: Start, tmp_path: Path) -> None:
@@ -48,12 +44,8 @@ def test_empty_folder_and_invalid_utf8(start: Start, tmp_path: Path) -> None:
     assert "latin.txt" in output and "data.build.invalid_utf8=replace" in output
 
 
-def test_truncated_bin(
-    start: Start, tmp_path: Path, environment: dict[str, str], documents: Path
-) -> None:
-    corpus = next(
-        p for p in Path(environment["LOOPCODER_CACHE"]).iterdir() if (p / "manifest.json").exists()
-    )
+def test_truncated_bin(start: Start, finished: Path, tmp_path: Path) -> None:
+    corpus = Path(checkpoints.find(finished).state().tokenizer_path).parent
     copy = tmp_path / "corpus"
     shutil.copytree(corpus, copy)
     bin_file = next(copy.glob("train/code*.bin"))
