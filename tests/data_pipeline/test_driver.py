@@ -313,7 +313,7 @@ vocabulary.train_tokenizer = lambda *args: open({str(pipe)!r})
 
 def test_several_processes_build_once(config: Config) -> None:
     processes = [child(config()) for _ in range(3)]
-    results = [p.communicate(timeout=60) for p in processes]
+    results = [p.communicate(timeout=300) for p in processes]
     for process, (_, errors) in zip(processes, results, strict=True):
         assert process.returncode == 0, errors
     outputs = [output for output, _ in results]

@@ -187,7 +187,7 @@ def test_a_file_system_without_locks_may_do_without(tmp_path, monkeypatch):
 STARTER = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from loopcoder.storage.process import exit_with_parent
+from loopcoder.storage.process import exit_with_parent, use_short_socket_paths
 
 def work():
     print(os.getpid(), flush=True)
@@ -198,6 +198,7 @@ def bound():
     work()
 
 if __name__ == "__main__":
+    use_short_socket_paths()
     if sys.argv[1] == "pool":
         context = multiprocessing.get_context("forkserver")
         with ProcessPoolExecutor(1, context, exit_with_parent) as pool:
@@ -220,7 +221,7 @@ def test_a_child_ends_with_its_parent(tmp_path, kind):
     child = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
     parent.wait()
-    child.wait(timeout=20)  # raises TimeoutExpired while it lives
+    child.wait(timeout=100)  # raises TimeoutExpired while it lives
 
 
 TALKER = """
