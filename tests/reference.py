@@ -34,12 +34,10 @@ def rope(x: Tensor, positions: Tensor, theta: float) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     """q: [T, H, d]; k, v: [T, G, d]; allowed: [T, T]. Head h reads K/V head h // (H/G)."""
     share = q.shape[1] // k.shape[1]
-    out = torch.zeros_like(q)
-    for head in range(q.shape[1]):
-        score = q[:, head] @ k[:, head // share].T / math.sqrt(q.shape[-1])
-        weight = score.masked_fill(~allowed, -math.inf).softmax(-1)
-        out[:, head] = weight @ v[:, head // share]
-    return out
+    k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
+    score = torch.einsum("thd,shd->hts", q, k) / math.sqrt(q.shape[-1])
+    weight = score.masked_fill(~allowed, -math.inf).softmax(-1)
+    return torch.einsum("hts,shd->thd", weight, v)
 
 
 def forward(
@@ -81,10 +79,7 @@ def forward(
         if r > 0:
             s = h
             if shift:
-                s = torch.zeros_like(h)
-                for t in range(1, length):
-                    if position[t] > 0:
-                        s[t] = h[t - 1]
+                s = h[(index - 1).clamp(min=0)].masked_fill(position[:, None] == 0, 0)
             h = a * e + b * s
         if inputs is not None:
             inputs.append(h)
