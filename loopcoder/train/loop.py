@@ -31,6 +31,7 @@ from loopcoder.metrics.throughput import Throughput, peak_flops
 from loopcoder.metrics.writer import MetricsWriter
 from loopcoder.model.flops import train_flops_per_token
 from loopcoder.model.probe import LoopProbe
+from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.optimizer import update
 from loopcoder.optim.schedule import learning_rate
 from loopcoder.parallel import mcore
@@ -38,7 +39,7 @@ from loopcoder.train.health import Health
 from loopcoder.train.lock import only_run_in
 from loopcoder.train.profiling import StepProfiler
 from loopcoder.train.signals import StopSignal
-from loopcoder.train.state import build_state, padded_vocabulary
+from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
 from loopcoder.train.validation import Evaluator
 from loopcoder.train.window import Window, reduce_peak_memory
@@ -57,7 +58,7 @@ def train(config: Config, corpus: Corpus, backends: Backends, run_dir: Path) -> 
 
 
 def _train_alone(config: Config, corpus: Corpus, backends: Backends, run_dir: Path) -> int:
-    vocab_size = padded_vocabulary(config, corpus)
+    vocab_size = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
     start = find_start(config, run_dir)
     notes = [] if start is None else check_fits(start, config, vocab_size, corpus)
     stop = StopSignal()

@@ -13,9 +13,7 @@ from megatron.core.distributed import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from loopcoder.config.schema import VOCAB_MULTIPLE, Config
-from loopcoder.data.corpus import Corpus
-from loopcoder.errors import InputError
+from loopcoder.config.schema import Config
 from loopcoder.model.init import initialise
 from loopcoder.model.plt import PipelineStage, PLTModel
 from loopcoder.model.reuse import share_over_loops
@@ -39,20 +37,6 @@ class TrainState:
     optimizer: Any
     chunks: list[LoopChunk]
     """The network as chunks of a pipeline; empty without pipeline stages."""
-
-
-def padded_vocabulary(config: Config, corpus: Corpus) -> int:
-    """Return the rows of embedding and head. Raises InputError if the tokenizer does not fit
-    them."""
-    wanted = -(-corpus.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    given = config.model.vocab_size
-    if given is not None and given < corpus.vocab_size:
-        raise InputError.of(
-            f"model.vocab_size={given}, {corpus.tokenizer_path} has {corpus.vocab_size} tokens",
-            "ids beyond the embedding have no row",
-            f"model.vocab_size={wanted}, or model.vocab_size=null",
-        )
-    return given or wanted
 
 
 def build_network(
