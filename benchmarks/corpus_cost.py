@@ -1,9 +1,9 @@
-"""What a corpus of 18T tokens would cost, from the manifest of a smaller one.
+"""The cost of a corpus of 18T tokens, estimated from the manifest of a smaller one.
 
     python benchmarks/corpus_cost.py CORPUS_FOLDER [--tokens 18e12]
 
 Stages up to the count see all input, so they grow with raw text / kept text, both as measured; all
-of what is kept is taken to be used. Later stages grow with the tokens that are used.
+kept text is assumed to be used. Later stages grow with the tokens that are used.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-BEFORE_PLAN = ("read", "sign", "match", "cluster", "count")
+BEFORE_PLAN = ("read", "gather", "sign", "match", "cluster", "count")
 ONCE = ("sample", "tokenizer", "plan")
-"""What does not grow with the corpus, or is done once for many."""
+"""Stages that do not grow with the corpus, or are done once for many."""
 
 
 def rows(manifest: Mapping[str, Any], tokens: float) -> Iterator[tuple[str, float, float, int]]:
-    """Yield (stage, MB a CPU-second, core-hours, peak memory in bytes)."""
+    """Yield (stage, MB per CPU-second, core-hours, peak memory in bytes)."""
     costs = {cost["stage"]: cost for cost in manifest["costs"]}
     used, used_bytes = manifest["plan"]["tokens"], costs["tokenise"]["bytes_in"]
     kept = sum(row["supply_bytes"] for row in manifest["plan"]["languages"])
@@ -47,8 +47,8 @@ def main() -> None:
     raw = costs["read"]["text_chars_out"]["ingest"]
     kept = sum(row["supply_bytes"] for row in manifest["plan"]["languages"])
     print(f"raw text / kept text: {raw / kept:.2f}")
-    print(f"bytes a token: {costs['tokenise']['bytes_in'] / manifest['plan']['tokens']:.2f}\n")
-    print("| stage | MB a CPU-second | core-hours | peak memory of a worker |")
+    print(f"bytes per token: {costs['tokenise']['bytes_in'] / manifest['plan']['tokens']:.2f}\n")
+    print("| stage | MB per CPU-second | core-hours | peak memory of a worker |")
     print("| --- | --- | --- | --- |")
     total = 0.0
     for stage, rate, hours, peak in rows(manifest, arguments.tokens):

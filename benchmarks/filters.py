@@ -1,4 +1,4 @@
-"""What the cleaning filters cost and what they drop, on text and code that this machine has.
+"""The cost of the cleaning filters and their drops, on text and code that this machine has.
 
     python benchmarks/filters.py [--text FOLDER...] [--code FOLDER...] [--max-mb 60]
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--text", nargs="*", default=["/usr/share/doc", "/usr/share/man"])
     parser.add_argument("--code", nargs="*", default=[sysconfig.get_path("stdlib")])
-    parser.add_argument("--max-mb", type=float, default=60.0, help="of each domain")
+    parser.add_argument("--max-mb", type=float, default=60.0, help="most of each domain")
     parser.add_argument("--languages", action="store_true", help="also drops by language")
     arguments = parser.parse_args()
     print(f"Python {sys.version.split()[0]}, {cpu()}\n")
@@ -101,7 +101,7 @@ def cpu() -> str:
 
 
 def only(names: tuple[str, ...]) -> FilterConfig:
-    """Return rules with everything off but what is named."""
+    """Return rules with everything off except the named ones."""
     off: dict[str, Any] = {}
     for field in fields(FilterConfig):
         if str(field.type).startswith("bool"):

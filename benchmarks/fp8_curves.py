@@ -160,7 +160,7 @@ def draw(means: dict[str, Curve], path: Path) -> None:
         curves.plot(steps, mean, label=f"{precision}: {mean[-1]:.4f}", linewidth=1.3)
         difference = [100 * (a / b - 1) for a, b in zip(mean, measure, strict=True)]
         apart.plot(steps, difference, linewidth=1.3)
-    curves.set_ylabel(f"loss, mean of {MEAN_OVER} steps (nats a token)")
+    curves.set_ylabel(f"loss, mean of {MEAN_OVER} steps (nats per token)")
     curves.legend(frameon=False)
     apart.set_ylabel("off by (%)")
     apart.set_xlabel("optimizer step")

@@ -1,10 +1,11 @@
-"""How well the language model labels projects that it has never seen, and how fast.
+"""How well the classifier of languages labels projects that it has never seen, and how fast.
 
     python benchmarks/langid.py FOLDER... [--folds 4] [--runs 2]
 
-Every folder below a FOLDER is a project. A fold of the projects is held out whole, a model is
-trained on the others, and labels those files of the held-out ones whose language at least three
-other projects have. Then the last model labels all files, for its rate in CPU time of one process.
+Every folder below a FOLDER is a project. A fold of the projects is held out whole; a classifier is
+trained on the others and labels those files of the held-out ones whose language at least three
+other projects have. Then the last classifier labels all files, for its rate per CPU-second of one
+process.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import xxhash
 
-from data_pipeline.langid.classifier import MIN_CONFIDENCE, UNKNOWN, LanguageModel, label
+from data_pipeline.langid.classifier import MIN_CONFIDENCE, UNKNOWN, LanguageClassifier, label
 from data_pipeline.schema import Document
 from data_pipeline.tools.train_langid import documents_of, train_langid
 from loopcoder.errors import InputError
@@ -41,19 +42,19 @@ def main() -> None:
     total: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as work:
         for fold in range(arguments.runs):
-            model = Path(work, f"{fold}.bin")
-            counts = held_out(found, fold, arguments.folds, model)
+            path = Path(work, f"{fold}.bin")
+            counts = held_out(found, fold, arguments.folds, path)
             total += counts
             show(str(fold), counts)
         show("all", total)
-        loaded = LanguageModel.load(model)
+        loaded = LanguageClassifier.load(path)
         nameless = [Document(d.id, d.text, "code", UNKNOWN, "", "") for _, d in found]
         start = time.process_time()
         for document in nameless:
-            label(document, loaded)
+            label(document, loaded, MIN_CONFIDENCE)
         seconds = time.process_time() - start
     size = sum(len(d.text) for d in nameless) / 1e6
-    print(f"\n{len(nameless) / seconds:,.0f} documents, {size / seconds:.0f} MB a CPU-second")
+    print(f"\n{len(nameless) / seconds:,.0f} documents, {size / seconds:.0f} MB per CPU-second")
 
 
 def sample(folders: list[Path]) -> Iterator[tuple[str, Document]]:
@@ -84,7 +85,7 @@ def held_out(found: list[tuple[str, Document]], fold: int, folds: int, path: Pat
         return xxhash.xxh3_64_intdigest(project.encode()) % folds == fold
 
     train_langid((d for p, d in found if not is_out(p)), path)
-    model = LanguageModel.load(path)
+    classifier = LanguageClassifier.load(path)
     projects: dict[str, set[str]] = defaultdict(set)
     for project, document in found:
         if not is_out(project):
@@ -92,7 +93,7 @@ def held_out(found: list[tuple[str, Document]], fold: int, folds: int, path: Pat
     counts: Counter[str] = Counter()
     for project, document in found:
         if is_out(project) and len(projects[document.language]) >= MIN_PROJECTS:
-            language, confidence = model.predict(document.text)
+            language, confidence = classifier.predict(document.text)
             right = "rightly" if language == document.language else "wrongly"
             counts[right if confidence >= MIN_CONFIDENCE else "not at all"] += 1
     return counts

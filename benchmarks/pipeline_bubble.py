@@ -54,7 +54,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         print(f"{stages} x {gpu}, {arguments.layers} layers\n")
-        print("| PP | R | chunks a loop | M | step | idle / busy | without the rest | theory |")
+        print("| PP | R | chunks per loop | M | step | idle / busy | without the rest | theory |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         for m, (seconds, idle) in found.items():
             theory = (stages - 1) / (loops * parts * m)

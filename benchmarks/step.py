@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Run a process of ours, then one of the baseline."""
+    """Run one process of ours, then one of the baseline."""
     out: dict[str, dict[str, float]] = {}
     for side in ("ours", "dense"):
         command = [sys.executable, __file__, "--side", side]

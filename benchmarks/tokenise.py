@@ -4,8 +4,8 @@
 
 The documents are source files and prose of this machine, each once. A tokenizer is trained on other
 files of the same folders. Every way runs in a process of its own, on one thread, with the documents
-in memory, and writes files that must be equal to the byte. Only what is done for every document is
-counted; start-up stands in a column of its own.
+in memory, and writes files that must be equal to the byte. Only the work on documents is counted;
+start-up has a column of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WAYS = {
 
 
 def files(folders: Iterable[str], endings: tuple[str, ...]) -> list[Path]:
-    """List the files that end so, in an order that mixes folders and is always the same."""
+    """List the files with these endings, in an order that mixes folders and is always the same."""
     found = []
     for folder in folders:
         for parent, _, names in os.walk(folder):
@@ -70,21 +70,8 @@ def take(texts: Iterator[str], num_bytes: float) -> list[str]:
     return taken
 
 
-def batches(texts: list[str]) -> Iterator[list[str]]:
-    """Group texts into about BATCH characters, as the builder of a corpus does."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def ours(backend: Any, tokenizer: Path, texts: list[str], prefix: Path) -> tuple[float, float]:
+    from data_pipeline.batches import batches
     from data_pipeline.tokenizer.encoder import Encoder
     from loopcoder.data.indexed import IndexedWriter
 
@@ -92,7 +79,7 @@ def ours(backend: Any, tokenizer: Path, texts: list[str], prefix: Path) -> tuple
     encoder = Encoder(tokenizer, backend=backend)
     ready = time.process_time()
     writer = IndexedWriter(prefix, encoder.vocab_size)
-    for batch in batches(texts):
+    for batch in batches(texts, len, BATCH):
         writer.append(*encoder.encode_documents(batch))
     writer.finish()
     return ready - start, time.process_time() - ready
@@ -119,7 +106,7 @@ def megatron(tokenizer: Path, texts: list[str], prefix: Path) -> tuple[float, fl
 
 
 def one(way: str, corpus: Path, tokenizer: Path, prefix: Path) -> None:
-    """Run one way on one corpus and print what it took as JSON."""
+    """Run one way on one corpus and print its seconds as JSON."""
     texts = json.loads(corpus.read_text(encoding="utf-8"))
     if way == "megatron":
         start_up, spent = megatron(tokenizer, texts, prefix)

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, choices=LAYOUTS, required=True)
     parser.add_argument("--only", nargs="+", help="names of layouts; all of them without it")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=4, help="sequences a step")
+    parser.add_argument("--batch", type=int, default=4, help="sequences per step")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("overrides", nargs="*", help="further overrides of the config")
     arguments = parser.parse_args()
@@ -59,7 +59,7 @@ def train(arguments: argparse.Namespace, name: str, overrides: list[str]) -> str
         run_dir = Path(folder, "run")
         command = [
             *(sys.executable, "-m", "loopcoder", "train", "model=plt_7b", "model.num_loops=2"),
-            *("model.vocab_size=76800", "data.tokenizer_vocab_size=4096"),
+            *("model.vocab_size=76800", "data.build.tokenizer_vocab_size=4096"),
             *("data.seq_length=8192", "data.isolate_documents=false"),
             *(f"train.max_steps={arguments.steps}", f"train.global_batch_size={arguments.batch}"),
             "train.micro_batch_size=1",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import time
 from collections import Counter
@@ -12,34 +11,32 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import tokenizers
-import xxhash
-
-from data_pipeline.decontam.match import BUILTIN
 from data_pipeline.finish import Finished
 from data_pipeline.readers.base import Source
 from data_pipeline.readers.ingest import Listed, list_parts
-from data_pipeline.resolve import domains_of, open_all, resolve_auto, weights_of, with_rules
+from data_pipeline.resolve import (
+    domains_of,
+    fingerprint_of,
+    open_all,
+    resolve_auto,
+    weights_of,
+    with_rules,
+)
 from data_pipeline.stages import STAGES, Stage
 from data_pipeline.tasks.execute import run_tasks
 from data_pipeline.tasks.progress import Report, described, left_out, total_cost, watched
 from data_pipeline.tasks.work import Cost, Task, Work, disk_errors
 from loopcoder.config.build import ExecutorConfig
-from loopcoder.config.schema import DataConfig, SourceConfig
-from loopcoder.data.corpus import FORMAT_VERSION, MANIFEST, Corpus, Verify, load_corpus
+from loopcoder.config.data import DataConfig
+from loopcoder.data.corpus import MANIFEST, Corpus, Verify, load_corpus
 from loopcoder.errors import InputError
-from loopcoder.storage.digest import file_digest
 from loopcoder.storage.files import sync_folder
 from loopcoder.storage.lock import hold
 
 _SMALL_BYTES = 200_000_000
-"""Of input; less is done by this process alone unless data.executor.workers says otherwise."""
-_NO_PART = ("executor", "keep_work", "cache_dir", "prefetch_steps", "tokenizer_backend", "path")
-"""Fields of `data` that do not change the corpus, or stand elsewhere in its fingerprint."""
-_READER = ("isolate_documents", "mask_document_start", "stages", "mixture", "name")
-"""Fields of `data` for training on the corpus."""
+"""Of input; less is done by this process alone unless data.build.executor.workers says
+otherwise."""
 
 
 def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash") -> Corpus:
@@ -58,14 +55,14 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     Raises:
         InputError: the input, the config or an existing folder is unusable, or the disk is full.
     """
-    if not data.sources:
+    if not data.build.sources:
         return _finished(data, verify)
     domains = domains_of(data)
     data = resolve_auto(data)
     sources = open_all(data, domains)
     weights = weights_of(data, domains)
-    fingerprint = _fingerprint(data, sources, weights)
-    cache = Path(data.cache_dir).expanduser()
+    fingerprint = fingerprint_of(data, sources, weights)
+    cache = Path(data.build.cache_dir).expanduser()
     folder = cache / f"{data.name}-{fingerprint}"
     # hidden, since the documents may lie in a folder above
     work = Work(cache / f".{folder.name}.work", data, fingerprint, domains, weights)
@@ -83,14 +80,14 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
         raise InputError.of(
             f"cannot build the corpus in {cache}: {e}",
             "this user may not write there, or it is no folder",
-            "data.cache_dir=FOLDER that is writable",
+            "data.build.cache_dir=FOLDER that is writable",
         ) from e
     return load_corpus(folder, verify)
 
 
 def _remove_work(work: Work, folder: Path, report: Report) -> None:
     """Remove the work of a corpus whose builder was killed just after giving it its name."""
-    if work.folder.exists() and not work.data.keep_work:
+    if work.folder.exists() and not work.data.build.keep_work:
         with (
             contextlib.suppress(OSError),
             _lock(folder, report),
@@ -101,7 +98,7 @@ def _remove_work(work: Work, folder: Path, report: Report) -> None:
 def _finished(data: DataConfig, verify: Verify) -> Corpus:
     if not isinstance(data.path, str):
         raise InputError.of(
-            f"data.sources is empty and data.path is {data.path!r}",
+            f"data.build.sources is empty and data.path is {data.path!r}",
             "without sources, the path must be one finished corpus folder",
             "data.path=FOLDER, or data=sample",
         )
@@ -114,31 +111,6 @@ def _finished(data: DataConfig, verify: Verify) -> Corpus:
             f"data.mixture={{{', '.join(f'{d}: 1' for d in corpus.domains)}}}",
         )
     return corpus
-
-
-def _fingerprint(data: DataConfig, sources: Sequence[Source], weights: dict[str, int]) -> str:
-    """Hash everything that determines the corpus; 16 hex digits."""
-    fields = {k: v for k, v in dataclasses.asdict(data).items() if k not in _NO_PART + _READER}
-    if data.tokenizer == "train":
-        # another release of the library may break ties between pairs in another way
-        fields["tokenizer"] = ["train", data.tokenizer_vocab_size, tokenizers.__version__]
-    else:
-        fields["tokenizer"] = ["import", file_digest(Path(data.tokenizer).expanduser())]
-    if data.shards is not None:
-        fields.pop("worker_bytes")
-    benchmarks = [Path(b) for b in data.decontaminate.benchmarks if b not in BUILTIN]
-    fields["sources"] = [[_plain(source.config), source.identity] for source in sources]
-    files = [*benchmarks, *([Path(data.language_model)] if data.language_model else [])]
-    digests = [file_digest(path.expanduser()) for path in files]
-    parts = [FORMAT_VERSION, weights, fields, digests]
-    return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
-
-
-def _plain(config: SourceConfig) -> dict[str, Any]:
-    plain = dataclasses.asdict(config)
-    if config.kind in ("debian", "npm"):
-        plain.pop("path")  # where packages are kept is of no account
-    return plain
 
 
 def _lock(folder: Path, report: Report) -> AbstractContextManager[None]:
@@ -166,14 +138,14 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
     work.done(Finished).file(work.corpus / MANIFEST)
     work.corpus.rename(folder)
     sync_folder(folder.parent)
-    if not work.data.keep_work:
+    if not work.data.build.keep_work:
         shutil.rmtree(work.folder)
     report(f"data: {folder.name} is complete after {time.monotonic() - start:.1f} s")
 
 
 def _executor(work: Work) -> ExecutorConfig:
     """Return where tasks run; little is done by this process alone."""
-    config = work.data.executor
+    config = work.data.build.executor
     if config.kind == "local" and not config.workers and work.result(Listed).size < _SMALL_BYTES:
         return dataclasses.replace(config, workers=1)
     return config

@@ -101,7 +101,7 @@ def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
         "versions": _versions(),
         "sources": work.result(Listed).sources,
         "config": _config(work),
-        "val_fraction": work.data.val_fraction,
+        "val_fraction": work.data.build.val_fraction,
         "seq_length": work.data.seq_length,
         "weights": work.weights,
         "stages": [tally.as_dict() for tally in tallies],
@@ -241,7 +241,7 @@ def _cost(work: Work, kind: type[Result]) -> dict[str, Any]:
 def _config(work: Work) -> dict[str, Any]:
     """Return the settings of the stages, for the report."""
     names = ("filters", "near_dedup", "decontaminate", "fim", "shares", "epochs", "target_tokens")
-    plain = asdict(work.data)
+    plain = asdict(work.data.build)
     return {name: plain[name] for name in names}
 
 

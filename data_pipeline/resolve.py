@@ -1,24 +1,33 @@
-"""What a config asks for: domains and their weights, what is installed, sources that open."""
+"""What a config asks for: domains and their weights, what is installed, sources that open, and the
+fingerprint of it all."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from data_pipeline.balance.quotas import lowest_terms
-from data_pipeline.decontam.match import open_index
-from data_pipeline.langid.classifier import LanguageModel
+import tokenizers
+import xxhash
+
+from data_pipeline.decontam.match import BUILTIN, open_index
+from data_pipeline.langid.classifier import LanguageClassifier
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
 from data_pipeline.tasks.work import Work
 from data_pipeline.tokenizer import fim
-from data_pipeline.tokenizer.encoder import Encoder
 from data_pipeline.tokenizer.imported import import_tokenizer
-from loopcoder.config.schema import DataConfig, SourceConfig
+from loopcoder.config.build import SourceConfig
+from loopcoder.config.data import DataConfig
+from loopcoder.config.identity import corpus_fields
+from loopcoder.config.mixture import lowest_terms
+from loopcoder.data.corpus import FORMAT_VERSION
 from loopcoder.errors import InputError, Problem
+from loopcoder.storage.digest import file_digest
 
 
 def domains_of(data: DataConfig) -> tuple[str, ...]:
@@ -26,7 +35,7 @@ def domains_of(data: DataConfig) -> tuple[str, ...]:
     wanted = set(data.mixture).union(*(stage.mixture or {} for stage in data.stages))
     unknown = sorted(wanted - set(DOMAINS))
     # a finished corpus may have others
-    if (unknown and data.sources) or not wanted:
+    if (unknown and data.build.sources) or not wanted:
         raise InputError.of(
             f"data.mixture names {sorted(wanted)}",
             f"the domains of a corpus built here are {', '.join(DOMAINS)}",
@@ -46,12 +55,14 @@ def weights_of(data: DataConfig, domains: Sequence[str]) -> dict[str, int]:
 
 def resolve_auto(data: DataConfig) -> DataConfig:
     """Replace `auto` by what is installed here."""
-    filters, near = data.filters, data.near_dedup
+    filters, near = data.build.filters, data.build.near_dedup
     if filters.linguist_generated == "auto":
         filters = dataclasses.replace(filters, linguist_generated=_has("enry"))
     if near.enabled == "auto":
         near = dataclasses.replace(near, enabled=_has("rensa"))
-    return dataclasses.replace(data, filters=filters, near_dedup=near)
+    return dataclasses.replace(
+        data, build=dataclasses.replace(data.build, filters=filters, near_dedup=near)
+    )
 
 
 def _has(package: str) -> bool:
@@ -62,7 +73,7 @@ def open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
     """Open every source; all problems are raised at once, before anything is read."""
     sources: list[Source] = []
     problems: list[Problem] = []
-    for index, config in enumerate(data.sources):
+    for index, config in enumerate(data.build.sources):
         try:
             sources.append(open_source(_with_defaults(config, data), index))
         except InputError as e:
@@ -81,12 +92,11 @@ def open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
         ]
     problems += _problems_of(lambda: _check_tokenizer(data))
     problems += _problems_of(lambda: _check_near_dedup(data))
-    rules = data.decontaminate
-    problems += _problems_of(
-        lambda: open_index(rules.benchmarks, share=rules.share, ngram=rules.ngram)
-    )
-    if data.language_model:
-        problems += _problems_of(lambda: LanguageModel.load(str(data.language_model)))
+    problems += _problems_of(lambda: open_index(data.build.decontaminate))
+    if data.build.language_classifier:
+        problems += _problems_of(
+            lambda: LanguageClassifier.load(str(data.build.language_classifier))
+        )
     if problems:
         raise InputError(problems)
     return sources
@@ -101,29 +111,27 @@ def _problems_of(check: Callable[[], object]) -> list[Problem]:
 
 
 def _check_tokenizer(data: DataConfig) -> None:
-    if data.tokenizer == "train":
+    if data.build.tokenizer == "train":
         return
-    path = Path(data.tokenizer).expanduser()
-    try:
-        encoder = Encoder(path, backend=data.tokenizer_backend)
-    except InputError:
-        import_tokenizer(path)  # knows other kinds of files, and says what is wrong with them
-        raise
+    encoder = import_tokenizer(
+        Path(data.build.tokenizer).expanduser(), data.build.tokenizer_backend
+    )
     missing = [m for m in (fim.PREFIX, fim.MIDDLE, fim.SUFFIX, fim.END) if m not in encoder.markers]
-    if data.fim.rate and missing:
+    if data.build.fim.rate and missing:
         raise InputError.of(
-            f"data.fim.rate is {data.fim.rate}, and {data.tokenizer} has no {', '.join(missing)}",
+            f"data.build.fim.rate is {data.build.fim.rate}, and {data.build.tokenizer} has no "
+            f"{', '.join(missing)}",
             "documents for filling in the middle are made of these tokens",
-            "data.fim.rate=0, or a tokenizer that has them",
+            "data.build.fim.rate=0, or a tokenizer that has them",
         )
 
 
 def _check_near_dedup(data: DataConfig) -> None:
-    if data.near_dedup.enabled and not _has("rensa"):
+    if data.build.near_dedup.enabled and not _has("rensa"):
         raise InputError.of(
-            "data.near_dedup.enabled=true",
+            "data.build.near_dedup.enabled=true",
             "near copies are found by the package rensa, which is not installed",
-            "pip install 'loopcoder[data]', or data.near_dedup.enabled=false",
+            "pip install 'loopcoder[data]', or data.build.near_dedup.enabled=false",
         )
 
 
@@ -131,20 +139,51 @@ def _with_defaults(config: SourceConfig, data: DataConfig) -> SourceConfig:
     """Fill in what a source takes from `data`."""
     path = config.path
     if path is None and config.kind in ("debian", "npm"):
-        path = str(Path(data.cache_dir).expanduser() / "packages")
+        path = str(Path(data.build.cache_dir).expanduser() / "packages")
     elif path is None and config.kind != "sample":
         path = data.path
-    invalid_utf8 = config.invalid_utf8 or data.invalid_utf8
+    invalid_utf8 = config.invalid_utf8 or data.build.invalid_utf8
     return dataclasses.replace(config, path=path, invalid_utf8=invalid_utf8)
+
+
+def fingerprint_of(data: DataConfig, sources: Sequence[Source], weights: dict[str, int]) -> str:
+    """Hash everything that determines the corpus; 16 hex digits."""
+    fields = corpus_fields(data)
+    for name in ("mixture", "stages", "path"):  # they are in `weights` and in the sources
+        fields.pop(name, None)
+    if data.build.tokenizer == "train":
+        # another release of the library may break ties between pairs in another way
+        fields["tokenizer"] = ["train", data.build.tokenizer_vocab_size, tokenizers.__version__]
+    else:
+        fields["tokenizer"] = ["import", file_digest(Path(data.build.tokenizer).expanduser())]
+    if data.build.shards is not None:
+        fields.pop("worker_bytes")
+    benchmarks = [Path(b) for b in data.build.decontaminate.benchmarks if b not in BUILTIN]
+    fields["sources"] = [[_plain(source.config), source.identity] for source in sources]
+    files = [
+        *benchmarks,
+        *([Path(data.build.language_classifier)] if data.build.language_classifier else []),
+    ]
+    digests = [file_digest(path.expanduser()) for path in files]
+    parts = [FORMAT_VERSION, weights, fields, digests]
+    return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
+
+
+def _plain(config: SourceConfig) -> dict[str, Any]:
+    plain = dataclasses.asdict(config)
+    if config.kind in ("debian", "npm"):
+        plain.pop("path")  # where packages are kept is of no account
+    return plain
 
 
 def with_rules(work: Work, sources: Sequence[Source]) -> Work:
     """Add to the filters what the sources know: their folders and licences."""
-    filters = work.data.filters
+    filters = work.data.build.filters
     licences = {s.name: s.config.licence for s in sources if s.config.licence}
     filters = dataclasses.replace(
         filters,
         path_roots=[*filters.path_roots, *(root for s in sources for root in s.roots)],
         source_licences=licences | filters.source_licences,
     )
-    return dataclasses.replace(work, data=dataclasses.replace(work.data, filters=filters))
+    build = dataclasses.replace(work.data.build, filters=filters)
+    return dataclasses.replace(work, data=dataclasses.replace(work.data, build=build))

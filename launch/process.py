@@ -44,7 +44,9 @@ def run_forwarding(
         if not found:
             process.terminate()
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    # A script's job in the background is started with SIGINT ignored: a Ctrl-C is not for it.
+    heard = [n for n in _FORWARDED if n != signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in heard}
     try:
         return process.wait(), signalled
     finally:

@@ -1,4 +1,4 @@
-"""Several runs from one command: expand, check all, run in turn, one table and one plot.
+"""Several runs from one command: expand, check all, run in turn.
 
 Every point has a folder of its own; what became of it is a line of ledger.jsonl. The same command
 again skips the points that are done and continues the one that was interrupted.
@@ -11,11 +11,10 @@ import itertools
 import json
 import os
 import re
-import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,18 @@ import psutil
 from hydra.core.override_parser.types import Override
 
 from launch.process import run_forwarding
-from loopcoder.backends import Backends, detect
+from loopcoder.backends import Backends
 from loopcoder.config.check import check
 from loopcoder.config.compose import (
     compose,
     conf_dir,
-    config_hash,
     group_options,
     parse_overrides,
 )
+from loopcoder.config.identity import config_hash
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem
-from loopcoder.metrics.writer import METRICS_FILE, merge_by_step, read_metrics
 
 
 @dataclass(frozen=True)
@@ -51,21 +49,19 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What the table says about a point; None where the run did not get that far."""
+class Sweep:
+    """What became of a sweep."""
 
-    point: str
-    loops: int
-    steps: int
-    loss: float | None
-    val: dict[str, float]
-    """val/loss and val/loss/<domain>, by their names in metrics.jsonl."""
-    tokens_per_s: float | None
-    exit_code: int | None
+    folder: Path
+    points: list[Point]
+    exit_codes: list[int | None]
+    """Of each point's last run; None where it has not ended yet."""
+    code: int
+    """Of the whole: 0, or that of a run that failed."""
 
 
-def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> int:
-    """Run every combination of the swept values; return 0, or the exit code of a run that failed.
+def sweep(overrides: Sequence[str], config_dir: Path | None, backends: Backends) -> Sweep:
+    """Run every combination of the swept values.
 
     Raises InputError with the problems of all points before the first one starts.
     """
@@ -75,27 +71,26 @@ def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> int:
             "every process of a torchrun or srun would run the whole sweep",
             "loopcoder train -m ... without torchrun; each run starts its own processes",
         )
-    sweep_dir, points = plan(overrides, config_dir, detect())
-    sweep_dir.mkdir(parents=True, exist_ok=True)
-    ledger = sweep_dir / "ledger.jsonl"
-    print(f"{len(points)} runs in {sweep_dir}", flush=True)
+    folder, found = points(overrides, config_dir, backends)
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger = folder / "ledger.jsonl"
+    print(f"{len(found)} runs in {folder}", flush=True)
     stopped = None
-    for number, point in enumerate(points, 1):
+    for number, point in enumerate(found, 1):
         if is_finished(point, ledger):
-            print(f"[{number}/{len(points)}] {point.label}: done before", flush=True)
+            print(f"[{number}/{len(found)}] {point.label}: done before", flush=True)
             continue
-        print(f"[{number}/{len(points)}] {point.label}", flush=True)
+        print(f"[{number}/{len(found)}] {point.label}", flush=True)
         code = _run(point, ledger, config_dir)
         if code in (EXIT_BAD_INPUT, EXIT_RETRY):
             stopped = code
             break
-    rows = [row_of(point, ledger) for point in points]
-    write_report(rows, points, sweep_dir)
-    failed = [row.exit_code for row in rows if row.exit_code]
-    return stopped or (failed[0] if failed else EXIT_DONE)
+    codes = [_last_exit(point, ledger) for point in found]
+    failed = [code for code in codes if code]
+    return Sweep(folder, found, codes, stopped or (failed[0] if failed else EXIT_DONE))
 
 
-def plan(
+def points(
     overrides: Sequence[str], config_dir: Path | None, backends: Backends
 ) -> tuple[Path, list[Point]]:
     """Expand overrides into points, composed and checked, and the folder that holds them."""
@@ -110,7 +105,7 @@ def plan(
         raise InputError(problems)
     name = hashlib.sha256(json.dumps([list(overrides), str(config_dir)]).encode()).hexdigest()[:10]
     sweep_dir = Path(str(folders[-1].value())) if folders else Path("runs/sweeps") / name
-    points = []
+    found = []
     for index, values in enumerate(itertools.product(*choices)):
         label = " ".join(v for v, o in zip(values, swept, strict=True) if o.is_sweep_override())
         folder = sweep_dir.expanduser() / f"{index:02d}_{_folder_name(label)}"
@@ -120,10 +115,10 @@ def plan(
         except InputError as error:
             problems += [replace(p, fact=f"[{label}] {p.fact}") for p in error.problems]
             continue
-        points.append(Point(label, [*values, f"run_dir={_quoted(str(folder))}"], config, folder))
+        found.append(Point(label, [*values, f"run_dir={_quoted(str(folder))}"], config, folder))
     if problems:
         raise InputError(problems)
-    return sweep_dir.expanduser(), points
+    return sweep_dir.expanduser(), found
 
 
 class _GroupLister:
@@ -194,8 +189,9 @@ def _run(point: Point, ledger: Path, config_dir: Path | None) -> int:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Read a jsonl file; a run that never started has none."""
-    return read_metrics(path) if path.exists() else []
+    """Read a file of JSON lines, if it is there; a torn last line is left out."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def _last_exit(point: Point, ledger: Path) -> int | None:
@@ -211,68 +207,6 @@ def _last_exit(point: Point, ledger: Path) -> int | None:
 def is_finished(point: Point, ledger: Path) -> bool:
     """Say whether this very config ended well by the ledger, and by its metrics at the last
     step."""
-    steps = [line["step"] for line in _records(point.run_dir / METRICS_FILE)]
-    reached = bool(steps) and steps[-1] == point.config.train.max_steps
+    lines = _records(point.run_dir / "metrics.jsonl")
+    reached = bool(lines) and lines[-1]["step"] == point.config.train.max_steps
     return reached and _last_exit(point, ledger) == EXIT_DONE
-
-
-def row_of(point: Point, ledger: Path) -> Row:
-    """Read a point's row of the table from its metrics and the ledger."""
-    lines = merge_by_step(_records(point.run_dir / METRICS_FILE))
-    # What is not finite is written as text, which float() reads.
-    losses = [float(line["loss"]) for line in lines if "loss" in line]
-    speeds = [float(line["tokens_per_s"]) for line in lines if "tokens_per_s" in line]
-    val: dict[str, float] = {}
-    for line in lines:
-        val |= {k: float(v) for k, v in line.items() if re.fullmatch(r"val/loss(/[^/]+)?", k)}
-    return Row(
-        point=point.label,
-        loops=point.config.model.num_loops,
-        steps=lines[-1]["step"] if lines else 0,
-        loss=losses[-1] if losses else None,
-        val=val,
-        tokens_per_s=statistics.median(speeds) if speeds else None,
-        exit_code=_last_exit(point, ledger),
-    )
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """Format the table of a sweep."""
-    names = sorted({name for row in rows for name in row.val})
-    header = ["point", "loops", "steps", "final loss", *names, "tokens/s", "exit"]
-    body = [
-        [
-            row.point,
-            str(row.loops),
-            str(row.steps),
-            _number(row.loss, ".4f"),
-            *(_number(row.val.get(name), ".4f") for name in names),
-            _number(row.tokens_per_s, ",.0f"),
-            "-" if row.exit_code is None else str(row.exit_code),
-        ]
-        for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    lines = [header, ["-" * width for width in widths], *body]
-    return "\n".join(
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
-
-
-def _number(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
-
-
-def write_report(rows: Sequence[Row], points: Sequence[Point], sweep_dir: Path) -> None:
-    """Print the table; write it as sweep.md and sweep.json, and the loss curves as sweep.png."""
-    table = markdown(rows)
-    print(table, flush=True)
-    (sweep_dir / "sweep.md").write_text(table + "\n", encoding="utf-8")
-    (sweep_dir / "sweep.json").write_text(
-        json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8"
-    )
-    if any(row.val for row in rows) and detect().has("matplotlib"):
-        from loopcoder.metrics.plots import plot_sweep
-
-        plot_sweep([(p.label, p.run_dir) for p in points], sweep_dir / "sweep.png")

@@ -1,4 +1,4 @@
-"""Start the processes of one machine through torchrun, and bring their exit code home.
+"""Start the processes of one machine through torchrun, and propagate their exit code.
 
 torchrun itself returns 1 whatever its workers returned, and dies of SIGUSR1. So each worker leaves
 its exit code in a file, and signals go to the workers, who save and stop; torchrun then sees them

@@ -1,12 +1,13 @@
 """What this machine has: GPUs and optional packages, resolved once into a frozen record.
 
 Nothing is imported to find out: torch takes seconds, and the data pipeline's processes must not
-have it.
+have it. What only some inputs and settings need is imported by `require` where it is used.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import json
 import re
@@ -14,6 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from loopcoder.errors import InputError
 
 PACKAGES = {
     "torch": ("torch",),
@@ -88,6 +92,14 @@ def detect() -> Backends:
     count, name, capability = _cuda_devices()
     versions = {p: v for p, dists in PACKAGES.items() if (v := _version(p, dists)) is not None}
     return Backends(count, name, capability, versions, kernels_fault())
+
+
+def require(module: str, fact: str, why: str, fix: str = "pip install 'loopcoder[data]'") -> Any:
+    """Import a module and return it; raise InputError with what asks for it if it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise InputError.of(fact, why, fix) from e
 
 
 def kernels_fault() -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from loopcoder.config.build import BuildConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.config.schema import (
     CheckpointConfig,
     Config,
-    DataConfig,
     EvalConfig,
     HardwareConfig,
     LoggingConfig,
@@ -37,6 +38,13 @@ def small_model(**changes: Any) -> ModelConfig:
         layer_spec="torch",
     )
     return ModelConfig(**(fields | changes))
+
+
+def data_config(**fields: Any) -> DataConfig:
+    """Make the section `data` from its fields and those of `data.build` in one."""
+    own = BuildConfig.__dataclass_fields__
+    build = {name: fields.pop(name) for name in list(fields) if name in own}
+    return DataConfig(**fields, build=BuildConfig(**build))
 
 
 def small_config(

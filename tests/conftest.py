@@ -10,10 +10,15 @@ from collections.abc import Iterator
 import pytest
 
 
+def fresh_seed() -> int:
+    """A fresh seed; LOOPCODER_TEST_SEED repeats a failing run."""
+    return int(os.environ.get("LOOPCODER_TEST_SEED", random.SystemRandom().randrange(2**31)))
+
+
 @pytest.fixture
 def seed() -> int:
-    """A fresh seed; LOOPCODER_TEST_SEED repeats a failing run."""
-    value = int(os.environ.get("LOOPCODER_TEST_SEED", random.SystemRandom().randrange(2**31)))
+    """A fresh seed, printed for repetition."""
+    value = fresh_seed()
     print(f"LOOPCODER_TEST_SEED={value}")
     return value
 

@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.balance.quotas import SHARES, FileQuota, Plan, Supply, plan
+from data_pipeline.balance.filling import plan
+from data_pipeline.balance.quotas import FileQuota, Plan, Supply
+from data_pipeline.balance.shares import SHARES
 from data_pipeline.tasks.work import Output, Result, Work, read_sealed, write_sealed
 from data_pipeline.tokenizer.count import Counts
 from loopcoder.errors import InputError
@@ -55,7 +57,7 @@ def make_plan(work: Work, _: int) -> Output:
     for chunk in range(len(work.chunks)):
         counts = Counts.of(work, chunk)
         entries = counts.entries
-        out = counts.held_out(work.data.val_fraction, smallest)
+        out = counts.held_out(work.data.build.val_fraction, smallest)
         for number, (domain, language) in enumerate(counts.kinds):
             mine = entries["kind"] == number
             tokens = entries["length"][mine & ~out].astype(np.int64)
@@ -72,8 +74,8 @@ def make_plan(work: Work, _: int) -> Output:
     planned = plan(
         supply,
         shares=_shares(work),
-        target_tokens=work.data.target_tokens,
-        max_epochs=work.data.epochs,
+        target_tokens=work.data.build.target_tokens,
+        max_epochs=work.data.build.epochs,
         mixture=work.weights,
     )
     _write(work, planned)
@@ -110,7 +112,7 @@ def _smallest(work: Work) -> dict[str, int | None]:
         for domain in {domain for domain, _ in counts.kinds}:
             smallest = int(counts.entries["content"][counts.of_domain(domain)].min())
             lowest[domain] = min(smallest, lowest.get(domain, smallest))
-    threshold = int(work.data.val_fraction * 2**64)
+    threshold = int(work.data.build.val_fraction * 2**64)
     return {
         domain: lowest[domain] if domain in lowest and lowest[domain] >= threshold else None
         for domain in work.domains
@@ -130,12 +132,13 @@ def _check_split(domain: str, supply: list[Supply], held: Counter[str]) -> None:
             f"domain {domain!r} of the corpus has {documents + held['documents']} documents, "
             f"of which {held['documents']} are held out",
             "it needs one to train on and one to hold out",
-            f"data.val_fraction=0.02, a source with more {domain}, or '~data.mixture.{domain}'",
+            f"data.build.val_fraction=0.02, a source with more {domain}, or "
+            f"'~data.mixture.{domain}'",
         )
 
 
 def _shares(work: Work) -> dict[str, Any]:
-    shares = work.data.shares
+    shares = work.data.build.shares
     if shares == "published":
         return dict(SHARES)
     return {} if shares == "supply" else {"code": shares}

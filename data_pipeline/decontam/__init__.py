@@ -1,1 +1,1 @@
-"""Indexes of the built-in benchmarks: hashes of word n-grams, no text. See README.md."""
+"""Documents that repeat a benchmark, found by n-grams. The .npz are hashes, no text: README.md."""

@@ -43,7 +43,7 @@ class Part(NamedTuple):
     problem: str
     text: str
     is_prompt: bool = True
-    """Whether it is what a model is shown; decides n, and whether its problem counts as covered."""
+    """Whether a model is shown it; prompts decide n, and which problems count as covered."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Benchmark:
             for key, array in arrays.items():
                 npy = BytesIO()
                 np.lib.format.write_array(npy, array, allow_pickle=False)
-                # a date of its own would make every build another file
+                # with the date of today no two builds would be the same file
                 entry = zipfile.ZipInfo(f"{key}.npy", (1980, 1, 1, 0, 0, 0))
                 archive.writestr(entry, npy.getvalue(), zipfile.ZIP_DEFLATED, 9)
         return file.getvalue()

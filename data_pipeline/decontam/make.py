@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def fetch(wheel: Wheel, folder: Path) -> Path:
-    """Download a wheel without what it depends on.
+    """Download a wheel without its dependencies.
 
     Raises:
         InputError: pip cannot get it, or it is another file than the one recorded here.

@@ -16,6 +16,10 @@ what remains of a part, 12 n-grams are kept, chosen by hash, so that the share i
 bias (standard deviation 0.13 at a share of 0.25) and a verbatim copy is found. A hash has 48 bits:
 by chance, one n-gram in 3 * 10^9 of a corpus is taken for one of BFCL's 10^5.
 
+A share of 0.25 drops 3 of 21,051 files of ordinary code and documentation (341 MB); 0.15 drops 12
+of 4,852 files of which 0.25 drops none. With 5% of the words changed, 0.25 finds 125 of HumanEval's
+164 prompts, 0.5 finds 75.
+
 13-grams: Brown et al., 2020, appendix C.
 """
 
@@ -30,6 +34,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.batches import batches
 from data_pipeline.decontam.hashing import (
     BLOCK_WORDS,
     BORDER_HASH,
@@ -43,17 +48,14 @@ from data_pipeline.decontam.hashing import (
 )
 from data_pipeline.decontam.index import Benchmark, Part, strings
 from data_pipeline.schema import Document, Tally
+from loopcoder.config.build import DecontaminateConfig
 from loopcoder.errors import InputError
 
-BUILTIN = ("humaneval", "bfcl_v4")
-"""Benchmarks whose index is part of the package."""
-SHARE = 0.25
-"""Drops 3 of 21,051 files of ordinary code and documentation (341 MB). 0.15 drops 12 of 4,852 of
-which 0.25 drops none. With 5% of the words changed, 0.25 finds 125 of HumanEval's 164 prompts, 0.5
-finds 75."""
+BUILTIN = tuple(DecontaminateConfig().benchmarks)
+"""Benchmarks whose index is part of the package: by default all of them are looked for."""
 
 _FOLDER = Path(__file__).parent
-_BATCH_BYTES = 1 << 18
+_BATCH_CHARS = 1 << 18
 _FILTER_BITS = 20
 _FILTER_SHIFT = np.uint64(HASH_BITS - _FILTER_BITS)
 
@@ -109,25 +111,16 @@ class _Table:
 class Index:
     """Benchmarks to look for. Immutable: workers may share it."""
 
-    def __init__(
-        self, benchmarks: Sequence[Benchmark], *, share: float = SHARE, count: int | None = None
-    ) -> None:
+    def __init__(self, benchmarks: Sequence[Benchmark], share: float) -> None:
         """Merge benchmarks.
 
         Args:
-            benchmarks: What to look for.
-            share: Least share of a part's n-grams that makes a document contaminated.
-            count: Least number of them; whichever is reached first. None: by share only.
+            benchmarks: Benchmarks to look for; their names differ.
+            share: Smallest share of a part's n-grams that makes a document contaminated, above 0.
 
         Raises:
-            InputError: a threshold that everything or nothing reaches, or a name given twice.
+            InputError: a name is given twice.
         """
-        if not 0 < share <= 1 or (count is not None and count < 1):
-            raise InputError.of(
-                f"decontamination has share={share}, count={count}",
-                "every document or none would be dropped",
-                "a share above 0 and up to 1, a count of at least 1 or null",
-            )
         names = [b.name for b in benchmarks]
         if len(set(names)) < len(names):
             raise InputError.of(
@@ -143,8 +136,6 @@ class Index:
         )
         # the slack keeps 0.1 * 30 at 3
         self._needed = np.maximum(np.ceil(share * self._sizes - 1e-9), 1)
-        if count is not None:
-            self._needed = np.minimum(self._needed, count)
         self._tables = [_table(n, benchmarks) for n in sorted({b.ngram for b in benchmarks})]
 
     def overlaps(self, texts: Sequence[str]) -> list[list[Overlap]]:
@@ -192,43 +183,20 @@ def decontaminate(documents: Iterable[Document], index: Index, tally: Tally) -> 
     are several; notes count the documents that repeat each problem, as `hit_<benchmark>/<problem>`.
     Documents are read ahead, about 256 kB of them.
     """
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        tally.rows_in += 1
-        batch.append(document)
-        size += len(document.text)
-        if size >= _BATCH_BYTES:
-            yield from _clean(batch, index, tally)
-            batch, size = [], 0
-    yield from _clean(batch, index, tally)
+    for batch in batches(documents, lambda document: len(document.text), _BATCH_CHARS):
+        overlaps = index.overlaps([document.text for document in batch])
+        for document, found in zip(batch, overlaps, strict=True):
+            tally.rows_in += 1
+            if not found:
+                tally.rows_out += 1
+                yield document
+                continue
+            tally.drop(f"contaminated_{found[0].benchmark}")
+            tally.notes.update({f"hit_{o.benchmark}/{o.problem}" for o in found})
 
 
-def _clean(batch: Sequence[Document], index: Index, tally: Tally) -> Iterator[Document]:
-    overlaps = index.overlaps([d.text for d in batch]) if batch else []
-    for document, found in zip(batch, overlaps, strict=True):
-        if not found:
-            tally.rows_out += 1
-            yield document
-            continue
-        tally.drop(f"contaminated_{found[0].benchmark}")
-        tally.notes.update({f"hit_{o.benchmark}/{o.problem}" for o in found})
-
-
-def open_index(
-    benchmarks: Sequence[str],
-    *,
-    share: float = SHARE,
-    count: int | None = None,
-    ngram: int | None = None,
-) -> Index:
-    """Load built-in benchmarks and index files of the user's.
-
-    Args:
-        benchmarks: Names out of `BUILTIN`, or paths of .jsonl or .txt files.
-        share: See `Index`.
-        count: See `Index`.
-        ngram: Words of an n-gram of the files; None: 13, or less if their texts are short.
+def open_index(config: DecontaminateConfig) -> Index:
+    """Load the benchmarks that are built in, and index the user's own files.
 
     Raises:
         InputError: a file is missing, of another kind, or holds nothing that can be indexed.
@@ -237,11 +205,10 @@ def open_index(
         [
             Benchmark.load(_FOLDER / f"{name}.npz")
             if name in BUILTIN
-            else _benchmark_of_file(Path(name).expanduser(), ngram)
-            for name in benchmarks
+            else _benchmark_of_file(Path(name).expanduser(), config.ngram)
+            for name in config.benchmarks
         ],
-        share=share,
-        count=count,
+        config.share,
     )
 
 
@@ -264,14 +231,14 @@ def _benchmark_of_file(path: Path, ngram: int | None) -> Benchmark:
         raise InputError.of(
             f"cannot index the benchmark {str(path)!r}: {e}",
             f"it is neither one of {', '.join(BUILTIN)} nor a readable file",
-            "data.decontaminate.benchmarks=[humaneval,bfcl_v4,FILE.jsonl]",
+            "data.build.decontaminate.benchmarks=[humaneval,bfcl_v4,FILE.jsonl]",
         ) from e
     benchmark = Benchmark.make(path.stem, parts, ngram=ngram)
     if not len(benchmark.hashes):
         raise InputError.of(
             f"the benchmark {str(path)!r} has {len(parts)} texts, none of {benchmark.ngram} words",
             "nothing could be found with it",
-            "longer texts, or a smaller ngram",
+            f"longer texts, or data.build.decontaminate.ngram below {benchmark.ngram}",
         )
     return benchmark
 

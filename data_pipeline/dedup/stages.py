@@ -60,7 +60,7 @@ class Clustered(Result):
 
 def sign(work: Work, chunk: int) -> Output:
     """Write the sorted records of a chunk."""
-    config = work.data.near_dedup
+    config = work.data.build.near_dedup
     folder = _signed_folder(work, chunk)
     folder.mkdir(parents=True, exist_ok=True)
     documents, ids = phases.sign(work.read(chunk), chunk, folder, config)
@@ -73,12 +73,12 @@ def sign(work: Work, chunk: int) -> Output:
 
 def num_matches(work: Work) -> int:
     """Return how many tasks `match` has: one per band, and the exact copies."""
-    return len(phases.record_files(work.data.near_dedup))
+    return len(phases.record_files(work.data.build.near_dedup))
 
 
 def match(work: Work, index: int) -> Output:
     """Write the pairs of one band of all chunks, or the exact copies."""
-    config = work.data.near_dedup
+    config = work.data.build.near_dedup
     name = phases.record_files(config)[index]
     exact = index == num_matches(work) - 1
     verified = phases.has_sketches(config) and not exact
@@ -101,7 +101,7 @@ def match(work: Work, index: int) -> Output:
 def cluster(work: Work, _: int) -> Output:
     """Write down what stays of every chunk."""
     folder = work.folder / "dedup"
-    names = phases.record_files(work.data.near_dedup)
+    names = phases.record_files(work.data.build.near_dedup)
     found = work.all_done(Matched)
     *near, exact = [
         done.file(folder / "match" / name) for name, done in zip(names, found, strict=True)
@@ -131,7 +131,7 @@ def kept(work: Work, chunk: int, tally: Tally) -> Iterator[Document]:
 
 
 def _check_algorithm(work: Work, done: Done[Signed]) -> None:
-    mine = algorithm(work.data.near_dedup)
+    mine = algorithm(work.data.build.near_dedup)
     if done.result.algorithm != mine:
         fact = f"documents were signed by version {done.result.algorithm} of rensa's MinHash"
         raise foreign(work.folder, f"{fact}, this is version {mine}")

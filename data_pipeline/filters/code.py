@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.filters.words import BLANKS, DIGITS, LETTERS
-from data_pipeline.optional import require
 from data_pipeline.schema import Document
+from loopcoder.backends import require
 from loopcoder.config.filters import FilterConfig
 
 MARKUP = {
@@ -67,7 +67,7 @@ _NUMBERS = re.compile(
     rb"|(?:\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\[0-7]{3}){8,}+"
     rb"|(?:\b[0-9a-fA-F]{2,16}+\b[\s,;:|]++){8,}+"
 )
-# what is never closed reaches to the end, as in a browser; else each such tag would seek there
+# an open element reaches to the end, as in a browser; else each such tag would seek there
 _HIDDEN_HTML = re.compile(
     r"<!--.*?(?:-->|\Z)|<(script|style|template|svg)\b.*?(?:</\1\s*>|\Z)", re.S | re.I
 )
@@ -243,7 +243,8 @@ def _c_string(path: str) -> str:
 def _enry() -> Any:
     return require(
         "enry",
-        "the filters of code ask for linguist's rules, and enry is not installed",
-        "rules.linguist_generated or rules.linguist_vendored is on, and enry holds these rules",
-        "pip install 'loopcoder[data]', or switch both off",
+        "the filters of code ask for linguist's rules, and enry, which has them, is not installed",
+        "without them generated or vendored files would be trained on",
+        "pip install 'loopcoder[data]', or data.build.filters.linguist_generated=false "
+        "data.build.filters.linguist_vendored=false",
     )

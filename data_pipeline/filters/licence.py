@@ -12,14 +12,14 @@ _HEAD_CHARS = 4096
 _HEADER = re.compile(r"SPDX-License-Identifier:[ \t]*([^\r\n]{1,200})")
 _COMMENT_END = re.compile(r"\s*(?:\*/|-->|\*\)|#\}|--\]\]|[\"'`;]).*")
 _TOKEN = re.compile(r"\s*([()]|[A-Za-z0-9.+:-]+)")
-# what data sets and SPDX write for "nobody knows"
+# data sets and SPDX write these for "nobody knows"
 _UNKNOWN = {"", "none", "noassertion", "unknown", "other", "no_license", "unlicensed", "null"}
 
 
 def licence_fault(document: Document, rules: FilterConfig) -> str:
     """Return why a document's licence forbids its use, or ''.
 
-    What is nearest to the document counts: the SPDX line in its head, else `meta["licence"]` (an
+    The nearest statement counts: the SPDX line in its head, else `meta["licence"]` (an
     expression, or a list of which all must be allowed), else the licence of its source.
     """
     if rules.licence_policy == "any":
@@ -47,7 +47,7 @@ def is_allowed(expression: str, allowed: Collection[str]) -> bool | None:
     """Tell whether an SPDX expression can be met by allowed ids alone; None if it says nothing.
 
     `A OR B` needs one of both, `A AND B` needs both; `A WITH exception` is as good as A, since an
-    exception only adds permissions. An unknown part makes a whole unknown that hangs on it.
+    exception only adds permissions. An unknown part makes everything unknown that depends on it.
     """
     tokens = _TOKEN.findall(expression)
     if "".join(tokens) != "".join(expression.split()):

@@ -54,8 +54,8 @@ _TOKENS = {
     "hf_": r"[A-Za-z0-9]{34}(?!\w)",  # Hugging Face
     "eyJ": r"[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{20,}",  # JWT
 }
-"""How tokens go on, by what they start with."""
-# one search a first letter: each skips to that letter by memchr, and one for all is half as fast
+"""Rest of a token, by its start."""
+# one search per first letter: each skips to that letter by memchr, and one for all is half as fast
 _TOKEN_STARTS = [
     re.compile("|".join(map(re.escape, starts)))
     for _, starts in itertools.groupby(sorted(_TOKENS), key=lambda start: start[0])
@@ -116,7 +116,7 @@ def _aws_secrets(text: str, pattern: re.Pattern[str]) -> Iterator[_Span]:
 
 
 def _pem_bodies(text: str) -> Iterator[_Span]:
-    """Yield what stands between the first and the last line, so that a literal stays one."""
+    """Yield the part between the first and the last line of a key, so that a literal stays one."""
     for begin in _PEM_BEGIN.finditer(text):
         start = begin.end()
         end = text.find(f"-----END {begin[1]}-----", start, start + _MAX_PEM_CHARS)

@@ -27,7 +27,7 @@ _MAX_HASHED_BYTES = 64
 
 
 class Words:
-    """What stands between ASCII blanks in a document of UTF-8."""
+    """The words of a document of UTF-8; ASCII blanks separate them."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

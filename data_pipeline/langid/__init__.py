@@ -1,0 +1,1 @@
+"""The programming language of a document: from names and first lines, or by a classifier."""

@@ -1,6 +1,7 @@
-"""Language of code without a usable name: a fastText model of its tokens, and the chain before it.
+"""Programming language of code: what its row, name or first line says, else a classifier's guess.
 
-`train_langid.py` trains the model on the part of a corpus whose names tell the language.
+The classifier is a fastText model of tokens; `tools/train_langid.py` trains it on the part of a
+corpus whose names tell the language.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.langid.names import canonical, domain_of, identify, is_known
-from data_pipeline.optional import require
 from data_pipeline.schema import Document, Tally
+from loopcoder.backends import require
+from loopcoder.config.build import BuildConfig
 from loopcoder.errors import InputError
 from loopcoder.storage.digest import file_digest
 
 FORMAT_VERSION = 1
-"""Of the card and of `features`: a model is only good for the features that it was trained on."""
+"""Of the card and of `features`: a classifier is good only for the features it was trained on."""
 
 UNKNOWN = "unknown"
-MIN_CONFIDENCE = 0.5
+MIN_CONFIDENCE = BuildConfig.language_confidence
+"""The default of a build, for side commands, which have no config."""
 PIECE_CHARS = 1000
-"""Read of a document: so many characters of its start and of its middle. Licences fill the start of
-many files. With 2,000 of each, 97.9% of held-out files were right instead of 98.0%."""
+"""Characters that are read from the start of a document, and from its middle, since licences fill
+the start of many files. With 2,000 of each, 97.9% of held-out files were right instead of 98.0%."""
 LABEL = "\u23ce#"
 """fastText's prefix of labels; `features` never returns a token that starts so."""
 
@@ -54,30 +57,30 @@ def features(text: str) -> str:
     return " ".join(found)
 
 
-def card_path(model: Path) -> Path:
-    """Return the file beside a model that describes it; it is written last."""
-    return model.with_name(model.name + ".json")
+def card_path(classifier: Path) -> Path:
+    """Return the file beside a classifier that describes it; it is written last."""
+    return classifier.with_name(classifier.name + ".json")
 
 
 @dataclass(frozen=True)
-class LanguageModel:
-    """A trained model. Its `hash` belongs in the fingerprint of whatever it labels."""
+class LanguageClassifier:
+    """A trained classifier. Its `hash` belongs in the fingerprint of everything that it labels."""
 
     path: Path
     hash: str
-    """xxh3-128 of the model's file, in hex."""
+    """xxh3-128 of the classifier's file, in hex."""
     languages: tuple[str, ...]
     card: dict[str, Any] = field(repr=False, compare=False)
     """Training: documents, accuracy by language, confusions, versions."""
     _fasttext: Any = field(repr=False, compare=False)
 
     @classmethod
-    def load(cls, path: str | Path) -> LanguageModel:
-        """Open a model after comparing it with its card.
+    def load(cls, path: str | Path) -> LanguageClassifier:
+        """Open a classifier after comparing it with its card.
 
         Raises:
-            InputError: fastText is not installed, or the model or its card is missing, altered or
-                of another version.
+            InputError: fastText is not installed, or the classifier or its card is missing, altered
+                or of another version.
         """
         path = Path(path).expanduser()
         fix = "train it again: loopcoder data train-langid PATH... --out FILE"
@@ -91,14 +94,14 @@ class LanguageModel:
             found = file_digest(path)
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise InputError.of(
-                f"{path} is no language model: {e!r}",
-                f"it takes the model and {card_path(path).name} beside it, as train-langid writes",
+                f"{path} is no classifier of programming languages: {e!r}",
+                f"train-langid writes a classifier and {card_path(path).name} beside it",
                 fix,
             ) from e
         if version != FORMAT_VERSION:
             raise InputError.of(
                 f"{card_path(path)} has format_version {version}",
-                f"this code reads version {FORMAT_VERSION}, and its tokens are others",
+                f"this code reads version {FORMAT_VERSION}, which cuts text into other tokens",
                 fix,
             )
         if found != wanted:
@@ -110,7 +113,7 @@ class LanguageModel:
         return cls(path, found, languages, card, import_fasttext().load_model(str(path)))
 
     def predict(self, text: str) -> tuple[str, float]:
-        """Return the likeliest language and the model's confidence in it, from 0 to 1."""
+        """Return the likeliest language and the confidence in it, from 0 to 1."""
         return self.predict_features(features(text))
 
     def predict_features(self, tokens: str) -> tuple[str, float]:
@@ -122,16 +125,14 @@ class LanguageModel:
 
 
 def label(
-    document: Document,
-    model: LanguageModel | None = None,
-    min_confidence: float = MIN_CONFIDENCE,
+    document: Document, classifier: LanguageClassifier | None, min_confidence: float
 ) -> tuple[str, str]:
-    """Return the language of a document of code and what told it.
+    """Return the language of a document of code and where it is from.
 
     The first that tells counts: the language that its row or its file's name gave it when it was
     read (`field`, in its usual spelling), `meta["path"]` (`name`), a shebang or a modeline
-    (`first_line`), the model (`model`). Where nothing does, or the model calls it prose or is less
-    sure than `min_confidence`, the language is `unknown` (`nothing`).
+    (`first_line`), the classifier (`classifier`). Where nothing does, or the classifier calls it
+    prose or is less sure than `min_confidence`, the language is `unknown` (`nothing`).
 
     Raises:
         InputError: enry, which reads modelines, is not installed.
@@ -146,28 +147,28 @@ def label(
     language = _stated(document.text)
     if language:
         return language, "first_line"
-    if model is not None:
-        language, confidence = model.predict(document.text)
+    if classifier is not None:
+        language, confidence = classifier.predict(document.text)
         if confidence >= min_confidence and domain_of(language) == "code":
-            return language, "model"
+            return language, "classifier"
     return UNKNOWN, "nothing"
 
 
 def label_code(
     documents: Iterable[Document],
     tally: Tally,
-    model: LanguageModel | None = None,
-    min_confidence: float = MIN_CONFIDENCE,
+    classifier: LanguageClassifier | None,
+    min_confidence: float,
 ) -> Iterator[Document]:
     """Yield prose as it is, and code with its language; code of unknown language is dropped.
 
-    What told the languages is counted as notes: `language_by_field`, `_by_name`, `_by_first_line`,
-    `_by_model`.
+    Notes count what told the languages: `language_by_field`, `_by_name`, `_by_first_line`,
+    `_by_classifier`.
     """
     for document in documents:
         tally.rows_in += 1
         if document.domain == "code":
-            language, teller = label(document, model, min_confidence)
+            language, teller = label(document, classifier, min_confidence)
             if language == UNKNOWN:
                 tally.drop("unknown_language")
                 continue
@@ -199,8 +200,8 @@ def import_fasttext() -> Any:
     """Return fastText. Raises InputError if it is not installed."""
     return require(
         "fasttext",
-        "a language model is asked for, and fastText is not installed",
-        "it trains and runs the model",
+        "a classifier of programming languages is asked for, and fastText is not installed",
+        "fastText trains and runs it",
     )
 
 
@@ -208,5 +209,5 @@ def _import_enry() -> Any:
     return require(
         "enry",
         "a document of code has no language, and enry is not installed",
-        "its first and last lines may name one, and enry reads these",
+        "its first and last lines may name its language, and enry reads them",
     )

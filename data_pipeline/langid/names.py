@@ -142,7 +142,7 @@ _ALIASES = {name.lower(): name for name in _CODE} | {
     "typescript react": "TypeScript",
     "viml": "Vim Script",
 }
-# names that several languages share: what the file looks like if it is the rarer one
+# names that several languages share: the rarer one, and a sign of it in the file
 _BY_CONTENT = {
     ".h": ("C++", rb"^\s*(?:class|namespace|template\s*<|using\s|public:|private:)|std::"),
     ".m": ("Objective-C", rb"^\s*(?:#\s*import\b|@(?:interface|implementation|protocol|import)\b)"),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from data_pipeline.readers.base import Source
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 
 
 def open_source(config: SourceConfig, index: int) -> Source:
     """Look at a source without reading its documents.
 
     Args:
-        config: What to read.
+        config: Where the documents are, and how they are read.
         index: Its place among the sources; part of its name and of its documents' ids.
 
     Raises:
@@ -31,6 +31,6 @@ def open_source(config: SourceConfig, index: int) -> Source:
 
             return HFSource(name, config)
         case "debian" | "npm":
-            from data_pipeline.readers.packages import RegistrySource
+            from data_pipeline.readers.packages import PackagesSource
 
-            return RegistrySource(name, config)
+            return PackagesSource(name, config)

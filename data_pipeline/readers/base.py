@@ -10,7 +10,7 @@ import xxhash
 
 from data_pipeline.langid.names import canonical, domain_of
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 
 BAD_ROWS = ("broken_json", "not_an_object", "missing_text", "text_not_a_string", "surrogate")
@@ -48,7 +48,7 @@ class Source(Part, Protocol):
     """Where it comes from and under which licences, for the manifest; JSON."""
 
     def parts(self, part_bytes: int) -> Sequence[Part]:
-        """Cut it into pieces of about this size, in the same way whoever reads them.
+        """Cut it into pieces of about this size, always in the same way.
 
         A source with a limit is one piece: where it ends depends on all that comes before.
         """
@@ -70,11 +70,10 @@ def document_id(source: str, path: str, row: int | None = None) -> str:
 def decode(
     data: bytes, config: SourceConfig, tally: Tally, where: str, encoding: str = "utf-8"
 ) -> str | None:
-    """Decode UTF-8; what is not UTF-8 is replaced or dropped (None) and counted, as the config
-    says.
+    """Decode UTF-8; invalid bytes are replaced, or the text is dropped (None), as the config says.
 
     Raises:
-        InputError: the config says neither; the error names the place.
+        InputError: there are invalid bytes and the config says neither; the error names the place.
     """
     try:
         return data.decode(encoding)
@@ -87,7 +86,7 @@ def decode(
         raise InputError.of(
             f"{where} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}",
             "replacing it silently would change what is trained on",
-            "convert it (iconv -t UTF-8), or data.invalid_utf8=replace, or data.invalid_utf8=drop",
+            "convert it (iconv -t UTF-8), or data.build.invalid_utf8=replace (or =drop)",
         ) from error
 
 
@@ -159,7 +158,7 @@ def _is_name(value: object) -> TypeGuard[str]:
 
 
 def _named(row: Mapping[str, Any], config: SourceConfig) -> dict[str, str]:
-    """Return what columns of their own say of a row: the path of its file, its licence."""
+    """Return the path of a row's file and its licence, if the table has columns for them."""
     columns = {"path": config.path_field, "licence": config.licence_field}
     values = {name: row.get(column) for name, column in columns.items() if column}
     return {name: value for name, value in values.items() if _is_name(value)}
@@ -204,6 +203,6 @@ def judge_end(tally: Tally, source: str) -> None:
         raise InputError.of(
             f"source {source} has no usable document: "
             + ", ".join(f"{n} {reason}" for reason, n in bad.items()),
-            "a source of faults only is a wrong file or column, or a copy that went wrong",
-            "check text_field and path of the source, or take it out of data.sources",
+            "faults alone mean a wrong file or column, or a copy that went wrong",
+            "check text_field and path of the source, or take it out of data.build.sources",
         )

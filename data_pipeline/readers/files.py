@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.langid.names import domain_of, identify, language_of_name
+from data_pipeline.readers.archives import ARCHIVES, members
 from data_pipeline.readers.base import (
     RowReader,
     decode,
@@ -21,18 +22,18 @@ from data_pipeline.readers.base import (
     judge_files,
     row_domains,
 )
-from data_pipeline.readers.jsonl import decompressed, jsonl_documents, lines
+from data_pipeline.readers.compressed import decompressed
+from data_pipeline.readers.jsonl import jsonl_documents, lines
 from data_pipeline.readers.storage import (
-    ARCHIVES,
     SKIPPED_FOLDERS,
     File,
     is_url,
     local_path,
-    members,
     remote_files,
 )
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.backends import require
+from loopcoder.config.build import SourceConfig
 from loopcoder.data.corpus import TOKEN_BYTES
 from loopcoder.errors import InputError, Problem
 
@@ -55,7 +56,7 @@ class FilesSource:
         self.name = name
         self.config = config
         self.licences: dict[str, list[str]] = {}
-        """By the folder of a package: what it names."""
+        """Licences that a package names, by its folder."""
         self._is_part = False
         self._id_root = ""
         listing = _listing(name, config)
@@ -283,13 +284,8 @@ def _holds_rows(path: File, config: SourceConfig) -> bool:
 def _parquet_documents(
     path: File, config: SourceConfig, source: str, tally: Tally
 ) -> Iterator[Document]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as e:
-        raise InputError.of(
-            f"{path} is a parquet file", "reading it needs pyarrow", "pip install pyarrow"
-        ) from e
+    needs = f"{path} is a parquet file", "reading it needs pyarrow", "pip install pyarrow"
+    pa, pq = require("pyarrow", *needs), require("pyarrow.parquet", *needs)
     reader = RowReader(config, source, str(path), tally)
     number = 0
     try:

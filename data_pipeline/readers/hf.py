@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.optional import require
 from data_pipeline.readers.base import RowReader, is_limited, row_domains
 from data_pipeline.schema import Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.backends import require
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError, LoopcoderError
 
 _MARKERS = ("state.json", "dataset_info.json", "dataset_dict.json")
@@ -86,7 +86,7 @@ class HFSource:
             raise InputError.of(
                 f"data set {self.config.path!r} has the columns {names}",
                 f"none of them is text_field={self.config.text_field!r}",
-                "data.sources.0.text_field=COLUMN (0 is the first source)",
+                "data.build.sources.0.text_field=COLUMN (0 is the first source)",
             )
         path = f"{self.config.path}:{self.config.split}"
         reader = RowReader(self.config, self.name, path, tally)

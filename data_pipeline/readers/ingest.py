@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 
 from data_pipeline.decontam.match import decontaminate, open_index
 from data_pipeline.filters import clean
-from data_pipeline.langid.classifier import LanguageModel, label, label_code
+from data_pipeline.langid.classifier import LanguageClassifier, label, label_code
 from data_pipeline.readers.base import Part, Source, judge_end, judge_files
 from data_pipeline.readers.sample import DEFAULT_DOMAIN_BYTES, MIN_DOMAIN_BYTES
 from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.chunks import Chunk, ChunkWriter
 from data_pipeline.tasks.work import Output, Result, Work, foreign, read_sealed, write_sealed
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.digest import fingerprint
 from loopcoder.storage.files import write_bytes
@@ -71,7 +71,7 @@ class Gathered(Result):
 
 def list_parts(work: Work, _: int, sources: Sequence[Source]) -> Output:
     """Write the parts of the input down, each for the task that reads it."""
-    parts = [part for source in sources for part in source.parts(work.data.part_bytes)]
+    parts = [part for source in sources for part in source.parts(work.data.build.part_bytes)]
     _part_path(work, 0).parent.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(parts):
         write_sealed(_part_path(work, number), pickle.dumps(part))
@@ -87,17 +87,16 @@ def read_part(work: Work, number: int) -> Output:
     # `documents` fills in the tally of the reader itself
     read = _Metered(part.documents(tallies["ingest"]))
     selected = _Metered(select(read, part, work.domains, tallies["select"]))
-    cleaned = _Metered(clean(selected, data.filters, tallies["clean"]))
+    cleaned = _Metered(clean(selected, data.build.filters, tallies["clean"]))
     found: _Metered = cleaned
-    if data.decontaminate.benchmarks:
-        rules = data.decontaminate
-        index = open_index(rules.benchmarks, share=rules.share, ngram=rules.ngram)
+    if data.build.decontaminate.benchmarks:
+        index = open_index(data.build.decontaminate)
         found = _Metered(decontaminate(cleaned, index, tallies["decontaminate"]))
     else:
         found = _Metered(_passed(cleaned, tallies["decontaminate"]))
     labelled = _Metered(_labelled(found, data, tallies["language"]))
     start = time.thread_time()
-    with ChunkWriter(work.documents, number, data.part_bytes) as out:
+    with ChunkWriter(work.documents, number, data.build.part_bytes) as out:
         for document in labelled:
             out.add(document)
     total = time.thread_time() - start
@@ -222,15 +221,19 @@ def select(
 
 def _labelled(documents: Iterable[Document], data: DataConfig, tally: Tally) -> Iterator[Document]:
     """Yield the documents with their languages; code of unknown language as the config says."""
-    model = LanguageModel.load(data.language_model) if data.language_model else None
-    if data.unknown_language == "drop":
-        yield from label_code(documents, tally, model, data.language_confidence)
+    model = (
+        LanguageClassifier.load(data.build.language_classifier)
+        if data.build.language_classifier
+        else None
+    )
+    if data.build.unknown_language == "drop":
+        yield from label_code(documents, tally, model, data.build.language_confidence)
         return
     for document in documents:
         tally.rows_in += 1
         tally.rows_out += 1
         if document.domain == "code":
-            language, teller = label(document, model, data.language_confidence)
+            language, teller = label(document, model, data.build.language_confidence)
             tally.notes[f"language_by_{teller}"] += 1
             document = replace(document, language=language)  # noqa: PLW2901
         yield document
@@ -274,7 +277,7 @@ class _Metered:
 
 def _check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> None:
     """Raise InputError for every domain without a document, or with too little of a sample."""
-    sources = work.data.sources
+    sources = work.data.build.sources
     wanted = 1
     if all(source.kind == "sample" for source in sources):
         limits = [source.max_bytes // 2 for source in sources if source.max_bytes]
@@ -288,7 +291,8 @@ def _check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> N
                     f"domain {domain!r} of the corpus has no documents "
                     f"({reasons or 'nothing was read'})",
                     "the mixture takes tokens from every domain that it names",
-                    f"add a source with {domain}, loosen data.filters, or '~data.mixture.{domain}'",
+                    f"add a source with {domain}, loosen data.build.filters, or "
+                    f"'~data.mixture.{domain}'",
                 )
             )
         elif size < wanted:

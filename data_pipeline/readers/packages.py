@@ -8,12 +8,12 @@ from typing import Any
 
 from data_pipeline.readers.fetch import fetch_debian, fetch_npm
 from data_pipeline.readers.files import FilesSource
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 
 
-class RegistrySource(FilesSource):
-    """The files of some packages; their versions and licences are those of the lock file."""
+class PackagesSource(FilesSource):
+    """The files of some packages; the lock file has their versions and licences."""
 
     def __init__(self, name: str, config: SourceConfig) -> None:
         """Fetch what is not there yet.
@@ -25,7 +25,7 @@ class RegistrySource(FilesSource):
             raise InputError.of(
                 f"source {name} has the packages {config.packages} and the path {config.path!r}",
                 f"kind {config.kind} reads the packages that it names, kept in one folder",
-                f"'data.sources=[{{kind:{config.kind},packages:[NAME]}}]'",
+                f"'data.build.sources=[{{kind:{config.kind},packages:[NAME]}}]'",
             )
         folder = Path(config.path).expanduser().resolve()
         fetch = fetch_debian if config.kind == "debian" else fetch_npm

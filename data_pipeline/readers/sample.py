@@ -27,10 +27,10 @@ import xxhash
 from data_pipeline.langid.names import domain_of, identify, language_of_name
 from data_pipeline.readers.base import document_id
 from data_pipeline.schema import Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 
 DEFAULT_DOMAIN_BYTES = 12_000_000
-"""UTF-8 a domain when the source names no max_bytes."""
+"""Bytes of UTF-8 per domain, unless the source names max_bytes."""
 MIN_DOMAIN_BYTES = 500_000
 """A domain with less than this is refused: nothing could be learned from it."""
 
@@ -91,7 +91,7 @@ class SampleSource:
         self.num_files = len(candidates)
 
     def parts(self, part_bytes: int) -> list[SampleSource]:
-        """Return it as one piece: what is taken of a package depends on the others."""
+        """Return it as one piece: how much of a package is taken depends on the others."""
         return [self]
 
     def documents(self, tally: Tally) -> Iterator[Document]:
@@ -199,7 +199,7 @@ def _installed() -> Iterator[_Candidate]:
     for folder in _SYSTEM_DOCS:
         for key, path, size in _walk(Path(folder), folder):
             language = _sampled_language(key)
-            # debian's copyright files are licences wrapped in a table, one a package
+            # debian's copyright files are licences wrapped in a table, one per package
             usable = 0 < size <= _MAX_PROSE_BYTES and not key.endswith("/copyright")
             if usable and language and domain_of(language) == "text":
                 yield _Candidate(key, path, size, language)
@@ -272,7 +272,7 @@ def _prose_fault(text: str) -> str:
     letters = sum(map(str.isalpha, head)) / len(head)
     blanks = sum(map(str.isspace, head)) / len(head)
     words = len(head.split())
-    # tables of numbers, base64 and word lists: few letters, hardly a blank, one word a line
+    # tables of numbers, base64 and word lists: few letters, hardly a blank, one word per line
     is_prose = letters >= 0.55 and blanks >= 0.08 and words >= 2 * head.count("\n")
     return "" if is_prose else "not_prose"
 
@@ -325,7 +325,7 @@ def _water_fill(supply: dict[str, int], total: int) -> dict[str, float]:
     weight = {name: _PYTHON_WEIGHT if name == "Python" else 1.0 for name in supply}
     quota: dict[str, float] = {}
     left = float(total)
-    # the scarcest first: what it cannot fill of its share goes to the others
+    # the scarcest first: the others get the part of its share that it cannot fill
     for name in sorted(supply, key=lambda n: supply[n] / weight[n]):
         share = left * weight[name] / sum(w for n, w in weight.items() if n not in quota)
         quota[name] = min(supply[name], share)

@@ -1,7 +1,7 @@
 """The report of a corpus for people: one page of HTML with everything that its manifest says.
 
-It is read from the manifest alone and loads nothing. What a manifest does not have, such as an
-older one, is said to be not recorded.
+It is made from the manifest alone and loads nothing. Where a manifest lacks something, as an older
+one may, the page says that it is not recorded.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def render(manifest: Manifest) -> str:
         _section("Lengths of documents", lengths(manifest)),
         _section("What was dropped", drops(manifest)),
         _section("Duplicates", duplicates(manifest)),
-        _section("Benchmarks", decontamination(manifest)),
+        _section("Decontamination", decontamination(manifest)),
         _section("Sources", sources(manifest)),
         _section("Cost", costs(manifest)),
         _section("Tokenizer and versions", versions(manifest)),
@@ -79,8 +79,8 @@ def _summary(manifest: Manifest) -> Html:
             *((f"tokens of {domain}", Number(number)) for domain, number in tokens.items()),
             ("documents (copies counted)", Number(sum_of(documents))),
             ("sequences", Number(sum_of(sequences))),
-            ("tokens a sequence", Number(as_number(at(manifest, "seq_length")))),
-            ("epochs of what was kept", Number(epochs, ",.2f")),
+            ("tokens per sequence", Number(as_number(at(manifest, "seq_length")))),
+            ("epochs of the kept documents", Number(epochs, ",.2f")),
             ("shards of each domain", Number(as_number(at(manifest, "num_shards")))),
             ("tokens held out", Number(sum_of(held))),
         ]

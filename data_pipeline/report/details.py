@@ -10,7 +10,7 @@ from data_pipeline.report.values import Manifest, as_list, at
 
 
 def sources(manifest: Manifest) -> Html:
-    """Return what is known of every source: where it comes from, its licences, its input's hash."""
+    """Return the origin of every source, its licences and the hash of its input."""
     entries = as_list(at(manifest, "sources"))
     if not entries:
         return element("p", missing("sources"))

@@ -40,10 +40,10 @@ def languages(manifest: Manifest) -> Html:
     parts.append(
         element(
             "p",
-            "Wanted is what was asked for; quota is what the supply allows of it within the epochs "
-            "allowed; got is what the shards hold, and off its distance to the quota in percentage "
-            "points. A language at its cap gives all it may; what it lacks, the others give in "
-            "proportion.",
+            "Wanted is the share that was asked for; quota is the share that the supply allows "
+            "within the permitted epochs; got is the share in the shards, and off is its distance "
+            "from the quota in percentage points. A language at its cap gives all it may; the "
+            "others make up for the rest in proportion.",
             class_="soft",
         )
     )
@@ -52,7 +52,7 @@ def languages(manifest: Manifest) -> Html:
 
 @dataclass(frozen=True)
 class _Language:
-    """One language of a domain; what is not in the manifest is None."""
+    """One language of a domain; values that the manifest lacks are None."""
 
     name: str
     supply: float | None
@@ -130,7 +130,7 @@ def _shares(domain: str, found: Sequence[_Language]) -> Html:
             lines.append(("ghost", entry.wanted, f"{entry.wanted:.1%} wanted"))
         drawn.append((entry.name, lines))
     if not drawn:
-        return element("p", missing("what was got of each language"))
+        return element("p", missing("shares that were got"))
     key = legend(("a", "got, of the domain's tokens"), ("ghost", "wanted"))
     return figure(key, bars(drawn, f"Shares of languages of {domain}"))
 
@@ -143,7 +143,7 @@ def _epochs(domain: str, found: Sequence[_Language]) -> Html:
     ]
     if not drawn:
         return element("p", missing("epochs"))
-    key = legend(("b", "epochs: how often what there is of a language is seen"))
+    key = legend(("b", "epochs: how often the documents of a language are seen on average"))
     return figure(key, bars(drawn, f"Epochs of languages of {domain}"))
 
 

@@ -89,7 +89,7 @@ def duplicates(manifest: Manifest) -> Html:
 
 
 def decontamination(manifest: Manifest) -> Html:
-    """Return which benchmarks were looked for, and what was found."""
+    """Return the benchmarks that were looked for, and the documents that repeat them."""
     entry = stage_named(manifest, "decontaminate")
     if entry is None:
         return element("p", missing("decontamination"))
@@ -143,13 +143,15 @@ def costs(manifest: Manifest) -> Html:
         "bytes_in": read,
         "peak_rss_bytes": max((peak for peak in peaks if peak is not None), default=None),
     }
-    *numbers, _ = _cost("all, by what was read", everything, whole)
+    *numbers, _ = _cost("all, relative to the input", everything, whole)
     rows.append((*numbers, ""))
-    head = ("stage", "tasks", "task-seconds", "CPU-s", "MB in", "MB a CPU-s", "peak MB a task", "")
+    per = ("MB per CPU-s", "peak MB per task")
+    head = ("stage", "tasks", "task-seconds", "CPU-s", "MB in", *per, "")
     parts = [table(head, rows, sums=True)]
     if read and whole:
-        per_tb = f"At this rate {whole / 3600 / (read / 1e12):,.0f} core-hours a terabyte of input."
-        parts.append(element("p", per_tb, class_="soft"))
+        hours = whole / 3600 / (read / 1e12)
+        rate = f"At this rate {hours:,.0f} core-hours per terabyte of input."
+        parts.append(element("p", rate, class_="soft"))
     return join(parts)
 
 

@@ -1,4 +1,4 @@
-"""What stands in a manifest, and None where it does not: older ones lack some of it."""
+"""Values of a manifest; None for those that it lacks, as older ones do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Manifest = Mapping[str, Any]
 
 
 def at(value: Any, *keys: str) -> Any:
-    """Return what stands at some keys, None if it is not there."""
+    """Return the value at a path of keys, None if there is none."""
     for key in keys:
         if not isinstance(value, Mapping) or key not in value:
             return None
@@ -35,13 +35,13 @@ def as_counts(value: Any) -> dict[str, float]:
 
 
 def sum_of(parts: Sequence[float | None]) -> float | None:
-    """Return the sum, None if there is nothing or a part of it is not known."""
+    """Return the sum; None if there are no parts or one of them is not known."""
     known = [part for part in parts if part is not None]
     return sum(known) if known and len(known) == len(parts) else None
 
 
 def trained_on(manifest: Manifest) -> dict[str, Mapping[str, Any]]:
-    """Return what is trained on, by domain."""
+    """Return the entry of the training split of each domain."""
     found = at(manifest, "domains")
     domains = found.items() if isinstance(found, Mapping) else ()
     return {

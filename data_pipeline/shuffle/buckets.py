@@ -234,5 +234,6 @@ class _Buffers:
             f"document {document_id} {fact} (EOD is {self._config.eod_id}, the vocabulary "
             f"{self._config.vocab_size:,})",
             "documents are told apart by their EOD, and embeddings exist for the vocabulary only",
-            "data.tokenizer=train, or a tokenizer.json that ends a document with its EOD alone",
+            "data.build.tokenizer=train, or a tokenizer.json that ends a document with its EOD "
+            "alone",
         )

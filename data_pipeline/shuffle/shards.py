@@ -85,7 +85,7 @@ def cut(
             f"{ ({d: sum(tokens[d]) for d in weights}) } are the tokens for {shards} shards",
             f"with one sequence of {seq_length} in a shard and the mixture {dict(weights)} they "
             f"need {needed}",
-            "data.shards=1, a shorter data.seq_length, or more documents",
+            "data.build.shards=1, a shorter data.seq_length, or more documents",
         )
     pieces = {}
     for domain, weight in weights.items():

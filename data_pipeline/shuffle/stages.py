@@ -89,7 +89,7 @@ def tokenise(work: Work, chunk: int) -> Output:
     """Send what the plan takes of a chunk to the buckets, and what is held out to its own."""
     counts = Counts.of(work, chunk)
     entries = counts.entries
-    out = counts.held_out(work.data.val_fraction, work.result(Planned).smallest)
+    out = counts.held_out(work.data.build.val_fraction, work.result(Planned).smallest)
     kinds = [counts.kinds[k] for k in entries["kind"][~out].tolist()]
     copies = np.zeros(len(entries), dtype=np.int64)
     try:
@@ -207,7 +207,7 @@ def _held_out_folder(work: Work) -> Path:
 
 def _train_config(work: Work) -> ShuffleConfig:
     plan = work.result(Planned)
-    return _config(work, plan.tokens, plan.documents, work.data.shards)
+    return _config(work, plan.tokens, plan.documents, work.data.build.shards)
 
 
 def _held_out_config(work: Work) -> ShuffleConfig:
@@ -222,7 +222,7 @@ def _config(work: Work, tokens: int, documents: int, buckets: int | None) -> Shu
         eod_id=tokenizer.eod_id,
         seq_length=work.data.seq_length,
         num_buckets=buckets
-        or num_buckets(tokens, documents, tokenizer.vocab_size, work.data.worker_bytes),
+        or num_buckets(tokens, documents, tokenizer.vocab_size, work.data.build.worker_bytes),
         weights=work.weights,
     )
 
@@ -247,13 +247,13 @@ def _open(
     done.file(index_file(folder, number))
     files = files_of(folder, number)
     size = sum(file.entry["bytes"] for file in files)
-    memory = work.data.worker_bytes
+    memory = work.data.build.worker_bytes
     if whole and size > memory // 2:
         enough = config.num_buckets * -(-5 * size // (2 * memory))
         raise InputError.of(
             f"bucket {number} has {size:,} bytes, a task {memory:,} bytes of memory",
             "a bucket is permuted in memory and must fit in half of it",
-            f"data.shards={enough}, or data.worker_bytes={2 * size}",
+            f"data.build.shards={enough}, or data.build.worker_bytes={2 * size}",
         )
     return Bucket(number, files, indexed.kinds, config, work=work.folder, whole=whole)
 

@@ -79,7 +79,7 @@ def pair_problems(
     documents = found[0]
     if documents > MAX_DOCUMENTS:
         why = f"megatron-core numbers the documents of a prefix up to {MAX_DOCUMENTS:,}"
-        yield Problem(f"{prefix} has {documents:,} documents", why, "a larger data.shards")
+        yield Problem(f"{prefix} has {documents:,} documents", why, "a larger data.build.shards")
     if found != named:
         fact = f"{prefix} has (documents, tokens) {found}"
         yield Problem(fact, f"{named} were written", fix)
@@ -167,5 +167,5 @@ def _shares(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(
                     f"{language} has {share:.3%} of {domain} in {folder}, planned are {asked:.3%}",
                     f"the difference may be {tolerance:.3%}",
-                    "larger data.part_bytes, or more input",
+                    "larger data.build.part_bytes, or more input",
                 )

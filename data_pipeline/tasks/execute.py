@@ -150,15 +150,15 @@ def _datatrove(executor: ExecutorConfig, step: _Step, tasks: int, logs: Path) ->
     except ImportError as error:
         package = "'.[data]'" if error.name == "datatrove" else str(error.name)
         raise InputError.of(
-            f"data.executor.kind={executor.kind}: {error}",
+            f"data.build.executor.kind={executor.kind}: {error}",
             "it runs the stages of the data pipeline",
             f"pip install {package}",
         ) from error
     except TypeError as error:
         raise InputError.of(
-            f"data.executor.options={executor.options}: {error}",
+            f"data.build.executor.options={executor.options}: {error}",
             f"they are arguments of datatrove's {executor.kind} executor",
-            "data.executor.options={} and add what the message names",
+            "data.build.executor.options={} and add what the message names",
         ) from error
 
 
@@ -189,6 +189,6 @@ def _lost(tasks: Sequence[int], stage: str, logs: Path) -> Problem:
         "a process that is killed cannot say why; the end of its log, or that of its machine "
         "(dmesg, sacct), may",
         "start the same command again: it continues with these tasks. If memory ran out, fewer at "
-        "a time (data.executor.workers=N), or on a cluster more for each "
-        "(data.executor.options={mem_per_cpu_gb:N})",
+        "a time (data.build.executor.workers=N), or on a cluster more for each "
+        "(data.build.executor.options={mem_per_cpu_gb:N})",
     )

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from datatrove.executor import LocalPipelineExecutor
 
-from loopcoder.storage.process import exit_with_parent
+from loopcoder.storage.process import exit_with_parent, use_short_socket_paths
 
 
 class QuietExecutor(LocalPipelineExecutor):  # type: ignore[misc] # it is untyped
@@ -24,6 +24,7 @@ class QuietExecutor(LocalPipelineExecutor):  # type: ignore[misc] # it is untype
         Raises:
             BrokenProcessPool: a worker was killed.
         """
+        use_short_socket_paths()
         # what a fork server starts inherits nothing
         context = multiprocessing.get_context("forkserver")
         with ProcessPoolExecutor(self.workers, context, exit_with_parent) as pool:

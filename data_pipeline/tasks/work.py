@@ -36,7 +36,7 @@ from pydantic import TypeAdapter
 
 from data_pipeline.schema import Document
 from data_pipeline.tasks.chunks import Chunk, read_chunk
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import TOKENIZER
 from loopcoder.errors import InputError, LoopcoderError
 from loopcoder.storage.digest import fingerprint

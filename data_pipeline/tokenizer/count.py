@@ -25,6 +25,7 @@ from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.work import Output, Result, Work
 from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.encoder import Encoder
+from loopcoder.config.build import FimConfig
 from loopcoder.storage.files import write_bytes
 
 ENTRY = np.dtype(
@@ -69,14 +70,13 @@ class Encoding:
     """How documents become ids."""
 
     encoder: Encoder
-    rules: fim.Rules
+    rules: FimConfig
     specials: fim.Specials | None
 
     @classmethod
     def of(cls, work: Work) -> Encoding:
         encoder = encoder_of(work)
-        config = work.data.fim
-        rules = fim.Rules(config.rate, config.spm_share, config.min_chars, config.seed)
+        rules = work.data.build.fim
         return cls(encoder, rules, fim.Specials.of(encoder) if rules.rate else None)
 
     def encode(
@@ -131,7 +131,7 @@ def encoder_of(work: Work) -> Encoder:
         InputError: its file was changed.
     """
     done = work.done(Tokenizer)
-    backend = work.data.tokenizer_backend
+    backend = work.data.build.tokenizer_backend
     return _encoder(done.file(work.tokenizer), done.result.xxh3_128, backend)
 
 

@@ -1,4 +1,4 @@
-"""Byte-level BPE: training, import, and encoding in which text never becomes a control token.
+"""Byte-level BPE: training, and encoding in which text never becomes a control token.
 
 HF `tokenizers` is the reference. `fastokens` encodes the same ids some hundred times faster; that
 they are the same is probed on an adversarial corpus whenever an Encoder is made.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -21,29 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data_pipeline.tokenizer.probe import probe_texts
+from data_pipeline.tokenizer.spec import (
+    EOD,
+    SPECIAL_TOKENS,
+    byte_of_char,
+    read_spec,
+)
+from loopcoder.config.build import MIN_VOCAB_SIZE, NUM_SPECIAL_TOKENS
 from loopcoder.errors import InputError, Problem
 
 Backend = Literal["fast", "reference"]
-
-EOD = "<|endoftext|>"
-NUM_SPECIAL_TOKENS = 64
-MIN_VOCAB_SIZE = 256 + NUM_SPECIAL_TOKENS
-
-NAMED_SPECIALS = (
-    EOD,
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-    "<pad>",
-)
-SPECIAL_TOKENS = NAMED_SPECIALS + tuple(
-    f"<|reserved_{i}|>" for i in range(NUM_SPECIAL_TOKENS - len(NAMED_SPECIALS))
-)
-"""They take the last ids, so that a vocabulary may grow without moving those of text."""
+Choice = Literal["auto", "fast", "reference"]
 
 # The split of Qwen2 (cl100k's, but digits stand alone).
 _SPLIT = (
@@ -58,7 +46,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     """Train a byte-level BPE without normaliser and write its tokenizer.json.
 
     Args:
-        texts: What it is trained on; read once.
+        texts: Documents to train on; read once.
         vocab_size: Ids in all, 64 special tokens included; fewer come out if the texts have no more
             pairs to merge.
         path: File to write.
@@ -68,9 +56,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise InputError.of(
-            f"data.tokenizer_vocab_size is {vocab_size}",
+            f"data.build.tokenizer_vocab_size is {vocab_size}",
             f"256 bytes and {NUM_SPECIAL_TOKENS} special tokens need {MIN_VOCAB_SIZE} ids",
-            f"data.tokenizer_vocab_size={MIN_VOCAB_SIZE} or more",
+            f"data.build.tokenizer_vocab_size={MIN_VOCAB_SIZE} or more",
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -93,13 +81,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     path.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
-def _byte_of_char() -> dict[str, int]:
-    """Invert GPT-2's table, which writes every byte as one printable character."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in set(printable)]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
 class Encoder:
     """A tokenizer.json that encodes plain text only.
 
@@ -113,25 +94,24 @@ class Encoder:
         self,
         path: Path,
         *,
-        backend: Literal["auto", "fast", "reference"] = "auto",
+        backend: Choice = "auto",
         threads: int | None = None,
     ) -> None:
         """Read tokenizer.json and probe it.
 
         Args:
             path: The file.
-            backend: What encodes: `fast` is fastokens, `reference` HF tokenizers, `auto` fastokens
-                where it is installed. Which of them it is stands in `self.backend`.
+            backend: `fast` is fastokens, `reference` HF tokenizers, `auto` fastokens if it is
+                installed; `self.backend` has the choice.
             threads: Threads of fastokens, which fixes them for the process at its first use; by
-                default what FASTOKENS_BPE_THREADS says, else 1, as wanted where processes are the
-                unit of parallelism.
+                default FASTOKENS_BPE_THREADS, else 1, since processes work in parallel already.
 
         Raises:
             InputError: the file is unreadable, no byte-level BPE, loses text, or has no
                 end-of-document token; fastokens is asked for and missing, or encodes differently.
         """
         self.path = path
-        self.spec = _read_spec(path)
+        self.spec = read_spec(path)
         self.markers: dict[str, int] = {
             t["content"]: int(t["id"])
             for t in self.spec["added_tokens"]
@@ -144,7 +124,7 @@ class Encoder:
             raise InputError.of(
                 f"{path} has no token {EOD}",
                 "every document of the corpus ends with it",
-                f"add {EOD} to its added_tokens, or data.tokenizer=train",
+                f"add {EOD} to its added_tokens, or data.build.tokenizer=train",
             )
         self.eod_id = eod_id
         added = [int(t["id"]) for t in self.spec["added_tokens"]]
@@ -162,7 +142,7 @@ class Encoder:
         self._tokenizer = Tokenizer.from_str(as_json)
         self._tokenizer.encode_special_tokens = True
         self.backend: Backend = resolve_backend(backend)
-        """What encodes: `fast` or `reference`."""
+        """The backend that encodes: `fast` or `reference`."""
         self.threads = _fix_threads(threads) if self.backend == "fast" else None
         self._fast: Any = _fast_tokenizer(as_json, path) if self.backend == "fast" else None
         self.lossless = self._probe()
@@ -177,7 +157,7 @@ class Encoder:
     @cached_property
     def _pieces(self) -> list[bytes]:
         """UTF-8 that each id stands for, in full for markers; empty for unused ids."""
-        table = _byte_of_char()
+        table = byte_of_char()
         pieces = [b""] * self.vocab_size
         for token in self.spec["added_tokens"]:
             pieces[token["id"]] = token["content"].encode()
@@ -210,8 +190,8 @@ class Encoder:
         if name not in self.markers:
             raise InputError.of(
                 f"{self.path} has no token {name}",
-                "it would become text that a model cannot tell from what documents say",
-                f"add {name} to its added_tokens, or data.tokenizer=train",
+                "it would become text, which a model cannot tell from the text of documents",
+                f"add {name} to its added_tokens, or data.build.tokenizer=train",
             )
         return self.markers[name]
 
@@ -241,12 +221,12 @@ class Encoder:
             raise InputError.of(
                 f"{self.path} encodes some plain text as {EOD}",
                 "a document would end in its middle",
-                "use a tokenizer whose EOD is an added token, or data.tokenizer=train",
+                "use a tokenizer whose EOD is an added token, or data.build.tokenizer=train",
             )
         return ids, ends
 
     def _encode_fast(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        # uint32 ids and uint64 offsets in bytes objects: no Python object a token
+        # uint32 ids and uint64 offsets in bytes objects: no Python object per token
         ids, offsets = self._fast.encode_batch_flat(list(texts), split_special_tokens=True)
         return np.frombuffer(ids, dtype=np.int32), np.frombuffer(offsets, dtype=np.int64)[1:]
 
@@ -285,7 +265,7 @@ class Encoder:
             raise InputError.of(
                 f"{self.path} loses text, such as in {_shortened(text)}",
                 "its ids do not stand for the bytes of the text, though it has no normaliser",
-                "remove what strips or adds blanks from it, or data.tokenizer=train",
+                "remove what strips or adds blanks from it, or data.build.tokenizer=train",
             )
         return True
 
@@ -297,13 +277,13 @@ class Encoder:
         return Problem(
             f"fastokens encodes {_shortened(text, position)} differently: from token "
             f"{around.start} on {got[around]} in place of {want[around]}",
-            f"{self.path} has something that it does not do as HF tokenizers do",
-            "data.tokenizer_backend=reference",
+            f"fastokens does not do everything in {self.path} as HF tokenizers do",
+            "data.build.tokenizer_backend=reference",
         )
 
 
 def resolve_backend(choice: str) -> Backend:
-    """Return what `auto`, `fast` or `reference` means on this machine.
+    """Return the backend that `auto`, `fast` or `reference` means on this machine.
 
     Raises:
         InputError: fastokens is asked for and not installed, or there is no such choice.
@@ -311,15 +291,15 @@ def resolve_backend(choice: str) -> Backend:
     if choice not in ("auto", "fast", "reference"):
         raise InputError.of(
             f"backend is {choice!r}",
-            "fastokens and HF tokenizers are what there is",
-            "data.tokenizer_backend=auto, fast or reference",
+            "the backends are fast (fastokens) and reference (HF tokenizers)",
+            "data.build.tokenizer_backend=auto, fast or reference",
         )
     installed = find_spec("fastokens") is not None
     if choice == "fast" and not installed:
         raise InputError.of(
             "backend is 'fast'",
             "the package fastokens is not installed",
-            "pip install 'loopcoder[data]', or data.tokenizer_backend=reference",
+            "pip install 'loopcoder[data]', or data.build.tokenizer_backend=reference",
         )
     return "fast" if choice != "reference" and installed else "reference"
 
@@ -331,7 +311,7 @@ def _fix_threads(threads: int | None) -> int:
         raise InputError.of(
             f"{_THREADS} is {found!r}" + (f", but threads is {threads}" if threads else ""),
             "fastokens reads it once, at its first use in the process",
-            f"unset {_THREADS}, or the same threads for all encoders of a process",
+            f"unset {_THREADS}, or ask for the same threads in all encoders of a process",
         )
     return int(found)
 
@@ -345,120 +325,13 @@ def _fast_tokenizer(as_json: str, path: Path) -> Any:
         raise InputError.of(
             f"fastokens cannot read {path}: {e}",
             "it knows fewer kinds of tokenizers than HF tokenizers",
-            "data.tokenizer_backend=reference",
+            "data.build.tokenizer_backend=reference",
         ) from e
 
 
-_BLANKS = (0x1680, 0x180E, *range(0x2000, 0x2010), 0x2028, 0x2029, 0x3000)
-_PROBE_FIXED = (
-    "",
-    "def loop(x: int) -> int:\n\treturn x**2 + 0x1F  # it's 'quoted'; we'LL see\r\n\n\n    pass\n",
-    '#include <a.h>\n#define M(x) ((x)<<3)\nint main(){for(int i=0;i<10;++i)printf("%d\\n",i);}',
-    "I'm sure they've said we'd DON'T; naïve café façade. “Quotes” — dashes…",
-    "漢字とかなカナ混じり文。中文字符没有空格\uff0c한국어 텍스트 ภาษาไทย हिन्दी १२३ ٣٤٥ Ⅷ ½ ²",
-    "👩\u200d👩\u200d👧\u200d👦 🏳\ufe0f\u200d🌈 👍🏽 🇩🇪🇫🇷 1\ufe0f\u20e3 ☺\ufe0f a👩\u200d💻b",
-    "שנה טבה \u202eמערב abc\u202c العربية ١٢٣ \u200f.",
-    "e\u0301 a\u0308\u0323 \u0301start Z\u0351\u036b\u0343\u036a\u0302 क्षि ก็ Å\u212b ﬁ ﷺ",
-    "".join(map(chr, range(0xA0))) + "a\x00b\x00\x00c\x7f\x1b[0m",
-    "".join(f"x{chr(c)}y {chr(c)}{chr(c)}z" for c in (*range(9, 14), *range(28, 33), 0x85, 0xA0)),
-    "".join(f"x{chr(c)}y {chr(c)}{chr(c)}" for c in _BLANKS),
-    "a\rb\r\rc\r\n\rd\n\re \r f\r",
-    "".join(f"{b * n}{end}" for b in " \t\n\r" for n in (*range(1, 20), 300) for end in "a "),
-    " \t \n \t\n\n  \r\n \u3000 \xa0 \n",
-    " " * 4096,
-    "0 12 345 6789 01234567890123456789 3.14e-10 1_000_000 ٠١٢ \U0001d7d8\U0001d7d9 ①②",
-    # noncharacters, and text that once was UTF-8 read as Latin-1
-    "\ufffd\ufffe\uffff\U0010ffff\U0001fffe\ue000\ufeffÃ©â\u201a¬ï¿½\xc0\x80\xed\xff\ud7ff\U00010000",
-    '!!!???...;;;---===###@@@$$$%%%^^^&&&***(((()))){{{}}}[[[]]]|||\\\\\\///<<<>>>~~~```"""',
-    "a" * 5000 + "ab" * 2000 + "漢" * 1000 + "=" * 5000,
-)
-_PROBE_CLASSES = (
-    "abcdefghijklmnopqrstuvwxyzABCDEF",
-    "  \t\n\r",
-    "0123456789",
-    "äßñçœ\u0301\u0327",
-    "漢字かな한글",
-    "🙂🜁👩\u200d\ufe0f",
-    "\u2028\x00\ufeff\xad\x85\xa0",
-    ".,;:'\"()[]{}<>|/\\-_=+*&^%$#@!~`",
-    "'st're'll",
-)
-
-
-def probe_texts(spec: dict[str, Any]) -> list[str]:
-    """Return the adversarial corpus for a tokenizer.json: fixed texts, its tokens, and noise.
-
-    It is the same for the same tokenizer, about 0.2 MB.
-    """
-    rng = random.Random(0)
-    names = [t["content"] for t in spec["added_tokens"]] + list(SPECIAL_TOKENS)
-    spelled = [
-        "".join(names),
-        " ".join(names),
-        "".join(f"a{n}b  {n}  {n[:-1]}\n{n}\n" for n in names),
-    ]
-    table = _byte_of_char()
-    tokens = [
-        bytes(map(table.__getitem__, token))
-        for token in spec["model"]["vocab"]
-        if table.keys() >= set(token)
-    ]
-    # tokens in any order: merges compete across their borders
-    shuffled = [b"".join(rng.choices(tokens, k=1000)).decode(errors="replace") for _ in range(8)]
-    noise = [
-        "".join(rng.choice(rng.choice(_PROBE_CLASSES)) for _ in range(rng.randrange(1, 4000)))
-        for _ in range(8)
-    ]
-    words = "".join(rng.choices(_PROBE_CLASSES[0] + _PROBE_CLASSES[2] + '  ,"{}:_', k=70_000))
-    return [*_PROBE_FIXED, *spelled, *shuffled, *noise, words]
-
-
 def _shortened(text: str, position: int = 0, width: int = 60) -> str:
-    """Return the repr of a text, of a long one only what is around `position`."""
+    """Return the repr of a text, or of the part of a long one around `position`."""
     if len(text) <= 2 * width:
         return repr(text)
     start = max(0, position - width)
     return f"{text[start : start + 2 * width]!r} (from character {start} of {len(text):,})"
-
-
-def _read_spec(path: Path) -> dict[str, Any]:
-    fix = "data.tokenizer=train, or the path of a tokenizer.json of a byte-level BPE"
-    try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-        Tokenizer.from_file(str(path))
-    except OSError as e:
-        raise InputError.of(f"cannot read the tokenizer {path}", str(e), fix) from e
-    except Exception as e:  # tokenizers raises bare Exception
-        raise InputError.of(f"{path} is no tokenizer.json", str(e), fix) from e
-    parts = json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
-    table = _byte_of_char()
-    if spec["model"].get("type") != "BPE" or '"ByteLevel"' not in parts:
-        raise InputError.of(
-            f"{path} is not a byte-level BPE",
-            "only there does every token stand for a fixed number of bytes",
-            fix,
-        )
-    added = {t["content"] for t in spec["added_tokens"]}
-    foreign = [t for t in spec["model"]["vocab"] if t not in added and not table.keys() >= set(t)]
-    # a marker within the vocabulary itself, such as GPT-2's EOD, is ASCII and passes
-    if foreign:
-        raise InputError.of(
-            f"{path} has tokens that are no bytes, such as {foreign[0]!r}",
-            "only in a byte-level BPE does every token stand for a fixed number of bytes",
-            fix,
-        )
-    missing = table.keys() - spec["model"]["vocab"].keys()
-    if missing:
-        raise InputError.of(
-            f"{path} has no tokens for {len(missing)} of the 256 bytes",
-            "text with one of them would vanish without a word",
-            fix,
-        )
-    # that of the decoder says nothing about encoding
-    if '"add_prefix_space": true' in json.dumps(spec.get("pre_tokenizer")):
-        raise InputError.of(
-            f"{path} puts a blank before every text",
-            "the ids would stand for a byte that no document has",
-            "add_prefix_space: false in its pre_tokenizer",
-        )
-    return dict(spec)

@@ -4,9 +4,9 @@
     SPM: <|fim_prefix|><|fim_suffix|> suffix <|fim_middle|> prefix middle <|im_end|> <|endoftext|>
 
 The text is cut, and its pieces are encoded one by one, not its ids: a prompt at inference ends at
-any character, also within what would be one token of the whole text, and is encoded alone. What is
-cut where is a pure function of (document id, copy, seed), so that it depends neither on order nor
-on the number of workers, and the second copy of a document is cut elsewhere.
+any character, also within a token of the whole text, and is encoded alone. Where a document is cut
+is a pure function of (document id, copy, seed), so that it depends neither on order nor on the
+number of workers, and the second copy of a document is cut elsewhere.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_pipeline.tokenizer.encoder import Encoder
-from loopcoder.errors import InputError
+from loopcoder.config.build import FimConfig
 
 PREFIX = "<|fim_prefix|>"
 MIDDLE = "<|fim_middle|>"
@@ -27,29 +27,6 @@ SUFFIX = "<|fim_suffix|>"
 END = "<|im_end|>"
 REPO_NAME = "<|repo_name|>"
 FILE_SEP = "<|file_sep|>"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Which documents are rearranged, and how."""
-
-    rate: float = 0.5
-    """Share of the code documents that are rearranged."""
-    spm_share: float = 0.5
-    """Share of these that show the suffix first (SPM); the others are PSM."""
-    min_chars: int = 10
-    """Documents with fewer characters are left alone."""
-    seed: int = 0
-    """Another one cuts every document elsewhere."""
-
-    def __post_init__(self) -> None:
-        for name in ("rate", "spm_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError.of(
-                    f"data.fim.{name} is {getattr(self, name)}",
-                    "it is a share",
-                    f"data.fim.{name}=0.5",
-                )
 
 
 @dataclass(frozen=True)
@@ -81,7 +58,7 @@ class Cut:
     """SPM, else PSM."""
 
 
-def cut(text: str, document_id: str, copy: int, rules: Rules) -> Cut | None:
+def cut(text: str, document_id: str, copy: int, rules: FimConfig) -> Cut | None:
     """Decide about one document; None leaves it as it is.
 
     Both ends of the middle are uniform over the characters' borders, the outer ones included, so
@@ -91,7 +68,7 @@ def cut(text: str, document_id: str, copy: int, rules: Rules) -> Cut | None:
         text: The document.
         document_id: Its id, the same in every run.
         copy: 1 for the first time that the document is in the corpus, 2 for the second.
-        rules: What to do how often.
+        rules: How often documents are rearranged, and how.
     """
     if len(text) < rules.min_chars or any(m in text for m in (PREFIX, MIDDLE, SUFFIX)):
         return None
@@ -113,7 +90,7 @@ def apply(
     texts: Sequence[str],
     document_ids: Sequence[str],
     copies: Sequence[int],
-    rules: Rules,
+    rules: FimConfig,
     specials: Specials,
     *,
     domain: str,
@@ -125,9 +102,9 @@ def apply(
         texts: The documents.
         document_ids: The id of each, see `cut`.
         copies: The copy of each, 1 or more.
-        rules: What to do how often.
+        rules: How often documents are rearranged, and how.
         specials: `Specials.of(encoder)`.
-        domain: Only of `code` anything is rearranged.
+        domain: Only documents of `code` are rearranged.
 
     Returns:
         The ids of all documents one after the other, and the tokens of each (EOD included).
@@ -177,7 +154,7 @@ def pack_repository(
     Args:
         encoder: Encodes names and contents; text never becomes one of the markers.
         name: Of the repository; each document begins with it.
-        files: (path, content) in the order wanted, best what others import first.
+        files: (path, content) in the order wanted, best with imported files before their users.
         max_tokens: Files join a document up to this length, EOD included. One that is longer alone
             stays whole in a document of its own: nothing is cut or lost.
 

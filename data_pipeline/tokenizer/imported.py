@@ -1,38 +1,18 @@
-"""Tokenizers that were trained elsewhere: what they are, or why they cannot be used."""
+"""Tokenizers that were trained elsewhere, or the reasons why they cannot be used."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.tokenizer.encoder import EOD, NAMED_SPECIALS, Encoder
+from data_pipeline.tokenizer.encoder import Choice, Encoder
+from loopcoder.backends import require
 from loopcoder.errors import InputError, Problem
-from loopcoder.storage.digest import file_digest
 
 
-@dataclass(frozen=True)
-class ImportedTokenizer:
-    """What a tokenizer that was trained elsewhere is."""
-
-    path: Path
-    xxh3_128: str
-    """Hash of the file, as a corpus records it."""
-    vocab_size: int
-    eod_id: int
-    specials: dict[str, int]
-    """Control tokens and their ids: what text never becomes."""
-    missing: tuple[str, ...]
-    """Control tokens of FIM, chat and repositories that it does not have."""
-    normalizer: str | None
-    """Type of its normaliser, if any: Unicode then comes out in another form than it went in."""
-    lossless: bool
-    """Whether ids give back the text to the byte."""
-
-
-def import_tokenizer(path: Path) -> ImportedTokenizer:
-    """Check a tokenizer.json, or say why a SentencePiece or tiktoken file cannot be used.
+def import_tokenizer(path: Path, backend: Choice) -> Encoder:
+    """Open a tokenizer.json, or say why a SentencePiece or tiktoken file cannot be used.
 
     SentencePiece merges characters, not bytes, over whole lines, and writes U+2581 for a blank. No
     byte-level BPE has the same ids, whether by transformers' converters or by others.
@@ -44,90 +24,61 @@ def import_tokenizer(path: Path) -> ImportedTokenizer:
         with open(path, "rb") as file:
             start = file.read(4096)
     except OSError as e:
-        raise InputError.of(
-            f"cannot read the tokenizer {path}", str(e), "the path of a tokenizer.json"
-        ) from e
+        fix = "a file that this user can read, or data.build.tokenizer=train"
+        raise InputError.of(f"cannot read the tokenizer {path}", str(e), fix) from e
     if re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", start):
         raise InputError.of(
             f"{path} is a tiktoken file",
             "it names neither the pattern that splits text nor the control tokens",
-            "the tokenizer.json of the same model, or data.tokenizer=train",
+            "the tokenizer.json of the same model, or data.build.tokenizer=train",
         )
     if not start.lstrip().startswith(b"{"):
         raise InputError(_sentencepiece_problems(path))
-    encoder = Encoder(path, backend="reference")
-    normalizer = encoder.spec.get("normalizer")
-    return ImportedTokenizer(
-        path=path,
-        xxh3_128=file_digest(path),
-        vocab_size=encoder.vocab_size,
-        eod_id=encoder.eod_id,
-        specials=dict(encoder.markers),
-        missing=tuple(t for t in NAMED_SPECIALS if t not in encoder.markers and t != EOD),
-        normalizer=None if normalizer is None else str(normalizer["type"]),
-        lossless=encoder.lossless,
-    )
+    return Encoder(path, backend=backend)
 
 
 def _sentencepiece_problems(path: Path) -> list[Problem]:
     """Return why this SentencePiece model is no byte-level BPE: one reason at least."""
-    fix = "the tokenizer.json of a byte-level BPE, or data.tokenizer=train"
-    try:
-        from sentencepiece import sentencepiece_model_pb2 as formats
-    except ImportError as e:
-        return [
-            Problem(f"cannot look into {path}", str(e), "pip install 'loopcoder[data]', or " + fix)
-        ]
-    model: Any = vars(formats)["ModelProto"]()  # made at run time, unknown to mypy
+    fix = "the tokenizer.json of a byte-level BPE, or data.build.tokenizer=train"
+    formats = require(
+        "sentencepiece.sentencepiece_model_pb2",
+        f"{path} is no tokenizer.json",
+        "whether it is a SentencePiece model can only be told by the package sentencepiece",
+        "pip install 'loopcoder[data]', or " + fix,
+    )
+    model = formats.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
+        fault = "" if model.pieces else "it has no pieces"
     except Exception as e:  # protobuf's DecodeError, whose place differs by version
-        return [Problem(f"{path} is no tokenizer.json and no SentencePiece model", str(e), fix)]
-    if not model.pieces:
-        return [Problem(f"{path} is no tokenizer.json and no SentencePiece model", "empty", fix)]
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    kind = trainer.ModelType.Name(trainer.model_type)
-    what = f"{path} is a SentencePiece model ({kind}, {len(model.pieces):,} pieces)"
-    problems = []
-    if kind != "BPE":
-        problems.append(
-            Problem(
-                what,
-                f"{kind} chooses pieces by probability or words, which no list of merges repeats",
-                fix,
-            )
-        )
-    else:
-        problems.append(
-            Problem(
-                what,
-                "its merges are of characters over a whole line, not of bytes within a word; bytes "
-                "are only the fallback for characters that it does not have",
-                fix,
-            )
-        )
-    if not trainer.byte_fallback:
-        problems.append(
-            Problem(
-                f"{path} has no byte fallback", "characters that it does not have would vanish", fix
-            )
-        )
-    changes = [
-        name
-        for name, on in (
-            (f"normalises by {normalizer.name}", normalizer.name not in ("", "identity")),
-            ("adds a blank in front", normalizer.add_dummy_prefix),
-            ("removes blanks", normalizer.remove_extra_whitespaces),
-            ("writes blanks as U+2581", normalizer.escape_whitespaces),
-        )
-        if on
-    ]
+        fault = str(e)
+    if fault:
+        return [Problem(f"{path} is no tokenizer.json and no SentencePiece model", fault, fix)]
+    kind = model.trainer_spec.ModelType.Name(model.trainer_spec.model_type)
+    reason = (
+        "its merges are of characters over a whole line, not of bytes within a word; bytes are "
+        "only the fallback for characters that it does not have"
+        if kind == "BPE"
+        else f"{kind} chooses pieces by probability or words, which no list of merges repeats"
+    )
+    fact = f"{path} is a SentencePiece model ({kind}, {len(model.pieces):,} pieces)"
+    problems = [Problem(fact, reason, fix)]
+    if not model.trainer_spec.byte_fallback:
+        fact = f"{path} has no byte fallback"
+        problems.append(Problem(fact, "characters that it does not have would vanish", fix))
+    changes = _changes(model.normalizer_spec)
     if changes:
-        problems.append(
-            Problem(
-                f"{path} changes text: it {', '.join(changes)}",
-                "documents, code above all, must come back to the byte",
-                fix,
-            )
-        )
+        fact = f"{path} changes text: it {', '.join(changes)}"
+        problems.append(Problem(fact, "documents, code above all, must come back to the byte", fix))
     return problems
+
+
+def _changes(normalizer: Any) -> list[str]:
+    """Return what the normaliser of a SentencePiece model does to text."""
+    found = {
+        f"normalises by {normalizer.name}": normalizer.name not in ("", "identity"),
+        "adds a blank in front": normalizer.add_dummy_prefix,
+        "removes blanks": normalizer.remove_extra_whitespaces,
+        "writes blanks as U+2581": normalizer.escape_whitespaces,
+    }
+    return [change for change, is_on in found.items() if is_on]

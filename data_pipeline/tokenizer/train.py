@@ -32,7 +32,7 @@ class Sampled(Result):
 
 
 def is_trained(work: Work) -> bool:
-    return work.data.tokenizer == "train"
+    return work.data.build.tokenizer == "train"
 
 
 def sample(work: Work, chunk: int) -> Output:
@@ -57,7 +57,7 @@ def make(work: Work, _: int) -> Output:
     """Write tokenizer.json."""
     work.tokenizer.parent.mkdir(parents=True, exist_ok=True)
     if not is_trained(work):
-        write_bytes(work.tokenizer, Path(work.data.tokenizer).expanduser().read_bytes())
+        write_bytes(work.tokenizer, Path(work.data.build.tokenizer).expanduser().read_bytes())
         return _made(work, 0)
     share = _share(work, _domain_bytes(work))
     chosen: list[str] = []
@@ -71,14 +71,14 @@ def make(work: Work, _: int) -> Output:
             left -= len(text.encode())
         used += share - left
     temporary = work.tokenizer.with_suffix(".tmp")
-    train_tokenizer(chosen, work.data.tokenizer_vocab_size, temporary)
+    train_tokenizer(chosen, work.data.build.tokenizer_vocab_size, temporary)
     write_bytes(work.tokenizer, temporary.read_bytes())
     temporary.unlink()
     return _made(work, used)
 
 
 def _made(work: Work, used: int) -> Output:
-    encoder = Encoder(work.tokenizer, backend=work.data.tokenizer_backend)
+    encoder = Encoder(work.tokenizer, backend=work.data.build.tokenizer_backend)
     result = Tokenizer(
         xxh3_128=file_digest(work.tokenizer),
         vocab_size=encoder.vocab_size,
@@ -108,8 +108,8 @@ def _domain_bytes(work: Work) -> dict[str, int]:
 
 def _share(work: Work, total: dict[str, int]) -> int:
     """Return the bytes of each domain that are wanted."""
-    return min(work.data.tokenizer_train_bytes // len(work.domains), max(total.values()))
+    return min(work.data.build.tokenizer_train_bytes // len(work.domains), max(total.values()))
 
 
 def _is_held_out(work: Work, document: Document) -> bool:
-    return content_hash(document) < work.data.val_fraction * 2**64
+    return content_hash(document) < work.data.build.val_fraction * 2**64

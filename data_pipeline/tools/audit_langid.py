@@ -2,8 +2,8 @@
 
     loopcoder data audit PATH... [--model langid.bin] [--share 0.01]
 
-Magika (Fratantonio et al. 2024) reads content only, and a hundred times slower than the labels are
-made, so it sees one document in a hundred: which, a hash of the document's id decides.
+Magika (Fratantonio et al. 2024) reads content only, and is a hundred times slower than our labels,
+so it sees one document in a hundred, chosen by a hash of the document's id.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 import xxhash
 
-from data_pipeline.langid.classifier import UNKNOWN, LanguageModel, label
-from data_pipeline.optional import require
+from data_pipeline.langid.classifier import MIN_CONFIDENCE, UNKNOWN, LanguageClassifier, label
 from data_pipeline.schema import Document
 from data_pipeline.tools.train_langid import add_paths, documents_of
+from loopcoder.backends import require
 
 SHARE = 0.01
 _SEED = 7
@@ -165,14 +165,17 @@ def in_sample(document_id: str, share: float) -> bool:
 
 
 def audit(
-    documents: Iterable[Document], *, share: float = SHARE, model: LanguageModel | None = None
+    documents: Iterable[Document],
+    *,
+    share: float = SHARE,
+    classifier: LanguageClassifier | None = None,
 ) -> Audit:
     """Compare the labels of a sample of the code documents with Magika's.
 
     Args:
         documents: Documents with or without a language; prose is passed over.
-        share: Of the documents, 0 to 1.
-        model: Labels those that have none.
+        share: Share of the documents that is compared, 0 to 1.
+        classifier: Labels the documents that have no language.
 
     Raises:
         InputError: Magika is not installed.
@@ -183,7 +186,7 @@ def audit(
         if document.domain != "code" or not in_sample(document.id, share):
             continue
         found.sampled += 1
-        language, _ = label(document, model)
+        language, _ = label(document, classifier, MIN_CONFIDENCE)
         if language == UNKNOWN:
             found.unknown += 1
         elif language not in MAGIKA:
@@ -202,7 +205,7 @@ def _magika() -> Any:
     module = require(
         "magika",
         "an audit is asked for, and Magika is not installed",
-        "it is what the labels are compared with; nothing else needs it",
+        "the labels are compared with those of Magika",
         "pip install 'loopcoder[audit]'",
     )
     return module.Magika()
@@ -213,12 +216,12 @@ def main(argv: Sequence[str] | None = None, report: Callable[[str], object] = pr
     name, about = "loopcoder data audit", (__doc__ or "").split("\n", maxsplit=1)[0]
     parser = argparse.ArgumentParser(name, description=about)
     add_paths(parser)
-    parser.add_argument("--model", type=Path, help="language model, for documents without a name")
-    parser.add_argument("--share", type=float, default=SHARE, help="of the documents, 0 to 1")
+    parser.add_argument("--model", type=Path, help="classifier, for code without a name")
+    parser.add_argument("--share", type=float, default=SHARE, help="share of the documents, 0 to 1")
     arguments = parser.parse_args(argv)
-    model = LanguageModel.load(arguments.model) if arguments.model else None
+    classifier = LanguageClassifier.load(arguments.model) if arguments.model else None
     documents = documents_of(arguments.paths, arguments.text_field, arguments.language_field)
-    report(audit(documents, share=arguments.share, model=model).table())
+    report(audit(documents, share=arguments.share, classifier=classifier).table())
     return 0
 
 

@@ -1,10 +1,10 @@
-"""Train the language model on the part of a corpus whose names tell the language.
+"""Train the classifier of programming languages on code whose names tell the language.
 
     loopcoder data train-langid PATH... --out langid.bin
 
 The result depends on the documents alone, not on their order: every language gives the documents
-with the smallest hashes of their content, and one thread trains. What the content's hash holds out
-measures the model; copies of a document are always on the same side.
+with the smallest hashes of their content, and one thread trains. Documents that are held out, by
+the hash of their content, measure the classifier; copies of a document are all held out or none.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from data_pipeline.langid.classifier import (
     LABEL,
     MIN_CONFIDENCE,
     UNKNOWN,
-    LanguageModel,
+    LanguageClassifier,
     card_path,
     features,
     import_fasttext,
 )
 from data_pipeline.readers import open_source
 from data_pipeline.schema import Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 from loopcoder.storage.files import write_bytes, write_json
 
@@ -50,16 +50,18 @@ PARAMETERS = {
     "lr": 1.0,
     "loss": "softmax",
     "seed": 1,
-    # more threads race, and no two models are alike
+    # more threads race, and no two results are alike
     "thread": 1,
     "verbose": 0,
     "label": LABEL,
 }
-"""fastText's; 20 MB of model."""
+"""Parameters of fastText; they give a file of 20 MB."""
 MIN_DOCUMENTS = 20
-"""Documents below which a language is left out."""
+"""A language with fewer documents is left out."""
+MAX_DOCUMENTS = 2500
+"""Most documents of each language; some 2 kB of each are in memory."""
 _HELD_OUT = 10
-"""One in so many documents measures the model."""
+"""One document in ten measures the classifier."""
 _SMALLEST_RATE = 0.01
 _PART_BYTES = 1 << 62
 # With one thread fastText leaves nine tenths of its matrix as the allocator gave it. A process of
@@ -73,14 +75,14 @@ _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_PERTURB_": "0"}
 
 
 def train_langid(
-    documents: Iterable[Document], path: Path, *, max_documents: int = 2500
+    documents: Iterable[Document], path: Path, *, max_documents: int = MAX_DOCUMENTS
 ) -> dict[str, Any]:
-    """Train a model, write it to `path` and its card beside it, and return the card.
+    """Train a classifier, write it to `path` and its card beside it, and return the card.
 
     Args:
         documents: Of both domains; those of unknown language are passed over.
-        path: File of the model; what is there is replaced when the new one is complete.
-        max_documents: Of each language; some 2 kB of each are in memory.
+        path: File of the classifier; one that is there is replaced when the new one is complete.
+        max_documents: Most documents of each language.
 
     Raises:
         InputError: fewer than two languages have 20 documents, or fastText is not installed.
@@ -93,7 +95,7 @@ def train_langid(
         raise InputError.of(
             f"{len(languages)} languages have {MIN_DOCUMENTS} different documents: "
             + ", ".join(f"{n} {len(found)}" for n, found in sorted(chosen.items())),
-            "a model learns to tell at least two languages from examples of each",
+            "a classifier needs examples of at least two languages",
             "name more folders, or --language-field COLUMN for rows",
         )
     # languages mixed, by another hash: the chosen keys of a frequent one are all small
@@ -126,7 +128,7 @@ def train_langid(
         "fasttext": version("fasttext-numpy2-wheel"),
     }
     write_json(card_path(path), card)
-    card["held_out"] = _measure(LanguageModel.load(path), test)
+    card["held_out"] = _measure(LanguageClassifier.load(path), test)
     write_json(card_path(path), card)
     return card
 
@@ -169,16 +171,16 @@ def _train(file: Path, model: Path) -> float:
         rate /= 2
 
 
-def _measure(model: LanguageModel, rows: Sequence[tuple[int, str]]) -> dict[str, Any]:
-    """Return accuracy on held-out documents, all over and by language, and what is confused."""
+def _measure(classifier: LanguageClassifier, rows: Sequence[tuple[int, str]]) -> dict[str, Any]:
+    """Return the accuracy on held-out documents, in all and by language, and the confusions."""
     total: Counter[str] = Counter()
     right: Counter[str] = Counter()
     unsure = 0
     confused: Counter[tuple[str, str]] = Counter()
     start = time.process_time()
     for number, text in rows:
-        wanted = model.languages[number]
-        found, confidence = model.predict_features(text)
+        wanted = classifier.languages[number]
+        found, confidence = classifier.predict_features(text)
         total[wanted] += 1
         if confidence < MIN_CONFIDENCE:
             unsure += 1
@@ -229,7 +231,7 @@ def documents_of(
 
 
 def add_paths(parser: argparse.ArgumentParser) -> None:
-    """Add what names documents on the command line."""
+    """Add the arguments that name documents."""
     parser.add_argument("paths", nargs="+", metavar="PATH", help="folders, files or patterns")
     parser.add_argument("--text-field", default="text", help="column of the text, for rows")
     parser.add_argument("--language-field", help="column of the language, for rows")
@@ -241,8 +243,10 @@ def main(argv: Sequence[str] | None = None, report: Callable[[str], object] = pr
         "loopcoder data train-langid", description=__doc__.split("\n")[0]
     )
     add_paths(parser)
-    parser.add_argument("--out", required=True, type=Path, help="file of the model")
-    parser.add_argument("--max-documents", type=int, default=2500, help="of each language")
+    parser.add_argument("--out", required=True, type=Path, help="file of the classifier")
+    parser.add_argument(
+        "--max-documents", type=int, default=MAX_DOCUMENTS, help="most documents of each language"
+    )
     arguments = parser.parse_args(argv)
     documents = documents_of(arguments.paths, arguments.text_field, arguments.language_field)
     card = train_langid(documents, arguments.out, max_documents=arguments.max_documents)

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from loopcoder.checkpoint.state import FORMAT_VERSION, CheckpointState, UnknownFormat
 from loopcoder.errors import InputError
 from loopcoder.storage.files import fault_of
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 CONFIG = "config.yaml"
@@ -35,16 +35,19 @@ class Checkpoint:
     path: Path
     step: int
 
-    def state(self) -> dict[str, Any]:
-        """Read state.json; an unknown format is an error."""
-        state = _read_json(self, STATE, "format_version")
-        if state.get("format_version") != FORMAT_VERSION:
+    def state(self) -> CheckpointState:
+        """Read state.json; a damaged one and an unknown format are errors with advice."""
+        content = _read_json(self, STATE, "format_version")
+        try:
+            return CheckpointState.from_json(content)
+        except UnknownFormat as error:
             raise InputError.of(
-                f"{self.path} has checkpoint format {state.get('format_version')}",
-                f"this version of loopcoder reads format {FORMAT_VERSION}",
+                f"{self.path} has checkpoint format {error}",
+                f"this version of loopcoder reads formats up to {FORMAT_VERSION}",
                 "use the version of loopcoder that wrote it, or another checkpoint",
-            )
-        return state
+            ) from error
+        except ValueError as error:
+            raise _corrupt(self, f"{self.path / STATE} cannot be understood: {error}") from error
 
 
 def step_folder(run_dir: Path, step: int) -> Path:
@@ -73,7 +76,7 @@ def find(path: Path) -> Checkpoint:
     if (path / MANIFEST).is_file() and (path / STATE).is_file():
         name = _NAME.fullmatch(path.resolve().name)
         named = Checkpoint(path, int(name[1]) if name else 0)
-        return Checkpoint(path, _read_json(named, STATE, "step")["step"])
+        return Checkpoint(path, named.state().step)
     for folder in (path, path / "checkpoints"):
         if found := complete(folder):
             return found[-1]

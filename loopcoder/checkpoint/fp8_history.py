@@ -20,8 +20,8 @@ def is_history(name: str) -> bool:
 
 
 def with_history(network: nn.Module, model: dict[str, Any]) -> dict[str, Any]:
-    """Return the sharded state of a network with its history of scaling, where it has one, as a
-    dict of tensors a module.
+    """Return the sharded state of a network with its history of scaling, where it has one, as one
+    dict of tensors per module.
 
     Args:
         model: sharded state dict; names are "model." and the name in the network.

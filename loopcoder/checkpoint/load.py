@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.fp8_history import is_history, restore
 from loopcoder.checkpoint.save import sharded_state
-from loopcoder.config.compose import changes, load_config
+from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.config.compose import load_config
+from loopcoder.config.identity import changes
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.errors import InputError, Problem
@@ -30,8 +34,17 @@ _SHAPE = (
 """Fields of `model` that decide which weights exist."""
 
 
-def find_start(config: Config, run_dir: Path) -> tuple[Checkpoint | None, bool]:
-    """Return the checkpoint to start from, if any, and whether it continues this very run.
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a run starts from."""
+
+    checkpoint: Checkpoint
+    resumes: bool
+    """It is this run's own, which goes on; else another run's, from which this one branches."""
+
+
+def find_start(config: Config, run_dir: Path) -> Start | None:
+    """Return what the run starts from; None: from its own initial weights.
 
     A run that has checkpoints of its own continues from them even when init_from is given: the same
     command again resumes. Raises InputError where resume=require finds nothing, or never would
@@ -52,93 +65,104 @@ def find_start(config: Config, run_dir: Path) -> tuple[Checkpoint | None, bool]:
             "there is nothing to continue from",
             "checkpoint.resume=auto to start anew, or the right run_dir=",
         )
-    if own and mode != "never":
-        return own[-1], True
+    if own:
+        return Start(own[-1], resumes=True)
     if config.checkpoint.init_from:
-        return layout.find(Path(config.checkpoint.init_from)), False
-    return None, False
+        return Start(layout.find(Path(config.checkpoint.init_from)), resumes=False)
+    return None
 
 
-def check_fits(
-    checkpoint: Checkpoint, config: Config, vocab_size: int, corpus: Corpus, *, resumes: bool
-) -> list[str]:
+def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) -> list[str]:
     """Compare a checkpoint with the run that wants to load it, before anything long is done.
 
     Returns notes for the user: what may differ but is not to differ unnoticed. Raises InputError
     with every mismatch.
     """
-    before = load_config(checkpoint.path / layout.CONFIG)
-    state, theirs = checkpoint.state(), before.model
-    rows = state["vocab_size"]
-    ours, path, problems, notes = config.model, checkpoint.path, [], []
+    checkpoint = start.checkpoint
+    before, state = load_config(checkpoint.path / layout.CONFIG), checkpoint.state()
+    problems = [
+        *_other_weights(checkpoint, before, config),
+        *_other_text(checkpoint, state, vocab_size, corpus),
+        *_other_loops(checkpoint, before, config, start.resumes),
+    ]
+    if problems:
+        raise InputError(problems)
+    if not start.resumes:
+        return list(_gates_that_differ(checkpoint, before, config))
+    notes = []
+    if state.corpus != corpus.fingerprint:
+        notes.append(
+            f"warning: the corpus is {corpus.fingerprint}, steps up to {checkpoint.step} were "
+            f"trained on {state.corpus}: from here on it is other data"
+        )
+    return notes + [f"changed since step {checkpoint.step}: {c}" for c in changes(before, config)]
+
+
+def _other_weights(checkpoint: Checkpoint, before: Config, config: Config) -> Iterator[Problem]:
+    ours, theirs = config.model, before.model
     for name in _SHAPE:
         wanted, found = getattr(ours, name), getattr(theirs, name)
         if name in ("gate", "kv_sharing") and not (ours.num_loops > 1 and theirs.num_loops > 1):
             continue
         if wanted != found:
-            problems.append(
-                Problem(
-                    f"model.{name}={wanted}, the checkpoint {path} has {found}",
-                    "its weights have another shape or meaning",
-                    f"model.{name}={found}, or another run_dir= to train this model from the start",
-                )
+            yield Problem(
+                f"model.{name}={wanted}, the checkpoint {checkpoint.path} has {found}",
+                "its weights have another shape or meaning",
+                f"model.{name}={found}, or another run_dir= to train this model from the start",
             )
-    if rows != vocab_size:
-        problems.append(
-            Problem(
-                f"the vocabulary has {vocab_size} rows, the checkpoint {path} {rows}",
-                "the embedding would not fit",
-                f"model.vocab_size={rows} with the tokenizer it was trained with",
-            )
+
+
+def _other_text(
+    checkpoint: Checkpoint, state: CheckpointState, vocab_size: int, corpus: Corpus
+) -> Iterator[Problem]:
+    if state.vocab_size != vocab_size:
+        yield Problem(
+            f"the vocabulary has {vocab_size} rows, "
+            f"the checkpoint {checkpoint.path} {state.vocab_size}",
+            "the embedding would not fit",
+            f"model.vocab_size={state.vocab_size} with the tokenizer it was trained with",
         )
-    if state["tokenizer_hash"] != corpus.tokenizer_hash:
-        problems.append(
-            Problem(
-                f"the corpus was tokenised by {corpus.tokenizer_hash}, "
-                f"the checkpoint {path} was trained on {state['tokenizer_hash']}",
-                "the same ids mean other text",
-                f"data.tokenizer={state['tokenizer_path']}, or another run_dir=",
-            )
+    if state.tokenizer_hash != corpus.tokenizer_hash:
+        yield Problem(
+            f"the corpus was tokenised by {corpus.tokenizer_hash}, "
+            f"the checkpoint {checkpoint.path} was trained on {state.tokenizer_hash}",
+            "the same ids mean other text",
+            f"data.build.tokenizer={state.tokenizer_path}, or another run_dir=",
         )
-    if ours.num_loops != theirs.num_loops:
-        if resumes:
-            problems.append(
-                Problem(
-                    f"model.num_loops={ours.num_loops}, "
-                    f"the run in {path.parents[1]} has {theirs.num_loops}",
-                    "another number of loops is another run, which may start from these weights",
-                    f"run_dir=ANOTHER_FOLDER checkpoint.init_from={path}, "
-                    f"or model.num_loops={theirs.num_loops}",
-                )
-            )
-        elif ours.has_gates and not theirs.has_gates:
-            notes.append(
-                f"warning: {path} has no gates (num_loops={theirs.num_loops}): "
-                "they start at g = 0.5"
-            )
-            sharded = config.parallel.distributed_optimizer or config.precision.name == "fp32"
-            if config.checkpoint.init_optimizer and not sharded:
-                problems.append(
-                    Problem(
-                        "checkpoint.init_optimizer=true parallel.distributed_optimizer=false "
-                        f"with new gates (num_loops={theirs.num_loops} -> {ours.num_loops})",
-                        "megatron-core's plain bf16 optimizer saves its state without names, "
-                        "so that nothing can be added to it",
-                        "parallel.distributed_optimizer=true, or checkpoint.init_optimizer=false",
-                    )
-                )
-        elif theirs.has_gates and not ours.has_gates:
-            notes.append(f"the gates of {path} are dropped: num_loops={ours.num_loops} has none")
-    if resumes and state["corpus"] != corpus.fingerprint:
-        notes.append(
-            f"warning: the corpus is {corpus.fingerprint}, steps up to {checkpoint.step} were "
-            f"trained on {state['corpus']}: from here on it is other data"
+
+
+def _other_loops(
+    checkpoint: Checkpoint, before: Config, config: Config, resumes: bool
+) -> Iterator[Problem]:
+    path, ours, theirs = checkpoint.path, config.model, before.model
+    if resumes and ours.num_loops != theirs.num_loops:
+        yield Problem(
+            f"model.num_loops={ours.num_loops}, "
+            f"the run in {path.parents[1]} has {theirs.num_loops}",
+            "another number of loops is another run, which may start from these weights",
+            f"run_dir=ANOTHER_FOLDER checkpoint.init_from={path}, "
+            f"or model.num_loops={theirs.num_loops}",
         )
-    if resumes and not problems:
-        notes += [f"changed since step {checkpoint.step}: {c}" for c in changes(before, config)]
-    if problems:
-        raise InputError(problems)
-    return notes
+    sharded = config.parallel.distributed_optimizer or config.precision.name == "fp32"
+    gates_are_new = ours.has_gates and not theirs.has_gates and not resumes
+    if gates_are_new and config.checkpoint.init_optimizer and not sharded:
+        yield Problem(
+            "checkpoint.init_optimizer=true parallel.distributed_optimizer=false "
+            f"with new gates (num_loops={theirs.num_loops} -> {ours.num_loops})",
+            "megatron-core's plain bf16 optimizer saves its state without names, "
+            "so that nothing can be added to it",
+            "parallel.distributed_optimizer=true, or checkpoint.init_optimizer=false",
+        )
+
+
+def _gates_that_differ(checkpoint: Checkpoint, before: Config, config: Config) -> Iterator[str]:
+    ours, theirs, path = config.model, before.model, checkpoint.path
+    if ours.has_gates and not theirs.has_gates:
+        yield (
+            f"warning: {path} has no gates (num_loops={theirs.num_loops}): they start at g = 0.5"
+        )
+    elif theirs.has_gates and not ours.has_gates:
+        yield f"the gates of {path} are dropped: num_loops={ours.num_loops} has none"
 
 
 def load(checkpoint: Checkpoint, network: Any, optimizer: Any | None, config: Config) -> None:

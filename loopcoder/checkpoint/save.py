@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # a BaseExcept
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.fp8_history import with_history
+from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.checkpoint.writers import BackgroundWriter, use_result_queue
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
@@ -58,17 +59,13 @@ class Saver:
         """Folder of the background save that is under way."""
         self._manager = use_result_queue(config.checkpoint.async_save)
 
-    def save(self, network: Any, ddp: Any, optimizer: Any, state: dict[str, Any]) -> Path:
-        """Save the state after a step.
-
-        Args:
-            state: content of state.json; `step` names the folder.
-        """
+    def save(self, network: Any, ddp: Any, optimizer: Any, state: CheckpointState) -> Path:
+        """Save a run after the step of `state`, which names the folder."""
         from megatron.core import dist_checkpointing
 
         self.finish()  # one save at a time: the one before is complete first
         began = time.monotonic()
-        folder = layout.step_folder(self.run_dir, state["step"])
+        folder = layout.step_folder(self.run_dir, state.step)
         self._on_main(lambda: _fresh(folder))
         if self.config.parallel.overlap_param_gather:
             ddp.start_param_sync(force_sync=True)
@@ -93,7 +90,7 @@ class Saver:
         return folder
 
     def poll(self) -> None:
-        """Complete a background save that has ended; call it once a step."""
+        """Complete a background save that has ended; call it once per step."""
         if self.config.checkpoint.async_save:
             self._finalise(blocking=False)
 
@@ -110,14 +107,12 @@ class Saver:
             except (Exception, CheckpointException) as error:
                 raise self._failed(self._writing, error) from error
 
-    def _complete(self, folder: Path, state: dict[str, Any], began: float) -> None:
+    def _complete(self, folder: Path, state: CheckpointState, began: float) -> None:
         """Hash the files on all ranks and write the manifest; only now is it a checkpoint."""
         if self.is_main:
             with _disk_errors(folder):
                 save_config(self.config, folder / layout.CONFIG)
-                write_json(
-                    folder / layout.STATE, {"format_version": layout.FORMAT_VERSION, **state}
-                )
+                write_json(folder / layout.STATE, state.to_json())
         dist.barrier()
         files = sorted(p.name for p in folder.iterdir())
         mine = files[dist.get_rank() :: dist.get_world_size()]
@@ -133,7 +128,7 @@ class Saver:
         size = sum(entry["bytes"] for entry in merged.values())
         self.report(
             "checkpoint_saved",
-            step=state["step"],
+            step=state.step,
             path=str(folder),
             bytes=size,
             seconds=round(time.monotonic() - began, 3),
@@ -167,10 +162,10 @@ def _not_saved(folder: Path, error: BaseException) -> LoopcoderError:
     """Say what failed. megatron's writer swallows the reason, so the free space is looked at."""
     full = is_disk_full(error) or free_bytes(folder) < _FULL_BYTES
     cause = "the disk is full" if full else f"{type(error).__name__}: {error}"
-    return LoopcoderError(
-        f"could not save {folder}: {cause}\n"
-        "    why: without checkpoints a run is lost when it ends; older ones are intact\n"
-        "    fix: free space there (or lower checkpoint.keep), then start the same command again"
+    return LoopcoderError.of(
+        f"could not save {folder}: {cause}",
+        "without checkpoints a run is lost when it ends; older ones are intact",
+        "free space there (or lower checkpoint.keep), then start the same command again",
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from multiprocessing.managers import SyncManager
 from typing import Any
 
-from loopcoder.storage.process import exit_with_parent
+from loopcoder.storage.process import exit_with_parent, use_short_socket_paths
 
 
 class BackgroundWriter:
@@ -38,6 +38,7 @@ def use_result_queue(background: bool) -> SyncManager | None:
     if not background:
         writers._results_queue = queue.Queue()
         return None
+    use_short_socket_paths()
     manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
     manager.start(exit_with_parent)
     writers._results_queue = manager.Queue()

@@ -1,4 +1,4 @@
-"""How documents become a corpus: the sections of `data` besides its sources and filters."""
+"""The section `data.build`: what a corpus is built from, and how its documents become one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,62 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from loopcoder.config.types import STRICT, Fraction, NonNegativeInt, PositiveInt
+from loopcoder.config.filters import FilterConfig
+from loopcoder.config.types import (
+    STRICT,
+    Changes,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+NUM_SPECIAL_TOKENS = 64
+"""Ids of a trained tokenizer that stand for no text: the end of a document, markers, reserves."""
+MIN_VOCAB_SIZE = NUM_SPECIAL_TOKENS + 256
+"""Smallest size of a trained tokenizer: its special tokens and every single byte."""
+
+InvalidUtf8 = Literal["error", "replace", "drop"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class SourceConfig:
+    """One input of the corpus."""
+
+    kind: Literal["sample", "files", "hf", "debian", "npm"]
+    """`sample`: what is installed on this machine. `files`: a folder or jsonl/parquet. `hf`:
+    Hugging Face `datasets`. `debian`, `npm`: packages, fetched by apt-get or npm."""
+    path: str | list[str] | None = None
+    """Files, folders or globs; for hf a dataset's name or the folder of one saved to disk; for
+    packages the folder they are kept in (null: `packages` in cache_dir)."""
+    packages: list[str] = field(default_factory=list)
+    """Debian or npm packages, NAME or with a version (`NAME=VERSION`, `NAME@VERSION`)."""
+    licence: str | None = None
+    """SPDX expression for documents that name none themselves; it goes to the manifest."""
+    domain: Literal["auto", "text", "code"] = "auto"
+    """Domain of the corpus; auto goes by each file's extension (rows of jsonl/parquet: by
+    `language_field`, else text)."""
+    text_field: str = "text"
+    """Column that holds the document."""
+    language_field: str | None = None
+    """Column that names the programming language; rows that have one are code."""
+    path_field: str | None = None
+    """Column with the name of the file that a row was; tells the language where none is given."""
+    licence_field: str | None = None
+    """Column with the SPDX expression of a row's licence."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    config_name: str | None = None
+    """Configuration of a Hugging Face dataset."""
+    streaming: bool = False
+    """Read a Hugging Face dataset without downloading it first."""
+    invalid_utf8: InvalidUtf8 | None = None
+    """What to do with bytes that are not UTF-8; null: as `data.build.invalid_utf8`."""
+    max_documents: PositiveInt | None = None
+    """Stop after this many documents; needed for an endless stream."""
+    max_bytes: PositiveInt | None = None
+    """Stop a domain (text, code) of this source after this many bytes of UTF-8."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -18,7 +73,7 @@ class NearDedupConfig:
     enabled: bool | Literal["auto"] = True
     """Look for near copies; needs rensa (auto: where it is installed)."""
     bands: PositiveInt = 14
-    """Bands of a signature; 16 bytes a document on disk each."""
+    """Bands of a signature; each takes 16 bytes per document on disk."""
     rows: PositiveInt = 8
     """Hashes that make up a band. Pairs of similarity J share a band with the probability
     1 - (1 - J^rows)^bands."""
@@ -37,7 +92,7 @@ class DecontaminateConfig:
     benchmarks: list[str] = field(default_factory=lambda: ["humaneval", "bfcl_v4"])
     """Built in: humaneval, bfcl_v4. Else paths of .jsonl or .txt files. Empty: none."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Share of a problem's n-grams from which on a document that has them is dropped."""
+    """Drop a document that contains at least this share of a problem's n-grams."""
     ngram: PositiveInt | None = None
     """Words of an n-gram, for files; null: 13, or fewer where texts are short."""
 
@@ -53,7 +108,7 @@ class FimConfig:
     min_chars: PositiveInt = 10
     """Documents with fewer characters are left alone."""
     seed: NonNegativeInt = 0
-    """Another one cuts every document elsewhere."""
+    """Seed of the cut positions."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -61,9 +116,65 @@ class ExecutorConfig:
     """Where the stages of the pipeline run. The corpus does not depend on it."""
 
     kind: Literal["local", "slurm", "ray"] = "local"
-    """`local`: processes of this machine. `slurm`: a job array a stage. `ray`: a Ray cluster."""
+    """`local`: processes of this machine. `slurm`: one job array per stage. `ray`: a Ray
+    cluster."""
     workers: NonNegativeInt = 0
-    """Tasks at the same time. 0: one a core (local; one in all where there is little to do), or as
-    many as there is room for."""
+    """Tasks at the same time. 0: one per core (local; one in all where there is little to do), or
+    as many as there is room for."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of datatrove's executor: partition, time, mem_per_cpu_gb, ..."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class BuildConfig:
+    """What a corpus is built from and how; unused when `data.path` is a finished corpus."""
+
+    # DataConfig says for the whole section that it changes the corpus; a field that does not says
+    # so here.
+
+    sources: list[SourceConfig] = field(default_factory=list)
+    """What the corpus is built from; empty when `data.path` is a corpus already built."""
+    cache_dir: Annotated[str, Changes("nothing")] = "~/.cache/loopcoder"
+    """Where corpora are built; a corpus is named by the hash of what it is built from."""
+    tokenizer: str = "train"
+    """`train` a byte-level BPE on the corpus, or the path of a tokenizer.json."""
+    tokenizer_backend: Annotated[Literal["auto", "fast", "reference"], Changes("nothing")] = "auto"
+    """What encodes: `fast` is fastokens, `reference` HF tokenizers; auto takes fast where it is
+    installed. Their ids are compared before anything is encoded."""
+    tokenizer_vocab_size: PositiveInt = 4096
+    """Size of a trained tokenizer, its 64 special tokens included."""
+    tokenizer_train_bytes: PositiveInt = 8_000_000
+    """Bytes of text that a tokenizer is trained on, as much of each domain."""
+    val_fraction: Fraction = 0.02
+    """Share of documents held out for evaluation, chosen by the hash of their content."""
+    invalid_utf8: InvalidUtf8 = "error"
+    """A document that is not UTF-8: stop with an error, replace the bytes and count, or drop it
+    and count."""
+    language_classifier: str | None = None
+    """Classifier of programming languages that `loopcoder data train-langid` wrote, for code whose
+    language neither its row nor its name nor its first line tells."""
+    language_confidence: Fraction = 0.5
+    """Minimum confidence for accepting the classifier's label."""
+    unknown_language: Literal["drop", "keep"] = "drop"
+    """Code whose language nothing tells: leave it out and count it, or keep it as `unknown`."""
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    shares: Literal["supply", "published"] | dict[str, NonNegativeFloat] = "supply"
+    """Weights of the languages of the code domain by tokens: as they come, as published for the
+    paper's corpus, or a mapping, in which `*` stands for all languages that it does not name."""
+    target_tokens: PositiveInt | None = None
+    """Tokens of all domains; null: as many as the documents give in these proportions."""
+    epochs: PositiveFloat | dict[str, PositiveFloat] = 1.0
+    """How often a document may be in the corpus on average, for all domains or each; above 1,
+    scarce languages are repeated."""
+    fim: FimConfig = field(default_factory=FimConfig)
+    shards: PositiveInt | None = None
+    """Shards of each domain; null: as few as worker_bytes allows."""
+    part_bytes: PositiveInt = 128_000_000
+    """Bytes of input or text that one task works on; part of what names a corpus."""
+    worker_bytes: PositiveInt = 1_000_000_000
+    """Memory of one worker; a shard of both domains takes half of it."""
+    executor: Annotated[ExecutorConfig, Changes("nothing")] = field(default_factory=ExecutorConfig)
+    keep_work: Annotated[bool, Changes("nothing")] = False
+    """Keep the folder of intermediate files when the corpus is complete."""

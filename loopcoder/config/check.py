@@ -7,20 +7,19 @@ checked types and ranges; what needs the corpus (its domains, its size) is check
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
 from math import gcd, lcm
 from pathlib import Path
 
 from loopcoder.backends import Backends
+from loopcoder.config.check_data import check_data
 from loopcoder.config.check_precision import check_precision
 from loopcoder.config.fields import as_override, next_multiple
+from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
 from loopcoder.errors import InputError, Problem
 
 _NOT_BUILT = (("parallel.cp", "context parallelism"),)
 """Fields that must stay 1 until what they ask for is built: delete a line when it is."""
-
-_SMALLEST_TOKENIZER = 64 + 256  # special tokens and single bytes
 
 
 def check(config: Config, world_size: int, backends: Backends) -> None:
@@ -32,9 +31,9 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
     problems = [
         *_model(config),
         *_layout(config, world_size, backends),
+        *_pipeline(config, world_size),
         *_batch(config, world_size),
-        *_data(config),
-        *_stages(config),
+        *check_data(config),
         *_optim(config),
         *check_precision(config, backends),
         *_sinks(config, backends),
@@ -46,8 +45,7 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
 
 def batch_unit(mixture: dict[str, float]) -> int:
     """Return the smallest number of sequences that holds the mixture exactly: 5 for 2:3."""
-    weights = [Fraction(str(w)) for w in mixture.values()]
-    return lcm(*((w / sum(weights)).denominator for w in weights))
+    return sum(lowest_terms(mixture).values())
 
 
 def batch_sizes(config: Config) -> list[int]:
@@ -123,21 +121,28 @@ def _layout(config: Config, world_size: int, backends: Backends) -> Iterator[Pro
             "only sharded parameters are gathered, in the buckets of the overlapped reduction",
             "parallel.overlap_grad_reduce=true parallel.distributed_optimizer=true",
         )
+    for key, what in _NOT_BUILT:
+        size = getattr(p, key.rsplit(".", 1)[-1])
+        if size > 1:
+            yield Problem(f"{key}={size}", f"{what} is not built yet", f"{key}=1")
+
+
+def _pipeline(config: Config, world_size: int) -> Iterator[Problem]:
+    p, layers = config.parallel, config.model.num_layers
     if p.chunks_per_loop > 1 and p.pp == 1:
         yield Problem(
             f"parallel.chunks_per_loop={p.chunks_per_loop} parallel.pp=1",
             "a loop is cut into chunks to interleave pipeline stages",
             "parallel.chunks_per_loop=1",
         )
-    pieces = p.pp * p.chunks_per_loop
-    if p.pp > 1 and config.model.num_layers < pieces:
+    if p.pp > 1 and layers < p.pp * p.chunks_per_loop:
         yield Problem(
-            f"model.num_layers={config.model.num_layers} parallel.pp={p.pp} "
+            f"model.num_layers={layers} parallel.pp={p.pp} "
             f"parallel.chunks_per_loop={p.chunks_per_loop}",
             f"each of {p.pp} stages holds a layer of each of {p.chunks_per_loop} parts of a loop",
-            f"parallel.chunks_per_loop={max(1, config.model.num_layers // p.pp)}"
-            if p.chunks_per_loop > 1 and config.model.num_layers >= p.pp
-            else f"parallel.pp={config.model.num_layers} parallel.chunks_per_loop=1",
+            f"parallel.chunks_per_loop={max(1, layers // p.pp)}"
+            if p.chunks_per_loop > 1 and layers >= p.pp
+            else f"parallel.pp={layers} parallel.chunks_per_loop=1",
         )
     dp = max(1, world_size // (p.tp * p.pp * p.cp))
     smallest = min(batch_sizes(config))
@@ -145,16 +150,12 @@ def _layout(config: Config, world_size: int, backends: Backends) -> Iterator[Pro
     if p.pp > 1 and microbatches < p.pp:
         needed = p.pp * config.train.micro_batch_size * dp
         yield Problem(
-            f"parallel.pp={p.pp} with {smallest} sequences a step: {microbatches} microbatches",
+            f"parallel.pp={p.pp} with {smallest} sequences per step: {microbatches} microbatches",
             "a pipeline needs at least as many microbatches as it has stages",
             f"train.global_batch_size={next_multiple(config.train.global_batch_size, needed)}"
             if config.train.batch_ramp is None
             else f"train.batch_ramp.start={next_multiple(smallest, needed)}",
         )
-    for key, what in _NOT_BUILT:
-        size = getattr(p, key.rsplit(".", 1)[-1])
-        if size > 1:
-            yield Problem(f"{key}={size}", f"{what} is not built yet", f"{key}=1")
 
 
 def _batch(config: Config, world_size: int) -> Iterator[Problem]:
@@ -202,109 +203,6 @@ def _batch(config: Config, world_size: int) -> Iterator[Problem]:
             fix += f"train.batch_ramp.increment={next_multiple(ramp.increment, good)}"  # type: ignore[union-attr]
         yield Problem(" ".join(facts), ", and ".join(whys), fix)
         return  # the other levels of the ramp break for the same reason
-
-
-def _data(config: Config) -> Iterator[Problem]:
-    d, m = config.data, config.model
-    if not d.mixture:
-        yield Problem("data.mixture={}", "nothing to train on", "data.mixture={text:1,code:1}")
-    if not d.sources and d.path is None:
-        yield Problem(
-            f"data={d.name} data.path=null", "it is the folder of a finished corpus", "path=DIR"
-        )
-    for index, source in enumerate(d.sources):
-        if source.kind in ("debian", "npm") and not source.packages:
-            yield Problem(
-                f"data.sources.{index}.kind={source.kind} data.sources.{index}.packages=[]",
-                "it reads the packages that it names",
-                f"data.sources.{index}.packages=[NAME]",
-            )
-        elif source.kind in ("files", "hf") and source.path is None and d.path is None:
-            what = (
-                "a dataset's name or folder" if source.kind == "hf" else "files, folders or globs"
-            )
-            yield Problem(
-                f"data.sources.{index}.kind={source.kind} data.path=null",
-                f"there is nothing to read: the path is {what}",
-                f"path={'NAME' if source.kind == 'hf' else 'DIR'}",
-            )
-        if source.streaming and source.max_documents is None and source.max_bytes is None:
-            yield Problem(
-                f"data.sources.{index}.streaming=true data.sources.{index}.max_documents=null",
-                "a stream may have no end, and the corpus is built before training starts",
-                f"data.sources.{index}.max_documents=100000",
-            )
-    if isinstance(d.epochs, dict):
-        domains = {domain for stage in config.stages for domain in stage.mixture or {}}
-        for domain in sorted(domains - d.epochs.keys()):
-            yield Problem(
-                f"data.epochs={as_override(d.epochs)}",
-                f"the mixture takes tokens of {domain} too",
-                f"data.epochs={as_override(d.epochs | {domain: 1})}",
-            )
-    if isinstance(d.shares, dict) and not any(d.shares.values()):
-        yield Problem(
-            f"data.shares={as_override(d.shares)}",
-            "at least one language has a weight above 0",
-            "data.shares=supply",
-        )
-    if d.tokenizer == "train":
-        if d.tokenizer_vocab_size < _SMALLEST_TOKENIZER:
-            yield Problem(
-                f"data.tokenizer_vocab_size={d.tokenizer_vocab_size}",
-                "64 special tokens and 256 single bytes come first",
-                f"data.tokenizer_vocab_size={_SMALLEST_TOKENIZER}",
-            )
-        if m.vocab_size is not None and d.sources and d.tokenizer_vocab_size > m.vocab_size:
-            yield Problem(
-                f"data.tokenizer_vocab_size={d.tokenizer_vocab_size} "
-                f"model.vocab_size={m.vocab_size}",
-                "every token needs a row of the embedding",
-                f"data.tokenizer_vocab_size={m.vocab_size}, or model.vocab_size=null",
-            )
-
-
-def _stages(config: Config) -> Iterator[Problem]:
-    m, p = config.model, config.parallel
-    given = bool(config.data.stages)
-    last_until = 0
-    for index, stage in enumerate(config.stages):
-        where = f"data.stages.{index}." if given else "data."
-        length = stage.seq_length or config.data.seq_length
-        if length > m.max_position_embeddings:
-            yield Problem(
-                f"{where}seq_length={length} "
-                f"model.max_position_embeddings={m.max_position_embeddings}",
-                "a sequence is longer than the model's positions",
-                f"{where}seq_length={m.max_position_embeddings}",
-            )
-        if p.sp and length % p.tp:
-            yield Problem(
-                f"{where}seq_length={length} parallel.sp=true parallel.tp={p.tp}",
-                "sequence parallelism gives every process an equal part of the sequence",
-                f"{where}seq_length={next_multiple(length, p.tp)}",
-            )
-        is_last = index == len(config.stages) - 1
-        if is_last and stage.until is not None:
-            yield Problem(
-                f"{where}until={stage.until} in the last stage",
-                "the run ends by train.max_steps, so the last stage is open",
-                f"{where}until=null",
-            )
-        if not is_last and stage.until is None:
-            yield Problem(
-                f"{where}until=null",
-                "the stages after it would never start",
-                f"{where}until=TOKENS",
-            )
-        if not is_last and stage.until is not None:
-            if stage.until <= last_until:
-                yield Problem(
-                    f"{where}until={stage.until} after {last_until}",
-                    "until counts the tokens of the whole run and grows from stage to stage",
-                    f"{where}until={last_until + stage.until}",
-                )
-            last_until = max(last_until, stage.until)
 
 
 def _optim(config: Config) -> Iterator[Problem]:

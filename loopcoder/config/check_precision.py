@@ -104,7 +104,7 @@ def _bf16_layers(config: Config) -> Iterator[Problem]:
         )
     elif fields and max(fields.values()) > layers:
         yield Problem(
-            f"{facts} with {layers} layers a pipeline stage",
+            f"{facts} with {layers} layers per pipeline stage",
             "megatron-core keeps exceptions within one stage",
             " ".join(f"precision.{key}={min(value, layers)}" for key, value in fields.items()),
         )
@@ -121,9 +121,9 @@ def _fp8_shapes(config: Config) -> Iterator[Problem]:
     }
     tokens_over = p.cp * (p.tp if p.sp else 1)
     for stage in config.stages:
-        length = stage.seq_length or config.data.seq_length
-        key = f"train.micro_batch_size*data.seq_length ({config.train.micro_batch_size}*{length})"
-        sizes[key] = (config.train.micro_batch_size * length, tokens_over)
+        micro, length = config.train.micro_batch_size, stage.seq_length
+        key = f"train.micro_batch_size*data.seq_length ({micro}*{length})"
+        sizes[key] = (micro * length, tokens_over)
     for key, (size, over) in sizes.items():
         if size % over == 0 and (size // over) % multiple:
             share = f" of which each process has {size // over}" if over > 1 else ""

@@ -1,19 +1,20 @@
-"""From command-line overrides to a validated `Config`; its hash, its file, its folder.
+"""From command-line overrides to a validated config, and between a config and its file.
 
 Hydra selects the presets; single values are set here and checked by the schema, so that every
 mistake is reported at once (Hydra stops at the first). A value replaces what the preset had,
 mappings included: `data.mixture={code:1}` trains on code alone.
+
+A verb has a schema, a frozen dataclass like `Config`, and a root file in conf/ that selects its
+presets. Its groups are the sections of the schema and what the root file's defaults name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import hydra
 import yaml
@@ -24,26 +25,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from loopcoder.config.fields import as_override, field_at, problems_of, unknown_key
+from loopcoder.config.fields import FieldAt, as_override
+from loopcoder.config.mistakes import problems_of, unknown_key
+from loopcoder.config.renamed import translate
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError, Problem
 
-ALIASES = {"path": "data.path"}
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ROOT = "config"
+"""Name of the root file of a run, conf/config.yaml."""
+
+_ALIASES = {"path": "data.path"}
 _TAKES_PATH = {"data": "data=files path", "checkpoint": "checkpoint.init_from"}
 """What a path given to a group most likely meant."""
-
-# What does not change a run's numbers. `checkpoint.init_from` does, and stays in the hash.
-_NOT_HASHED = {
-    "run_dir": None,
-    "logging": None,
-    "hardware": None,
-    "profile": None,
-    "checkpoint": (
-        "interval", "keep", "save_at_end", "async_save", "resume", "verify",
-    ),
-    "data": ("cache_dir", "prefetch_steps", "tokenizer_backend", "executor", "keep_work"),
-    "parallel": ("nproc_per_node",),
-}  # fmt: skip
 
 
 def conf_dir() -> Path:
@@ -53,11 +49,23 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
-    """Compose presets and overrides into a validated config.
+@overload
+def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config: ...
+@overload
+def compose[T](
+    overrides: Sequence[str], config_dir: Path | None = None, *, schema: type[T], root: str
+) -> T: ...
+def compose(
+    overrides: Sequence[str],
+    config_dir: Path | None = None,
+    *,
+    schema: type[Any] = Config,
+    root: str = ROOT,
+) -> Any:
+    """Compose presets and overrides into a validated config of a run, or of another schema.
 
-    `config_dir` is a folder of the user's own presets, laid out as conf/. Raises InputError with
-    every unknown key, unknown preset and wrong value.
+    `config_dir` is a folder of the user's own presets, laid out as conf/; `root` is the name of the
+    schema's root file. Raises InputError with every unknown key, unknown preset and wrong value.
     """
     dirs = [conf_dir()]
     if config_dir is not None:
@@ -71,25 +79,28 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     problems: list[Problem] = []
     presets: list[str] = []
     values: list[Override] = []
-    options = group_options(dirs)
-    for override in parse_overrides(overrides, problems):
-        problem = _problem_of(override, options)
+    options = group_options(dirs, schema, root)
+    for override in parse_overrides(overrides, problems, schema):
+        problem = _problem_of(schema, override, options)
         if problem is not None:
             problems.append(problem)
         elif override.key_or_group in options:
             presets.append(f"{override.key_or_group}={override.get_value_string()}")
         else:
             values.append(override)
-    container, before = _apply(_compose_presets(presets, dirs), values, problems)
-    config, wrong = _validate(container, before)
+    composed = _compose_presets(root, presets, dirs)
+    container, before = _apply(schema, composed, values, problems)
+    config, wrong = _validate(schema, container, before)
     if problems or config is None:
         raise InputError([*problems, *wrong])
     return config
 
 
-def parse_overrides(overrides: Sequence[str], problems: list[Problem]) -> list[Override]:
+def parse_overrides(
+    overrides: Sequence[str], problems: list[Problem], schema: type[Any] = Config
+) -> list[Override]:
     """Parse overrides and resolve aliases; what cannot be parsed is added to `problems`."""
-    parser = OverridesParser.create()
+    parser, fields = OverridesParser.create(), FieldAt(schema)
     parsed = []
     for text in overrides:
         # Hydra's grammar has no unquoted ~ and the like, and a shell takes the quotes away.
@@ -109,30 +120,56 @@ def parse_overrides(overrides: Sequence[str], problems: list[Problem]) -> list[O
                 )
             )
             continue
-        override.key_or_group = ALIASES.get(override.key_or_group, override.key_or_group)
+        alias = _ALIASES.get(override.key_or_group, "")
+        if not fields.at([override.key_or_group]) and fields.at(alias.split(".")):
+            override.key_or_group = alias
         parsed.append(override)
     return parsed
 
 
-def group_options(dirs: Sequence[Path]) -> dict[str, list[str]]:
-    """Return the presets of each group; files that start with an underscore are shared parts."""
+def group_options(
+    dirs: Sequence[Path], schema: type[Any] = Config, root: str = ROOT
+) -> dict[str, list[str]]:
+    """Return the presets of each group of a schema; files that start with an underscore are shared
+    parts."""
+    sections = {name for name, at in FieldAt(schema).fields.items() if at.sections}
+    groups = sections | _named_by_root(dirs[0] / f"{root}.yaml")
     found: dict[str, set[str]] = {}
     for path in (p for d in dirs for p in sorted(d.glob("*/*.yaml"))):
-        if not path.name.startswith("_"):
+        if path.parent.name in groups and not path.name.startswith("_"):
             found.setdefault(path.parent.name, set()).add(path.stem)
-    return {group: sorted(names) for group, names in found.items()}
+    return {group: sorted(names) for group, names in sorted(found.items())}
 
 
-def _problem_of(override: Override, options: dict[str, list[str]]) -> Problem | None:
-    key, text = override.key_or_group, str(override.input_line)
+def _named_by_root(path: Path) -> set[str]:
+    """Return the groups in the defaults of a root file, such as `optional recipe: ${model}`."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        keys = [key for entry in content["defaults"] if isinstance(entry, dict) for key in entry]
+    except (OSError, yaml.YAMLError, LookupError, TypeError):
+        return set()  # composing says what is wrong with it
+    return {str(key).split()[-1].strip("/").partition("@")[0] for key in keys}
+
+
+def _problem_of(
+    schema: type[Any], override: Override, options: dict[str, list[str]]
+) -> Problem | None:
+    root, key, text = FieldAt(schema), override.key_or_group, str(override.input_line)
+    written = text.partition("=")[2]
     if override.is_sweep_override():
-        return Problem(text, "several values are several runs", f"loopcoder train -m {text}")
+        why = "a comma-separated list starts one run per value"
+        if schema is not Config:
+            return Problem(text, "it takes one value", f"'{key}=\"{written}\"'")
+        return Problem(text, why, f"loopcoder train -m {text}")
     if key in options:
         return None if override.is_delete() else _wrong_preset(override, options[key])
-    at = None if override.package or key.startswith("hydra") else field_at(key.split("."))
+    path = key.split(".")
+    at = None if override.package or path[0] == "hydra" else root.at(path)
     if at is None:
-        return unknown_key(key, override.value())
-    parent = field_at(key.split(".")[:-1])
+        if not isinstance(override.value(), dict | list):
+            written = as_override(override.value())
+        return unknown_key(root, key, None if override.is_delete() else written)
+    parent = root.at(path[:-1])
     if override.is_delete() and parent is not None and parent.sections:
         why = f"{key} is a field of the schema and cannot be removed"
         return Problem(text, why, f"leave out {text}")
@@ -161,11 +198,11 @@ def _wrong_preset(override: Override, options: list[str]) -> Problem | None:
     )
 
 
-def _compose_presets(presets: list[str], dirs: Sequence[Path]) -> DictConfig:
+def _compose_presets(root: str, presets: list[str], dirs: Sequence[Path]) -> DictConfig:
     search = [f"hydra.searchpath=[{','.join(f'file://{d}' for d in dirs[1:])}]"] if dirs[1:] else []
     try:
         with hydra.initialize_config_dir(str(dirs[0]), version_base="1.3"):
-            return hydra.compose("config", [*presets, *search])
+            return hydra.compose(root, [*presets, *search])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         # Hydra wraps the reason in exceptions that say less.
         reason: BaseException = error
@@ -179,7 +216,7 @@ def _compose_presets(presets: list[str], dirs: Sequence[Path]) -> DictConfig:
 
 
 def _apply(
-    config: DictConfig, overrides: list[Override], problems: list[Problem]
+    schema: type[Any], config: DictConfig, overrides: list[Override], problems: list[Problem]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Set the overrides; return the plain values after and before."""
     before = OmegaConf.to_container(config, resolve=False)
@@ -191,7 +228,7 @@ def _apply(
                 OmegaConf.select(config, parent).pop(name)
             else:
                 key = override.key_or_group
-                at = field_at(key.split("."))
+                at = FieldAt(schema).at(key.split("."))
                 section = at is not None and bool(at.sections)
                 OmegaConf.update(config, key, override.value(), merge=section, force_add=True)
         except (
@@ -216,66 +253,35 @@ def _apply(
     return after, before  # type: ignore[return-value]
 
 
-def _validate(container: Any, presets: dict[str, Any]) -> tuple[Config | None, list[Problem]]:
+def _validate[T](
+    schema: type[T], container: Any, presets: dict[str, Any]
+) -> tuple[T | None, list[Problem]]:
     try:
-        return TypeAdapter(Config).validate_python(container), []
+        return TypeAdapter(schema).validate_python(container), []
     except ValidationError as error:
-        return None, problems_of(error, presets)
+        return None, problems_of(FieldAt(schema), error, presets)
 
 
-def config_hash(config: Config) -> str:
-    """Return ten hex digits that name the run: equal for configs that give the same numbers."""
-    text = json.dumps(_numbers(config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def changes(before: Config, after: Config) -> list[str]:
-    """Return what differs between two configs and changes a run's numbers, one line a field."""
-    old, new = (dict(_leaves(_numbers(c))) for c in (before, after))
-    return [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-
-
-def _numbers(config: Config) -> dict[str, Any]:
-    """Return the part of a config that a run's numbers depend on."""
-    plain = dataclasses.asdict(config)
-    for section, names in _NOT_HASHED.items():
-        for name in [section] if names is None else names:
-            (plain if names is None else plain[section]).pop(name)
-    return plain
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for name, value in node.items():
-            yield from _leaves(value, f"{prefix}.{name}" if prefix else name)
-    else:
-        yield prefix, node
-
-
-def resolve_run_dir(config: Config) -> Path:
-    """Return the run's folder: `run_dir`, or one under runs/ that the hash names."""
-    if config.run_dir is not None:
-        return Path(config.run_dir).expanduser()
-    return Path("runs") / f"{config.model.name}-r{config.model.num_loops}-{config_hash(config)}"
-
-
-def to_yaml(config: Config) -> str:
-    """Write the config as YAML, in the schema's order."""
+def to_yaml(config: DataclassInstance) -> str:
+    """Write a config as YAML, in the schema's order."""
     text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, width=100)
     return text
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write the config to a YAML file that `load_config` reads back exactly."""
+def save_config(config: DataclassInstance, path: Path) -> None:
+    """Write a config to a YAML file that `load_config` reads back exactly."""
     path.write_text(to_yaml(config), encoding="utf-8")
 
 
-def load_config(path: Path) -> Config:
-    """Read a config written by `save_config`. Raises InputError naming every wrong field."""
+@overload
+def load_config(path: Path) -> Config: ...
+@overload
+def load_config[T](path: Path, *, schema: type[T]) -> T: ...
+def load_config(path: Path, *, schema: type[Any] = Config) -> Any:
+    """Read a config written by `save_config`, also one whose fields had other names then.
+
+    Raises InputError naming every wrong field.
+    """
     try:
         container = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -284,7 +290,9 @@ def load_config(path: Path) -> Config:
             "it must be a YAML file that loopcoder wrote",
             "give the config.yaml of a run folder or checkpoint",
         ) from error
-    config, problems = _validate(container, {})
+    if isinstance(container, dict):
+        container = translate(container)
+    config, problems = _validate(schema, container, {})
     if config is None:
         raise InputError(problems)
     return config

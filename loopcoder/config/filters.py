@@ -1,4 +1,4 @@
-"""The thresholds of cleaning, each with its unit and its source: the section `data.filters`."""
+"""The section `data.build.filters`: the thresholds of cleaning, each with unit and source."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def kernel_limits(
     model: ModelConfig, precision: str, capability: tuple[int, int] | None
 ) -> Iterator[tuple[str, str]]:
     """Yield what of a config the CUDA extension cannot compute, each with the limit."""
-    # others have at most 100 KB of shared memory a block
+    # others have at most 100 KB of shared memory per block
     if capability is not None and capability != (8, 0) and not (9, 0) <= capability < (12, 0):
         found = ".".join(map(str, capability))
         yield f"compute capability {found}", "the extension is made for 8.0 and for 9.0 to 11.x"
@@ -70,8 +70,8 @@ def kernel_limits(
 def processes_to_start(config: Config, backends: Backends) -> int:
     """Return how many processes a plain `loopcoder train` runs on.
 
-    One a GPU, as far as the global batch can be divided among them: the tiny preset runs on one GPU
-    of eight. Where nothing fits, all GPUs, and the check says what does not.
+    One per GPU, as far as the global batch can be divided among them: the tiny preset runs on one
+    GPU of eight. Where nothing fits, all GPUs, and the check says what does not.
     """
     p, t = config.parallel, config.train
     one_model = p.tp * p.pp * p.cp

@@ -11,19 +11,14 @@ the first wrong value and has no `Literal`, and we owe the user every mistake at
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
-from loopcoder.config.build import (
-    DecontaminateConfig,
-    ExecutorConfig,
-    FimConfig,
-    NearDedupConfig,
-)
-from loopcoder.config.filters import FilterConfig
+from loopcoder.config.data import DataConfig, ResolvedStage, StageConfig
 from loopcoder.config.types import (
     STRICT,
+    Changes,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -34,7 +29,6 @@ from loopcoder.config.types import (
 VOCAB_MULTIPLE = 128
 """Rows of embedding and head are padded to a multiple of this in every layout."""
 
-InvalidUtf8 = Literal["error", "replace", "drop"]
 Precision = Literal["fp32", "bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise"]
 
 
@@ -112,130 +106,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class SourceConfig:
-    """One input of the corpus."""
-
-    kind: Literal["sample", "files", "hf", "debian", "npm"]
-    """`sample`: what is installed on this machine. `files`: a folder or jsonl/parquet. `hf`:
-    Hugging Face `datasets`. `debian`, `npm`: packages, fetched by apt-get or npm."""
-    path: str | list[str] | None = None
-    """Files, folders or globs; for hf a dataset's name or the folder of one saved to disk; for
-    packages the folder they are kept in (null: `packages` in cache_dir)."""
-    packages: list[str] = field(default_factory=list)
-    """Debian or npm packages, NAME or with a version (`NAME=VERSION`, `NAME@VERSION`)."""
-    licence: str | None = None
-    """SPDX expression for documents that name none themselves; it goes to the manifest."""
-    domain: Literal["auto", "text", "code"] = "auto"
-    """Domain of the corpus; auto goes by each file's extension (rows of jsonl/parquet: by
-    `language_field`, else text)."""
-    text_field: str = "text"
-    """Column that holds the document."""
-    language_field: str | None = None
-    """Column that names the programming language; rows that have one are code."""
-    path_field: str | None = None
-    """Column with the name of the file that a row was; tells the language where none is given."""
-    licence_field: str | None = None
-    """Column with the SPDX expression of a row's licence."""
-    split: str = "train"
-    """Split of a Hugging Face dataset."""
-    config_name: str | None = None
-    """Configuration of a Hugging Face dataset."""
-    streaming: bool = False
-    """Read a Hugging Face dataset without downloading it first."""
-    invalid_utf8: InvalidUtf8 | None = None
-    """What to do with bytes that are not UTF-8; null: as `data.invalid_utf8`."""
-    max_documents: PositiveInt | None = None
-    """Stop after this many documents; needed for an endless stream."""
-    max_bytes: PositiveInt | None = None
-    """Stop a domain (text, code) of this source after this many bytes of UTF-8."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class StageConfig:
-    """One stretch of training on one mixture; null fields take the value of `data` or `model`."""
-
-    until: PositiveInt | None = None
-    """The stage ends at the first step at which this many tokens were trained in all; null: at the
-    end of the run."""
-    mixture: dict[str, PositiveFloat] | None = None
-    """Weight of each domain, by tokens."""
-    seq_length: PositiveInt | None = None
-    """Tokens a sequence."""
-    rope_theta: PositiveFloat | None = None
-    """Base of the rotary position embedding in this stage."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class DataConfig:
-    """Which documents are trained on, in which proportion."""
-
-    name: str
-    """Name of the preset."""
-    seq_length: PositiveInt
-    """Tokens a sequence."""
-    mixture: dict[str, PositiveFloat]
-    """Weight of each domain, by tokens; every global batch is composed in these proportions."""
-    sources: list[SourceConfig] = field(default_factory=list)
-    """What the corpus is built from; empty when `path` is a corpus already built."""
-    path: str | list[str] | None = None
-    """Shorthand for the path of the sources (data=files, data=hf), or a finished corpus folder
-    (data=corpus)."""
-    cache_dir: str = "~/.cache/loopcoder"
-    """Where corpora are built; a corpus is named by the hash of what it is built from."""
-    tokenizer: str = "train"
-    """`train` a byte-level BPE on the corpus, or the path of a tokenizer.json."""
-    tokenizer_backend: Literal["auto", "fast", "reference"] = "auto"
-    """What encodes: `fast` is fastokens, `reference` HF tokenizers; auto takes fast where it is
-    installed. Their ids are compared before anything is encoded."""
-    tokenizer_vocab_size: PositiveInt = 4096
-    """Size of a trained tokenizer, its 64 special tokens included."""
-    tokenizer_train_bytes: PositiveInt = 8_000_000
-    """Bytes of text that a tokenizer is trained on, as much of each domain."""
-    val_fraction: Fraction = 0.02
-    """Share of documents held out for evaluation, chosen by the hash of their content."""
-    invalid_utf8: InvalidUtf8 = "error"
-    """A document that is not UTF-8: stop with an error, replace the bytes and count, or drop it
-    and count."""
-    language_model: str | None = None
-    """Model that `loopcoder data train-langid` wrote, for code whose language neither its row nor
-    its name nor its first line tells."""
-    language_confidence: Fraction = 0.5
-    """Least confidence of the language model in what it says."""
-    unknown_language: Literal["drop", "keep"] = "drop"
-    """Code whose language nothing tells: leave it out and count it, or keep it as `unknown`."""
-    filters: FilterConfig = field(default_factory=FilterConfig)
-    near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig)
-    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
-    shares: Literal["supply", "published"] | dict[str, NonNegativeFloat] = "supply"
-    """Weights of the languages of the code domain by tokens: as they come, as published for the
-    paper's corpus, or a mapping, in which `*` stands for all languages that it does not name."""
-    target_tokens: PositiveInt | None = None
-    """Tokens of all domains; null: as many as the documents give in these proportions."""
-    epochs: PositiveFloat | dict[str, PositiveFloat] = 1.0
-    """How often a document may be in the corpus on average, for all domains or each; above 1,
-    scarce languages are repeated."""
-    fim: FimConfig = field(default_factory=FimConfig)
-    shards: PositiveInt | None = None
-    """Shards of each domain; null: as few as worker_bytes allows."""
-    part_bytes: PositiveInt = 128_000_000
-    """Bytes of input or text that one task works on; part of what names a corpus."""
-    worker_bytes: PositiveInt = 1_000_000_000
-    """Memory of one worker; a shard of both domains takes half of it."""
-    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
-    keep_work: bool = False
-    """Keep the folder of intermediate files when the corpus is complete."""
-    isolate_documents: bool = True
-    """Keep attention and the loop shift inside a document; position ids restart at each."""
-    mask_document_start: bool = True
-    """Leave the first token of a document out of the loss: with isolated documents nothing predicts
-    it."""
-    stages: list[StageConfig] = field(default_factory=list)
-    """Data stages in order; empty means one stage with the values above."""
-    prefetch_steps: PositiveInt = 4
-    """Global batches that a thread prepares ahead."""
-
-
-@dataclass(frozen=True, config=STRICT)
 class ScheduleConfig:
     """Learning rate over the steps."""
 
@@ -295,9 +165,9 @@ class ParallelConfig:
     """Gather updated parameters while the next forward pass runs; needs overlap_grad_reduce."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Recompute in the backward pass: nothing, the attention core, or whole layers."""
-    nproc_per_node: PositiveInt | None = None
-    """Processes that `loopcoder train` starts itself; null: one a GPU, as far as the global batch
-    divides among them, or tp*pp*cp without a GPU."""
+    nproc_per_node: Annotated[PositiveInt | None, Changes("nothing")] = None
+    """Processes that `loopcoder train` starts itself; null: one per GPU, as far as the global
+    batch divides among them, or tp*pp*cp without a GPU."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -319,22 +189,22 @@ class PrecisionConfig:
 class CheckpointConfig:
     """When to save, and what to start from."""
 
-    interval: PositiveInt | None = 100
+    interval: Annotated[PositiveInt | None, Changes("nothing")] = 100
     """Steps between checkpoints; null saves only at the end."""
-    keep: PositiveInt | None = 3
+    keep: Annotated[PositiveInt | None, Changes("nothing")] = 3
     """Newest checkpoints that stay on disk; null keeps all."""
-    save_at_end: bool = True
+    save_at_end: Annotated[bool, Changes("nothing")] = True
     """Save after the last step."""
-    async_save: bool = False
+    async_save: Annotated[bool, Changes("nothing")] = False
     """Write in the background while training goes on."""
-    resume: Literal["auto", "require", "never"] = "auto"
+    resume: Annotated[Literal["auto", "require", "never"], Changes("nothing")] = "auto"
     """Continue this run: from its newest checkpoint if there is one; it must exist; or start
     anew."""
     init_from: str | None = None
     """Start another run from a checkpoint (or the newest in a folder of them)."""
     init_optimizer: bool = False
     """Take the optimizer's state from init_from as well as the weights."""
-    verify: Literal["hash", "size", "none"] = "hash"
+    verify: Annotated[Literal["hash", "size", "none"], Changes("nothing")] = "hash"
     """What is compared with the manifest before a checkpoint is loaded."""
 
 
@@ -367,9 +237,9 @@ class HardwareConfig:
     name: str = "auto"
     """auto reads the GPU's name."""
     peak_tflops_bf16: PositiveFloat | None = None
-    """Dense bf16 peak a device, in TFLOP/s; null with auto: looked up, or measured on a CPU."""
+    """Dense bf16 peak per device, in TFLOP/s; null with auto: looked up, or measured on a CPU."""
     peak_tflops_fp8: PositiveFloat | None = None
-    """Dense FP8 peak a device, in TFLOP/s."""
+    """Dense FP8 peak per device, in TFLOP/s."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -377,7 +247,7 @@ class BatchRampConfig:
     """Grow the global batch: start, start+increment, ..., evenly over `samples` sequences."""
 
     start: PositiveInt
-    """Sequences a step at the beginning."""
+    """Sequences per step at the beginning."""
     increment: PositiveInt
     """Sequences added at each stage of the ramp."""
     samples: PositiveInt
@@ -432,21 +302,21 @@ class Config:
     parallel: ParallelConfig
     precision: PrecisionConfig
     checkpoint: CheckpointConfig
-    logging: LoggingConfig
-    hardware: HardwareConfig
+    logging: Annotated[LoggingConfig, Changes("nothing")]
+    hardware: Annotated[HardwareConfig, Changes("nothing")]
     train: TrainConfig
     eval: EvalConfig
-    profile: ProfileConfig
-    run_dir: str | None = None
+    profile: Annotated[ProfileConfig, Changes("nothing")]
+    run_dir: Annotated[str | None, Changes("nothing")] = None
     """Folder of everything this run writes; null: runs/<model>-r<loops>-<hash>."""
     seed: NonNegativeInt = 1234
     """Seed of initialisation and data order."""
 
     @property
-    def stages(self) -> list[StageConfig]:
+    def stages(self) -> list[ResolvedStage]:
         """The data stages with every inherited value filled in."""
         return [
-            StageConfig(
+            ResolvedStage(
                 until=s.until,
                 mixture=s.mixture or self.data.mixture,
                 seq_length=s.seq_length or self.data.seq_length,

@@ -1,14 +1,36 @@
-"""What all sections of the schema share: how strict they are, and numbers with limits."""
+"""What all sections of the schema share: strictness, what a field changes, numbers with limits."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 STRICT = ConfigDict(
     extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
 )
+
+Effect = Literal["nothing", "numbers", "corpus"]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What another value of a field changes, said at the field: `Annotated[int, Changes(...)]`.
+
+    A section says it for all its fields, unless one of them says something else. Where nothing is
+    said, a field changes numbers.
+    """
+
+    effect: Effect
+    """`nothing`: neither a corpus nor a number of a run, only where and how fast it is made.
+    `numbers`: what a run computes, so it is another run with another hash. `corpus`: which corpus
+    is built as well, so it has another fingerprint."""
+    since: str | None = None
+    """Date or version with which the field was added, if others were hashed before: at its
+    default, which is what runs did without it, it stays out of the hash, and older runs keep
+    their names."""
+
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

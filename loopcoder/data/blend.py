@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loopcoder.config.schema import StageConfig
+from loopcoder.config.data import ResolvedStage
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Mixture
 from loopcoder.errors import InputError
@@ -27,8 +27,7 @@ class Blend:
     a number of sequences: it would begin a second epoch to give exactly as many as there are.
     """
 
-    def __init__(self, corpus: Corpus, stage: StageConfig, stage_idx: int, seed: int):
-        assert stage.mixture is not None and stage.seq_length is not None
+    def __init__(self, corpus: Corpus, stage: ResolvedStage, stage_idx: int, seed: int):
         self.corpus, self.seq_length = corpus, stage.seq_length
         self._seeds = (seed, stage_idx)
         self.mixture = Mixture(stage.mixture)
@@ -44,9 +43,8 @@ class Blend:
         self._sizes = {d: int(counts.sum()) for d, counts in self._sequences.items()}
 
     @staticmethod
-    def check(corpus: Corpus, stage: StageConfig) -> None:
+    def check(corpus: Corpus, stage: ResolvedStage) -> None:
         """Raise InputError if the corpus cannot give what a stage asks for."""
-        assert stage.mixture is not None and stage.seq_length is not None
         for domain in stage.mixture:
             if domain not in corpus.domains:
                 raise InputError.of(

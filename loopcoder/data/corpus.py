@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from loopcoder.config.renamed import translate_manifest
 from loopcoder.data.indexed import check_pair
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.files import fault_of
@@ -185,14 +185,4 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         why = f"this code reads version {FORMAT_VERSION}"
         raise InputError.of(f"{path} has format_version {version}", why, rebuild(folder))
-    return _in_words_of_today(manifest)
-
-
-def _in_words_of_today(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest with the keys that were renamed since: a domain was called a side."""
-    with contextlib.suppress(KeyError, TypeError, AttributeError):  # damage is told when it is read
-        rows = manifest["plan"]["languages"]
-        rows[:] = [{"domain": row["side"]} | row if "side" in row else row for row in rows]
-        for row in rows:
-            row.pop("side", None)
-    return manifest
+    return dict(translate_manifest(manifest))

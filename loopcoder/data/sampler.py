@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
-from math import lcm
 
 import numpy as np
 
-from loopcoder.config.schema import BatchRampConfig, Config, StageConfig
+from loopcoder.config.data import ResolvedStage
+from loopcoder.config.mixture import lowest_terms
+from loopcoder.config.schema import BatchRampConfig, Config
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,6 @@ def advance(config: Config, position: Position) -> tuple[Position, int]:
     """Return the position after one step, and the number of sequences in that step."""
     size = batch_size(config.train.global_batch_size, config.train.batch_ramp, position.samples)
     stage = config.stages[position.stage]
-    assert stage.seq_length is not None
     after = Position(
         step=position.step + 1,
         stage=position.stage,
@@ -59,7 +59,7 @@ def advance(config: Config, position: Position) -> tuple[Position, int]:
     return enter_stage(config.stages, after), size
 
 
-def enter_stage(stages: list[StageConfig], position: Position) -> Position:
+def enter_stage(stages: list[ResolvedStage], position: Position) -> Position:
     """Move on to the next stage where the current one has had its tokens."""
     until = stages[position.stage].until
     if until is None or position.tokens < until or position.stage == len(stages) - 1:
@@ -92,9 +92,9 @@ class Mixture:
         next without running ahead, the one that would fall behind first (R. Tijdeman, The chairman
         assignment problem, 1980).
         """
-        exact = [Fraction(str(self.weights[d])) for d in self.domains]
-        shares = [w / sum(exact) for w in exact]
-        period = lcm(*(s.denominator for s in shares))
+        counts = lowest_terms(self.weights)
+        period = sum(counts.values())
+        shares = [Fraction(counts[d], period) for d in self.domains]
         slack = Fraction(1, max(1, 2 * len(shares) - 2))
         taken = [0] * len(shares)
         out = np.empty(period, dtype=np.int64)

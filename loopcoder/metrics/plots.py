@@ -120,7 +120,7 @@ def _by_loop(
     ax = fig.subplots()
     for i, loop in enumerate(_loops(records, prefix)):
         xs, ys = _series(records, f"{prefix}/loop{loop}")
-        every_step = len(xs) > 100  # then a marker a point hides the curve
+        every_step = len(xs) > 100  # then one marker per point hides the curve
         ax.plot(
             xs,
             _smooth(ys) if every_step else ys,

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, TextIO
 
 from loopcoder.backends import Backends
 from loopcoder.config.schema import LoggingConfig
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError
 
 Record = Mapping[str, Any]
 
@@ -51,25 +51,9 @@ def build_sinks(
     """Build the sinks that `logging` asks for; one rank only calls this.
 
     `auto` is on where the package is installed, and left out with a warning when it cannot start;
-    what was asked for by name and is missing or cannot start is an error. `config` is the resolved
-    config as a plain dict. Raises InputError with every missing package.
+    what was asked for by name and cannot start is an error (that its package is there, `check` has
+    seen to). `config` is the resolved config as a plain dict.
     """
-    asked = {
-        "wandb": logging.wandb in ("offline", "online"),
-        "tensorboard": logging.tensorboard == "on",
-    }
-    missing = [name for name, wanted in asked.items() if wanted and not backends.has(name)]
-    if missing:
-        raise InputError(
-            [
-                Problem(
-                    f"logging.{name}={getattr(logging, name)}, but {name} is not installed",
-                    "what was asked for by name is not left out silently",
-                    f"pip install {name}, or logging.{name}=off",
-                )
-                for name in missing
-            ]
-        )
     builders: dict[str, Callable[[], Sink]] = {
         "wandb": lambda: WandbSink(
             mode="online" if logging.wandb == "online" else "offline",
@@ -83,12 +67,12 @@ def build_sinks(
     sinks: list[Sink] = []
     for name, builder in builders.items():
         setting = getattr(logging, name)
-        if setting == "off" or not backends.has(name):
+        if setting == "off" or (setting == "auto" and not backends.has(name)):
             continue
         try:
             sinks.append(builder())
         except Exception as error:
-            if asked[name]:
+            if setting != "auto":
                 raise InputError.of(
                     f"logging.{name}={setting}, but it did not start: {error}",
                     "what was asked for by name is not left out silently",

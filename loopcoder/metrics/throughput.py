@@ -1,6 +1,6 @@
-"""Tokens a second and MFU: the share of the devices' peak that went into useful FLOPs.
+"""Tokens per second and MFU: the share of the devices' peak that went into useful FLOPs.
 
-FLOPs a token come from `model/flops.py`. Both conventions count the forward and backward products
+FLOPs per token come from `model/flops.py`. Both conventions count the forward and backward products
 of the R*L executed layers and of the head, three times the forward; recomputed activations, norms,
 softmax and the optimizer do not count. They differ in the S x S attention only:
 
@@ -9,7 +9,7 @@ softmax and the optimizer do not count. They differ in the S x S attention only:
 - full: all S keys for every query, as if unmasked; the convention of PaLM (appendix B), for
   comparison with numbers from there.
 
-The 65-key window of later loops counts as 65 keys a query in both.
+The 65-key window of later loops counts as 65 keys per query in both.
 
 Packed documents isolated from each other have less attention than either: the numbers are then
 upper bounds.
@@ -21,30 +21,14 @@ import re
 import time
 from dataclasses import dataclass
 
+import yaml
+
+from loopcoder.config.compose import conf_dir
 from loopcoder.config.schema import HardwareConfig, Precision
 from loopcoder.errors import InputError
 
-# Dense peaks a device in TFLOP/s from NVIDIA's data sheets, whose headline numbers for tensor cores
-# are twice these (2:4 sparsity). fp32 is without tensor cores, as PyTorch multiplies unless TF32 is
-# allowed. A row matches a name that has all its words; the first match wins, so the narrower name
-# stands first.
-_PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
-    ("h100 pcie", {"bf16": 756.0, "fp8": 1513.0, "fp32": 51.2}),
-    ("h100 nvl", {"bf16": 835.5, "fp8": 1670.5, "fp32": 60.0}),
-    ("h200 nvl", {"bf16": 835.5, "fp8": 1670.5, "fp32": 60.0}),
-    ("h100", {"bf16": 989.5, "fp8": 1979.0, "fp32": 66.9}),
-    ("h200", {"bf16": 989.5, "fp8": 1979.0, "fp32": 66.9}),
-    ("gh200", {"bf16": 989.5, "fp8": 1979.0, "fp32": 66.9}),
-    ("h800", {"bf16": 989.5, "fp8": 1979.0, "fp32": 66.9}),
-    ("h20", {"bf16": 148.0, "fp8": 296.0, "fp32": 44.0}),
-    ("gb200", {"bf16": 2500.0, "fp8": 5000.0}),
-    ("b200", {"bf16": 2250.0, "fp8": 4500.0}),
-    ("a100", {"bf16": 312.0, "fp32": 19.5}),
-    ("a800", {"bf16": 312.0, "fp32": 19.5}),
-    ("l40s", {"bf16": 362.0, "fp8": 733.0, "fp32": 91.6}),
-    ("l4", {"bf16": 121.0, "fp8": 242.5, "fp32": 30.3}),
-    ("a10", {"bf16": 125.0, "fp32": 31.2}),
-)
+_PEAKS = "hardware/_peaks.yaml"
+"""The table of peaks, among the presets."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +36,9 @@ class Throughput:
     """Turn tokens and seconds into the fields of a record."""
 
     flops_per_token_causal: float
-    """Training FLOPs a token, attention counted under its causal mask."""
+    """Training FLOPs per token, attention counted under its causal mask."""
     flops_per_token_full: float
-    """Training FLOPs a token, attention counted as if unmasked."""
+    """Training FLOPs per token, attention counted as if unmasked."""
     peak_flops: float | None
     """FLOP/s of one device at best; None where that is not known: no MFU."""
     world_size: int
@@ -142,4 +126,5 @@ def _table_row(name: str | None) -> dict[str, float] | None:
     words = set(re.split(r"[^a-z0-9]+", (name or "").lower()))
     if "mig" in words:  # a slice of the GPU, whose share of the peak the name does not say
         return None
-    return next((peaks for key, peaks in _PEAK_TFLOPS if words.issuperset(key.split())), None)
+    rows = yaml.safe_load((conf_dir() / _PEAKS).read_text(encoding="utf-8"))
+    return next((peaks for key, peaks in rows.items() if words.issuperset(key.split())), None)

@@ -35,7 +35,7 @@ Record = dict[str, Any]
 
 FIELDS = {
     "step": "optimizer steps done, this one included",
-    "loss": "mean over the valid tokens of the global batch, nats a token",
+    "loss": "mean over the valid tokens of the global batch, nats per token",
     "loss/<domain>": "the same over one domain's tokens",
     "loss/loop<r>": "the training loss with the head on the output of loop r (logging.loop_losses)",
     "grad_norm": "global L2 norm of the gradient before clipping",
@@ -49,12 +49,12 @@ FIELDS = {
     "samples": "sequences trained since step 0",
     "stage": "index of the data stage, from 0",
     "batch_size": "sequences of the step's global batch",
-    "step_time_s": "wall time a step",
+    "step_time_s": "wall time per step",
     "data_wait_s": "part of step_time_s spent waiting for the batch",
     "memory_bytes": "peak memory of the rank with most of it: on the GPU, or of its process",
-    "val/loss": "mean over the held-out tokens of every domain, nats a token",
+    "val/loss": "mean over the held-out tokens of every domain, nats per token",
     "val/loss/<domain>": "the same over one domain",
-    "val/bpb/<domain>": "bits a byte of UTF-8: val/loss/<domain> * tokens / bytes / ln 2",
+    "val/bpb/<domain>": "bits per byte of UTF-8: val/loss/<domain> * tokens / bytes / ln 2",
     "val/loss/loop<r>": "val/loss with the head on the output of loop r (logit lens), r from 0",
     "val/loss/<domain>/loop<r>": "the same over one domain",
 }

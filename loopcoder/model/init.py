@@ -31,10 +31,10 @@ def initialise(network: PLTModel, model: ModelConfig, seed: int) -> None:
             else:
                 is_output = "linear_proj" in name or "linear_fc2" in name
                 std = model.init_std / (math.sqrt(2 * depth) if is_output else 1.0)
-                parameter.copy_(_draw(_global_name(name, network), parameter, std, seed, network))
+                parameter.copy_(_draw(global_name(name, network), parameter, std, seed, network))
 
 
-def _global_name(name: str, network: PLTModel) -> str:
+def global_name(name: str, network: PLTModel) -> str:
     """Replace the layer's index within the stage by its index in the model."""
     parts = name.split(".")
     if parts[:2] == ["decoder", "layers"]:

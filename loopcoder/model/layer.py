@@ -20,7 +20,7 @@ from torch import Tensor
 
 from loopcoder.model.documents import Documents
 from loopcoder.model.reuse import in_later_loop
-from loopcoder.model.shared_kv import KV, KeptTensors, SharedKV
+from loopcoder.model.shared_kv import KV, SharedKV
 
 
 class PLTLayer(TransformerLayer):
@@ -106,24 +106,23 @@ class PLTBlock(TransformerBlock):
         self,
         hidden: Tensor,
         loop_idx: int,
-        shared_kv: SharedKV | KeptTensors | None,
+        shared_kv: SharedKV | None,
         docs: Documents,
         rope: Tensor,
-        part: int | None = None,
+        part: int,
     ) -> Tensor:
-        """Run one loop.
+        """Run one part of a loop, which is all of it where `parts` has one.
 
         Args:
-            hidden: the loop's input. [S or S/tp, B, D]
+            hidden: input of the part's first layer. [S or S/tp, B, D]
             loop_idx: 0 fills `shared_kv`, later loops read it.
             shared_kv: None where every loop attends to its own K/V only.
-            part: the part of the loop to run; None: all of it.
 
         Returns:
-            the residual stream after the last layer, before the final norm. [S or S/tp, B, D]
+            the residual stream after its last layer, before the final norm. [S or S/tp, B, D]
         """
         with self._fp8_context(None):
-            for index in range(len(self.layers)) if part is None else self.parts[part]:
+            for index in self.parts[part]:
                 layer = self.layers[index]
                 shared = shared_kv.of(index) if shared_kv is not None and loop_idx > 0 else None
                 with self._fp8_context(layer):

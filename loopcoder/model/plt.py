@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -30,14 +32,14 @@ from loopcoder.config.schema import ModelConfig
 from loopcoder.model.documents import Documents
 from loopcoder.model.layer import PLTBlock
 from loopcoder.model.probe import LoopProbe
-from loopcoder.model.shared_kv import KeptTensors, SharedKV
+from loopcoder.model.shared_kv import EMBEDDING, SharedKV
 from loopcoder.model.specs import block_submodules
 from loopcoder.ops import kernels as cuda
 from loopcoder.ops.loop_input import loop_input
 
 
 @dataclass(frozen=True)
-class Stage:
+class PipelineStage:
     """The part of a model that one pipeline stage holds."""
 
     parts: list[list[int]]
@@ -50,14 +52,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class ChunkInput:
-    """What a stage is told when it runs one chunk of a pipeline instead of all loops."""
+    """Which part of which loop a stage runs, and on what."""
 
     loop_idx: int
     part: int
     """Index of the part of the loop."""
     hidden: Tensor | None
     """Output of the chunk before, from this stage or another; None where the embedding is first."""
-    kept: KeptTensors
+    shared_kv: SharedKV
     """What loop 0 of the same microbatch left on this stage."""
 
 
@@ -74,8 +76,8 @@ class PLTModel(LanguageModule):
         model: ModelConfig,
         vocab_size: int,
         groups: Any,
-        before: Callable[[Tensor], Tensor] | None = None,
-        stage: Stage | None = None,
+        previous_position: Callable[[Tensor], Tensor] | None = None,
+        stage: PipelineStage | None = None,
     ):
         """
         Args:
@@ -83,18 +85,16 @@ class PLTModel(LanguageModule):
             model: the looped model, `layer_spec` and `kernels` resolved.
             vocab_size: rows of embedding and head, padded.
             groups: the process groups of this rank (`parallel.mcore.Ranks.groups`).
-            before: gives the position before this rank's part of a sequence; a split sequence needs
-                `parallel.shift.position_before(group)`.
+            previous_position: gives the position before this rank's part of a sequence; a split
+                sequence needs `parallel.shift.position_before(group)`.
             stage: this rank's part of the model under pipeline parallelism; None: all of it.
         """
-        stage = stage or Stage([list(range(model.num_layers))])
-        if config.sequence_parallel and before is None:
-            raise ValueError(
-                "sequence parallelism needs what is before: parallel.shift.position_before"
-            )
+        stage = stage or PipelineStage([list(range(model.num_layers))])
+        if config.sequence_parallel and previous_position is None:
+            raise ValueError("sequence parallelism needs parallel.shift.position_before")
         super().__init__(config=config, pg_collection=groups)
         self.model = model
-        self.before = before
+        self.previous_position = previous_position
         self.uses_cuda_kernels = model.kernels == "cuda"
         if self.uses_cuda_kernels:
             cuda.load()
@@ -142,7 +142,7 @@ class PLTModel(LanguageModule):
         chunk: ChunkInput | None = None,
         probe: LoopProbe | None = None,
     ) -> Any:
-        """Run all loops, or one chunk of a pipeline (see `run_chunk`).
+        """Run all loops, or one chunk of a pipeline.
 
         Args:
             tokens: [B, S]
@@ -153,71 +153,62 @@ class PLTModel(LanguageModule):
 
         Returns:
             the loss of every token [B, S] in fp32, or logits [S, B, vocabulary of this rank];
-            with `every_loop` [R, ...] of them.
+            with `every_loop` [R, ...] of them. A chunk returns what the next one reads [S or S/tp,
+            B, D], and the last chunk the loss; with `every_loop` each chunk that ends a loop
+            returns both.
         """
+        run = partial(self.run_part, tokens, docs, labels, self.rope(docs), every_loop, probe)
         if chunk is not None:
-            return self.run_chunk(chunk, tokens, docs, labels, every_loop, probe)
-        embedding = self.embedding(tokens, docs.position_ids)
-        rope = self.rope(docs)
-        shared_kv = SharedKV() if self.model.has_gates else None
-        # A tensor of its own: E's gradient is summed in the same order with and without a probe.
-        hidden, outputs = embedding.view_as(embedding), []
-        for loop_idx in range(self.model.num_loops):
-            if loop_idx > 0:
-                hidden = self.next_input(embedding, hidden, docs)
-            if probe is not None:
-                probe.at_input(loop_idx, hidden)
-            hidden = self.decoder(hidden, loop_idx, shared_kv, docs, rope)
-            normed = self.decoder.final_layernorm(hidden)
-            hidden = normed if self.model.norm_per_loop else hidden
-            if every_loop or loop_idx == self.model.num_loops - 1:
-                outputs.append(self.read_out(normed, labels))
-            if probe is not None:
-                self.measure(probe, loop_idx, normed, labels)
+            to_next, output = run(chunk)
+            if output is None:
+                return to_next
+            return (to_next, output) if every_loop else output
+        hidden: Tensor | None = None
+        outputs, shared_kv = [], SharedKV()
+        for loop_idx, part in product(range(self.model.num_loops), range(len(self.decoder.parts))):
+            hidden, output = run(ChunkInput(loop_idx, part, hidden, shared_kv))
+            if output is not None:
+                outputs.append(output)
         return torch.stack(outputs) if every_loop else outputs[0]
 
-    def run_chunk(
+    def run_part(
         self,
-        chunk: ChunkInput,
         tokens: Tensor,
         docs: Documents,
         labels: Tensor | None,
+        rope: Tensor,
         every_loop: bool,
         probe: LoopProbe | None,
-    ) -> Any:
-        """Run one part of one loop on this stage: the body of `forward`, cut at stage borders.
+        chunk: ChunkInput,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run one part of one loop on this stage: the body of the loop, which is written only here.
 
         Returns:
-            what the next chunk reads [S or S/tp, B, D]; on the last stage, after the last part of
-            the last loop, the loss of every token [B, S]. With `every_loop` the last stage returns
-            a pair of these after each loop.
+            what the next part reads [S or S/tp, B, D], and the loss or logits after this part: None
+            unless it ends the last loop, or any loop with `every_loop`.
         """
-        kept, hidden = chunk.kept, chunk.hidden
+        loop_idx, hidden, shared_kv = chunk.loop_idx, chunk.hidden, chunk.shared_kv
         if self.pre_process and chunk.part == 0:
-            if chunk.loop_idx == 0:
+            if loop_idx == 0:
                 embedding = self.embedding(tokens, docs.position_ids)
-                hidden = kept.keep("embedding", embedding, (embedding,))
+                # A view, so that E's gradient is summed in the same order with and without a probe.
+                hidden = shared_kv.keep(EMBEDDING, embedding.view_as(embedding), (embedding,))
             else:
                 assert hidden is not None, "a later loop reads the one before"
-                hidden = self.next_input(kept.of("embedding")[0], hidden, docs)
+                (embedding,) = shared_kv.of(EMBEDDING)
+                hidden = self.next_input(embedding, hidden, docs)
             if probe is not None:
-                probe.at_input(chunk.loop_idx, hidden)
-        shared_kv = kept if self.model.has_gates else None
-        hidden = self.decoder(
-            hidden, chunk.loop_idx, shared_kv, docs, self.rope(docs), part=chunk.part
-        )
-        is_last_part = chunk.part == len(self.decoder.parts) - 1
-        if not (self.post_process and is_last_part):
-            return hidden
+                probe.at_input(loop_idx, hidden)
+        gated = shared_kv if self.model.has_gates else None
+        hidden = self.decoder(hidden, loop_idx, gated, docs, rope, chunk.part)
+        if not self.post_process or chunk.part < len(self.decoder.parts) - 1:
+            return hidden, None
         normed = self.decoder.final_layernorm(hidden)
-        hidden = normed if self.model.norm_per_loop else hidden
-        is_last_loop = chunk.loop_idx == self.model.num_loops - 1
-        loss = self.read_out(normed, labels) if is_last_loop or every_loop else None
+        is_read = every_loop or loop_idx == self.model.num_loops - 1
+        output = self.read_out(normed, labels) if is_read else None
         if probe is not None:
-            self.measure(probe, chunk.loop_idx, normed, labels)
-        if every_loop:
-            return hidden, loss
-        return loss if is_last_loop else hidden
+            probe.at_output(loop_idx, normed, labels, self.read_out)
+        return normed if self.model.norm_per_loop else hidden, output
 
     def next_input(self, embedding: Tensor, hidden: Tensor, docs: Documents) -> Tensor:
         """Return a later loop's input a*E + b*S, where S is the previous loop's output at t-1. [S
@@ -228,7 +219,7 @@ class PLTModel(LanguageModule):
         first_token = docs.first_token
         if self.config.sequence_parallel:
             first_token = first_token.chunk(self.tp_group.size())[self.tp_group.rank()]
-        before = None if self.before is None else self.before(hidden)
+        before = None if self.previous_position is None else self.previous_position(hidden)
         mix = cuda.LoopInput.apply if self.uses_cuda_kernels else loop_input
         return mix(embedding, hidden, before, first_token, a, b)
 
@@ -236,14 +227,6 @@ class PLTModel(LanguageModule):
         """Apply the head, and the loss where labels are given."""
         logits, _ = self.output_layer(normed)
         return logits if labels is None else self.compute_language_model_loss(labels, logits)
-
-    def measure(
-        self, probe: LoopProbe, loop_idx: int, normed: Tensor, labels: Tensor | None
-    ) -> None:
-        """Give the probe the loss after a loop. The last loop's is known to who asked for it."""
-        if probe.reads_losses and loop_idx < self.model.num_loops - 1:
-            with torch.no_grad():
-                probe.at_output(loop_idx, self.read_out(normed, labels))
 
     def rope(self, docs: Documents) -> Tensor:
         """Return the rotary angles of every position. [S, 1 or B, 1, head_dim]"""

@@ -3,6 +3,7 @@ input."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -33,10 +34,23 @@ class LoopProbe:
         if self.reads_gradients:
             hidden.register_hook(partial(self._add_gradient, loop_idx))
 
-    def at_output(self, loop_idx: int, loss: Tensor) -> None:
-        """Take the loss of every token after a loop. [B, S]"""
-        assert self.loss_mask is not None
-        self.sums[0, loop_idx] += (loss.detach() * self.loss_mask).sum()
+    def at_output(
+        self,
+        loop_idx: int,
+        normed: Tensor,
+        labels: Tensor | None,
+        read_out: Callable[[Tensor, Tensor | None], Tensor],
+    ) -> None:
+        """Record the loss after a loop; the last loop's loss is the caller's return value.
+
+        Args:
+            normed: the loop's output after the final norm. [S, B, D]
+            read_out: the head; it maps `normed` and `labels` to the loss of every token [B, S].
+        """
+        if self.reads_losses and loop_idx < self.sums.shape[1] - 1:
+            assert self.loss_mask is not None
+            with torch.no_grad():
+                self.sums[0, loop_idx] += (read_out(normed, labels) * self.loss_mask).sum()
 
     def _add_gradient(self, loop_idx: int, gradient: Tensor) -> None:
         self.sums[1, loop_idx] += torch.linalg.vector_norm(gradient, dtype=torch.float32).square()

@@ -13,25 +13,28 @@ from torch import Tensor
 KV = tuple[Tensor, Tensor]
 """Keys and values after RoPE, each [S, B, kv_heads of this rank, head_dim]."""
 
+EMBEDDING = "embedding"
+"""Key of E in a store; a layer's key is its index within the stage."""
+
 
 class SharedKV:
     """For all loops in one autograd graph: gradients reach loop 0 through the tensors
     themselves."""
 
     def __init__(self) -> None:
-        self._by_layer: dict[int, KV] = {}
+        self._by_key: dict[Any, Any] = {}
 
-    def keep(self, layer: int, hidden: Tensor, kv: KV) -> Tensor:
-        """Store loop 0's K/V of a layer (index within the stage); return `hidden` to go on with."""
-        self._by_layer[layer] = kv
+    def keep(self, key: Any, hidden: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+        """Store tensors of loop 0; return `hidden` to go on with."""
+        self._by_key[key] = tensors
         return hidden
 
-    def of(self, layer: int) -> KV:
-        """Return loop 0's K/V of a layer."""
-        return self._by_layer[layer]
+    def of(self, key: Any) -> Any:
+        """Return the tensors that loop 0 kept, for use in a later loop."""
+        return self._by_key[key]
 
 
-class KeptTensors:
+class DetachedSharedKV(SharedKV):
     """For loops that are chunks of a pipeline, each with an autograd graph of its own.
 
     Later loops use the values, and their gradients are collected here in fp32. The backward pass
@@ -39,18 +42,14 @@ class KeptTensors:
     them from here. The sum is the exact gradient.
     """
 
-    def __init__(self) -> None:
-        self._slots: dict[Any, _Slot] = {}
-
     def keep(self, key: Any, hidden: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
         """Store tensors of loop 0; `hidden`, which is returned, carries their gradients back."""
-        slot = self._slots[key] = _Slot(tensors)
-        return _Keep.apply(slot, hidden, *tensors)
+        slot = self._by_key[key] = _Slot(tensors)
+        return _HandBack.apply(slot, hidden, *tensors)
 
     def of(self, key: Any) -> Any:
-        """Return the tensors that loop 0 kept, for use in a later loop."""
-        slot = self._slots[key]
-        return _Read.apply(slot, torch.zeros((), requires_grad=True))
+        """Return the values that loop 0 kept, for use in a later loop."""
+        return _Collect.apply(self._by_key[key], torch.zeros((), requires_grad=True))
 
 
 class _Slot:
@@ -73,7 +72,7 @@ class _Slot:
         return [g.to(t.dtype) for g, t in zip(grads, self.tensors, strict=True)]
 
 
-class _Keep(torch.autograd.Function):
+class _HandBack(torch.autograd.Function):
     """Identity of `hidden`; its backward pass also hands the kept tensors what was collected for
     them."""
 
@@ -87,7 +86,7 @@ class _Keep(torch.autograd.Function):
         return None, grad, *ctx.slot.take()
 
 
-class _Read(torch.autograd.Function):
+class _Collect(torch.autograd.Function):
     """Values of a slot; its backward pass adds to the slot and goes no further."""
 
     @staticmethod

@@ -1,7 +1,8 @@
-"""Adam that clips and refuses on the device, with the state layout of the usual fused Adams.
+"""Adam that clips, and skips bad steps, on the device, with the state layout of the usual fused
+Adams.
 
 megatron-core scales all gradients in passes of their own and learns on the host whether they are
-finite. Here both travel as tensors into the kernel: 28 bytes a parameter are moved instead of 44,
+finite. Here both travel as tensors into the kernel: 28 bytes per parameter are moved instead of 44,
 and no step waits for the host. On a GPU the kernel is ours (`ops/adamw.py`), since torch's writes
 the scaled gradients back; on a CPU it is torch's. The state is that of Transformer Engine's and
 apex's Adams (steps counted by parameter group, `exp_avg` and `exp_avg_sq` by parameter), which is

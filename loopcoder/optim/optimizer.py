@@ -9,7 +9,6 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from torch import Tensor
 
 from loopcoder.config.schema import OptimConfig, ParallelConfig
-from loopcoder.errors import TrainingDiverged
 from loopcoder.optim.adam import use_in_megatron
 
 
@@ -51,7 +50,7 @@ def update(optimizer: Any, optim: OptimConfig, lr: float, tokens: Tensor) -> Ten
 
     Returns:
         the global norm of the averaged gradient before clipping, on the device []. Where it is not
-        finite the weights and moments were left as they are: see `Health`.
+        finite the weights and moments were left as they are: see `train.health`.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -70,29 +69,3 @@ def update(optimizer: Any, optim: OptimConfig, lr: float, tokens: Tensor) -> Ten
         inner.optimizer.grad_divisor, inner.optimizer.is_refused = divisor, refused
     optimizer.step_with_ready_grads()
     return norm
-
-
-class Health:
-    """Remembers, on the device, the first step whose gradient norm was not finite."""
-
-    def __init__(self, optim: OptimConfig, device: torch.device):
-        self._optim = optim
-        self._first_bad = torch.zeros(2, device=device)
-        """Its number (0: none so far) and its norm."""
-
-    def note(self, norm: Tensor, step: int) -> None:
-        """Take the norm of a step; nothing is read on the host."""
-        now = torch.stack([torch.full_like(norm, step), norm])
-        is_first = ~norm.isfinite() & (self._first_bad[0] == 0)
-        self._first_bad = torch.where(is_first, now, self._first_bad)
-
-    def check(self) -> None:
-        """Raise TrainingDiverged if a step was bad: before anything is logged or saved."""
-        step, norm = self._first_bad.tolist()
-        if step:
-            raise TrainingDiverged(
-                f"step {step:.0f}: the gradient norm is {norm}\n"
-                "    why: an update with it would destroy the weights, so none was made\n"
-                "    fix: branch from a checkpoint with a lower rate: "
-                f"checkpoint.init_from=CHECKPOINT optim.lr={self._optim.lr / 2:g}"
-            )

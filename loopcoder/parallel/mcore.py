@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -34,6 +36,20 @@ class Ranks:
     def is_main(self) -> bool:
         """Whether this process prints and writes."""
         return self.rank == 0
+
+
+def prepare() -> None:
+    """Make megatron-core run on this machine, with a GPU or without, and quietly.
+
+    Call it before anything imports megatron-core. It is silenced on the packages that it misses at
+    every import: we resolve those ourselves.
+    """
+    for module in ("megatron", "torch.distributed"):
+        warnings.filterwarnings("ignore", module=module)
+    warnings.filterwarnings("ignore", message="MLP requires ffn_hidden_size")
+    for name in ("megatron.core", "torch.distributed.checkpoint", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    cpu.install()
 
 
 def start_processes(timeout_s: float = 1800) -> None:

@@ -2,7 +2,7 @@
 
 Chunk c of a stage is part c % V of loop c // V (V = chunks_per_loop). All chunks of a stage call
 one network: one copy of the weights, one gradient buffer, one optimizer state. What later loops
-need of loop 0 stays on the stage, by microbatch (`model.shared_kv.KeptTensors`).
+need of loop 0 stays on the stage, by microbatch (`model.shared_kv.DetachedSharedKV`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from torch import Tensor
 from loopcoder.data.batch import Batch
 from loopcoder.model.plt import ChunkInput
 from loopcoder.model.probe import LoopProbe
-from loopcoder.model.shared_kv import KeptTensors
+from loopcoder.model.shared_kv import DetachedSharedKV
 from loopcoder.parallel.layout import microbatch_group
 
 
 class LoopChunk(MegatronModule):
     """What a schedule sees as one virtual model chunk."""
 
+    _ddp: Any
+    """The stage's network in megatron-core's DistributedDataParallel, the same in all chunks."""
+
     def __init__(
         self,
         config: TransformerConfig,
         ddp: Any,
-        kept: dict[int, KeptTensors],
+        shared_kv: dict[int, DetachedSharedKV],
         index: int,
         chunks_per_loop: int,
         is_final: bool,
@@ -41,14 +44,15 @@ class LoopChunk(MegatronModule):
         self.loop_idx, self.part = divmod(index, chunks_per_loop)
         self.is_final = is_final
         self.ends_in_loss = is_final and ddp.module.post_process
-        self.kept = kept
-        self._run: list[Any] = [ddp]  # in a list, so that it is no submodule of every chunk
+        self.shared_kv = shared_kv
+        # Not by nn.Module's own setter, which would make the one network a submodule of each chunk.
+        object.__setattr__(self, "_ddp", ddp)
         self._input: Tensor | None = None
 
     def set_is_first_microbatch(self) -> None:
         """Called before a chunk's first microbatch of a step; the first chunk's comes first."""
         if self.loop_idx == 0 and self.part == 0:
-            self._run[0].set_is_first_microbatch()
+            self._ddp.set_is_first_microbatch()
 
     def set_input_tensor(self, tensor: Any) -> None:
         """Take what the schedule received from the chunk before."""
@@ -63,10 +67,10 @@ class LoopChunk(MegatronModule):
     ) -> Any:
         """Run the chunk for a microbatch; the first chunk opens its store, the last closes it."""
         if self.loop_idx == 0 and self.part == 0:
-            self.kept[microbatch] = KeptTensors()
-        chunk = ChunkInput(self.loop_idx, self.part, self._input, self.kept[microbatch])
+            self.shared_kv[microbatch] = DetachedSharedKV()
+        chunk = ChunkInput(self.loop_idx, self.part, self._input, self.shared_kv[microbatch])
         self._input = None
-        out = self._run[0](
+        out = self._ddp(
             batch.tokens,
             batch.documents,
             batch.labels,
@@ -76,7 +80,7 @@ class LoopChunk(MegatronModule):
         )
         if self.is_final:
             # The graphs of earlier chunks hold what their backward passes still need.
-            del self.kept[microbatch]
+            del self.shared_kv[microbatch]
         return out
 
 
@@ -96,9 +100,9 @@ def build_chunks(
         schedule.virtual_pipeline_model_parallel_size = count
         # Interleaving on two stages with batched point-to-point is silently wrong.
         schedule.batch_p2p_comm, schedule.overlap_p2p_comm = False, True
-    kept: dict[int, KeptTensors] = {}
+    shared_kv: dict[int, DetachedSharedKV] = {}
     return [
-        LoopChunk(schedule, ddp, kept, index, chunks_per_loop, index == count - 1)
+        LoopChunk(schedule, ddp, shared_kv, index, chunks_per_loop, index == count - 1)
         for index in range(count)
     ]
 

@@ -1,4 +1,4 @@
 """What training and the data pipeline share about disks: whole files, hashes, locks, full disks.
 
-One mechanism each, and one for processes that must not outlive their parent.
+One mechanism each, and what processes need that are started on the way.
 """

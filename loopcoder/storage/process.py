@@ -1,4 +1,4 @@
-"""Processes that must not outlive the one that started them."""
+"""Processes that must not outlive the one that started them, and that can talk to it anywhere."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
+from multiprocessing import util
 from multiprocessing.connection import wait
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
+"""The address of a socket has 107 bytes for its path (unix(7))."""
 
 
 def exit_with_parent(number: int = signal.SIGKILL) -> None:
@@ -28,3 +32,18 @@ def exit_with_parent(number: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), number)
 
     threading.Thread(target=watch, name="loopcoder-parent", daemon=True).start()
+
+
+def use_short_socket_paths() -> None:
+    """Keep multiprocessing's sockets out of a TMPDIR that is too long for their addresses.
+
+    Call it before starting a fork server or a manager; children use the folder of their parent.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_TMPDIR:
+        return
+    usual = tempfile.tempdir
+    tempfile.tempdir = "/tmp"
+    try:
+        util.get_temp_dir()  # makes the folder, which this process keeps and removes at its end
+    finally:
+        tempfile.tempdir = usual

@@ -11,13 +11,18 @@ import torch.distributed as dist
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT and SIGUSR1; all ranks agree before any of them acts."""
+    """Remembers SIGTERM, SIGINT and SIGUSR1; all ranks agree before any of them acts.
+
+    A SIGINT that was ignored stays ignored: a shell's script starts what runs in the background so,
+    and a Ctrl-C there is for something else.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
         self._on_its_way: tuple[torch.cuda.Event, torch.Tensor] | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+            if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._remember)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.name is not None:

@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loopcoder.config.schema import Config
 from loopcoder.model.init import initialise
-from loopcoder.model.plt import PLTModel, Stage
+from loopcoder.model.plt import PipelineStage, PLTModel
 from loopcoder.model.reuse import share_over_loops
 from loopcoder.model.specs import transformer_config
 from loopcoder.optim.optimizer import build_optimizer
@@ -46,7 +46,7 @@ def build_network(
     mcore_config = transformer_config(config)
     before = position_before(ranks.groups.tp) if config.parallel.sp else None
     parallel, pp_rank = config.parallel, ranks.pp_rank
-    stage = Stage(
+    stage = PipelineStage(
         stage_layers(config.model.num_layers, parallel.pp, parallel.chunks_per_loop, pp_rank),
         is_first=pp_rank == 0,
         is_last=pp_rank == parallel.pp - 1,

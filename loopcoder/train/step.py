@@ -4,6 +4,7 @@ update."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,19 @@ from loopcoder.model.probe import LoopProbe
 from loopcoder.model.reuse import forget_fp8_copies
 from loopcoder.parallel.schedule import run_chunks
 from loopcoder.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step brought; its tensors stay on the device until the step is logged."""
+
+    sums: Tensor
+    """Summed loss and number of valid tokens by domain, over all ranks. [2, domains]"""
+    grad_norm: Tensor
+    """Global norm of the averaged gradient before clipping. []"""
+    lr: float
+    probe: LoopProbe | None
+    """What the loops did; None unless the step is logged."""
 
 
 def forward_backward(
@@ -35,19 +49,20 @@ def forward_backward(
     """
     state.ddp.zero_grad_buffer()
     state.optimizer.zero_grad()
-    known: dict[str, Any] = {"device": state.ranks.device, "domains": domains, "probe": probe}
+    device = state.ranks.device
     if state.chunks:
-        sums = run_chunks(state.chunks, microbatches, partial(_chunk_step, **known))
+        step = partial(_chunk_step, device=device, domains=domains, probe=probe)
+        sums = run_chunks(state.chunks, microbatches, step)
     else:
         sums = forward_backward_no_pipelining(
-            forward_step_func=partial(_forward_step, **known),
+            forward_step_func=partial(_forward_step, device=device, domains=domains, probe=probe),
             data_iterator=iter(microbatches),
             model=state.ddp,
             num_microbatches=len(microbatches),
             seq_length=microbatches[0].tokens.shape[1],
             micro_batch_size=microbatches[0].tokens.shape[0],
         )
-    total = torch.zeros(2, domains, device=state.ranks.device)
+    total = torch.zeros(2, domains, device=device)
     for s in sums:  # only the last stage of a pipeline has any
         total += s["sums"]
     _sum_over_ranks(state, total)

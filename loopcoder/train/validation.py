@@ -21,7 +21,6 @@ class Evaluator:
     def __init__(self, config: Config, corpus: Corpus):
         self.config = config
         stage = config.stages[-1]
-        assert stage.seq_length is not None and stage.mixture is not None
         self.sets = [
             HeldOut(corpus, domain, config.data, stage.seq_length, config.eval.sequences_per_domain)
             for domain in corpus.domains
@@ -30,7 +29,7 @@ class Evaluator:
         self._token_bytes = torch.from_numpy(np.asarray(corpus.token_bytes()))
 
     def unigram_entropy(self) -> float:
-        """Entropy of the evaluated tokens' own frequencies, in nats a token: what a model without
+        """Entropy of the evaluated tokens' own frequencies, in nats per token: what a model without
         context can reach."""
         labels = [s.rows[:, 1:][s.valid & (s.rows[:, :-1] != s.eod)] for s in self.sets]
         counts = torch.bincount(torch.cat(labels)).double()

@@ -18,7 +18,7 @@ import pytest
 
 from data_pipeline.driver import prepare
 from loopcoder.config.build import ExecutorConfig
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import load_corpus
 from tests.data_pipeline.test_corpus import environment, hashes, plant, quiet, settings
 
@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).parents[2]
 CHILD = """
 import json, sys
 from data_pipeline.driver import prepare
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.errors import InputError
 try:
     prepare(DataConfig(**json.loads(sys.argv[1])))
@@ -80,13 +80,16 @@ def test_killed_at_random_moments(tmp_path: Path, seed: int, whom: str) -> None:
             continue
         # complete: the rest of the kills hit a new build
         assert hashes(prepare(config, report=quiet)) == expected
-        config = dataclasses.replace(config, cache_dir=str(tmp_path / f"again{killed}"))
+        config = dataclasses.replace(
+            config,
+            build=dataclasses.replace(config.build, cache_dir=str(tmp_path / f"again{killed}")),
+        )
     with start(config) as process:
         assert process.stdout is not None
         assert process.wait(300) == 0, process.stdout.read()
     corpus = prepare(config, report=quiet)
     assert hashes(corpus) == expected
-    names = [p.name for p in Path(config.cache_dir).iterdir() if not p.name.endswith(".lock")]
+    names = [p.name for p in Path(config.build.cache_dir).iterdir() if not p.name.endswith(".lock")]
     assert names == [corpus.dir.name]
     mine = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
     assert not mine

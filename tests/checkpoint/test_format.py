@@ -16,6 +16,7 @@ from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.errors import InputError
 from loopcoder.storage import files
 from loopcoder.storage.digest import file_digest
+from tests.checkpoint.states import state_at
 
 
 def write(
@@ -25,7 +26,7 @@ def write(
     rng = random.Random(seed + step)
     folder = layout.step_folder(run_dir, step)
     folder.mkdir(parents=True)
-    (folder / "state.json").write_text(json.dumps({"format_version": 1, "step": step}))
+    (folder / "state.json").write_text(json.dumps(state_at(step).to_json()))
     (folder / "config.yaml").write_text("model: {}\n")
     for i in range(files):
         (folder / f"__{i}_0.distcp").write_bytes(rng.randbytes(rng.randint(1, 5000)))
@@ -179,7 +180,10 @@ def test_the_advice_for_a_damaged_checkpoint_works(tmp_path, seed):
 
 
 @pytest.mark.parametrize("name", ["state.json", "manifest.json"])
-@pytest.mark.parametrize("content", [b"", b'{"format_ver', b"\xff\xfe", b"[]", b"{}"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"format_ver', b"\xff\xfe", b"[]", b"{}", b'{"format_version": 1}'],
+)
 def test_a_damaged_json_is_an_error_with_advice(tmp_path, seed, name, content):
     """Both are read before any hash is compared."""
     write(tmp_path, 3, seed)
@@ -195,10 +199,10 @@ def test_a_damaged_json_is_an_error_with_advice(tmp_path, seed, name, content):
 
 def test_state_of_another_format(tmp_path, seed):
     checkpoint = write(tmp_path, 7, seed)
-    assert checkpoint.state() == {"format_version": 1, "step": 7}
+    assert checkpoint.state() == state_at(7)
     for version in (0, 2, None):
         (checkpoint.path / "state.json").write_text(
-            json.dumps({"format_version": version, "step": 7})
+            json.dumps(state_at(7).to_json() | {"format_version": version})
         )
         with pytest.raises(InputError, match=f"has checkpoint format {version}"):
             checkpoint.state()

@@ -29,7 +29,7 @@ STEADY = [
     "train.global_batch_size=16",
     "train.micro_batch_size=8",
     "data.seq_length=256",
-    "data.tokenizer_vocab_size=4096",
+    "data.build.tokenizer_vocab_size=4096",
 ]
 
 
@@ -95,9 +95,10 @@ BAD: list[tuple[str, Backends, str, str]] = [
     ("data=corpus", CPU, "finished corpus", "path=DIR"),
     ("data=files", CPU, "nothing to read", "path=DIR"),
     ("data=hf", CPU, "dataset's name", "path=NAME"),
-    ("data=hf path=x data.sources.0.streaming=true", CPU, "no end", "max_documents=100000"),
-    ("data.tokenizer_vocab_size=100", CPU, "special tokens", "data.tokenizer_vocab_size=320"),
-    ("model.vocab_size=1024", CPU, "every token", "data.tokenizer_vocab_size=1024"),
+    ("data=hf path=x data.build.sources.0.streaming=true", CPU, "no end", "max_documents=100000"),
+    ("data.build.tokenizer_vocab_size=100", CPU, "special tokens",
+     "data.build.tokenizer_vocab_size=320"),
+    ("model.vocab_size=1024", CPU, "every token", "data.build.tokenizer_vocab_size=1024"),
     ("model.max_position_embeddings=128", CPU, "positions", "data.seq_length=128"),
     ("data.stages=[{until:10},{until:5},{}]", CPU, "until=5 after 10", "until=15"),
     ("data.stages=[{until:10},{until:20}]", CPU, "last stage", "data.stages.1.until=null"),

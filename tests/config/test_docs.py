@@ -11,8 +11,9 @@ import pytest
 from loopcoder.backends import Backends
 from loopcoder.config.check import check
 from loopcoder.config.compose import compose
-from loopcoder.config.fields import field_at, leaf_keys
+from loopcoder.config.fields import FieldAt, leaves
 from loopcoder.config.resolve import resolve
+from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -26,13 +27,13 @@ def test_the_page_is_up_to_date():
 
 def test_every_key_has_a_row_with_its_docstring():
     rows = dict(re.findall(r"^\| `([^`]+)` \|.*\| (.*) \|$", PAGE, re.M))
-    paths: list[list[str | int]] = [[*key.split(".")] for key in leaf_keys()]
-    for name in ("sources", "stages"):
-        entry = field_at(["data", name, 0])
+    paths: list[list[str | int]] = [[*key.split(".")] for key, _ in leaves(FieldAt(Config))]
+    for entries in (["data", "build", "sources", 0], ["data", "stages", 0]):
+        entry = FieldAt(Config).at(entries)
         assert entry is not None and entry.fields
-        paths += [["data", name, 0, inner] for inner in entry.fields]
+        paths += [[*entries, inner] for inner in entry.fields]
     for path in paths:
-        at = field_at(path)
+        at = FieldAt(Config).at(path)
         key = ".".join("N" if part == 0 else str(part) for part in path)
         assert at is not None and key in rows
         assert rows[key].replace("&lt;", "<") == " ".join(at.doc.split())

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from data_pipeline.driver import prepare
-from loopcoder.config.schema import DataConfig, SourceConfig
+from loopcoder.config.build import SourceConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import Corpus
+from tests.configs import data_config
 from tests.data_pipeline.conftest import PLAIN, config, source_folder
 
 __all__ = ["config", "source_folder"]  # fixtures
@@ -46,7 +48,7 @@ def data(tmp_path: Path, seed: int) -> Callable[..., DataConfig]:
             "val_fraction": 0.25,
             **PLAIN,
         }
-        return DataConfig(**(defaults | fields))
+        return data_config(**(defaults | fields))
 
     return make
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from data_pipeline.driver import prepare
-from loopcoder.config.schema import Config, StageConfig
+from loopcoder.config.data import ResolvedStage
+from loopcoder.config.schema import Config
 from loopcoder.data.blend import Blend
 from loopcoder.data.loader import Loader, step_data
 from loopcoder.data.sampler import Position
@@ -24,7 +25,7 @@ from tests.data.corpora import pairs, stream
 
 
 def one_domain(corpus, domain: str, seq_length: int, seed: int = 1, stage_idx: int = 0) -> Blend:
-    return Blend(corpus, StageConfig(mixture={domain: 1.0}, seq_length=seq_length), stage_idx, seed)
+    return Blend(corpus, ResolvedStage({domain: 1.0}, seq_length, 1e4), stage_idx, seed)
 
 
 def epoch(blend: Blend, corpus, domain: str, number: int) -> list[list[int]]:
@@ -92,7 +93,7 @@ def test_epochs_and_seeds_have_their_own_order(corpus, seed):
 
 def test_any_sample_alone_is_the_same_as_in_a_walk(corpus, seed):
     """Nothing depends on what was read before, across the borders of epochs too."""
-    stage = StageConfig(mixture={"text": 2.0, "code": 1.0}, seq_length=24)
+    stage = ResolvedStage({"text": 2.0, "code": 1.0}, 24, 1e4)
     walked, domains = Blend(corpus, stage, 0, seed).rows(np.arange(1000))
     blend = Blend(corpus, stage, 0, seed)
     for i in random.Random(seed).sample(range(1000), 40):
@@ -120,7 +121,7 @@ def test_samples_do_not_depend_on_length_of_run_or_ranks(corpus, data, seed):
 
 
 def test_rows_carry_their_domain(corpus, seed):
-    stage = StageConfig(mixture={"text": 1.0, "code": 1.0}, seq_length=20)
+    stage = ResolvedStage({"text": 1.0, "code": 1.0}, 20, 1e4)
     rows, domains = Blend(corpus, stage, 0, seed).rows(np.arange(40))
     assert rows.dtype == torch.int64
     assert domains.tolist().count(0) == domains.tolist().count(1) == 20
@@ -131,7 +132,7 @@ def test_rows_carry_their_domain(corpus, seed):
 
 def test_a_mixture_interleaves_each_domains_own_sequences(corpus, seed):
     """It skips none of them and repeats none: they are those of a stage of this domain alone."""
-    stage = StageConfig(mixture={"text": 2.0, "code": 3.0}, seq_length=20)
+    stage = ResolvedStage({"text": 2.0, "code": 3.0}, 20, 1e4)
     rows, domains = Blend(corpus, stage, 0, seed).rows(np.arange(500))
     for index, domain in enumerate(corpus.domains):
         mine = rows[domains == index]
@@ -173,7 +174,7 @@ def test_epochs_counts_passes(corpus, seed):
     rng = random.Random(seed)
     seq_length = rng.randint(10, 30)
     weights = {"text": float(rng.randint(1, 4)), "code": float(rng.randint(1, 4))}
-    blend = Blend(corpus, StageConfig(mixture=weights, seq_length=seq_length), 0, seed)
+    blend = Blend(corpus, ResolvedStage(weights, seq_length, 1e4), 0, seed)
     samples = len(blend.mixture.pattern) * rng.randint(1, 300)
     for domain, passes in blend.epochs(samples).items():
         sequences = (corpus.tokens(domain, "train") - 1) // seq_length
@@ -187,7 +188,7 @@ def test_epochs_counts_passes(corpus, seed):
 def test_unknown_domain(data):
     text_only = prepare(data(mixture={"text": 1}), report=lambda _: None)
     with pytest.raises(InputError, match="'code', the corpus"):
-        Blend(text_only, StageConfig(mixture={"text": 1.0, "code": 1.0}, seq_length=16), 0, 1)
+        Blend(text_only, ResolvedStage({"text": 1.0, "code": 1.0}, 16, 1e4), 0, 1)
 
 
 @pytest.mark.parametrize("domain", ["text", "code"])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.driver import prepare
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import Corpus, Verify, load_corpus
 from loopcoder.errors import InputError
 from loopcoder.storage.digest import file_digest

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from loopcoder.config.schema import Config, StageConfig
+from loopcoder.config.data import StageConfig
+from loopcoder.config.schema import Config
 from loopcoder.data import loader as module
 from loopcoder.data.batch import Batch
 from loopcoder.data.blend import Blend

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from loopcoder.config.check import batch_sizes, batch_unit
-from loopcoder.config.schema import BatchRampConfig, Config, StageConfig
+from loopcoder.config.data import StageConfig
+from loopcoder.config.schema import BatchRampConfig, Config
 from loopcoder.data.sampler import (
     Mixture,
     Position,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data_pipeline.driver import prepare
-from loopcoder.config.schema import DataConfig, StageConfig
+from loopcoder.config.data import DataConfig, ResolvedStage
 from loopcoder.data.blend import Blend
 from loopcoder.data.corpus import Corpus
 from tests.data.corpora import stream
@@ -26,7 +26,7 @@ def sharded(data: Callable[..., DataConfig], seed: int) -> Corpus:
 
 
 def of_domain(corpus: Corpus, domain: str, seq_length: int, seed: int) -> Blend:
-    return Blend(corpus, StageConfig(mixture={domain: 1.0}, seq_length=seq_length), 0, seed)
+    return Blend(corpus, ResolvedStage({domain: 1.0}, seq_length, 1e4), 0, seed)
 
 
 def cut_for(corpus: Corpus) -> int:
@@ -75,7 +75,7 @@ def test_shards_come_in_an_order_of_seed_and_epoch(sharded: Corpus, seed: int) -
 
 
 def test_any_sample_alone_is_the_same_as_in_a_walk(sharded: Corpus, seed: int) -> None:
-    stage = StageConfig(mixture={"text": 1.0, "code": 1.0}, seq_length=cut_for(sharded))
+    stage = ResolvedStage({"text": 1.0, "code": 1.0}, cut_for(sharded), 1e4)
     walked, domains = Blend(sharded, stage, 0, seed).rows(np.arange(600))
     alone = Blend(sharded, stage, 0, seed)
     for i in random.Random(seed).sample(range(600), 40):
@@ -85,7 +85,7 @@ def test_any_sample_alone_is_the_same_as_in_a_walk(sharded: Corpus, seed: int) -
 
 def test_both_domains_end_together(sharded: Corpus, seed: int) -> None:
     """After one pass over the pairs, both domains have given each of their sequences once."""
-    stage = StageConfig(mixture={"text": 1.0, "code": 1.0}, seq_length=cut_for(sharded))
+    stage = ResolvedStage({"text": 1.0, "code": 1.0}, cut_for(sharded), 1e4)
     blend = Blend(sharded, stage, 0, seed)
     sequences = sharded.manifest["domains"]["text"]["train"]["sequences"]
     assert blend.epochs(2 * sequences) == {"text": 1.0, "code": 1.0}

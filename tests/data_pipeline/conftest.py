@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from loopcoder.config.build import DecontaminateConfig, FimConfig, NearDedupConfig
+from loopcoder.config.build import DecontaminateConfig, FimConfig, NearDedupConfig, SourceConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.config.filters import FilterConfig
-from loopcoder.config.schema import DataConfig, SourceConfig
+from tests.configs import data_config
 
 VOCAB_SIZE = 600
 
@@ -65,6 +66,6 @@ def config(tmp_path: Path, source_folder: Path) -> Callable[..., DataConfig]:
             "val_fraction": 0.2,
             **PLAIN,
         }
-        return DataConfig(**(defaults | fields))
+        return data_config(**(defaults | fields))
 
     return make

@@ -18,10 +18,11 @@ import pytest
 from data_pipeline.driver import prepare
 from data_pipeline.shuffle.validate import validate_corpus
 from data_pipeline.tokenizer.encoder import Encoder
-from loopcoder.config.build import DecontaminateConfig, ExecutorConfig, FimConfig
+from loopcoder.config.build import DecontaminateConfig, ExecutorConfig, FimConfig, SourceConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.config.filters import FilterConfig
-from loopcoder.config.schema import DataConfig, SourceConfig
 from loopcoder.data.corpus import Corpus
+from tests.configs import data_config
 
 REPOSITORY = Path(__file__).parents[2]
 LANGUAGES = {"Python": ".py", "Java": ".java", "C": ".c", "Go": ".go"}
@@ -132,7 +133,7 @@ def settings(folder: Path, cache: Path, seed: int, **fields: Any) -> DataConfig:
         "part_bytes": rng.randint(20_000, 60_000),
         "shards": rng.randint(2, 4),
     }
-    return DataConfig(**(defaults | fields))
+    return data_config(**(defaults | fields))
 
 
 def quiet(_: str) -> None:
@@ -204,7 +205,9 @@ def test_domains_and_shares_are_as_planned(tmp_path: Path, seed: int) -> None:
     shares = {"Python": 4.0, "Java": 3.0, "*": 3.0}
     config = settings(tmp_path, tmp_path / "cache", seed, shares=shares, mixture={"code": 1})
     largest = prepare(config, report=quiet).manifest["plan"]["largest_tokens"]
-    config = dataclasses.replace(config, target_tokens=largest // 2)
+    config = dataclasses.replace(
+        config, build=dataclasses.replace(config.build, target_tokens=largest // 2)
+    )
     corpus = prepare(config, report=quiet)
     rows = {row["language"]: row for row in corpus.manifest["plan"]["languages"]}
     assert sum(row["tokens"] for row in rows.values()) == largest // 2
@@ -222,7 +225,7 @@ def test_both_domains_have_as_many_sequences_in_every_shard(tmp_path: Path, seed
     corpus = prepare(config, report=quiet)
     sizes = {n for domain in corpus.domains for n in corpus.shard_tokens(domain, "train")}
     assert len(sizes) == 1 and (sizes.pop() - 1) % config.seq_length == 0
-    assert len(corpus.prefixes("text", "train")) == config.shards
+    assert len(corpus.prefixes("text", "train")) == config.build.shards
 
 
 def test_copies_beyond_an_epoch_are_cut_elsewhere(tmp_path: Path, seed: int) -> None:
@@ -289,7 +292,7 @@ def test_a_ray_cluster_gives_the_same_bytes(tmp_path: Path, seed: int) -> None:
         import json, sys
         import ray
         from data_pipeline.driver import prepare
-        from loopcoder.config.schema import DataConfig
+        from loopcoder.config.data import DataConfig
         ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
         print(prepare(DataConfig(**json.loads(sys.argv[1])), report=lambda _: None).dir)
     """)

@@ -25,11 +25,11 @@ from data_pipeline.driver import prepare
 from data_pipeline.shuffle import stages as shuffle
 from data_pipeline.tasks.work import write_sealed
 from data_pipeline.tokenizer import train as vocabulary
-from data_pipeline.tokenizer.encoder import EOD
+from data_pipeline.tokenizer.spec import EOD
 from loopcoder.cli import main as cli
-from loopcoder.config.build import ExecutorConfig, FimConfig
+from loopcoder.config.build import ExecutorConfig, FimConfig, SourceConfig
+from loopcoder.config.data import DataConfig, StageConfig
 from loopcoder.config.filters import FilterConfig
-from loopcoder.config.schema import DataConfig, SourceConfig, StageConfig
 from loopcoder.data.corpus import Corpus
 from loopcoder.errors import InputError, LoopcoderError
 
@@ -39,7 +39,7 @@ REPOSITORY = Path(__file__).parents[2]
 CHILD = """
 import json, sys
 from data_pipeline.driver import prepare
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.data import DataConfig
 corpus = prepare(DataConfig(**json.loads(sys.argv[1])))
 foreign = {"torch", "megatron"} & {name.partition(".")[0] for name in sys.modules}
 assert not foreign, foreign
@@ -243,7 +243,7 @@ def test_bad_input_is_found_before_anything_is_built(config: Config, tmp_path: P
 
 
 def left(config: DataConfig, end: str) -> list[Path]:
-    return [p for p in Path(config.cache_dir).iterdir() if p.name.endswith(end)]
+    return [p for p in Path(config.build.cache_dir).iterdir() if p.name.endswith(end)]
 
 
 def hashes(corpus: Corpus) -> dict[str, Any]:
@@ -347,14 +347,14 @@ vocabulary.train_tokenizer = lambda *args: open({str(pipe)!r})
     lines: list[str] = []
     corpus = prepare(config(), report=lines.append)
     assert lines[0].startswith("data: continuing")
-    assert [p.name for p in Path(config().cache_dir).iterdir() if "lock" not in p.name] == [
+    assert [p.name for p in Path(config().build.cache_dir).iterdir() if "lock" not in p.name] == [
         corpus.dir.name
     ]
 
 
 def test_several_processes_build_once(config: Config) -> None:
     processes = [child(config()) for _ in range(3)]
-    results = [p.communicate(timeout=60) for p in processes]
+    results = [p.communicate(timeout=300) for p in processes]
     for process, (_, errors) in zip(processes, results, strict=True):
         assert process.returncode == 0, errors
     outputs = [output for output, _ in results]
@@ -364,7 +364,7 @@ def test_several_processes_build_once(config: Config) -> None:
 
 def test_unwritable_cache(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"data\.cache_dir=FOLDER"):
+    with pytest.raises(InputError, match=r"data\.build\.cache_dir=FOLDER"):
         prepare(config(cache_dir=str(tmp_path / "file")))
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from data_pipeline.readers import open_source
 from data_pipeline.schema import Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 
 Read = Callable[..., tuple[list[str], Tally]]

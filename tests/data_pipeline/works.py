@@ -11,14 +11,15 @@ from typing import Any
 from data_pipeline.schema import Document
 from data_pipeline.tasks.chunks import Chunk, ChunkWriter
 from data_pipeline.tasks.work import Work
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import Corpus
 from loopcoder.storage.files import write_json
+from tests.configs import data_config
 
 
 def work_of(folder: Path, chunks: Sequence[Sequence[Document]] = (), **fields: Any) -> Work:
     """Return a build with these chunks; keywords are fields of its config."""
-    data = DataConfig(name="test", seq_length=8, mixture={"text": 1, "code": 1}, **fields)
+    data = data_config(name="test", seq_length=8, mixture={"text": 1, "code": 1}, **fields)
     work = Work(folder, data, "f" * 16, ("text", "code"), {"text": 1, "code": 1})
     written: list[Chunk] = []
     for number, documents in enumerate(chunks):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch.multiprocessing as mp
+from torch.distributed import TCPStore
+
+from loopcoder.storage.process import use_short_socket_paths
 
 
 def _child(
@@ -27,6 +29,8 @@ def _child(
         WORLD_SIZE=str(size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",  # the parent's, as under torchrun
+        TORCHELASTIC_RESTART_COUNT="0",
     )
     import torch
 
@@ -50,13 +54,15 @@ def in_processes(
 
     A failing rank's traceback is raised here. `function` and `args` must be picklable.
     """
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    # Held from here on: a port that was only looked up can be another's when the ranks need it.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    use_short_socket_paths()  # tensors in the queue go through sockets
     context = mp.get_context("spawn")
     out = context.Queue()
     processes = [
-        context.Process(target=_child, args=(r, size, port, 1, function, args, out), daemon=True)
+        context.Process(
+            target=_child, args=(r, size, store.port, 1, function, args, out), daemon=True
+        )
         for r in range(size)
     ]
     for process in processes:

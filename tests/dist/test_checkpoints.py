@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.checkpoint.states import state_at
 from tests.configs import small_config
 from tests.dist.launch import in_processes
 from tests.dist.layouts import (
@@ -31,7 +32,6 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     4: {"pp4": dict(pp=4), "tp2 sp pp2": dict(tp=2, sp=True, pp=2), "dp2 pp2": dict(pp=2)},
 }
 LAYERS = {2: 3, 4: 6}
-ABOUT = dict(tokenizer_hash="tokenizer", corpus="corpus")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def save_in(_: int, cases: list[Case], folder: Path, seed: int) -> dict[str, Any
     for case, config, ranks in in_layouts(cases):
         state = build(config, ranks, random_weights(case, ranks, seed))
         steps(config, state, range(2), seed)
-        about = dict(step=2, vocab_size=VOCAB, **ABOUT)
+        about = state_at(2, vocab_size=VOCAB, num_loops=config.model.num_loops)
         saver = Saver(config, folder / case.name, lambda *_, **__: None)
         saver.save(state.network, state.ddp, state.optimizer, about)
         weights = {n: x.numpy() for n, x in whole_weights(state).items()}
@@ -197,7 +197,7 @@ def test_another_number_of_loops_from_any_layout(
 @pytest.mark.dist
 def test_what_another_number_of_loops_means_is_said(ranks: Any, tmp_path: Path, seed: int) -> None:
     from loopcoder.checkpoint.format import find
-    from loopcoder.checkpoint.load import check_fits
+    from loopcoder.checkpoint.load import Start, check_fits
     from loopcoder.errors import InputError
 
     save_in(0, [*cases(1, 2, 1), *cases(1, 2, 2)], tmp_path, seed)
@@ -205,8 +205,8 @@ def test_what_another_number_of_loops_means_is_said(ranks: Any, tmp_path: Path, 
     for before, after, said in ((1, 2, "warning"), (2, 1, "dropped"), (2, 3, None)):
         config = small_config(dict(num_loops=after))
         checkpoint = find(tmp_path / f"one r{before}")
-        notes = check_fits(checkpoint, config, VOCAB, corpus, resumes=False)
+        notes = check_fits(Start(checkpoint, resumes=False), config, VOCAB, corpus)
         assert bool(notes) == bool(said)
         assert all(said in note and "gates" in note for note in notes), notes
         with pytest.raises(InputError, match="num_loops"):
-            check_fits(checkpoint, config, VOCAB, corpus, resumes=True)
+            check_fits(Start(checkpoint, resumes=True), config, VOCAB, corpus)

@@ -1,4 +1,4 @@
-"""The whole matrix of layouts against one process (make test-dist)."""
+"""The whole matrix of layouts, or a part of it, against one process (make test-dist)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.dist.layouts import LAYOUTS, Case, check, check_bf16, compare, compare_bf16
+from tests.parts import part_of
 
 pytestmark = pytest.mark.dist_full
 
@@ -27,17 +28,21 @@ def case(layout: str, loops: int, recompute: str, isolate: bool) -> Case:
     )
 
 
-FP32 = {
-    c.name: (LAYOUTS[layout][0], c)
-    for layout, loops, variant in product(LAYOUTS, LOOPS, VARIANTS)
-    for c in [case(layout, loops, *variant)]
-}
+FP32 = part_of(
+    {
+        c.name: (LAYOUTS[layout][0], c)
+        for layout, loops, variant in product(LAYOUTS, LOOPS, VARIANTS)
+        for c in [case(layout, loops, *variant)]
+    }
+)
 # Every layout and every number of loops meet each variant once.
-BF16 = {
-    c.name: (LAYOUTS[layout][0], c)
-    for (index, layout), loops in product(enumerate(LAYOUTS), LOOPS)
-    for c in [case(layout, loops, *VARIANTS[(index + loops) % len(VARIANTS)])]
-}
+BF16 = part_of(
+    {
+        c.name: (LAYOUTS[layout][0], c)
+        for (index, layout), loops in product(enumerate(LAYOUTS), LOOPS)
+        for c in [case(layout, loops, *VARIANTS[(index + loops) % len(VARIANTS)])]
+    }
+)
 
 
 def run(cases: dict[str, tuple[int, Case]], how: Callable[..., dict[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.checkpoint.states import state_at
 from tests.configs import small_config
 from tests.gpu.test_transformer_engine import LENGTH, VOCAB, WIDE, error
 
@@ -101,7 +102,8 @@ def test_fp8_weights_are_quantised_once_a_step(
 def test_a_step_never_waits_for_the_gpu(
     ranks: Any, seed: int, precision: str, loops: int, kernels: str
 ) -> None:
-    from loopcoder.optim.optimizer import Health, update
+    from loopcoder.optim.optimizer import update
+    from loopcoder.train.health import Health
     from loopcoder.train.step import forward_backward
 
     state, config = build(ranks, precision, loops, kernels=kernels)
@@ -147,7 +149,7 @@ def test_delayed_scaling_trains_one_loop_and_resumes(ranks: Any, seed: int, tmp_
     state, config = build(ranks, "fp8_delayed", 1)
     train(state, range(4))
     saver = Saver(config, tmp_path, lambda *_, **__: None)
-    saver.save(state.network, state.ddp, state.optimizer, {"step": 4})
+    saver.save(state.network, state.ddp, state.optimizer, state_at(4))
     saved = fp8_state(state)
     assert len(saved) >= 2 * 2 * 4 * 2 and any((x != 1).any() for x in saved[::2])
     expected = train(state, range(4, 5))
@@ -175,7 +177,7 @@ def test_delayed_scaling_starts_from_bf16_and_the_other_way(
         forward_backward(state, batches(seed, 2), 1)
         folder = tmp_path / saved
         Saver(config, folder, lambda *_, **__: None).save(
-            state.network, state.ddp, state.optimizer, {"step": 1}
+            state.network, state.ddp, state.optimizer, state_at(1)
         )
         other, config = build(ranks, loaded, 1)
         with torch.no_grad():

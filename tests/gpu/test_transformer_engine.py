@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from loopcoder.hf.mapping import plain_name
 from tests.configs import small_config
-from tests.weights import randomise, torch_name
+from tests.weights import randomise
 
 pytestmark = pytest.mark.gpu
 
@@ -45,13 +46,13 @@ def copy_weights(source, target):
     weights = dict(source.named_parameters())
     with torch.no_grad():
         for name, parameter in target.named_parameters():
-            parameter.copy_(weights[torch_name(name)])
+            parameter.copy_(weights[plain_name(name)])
 
 
 def run(network, tokens, docs, labels):
     loss = network(tokens, docs, labels)
     loss.mean().backward()
-    grads = {torch_name(n): p.grad.float() for n, p in network.named_parameters()}
+    grads = {plain_name(n): p.grad.float() for n, p in network.named_parameters()}
     return loss.float(), grads
 
 
@@ -121,7 +122,7 @@ def test_accumulated_gradients(ranks, seed, case, rounds):
         else:
             copy_weights(weights, state.network)
         forward_backward(state, batches, 1)
-        parts = {torch_name(n): p.main_grad.float() for n, p in state.network.named_parameters()}
+        parts = {plain_name(n): p.main_grad.float() for n, p in state.network.named_parameters()}
         grads[name] = torch.cat([parts[n].flatten() for n in sorted(parts)])
     allowed = 2 * error(grads["torch"], grads["exact"]) + 5e-3
     assert error(grads["te"], grads["exact"]) <= allowed

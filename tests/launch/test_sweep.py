@@ -1,4 +1,4 @@
-"""A sweep is expanded, checked, run in order, reported, and continued by the same command."""
+"""A sweep is expanded, checked, run in order, and continued by the same command."""
 
 import json
 import random
@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 from launch import sweep as sweep_module
-from launch.sweep import Point, Row, markdown, plan, sweep
+from launch.sweep import Point, points, sweep
 from loopcoder.backends import Backends
+from loopcoder.cli.main import main
 from loopcoder.errors import InputError
 
 CPU = Backends()
 
 
 def labels(*overrides: str) -> list[str]:
-    return [point.label for point in plan(overrides, None, CPU)[1]]
+    return [point.label for point in points(overrides, None, CPU)[1]]
 
 
 def test_choices_multiply_in_order() -> None:
@@ -32,33 +33,33 @@ def test_a_glob_selects_presets() -> None:
 
 
 def test_points_have_their_overrides_config_and_folder(tmp_path: Path) -> None:
-    folder, points = plan(["seed=3", "model.num_loops=1,2", f"run_dir={tmp_path}/s"], None, CPU)
+    folder, found = points(["seed=3", "model.num_loops=1,2", f"run_dir={tmp_path}/s"], None, CPU)
     assert folder == tmp_path / "s"
-    assert [p.run_dir.name for p in points] == ["00_num_loops=1", "01_num_loops=2"]
-    assert points[1].overrides == [
+    assert [p.run_dir.name for p in found] == ["00_num_loops=1", "01_num_loops=2"]
+    assert found[1].overrides == [
         "seed=3",
         "model.num_loops=2",
         f'run_dir="{folder}/01_num_loops=2"',
     ]
-    assert (points[1].config.seed, points[1].config.model.num_loops) == (3, 2)
+    assert (found[1].config.seed, found[1].config.model.num_loops) == (3, 2)
 
 
 def test_the_folder_is_named_by_the_command() -> None:
-    assert plan(["seed=1,2"], None, CPU)[0] == plan(["seed=1,2"], None, CPU)[0]
-    assert plan(["seed=1,2"], None, CPU)[0] != plan(["seed=1,3"], None, CPU)[0]
+    assert points(["seed=1,2"], None, CPU)[0] == points(["seed=1,2"], None, CPU)[0]
+    assert points(["seed=1,2"], None, CPU)[0] != points(["seed=1,3"], None, CPU)[0]
 
 
 def test_every_point_is_checked_before_any_starts() -> None:
     with pytest.raises(InputError) as caught:
-        plan(["model.num_loops=0,1", "train.micro_batch_size=3,4"], None, CPU)
+        points(["model.num_loops=0,1", "train.micro_batch_size=3,4"], None, CPU)
     facts = [p.fact for p in caught.value.problems]
     assert len(facts) == 3
     assert facts[0].startswith("[model.num_loops=0 train.micro_batch_size=3] model.num_loops=0")
     assert facts[2].startswith("[model.num_loops=1 train.micro_batch_size=3] train.global_batch")
     with pytest.raises(InputError, match="interval"):
-        plan(["optim.lr=interval(0,1)"], None, CPU)
+        points(["optim.lr=interval(0,1)"], None, CPU)
     with pytest.raises(InputError, match="selects nothing"):
-        plan(["model=glob(gpt_*)"], None, CPU)
+        points(["model=glob(gpt_*)"], None, CPU)
 
 
 class Runs:
@@ -68,7 +69,6 @@ class Runs:
         self.started: list[str] = []
         self.codes: dict[str, int] = {}
         self.loss = random.uniform(1, 5)
-        monkeypatch.setattr(sweep_module, "detect", Backends)
         monkeypatch.setattr(sweep_module, "train_point", self.train)
         monkeypatch.delenv("RANK", raising=False)
 
@@ -80,7 +80,15 @@ class Runs:
         lines = [
             {"step": n, "loss": self.loss, "tokens_per_s": 100.0 * n} for n in range(1, steps + 1)
         ]
-        lines.append({"step": steps, "val/loss": 2.5, "val/loss/code": 2.25, "val/loss_loop0": 9})
+        lines.append(
+            {
+                "step": steps,
+                "tokens": 9,
+                "val/loss": 2.5,
+                "val/loss/code": 2.25,
+                "val/loss_loop0": 9,
+            }
+        )
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (point.run_dir / "metrics.jsonl").write_text(text)
         return code
@@ -94,8 +102,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 def test_a_sweep_reports_and_is_not_run_twice(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["model.num_loops=1,2", "train.max_steps=3", f"run_dir={tmp_path}"]
-    assert sweep(command) == 0
+    command = ["train", "-m", "model.num_loops=1,2", "train.max_steps=3", f"run_dir={tmp_path}"]
+    assert main(command) == 0
     assert runs.started == ["model.num_loops=1", "model.num_loops=2"]
     rows = json.loads((tmp_path / "sweep.json").read_text())
     assert [r["loops"] for r in rows] == [1, 2]
@@ -105,49 +113,51 @@ def test_a_sweep_reports_and_is_not_run_twice(
     assert "| model.num_loops=2 | 2     | 3" in (tmp_path / "sweep.md").read_text()
 
     capsys.readouterr()
-    assert sweep(command) == 0
+    assert main(command) == 0
     assert len(runs.started) == 2
     assert capsys.readouterr().out.count("done before") == 2
 
     # One that ended badly, or early, runs again.
     (tmp_path / "00_num_loops=1" / "metrics.jsonl").write_text('{"step": 2, "loss": 1}\n')
-    assert sweep(command) == 0
+    assert main(command) == 0
     assert runs.started[2:] == ["model.num_loops=1"]
 
 
 def test_a_failing_point_does_not_stop_the_others(runs: Runs, tmp_path: Path) -> None:
     command = ["seed=1,2,3", "train.max_steps=2", f"run_dir={tmp_path}"]
     runs.codes = {"seed=2": 76}
-    assert sweep(command) == 76
+    assert sweep(command, None, CPU).code == 76
     assert runs.started == ["seed=1", "seed=2", "seed=3"]
     ledger = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [line["exit_code"] for line in ledger] == [0, 76, 0]
     runs.codes = {}
-    assert sweep(command) == 0
+    done = sweep(command, None, CPU)
+    assert (done.code, done.exit_codes) == (0, [0, 0, 0])
     assert runs.started[3:] == ["seed=2"]
 
 
 @pytest.mark.parametrize("code", [3, 75])
 def test_bad_input_and_a_stop_end_the_sweep(runs: Runs, tmp_path: Path, code: int) -> None:
     runs.codes = {"seed=1": code}
-    assert sweep(["seed=1,2", "train.max_steps=2", f"run_dir={tmp_path}"]) == code
+    done = sweep(["seed=1,2", "train.max_steps=2", f"run_dir={tmp_path}"], None, CPU)
+    assert (done.code, done.exit_codes) == (code, [code, None])
     assert runs.started == ["seed=1"]
 
 
 def test_a_sweep_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(InputError, match="whole sweep"):
-        sweep(["seed=1,2"])
+        sweep(["seed=1,2"], None, CPU)
 
 
-def test_the_table_shows_what_is_not_there() -> None:
-    table = markdown(
-        [Row("a", 1, 0, None, {}, None, None), Row("b", 2, 5, 1.5, {"val/loss": 2}, 9e4, 0)]
-    )
-    assert table.splitlines()[2].split("|")[4:8] == [
-        " -          ",
-        " -        ",
-        " -        ",
-        " -    ",
-    ]
-    assert "90,000" in table
+def test_a_torn_line_is_none(tmp_path: Path, runs: Runs) -> None:
+    """What a killed run or sweep was just writing."""
+    command = ["seed=1,2", "train.max_steps=2", f"run_dir={tmp_path}"]
+    (point, _) = sweep(command, None, CPU).points
+    ledger = tmp_path / "ledger.jsonl"
+    for file in (ledger, point.run_dir / "metrics.jsonl"):
+        with file.open("a") as appending:
+            appending.write('{"step": 1, "exi')
+        assert sweep_module.is_finished(point, ledger)
+    ledger.unlink()
+    assert not sweep_module.is_finished(point, ledger)

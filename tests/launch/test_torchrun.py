@@ -47,8 +47,8 @@ if "RANK" in os.environ:
 @pytest.mark.parametrize(
     "code",
     [
-        75,  # a signal to the launcher reaches every worker, and their 75 comes home
-        3,  # one worker fails, torchrun ends the other: the cause comes home
+        75,  # a signal to the launcher reaches every worker, and their 75 comes back
+        3,  # one worker fails, torchrun ends the other: the cause comes back
     ],
 )
 def test_the_workers_exit_code_survives(

@@ -1,9 +1,10 @@
-"""Tokens a second and MFU against numbers worked out by hand."""
+"""Tokens per second and MFU against numbers worked out by hand."""
 
 from __future__ import annotations
 
 import pytest
 
+from loopcoder.config.compose import compose
 from loopcoder.config.schema import HardwareConfig
 from loopcoder.errors import InputError
 from loopcoder.metrics.throughput import Throughput, measure_cpu_flops, peak_flops
@@ -12,7 +13,8 @@ AUTO = HardwareConfig()
 
 
 def test_measure_by_hand() -> None:
-    # 8 GPUs of 1000 TFLOP/s; 80,000 tokens in 2 s are 40,000/s; at 100 GFLOP a token 4e15 of 8e15.
+    # 8 GPUs of 1000 TFLOP/s; 80,000 tokens in 2 s are 40,000/s; at 100 GFLOP per token 4e15 of
+    # 8e15.
     throughput = Throughput(100e9, 120e9, 1000e12, 8)
     assert throughput.measure(80_000, 2.0) == {
         "tokens_per_s": 40_000.0,
@@ -23,7 +25,7 @@ def test_measure_by_hand() -> None:
 
 
 def test_measure_7b_two_loops_on_one_h100() -> None:
-    # 91.38 GFLOP a token (7B, R = 2, 8k, causal): at 4331.4 tokens/s 40% of 989.5 TFLOP/s.
+    # 91.38 GFLOP per token (7B, R = 2, 8k, causal): at 4331.4 tokens/s 40% of 989.5 TFLOP/s.
     fields = Throughput(91.38e9, 91.38e9, 989.5e12, 1).measure(43_314, 10.0)
     assert fields["mfu_causal"] == pytest.approx(0.4, rel=1e-4)
 
@@ -70,6 +72,17 @@ def test_override_wins_for_its_precision_only() -> None:
     assert peak_flops(hardware, "NVIDIA H100 80GB HBM3", "fp32") == pytest.approx(66.9e12)
     assert peak_flops(hardware, "unknown GPU", "bf16") == 500e12
     assert peak_flops(hardware, None, "fp32") == 500e12
+
+
+@pytest.mark.parametrize(
+    ("preset", "bf16", "fp8"),
+    [("a100", 312e12, None), ("h100", 989.5e12, 1979e12), ("h200", 989.5e12, 1979e12)],
+)
+def test_presets(preset: str, bf16: float, fp8: float | None) -> None:
+    """On a machine without that GPU too."""
+    hardware = compose([f"hardware={preset}"]).hardware
+    assert peak_flops(hardware, None, "bf16") == bf16
+    assert peak_flops(hardware, None, "fp8_tensorwise") == fp8
 
 
 def test_hardware_name() -> None:

@@ -173,9 +173,9 @@ def test_names_count_layers_from_the_start_of_the_model():
     are cut."""
     stage = SimpleNamespace(layer_numbers=[3, 4])
     network = SimpleNamespace(decoder=stage)
-    name = init._global_name("decoder.layers.1.mlp.linear_fc2.weight", network)
+    name = init.global_name("decoder.layers.1.mlp.linear_fc2.weight", network)
     assert name == "decoder.layers.4.mlp.linear_fc2.weight"
     assert (
-        init._global_name("embedding.word_embeddings.weight", network)
+        init.global_name("embedding.word_embeddings.weight", network)
         == "embedding.word_embeddings.weight"
     )

@@ -93,7 +93,8 @@ def test_against_torch(ranks, seed, distributed, clip_grad):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gradient_that_is_not_finite_changes_nothing(ranks, seed, precision, bad):
-    from loopcoder.optim.optimizer import Health, update
+    from loopcoder.optim.optimizer import update
+    from loopcoder.train.health import Health
 
     generator = torch.Generator().manual_seed(seed)
     state, config = build(ranks, precision=precision)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,7 +187,7 @@ def test_a_file_system_without_locks_may_do_without(tmp_path, monkeypatch):
 STARTER = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from loopcoder.storage.process import exit_with_parent
+from loopcoder.storage.process import exit_with_parent, use_short_socket_paths
 
 def work():
     print(os.getpid(), flush=True)
@@ -197,6 +198,7 @@ def bound():
     work()
 
 if __name__ == "__main__":
+    use_short_socket_paths()
     if sys.argv[1] == "pool":
         context = multiprocessing.get_context("forkserver")
         with ProcessPoolExecutor(1, context, exit_with_parent) as pool:
@@ -219,4 +221,46 @@ def test_a_child_ends_with_its_parent(tmp_path, kind):
     child = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
     parent.wait()
-    child.wait(timeout=20)  # raises TimeoutExpired while it lives
+    child.wait(timeout=100)  # raises TimeoutExpired while it lives
+
+
+TALKER = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import util
+from multiprocessing.managers import SyncManager
+from loopcoder.storage.process import use_short_socket_paths
+
+def folder(_):
+    return util.get_temp_dir()
+
+if __name__ == "__main__":
+    use_short_socket_paths()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        print(*pool.map(folder, [0]))
+    with SyncManager(ctx=multiprocessing.get_context("spawn")) as manager:
+        print(manager.address)
+"""
+
+
+@pytest.mark.parametrize("length", [70, 76, 90])
+def test_children_are_reached_from_a_long_tmpdir(tmp_path, length):
+    """76 bytes are one more than leave room for the names that multiprocessing adds."""
+    script = tmp_path / "talker.py"
+    script.write_text(TALKER)
+    folder = Path("/tmp", f"loopcoder-{os.getpid()}-".ljust(length - 5, "x"))
+    folder.mkdir()
+    try:
+        environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(folder)}
+        done = subprocess.run(
+            [sys.executable, str(script)], env=environ, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        of_pool, of_manager = done.stdout.split()
+        assert of_pool.startswith(str(folder)) == (length <= 75)
+        assert of_manager.startswith(str(folder)) == (length <= 75)
+        if length > 75:
+            assert Path(of_manager).parent == Path(of_pool)  # that of the process they belong to
+            assert not Path(of_pool).exists()  # gone with it
+    finally:
+        shutil.rmtree(folder)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import fresh_seed
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = [
     "model.num_layers=2",
@@ -21,11 +23,11 @@ SMALL = [
     "model.head_dim=16",
     "data=files",
     "data.seq_length=64",
-    "data.tokenizer_vocab_size=600",
+    "data.build.tokenizer_vocab_size=600",
     # generated words are no prose that cleaning would let pass
-    "data.filters.enabled=false",
-    "data.near_dedup.enabled=false",
-    "data.fim.rate=0",
+    "data.build.filters.enabled=false",
+    "data.build.near_dedup.enabled=false",
+    "data.build.fim.rate=0",
     "train.global_batch_size=4",
     "train.micro_batch_size=2",
     "eval.sequences_per_domain=4",
@@ -43,9 +45,13 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture(scope="session")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of generated prose and programs, with some structure to learn."""
-    folder = tmp_path_factory.mktemp("documents")
-    generator = random.Random(7)
+    """A folder of generated prose and programs, with some structure to learn.
+
+    Its name, which every run prints, has the seed: LOOPCODER_TEST_SEED repeats it.
+    """
+    seed = fresh_seed()
+    folder = tmp_path_factory.mktemp(f"documents_of_seed_{seed}_")
+    generator = random.Random(seed)
     words = ["loop", "model", "token", "layer", "window", "gate", "shared", "value", "key", "reads"]
     for i in range(60):
         prose = " ".join(generator.choice(words) for _ in range(300))
@@ -59,7 +65,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a user who has just cloned the repository; all tests of a session share
     the cache."""
@@ -73,15 +79,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def start(documents: Path, environment: dict[str, str], tmp_path: Path) -> Start:
+@pytest.fixture(scope="session")
+def start(
+    documents: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Start:
     """Start `loopcoder train` on the small corpus, in a folder that is not the repository."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
 
     def run(run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "loopcoder", "train", *SMALL, f"path={documents}"]
         return subprocess.Popen(
             [*command, f"run_dir={run_dir}", *overrides],
-            cwd=tmp_path,
+            cwd=elsewhere,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -15,43 +15,20 @@ from tests.train.conftest import Start, finish
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that the first test of this module trains."""
-    return tmp_path_factory.mktemp("finished") / "run"
+def finished(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two steps."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    finish(start(run_dir, "train.max_steps=2"))
+    return run_dir
 
 
-@pytest.fixture(autouse=True)
-def trained(start: Start, finished: Path) -> None:
-    if not finished.exists():
-        finish(start(finished, "train.max_steps=2"))
-
-
-MISTAKES = {
-    "unknown key": (["model.nm_loops=2"], ["nm_loops", "num_loops"]),
-    "no loop": (["model.num_loops=0"], ["model.num_loops=0", "model.num_loops=1"]),
-    "heads": (["parallel.tp=3", "parallel.nproc_per_node=3"], ["num_attention_heads", "tp"]),
-    "missing folder": (["path=/nowhere/at/all"], ["/nowhere/at/all", "data.path="]),
-    "fp8": (["precision=fp8_tensorwise"], ["fp8", "precision=bf16"]),
-    "sequence": (["data.seq_length=1000000"], ["data.seq_length"]),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes(start: Start, tmp_path: Path, name: str) -> None:
-    overrides, expected = MISTAKES[name]
-    output = finish(start(tmp_path / "run", *overrides), code=3)
+def test_a_mistake_ends_the_process(start: Start, tmp_path: Path) -> None:
+    """End to end; the mistakes of a config are tested in tests/cli and tests/config."""
+    output = finish(start(tmp_path / "run", "path=/nowhere/at/all"), code=3)
     assert "Traceback" not in output
     assert "fix:" in output and "why:" in output
-    for text in expected:
-        assert text in output
+    assert "/nowhere/at/all" in output and "data.path=" in output
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-def test_many_mistakes_are_one_message(start: Start, tmp_path: Path) -> None:
-    output = finish(
-        start(tmp_path / "run", "model.num_loops=0", "seed=-1", "optim.lr=fast"), code=3
-    )
-    assert all(text in output for text in ("model.num_loops=0", "seed=-1", "optim.lr=fast"))
 
 
 def test_empty_folder_and_invalid_utf8(start: Start, tmp_path: Path) -> None:
@@ -64,15 +41,11 @@ def test_empty_folder_and_invalid_utf8(start: Start, tmp_path: Path) -> None:
         (broken / f"a{i}.txt").write_text(f"number {i} and more words\n" * 50)
     (broken / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 50)
     output = finish(start(tmp_path / "run", f"path={broken}"), code=3)
-    assert "latin.txt" in output and "data.invalid_utf8=replace" in output
+    assert "latin.txt" in output and "data.build.invalid_utf8=replace" in output
 
 
-def test_truncated_bin(
-    start: Start, tmp_path: Path, environment: dict[str, str], documents: Path
-) -> None:
-    corpus = next(
-        p for p in Path(environment["LOOPCODER_CACHE"]).iterdir() if (p / "manifest.json").exists()
-    )
+def test_truncated_bin(start: Start, finished: Path, tmp_path: Path) -> None:
+    corpus = Path(checkpoints.find(finished).state().tokenizer_path).parent
     copy = tmp_path / "corpus"
     shutil.copytree(corpus, copy)
     bin_file = next(copy.glob("train/code*.bin"))
@@ -83,8 +56,10 @@ def test_truncated_bin(
 
 def test_another_tokenizer_on_resume(start: Start, finished: Path) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
-    output = finish(start(finished, "data.tokenizer_vocab_size=380", "train.max_steps=4"), code=3)
-    assert "tokenised" in output and "data.tokenizer=" in output
+    output = finish(
+        start(finished, "data.build.tokenizer_vocab_size=380", "train.max_steps=4"), code=3
+    )
+    assert "tokenised" in output and "data.build.tokenizer=" in output
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
@@ -120,7 +95,7 @@ def test_resume_modes(start: Start, finished: Path, tmp_path: Path) -> None:
     finish(start(longer, "train.max_steps=3", "checkpoint.resume=require"))
     assert [r["step"] for r in read_metrics(longer / "metrics.jsonl")] == [1, 2, 3]
     # what changed is said, not hidden
-    same_tokenizer = f"data.tokenizer={checkpoints.find(longer).state()['tokenizer_path']}"
+    same_tokenizer = f"data.build.tokenizer={checkpoints.find(longer).state().tokenizer_path}"
     output = finish(
         start(longer, "train.max_steps=4", "optim.lr=1e-3", "optim.beta2=0.9", same_tokenizer)
     )
@@ -137,4 +112,4 @@ def test_two_runs_in_one_folder(start: Start, finished: Path) -> None:
 def test_what_is_checked_is_what_is_saved(finished: Path) -> None:
     checkpoint = checkpoints.find(finished)
     assert checkpoint == replace(checkpoint, step=2)
-    assert checkpoint.state()["position"]["step"] == 2
+    assert checkpoint.state().position.step == 2

@@ -19,6 +19,8 @@ CPU = torch.device("cpu")
 def stop() -> Iterator[StopSignal]:
     """A StopSignal; what listened before listens again afterwards."""
     before = {number: signal.getsignal(number) for number in HEARD}
+    for number in HEARD:  # whatever started the tests may ignore some
+        signal.signal(number, signal.SIG_DFL)
     yield StopSignal()
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -51,10 +53,25 @@ def test_a_launcher_may_repeat_itself(ranks, stop, number):
     assert stop.requested(CPU)
 
 
-def test_nobody_else_is_deaf(stop):
-    """Signals that are not for stopping do what they did."""
-    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+def test_nobody_else_is_deaf():
+    """Signals that are not for stopping do what they did: under nohup, SIGHUP is ignored."""
+    others = [n for n in signal.valid_signals() if n not in HEARD]
+    before = {n: signal.getsignal(n) for n in signal.valid_signals()}
+    try:
+        StopSignal()
+        assert {n: signal.getsignal(n) for n in others} == {n: before[n] for n in others}
+    finally:
+        for number in HEARD:
+            signal.signal(number, before[number])
+
+
+def test_in_the_background_a_ctrl_c_is_for_others(stop):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell's script starts it
+    in_background = StopSignal()
+    signal.raise_signal(signal.SIGINT)
+    assert in_background.name is None
+    signal.raise_signal(signal.SIGTERM)
+    assert in_background.name == "SIGTERM"
 
 
 def _answers(rank: int, asked: int) -> list[bool]:

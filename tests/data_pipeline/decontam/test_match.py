@@ -6,18 +6,22 @@ import json
 import random
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from data_pipeline.decontam import match as decontam
 from data_pipeline.decontam.hashing import BORDER, ngram_hashes, normalise, word_hashes
 from data_pipeline.decontam.index import Benchmark, Part
 from data_pipeline.decontam.match import BUILTIN, Index, decontaminate, open_index
 from data_pipeline.schema import Document, Tally
+from loopcoder.config.build import DecontaminateConfig
 from loopcoder.errors import InputError
 from tests.data_pipeline.conftest import random_text
 
+SHARE = DecontaminateConfig().share
 # HumanEval/4 (MIT, OpenAI) and simple_python_0 of BFCL (Apache-2.0)
 HUMANEVAL_PROMPT = '''
 from typing import List
@@ -43,6 +47,10 @@ def mad(values):
     centre = sum(values) / len(values)
     return sum(abs(v - centre) for v in values) / len(values)
 """
+
+
+def look_for(*benchmarks: str, **fields: Any) -> Index:
+    return open_index(DecontaminateConfig(list(benchmarks), **fields))
 
 
 def run(index: Index, *texts: str) -> tuple[list[str], Tally]:
@@ -86,11 +94,11 @@ def test_planted_problems_are_found(tmp_path: Path, rng: random.Random, name: st
         problem = words(rng, 30)
         path = tmp_path / "user.jsonl"
         path.write_text(json.dumps({"id": 7, "q": words(rng, 50), "a": problem}) + "\n")
-        index, number = open_index([str(path)]), "7"
+        index, number = look_for(str(path)), "7"
     else:
         problem = HUMANEVAL_PROMPT if name == "humaneval" else BFCL_QUESTION
         number = "HumanEval/4" if name == "humaneval" else "simple_python_0"
-        index = open_index([name])
+        index = look_for(name)
     for manner, text in planted(problem, rng).items():
         kept, tally = run(index, words(rng, 99), text, words(rng, 99))
         assert tally.drops == {f"contaminated_{name}": 1}, manner
@@ -100,14 +108,14 @@ def test_planted_problems_are_found(tmp_path: Path, rng: random.Random, name: st
 
 def test_solutions_are_found_without_their_prompt() -> None:
     solution = "def mad(numbers):\n" + HUMANEVAL_SOLUTION
-    _, tally = run(open_index(["humaneval"]), solution)
+    _, tally = run(look_for("humaneval"), solution)
     assert tally.notes == {"hit_humaneval/HumanEval/4": 1}
 
 
 def test_renamed_variables_and_paraphrases_are_not_found() -> None:
     """The limit of the method: n-grams of words see copies, not ideas."""
     paraphrase = "What area does a triangle have whose base is 10 units and whose height is 5?"
-    kept, _ = run(open_index(BUILTIN), RENAMED, paraphrase)
+    kept, _ = run(look_for(*BUILTIN), RENAMED, paraphrase)
     assert kept == [RENAMED, paraphrase]
 
 
@@ -117,19 +125,19 @@ def test_ordinary_code_is_kept() -> None:
     files = [p for p in sorted(root.rglob("*.py")) if "-packages" not in str(p.relative_to(root))]
     texts = [p.read_text(errors="replace") for p in files]
     assert len(texts) > 300
-    kept, tally = run(open_index(BUILTIN), *texts)
+    kept, tally = run(look_for(*BUILTIN), *texts)
     assert len(texts) - len(kept) <= len(texts) / 1000, tally.notes
 
 
 def test_order_and_batches(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
     problems = [words(rng, rng.randrange(20, 80)) for _ in range(20)]
-    index = Index([Benchmark.make("b", [Part(str(i), p) for i, p in enumerate(problems)])])
+    index = Index([Benchmark.make("b", [Part(str(i), p) for i, p in enumerate(problems)])], SHARE)
     texts = [words(rng, rng.randrange(400)) for _ in range(300)]
     bad = {i: rng.randrange(20) for i in rng.sample(range(300), 40)}
     for i, problem in bad.items():
         texts[i] += f"\n{problems[problem]} {words(rng, 3)}"
     for size in (1, rng.randrange(2, 5000), 1 << 18):
-        monkeypatch.setattr(decontam, "_BATCH_BYTES", size)
+        monkeypatch.setattr(decontam, "_BATCH_CHARS", size)
         kept, tally = run(index, *texts)
         assert kept == [t for i, t in enumerate(texts) if i not in bad]
         assert tally.drops == {"contaminated_b": 40}
@@ -141,7 +149,7 @@ def test_order_and_batches(rng: random.Random, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_problem_is_not_joined_from_two_documents(rng: random.Random) -> None:
     problem = words(rng, 13).split()
-    index = Index([Benchmark.make("b", [Part("0", " ".join(problem))], ngram=13)])
+    index = Index([Benchmark.make("b", [Part("0", " ".join(problem))], ngram=13)], SHARE)
     kept, _ = run(index, " ".join(problem[:6]), " ".join(problem[6:]))
     assert len(kept) == 2
     # the mark between documents may not be forged
@@ -156,13 +164,12 @@ def test_thresholds(rng: random.Random) -> None:
     half = " ".join(problem[:14])  # 5 of the 11 n-grams
     assert run(Index([benchmark], share=5 / 11), half)[0] == []
     assert run(Index([benchmark], share=0.5), half)[0] == [half]
-    assert run(Index([benchmark], share=1.0, count=5), half)[0] == []
-    assert run(Index([benchmark], share=1.0, count=6), half)[0] == [half]
     # the same n-grams again do not count again
     assert run(Index([benchmark], share=0.5), half + ". " + half)[0] == [half + ". " + half]
-    for wrong in ({"share": 0.0}, {"share": 1.1}, {"count": 0}):
-        with pytest.raises(InputError, match="share="):
-            Index([benchmark], **wrong)
+    # every document, or none, would be dropped
+    for wrong in (0.0, 1.1):
+        with pytest.raises(ValidationError, match="share"):
+            DecontaminateConfig(share=wrong)
 
 
 def test_several_benchmarks(rng: random.Random) -> None:
@@ -171,12 +178,12 @@ def test_several_benchmarks(rng: random.Random) -> None:
     second = Benchmark.make("second", [Part("y", shared), Part("z", only)], ngram=8)
     assert (first.ngram, second.ngram) == (13, 8)
     for pair in ([first, second], [second, first]):
-        _, tally = run(Index(pair), shared, only)
+        _, tally = run(Index(pair, SHARE), shared, only)
         expected = {"first": 1, "second": 1} if pair[0] is first else {"second": 2}
         assert tally.drops == {f"contaminated_{k}": n for k, n in expected.items()}
         assert tally.notes == {"hit_first/x": 1, "hit_second/y": 1, "hit_second/z": 1}
     with pytest.raises(InputError, match="names must differ"):
-        Index([first, first])
+        Index([first, first], SHARE)
 
 
 def test_ngram_follows_short_prompts(rng: random.Random) -> None:
@@ -243,7 +250,7 @@ def test_files_of_the_user(tmp_path: Path, rng: random.Random) -> None:
     (tmp_path / "a.txt").write_text(f"{problems[0]}\n \n{problems[1]}\n\nshort\n")
     row = {"task_id": "T/1", "nested": [{"k": problems[2]}], "n": None}
     (tmp_path / "b.jsonl").write_text(f"\ufeff{json.dumps(row)}\n\n", encoding="utf-8")
-    index = open_index([str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")], ngram=13)
+    index = look_for(str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl"), ngram=13)
     _, tally = run(index, *problems)
     assert tally.notes == {"hit_a/0": 1, "hit_a/1": 1, "hit_b/T/1": 1}
 
@@ -252,4 +259,4 @@ def test_files_of_the_user(tmp_path: Path, rng: random.Random) -> None:
     (tmp_path / "short.txt").write_text("a b c")
     for wrong in ("broken.jsonl", "list.jsonl", "short.txt", "none.jsonl", "b.csv"):
         with pytest.raises(InputError, match=wrong.replace(".", r"\.")):
-            open_index([str(tmp_path / wrong)])
+            look_for(str(tmp_path / wrong))

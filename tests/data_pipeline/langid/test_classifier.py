@@ -1,4 +1,4 @@
-"""The language model: training, the chain of labels, and the audit with Magika."""
+"""The classifier of languages: training, the chain of labels, and the audit with Magika."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from data_pipeline.langid.classifier import (
     LABEL,
-    LanguageModel,
+    MIN_CONFIDENCE,
+    LanguageClassifier,
     card_path,
     features,
     label,
@@ -56,24 +57,24 @@ def document(text: str, language: str = "unknown", key: str = "0", **meta: objec
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> LanguageClassifier:
     path = tmp_path_factory.mktemp("langid") / "langid.bin"
     train_langid(documents(random.Random(0), 200), path)
-    return LanguageModel.load(path)
+    return LanguageClassifier.load(path)
 
 
-def test_model_labels_what_it_has_not_seen(model: LanguageModel, rng: random.Random) -> None:
-    assert model.languages == ("C", "Python", "Rust", "Text")
-    for language in model.languages:
+def test_it_labels_what_it_has_not_seen(classifier: LanguageClassifier, rng: random.Random) -> None:
+    assert classifier.languages == ("C", "Python", "Rust", "Text")
+    for language in classifier.languages:
         for _ in range(20):
             text = program(language, rng)
-            found, confidence = model.predict(text)
+            found, confidence = classifier.predict(text)
             assert found == language and 0.5 <= confidence <= 1, text
-    held_out = model.card["held_out"]
+    held_out = classifier.card["held_out"]
     assert held_out["accuracy"] > 0.95
     num_held_out = sum(n["documents"] for n in held_out["languages"].values())
-    assert num_held_out == model.card["documents"]["held_out"] > 20
-    assert model.predict("") == ("unknown", 0.0)
+    assert num_held_out == classifier.card["documents"]["held_out"] > 20
+    assert classifier.predict("") == ("unknown", 0.0)
 
 
 def test_training_depends_on_the_documents_alone(tmp_path: Path, rng: random.Random) -> None:
@@ -104,11 +105,13 @@ def test_too_little_to_train_on(tmp_path: Path, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("fault", ["missing", "no card", "altered", "version", "no json"])
-def test_models_that_are_none(tmp_path: Path, model: LanguageModel, fault: str) -> None:
+def test_files_that_are_no_classifier(
+    tmp_path: Path, classifier: LanguageClassifier, fault: str
+) -> None:
     path = tmp_path / "m.bin"
-    path.write_bytes(model.path.read_bytes())
-    card_path(path).write_text(json.dumps(model.card))
-    assert LanguageModel.load(path).hash == model.hash
+    path.write_bytes(classifier.path.read_bytes())
+    card_path(path).write_text(json.dumps(classifier.card))
+    assert LanguageClassifier.load(path).hash == classifier.hash
     if fault == "missing":
         path.unlink()
     elif fault == "no card":
@@ -118,11 +121,11 @@ def test_models_that_are_none(tmp_path: Path, model: LanguageModel, fault: str) 
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     elif fault == "version":
-        card_path(path).write_text(json.dumps(model.card | {"format_version": 0}))
+        card_path(path).write_text(json.dumps(classifier.card | {"format_version": 0}))
     else:
         card_path(path).write_text("{")
     with pytest.raises(InputError) as error:
-        LanguageModel.load(path)
+        LanguageClassifier.load(path)
     assert "train-langid" in error.value.problems[0].fix
 
 
@@ -139,21 +142,24 @@ def test_features(rng: random.Random) -> None:
         assert "</s>" not in tokens.split(" ")
 
 
-def test_chain(model: LanguageModel, rng: random.Random) -> None:
+def test_chain(classifier: LanguageClassifier, rng: random.Random) -> None:
+    def told(text: str, language: str = "unknown", **meta: object) -> tuple[str, str]:
+        return label(document(text, language, **meta), classifier, MIN_CONFIDENCE)
+
     rust = program("Rust", rng)
-    assert label(document(rust, " golang ", path="a.c"), model) == ("Go", "field")
-    assert label(document(rust, path="src/a.c"), model) == ("C", "name")
-    assert label(document("#!/usr/bin/env python3\n" + rust), model) == ("Python", "first_line")
-    assert label(document("# -*- mode: ruby -*-\n" + rust), model) == ("Ruby", "first_line")
-    assert label(document(rust + "\n# vim: set ft=perl :\n"), model) == ("Perl", "first_line")
-    assert label(document(rust, path="a.unheard-of"), model) == ("Rust", "model")
-    assert label(document(rust)) == ("unknown", "nothing")
-    assert label(document(rust), model, min_confidence=1.1) == ("unknown", "nothing")
+    assert told(rust, " golang ", path="a.c") == ("Go", "field")
+    assert told(rust, path="src/a.c") == ("C", "name")
+    assert told("#!/usr/bin/env python3\n" + rust) == ("Python", "first_line")
+    assert told("# -*- mode: ruby -*-\n" + rust) == ("Ruby", "first_line")
+    assert told(rust + "\n# vim: set ft=perl :\n") == ("Perl", "first_line")
+    assert told(rust, path="a.unheard-of") == ("Rust", "classifier")
+    assert label(document(rust), None, 0.0) == ("unknown", "nothing")
+    assert label(document(rust), classifier, 1.1) == ("unknown", "nothing")
     # prose among code has no programming language
-    assert label(document(program("Text", rng)), model) == ("unknown", "nothing")
+    assert told(program("Text", rng)) == ("unknown", "nothing")
 
 
-def test_stage(model: LanguageModel, rng: random.Random) -> None:
+def test_stage(classifier: LanguageClassifier, rng: random.Random) -> None:
     given = [
         document("prose", "Text", "0"),
         document("x", "Java", "1"),
@@ -163,7 +169,7 @@ def test_stage(model: LanguageModel, rng: random.Random) -> None:
         document("", key="5"),
     ]
     tally = Tally("language")
-    found = list(label_code(given, tally, model))
+    found = list(label_code(given, tally, classifier, MIN_CONFIDENCE))
     tally.check()
     assert [(d.id, d.language) for d in found] == [
         ("0", "Text"),
@@ -172,7 +178,7 @@ def test_stage(model: LanguageModel, rng: random.Random) -> None:
         ("3", "C"),
     ]
     assert tally.drops == {"unknown_language": 2}
-    assert tally.notes == {"language_by_field": 2, "language_by_model": 1}
+    assert tally.notes == {"language_by_field": 2, "language_by_classifier": 1}
 
 
 def test_command(tmp_path: Path, rng: random.Random, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +189,7 @@ def test_command(tmp_path: Path, rng: random.Random, capsys: pytest.CaptureFixtu
     arguments = [str(rows), "--text-field", "content", "--language-field", "lang"]
     assert main([*arguments, "--out", str(tmp_path / "m.bin")]) == 0
     printed = capsys.readouterr().out
-    assert "4 languages" in printed and LanguageModel.load(tmp_path / "m.bin").hash in printed
+    assert "4 languages" in printed and LanguageClassifier.load(tmp_path / "m.bin").hash in printed
 
 
 def test_sample() -> None:

@@ -16,7 +16,7 @@ from data_pipeline.readers import fetch as packages
 from data_pipeline.readers import open_source
 from data_pipeline.readers.fetch import LOCK, fetch_debian, fetch_npm
 from data_pipeline.schema import Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.readers import base, jsonl, open_source
+from data_pipeline.readers import base, compressed, jsonl, open_source
 from data_pipeline.schema import Document, Tally
-from loopcoder.config.schema import SourceConfig
+from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 
 Reader = Callable[..., tuple[list[Document], Tally]]
@@ -85,7 +85,7 @@ def test_too_large_rows_and_files(
     monkeypatch.setattr(base, "MAX_DOCUMENT_BYTES", 100)
     monkeypatch.setattr("data_pipeline.readers.files.MAX_DOCUMENT_BYTES", 100)
     monkeypatch.setattr(jsonl, "_MAX_LINE_BYTES", 800)
-    monkeypatch.setattr(jsonl, "_CHUNK", 64)
+    monkeypatch.setattr(compressed, "_CHUNK", 64)
     (tmp_path / "a.jsonl").write_bytes(rows("a", "b" * 101, "ä" * 60, "c" * 5000, "d"))
     (tmp_path / "b.py").write_bytes(b"#" * 101)
     documents, tally = read()
@@ -208,7 +208,7 @@ def test_invalid_utf8_is_an_error_unless_the_config_says_otherwise(
     with pytest.raises(InputError) as error:
         read()
     assert name in error.value.problems[0].fact and "0xe9" in error.value.problems[0].fact
-    assert "data.invalid_utf8=replace" in error.value.problems[0].fix
+    assert "data.build.invalid_utf8=replace" in error.value.problems[0].fix
     documents, tally = read(invalid_utf8="drop")
     assert not any("bad" in d.text for d in documents)
     assert sum(tally.drops.values()) == 1

@@ -11,16 +11,17 @@ import pytest
 from data_pipeline.driver import prepare
 from data_pipeline.readers import sample
 from data_pipeline.schema import Tally
-from loopcoder.config.build import FimConfig, NearDedupConfig
+from loopcoder.config.build import FimConfig, NearDedupConfig, SourceConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.config.filters import FilterConfig
-from loopcoder.config.schema import DataConfig, SourceConfig
 from loopcoder.errors import InputError
+from tests.configs import data_config
 
 DOMAIN_BYTES = 600_000
 
 
 def make(tmp_path: Path) -> DataConfig:
-    return DataConfig(
+    return data_config(
         name="sample",
         seq_length=64,
         mixture={"text": 1, "code": 1},

@@ -219,19 +219,19 @@ def test_numbers_are_those_of_the_manifest(rng: random.Random) -> None:
     }
     assert files[1:] == [["ingest 0-files", "corrupt gz", "2"]]
     assert notes[1:] == [["decontaminate", "hit humaneval/HumanEval/17", "3"]]
-    assert page.row("Benchmarks", "humaneval/HumanEval/17")[1] == "3"
+    assert page.row("Decontamination", "humaneval/HumanEval/17")[1] == "3"
     assert f"{given['duplicates']['exact_duplicate']:,}" in page.text["Duplicates"]
-    assert page.row("Benchmarks", "humaneval") == ["humaneval", "3"]
-    assert page.row("Benchmarks", "bfcl_v4") == ["bfcl_v4", "0"]
+    assert page.row("Decontamination", "humaneval") == ["humaneval", "3"]
+    assert page.row("Decontamination", "bfcl_v4") == ["bfcl_v4", "0"]
     assert page.row("Sources", "path") == ["path", "/a, /b"]
     assert page.row("Sources", "rxjs") == ["rxjs", "7", "Apache-2.0"]
     assert page.row("Cost", "read")[:7] == ["read", "4", "9.5", "8.0", "400.0", "50.0", "123"]
     assert page.row("Cost", "match")[:7] == ["match", "15", "2.5", "2.0", "", "", "456"]
     assert page.row("Cost", "of this, clean")[3] == "5.0"
-    whole = page.row("Cost", "all, by what was read")
-    assert whole[:7] == ["all, by what was read", "19", "12.0", "10.0", "400.0", "40.0", "456"]
+    whole = page.row("Cost", "all, relative to the input")
+    assert whole[:7] == ["all, relative to the input", "19", "12.0", "10.0", "400.0", "40.0", "456"]
     # 10 CPU-s for 400 MB are 6.9 hours a TB
-    assert "7 core-hours a terabyte" in "".join(page.text["Cost"])
+    assert "7 core-hours per terabyte" in "".join(page.text["Cost"])
     assert page.row("Tokenizer and versions", "vocab size") == ["vocab size", "76800"]
     assert page.row("Settings", "min words") == ["min words", "50"]
     assert NOT_RECORDED not in "".join(map("".join, page.text.values()))

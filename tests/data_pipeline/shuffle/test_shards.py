@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.balance.quotas import lowest_terms
 from data_pipeline.shuffle import bucket_reader
 from data_pipeline.shuffle.bucket_index import Indexed, files_of, write_index
 from data_pipeline.shuffle.bucket_reader import Bucket
 from data_pipeline.shuffle.buckets import Record, ShuffleConfig, num_buckets, to_buckets
 from data_pipeline.shuffle.shards import Shard, Total, assemble, cut, total_of
+from loopcoder.config.mixture import lowest_terms
 from loopcoder.data.indexed import check_pair, token_dtype
 from loopcoder.errors import InputError
 
@@ -209,7 +209,7 @@ def test_cut_is_exact(rng: random.Random, mixture: dict[str, float]) -> None:
                 used = sorted(p for shard in pieces[domain] for p in shard if p.bucket == bucket)
                 assert [p.start for p in used] == [0, *(p.stop for p in used)][: len(used)]
                 assert not used or used[-1].stop <= tokens[domain][bucket]
-    with pytest.raises(InputError, match=r"data\.shards=1"):
+    with pytest.raises(InputError, match=r"data\.build\.shards=1"):
         cut({"text": [5, 5], "code": [90, 90]}, 10, {"text": 1, "code": 1})
 
 

@@ -14,7 +14,7 @@ from data_pipeline.driver import prepare
 from data_pipeline.shuffle import stages
 from data_pipeline.stages import STAGES
 from data_pipeline.tasks.work import Task, Work
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.errors import InputError
 from tests.data_pipeline.works import work_left
 
@@ -54,12 +54,13 @@ def test_a_full_disk(work: Work) -> None:
 
 def test_a_bucket_must_fit_in_half_the_memory(work: Work, config: Config) -> None:
     size = sum(p.stat().st_size for p in (work.folder / "buckets" / "bucket-00001").iterdir())
-    small = replace(work, data=replace(work.data, worker_bytes=2 * size - 2))
+    build = replace(work.data.build, worker_bytes=2 * size - 2)
+    small = replace(work, data=replace(work.data, build=build))
     with pytest.raises(InputError, match=r"(?s)bucket 1 has .* bytes.*half") as error:
         stages.assemble_shards(small, 1)
     enough = int(error.value.problems[0].fix.split("=")[1].split(",")[0])
     assert enough > 3
-    data = replace(work.data, worker_bytes=2 * size - 2, shards=enough, seq_length=1)
+    data = replace(work.data, build=replace(build, shards=enough), seq_length=1)
     assert len(prepare(data, report=lambda _: None).prefixes("text", "train")) == enough
 
 

@@ -14,7 +14,7 @@ import pytest
 from data_pipeline.driver import prepare
 from data_pipeline.shuffle import validate as module
 from data_pipeline.shuffle.validate import validate_corpus
-from loopcoder.config.schema import DataConfig
+from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import Corpus, load_corpus
 from loopcoder.data.indexed import IndexedWriter
 from loopcoder.errors import Problem

@@ -139,5 +139,5 @@ def test_slurm_jobs_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         run(Doing(out, {0: "input"}), [0], executor, tmp_path / "logs")
     with pytest.raises(LoopcoderError, match=r"1 tasks of stage count died .*: 4; logs in"):
         run(Doing(out, {4: "killed"}), [3, 4], executor, tmp_path / "logs")
-    with pytest.raises(InputError, match=r"data\.executor\.options=.*partition"):
+    with pytest.raises(InputError, match=r"data\.build\.executor\.options=.*partition"):
         run(Doing(out), [0], ExecutorConfig("slurm"), tmp_path / "logs")

@@ -19,16 +19,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from data_pipeline.tokenizer import encoder as encoder_module
-from data_pipeline.tokenizer.encoder import (
-    EOD,
-    SPECIAL_TOKENS,
-    Encoder,
-    probe_texts,
-    train_tokenizer,
-)
+from data_pipeline.tokenizer.encoder import Encoder, train_tokenizer
 from data_pipeline.tokenizer.imported import import_tokenizer
+from data_pipeline.tokenizer.probe import probe_texts
+from data_pipeline.tokenizer.spec import EOD, SPECIAL_TOKENS
 from loopcoder.errors import InputError
-from loopcoder.storage.digest import file_digest
 from tests.data_pipeline.conftest import VOCAB_SIZE, random_text
 
 TEXTS = ["def loop(x):\n    return x + 1\n", "The gate mixes what two passes saw. " * 5] * 20
@@ -244,7 +239,7 @@ def test_choice_of_backend(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
         Encoder(tokenizer_path, backend="quick")  # type: ignore[arg-type]
     without_fastokens(monkeypatch)
     assert Encoder(tokenizer_path).backend == "reference"
-    fix = r"pip install 'loopcoder\[data\]', or data.tokenizer_backend=reference"
+    fix = r"pip install 'loopcoder\[data\]', or data.build.tokenizer_backend=reference"
     with pytest.raises(InputError, match=fix):
         Encoder(tokenizer_path, backend="fast")
 
@@ -344,19 +339,19 @@ def test_what_fastokens_cannot_read(tokenizer_path: Path, monkeypatch: pytest.Mo
 
 
 def test_import_of_a_tokenizer(tmp_path: Path, tokenizer_path: Path) -> None:
-    imported = import_tokenizer(tokenizer_path)
-    assert imported.xxh3_128 == file_digest(tokenizer_path)
+    imported = import_tokenizer(tokenizer_path, "auto")
+    assert imported.backend == Encoder(tokenizer_path).backend
     assert (imported.vocab_size, imported.eod_id) == (VOCAB_SIZE, VOCAB_SIZE - 64)
-    assert list(imported.specials) == list(SPECIAL_TOKENS)
-    assert (imported.missing, imported.normalizer, imported.lossless) == ((), None, True)
+    assert list(imported.markers) == list(SPECIAL_TOKENS)
+    assert imported.lossless
     spec = json.loads(tokenizer_path.read_text())
     fewer = [t for t in spec["added_tokens"] if t["content"] != "<|fim_middle|>"]
     tokenizer = Tokenizer.from_str(json.dumps(spec | {"added_tokens": fewer}))
     tokenizer.normalizer = normalizers.NFC()
     (tmp_path / "nfc.json").write_text(tokenizer.to_str())
-    imported = import_tokenizer(tmp_path / "nfc.json")
-    assert imported.missing == ("<|fim_middle|>",)
-    assert (imported.normalizer, imported.lossless) == ("NFC", False)
+    imported = import_tokenizer(tmp_path / "nfc.json", "reference")
+    assert set(SPECIAL_TOKENS) - set(imported.markers) == {"<|fim_middle|>"}
+    assert (imported.backend, imported.lossless) == ("reference", False)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "bpe_bytes", "unigram", "word"])
@@ -375,7 +370,7 @@ def test_sentencepiece_is_refused_with_its_reasons(
         minloglevel=2,
     )
     with pytest.raises(InputError, match=f"SentencePiece model .{kind[:3].upper()}") as caught:
-        import_tokenizer(tmp_path / "sp.model")
+        import_tokenizer(tmp_path / "sp.model", "auto")
     whys = " ".join(p.why for p in caught.value.problems)
     assert ("merges are of characters" in whys) == kind.startswith("bpe")
     assert ("vanish" in whys) == (kind != "bpe_bytes")
@@ -395,19 +390,19 @@ def test_byte_fallback_is_refused(tmp_path: Path) -> None:
     # the reason: not every text comes back
     assert tokenizer.encode("a \u2581").ids == tokenizer.encode("a\u2581 ").ids
     with pytest.raises(InputError, match="not a byte-level BPE"):
-        import_tokenizer(tmp_path / "t.json")
+        import_tokenizer(tmp_path / "t.json", "auto")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
-        import_tokenizer(tmp_path / "none.model")
+        import_tokenizer(tmp_path / "none.model", "auto")
     (tmp_path / "tiktoken.model").write_text("IQ== 0\nIg== 1\n")
     with pytest.raises(InputError, match="tiktoken"):
-        import_tokenizer(tmp_path / "tiktoken.model")
+        import_tokenizer(tmp_path / "tiktoken.model", "auto")
     for content in (b"", b"\xff\x00garbage", b"hello world\n" * 9):
         (tmp_path / "odd.model").write_bytes(content)
         with pytest.raises(InputError, match="no SentencePiece model"):
-            import_tokenizer(tmp_path / "odd.model")
+            import_tokenizer(tmp_path / "odd.model", "auto")
 
 
 def test_tokenizers_that_lose_text(tmp_path: Path, tokenizer_path: Path) -> None:

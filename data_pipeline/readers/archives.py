@@ -1,0 +1,179 @@
+"""Files inside archives, read one after the other without unpacking to disk."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import IO, Literal
+
+from data_pipeline.readers.compressed import CorruptFileError, decompressed
+from data_pipeline.readers.storage import File, is_wanted
+from data_pipeline.schema import Tally
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip", ".whl")
+MAX_MEMBER_BYTES = 64 << 20
+"""Larger files of an archive are left out; a reader holds one in memory."""
+MAX_EXPANSION = 100
+"""Bytes that one byte of an archive may become; source code gives 3 to 20."""
+_ALWAYS_ALLOWED_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of an archive, already in memory."""
+
+    archive: str
+    path: str
+    content: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.archive}!{self.path}"
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.path).suffix
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        return io.BytesIO(self.content)
+
+    def read_bytes(self) -> bytes:
+        return self.content
+
+
+def members(file: File, size: int, tally: Tally) -> Iterator[Member]:
+    """Yield the regular files of an archive without unpacking it to disk.
+
+    Some are left out and counted as files: paths that lead out of the archive (`unsafe_member`), a
+    second file of the same name (`duplicate_member`), encrypted and too large ones. An archive that
+    expands to more than 100 times its size is left at that point (`archive_bomb`). A damaged packed
+    tar yields nothing; other damaged archives yield the files before the damage, and one that is
+    cut off yields its good prefix.
+    """
+    allowed = MAX_EXPANSION * size + _ALWAYS_ALLOWED_BYTES
+    packer = file.name.rpartition(".")[2].lower()
+    seen: set[str] = set()
+    try:
+        read = _zip_members if packer in ("zip", "whl") else _tar_members
+        for path, content in read(file, allowed, tally):
+            if path in seen:
+                tally.file_drops["duplicate_member"] += 1
+            elif content is not None:
+                yield Member(str(file), path, content)
+            seen.add(path)
+    except _BombError:
+        tally.file_drops["archive_bomb"] += 1
+    except (CorruptFileError, tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError):
+        tally.file_drops[f"corrupt_{packer}"] += 1
+
+
+class _BombError(Exception):
+    """An archive expands to more than it may."""
+
+
+def _is_allowed(path: str, num_bytes: int, tally: Tally) -> bool:
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    if path.startswith(("/", "\\")) or ".." in parts or ":" in (parts[0] if parts else ""):
+        tally.file_drops["unsafe_member"] += 1
+        return False
+    if not is_wanted(path):
+        return False
+    if num_bytes > MAX_MEMBER_BYTES:
+        tally.file_drops["too_large_member"] += 1
+        return False
+    return True
+
+
+def _tar_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, bytes | None]]:
+    if not file.name.lower().endswith(".tar"):
+        total = 0
+        # an extra pass: nothing of a corrupt file may get through
+        for piece in decompressed(file):
+            total += len(piece)
+            if total > allowed:
+                raise _BombError
+    stream = _Stream(decompressed(file, tally), allowed)
+    was_truncated = tally.notes["truncated_file"]
+    is_cut = False
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                if member.isreg() and _is_allowed(member.name, member.size, tally):
+                    inner = archive.extractfile(member)
+                    assert inner is not None
+                    content = inner.read()
+                    if len(content) < member.size:
+                        raise tarfile.ReadError("unexpected end of data")
+                    yield member.name.removeprefix("./"), content
+    except tarfile.ReadError as e:
+        is_cut = stream.is_done and "unexpected end" in str(e)
+        if not is_cut:
+            raise
+    # a tar ends with blocks of zeros
+    if is_cut or (stream.is_done and stream.tail.strip(b"\0")):
+        # a packed one was counted by its decompressor
+        tally.notes["truncated_file"] = was_truncated + 1
+
+
+def _zip_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, bytes | None]]:
+    total = 0
+    with file.open("rb") as stored, zipfile.ZipFile(stored) as archive:
+        for info in archive.infolist():
+            if info.is_dir() or not _is_allowed(info.filename, info.file_size, tally):
+                continue
+            if info.flag_bits & 1:
+                tally.file_drops["encrypted_member"] += 1
+                continue
+            total += info.file_size
+            if total > allowed:
+                raise _BombError
+            try:
+                with archive.open(info) as packed:
+                    # with a size: a plain read() ignores the size in the archive's directory
+                    content = packed.read(info.file_size)
+            except (NotImplementedError, zlib.error, lzma.LZMAError, OSError) as e:
+                raise zipfile.BadZipFile(str(e)) from e
+            yield info.filename, content
+
+
+class _Stream(io.RawIOBase):
+    """Pieces as a file; raises when there are more bytes than allowed."""
+
+    def __init__(self, pieces: Iterator[bytes], allowed: int) -> None:
+        self._pieces = pieces
+        self._allowed = allowed
+        self._rest = b""
+        self.is_done = False
+        self.tail = b""
+        """The last 512 bytes read so far."""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        parts = [self._rest]
+        wanted = size if size >= 0 else self._allowed + 1
+        have = len(self._rest)
+        while have < wanted:
+            piece = next(self._pieces, None)
+            if piece is None:
+                self.is_done = True
+                break
+            self._allowed -= len(piece)
+            if self._allowed < 0:
+                raise _BombError
+            self.tail = (self.tail + piece[-512:])[-512:]
+            parts.append(piece)
+            have += len(piece)
+        data = b"".join(parts)
+        self._rest = data[wanted:]
+        return data[:wanted]

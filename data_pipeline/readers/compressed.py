@@ -1,0 +1,93 @@
+"""The content of plain and compressed files, in bounded memory whatever they hold."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from data_pipeline.readers.storage import File
+from data_pipeline.schema import Tally
+from loopcoder.backends import require
+
+_CHUNK = 1 << 18
+# 4 bytes of zstd may stand for 128 kB, and its object knows no limit: 16 MB per piece at most
+_ZSTD_CHUNK = 1 << 9
+_PIECE = 1 << 20
+_MAX_ZSTD_WINDOW = 1 << 31
+"""What `zstd --long=31` makes, as some public corpora are packed; memory only if a file asks."""
+
+
+class CorruptFileError(Exception):
+    """A compressed file whose content contradicts its checksum or format."""
+
+
+def decompressed(path: File, tally: Tally | None = None) -> Iterator[bytes]:
+    """Yield the content of a plain, .gz or .zst file in pieces.
+
+    A file that is cut off yields its good prefix and counts as `truncated_file`. (gzip.GzipFile
+    would lose up to 1 MB of it.) Pieces are small however well the file is packed.
+
+    Raises:
+        CorruptFileError: the content is damaged; pieces before the damage were yielded.
+        InputError: .zst, and the package zstandard is missing.
+    """
+    make = _decompressor(path)
+    with path.open("rb") as file:
+        if make is None:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+            return
+        stream = None  # one member of a .gz, one frame of a .zst
+        while data := file.read(_ZSTD_CHUNK if path.suffix == ".zst" else _CHUNK):
+            is_full = False
+            while data or is_full:
+                stream = stream or make()
+                try:
+                    piece, data = stream.feed(data)
+                except Exception as e:  # zlib.error or ZstdError, whose package may be missing
+                    raise CorruptFileError(f"{path}: {e}") from e
+                # zlib may hold back output although it has taken all input
+                is_full = len(piece) >= _PIECE and not stream.eof
+                if stream.eof:
+                    stream = None
+                if piece:
+                    yield piece
+        if stream is not None and tally is not None:
+            tally.notes["truncated_file"] += 1
+
+
+class _Stream:
+    """One member or frame: takes packed bytes, returns a piece and the bytes not yet taken."""
+
+    def __init__(self, decompressor: Any, limits: bool) -> None:
+        self._decompressor = decompressor
+        self._limits = limits
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._decompressor.eof)
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        if self._limits:
+            piece = self._decompressor.decompress(data, _PIECE)
+            rest = self._decompressor.unconsumed_tail
+        else:
+            piece = self._decompressor.decompress(data)
+            rest = b""
+        return piece, self._decompressor.unused_data if self.eof else rest
+
+
+def _decompressor(path: File) -> Callable[[], _Stream] | None:
+    if path.suffix.lower() in (".gz", ".tgz"):
+        return lambda: _Stream(zlib.decompressobj(wbits=31), limits=True)
+    if path.suffix == ".zst":
+        zstandard = require(
+            "zstandard",
+            f"{path} is compressed with zstd",
+            "reading it needs the package zstandard, which is not installed",
+            "pip install zstandard, or unpack the file",
+        )
+        unpack = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
+        return lambda: _Stream(unpack.decompressobj(), limits=False)
+    return None

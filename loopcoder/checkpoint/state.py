@@ -1,0 +1,63 @@
+"""The content of state.json: where a run stands, and what has to fit when it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from loopcoder.data.sampler import Position
+
+FORMAT_VERSION = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""By version: what makes the content of a state.json that of the next version."""
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """What a checkpoint says of its run, beside the config."""
+
+    position: Position
+    """Where the run stands in its data; its step names the folder."""
+    num_loops: int
+    vocab_size: int
+    """Rows of embedding and head."""
+    tokenizer_hash: str
+    tokenizer_path: str
+    corpus: str
+    """Fingerprint of the corpus."""
+    config_hash: str
+    world_size: int
+    """Ranks that wrote it; any number reads it."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.position.step
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of state.json."""
+        return {"format_version": FORMAT_VERSION, "step": self.step, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> CheckpointState:
+        """Read the content of a state.json of this or an earlier version.
+
+        Raises UnknownFormat, and ValueError where a field is missing or of the wrong kind.
+        """
+        version = content.get("format_version")
+        while version in MIGRATIONS:
+            content, version = MIGRATIONS[version](content), version + 1
+        if version != FORMAT_VERSION:
+            raise UnknownFormat(version)
+        try:
+            return TypeAdapter(cls).validate_python(content)
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise ValueError("; ".join(wrong)) from error
+
+
+class UnknownFormat(Exception):
+    """A state.json of a version that there is no migration for."""

@@ -1,0 +1,80 @@
+"""What stands behind a verb: options, overrides, and the config that they come to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launch.torchrun import CONFIG_VARIABLE
+from loopcoder.backends import Backends
+from loopcoder.config.compose import compose, load_config
+from loopcoder.config.resolve import resolve
+from loopcoder.config.schema import Config
+from loopcoder.errors import InputError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What stood behind a verb."""
+
+    overrides: list[str]
+    config_dir: Path | None = None
+    multirun: bool = False
+    print_config: bool = False
+    help: bool = False
+
+
+def parse_arguments(arguments: Sequence[str]) -> Arguments:
+    """Split options from overrides. Raises InputError for an unknown option."""
+    found = Arguments([])
+    rest = iter(arguments)
+    for argument in rest:
+        name, has_value, value = argument.partition("=")
+        if argument in ("-h", "--help"):
+            found = replace(found, help=True)
+        elif argument in ("-m", "--multirun"):
+            found = replace(found, multirun=True)
+        elif argument == "--print-config":
+            found = replace(found, print_config=True)
+        elif name == "--config-dir":
+            folder = value if has_value else next(rest, "")
+            if not folder:
+                raise InputError.of("--config-dir", "it needs a folder", "--config-dir DIR")
+            found = replace(found, config_dir=Path(folder).expanduser())
+        elif argument.startswith("-"):
+            raise InputError.of(
+                argument,
+                "the options are -m, --config-dir DIR, --print-config and --help; "
+                "everything else is key=value",
+                f"{argument.lstrip('-').replace('-', '_')}=VALUE, or loopcoder train --help",
+            )
+        else:
+            found.overrides.append(argument)
+    return found
+
+
+def rank() -> int:
+    """Return this process's rank; 0 outside of a launcher."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
+def say(text: str) -> None:
+    """Print on rank 0."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+def composed(arguments: Arguments, backends: Backends) -> Config:
+    """Compose the config, or load the one that our own launcher composed for its workers."""
+    handed = os.environ.get(CONFIG_VARIABLE)
+    if handed is None:
+        return resolve(compose(arguments.overrides, arguments.config_dir), backends)
+    if arguments.overrides:
+        raise InputError.of(
+            f"{CONFIG_VARIABLE}={handed} and {' '.join(arguments.overrides)}",
+            "the variable names a finished config, so the overrides would have no effect",
+            f"unset {CONFIG_VARIABLE}",
+        )
+    return resolve(load_config(Path(handed)), backends)

@@ -1,0 +1,108 @@
+"""`loopcoder data`: build a corpus, or look after one that is finished."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from loopcoder.backends import detect
+from loopcoder.cli.arguments import composed, parse_arguments
+from loopcoder.errors import EXIT_DONE, InputError
+
+HELP = """\
+Build the corpus of a run, or find it already built, and print its folder.
+
+usage: loopcoder data [--config-dir DIR] [key=value ...]
+       loopcoder data validate DIR
+       loopcoder data report DIR
+       loopcoder data train-langid PATH... --out FILE
+       loopcoder data audit PATH... [--model FILE]
+
+  loopcoder data data=files path=~/src              a folder; the same command again continues
+  loopcoder data data=packages model=plt_7b         real text and code from Debian and npm packages
+  loopcoder data data=files path=DIR data.build.shares=published data.build.executor.workers=16
+
+  validate      compare a finished corpus with its manifest and with what training relies on
+  report        write its report for people, report.html, anew
+  train-langid  train a classifier for the programming language of code without a name
+  audit         compare the languages of code with Magika's, on a sample"""
+
+
+def run(argv: list[str]) -> int:
+    """Build the corpus of a config and print its folder, or run one of the verbs below `data`."""
+    if argv and argv[0] in _VERBS:
+        return _VERBS[argv[0]](argv[1:])
+    arguments = parse_arguments(argv)
+    if arguments.help:
+        print(HELP)
+        return EXIT_DONE
+    config = composed(arguments, detect())
+    from data_pipeline.driver import prepare
+
+    def report(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        corpus = prepare(config.data, report=report, verify=config.data.verify)
+    except KeyboardInterrupt:
+        report("data: stopped; the same command continues with what is not done yet")
+        raise
+    print(corpus.dir)
+    return EXIT_DONE
+
+
+def _corpus_folder(verb: str, argv: list[str]) -> Path | None:
+    """Return the one folder that a verb of `data` is given; None: its help was asked for."""
+    if argv in (["-h"], ["--help"]):
+        print(f"usage: loopcoder data {verb} DIR")
+        return None
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise InputError.of(
+            f"loopcoder data {verb} {' '.join(argv)}",
+            "it takes the folder of a finished corpus and nothing else",
+            f"loopcoder data {verb} DIR",
+        )
+    return Path(argv[0]).expanduser()
+
+
+def _validate(argv: list[str]) -> int:
+    folder = _corpus_folder("validate", argv)
+    if folder is None:
+        return EXIT_DONE
+    from data_pipeline.shuffle.validate import validate_corpus
+
+    problems = validate_corpus(folder)
+    if problems:
+        raise InputError(problems)
+    print(f"{folder} is sound")
+    return EXIT_DONE
+
+
+def _report(argv: list[str]) -> int:
+    folder = _corpus_folder("report", argv)
+    if folder is None:
+        return EXIT_DONE
+    from data_pipeline.finish import report_of
+
+    print(report_of(folder))
+    return EXIT_DONE
+
+
+def _train_langid(argv: list[str]) -> int:
+    from data_pipeline.tools.train_langid import main as train_langid
+
+    return train_langid(argv)
+
+
+def _audit(argv: list[str]) -> int:
+    from data_pipeline.tools.audit_langid import main as audit
+
+    return audit(argv)
+
+
+_VERBS = {
+    "validate": _validate,
+    "report": _report,
+    "train-langid": _train_langid,
+    "audit": _audit,
+}

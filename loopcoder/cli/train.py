@@ -1,0 +1,146 @@
+"""`loopcoder train`: the road from overrides to a running train loop.
+
+torch is imported only after the corpus is built: the data pipeline starts processes, and a process
+that was started after torch was imported can hang.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from launch.slurm_env import adopt_slurm
+from launch.torchrun import CONFIG_VARIABLE, start_workers
+from loopcoder.backends import Backends, detect
+from loopcoder.cli.arguments import Arguments, composed, parse_arguments, rank, say
+from loopcoder.config.check import check
+from loopcoder.config.compose import conf_dir, group_options, to_yaml
+from loopcoder.config.identity import config_hash, resolve_run_dir
+from loopcoder.config.resolve import processes_to_start
+from loopcoder.config.schema import Config
+from loopcoder.errors import EXIT_DONE, Preempted
+
+HELP = """\
+Train a model. Without arguments: a tiny one, on text and code that are already on this machine.
+
+usage: loopcoder train [-m] [--config-dir DIR] [--print-config] [key=value ...]
+
+  loopcoder train                                  the tiny preset; some minutes on two CPU cores
+  loopcoder train model=plt_1b precision=bf16      presets: a group and one of its options
+  loopcoder train model.num_loops=3 train.max_steps=1000 seed=7
+                                                   single values, by their dotted names
+  loopcoder train data=files path=~/src            your own folder of text and code
+  loopcoder train 'data.mixture={{text:1,code:3}}'   a mapping; quoted, because shells read braces
+  loopcoder train parallel=tp2 parallel.nproc_per_node=4
+                                                   two copies of the model, each on two processes
+  loopcoder train -m model.num_loops=1,2,3,4       one run after the other; one table, one plot
+  loopcoder train run_dir=DIR                      where everything is written; the same command
+                                                   again continues from the newest checkpoint
+
+groups and their presets:
+{groups}
+
+  -m, --multirun     several runs: every combination of the comma-separated values
+  --config-dir DIR   presets of your own, in a folder laid out as the groups above
+  --print-config     show the resolved configuration and stop
+
+torchrun and srun start one `python -m loopcoder train ...` per process; without them loopcoder
+starts parallel.nproc_per_node processes itself.
+exit codes: 0 done, 3 bad configuration or input, 75 start the same command again, 76 do not."""
+
+
+def run(argv: list[str]) -> int:
+    """Train, or start the processes that do; with -m one run after the other."""
+    arguments = parse_arguments(argv)
+    if arguments.help:
+        options = group_options([conf_dir()]).items()
+        width = max(len(group) for group, _ in options)
+        groups = "\n".join(f"  {group:<{width}}  {', '.join(names)}" for group, names in options)
+        print(HELP.format(groups=groups))
+        return EXIT_DONE
+    if arguments.multirun:
+        return _sweep(arguments)
+    return _train(arguments)
+
+
+def _sweep(arguments: Arguments) -> int:
+    """Run every point of a sweep, then show all of them in one table and one plot."""
+    from launch.sweep import sweep
+    from loopcoder.metrics.sweep import SweptRun, report_sweep
+
+    backends = detect()
+    done = sweep(arguments.overrides, arguments.config_dir, backends)
+    runs = [
+        SweptRun(point.label, point.config.model.num_loops, point.run_dir, code)
+        for point, code in zip(done.points, done.exit_codes, strict=True)
+    ]
+    report_sweep(runs, done.folder, plot=backends.has("matplotlib"))
+    return done.code
+
+
+def _train(arguments: Arguments) -> int:
+    _stop_on_signals()
+    # Read when CUDA starts: kernels then run in the order of their launches, on which megatron-core
+    # relies to put communication under computation.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    backends = detect()
+    config = composed(arguments, backends)
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        return EXIT_DONE
+    adopt_slurm(os.environ)
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
+    check(config, size, backends)
+    run_dir = resolve_run_dir(config)
+    if CONFIG_VARIABLE not in os.environ:
+        _announce(config, backends, size, run_dir)
+        if not launched and size < backends.gpu_count:
+            batch, micro = config.train.global_batch_size, config.train.micro_batch_size
+            gpus = f"using {size} of {backends.gpu_count} GPUs"
+            say(f"{gpus}: {batch} sequences per step, {micro} at once")
+
+    from data_pipeline.driver import prepare
+
+    verify = config.data.verify if rank() == 0 else "size"
+    corpus = prepare(config.data, report=say, verify=verify)
+    if not launched and size > 1:
+        return start_workers(replace(config, run_dir=str(run_dir)), size)
+    if not launched:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+
+    from loopcoder.train.loop import train
+
+    return train(config, corpus, backends, run_dir)
+
+
+def _announce(config: Config, backends: Backends, size: int, run_dir: Path) -> None:
+    processes = f"{size} process{'' if size == 1 else 'es'}"
+    say(f"{backends.table()}\n\n{to_yaml(config)}")
+    say(f"config {config_hash(config)}, {processes}, run_dir={run_dir}")
+
+
+def _stop_on_signals() -> None:
+    """End with 75 when asked to stop before the train loop listens for itself."""
+    starter = os.getpid()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != starter:  # a forked worker of the data pipeline ends as it would have
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise Preempted(f"{signal.Signals(number).name} before the first step")
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stop)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port

@@ -1,0 +1,127 @@
+"""What the section `data` needs: something to read, proportions that exist, stages in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loopcoder.config.build import MIN_VOCAB_SIZE, NUM_SPECIAL_TOKENS, SourceConfig
+from loopcoder.config.fields import as_override, next_multiple
+from loopcoder.config.schema import Config
+from loopcoder.errors import Problem
+
+
+def check_data(config: Config) -> Iterator[Problem]:
+    """Yield what of this config no corpus can be built from, or no run can read from one."""
+    data = config.data
+    if not data.mixture:
+        yield Problem("data.mixture={}", "nothing to train on", "data.mixture={text:1,code:1}")
+    if not data.build.sources and data.path is None:
+        why = f"data={data.name} needs the folder of a finished corpus"
+        yield Problem(f"data={data.name} data.path=null", why, "path=DIR")
+    for index, source in enumerate(data.build.sources):
+        yield from _source(f"data.build.sources.{index}", source, data.path)
+    yield from _shares(config)
+    yield from _tokenizer(config)
+    yield from _stages(config)
+
+
+def _source(key: str, source: SourceConfig, path: str | list[str] | None) -> Iterator[Problem]:
+    if source.kind in ("debian", "npm") and not source.packages:
+        yield Problem(
+            f"{key}.kind={source.kind} {key}.packages=[]",
+            "it reads the packages that it names",
+            f"{key}.packages=[NAME]",
+        )
+    elif source.kind in ("files", "hf") and source.path is None and path is None:
+        what = "a dataset's name or folder" if source.kind == "hf" else "files, folders or globs"
+        yield Problem(
+            f"{key}.kind={source.kind} data.path=null",
+            f"there is nothing to read: the path is {what}",
+            f"path={'NAME' if source.kind == 'hf' else 'DIR'}",
+        )
+    if source.streaming and source.max_documents is None and source.max_bytes is None:
+        yield Problem(
+            f"{key}.streaming=true {key}.max_documents=null",
+            "a stream may have no end, and the corpus is built before training starts",
+            f"{key}.max_documents=100000",
+        )
+
+
+def _shares(config: Config) -> Iterator[Problem]:
+    build = config.data.build
+    if isinstance(build.epochs, dict):
+        domains = {domain for stage in config.stages for domain in stage.mixture}
+        for domain in sorted(domains - build.epochs.keys()):
+            yield Problem(
+                f"data.build.epochs={as_override(build.epochs)}",
+                f"the mixture takes tokens of {domain} too",
+                f"data.build.epochs={as_override(build.epochs | {domain: 1})}",
+            )
+    if isinstance(build.shares, dict) and not any(build.shares.values()):
+        yield Problem(
+            f"data.build.shares={as_override(build.shares)}",
+            "at least one language has a weight above 0",
+            "data.build.shares=supply",
+        )
+
+
+def _tokenizer(config: Config) -> Iterator[Problem]:
+    build, rows = config.data.build, config.model.vocab_size
+    size = build.tokenizer_vocab_size
+    if build.tokenizer != "train":
+        return
+    if size < MIN_VOCAB_SIZE:
+        yield Problem(
+            f"data.build.tokenizer_vocab_size={size}",
+            f"{NUM_SPECIAL_TOKENS} special tokens and 256 single bytes come first",
+            f"data.build.tokenizer_vocab_size={MIN_VOCAB_SIZE}",
+        )
+    if rows is not None and build.sources and size > rows:
+        yield Problem(
+            f"data.build.tokenizer_vocab_size={size} model.vocab_size={rows}",
+            "every token needs a row of the embedding",
+            f"data.build.tokenizer_vocab_size={rows}, or model.vocab_size=null",
+        )
+
+
+def _stages(config: Config) -> Iterator[Problem]:
+    m, p = config.model, config.parallel
+    given = bool(config.data.stages)
+    last_until = 0
+    for index, stage in enumerate(config.stages):
+        where = f"data.stages.{index}." if given else "data."
+        length = stage.seq_length
+        if length > m.max_position_embeddings:
+            yield Problem(
+                f"{where}seq_length={length} "
+                f"model.max_position_embeddings={m.max_position_embeddings}",
+                "a sequence is longer than the model's positions",
+                f"{where}seq_length={m.max_position_embeddings}",
+            )
+        if p.sp and length % p.tp:
+            yield Problem(
+                f"{where}seq_length={length} parallel.sp=true parallel.tp={p.tp}",
+                "sequence parallelism gives every process an equal part of the sequence",
+                f"{where}seq_length={next_multiple(length, p.tp)}",
+            )
+        is_last = index == len(config.stages) - 1
+        if is_last and stage.until is not None:
+            yield Problem(
+                f"{where}until={stage.until} in the last stage",
+                "the run ends by train.max_steps, so the last stage is open",
+                f"{where}until=null",
+            )
+        if not is_last and stage.until is None:
+            yield Problem(
+                f"{where}until=null",
+                "the stages after it would never start",
+                f"{where}until=TOKENS",
+            )
+        if not is_last and stage.until is not None:
+            if stage.until <= last_until:
+                yield Problem(
+                    f"{where}until={stage.until} after {last_until}",
+                    "until counts the tokens of the whole run and grows from stage to stage",
+                    f"{where}until={last_until + stage.until}",
+                )
+            last_until = max(last_until, stage.until)

@@ -1,0 +1,66 @@
+"""The section `data`: what a run trains on, in which order; how it is built is `data.build`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic.dataclasses import dataclass
+
+from loopcoder.config.build import BuildConfig
+from loopcoder.config.types import STRICT, Changes, PositiveFloat, PositiveInt
+
+
+@dataclass(frozen=True, config=STRICT)
+class StageConfig:
+    """One stretch of training on one mixture; null fields take the value of `data` or `model`."""
+
+    until: PositiveInt | None = None
+    """The stage ends at the first step at which this many tokens were trained in all; null: at the
+    end of the run."""
+    mixture: Annotated[dict[str, PositiveFloat] | None, Changes("corpus")] = None
+    """Weight of each domain, by tokens."""
+    seq_length: PositiveInt | None = None
+    """Tokens per sequence."""
+    rope_theta: PositiveFloat | None = None
+    """Base of the rotary position embedding in this stage."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedStage:
+    """A stage with the values that it takes from `data` and `model` filled in."""
+
+    mixture: dict[str, float]
+    seq_length: int
+    rope_theta: float
+    until: int | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataConfig:
+    """Which documents are trained on, in which proportion."""
+
+    name: str
+    """Name of the preset."""
+    seq_length: Annotated[PositiveInt, Changes("corpus")]
+    """Tokens per sequence."""
+    mixture: Annotated[dict[str, PositiveFloat], Changes("corpus")]
+    """Weight of each domain, by tokens; every global batch is composed in these proportions."""
+    path: Annotated[str | list[str] | None, Changes("corpus")] = None
+    """Shorthand for the path of the sources (data=files, data=hf), or a finished corpus folder
+    (data=corpus)."""
+    stages: list[StageConfig] = field(default_factory=list)
+    """Data stages in order; empty means one stage with the values above."""
+    isolate_documents: bool = True
+    """Keep attention and the loop shift inside a document; position ids restart at each."""
+    mask_document_start: bool = True
+    """Leave the first token of a document out of the loss: with isolated documents nothing predicts
+    it."""
+    prefetch_steps: Annotated[PositiveInt, Changes("nothing")] = 4
+    """Global batches that a thread prepares ahead."""
+    verify: Annotated[Literal["hash", "size"], Changes("nothing")] = "hash"
+    """What of a finished corpus is compared with its manifest before training: `hash` reads every
+    byte, on rank 0; `size` compares the sizes of files only, on any rank, whatever the size of the
+    corpus."""
+    build: Annotated[BuildConfig, Changes("corpus")] = field(default_factory=BuildConfig)

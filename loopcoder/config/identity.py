@@ -1,0 +1,65 @@
+"""What names a run and a corpus: the fields that change it, under the names they had first.
+
+Every field says for itself what it changes (`Changes` in types.py). A field that is renamed
+(renamed.py) or added (`Changes.since`) renames no run and no corpus.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loopcoder.config.data import DataConfig
+from loopcoder.config.fields import FieldAt, part_that_changes
+from loopcoder.config.renamed import first_names
+from loopcoder.config.schema import Config
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def config_hash(config: DataclassInstance) -> str:
+    """Return ten hex digits that name the run: equal for configs that give the same numbers."""
+    text = json.dumps(first_names(_numbers(config)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def corpus_fields(data: DataConfig) -> dict[str, Any]:
+    """Return the fields of `data` that decide which corpus is built, under their first names."""
+    plain = part_that_changes(dataclasses.asdict(data), FieldAt(DataConfig), {"corpus"})
+    return dict(first_names({"data": plain})["data"])
+
+
+def changes(before: DataclassInstance, after: DataclassInstance) -> list[str]:
+    """Return what differs between two configs and changes a run's numbers, one line per field."""
+    old, new = (dict(_leaves(_numbers(c))) for c in (before, after))
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def resolve_run_dir(config: Config) -> Path:
+    """Return the run's folder: `run_dir`, or one under runs/ that the hash names."""
+    if config.run_dir is not None:
+        return Path(config.run_dir).expanduser()
+    return Path("runs") / f"{config.model.name}-r{config.model.num_loops}-{config_hash(config)}"
+
+
+def _numbers(config: DataclassInstance) -> dict[str, Any]:
+    """Return the part of a config that a run's numbers depend on."""
+    plain = dataclasses.asdict(config)
+    return dict(part_that_changes(plain, FieldAt(type(config)), {"numbers", "corpus"}))
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for name, value in node.items():
+            yield from _leaves(value, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, node

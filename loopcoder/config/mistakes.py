@@ -1,0 +1,145 @@
+"""Turn what is wrong with keys and values into problems of three parts, with what was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from types import NoneType
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from loopcoder.config.fields import MISSING, FieldAt, arms, as_override, leaves
+from loopcoder.config.renamed import new_name
+from loopcoder.errors import Problem
+
+
+def nearest_keys(root: FieldAt, key: str) -> list[str]:
+    """Return the keys that an unknown key may have meant: of the same name, or the nearest."""
+    keys = [key for key, _ in leaves(root)]
+    by_last: dict[str, list[str]] = {}
+    for k in keys:
+        by_last.setdefault(k.rsplit(".", 1)[-1], []).append(k)
+    last = key.rsplit(".", 1)[-1]
+    if last in by_last:
+        # The nearest section first: `modle.interval` means model's before logging's.
+        return sorted(by_last[last], key=lambda k: -difflib.SequenceMatcher(a=k, b=key).ratio())
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
+    names = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
+    return list(dict.fromkeys([*close, *(k for n in names for k in by_last[n])]))[:3]
+
+
+def unknown_key(root: FieldAt, key: str, value: str | None) -> Problem:
+    """Name an override or a field of a YAML file that the schema does not have, or no longer.
+
+    `value` is as it is written on the command line; None: the override was to remove the key.
+    """
+
+    def written(key: str) -> str:
+        return f"~{key}" if value is None else f"{key}={value}"
+
+    new = new_name(key)
+    if new is not None and root.at(new.split(".")) is not None:
+        return Problem(written(key), f"{key} is now {new}", written(new))
+    parent = key.rsplit(".", 1)[0] if "." in key else ""
+    siblings = root.at(parent.split(".")) if parent else None
+    if siblings is not None and siblings.fields:
+        where = f"{parent} has: {', '.join(siblings.fields)}"
+    else:
+        where = f"there are: {', '.join(root.fields)}"
+    fix = " or ".join(map(written, nearest_keys(root, key))) or "leave it out"
+    return Problem(written(key), f"there is no field {key}; {where}", fix)
+
+
+_WHY = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list, written [a,b]",
+    "dict_type": "must be a mapping, written {{text:1,code:1}}",
+    "dataclass_type": "is a section of fields, not one value",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be one of {choices}",
+    "missing": "is required and was not given",
+}
+
+
+def problems_of(root: FieldAt, error: ValidationError, presets: Mapping[str, Any]) -> list[Problem]:
+    """Translate all of pydantic's errors; `presets` has the values before the overrides."""
+    merged: dict[str, list[ErrorDetails]] = {}
+    unknown: dict[str, Problem] = {}
+    for detail in error.errors(include_url=False):
+        path = _schema_path(root, detail["loc"])
+        key = ".".join(map(str, path))
+        if detail["type"] == "unexpected_keyword_argument":
+            key = ".".join(map(str, detail["loc"]))
+            unknown[key] = unknown_key(root, key, as_override(detail["input"]))
+        else:
+            merged.setdefault(key, []).append(detail)
+    return [*unknown.values(), *(_problem(root, k, d, presets) for k, d in merged.items())]
+
+
+def _schema_path(root: FieldAt, loc: tuple[str | int, ...]) -> list[str | int]:
+    """Drop what pydantic inserts into a location to name the arm of a union."""
+    path: list[str | int] = []
+    names_arm = False
+    for part in loc:
+        if names_arm:
+            names_arm = False
+            continue
+        at = root.at([*path, part])
+        if at is None:
+            break
+        path.append(part)
+        names_arm = sum(arm is not NoneType for arm in arms(at.annotation)) > 1
+    return path
+
+
+def _problem(
+    root: FieldAt, key: str, details: list[ErrorDetails], presets: Mapping[str, Any]
+) -> Problem:
+    at = root.at(key.split(".")) or FieldAt(Any)
+    first = details[0]
+    whys = []
+    for d in details:
+        limits = {k: as_override(v) for k, v in d.get("ctx", {}).items()}
+        text = _WHY.get(d["type"], d["msg"])
+        whys.append(text.format(**limits, choices=", ".join(at.choices)) if "{" in text else text)
+    why = " or ".join(dict.fromkeys(whys)) + (f": {' '.join(at.doc.split())}" if at.doc else "")
+    if first["type"] == "missing":
+        value = as_override(at.default) if at.default is not MISSING else "VALUE"
+        return Problem(f"{key} has no value", why, f"{key}={value}")
+    return Problem(
+        f"{key}={as_override(first['input'])}", why, f"{key}={_mended(key, first, at, presets)}"
+    )
+
+
+def _mended(key: str, detail: ErrorDetails, at: FieldAt, presets: Mapping[str, Any]) -> str:
+    """Return a value that is allowed: the limit, the nearest choice, or the preset's own value."""
+    limits = detail.get("ctx", {})
+    if "ge" in limits and isinstance(limits["ge"], int):
+        return as_override(limits["ge"])
+    value = detail["input"]
+    if at.choices:
+        # YAML 1.1 reads a bare on/off as a boolean.
+        text = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+        return (difflib.get_close_matches(text, at.choices, n=1, cutoff=0.5) or at.choices)[0]
+    preset: Any = presets
+    for part in key.split("."):
+        if isinstance(preset, Mapping) and part in preset:
+            preset = preset[part]
+        else:
+            preset = at.default
+            break
+    if preset is MISSING or preset == value:
+        preset = at.default
+    return as_override(preset) if preset is not MISSING and preset != value else "VALUE"

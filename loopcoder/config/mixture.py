@@ -1,0 +1,32 @@
+"""Proportions in whole numbers: what a batch, a shard and an order of samples are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from math import gcd, lcm
+
+from loopcoder.errors import InputError
+
+_FIRST = ("text", "code")
+
+
+def lowest_terms(mixture: Mapping[str, float]) -> dict[str, int]:
+    """Return a mixture as the smallest whole numbers, text before code before any other domain.
+
+    Raises:
+        InputError: a weight is not positive.
+    """
+    exact = {domain: Fraction(str(weight)) for domain, weight in mixture.items()}
+    if not exact or min(exact.values()) <= 0:
+        raise InputError.of(
+            f"the mixture is {dict(mixture)}",
+            "every domain of a corpus has a positive weight",
+            "data.mixture={text:1,code:1}",
+        )
+    whole = lcm(*(weight.denominator for weight in exact.values()))
+    numbers = {domain: int(weight * whole) for domain, weight in exact.items()}
+    divisor = gcd(*numbers.values())
+    first = [domain for domain in _FIRST if domain in numbers]
+    others = sorted(numbers.keys() - set(_FIRST))
+    return {domain: numbers[domain] // divisor for domain in (*first, *others)}

@@ -1,0 +1,74 @@
+"""What is measured between two records: wall time, waiting for data, tokens; and memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from loopcoder.data.loader import StepData
+from loopcoder.metrics.throughput import Throughput
+
+
+class Window:
+    """Wall time, waiting for data and tokens since the last record; evaluation and saving do not
+    count."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._began = time.perf_counter()
+        self._tokens = self._steps = 0
+        self._waited_s = self._excluded_s = 0.0
+
+    def waiting_for(self, steps: Iterator[StepData]) -> Iterator[StepData]:
+        """Yield the steps, adding up how long each takes to come."""
+        while True:
+            before = time.perf_counter()
+            data = next(steps, None)
+            if data is None:
+                return
+            self._waited_s += time.perf_counter() - before
+            yield data
+
+    def add(self, data: StepData) -> None:
+        """Count a step."""
+        self._steps += 1
+        self._tokens += data.after.tokens - data.before.tokens
+
+    @contextmanager
+    def excluding(self) -> Iterator[None]:
+        """Leave what happens inside out of the step time."""
+        before = time.perf_counter()
+        yield
+        self._excluded_s += time.perf_counter() - before
+
+    def measure(self, throughput: Throughput) -> dict[str, float]:
+        """Return the timing fields of a record, and start anew."""
+        seconds = max(time.perf_counter() - self._began - self._excluded_s, 1e-9)
+        fields = {
+            "step_time_s": seconds / max(self._steps, 1),
+            "data_wait_s": self._waited_s / max(self._steps, 1),
+            **throughput.measure(self._tokens, seconds),
+        }
+        self._reset()
+        return fields
+
+
+def reduce_peak_memory(device: torch.device) -> int:
+    """Return the peak memory so far of the rank that has most, in bytes; all ranks must call it.
+
+    Memory of its GPU, or resident memory on a machine without one.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    most = torch.tensor(peak, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)

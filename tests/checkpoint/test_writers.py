@@ -1,0 +1,33 @@
+"""Results of background saves come back through a queue in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import loopcoder.train  # noqa: F401 - so that megatron-core can be imported
+from loopcoder.checkpoint.writers import use_result_queue
+
+
+def test_the_queue_is_reached_from_a_long_tmpdir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    # where this process has its sockets so far
+    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)
+    manager = use_result_queue(background=True)
+    assert manager is not None
+    try:
+        filesystem_async._results_queue.put("written")
+        assert filesystem_async._results_queue.get(timeout=60) == "written"
+    finally:
+        manager.shutdown()
+        use_result_queue(background=False)
+    assert list(folder.iterdir()) == []

@@ -1,0 +1,65 @@
+"""A command line that trains nothing: the pipeline and the train loop are stood in for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.torchrun import CONFIG_VARIABLE, EXIT_VARIABLE
+from loopcoder.backends import Backends
+from loopcoder.cli import data, doctor, train
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", CONFIG_VARIABLE)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start every test outside of any launcher, and restore signal handlers."""
+    for name in [*LAUNCHER, EXIT_VARIABLE, *(k for k in os.environ if k.startswith("SLURM_"))]:
+        monkeypatch.setenv(name, "")  # so that monkeypatch removes what the test sets
+        monkeypatch.delenv(name)
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+class Loop:
+    """Stands for the data pipeline and the train loop, and remembers what it was called with."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.outcome: Any = 0
+        self.called_with: tuple[Any, ...] = ()
+        self.verified = ""
+        self.environ: dict[str, str] = {}
+        loop: Any = types.ModuleType("loopcoder.train.loop")
+        loop.train = self.train
+        driver: Any = types.ModuleType("data_pipeline.driver")
+        driver.prepare = self.prepare
+        monkeypatch.setitem(sys.modules, "loopcoder.train.loop", loop)
+        monkeypatch.setitem(sys.modules, "data_pipeline.driver", driver)
+        for verb in (data, doctor, train):
+            monkeypatch.setattr(verb, "detect", Backends)
+
+    def prepare(self, data: Any, report: Any, verify: str) -> Any:
+        self.verified = verify
+        return types.SimpleNamespace(dir=Path("/the/corpus"))
+
+    def train(self, *arguments: Any) -> int:
+        self.called_with = arguments
+        self.environ = {name: os.environ[name] for name in LAUNCHER if name in os.environ}
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return int(self.outcome)
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
+    return Loop(monkeypatch)

@@ -1,0 +1,45 @@
+"""Options and overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loopcoder.cli.arguments import Arguments, parse_arguments, rank, say
+from loopcoder.errors import InputError
+
+
+def test_options_are_told_from_overrides() -> None:
+    assert parse_arguments(["a=1", "-m", "~b", "--print-config"]) == Arguments(
+        ["a=1", "~b"], multirun=True, print_config=True
+    )
+    for given in (["--config-dir", "~/x"], ["--config-dir=~/x"]):
+        assert parse_arguments([*given, "a=1"]) == Arguments(["a=1"], Path.home() / "x")
+    assert parse_arguments(["-h"]).help and parse_arguments(["--help"]).help
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--multi"], "the options are"),
+        (["--max-steps"], "fix: max_steps=VALUE"),
+        (["--config-dir"], "it needs a folder"),
+        (["--config-dir="], "it needs a folder"),
+    ],
+)
+def test_an_unknown_option_names_what_there_is(given: list[str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        parse_arguments(given)
+
+
+def test_only_rank_0_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say("one")
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    assert rank() == 2
+    say("two")
+    monkeypatch.setenv("RANK", "0")
+    say("three")
+    assert capsys.readouterr().out == "one\nthree\n"

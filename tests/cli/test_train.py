@@ -1,0 +1,157 @@
+"""From overrides to the train loop, under every launcher; mistakes of a config end it before."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.torchrun import CONFIG_VARIABLE
+from loopcoder.backends import Backends
+from loopcoder.cli import main as cli
+from loopcoder.config.compose import compose, load_config, save_config
+from tests.cli.conftest import Loop
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_train_runs_the_loop_in_this_process(
+    loop: Loop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "run_dir=~/a run", "train.max_steps=3"]) == 0
+    config, corpus, backends, run_dir = loop.called_with
+    assert (config.precision.name, config.model.layer_spec) == ("fp32", "torch")
+    assert config.train.max_steps == 3
+    assert (str(corpus.dir), backends, run_dir) == (
+        "/the/corpus",
+        Backends(),
+        Path.home() / "a run",
+    )
+    assert (loop.environ["RANK"], loop.environ["WORLD_SIZE"]) == ("0", "1")
+    assert int(loop.environ["MASTER_PORT"]) > 0
+    assert "max_steps: 3" in capsys.readouterr().out
+
+
+MISTAKES = {
+    "unknown key": (["model.nm_loops=2"], ["model.nm_loops=2", "fix: model.num_loops=2"]),
+    "no loop": (["model.num_loops=0"], ["model.num_loops=0", "fix: model.num_loops=1"]),
+    "heads": (["parallel.tp=3", "parallel.nproc_per_node=3"], ["num_attention_heads", "tp"]),
+    "fp8": (["precision=fp8_tensorwise"], ["fp8", "precision=bf16"]),
+    "sequence": (["data.seq_length=1000000"], ["positions", "fix: data.seq_length="]),
+    "not built": (["parallel.cp=2"], ["not built yet", "fix: parallel.cp=1"]),
+    "old name": (["data.fim.rate=0"], ["now data.build.fim.rate", "fix: data.build.fim.rate=0"]),
+    "a path for a group": (["checkpoint=/r/checkpoints"], ["fix: checkpoint.init_from=/r/check"]),
+    "several": (
+        ["model.num_loops=0", "seed=-1", "optim.lr=fast"],
+        ["3 problems", "model.num_loops=0", "seed=-1", "optim.lr=fast"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(
+    loop: Loop, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides, expected = MISTAKES[name]
+    assert cli.main(["train", f"run_dir={tmp_path / 'run'}", *overrides]) == 3
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    assert "fix:" in output and "why:" in output
+    for text in expected:
+        assert text in output
+    assert loop.called_with == () and not loop.verified
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_rank_hashes_the_corpus(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["train"]) == 0
+    assert loop.verified == "hash"
+    assert cli.main(["train", "data.verify=size"]) == 0
+    assert loop.verified == "size"
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["train", "train.micro_batch_size=2"]) == 0
+    assert loop.verified == "size"
+
+
+def test_a_signal_before_the_first_step_is_a_retry(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = sys.modules["data_pipeline.driver"]
+    monkeypatch.setattr(driver, "prepare", lambda data, **_: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli.main(["train"]) == 75
+    assert loop.called_with == ()
+
+
+def test_under_torchrun_the_environment_stays(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "h",
+        "MASTER_PORT": "5",
+    }
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["train", "train.micro_batch_size=2"]) == 0
+    assert loop.environ == ours
+
+
+def test_under_slurm_the_environment_is_derived(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = {
+        "PROCID": "3",
+        "STEP_ID": "0",
+        "NTASKS": "4",
+        "LOCALID": "1",
+        "JOB_NODELIST": "n[07-08]",
+        "JOB_ID": "11",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert cli.main(["train", "train.micro_batch_size=1"]) == 0
+    assert loop.environ == {
+        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n07",
+        "MASTER_PORT": "20011",
+    }  # fmt: skip
+
+
+def test_a_worker_loads_the_config_it_is_handed(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_config(compose(["seed=77"]), tmp_path / "config.yaml")
+    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "config.yaml"))
+    assert cli.main(["train"]) == 0
+    assert loop.called_with[0].seed == 77
+    assert cli.main(["train", "seed=78"]) == 3
+    assert "no effect" in capsys.readouterr().err
+
+
+def test_print_config_prints_a_config(
+    loop: Loop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "--print-config", "seed=5"]) == 0
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    assert load_config(tmp_path / "c.yaml").seed == 5
+    assert loop.called_with == ()
+
+
+def test_torch_comes_after_the_corpus() -> None:
+    """The data pipeline starts processes, so nothing on the way to it may import torch."""
+    program = """
+import sys, types
+def prepare(data, **_):
+    sys.exit(40 + any(name in sys.modules for name in ("torch", "megatron.core", "wandb")))
+sys.modules["data_pipeline.driver"] = types.SimpleNamespace(prepare=prepare)
+from loopcoder.cli.main import main
+main(["train"])
+"""
+    command = [sys.executable, "-c", program]
+    assert (
+        subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode == 40
+    )

@@ -1,0 +1,15 @@
+"""A part of a long list of cases: LOOPCODER_TEST_PART=2/3 takes the second third of each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+
+def part_of[T](cases: Mapping[str, T]) -> dict[str, T]:
+    """Return every n-th case from the k-th on for LOOPCODER_TEST_PART=k/n; without it, all."""
+    number, _, parts = os.environ.get("LOOPCODER_TEST_PART", "1/1").partition("/")
+    k, n = int(number), int(parts)
+    if not 1 <= k <= n:
+        raise ValueError(f"LOOPCODER_TEST_PART={number}/{parts}: a part from 1 to {parts}")
+    return {name: case for i, (name, case) in enumerate(cases.items()) if i % n == k - 1}

@@ -1,0 +1,73 @@
+"""What is measured between two records."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from loopcoder.data.loader import StepData
+from loopcoder.data.sampler import Position
+from loopcoder.metrics.throughput import Throughput
+from loopcoder.train import window as module
+from loopcoder.train.window import Window, reduce_peak_memory
+
+NO_PEAK = Throughput(1.0, 1.0, None, 4)
+
+
+class Clock:
+    """A clock that moves when told to."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def step(number: int, tokens: int) -> StepData:
+    before = Position(step=number - 1, tokens=tokens * (number - 1))
+    return StepData([], before, Position(step=number, tokens=tokens * number), 1)
+
+
+def test_times_and_tokens_of_the_steps_between_two_records(clock: Clock, rng: random.Random):
+    window = Window()
+    for _ in range(3):
+        steps, tokens = rng.randrange(1, 6), rng.randrange(1, 1000)
+        waits = [rng.uniform(0, 1) for _ in range(steps)]
+        works = [rng.uniform(1, 2) for _ in range(steps)]
+
+        def arriving(waits: list[float] = waits, tokens: int = tokens) -> Any:
+            for number, wait in enumerate(waits, 1):
+                clock.now += wait
+                yield step(number, tokens)
+
+        for data, work in zip(window.waiting_for(arriving()), works, strict=True):
+            clock.now += work
+            window.add(data)
+            with window.excluding():  # an evaluation
+                clock.now += rng.uniform(0, 100)
+        seconds = sum(waits) + sum(works)
+        assert window.measure(NO_PEAK) == pytest.approx(
+            {
+                "step_time_s": seconds / steps,
+                "data_wait_s": sum(waits) / steps,
+                "tokens_per_s": tokens * steps / seconds,
+                "tokens_per_s_per_rank": tokens * steps / seconds / 4,
+            }
+        )
+
+
+def test_memory_is_the_peak_of_this_process_in_bytes(ranks: Any):
+    resident = psutil.Process().memory_info().rss
+    # the kernel counts the two at different times
+    assert 0.8 * resident <= reduce_peak_memory(torch.device("cpu")) < 100 * resident
