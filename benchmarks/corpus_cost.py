@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-BEFORE_PLAN = ("read", "sign", "match", "cluster", "count")
+BEFORE_PLAN = ("read", "gather", "sign", "match", "cluster", "count")
 ONCE = ("sample", "tokenizer", "plan")
 """Stages that do not grow with the corpus, or are done once for many."""
 

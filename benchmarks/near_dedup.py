@@ -7,8 +7,8 @@ Text is /usr/share/doc and code the Python standard library of this machine, eac
 limit. CPU-seconds are those of the process with all its threads. `datatrove` is its
 MinhashDedupSignature with a tokenizer that finds runs of letters and digits, as its own needs spaCy
 or NLTK; it signs the first megabytes of the same documents. The table of sizes is of synthetic
-prose of 60 words a document, a twentieth of it near copies, in parts of 100,000; every phase is a
-process of its own, and its memory the peak of resident pages less that of a process that has only
+prose of 60 words per document, a twentieth of it near copies, in chunks of 100,000; every stage is
+a process of its own, and its memory the peak of resident pages less that of a process that has only
 imported the package.
 """
 
@@ -25,21 +25,24 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from data_pipeline.dedup import phases
 from data_pipeline.dedup.exact import normalise
-from data_pipeline.dedup.minhash import MinHashConfig, shingles
-from data_pipeline.dedup.pairs import join, roots_of
-from data_pipeline.dedup.phases import REASONS, cluster, match, num_matches, sign
+from data_pipeline.dedup.minhash import num_hashes, shingles
+from data_pipeline.dedup.pairs import Sketches, join, roots_of
+from data_pipeline.dedup.phases import REASONS, SKETCH, has_sketches, record_files
 from data_pipeline.schema import Document
+from loopcoder.config.build import NearDedupConfig
 
-CONFIG = MinHashConfig()
-PART = 100_000
-PHASES = ("nothing", "sign", "match", "cluster")
+CONFIG = NearDedupConfig()
+CHUNK = 100_000
+STAGES = ("nothing", "sign", "match", "cluster")
 
 
 def main() -> None:
@@ -48,18 +51,18 @@ def main() -> None:
     parser.add_argument("--datatrove-megabytes", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="*", default=[100_000, 400_000, 1_000_000])
-    parser.add_argument("--phase", nargs=3, help="internal: phase, documents, folder")
+    parser.add_argument("--stage", nargs=3, help="internal: stage, documents, folder")
     arguments = parser.parse_args()
-    if arguments.phase:
-        phase, size, folder = arguments.phase
-        print(json.dumps(run_phase(phase, int(size), Path(folder))))
+    if arguments.stage:
+        stage, size, folder = arguments.stage
+        print(json.dumps(run_stage(stage, int(size), Path(folder))))
         return
     for domain in ("text", "code"):
         documents = list(read(domain, arguments.megabytes * 10**6))
         print_speed(domain, documents, arguments)
         print_precision(documents)
     if arguments.sizes:
-        print(f"\n{'documents':>10}  {'phase':8}  {'CPU s':>7}  {'documents/s':>11}  {'MB':>6}")
+        print(f"\n{'documents':>10}  {'stage':8}  {'CPU s':>7}  {'documents/s':>11}  {'MB':>6}")
     for size in arguments.sizes:
         print_sizes(size)
 
@@ -94,26 +97,54 @@ def megabytes(documents: list[Document]) -> float:
     return sum(len(d.text.encode()) for d in documents) / 1e6
 
 
+def sign(documents: Iterable[Document], chunk: int, folder: Path, config: NearDedupConfig) -> int:
+    """Write the records of a chunk; return its number of documents."""
+    out = folder / "sign" / f"{chunk:05d}"
+    out.mkdir(parents=True)
+    return phases.sign(documents, chunk, out, config)[0]
+
+
+def match(folder: Path, config: NearDedupConfig) -> int:
+    """Write the pairs of all bands; return their number."""
+    (folder / "match").mkdir()
+    chunks = sorted((folder / "sign").iterdir())
+    names = record_files(config)
+    pairs = 0
+    for name in names:
+        exact = name == names[-1]
+        sketches = None
+        if has_sketches(config) and not exact:
+            paths = [chunk / SKETCH for chunk in chunks]
+            sketches = Sketches(paths, num_hashes(config), config.verify or 0)
+        records = [chunk / name for chunk in chunks]
+        pairs += phases.match(records, folder / "match" / name, exact=exact, sketches=sketches)
+    return pairs
+
+
+def cluster(folder: Path, sizes: Sequence[int], config: NearDedupConfig) -> NDArray[np.uint8]:
+    """Return what is decided about every document, see REASONS."""
+    *near, exact = [folder / "match" / name for name in record_files(config)]
+    return np.concatenate(list(phases.cluster(near, exact, sizes, folder)))
+
+
 def print_speed(domain: str, documents: list[Document], arguments: argparse.Namespace) -> None:
     size = megabytes(documents)
     print(f"{domain}: {len(documents)} documents, {size:.1f} MB")
 
-    def phases() -> tuple[float, float, Any]:
+    def stages() -> tuple[float, NDArray[np.uint8]]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            signing = cpu_seconds(lambda: sign(documents, folder, 0, CONFIG))
-            start = time.process_time()
-            for index in range(num_matches(CONFIG)):
-                match(folder, index, 1, CONFIG)
-            drops = cluster(folder, 1, CONFIG)
-            return signing, time.process_time() - start, drops
+            signing = cpu_seconds(lambda: sign(documents, 0, folder, CONFIG))
+            match(folder, CONFIG)
+            return signing, cluster(folder, [len(documents)], CONFIG)
 
-    results = [phases() for _ in range(arguments.rounds)]
-    rates = sorted(size / signing for signing, _, _ in results)
+    results = [stages() for _ in range(arguments.rounds)]
+    rates = sorted(size / signing for signing, _ in results)
     middle = rates[len(rates) // 2]
     print(f"  sign      {middle:7.1f} MB/cpu-s  ({rates[0]:.1f} to {rates[-1]:.1f})")
+    drops = {name: int((results[0][1] == code).sum()) for code, name in enumerate(REASONS) if name}
     exact = cpu_seconds(lambda: [normalise(d.text.encode()) for d in documents])
-    print(f"  of which normalising {exact / size * middle:.0%}; drops {dict(results[0][2])}")
+    print(f"  of which normalising {exact / size * middle:.0%}; drops {drops}")
     some: list[Document] = []
     for document in documents:
         if megabytes(some) >= arguments.datatrove_megabytes:
@@ -141,14 +172,12 @@ def print_precision(documents: list[Document]) -> None:
         parents = np.arange(len(documents))
         edges = []
         with tempfile.TemporaryDirectory() as name:
-            sign(documents, Path(name), 0, config)
-            for index in range(num_matches(config)):
-                match(Path(name), index, 1, config)
-            cluster(Path(name), 1, config)
-            for path in Path(name).glob("match/*/edges.bin"):
+            sign(documents, 0, Path(name), config)
+            match(Path(name), config)
+            reasons = cluster(Path(name), [len(documents)], config)
+            for path in Path(name).glob("match/*.bin"):
                 edges.append(np.fromfile(path, np.int64).reshape(-1, 2))
                 join(parents, edges[-1][:, 0], edges[-1][:, 1])
-            reasons = np.fromfile(Path(name, "cluster/drop-00000.bin"), np.uint8)
         roots = roots_of(parents, np.arange(len(documents)))
         dropped = np.flatnonzero(reasons == REASONS.index("near_duplicate"))
         kept = np.array([similarity(i, roots[i]) for i in dropped] or [1.0])
@@ -179,31 +208,31 @@ def datatrove(documents: list[Document]) -> float:
         return cpu_seconds(lambda: block.run(iter(theirs)))
 
 
-def synthetic(part: int, count: int) -> Iterator[Document]:
+def synthetic(chunk: int, count: int) -> Iterator[Document]:
     """Yield prose; every twentieth document is that ten before it with another last word."""
     vocabulary = [f"{random.Random(i).getrandbits(32):x}"[:7] for i in range(20_000)]
     for row in range(count):
         near = row % 20 == 10
-        words = random.Random(part * PART + row - 10 * near).choices(vocabulary, k=60)
+        words = random.Random(chunk * CHUNK + row - 10 * near).choices(vocabulary, k=60)
         if near:
             words[-1] = "other"
-        yield Document(f"{part}-{row}", " ".join(words), "text", "plain", "synthetic", "")
+        yield Document(f"{chunk}-{row}", " ".join(words), "text", "plain", "synthetic", "")
 
 
-def run_phase(phase: str, size: int, folder: Path) -> dict[str, Any]:
-    sizes = [min(PART, size - start) for start in range(0, size, PART)]
+def run_stage(stage: str, size: int, folder: Path) -> dict[str, Any]:
+    sizes = [min(CHUNK, size - start) for start in range(0, size, CHUNK)]
     making = 0.0
-    if phase == "sign":
+    if stage == "sign":
         making = cpu_seconds(lambda: [None for count in sizes for _ in synthetic(0, count)])
     edges = drops = 0
     start = time.process_time()
-    if phase == "sign":
-        for part, count in enumerate(sizes):
-            sign(synthetic(part, count), folder, part, CONFIG)
-    elif phase == "match":
-        edges = sum(match(folder, i, len(sizes), CONFIG) for i in range(num_matches(CONFIG)))
-    elif phase == "cluster":
-        drops = cluster(folder, len(sizes), CONFIG).total()
+    if stage == "sign":
+        for chunk, count in enumerate(sizes):
+            sign(synthetic(chunk, count), chunk, folder, CONFIG)
+    elif stage == "match":
+        edges = match(folder, CONFIG)
+    elif stage == "cluster":
+        drops = int((cluster(folder, sizes, CONFIG) > 0).sum())
     spent = time.process_time() - start - making
     # ru_maxrss would be that of the parent too
     status = Path("/proc/self/status").read_text()
@@ -218,21 +247,21 @@ def run_phase(phase: str, size: int, folder: Path) -> dict[str, Any]:
 def print_sizes(size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = {}
-        for phase in PHASES:
-            command = [sys.executable, __file__, "--phase", phase, str(size), folder]
+        for stage in STAGES:
+            command = [sys.executable, __file__, "--stage", stage, str(size), folder]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-            found[phase] = json.loads(done.stdout)
+            found[stage] = json.loads(done.stdout)
         used = {
             name: sum(p.stat().st_size for p in (Path(folder) / name).rglob("*.bin")) / size
-            for name in ("sign", "match", "cluster")
+            for name in ("sign", "match")
         }
-    for phase in PHASES[1:]:
-        row = found[phase]
+    for stage in STAGES[1:]:
+        row = found[stage]
         memory = (row["rss"] - found["nothing"]["rss"]) / 1e6
         rate = size / row["cpu_s"]
-        print(f"{size:10,}  {phase:8}  {row['cpu_s']:7.2f}  {rate:11,.0f}  {memory:6.0f}")
+        print(f"{size:10,}  {stage:8}  {row['cpu_s']:7.2f}  {rate:11,.0f}  {memory:6.0f}")
     shares = ", ".join(f"{name} {value:.1f}" for name, value in used.items())
-    print(f"{'':12}bytes a document on disk: {shares}")
+    print(f"{'':12}bytes per document on disk: {shares}")
     print(f"{'':12}{found['match']['edges']:,} pairs, {found['cluster']['drops']:,} dropped")
 
 

@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import tokenizers
-import xxhash
-
-from data_pipeline.decontam.match import BUILTIN, open_index
-from data_pipeline.finish import finish
-from data_pipeline.langid.classifier import LanguageClassifier
-from data_pipeline.readers import open_source
+from data_pipeline.finish import Finished
 from data_pipeline.readers.base import Source
-from data_pipeline.schema import DOMAINS
+from data_pipeline.readers.ingest import Listed, list_parts
+from data_pipeline.resolve import (
+    domains_of,
+    fingerprint_of,
+    open_all,
+    resolve_auto,
+    weights_of,
+    with_rules,
+)
 from data_pipeline.stages import STAGES, Stage
-from data_pipeline.tasks.execute import Executor, run_ranks
-from data_pipeline.tasks.markers import disk_errors, read_marker, write_marker
+from data_pipeline.tasks.execute import run_tasks
 from data_pipeline.tasks.progress import Report, described, left_out, total_cost, watched
-from data_pipeline.tasks.work import Task, Work
-from data_pipeline.tokenizer import fim
-from data_pipeline.tokenizer.imported import import_tokenizer
-from loopcoder.config.build import SourceConfig
+from data_pipeline.tasks.work import Cost, Task, Work, disk_errors
+from loopcoder.config.build import ExecutorConfig
 from loopcoder.config.data import DataConfig
-from loopcoder.config.identity import corpus_fields
-from loopcoder.config.mixture import lowest_terms
-from loopcoder.data.corpus import FORMAT_VERSION, Corpus, Verify, load_corpus
-from loopcoder.data.corpus_files import MANIFEST
-from loopcoder.errors import InputError, Problem
-from loopcoder.storage.digest import file_digest, fingerprint
+from loopcoder.data.corpus import MANIFEST, Corpus, Verify, load_corpus
+from loopcoder.errors import InputError
 from loopcoder.storage.files import sync_folder
 from loopcoder.storage.lock import hold
 
@@ -63,18 +57,18 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     """
     if not data.build.sources:
         return _finished(data, verify)
-    domains = _domains(data)
-    data = _settled(data)
-    sources = _open_all(data, domains)
-    weights = _weights(data, domains)
-    made_of = _fingerprint(data, sources, weights)
+    domains = domains_of(data)
+    data = resolve_auto(data)
+    sources = open_all(data, domains)
+    weights = weights_of(data, domains)
+    fingerprint = fingerprint_of(data, sources, weights)
     cache = Path(data.build.cache_dir).expanduser()
-    folder = cache / f"{data.name}-{made_of}"
+    folder = cache / f"{data.name}-{fingerprint}"
     # hidden, since the documents may lie in a folder above
-    work = Work(cache / f".{folder.name}.work", data, made_of, domains, weights)
+    work = Work(cache / f".{folder.name}.work", data, fingerprint, domains, weights)
     # outside the lock, so that a cache that one may only read serves as well
     if folder.exists():
-        _tidy(work, folder, report)
+        _remove_work(work, folder, report)
         return load_corpus(folder, verify)
     try:
         with disk_errors(cache):
@@ -91,7 +85,7 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     return load_corpus(folder, verify)
 
 
-def _tidy(work: Work, folder: Path, report: Report) -> None:
+def _remove_work(work: Work, folder: Path, report: Report) -> None:
     """Remove the work of a corpus whose builder was killed just after giving it its name."""
     if work.folder.exists() and not work.data.build.keep_work:
         with (
@@ -109,7 +103,7 @@ def _finished(data: DataConfig, verify: Verify) -> Corpus:
             "data.path=FOLDER, or data=sample",
         )
     corpus = load_corpus(data.path, verify)
-    missing = [d for d in _domains(data) if d not in corpus.domains]
+    missing = [d for d in domains_of(data) if d not in corpus.domains]
     if missing:
         raise InputError.of(
             f"corpus {corpus.dir} has the domains {list(corpus.domains)}, not {missing}",
@@ -117,152 +111,6 @@ def _finished(data: DataConfig, verify: Verify) -> Corpus:
             f"data.mixture={{{', '.join(f'{d}: 1' for d in corpus.domains)}}}",
         )
     return corpus
-
-
-def _domains(data: DataConfig) -> tuple[str, ...]:
-    """Return the domains of all mixtures, text before code."""
-    wanted = set(data.mixture).union(*(stage.mixture or {} for stage in data.stages))
-    unknown = sorted(wanted - set(DOMAINS))
-    # a finished corpus may have others
-    if (unknown and data.build.sources) or not wanted:
-        raise InputError.of(
-            f"data.mixture names {sorted(wanted)}",
-            f"the domains of a corpus built here are {', '.join(DOMAINS)}",
-            "data.mixture={text: 1, code: 1}",
-        )
-    return (*(d for d in DOMAINS if d in wanted), *unknown)
-
-
-def _weights(data: DataConfig, domains: Sequence[str]) -> dict[str, int]:
-    """Return the tokens of each domain in lowest terms: those of the mixture; a domain that only a
-    stage names, as much as it has there."""
-    mixture = dict(data.mixture)
-    for stage in data.stages:
-        mixture = (stage.mixture or {}) | mixture
-    return lowest_terms({domain: mixture[domain] for domain in domains})
-
-
-def _settled(data: DataConfig) -> DataConfig:
-    """Replace `auto` by what is installed here."""
-    filters, near = data.build.filters, data.build.near_dedup
-    if filters.linguist_generated == "auto":
-        filters = dataclasses.replace(filters, linguist_generated=_has("enry"))
-    if near.enabled == "auto":
-        near = dataclasses.replace(near, enabled=_has("rensa"))
-    return dataclasses.replace(
-        data, build=dataclasses.replace(data.build, filters=filters, near_dedup=near)
-    )
-
-
-def _has(package: str) -> bool:
-    return find_spec(package) is not None
-
-
-def _open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
-    """Open every source; all problems are raised at once, before anything is read."""
-    sources: list[Source] = []
-    problems: list[Problem] = []
-    for index, config in enumerate(data.build.sources):
-        try:
-            sources.append(open_source(_with_defaults(config, data), index))
-        except InputError as e:
-            problems += e.problems
-    if not problems:
-        found = frozenset().union(*(source.domains for source in sources))
-        problems = [
-            Problem(
-                f"no source has documents of the domain {domain!r}",
-                f"data.mixture takes tokens from it; the sources hold {sorted(found)}",
-                f"add a source with {domain}, set its domain or language_field, "
-                f"or '~data.mixture.{domain}'",
-            )
-            for domain in domains
-            if domain not in found
-        ]
-    problems += _problems_of(lambda: _check_tokenizer(data))
-    problems += _problems_of(lambda: _check_near_dedup(data))
-    problems += _problems_of(lambda: open_index(data.build.decontaminate))
-    if data.build.language_classifier:
-        problems += _problems_of(
-            lambda: LanguageClassifier.load(str(data.build.language_classifier))
-        )
-    if problems:
-        raise InputError(problems)
-    return sources
-
-
-def _problems_of(check: Callable[[], object]) -> list[Problem]:
-    try:
-        check()
-    except InputError as e:
-        return e.problems
-    return []
-
-
-def _check_tokenizer(data: DataConfig) -> None:
-    if data.build.tokenizer == "train":
-        return
-    encoder = import_tokenizer(
-        Path(data.build.tokenizer).expanduser(), data.build.tokenizer_backend
-    )
-    missing = [m for m in (fim.PREFIX, fim.MIDDLE, fim.SUFFIX, fim.END) if m not in encoder.markers]
-    if data.build.fim.rate and missing:
-        raise InputError.of(
-            f"data.build.fim.rate is {data.build.fim.rate}, and {data.build.tokenizer} has no "
-            f"{', '.join(missing)}",
-            "documents for filling in the middle are made of these tokens",
-            "data.build.fim.rate=0, or a tokenizer that has them",
-        )
-
-
-def _check_near_dedup(data: DataConfig) -> None:
-    if data.build.near_dedup.enabled and not _has("rensa"):
-        raise InputError.of(
-            "data.build.near_dedup.enabled=true",
-            "near copies are found by the package rensa, which is not installed",
-            "pip install 'loopcoder[data]', or data.build.near_dedup.enabled=false",
-        )
-
-
-def _with_defaults(config: SourceConfig, data: DataConfig) -> SourceConfig:
-    """Fill in what a source takes from `data`."""
-    path = config.path
-    if path is None and config.kind in ("debian", "npm"):
-        path = str(Path(data.build.cache_dir).expanduser() / "packages")
-    elif path is None and config.kind != "sample":
-        path = data.path
-    invalid_utf8 = config.invalid_utf8 or data.build.invalid_utf8
-    return dataclasses.replace(config, path=path, invalid_utf8=invalid_utf8)
-
-
-def _fingerprint(data: DataConfig, sources: Sequence[Source], weights: dict[str, int]) -> str:
-    """Hash everything that determines the corpus; 16 hex digits."""
-    fields = corpus_fields(data)
-    for name in ("mixture", "stages", "path"):  # they are in `weights` and in the sources
-        fields.pop(name, None)
-    if data.build.tokenizer == "train":
-        # another release of the library may break ties between pairs in another way
-        fields["tokenizer"] = ["train", data.build.tokenizer_vocab_size, tokenizers.__version__]
-    else:
-        fields["tokenizer"] = ["import", file_digest(Path(data.build.tokenizer).expanduser())]
-    if data.build.shards is not None:
-        fields.pop("worker_bytes")
-    benchmarks = [Path(b) for b in data.build.decontaminate.benchmarks if b not in BUILTIN]
-    fields["sources"] = [[_plain(source.config), source.identity] for source in sources]
-    files = [
-        *benchmarks,
-        *([Path(data.build.language_classifier)] if data.build.language_classifier else []),
-    ]
-    digests = [file_digest(path.expanduser()) for path in files]
-    parts = [FORMAT_VERSION, weights, fields, digests]
-    return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
-
-
-def _plain(config: SourceConfig) -> dict[str, Any]:
-    plain = dataclasses.asdict(config)
-    if config.kind in ("debian", "npm"):
-        plain.pop("path")  # where packages are kept is of no account
-    return plain
 
 
 def _lock(folder: Path, report: Report) -> AbstractContextManager[None]:
@@ -276,16 +124,18 @@ def _lock(folder: Path, report: Report) -> AbstractContextManager[None]:
 def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) -> None:
     """Run every stage that is not done and give the corpus its name; the caller holds the lock."""
     start = time.monotonic()
-    continues = (work.folder / "done").exists()
+    work.refuse_other_format()
+    continues = not work.missing(Listed.stage, 1)
     report(f"data: {'continuing' if continues else 'building'} {folder}")
-    work = _with_rules(work, sources).own(
+    work = with_rules(work, sources).take_over(
         lambda: report("data: waiting for the last tasks of a build that was killed")
     )
-    size = _partition(work, sources)
+    if not continues:  # here, since sources stay in this process
+        Task(work, Listed, partial(list_parts, sources=sources))(0)
+    executor = _executor(work)
     for stage in STAGES:
-        _run_stage(work, stage, size, report)
-    if not (work.corpus / MANIFEST).exists():
-        finish(work, sources)
+        _run_stage(work, stage, executor, report)
+    work.done(Finished).file(work.corpus / MANIFEST)
     work.corpus.rename(folder)
     sync_folder(folder.parent)
     if not work.data.build.keep_work:
@@ -293,56 +143,33 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
     report(f"data: {folder.name} is complete after {time.monotonic() - start:.1f} s")
 
 
-def _with_rules(work: Work, sources: Sequence[Source]) -> Work:
-    """Add to the filters what the sources know: their folders and licences."""
-    filters = work.data.build.filters
-    licences = {s.name: s.config.licence for s in sources if s.config.licence}
-    filters = dataclasses.replace(
-        filters,
-        path_roots=[*filters.path_roots, *(root for s in sources for root in s.roots)],
-        source_licences=licences | filters.source_licences,
-    )
-    build = dataclasses.replace(work.data.build, filters=filters)
-    return dataclasses.replace(work, data=dataclasses.replace(work.data, build=build))
+def _executor(work: Work) -> ExecutorConfig:
+    """Return where tasks run; little is done by this process alone."""
+    config = work.data.build.executor
+    if config.kind == "local" and not config.workers and work.result(Listed).size < _SMALL_BYTES:
+        return dataclasses.replace(config, workers=1)
+    return config
 
 
-def _partition(work: Work, sources: Sequence[Source]) -> int:
-    """Write down the parts of the input, once; return its bytes."""
-    made_of = fingerprint(work.fingerprint, "parts")
-    path = work.folder / "parts.json"
-    done = read_marker(path, made_of)
-    if done is None:
-        parts = [part for source in sources for part in source.parts(work.data.build.part_bytes)]
-        work.write_parts(parts)
-        size = sum(part.size for part in parts)
-        done = write_marker(path, made_of, parts=len(parts), bytes=size)
-    return int(done["bytes"])
-
-
-def _run_stage(work: Work, stage: Stage, size: int, report: Report) -> None:
+def _run_stage(work: Work, stage: Stage, executor: ExecutorConfig, report: Report) -> None:
     """Run the tasks of a stage that are not done, and say what they cost."""
     tasks = stage.tasks(work)
     missing = work.missing(stage.name, tasks)
-    if missing:
-        start = time.monotonic()
-        config = work.data.build.executor
-        workers = config.workers
-        if config.kind == "local" and not workers and size < _SMALL_BYTES:
-            workers = 1
-        executor = Executor(config.kind, workers, config.options)
-        first = tasks - len(missing)
-        if first:
-            report(f"data: {stage.title}: {first} of {tasks} tasks were done before")
-        folder = work.marker(stage.name, 0).parent
-        with watched(stage.title, tasks, lambda: len(list(folder.glob("*.json"))), report):
-            task = Task(work, stage.name, stage.run)
-            run_ranks(task, missing, tasks, executor, work.folder / "logs" / stage.name)
-        facts = work.facts(stage.name, tasks)
-        cost = total_cost([f["cost"] for f in facts], sum(f.get("bytes_in", 0) for f in facts))
-        report(described(stage.title, time.monotonic() - start, cost))
-        # copies are told once, where it is decided which of them stays
-        dropped = left_out(facts) if stage.name in ("read", "cluster") else None
-        if dropped:
-            report(dropped)
-    if stage.after is not None:
-        stage.after(work)
+    if not missing:
+        return
+    start = time.monotonic()
+    first = tasks - len(missing)
+    if first:
+        report(f"data: {stage.title}: {first} of {tasks} tasks were done before")
+    folder = work.marker(stage.name, 0).parent
+    with watched(stage.title, tasks, lambda: len(list(folder.glob("*.json"))), report):
+        task = Task(work, stage.kind, stage.run)
+        run_tasks(task, missing, executor, stage.name, work.folder / "logs" / stage.name)
+    dropped: Counter[str] = Counter()
+    costs: list[Cost] = []
+    for done in work.all_done(stage.kind):
+        costs.append(done.cost)
+        dropped.update(done.left_out)
+    report(described(stage.title, time.monotonic() - start, total_cost(costs)))
+    if line := left_out(dropped):
+        report(line)

@@ -1,4 +1,4 @@
-"""The last steps of a build: the manifest, which names every file, written last."""
+"""The last stage of a build: the manifest, which names every file, written last."""
 
 from __future__ import annotations
 
@@ -9,25 +9,35 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from data_pipeline.readers.base import Source
-from data_pipeline.readers.ingest import STAGES as READING
+from data_pipeline.balance.plan import Planned
+from data_pipeline.dedup.stages import Clustered
+from data_pipeline.readers.ingest import TALLIES, Listed, Read
 from data_pipeline.report import write_report
 from data_pipeline.schema import Tally
-from data_pipeline.stages import STAGES
+from data_pipeline.shuffle.shards import Total, Written, total_of
+from data_pipeline.shuffle.stages import Assembled, HeldOut, Tokenised
+from data_pipeline.shuffle.validate import SHARE_TOLERANCE, manifest_problems
 from data_pipeline.tasks.progress import total_cost
-from data_pipeline.tasks.work import Work
-from loopcoder.data.corpus import FORMAT_VERSION, load_corpus
-from loopcoder.data.corpus_files import MANIFEST, REPORT, TOKEN_BYTES, TOKENIZER
-from loopcoder.storage.digest import fingerprint
-from loopcoder.storage.files import synced_entry, write_bytes, write_json
+from data_pipeline.tasks.work import Cost, Output, Result, Work
+from data_pipeline.tokenizer.count import Counted, Tokenizer, encoder_of
+from loopcoder.data.corpus import (
+    FORMAT_VERSION,
+    MANIFEST,
+    REPORT,
+    TOKEN_BYTES,
+    TOKENIZER,
+    load_corpus,
+)
+from loopcoder.errors import InputError
+from loopcoder.storage.files import FileEntry, synced_entry, write_bytes, write_json
 
 _PACKAGES = (
     *("numpy", "tokenizers", "xxhash", "fastokens", "rensa", "datatrove", "enry-python"),
@@ -35,25 +45,38 @@ _PACKAGES = (
 )
 
 
-def finish(work: Work, sources: Sequence[Source]) -> None:
-    """Add the tokenizer to the folder of the corpus, and seal it with its manifest."""
+@dataclass(frozen=True)
+class Finished(Result):
+    """The corpus is complete."""
+
+    stage: ClassVar[str] = "finish"
+
+
+def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
+    """Add the tokenizer to the folder of the corpus, and seal it with its manifest.
+
+    Args:
+        work: All stages before this one are done.
+        kinds: Of these stages, in their order.
+
+    Raises:
+        InputError: the corpus is not what it should be.
+    """
     folder = work.corpus
-    shutil.copyfile(work.tokenizer, folder / TOKENIZER)
+    shutil.copyfile(work.done(Tokenizer).file(work.tokenizer), folder / TOKENIZER)
     # through a buffer: on a full disk np.save raises an OSError without errno
     buffer = io.BytesIO()
-    np.save(buffer, work.encoder().token_bytes)
+    np.save(buffer, encoder_of(work).token_bytes)
     write_bytes(folder / TOKEN_BYTES, buffer.getvalue())
-    for marker in folder.glob("train/shard-*.json"):
-        marker.unlink()
-    manifest = _manifest(work, sources)
-    manifest["files"] = {
-        str(path.relative_to(folder)): synced_entry(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != REPORT
-    }
+    manifest = _manifest(work, kinds)
+    fix = f"delete {work.folder} and start the same command again"
+    problems = manifest_problems(folder, manifest, fix)
+    if problems:
+        raise InputError(problems)
     # left out of the files: it is for people, and may be written anew
     write_report(manifest, folder / REPORT)
     write_json(folder / MANIFEST, manifest)
+    return Output(Finished(), files=[folder / MANIFEST])
 
 
 def report_of(folder: Path) -> Path:
@@ -62,12 +85,13 @@ def report_of(folder: Path) -> Path:
     return write_report(corpus.manifest, corpus.dir / REPORT)
 
 
-def _manifest(work: Work, sources: Sequence[Source]) -> dict[str, Any]:
-    planned = work.facts_of("plan", 0)
-    validated = work.facts_of("validate", 0)
-    shards = validated["shards"]
-    tokenizer = work.facts_of("tokenizer", 0)
-    tallies = _tallies(work, shards)
+def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
+    planned, tokenizer = work.result(Planned), work.result(Tokenizer)
+    shards = [done.result.shards for done in work.all_done(Assembled)]
+    totals = {domain: total_of(domain, [s[domain] for s in shards]) for domain in work.domains}
+    prefixes = {domain: [s[domain].written for s in shards] for domain in work.domains}
+    held = {done.result.domain: done.result.written for done in work.all_done(HeldOut)}
+    tallies = _tallies(work, [total.tally for total in totals.values()])
     return {
         "format_version": FORMAT_VERSION,
         "name": work.data.name,
@@ -75,91 +99,110 @@ def _manifest(work: Work, sources: Sequence[Source]) -> dict[str, Any]:
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(sys.argv),
         "versions": _versions(),
-        "sources": [_described(source) for source in sources],
+        "sources": work.result(Listed).sources,
         "config": _config(work),
         "val_fraction": work.data.build.val_fraction,
         "seq_length": work.data.seq_length,
         "weights": work.weights,
         "stages": [tally.as_dict() for tally in tallies],
-        "duplicates": dict(work.facts_of("cluster", 0)["drops"]),
-        "costs": _costs(work),
+        "duplicates": work.result(Clustered).drops,
+        "costs": [_cost(work, kind) for kind in kinds],
         "tokenizer": {
             "file": TOKENIZER,
-            "xxh3_128": tokenizer["xxh3_128"],
-            "vocab_size": tokenizer["vocab_size"],
-            "eod_id": tokenizer["eod_id"],
-            "engine": work.encoder().engine,
-            "trained": tokenizer["trained"],
+            "xxh3_128": tokenizer.xxh3_128,
+            "vocab_size": tokenizer.vocab_size,
+            "eod_id": tokenizer.eod_id,
+            "engine": tokenizer.engine,
+            "trained": tokenizer.trained,
         },
-        "plan": {key: planned[key] for key in ("tokens", "largest_tokens", "languages")},
-        "lengths": planned["lengths"],
-        "domains": {domain: _domain(work, shards, domain) for domain in work.domains},
-        "num_shards": shards["num_shards"],
-        "share_tolerance": validated["share_tolerance"],
+        "plan": {
+            "tokens": planned.tokens,
+            "largest_tokens": planned.largest_tokens,
+            "languages": planned.languages,
+        },
+        "lengths": planned.lengths,
+        "domains": {
+            domain: {
+                "train": _split("train", totals[domain], prefixes[domain])
+                | {"sequences": totals[domain].sequences},
+                "val": _split("val", held[domain], [held[domain]]),
+            }
+            for domain in work.domains
+        },
+        "num_shards": len(shards),
+        "share_tolerance": max(SHARE_TOLERANCE, _grain(work, planned, len(shards))),
+        "files": dict(sorted(_files(work))),
     }
 
 
-def _domain(work: Work, shards: Mapping[str, Any], domain: str) -> dict[str, Any]:
-    """Describe the two splits of a domain: its shards, and what is held out."""
-    (held,) = [
-        facts for facts in work.facts("hold_out", len(work.domains)) if facts["domain"] == domain
-    ]
-    keys = ("documents", "tokens", "languages")
-    train = shards["domains"][domain]
-    mine = [entry for entry in shards["blend"] if entry["domain"] == domain]
+def _split(split: str, total: Total | Written, shards: Sequence[Written]) -> dict[str, Any]:
+    """Describe a split of a domain."""
     return {
-        "train": {
-            **{key: train[key] for key in (*keys, "sequences")},
-            "shards": [
-                {
-                    "prefix": f"train/{e['prefix']}",
-                    "documents": e["documents"],
-                    "tokens": e["tokens"],
-                }
-                for e in mine
-            ],
-        },
-        "val": {
-            **{key: held[key] for key in keys},
-            "shards": [
-                {
-                    "prefix": f"val/{held['prefix']}",
-                    "documents": held["documents"],
-                    "tokens": held["tokens"],
-                }
-            ],
-        },
+        "documents": total.documents,
+        "tokens": total.tokens,
+        "languages": total.languages,
+        "shards": [
+            {
+                "prefix": f"{split}/{shard.prefix}",
+                "documents": shard.documents,
+                "tokens": shard.tokens,
+            }
+            for shard in shards
+        ],
     }
 
 
-def _tallies(work: Work, shards: Mapping[str, Any]) -> list[Tally]:
-    """Return the sum of the tallies of every stage, checked, and checked against each other."""
-    per_stage: dict[str, Tally] = {}
-    readings: dict[str, Tally] = {}
-    tasks = {stage.name: stage.tasks(work) for stage in STAGES}
-    for stage in ("read", "count", "tokenise"):
-        for facts in work.facts(stage, tasks[stage]):
-            for part in facts["tallies"]:
-                name = part["stage"]
-                if name in ("ingest", "select"):
-                    of_source = f"{name} {facts['source']}"
-                    readings.setdefault(of_source, Tally(of_source)).add(part)
-                per_stage.setdefault(name, Tally(name)).add(part)
-    shuffled = []
-    for entry in shards["stages"]:
-        tally = Tally(entry["stage"])
-        tally.add(entry)
-        shuffled.append(tally)
-    for tally in (*per_stage.values(), *shuffled):
+def _files(work: Work) -> Iterator[tuple[str, FileEntry]]:
+    """Yield every file of the corpus but manifest and report; what was hashed is not read again."""
+    for kind in (Assembled, HeldOut):
+        for done in work.all_done(kind):
+            for name, entry in done.files.items():
+                yield name.removeprefix(f"{work.corpus.name}/"), entry
+    for name in (TOKENIZER, TOKEN_BYTES):
+        yield name, synced_entry(work.corpus / name)
+
+
+def _grain(work: Work, planned: Planned, num_shards: int) -> float:
+    """Return the share of a domain that one document may be: no corpus is balanced finer."""
+    largest: dict[str, int] = {
+        domain: 2 ** (max(i for i, n in enumerate(counts) if n) + 1)
+        for domain, counts in planned.lengths.items()
+    }
+    return max(
+        (largest[domain] + work.data.seq_length * weight * num_shards)
+        / (planned.tokens * weight / sum(work.weights.values()))
+        for domain, weight in work.weights.items()
+    )
+
+
+def _tallies(work: Work, shuffled: Sequence[Tally]) -> list[Tally]:
+    """Return the sum of the tallies of every step, checked, and checked against each other."""
+    of_source: dict[str, Tally] = {}
+    total: dict[str, Tally] = {}
+
+    def add(tallies: Sequence[Tally]) -> None:
+        for tally in tallies:
+            total.setdefault(tally.stage, Tally(tally.stage)).add(tally)
+
+    for read in work.all_done(Read):
+        add(read.result.tallies)
+        for tally in read.result.tallies[:2]:
+            name = f"{tally.stage} {read.result.source}"
+            of_source.setdefault(name, Tally(name)).add(tally)
+    for counted in work.all_done(Counted):
+        add(counted.result.tallies)
+    for tokenised in work.all_done(Tokenised):
+        add(tokenised.result.tallies)
+    for tally in (*total.values(), *shuffled):
         tally.check()
-    _check_rows(per_stage, shuffled)
-    rest = [tally for name, tally in per_stage.items() if name not in ("ingest", "select")]
-    return [*readings.values(), *rest, *shuffled]
+    _check_rows(total, shuffled)
+    rest = [tally for name, tally in total.items() if name not in TALLIES[:2]]
+    return [*of_source.values(), *rest, *shuffled]
 
 
 def _check_rows(tallies: Mapping[str, Tally], shuffled: Sequence[Tally]) -> None:
-    """Raise RuntimeError unless every stage takes in what the one before it hands on."""
-    order = [*READING, "dedup", "count"]
+    """Raise RuntimeError unless every step takes in what the one before it hands on."""
+    order = [*TALLIES, "dedup", "count"]
     pairs = [(a, tallies[a].rows_out, b, tallies[b].rows_in) for a, b in itertools.pairwise(order)]
     counted, held, chosen = tallies["count"], tallies["hold out"], tallies["quota"]
     pieces = counted.rows_out + counted.notes["pieces_added"]
@@ -178,39 +221,21 @@ def _check_rows(tallies: Mapping[str, Tally], shuffled: Sequence[Tally]) -> None
             raise RuntimeError(f"{before} hands on {handed} rows, {after} takes in {taken}")
 
 
-def _costs(work: Work) -> list[dict[str, Any]]:
-    """Return what every stage cost; reading by its parts."""
-    found = []
-    for stage in STAGES:
-        facts = work.facts(stage.name, stage.tasks(work))
-        size = sum(f.get("bytes_in", 0) for f in facts)
-        cost = {"stage": stage.name, **total_cost([f["cost"] for f in facts], size)}
-        if stage.name == "read":
-            parts: Counter[str] = Counter()
-            text: Counter[str] = Counter()
-            for entry in facts:
-                parts.update(entry["cpu_s"])
-                text.update(entry["text_bytes"])
-            cost["parts"] = {name: round(seconds, 3) for name, seconds in parts.items()}
-            cost["text_chars_out"] = dict(text)
-        found.append(cost)
-    return found
-
-
-def _described(source: Source) -> dict[str, Any]:
-    config = source.config
-    return {
-        "name": source.name,
-        "kind": config.kind,
-        "path": config.path,
-        "domain": config.domain,
-        "max_documents": config.max_documents,
-        "max_bytes": config.max_bytes,
-        "licence": config.licence,
-        "input_xxh3_128": fingerprint(source.identity),
-        "inputs": len(source.identity),
-        **source.provenance,
-    }
+def _cost(work: Work, kind: type[Result]) -> dict[str, Any]:
+    """Return what a stage cost; reading by its steps."""
+    costs: list[Cost] = []
+    steps: Counter[str] = Counter()
+    text: Counter[str] = Counter()
+    for done in work.all_done(kind):
+        costs.append(done.cost)
+        if isinstance(done.result, Read):
+            steps.update(done.result.cpu_s)
+            text.update(done.result.text_chars)
+    cost = {"stage": kind.stage, **total_cost(costs)}
+    if steps:
+        cost["parts"] = {name: round(seconds, 3) for name, seconds in steps.items()}
+        cost["text_chars_out"] = dict(text)
+    return cost
 
 
 def _config(work: Work) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What flows through the pipeline: documents, and the tally that every stage keeps of them."""
+"""What flows through the pipeline: documents, and the tally that every step keeps of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Any
 DOMAINS = ("text", "code")
 """The domains of the corpus, in the order in which they are listed everywhere."""
 
-SPLITS = ("train", "val")
-
 MAX_DOCUMENT_BYTES = 8 << 20
-"""Larger documents are dropped and counted: the tokenizer takes some 100 bytes a byte of text."""
+"""Larger documents are dropped and counted: the tokenizer takes some 100 bytes per byte of text."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,10 @@ class Document:
 
 @dataclass
 class Tally:
-    """What one stage took in, handed on and dropped, by reason."""
+    """What one step of the pipeline took in, handed on and dropped, by reason."""
 
     stage: str
+    """Name of the step; a stage may have several."""
     rows_in: int = 0
     rows_out: int = 0
     drops: Counter[str] = field(default_factory=Counter)
@@ -51,19 +50,19 @@ class Tally:
     def drop(self, reason: str) -> None:
         self.drops[reason] += 1
 
-    def add(self, part: Mapping[str, Any]) -> None:
-        """Add what `as_dict` returned for another part of the same stage."""
-        self.rows_in += part["rows_in"]
-        self.rows_out += part["rows_out"]
-        self.drops.update(part["drops"])
-        self.notes.update(part["notes"])
-        self.file_drops.update(part["file_drops"])
+    def add(self, other: Tally) -> None:
+        """Add the tally of the same step over other documents."""
+        self.rows_in += other.rows_in
+        self.rows_out += other.rows_out
+        self.drops.update(other.drops)
+        self.notes.update(other.notes)
+        self.file_drops.update(other.file_drops)
 
     def check(self) -> None:
         """Assert rows_in = rows_out + drops.
 
         Raises:
-            RuntimeError: rows were lost or invented, a bug of the stage and not of its input.
+            RuntimeError: rows were lost or invented, a bug of the step and not of its input.
         """
         dropped = sum(self.drops.values())
         if self.rows_in != self.rows_out + dropped:

@@ -1,9 +1,11 @@
-"""From the counts of all chunks to what is taken of each, and how many buckets that needs."""
+"""From the counts of all chunks to what is taken of each."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,33 +13,52 @@ from numpy.typing import NDArray
 from data_pipeline.balance.filling import plan
 from data_pipeline.balance.quotas import FileQuota, Plan, Supply
 from data_pipeline.balance.shares import SHARES
-from data_pipeline.shuffle.buckets import num_buckets
-from data_pipeline.tasks.work import Work
-from data_pipeline.tokenizer.count import is_held_out, read_counts
+from data_pipeline.tasks.work import Output, Result, Work, read_sealed, write_sealed
+from data_pipeline.tokenizer.count import Counts
 from loopcoder.errors import InputError
-from loopcoder.storage.files import write_bytes
 
 _HISTOGRAM_BINS = 24
 """Powers of two of a document's tokens."""
 
 
-def make_plan(work: Work, _: int) -> dict[str, Any]:
-    """Write the plan of every chunk; return it by language, and what is held out.
+@dataclass(frozen=True)
+class Planned(Result):
+    """The plan but for what is taken of each chunk, which `quotas_of` returns."""
+
+    stage: ClassVar[str] = "plan"
+    smallest: dict[str, int | None]
+    """By domain, the content hash of the one document to hold out where val_fraction holds out
+    none, else None."""
+    tokens: int
+    """Of all domains, copies included."""
+    documents: int
+    """About as many, copies included."""
+    held_out_tokens: int
+    held_out_documents: int
+    largest_tokens: int
+    """Largest total that the supplies could give."""
+    languages: list[dict[str, Any]]
+    """What the manifest says of each language."""
+    lengths: dict[str, list[int]]
+    """By domain, how many documents have up to 2, 4, 8, ... tokens."""
+
+
+def make_plan(work: Work, _: int) -> Output:
+    """Write the quotas of every chunk.
 
     Raises:
         InputError: a domain has nothing to train on, or the target cannot be met.
     """
-    chunks = range(len(work.chunks))
-    kinds = [facts["kinds"] for facts in work.facts("count", len(work.chunks))]
-    smallest = _smallest(work, kinds)
+    smallest = _smallest(work)
     supply: list[Supply] = []
     held: dict[str, Counter[str]] = {domain: Counter() for domain in work.domains}
     lengths = {domain: np.zeros(_HISTOGRAM_BINS, dtype=np.int64) for domain in work.domains}
     utf8: dict[str, Counter[str]] = {domain: Counter() for domain in work.domains}
-    for chunk in chunks:
-        entries = read_counts(work, chunk)
-        out = is_held_out(work, entries, kinds[chunk], smallest)
-        for number, (domain, language) in enumerate(kinds[chunk]):
+    for chunk in range(len(work.chunks)):
+        counts = Counts.of(work, chunk)
+        entries = counts.entries
+        out = counts.held_out(work.data.build.val_fraction, smallest)
+        for number, (domain, language) in enumerate(counts.kinds):
             mine = entries["kind"] == number
             tokens = entries["length"][mine & ~out].astype(np.int64)
             lengths[domain] += _histogram(entries["length"][mine & ~out])
@@ -46,7 +67,7 @@ def make_plan(work: Work, _: int) -> dict[str, Any]:
             held[domain]["tokens"] += int(entries["length"][mine & out].sum())
             if len(tokens):
                 supply.append(
-                    Supply(f"{chunk:05d}", domain, language, len(tokens), int(tokens.sum()))
+                    Supply(_name(chunk), domain, language, len(tokens), int(tokens.sum()))
                 )
     for domain in work.domains:
         _check_split(domain, [s for s in supply if s.domain == domain], held[domain])
@@ -59,42 +80,43 @@ def make_plan(work: Work, _: int) -> dict[str, Any]:
     )
     _write(work, planned)
     mean = sum(s.tokens for s in supply) / sum(s.documents for s in supply)
-    vocab_size = work.facts_of("tokenizer", 0)["vocab_size"]
-    memory = work.data.build.worker_bytes
-    buckets = num_buckets(planned.tokens, int(planned.tokens / mean) + 1, vocab_size, memory)
-    held_tokens = sum(counter["tokens"] for counter in held.values())
-    held_documents = sum(counter["documents"] for counter in held.values())
-    return {
-        "held_out": smallest,
-        "num_buckets": work.data.build.shards or buckets,
-        "num_held_out_buckets": num_buckets(held_tokens, held_documents, vocab_size, memory),
-        "weights": work.weights,
-        "tokens": planned.tokens,
-        "largest_tokens": planned.largest_tokens,
-        "languages": [
+    result = Planned(
+        smallest=smallest,
+        tokens=planned.tokens,
+        documents=int(planned.tokens / mean) + 1,
+        held_out_tokens=sum(counter["tokens"] for counter in held.values()),
+        held_out_documents=sum(counter["documents"] for counter in held.values()),
+        largest_tokens=planned.largest_tokens,
+        languages=[
             row | {"supply_bytes": utf8[row["domain"]][row["language"]]} for row in planned.rows()
         ],
-        "shares": planned.shares(),
-        "lengths": {domain: counts.tolist() for domain, counts in lengths.items()},
+        lengths={domain: counts.tolist() for domain, counts in lengths.items()},
+    )
+    return Output(result)
+
+
+def quotas_of(work: Work, chunk: int) -> Plan:
+    """Return what is taken of a chunk.
+
+    Raises:
+        InputError: it was changed after it was planned.
+    """
+    return Plan.from_json(read_sealed(_quotas_path(work, chunk), work.folder).decode())
+
+
+def _smallest(work: Work) -> dict[str, int | None]:
+    """Return the hash of the one document to hold out of each domain, see `Planned`."""
+    lowest: dict[str, int] = {}
+    for chunk in range(len(work.chunks)):
+        counts = Counts.of(work, chunk)
+        for domain in {domain for domain, _ in counts.kinds}:
+            smallest = int(counts.entries["content"][counts.of_domain(domain)].min())
+            lowest[domain] = min(smallest, lowest.get(domain, smallest))
+    threshold = int(work.data.build.val_fraction * 2**64)
+    return {
+        domain: lowest[domain] if domain in lowest and lowest[domain] >= threshold else None
+        for domain in work.domains
     }
-
-
-def _smallest(work: Work, kinds: list[list[list[str]]]) -> dict[str, int | None]:
-    """Return by domain the content hash of the one document to hold out where val_fraction
-    holds out none, else None."""
-    found: dict[str, int | None] = {}
-    for domain in work.domains:
-        lowest: int | None = None
-        for chunk, names in enumerate(kinds):
-            mine = [number for number, kind in enumerate(names) if kind[0] == domain]
-            entries = read_counts(work, chunk)
-            content = entries["content"][np.isin(entries["kind"], mine)]
-            if len(content):
-                smallest = int(content.min())
-                lowest = smallest if lowest is None else min(lowest, smallest)
-        is_held = lowest is not None and lowest < int(work.data.build.val_fraction * 2**64)
-        found[domain] = None if is_held else lowest
-    return found
 
 
 def _histogram(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -124,11 +146,19 @@ def _shares(work: Work) -> dict[str, Any]:
 
 def _write(work: Work, planned: Plan) -> None:
     """Write the quotas of every chunk by themselves: a task needs no others."""
-    folder = work.folder / "plan"
-    folder.mkdir(parents=True, exist_ok=True)
-    by_file: dict[str, list[FileQuota]] = {f"{chunk:05d}": [] for chunk in range(len(work.chunks))}
+    by_chunk: dict[str, list[FileQuota]] = {_name(n): [] for n in range(len(work.chunks))}
     for quota in planned.files:
-        by_file[quota.file].append(quota)
-    for name, quotas in by_file.items():
-        part = Plan(planned.weights, (), tuple(quotas), planned.largest_tokens)
-        write_bytes(folder / f"{name}.json", part.to_json().encode())
+        by_chunk[quota.file].append(quota)
+    _quotas_path(work, 0).parent.mkdir(parents=True, exist_ok=True)
+    for chunk in range(len(work.chunks)):
+        mine = tuple(by_chunk[_name(chunk)])
+        part = Plan(planned.weights, (), mine, planned.largest_tokens)
+        write_sealed(_quotas_path(work, chunk), part.to_json().encode())
+
+
+def _name(chunk: int) -> str:
+    return f"{chunk:05d}"
+
+
+def _quotas_path(work: Work, chunk: int) -> Path:
+    return work.folder / "plan" / _name(chunk)

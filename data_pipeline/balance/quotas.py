@@ -8,12 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
-
-from loopcoder.errors import InputError
-
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,6 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON text."""
         content = {
-            "format_version": FORMAT_VERSION,
             "weights": dict(self.weights),
             "largest_tokens": self.largest_tokens,
             "languages": [asdict(q) for q in self.languages],
@@ -138,34 +132,20 @@ class Plan:
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
-        """Read a file of what `to_json` returned, from a folder of a build's work folder.
-
-        Raises:
-            InputError: it cannot be read, is no plan, or one of another version.
-        """
-        try:
-            content = json.loads(path.read_text())
-            version = content["format_version"]
-            if version != FORMAT_VERSION:
-                raise ValueError(f"format_version {version}, this code reads {FORMAT_VERSION}")
-            return cls(
-                weights=content["weights"],
-                languages=tuple(LanguageQuota(**q) for q in content["languages"]),
-                files=tuple(
-                    FileQuota(file, domain, language, *numbers)
-                    for file, domains in content["files"].items()
-                    for domain, languages in domains.items()
-                    for language, numbers in languages.items()
-                ),
-                largest_tokens=content["largest_tokens"],
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise InputError.of(
-                f"{path} is no plan of a corpus",
-                f"{type(e).__name__}: {e}",
-                f"delete {path.parent.parent} and start the same command again",
-            ) from e
+    def from_json(cls, text: str) -> Plan:
+        """Return the plan that `to_json` wrote."""
+        content = json.loads(text)
+        return cls(
+            weights=content["weights"],
+            languages=tuple(LanguageQuota(**q) for q in content["languages"]),
+            files=tuple(
+                FileQuota(file, domain, language, *numbers)
+                for file, domains in content["files"].items()
+                for domain, languages in domains.items()
+                for language, numbers in languages.items()
+            ),
+            largest_tokens=content["largest_tokens"],
+        )
 
 
 def _grouped(files: Iterable[FileQuota]) -> dict[str, dict[str, dict[str, list[int]]]]:

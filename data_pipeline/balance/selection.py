@@ -1,4 +1,4 @@
-"""Which documents of one file are taken for its quotas; nothing is known of other files."""
+"""Which documents of one chunk are taken for its quotas; nothing is known of other chunks."""
 
 from __future__ import annotations
 
@@ -9,26 +9,22 @@ from numpy.typing import NDArray
 
 from data_pipeline.balance.quotas import FileQuota, Plan
 from data_pipeline.schema import Tally
-from loopcoder.errors import InputError, Problem
-
-MAX_DOCUMENT_TOKENS = 65_536
-"""Longer documents are split before they are counted: the error of a selection grows with them."""
 
 
 def select(lengths: Sequence[int] | NDArray[np.integer], quota: FileQuota) -> NDArray[np.int64]:
-    """Return the number of copies of each document of one language in one file.
+    """Return the number of copies of each document of one language in one chunk.
 
     Error feedback: tokens owed grow by quota / supply * n with each document of n tokens; while
     they are n / 2 or more, a copy is taken. A document has floor(quota / supply) copies or one
     more.
 
-    The documents are taken from the longest to the shortest, those of equal length in file order.
-    In file order, a quota of 0.3 of the supply would take 62% of the short documents and 9% of the
-    long ones, since short ones pay back first what is owed; by length, every length gives its
-    share, and what is left owing at the end is of the size of the shortest.
+    The documents are taken from the longest to the shortest, those of equal length in their order.
+    In their order, a quota of 0.3 of the supply would take 62% of the short documents and 9% of
+    the long ones, because short documents would absorb the whole deficit first; by length, every
+    length gives its share, and the deficit at the end is of the size of the shortest.
 
     Args:
-        lengths: Tokens of each document, in file order.
+        lengths: Tokens of each document, in the order of the chunk.
         quota: Of the same documents.
     """
     tokens = np.asarray(lengths, dtype=np.int64)
@@ -54,17 +50,19 @@ def select(lengths: Sequence[int] | NDArray[np.integer], quota: FileQuota) -> ND
     return copies
 
 
-def select_file(
+class OtherContentError(Exception):
+    """A chunk does not have the tokens that its quotas were planned for."""
+
+
+def select_chunk(
     planned: Plan,
-    file: str,
     kinds: Sequence[tuple[str, str]],
     lengths: Sequence[int] | NDArray[np.integer],
 ) -> tuple[NDArray[np.int64], Tally]:
-    """Decide on all documents of one input file.
+    """Decide on all documents of one chunk.
 
     Args:
-        planned: The plan, made from this file as it is.
-        file: Its name in the plan.
+        planned: The quotas of this chunk.
         kinds: (domain, language) of each document.
         lengths: Tokens of each document, EOD included.
 
@@ -72,59 +70,29 @@ def select_file(
         The number of copies of each document, which are numbered 1, 2, ..., and the tally.
 
     Raises:
-        InputError: with every language whose tokens are not those that were planned for.
+        OtherContentError: with every language whose tokens are not those that were planned for.
     """
     tokens = np.asarray(lengths, dtype=np.int64)
-    quotas = {(q.domain, q.language): q for q in planned.files if q.file == file}
+    quotas = {(quota.domain, quota.language): quota for quota in planned.files}
     places: dict[tuple[str, str], list[int]] = {kind: [] for kind in quotas}
     for i, kind in enumerate(kinds):
         places.setdefault(kind, []).append(i)
     copies = np.zeros(len(tokens), dtype=np.int64)
-    problems = []
+    wrong = []
     for (domain, language), where in places.items():
         mine = tokens[where]
         quota = quotas.get((domain, language))
         if quota is None or int(mine.sum()) != quota.supply:
             planned_for = quota.supply if quota else 0
-            problems.append(
-                Problem(
-                    f"{file} has {int(mine.sum()):,} tokens of {language} ({domain}), "
-                    f"the plan says {planned_for:,}",
-                    "its quotas were planned for other content, so the shares would be wrong",
-                    "delete .NAME-HASH.work in the cache folder and start the same command again",
-                )
-            )
+            counted = f"{int(mine.sum()):,} tokens of {language} ({domain})"
+            wrong.append(f"{counted}, where the plan says {planned_for:,}")
             continue
         copies[where] = select(mine, quota)
-    if problems:
-        raise InputError(problems)
+    if wrong:
+        raise OtherContentError("; ".join(wrong))
     kept = int((copies > 0).sum())
     tally = Tally("quota", rows_in=len(tokens), rows_out=kept)
     tally.drops["beyond_quota"] = len(tokens) - kept
     tally.notes["copies"] = int(copies.sum()) - kept
     tally.check()
     return copies, tally
-
-
-def split_at_lines(
-    line_tokens: Sequence[int], max_tokens: int = MAX_DOCUMENT_TOKENS
-) -> list[tuple[int, int]]:
-    """Cut a document into runs of whole lines, each as long as fits.
-
-    Args:
-        line_tokens: Tokens of each line.
-        max_tokens: Most tokens of a part, its EOD not counted. A single longer line stays whole.
-
-    Returns:
-        (first line, line after the last) of every part; together they are all lines.
-    """
-    parts: list[tuple[int, int]] = []
-    start = used = 0
-    for line, tokens in enumerate(line_tokens):
-        if line > start and used + tokens > max_tokens:
-            parts.append((start, line))
-            start, used = line, 0
-        used += tokens
-    if start < len(line_tokens):
-        parts.append((start, len(line_tokens)))
-    return parts

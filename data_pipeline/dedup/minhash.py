@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from data_pipeline.schema import Document
+from loopcoder.config.build import NearDedupConfig
 
 U64 = NDArray[np.uint64]
 
+_SEED = 1
+"""Chooses the hash functions."""
 _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 """Multipliers of splitmix64."""
 _LONG_TOKEN = 64
@@ -30,70 +31,14 @@ _BLANK, _WORD, _SINGLE, _FIRST = range(4)
 """What a byte is: between tokens, in a word, a token of its own, the first of a wide character."""
 
 
-def detection(similarity: float, bands: int, rows: int) -> float:
-    """Return the probability that two documents of this Jaccard similarity share a band."""
-    return -math.expm1(bands * math.log1p(-(similarity**rows))) if similarity < 1 else 1.0
+def num_bands(config: NearDedupConfig) -> int:
+    """Return the bands of a signature; 0 where near copies are not looked for."""
+    return config.bands if config.enabled else 0
 
 
-def choose(threshold: float, detect: float = 0.92, num_hashes: int = 112) -> tuple[int, int]:
-    """Return the (bands, rows) that pass over the most pairs below the threshold.
-
-    Args:
-        threshold: Jaccard similarity from which on pairs are to be found.
-        detect: Probability with which a pair at the threshold is to be found.
-        num_hashes: Upper limit of bands * rows, the length of a signature.
-
-    Raises:
-        ValueError: no split of so few hashes finds that many.
-    """
-    below = np.linspace(0, threshold, 201)
-
-    def false_positives(split: tuple[int, int]) -> float:
-        return sum(detection(float(x), *split) for x in below)
-
-    splits = [
-        (bands, rows)
-        for rows in range(1, num_hashes + 1)
-        for bands in range(1, num_hashes // rows + 1)
-        if detection(threshold, bands, rows) >= detect
-    ]
-    if not splits:
-        raise ValueError(
-            f"{num_hashes} hashes cannot find pairs of similarity {threshold} with probability "
-            f"{detect}: lower `detect` or raise `num_hashes`"
-        )
-    return min(splits, key=false_positives)
-
-
-@dataclass(frozen=True)
-class MinHashConfig:
-    """What a signature is made of. The defaults are what `choose(0.8)` returns."""
-
-    bands: int = 14
-    """Bands of a signature; each costs 16 bytes a document on disk. 0: exact copies only."""
-    rows: int = 8
-    """Hashes that make up a band."""
-    text_shingle: int = 5
-    """Consecutive words of prose that make up a shingle."""
-    code_shingle: int = 5
-    """Consecutive tokens of code (words and single signs) that make up a shingle."""
-    seed: int = 1
-    """Chooses the hash functions."""
-    verify: float | None = 0.75
-    """Share of the signature that a pair found by a band must agree in; None takes every pair."""
-
-    def __post_init__(self) -> None:
-        lowest = {"bands": 0, "rows": 1, "text_shingle": 1, "code_shingle": 1}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.verify is not None and not 0 <= self.verify <= 1:
-            raise ValueError(f"verify is {self.verify}; it is a share of the signature, 0 to 1")
-
-    @property
-    def num_hashes(self) -> int:
-        """Length of a signature."""
-        return self.bands * self.rows
+def num_hashes(config: NearDedupConfig) -> int:
+    """Return the length of a signature."""
+    return num_bands(config) * config.rows
 
 
 def shingles(texts: Sequence[bytes], *, code: bool, length: int) -> tuple[U64, NDArray[np.int64]]:
@@ -132,8 +77,17 @@ def shingles(texts: Sequence[bytes], *, code: bool, length: int) -> tuple[U64, N
     return hashes[whole], np.concatenate(([0], np.cumsum(kept)))
 
 
+def algorithm(config: NearDedupConfig) -> str:
+    """Return the version of what makes signatures; those of two versions cannot be compared."""
+    if not num_bands(config):
+        return ""
+    import rensa
+
+    return str(rensa.RMinHash.ALGORITHM_VERSION)
+
+
 def signatures(
-    texts: Sequence[bytes], *, code: bool, config: MinHashConfig
+    texts: Sequence[bytes], *, code: bool, config: NearDedupConfig
 ) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
     """Return the signatures `[len(texts), num_hashes]` and which texts have any token."""
     length = config.code_shingle if code else config.text_shingle
@@ -142,17 +96,17 @@ def signatures(
     import rensa
 
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
-        hashes, offsets.astype(np.uint64), config.num_hashes, config.seed
+        hashes, offsets.astype(np.uint64), num_hashes(config), _SEED
     )
     flat = itertools.chain.from_iterable(matrix.to_rows())
-    rows = np.fromiter(flat, np.uint32, len(texts) * config.num_hashes)
-    return rows.reshape(len(texts), config.num_hashes), np.diff(offsets) > 0
+    rows = np.fromiter(flat, np.uint32, len(texts) * num_hashes(config))
+    return rows.reshape(len(texts), num_hashes(config)), np.diff(offsets) > 0
 
 
-def band_hashes(rows: NDArray[np.uint32], config: MinHashConfig) -> U64:
-    """Return one hash a band, `[bands, documents]`."""
-    parts = rows.reshape(len(rows), config.bands, config.rows).astype(np.uint64)
-    return np.ascontiguousarray((_mix(parts) * _powers(config.rows)).sum(axis=2).T)
+def band_hashes(rows: NDArray[np.uint32], config: NearDedupConfig) -> U64:
+    """Return one hash per band, `[bands, documents]`."""
+    bands = rows.reshape(len(rows), num_bands(config), config.rows).astype(np.uint64)
+    return np.ascontiguousarray((_mix(bands) * _powers(config.rows)).sum(axis=2).T)
 
 
 def sketch(rows: NDArray[np.uint32]) -> NDArray[np.uint8]:
@@ -232,7 +186,7 @@ def _mix(x: U64) -> U64:
 
 @functools.cache
 def _powers(count: int) -> U64:
-    """Return odd multipliers, one a place."""
+    """Return odd multipliers, one per place."""
     return np.array([pow(_MIX[0], k + 1, 1 << 64) for k in range(count)], dtype=np.uint64)
 
 

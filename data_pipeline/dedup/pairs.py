@@ -8,34 +8,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.tasks.done_folder import DoneFolder
-
 U64 = NDArray[np.uint64]
 Records = NDArray[np.void]
 
-CHUNK = 1 << 20
+BLOCK = 1 << 20
 """Records or edges that are held at a time."""
 _ROW_BITS = 32
-"""A document's number is its part << 32 | its row."""
+"""A document's number is its chunk << 32 | its row."""
 _ROUNDS = 32
 """Documents of a bucket against which its others are verified, one after the other."""
 
 
 def rows_of(numbers: U64) -> NDArray[np.int64]:
-    """Return the rows of documents within their parts."""
+    """Return the rows of documents within their chunks."""
     return (numbers & np.uint64((1 << _ROW_BITS) - 1)).astype(np.int64)
 
 
-def parts_of(numbers: U64) -> NDArray[np.int64]:
-    """Return the parts of documents."""
+def chunks_of(numbers: U64) -> NDArray[np.int64]:
+    """Return the chunks of documents."""
     return (numbers >> np.uint64(_ROW_BITS)).astype(np.int64)
 
 
-def number_of(part: int, row: int) -> int:
-    """Return the number of a document."""
-    if row >= 1 << _ROW_BITS:
-        raise ValueError(f"part {part} has more than 2^{_ROW_BITS} documents: split it")
-    return (part << _ROW_BITS) + row
+def number_of(chunk: int, row: int) -> int:
+    """Return the number of a document; a chunk has some millions of rows at most."""
+    return (chunk << _ROW_BITS) + row
 
 
 class SortedRecords:
@@ -67,29 +63,27 @@ class SortedRecords:
 class Sketches:
     """Tells whether the signatures of two documents agree well enough."""
 
-    def __init__(self, parts: Sequence[DoneFolder], num_hashes: int, wanted: float) -> None:
-        for part in parts:
-            part.check("sketch.bin", contents=False)
-        self._paths = [part.path / "sketch.bin" for part in parts]
+    def __init__(self, paths: Sequence[Path], num_hashes: int, wanted: float) -> None:
+        self._paths = paths
         self._width = num_hashes
         # agreements are counted, and 0.75 of 112 must not depend on a rounding of floats
         self._wanted = round(wanted * num_hashes, 6)
 
     def agree(self, first: U64, second: U64) -> NDArray[np.bool_]:
         out = np.empty(len(first), dtype=bool)
-        for start in range(0, len(first), CHUNK // 16):
-            piece = slice(start, start + CHUNK // 16)
+        for start in range(0, len(first), BLOCK // 16):
+            piece = slice(start, start + BLOCK // 16)
             equal = self._get(first[piece]) == self._get(second[piece])
             out[piece] = equal.sum(axis=1) >= self._wanted
         return out
 
     def _get(self, numbers: U64) -> NDArray[np.uint8]:
         out = np.empty((len(numbers), self._width), dtype=np.uint8)
-        of_part = parts_of(numbers)
-        for part in np.unique(of_part):
-            here = of_part == part
+        of_chunk = chunks_of(numbers)
+        for chunk in np.unique(of_chunk):
+            here = of_chunk == chunk
             # mapped anew each time: pages once touched would count as this process's memory
-            rows = np.memmap(self._paths[part], np.uint8, "r").reshape(-1, self._width)
+            rows = np.memmap(self._paths[chunk], np.uint8, "r").reshape(-1, self._width)
             out[here] = rows[rows_of(numbers[here])]
         return out
 
@@ -102,7 +96,7 @@ def find_pairs(readers: Sequence[SortedRecords], sketches: Sketches | None) -> I
         total = sum(stops) - sum(starts)
         if total < 2:
             continue
-        if total <= CHUNK:
+        if total <= BLOCK:
             spans = zip(readers, starts, stops, strict=True)
             records = np.concatenate([r.read(a, b) for r, a, b in spans if b > a])
             yield from _link(records, sketches)
@@ -123,8 +117,8 @@ def _pairs_of_one_hash(
     """Pair the many documents of one hash with the first of them, piece after piece."""
     centres: Records | None = None
     for reader, start, stop in zip(readers, starts, stops, strict=True):
-        for at in range(start, stop, CHUNK):
-            records = reader.read(at, min(at + CHUNK, stop))
+        for at in range(start, stop, BLOCK):
+            records = reader.read(at, min(at + BLOCK, stop))
             if centres is not None:
                 records = np.concatenate([centres, records])
             yield from _link(records, sketches)

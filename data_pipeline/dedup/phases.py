@@ -1,34 +1,17 @@
-"""Exact and near deduplication of a corpus that no machine holds in memory, in four phases.
+"""Exact and near deduplication of a corpus that no machine holds in memory, in four stages.
 
-    sign    every part: the hash of each document and one hash a band, sorted, on disk
-    match   every band: pairs of documents that agree in it, from the sorted files of all parts
+    sign    every chunk: the hash of each document and one hash per band, sorted, on disk
+    match   every band: pairs of documents that agree in it, from the sorted files of all chunks
     cluster once: union-find over all pairs; of each cluster the first document stays
-    drop    every part: a filter of the documents
+    drop    every chunk: a filter of the documents, part of the stages that read them
 
-A part is a fixed piece of the input, say one file; which rank works on it when is of no concern,
-so the result is the same for any number of ranks: rank r does `share(num_parts, r, world_size)`
-and then `share(num_matches(config), r, world_size)`. A document's number is its part << 32 | its
-row, and the smallest number of a cluster stays.
-
-    sign/00000/        one folder a part
-        band-00.bin    records (hash u64, number u64) sorted by both, without exact copies
-        exact.bin      records (xxh3-128 as 2 x u64, number u64), sorted
-        sketch.bin     a byte a hash and document, in the order of the documents
-        done.json      fingerprint, number of documents, sizes and hashes of the files
-    match/band-00/     edges.bin: pairs of numbers (u64, u64), the first the smaller; done.json
-    match/exact/       the same
-    cluster/           drop-00000.bin: a byte a document (0 stays, 1 exact copy, 2 near copy)
-
-Every folder is filled under a name that ends in .tmp and renamed, so one under its final name is
-complete; one that is there already is not made again. One process at a time may work on a folder.
+A document's number is its chunk << 32 | its row, and the smallest number of a cluster stays.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,29 +19,37 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from data_pipeline.batches import batches
 from data_pipeline.dedup.exact import normalise
-from data_pipeline.dedup.minhash import MinHashConfig, band_hashes, is_code, signatures, sketch
+from data_pipeline.dedup.minhash import (
+    band_hashes,
+    is_code,
+    num_bands,
+    num_hashes,
+    signatures,
+    sketch,
+)
 from data_pipeline.dedup.pairs import (
-    CHUNK,
+    BLOCK,
     U64,
     Records,
     Sketches,
     SortedRecords,
+    chunks_of,
     find_pairs,
     join,
     number_of,
-    parts_of,
     roots_of,
     rows_of,
 )
 from data_pipeline.schema import Document, Tally
-from data_pipeline.tasks.done_folder import DoneFolder, atomically, done_folder, finished, seal
-from loopcoder.errors import InputError
-from loopcoder.storage.digest import fingerprint
+from loopcoder.config.build import NearDedupConfig
 
-FORMAT_VERSION = 1
 REASONS = ("", "exact_duplicate", "near_duplicate")
-"""What the bytes of a drop file mean."""
+"""What the bytes of `drop` mean."""
+
+SKETCH = "sketch.bin"
+"""One byte per hash, document after document."""
 
 _BAND = np.dtype([("hash", "<u8"), ("number", "<u8")])
 _EXACT = np.dtype([("hash", "<u8"), ("low", "<u8"), ("number", "<u8")])
@@ -68,178 +59,126 @@ _MEMMAP_DOCUMENTS = 1 << 28
 """From this many documents on the arrays of `cluster` lie on disk."""
 
 
-def share(count: int, rank: int, world_size: int) -> range:
-    """Return which of `count` parts or matches a rank works on."""
-    return range(rank, count, world_size)
+class OtherDocumentsError(Exception):
+    """Documents are not those that were signed: the wrong ones would be dropped."""
 
 
-def num_matches(config: MinHashConfig) -> int:
-    """Return how many matches there are: one a band, and the exact copies."""
-    return config.bands + 1
+def record_files(config: NearDedupConfig) -> list[str]:
+    """Return the files of a chunk that `match` compares, one after the other: (hash u64, number
+    u64) of each band without exact copies, and (xxh3-128 as 2 x u64, number u64) of all documents,
+    sorted."""
+    return [*(f"band-{band:02d}.bin" for band in range(num_bands(config))), "exact.bin"]
+
+
+def has_sketches(config: NearDedupConfig) -> bool:
+    """Tell whether pairs that a band finds are verified."""
+    return num_bands(config) > 0 and config.verify is not None
 
 
 def sign(
-    documents: Iterable[Document],
-    folder: Path,
-    part: int,
-    config: MinHashConfig,
-    inputs: str = "",
-) -> int:
-    """Write the sorted records of one part; return its number of documents.
+    documents: Iterable[Document], chunk: int, folder: Path, config: NearDedupConfig
+) -> tuple[int, str]:
+    """Write the sorted records of one chunk; return its number of documents and their hash.
 
-    Memory: 100 bytes a document of the part, and the arrays of one batch.
+    Memory: 100 bytes per document of the chunk, and the arrays of one batch.
 
     Args:
-        documents: The documents of the part, in an order that is always the same.
-        folder: What all phases share.
-        part: Number of the part; of copies, the one in the smallest part stays.
+        documents: The documents of the chunk, in an order that is always the same.
+        chunk: Its number; of copies, the one in the smallest chunk stays.
+        folder: Where `record_files` go, and the sketches.
         config: What signatures are made of.
-        inputs: What tells this input from another (names, sizes, hashes), for the fingerprint.
-
-    Raises:
-        InputError: the part is there, but was made with another config or from another input.
     """
-    target = _part_folder(folder, part)
-    made = _signed_with(config)
-    made_from = fingerprint(FORMAT_VERSION, "sign", made, part, inputs)
-    done = finished(target, made_from)
-    if done is not None:
-        return int(done["documents"])
-    with atomically(target) as temporary, contextlib.ExitStack() as stack:
-        files = [stack.enter_context(open(temporary / name, "w+b")) for name in _part_files(config)]
-        ids = xxhash.xxh3_128()
-        count = 0
-        for batch in _batches(documents):
+    names = [*record_files(config), *([SKETCH] if has_sketches(config) else [])]
+    ids = xxhash.xxh3_128()
+    count = 0
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / name, "w+b")) for name in names}
+        for batch in batches(documents, lambda document: len(document.text) + 64, _BATCH_BYTES):
             for document in batch:
                 ids.update(_identity(document))
-            _sign_batch(batch, number_of(part, count), files, config)
+            _sign_batch(batch, number_of(chunk, count), files, config)
             count += len(batch)
-        exact = _rewritten(files[0], _EXACT, ("hash", "low", "number"), None)
+        *bands, all_of_them = record_files(config)
+        exact = _rewritten(files[all_of_them], _EXACT, ("hash", "low", "number"), None)
         same = (exact["hash"][1:] == exact["hash"][:-1]) & (exact["low"][1:] == exact["low"][:-1])
         copies = np.zeros(count, dtype=bool)
         copies[rows_of(exact["number"][1:][same])] = True
-        for file in files[1 : 1 + config.bands]:
-            _rewritten(file, _BAND, ("hash", "number"), copies)
-        for file in files:
-            file.flush()
-        seal(temporary, made_from, config=made, documents=count, ids=ids.hexdigest())
-    return count
+        for name in bands:
+            _rewritten(files[name], _BAND, ("hash", "number"), copies)
+    return count, ids.hexdigest()
 
 
-def match(folder: Path, index: int, num_parts: int, config: MinHashConfig) -> int:
+def match(records: Sequence[Path], out: Path, *, exact: bool, sketches: Sketches | None) -> int:
     """Write the pairs that agree in one band, or are exact copies; return their number.
 
     Memory: about 100 MB, whatever the number of documents; a band value that millions of documents
     share is worked off in pieces.
 
     Args:
-        folder: What all phases share.
-        index: The band; `config.bands` stands for the exact copies.
-        num_parts: Parts of the corpus; all must have been signed.
-        config: As in `sign`.
-
-    Raises:
-        InputError: a part is missing, damaged or made with another config.
+        records: The same of `record_files` of every chunk.
+        out: Pairs of numbers (u64, u64), the first the smaller.
+        exact: They are the exact copies.
+        sketches: Verify pairs; None takes every one.
     """
-    exact = index == config.bands
-    name = "exact" if exact else f"band-{index:02d}"
-    parts = [_part(folder, part, config) for part in range(num_parts)]
-    target = folder / "match" / name
-    made_from = fingerprint(FORMAT_VERSION, "match", name, config.verify, [p.digest for p in parts])
-    done = finished(target, made_from)
-    if done is not None:
-        return int(done["edges"])
-    for part in parts:
-        part.check(f"{name}.bin")
-    sketches = None
-    if config.verify is not None and not exact:
-        sketches = Sketches(parts, config.num_hashes, config.verify)
-    readers = [SortedRecords(p.path / f"{name}.bin", _EXACT if exact else _BAND) for p in parts]
-    edges = 0
-    with atomically(target) as temporary:
-        with open(temporary / "edges.bin", "wb") as file:
-            for pairs in find_pairs(readers, sketches):
-                file.write(pairs.tobytes())
-                edges += len(pairs)
-        seal(temporary, made_from, edges=edges)
-    return edges
+    readers = [SortedRecords(path, _EXACT if exact else _BAND) for path in records]
+    count = 0
+    with open(out, "wb") as file:
+        for pairs in find_pairs(readers, sketches):
+            file.write(pairs.tobytes())
+            count += len(pairs)
+    return count
 
 
-def cluster(folder: Path, num_parts: int, config: MinHashConfig) -> Counter[str]:
-    """Decide about every document; return how many are dropped, by reason.
+def cluster(
+    near: Sequence[Path], exact: Path, documents: Sequence[int], temporary: Path
+) -> Iterator[NDArray[np.uint8]]:
+    """Decide about every document; yield one byte per document of each chunk, see REASONS.
 
-    Memory: 9 bytes a document; on disk, through the page cache, from 2^28 documents on.
+    Memory: 9 bytes per document; on disk, through the page cache, from 2^28 documents on.
 
-    Raises:
-        InputError: a part or a match is missing, damaged or made with another config.
+    Args:
+        near: Pairs of every band.
+        exact: Pairs of exact copies.
+        documents: How many each chunk has.
+        temporary: Folder for the arrays, empty again afterwards.
     """
-    parts = [_part(folder, part, config) for part in range(num_parts)]
-    names = [*(f"band-{band:02d}" for band in range(config.bands)), "exact"]
-    matches = [
-        done_folder(
-            folder / "match" / name,
-            fingerprint(FORMAT_VERSION, "match", name, config.verify, [p.digest for p in parts]),
-            f"match {name}",
-        )
-        for name in names
-    ]
-    target = folder / "cluster"
-    made_from = fingerprint(FORMAT_VERSION, "cluster", [m.digest for m in matches])
-    done = finished(target, made_from)
-    if done is not None:
-        return Counter(done["drops"])
-    for found in matches:
-        found.check("edges.bin")
-    bases = np.cumsum([0, *(part.marker["documents"] for part in parts)])
-    drops: Counter[str] = Counter()
-    with atomically(target) as temporary:
-        parents = _array(temporary / "parents.tmp", int(bases[-1]), np.dtype(np.int64))
-        reasons = _array(temporary / "reasons.tmp", int(bases[-1]), np.dtype(np.uint8))
-        for start in range(0, len(parents), CHUNK):
-            stop = min(start + CHUNK, len(parents))
-            parents[start:stop] = np.arange(start, stop)
-        for name, found in zip(names, matches, strict=True):
-            for numbers in _chunks(found.path / "edges.bin"):
-                ends = bases[parts_of(numbers)] + rows_of(numbers)
-                if name == "exact":
-                    reasons[ends[:, 1]] = 1
-                join(parents, ends[:, 0], ends[:, 1])
-        for part in range(num_parts):
-            dropped = _reasons_of(parents, reasons, int(bases[part]), int(bases[part + 1]))
-            (temporary / f"drop-{part:05d}.bin").write_bytes(dropped.tobytes())
-            for code in (1, 2):
-                drops[REASONS[code]] += int((dropped == code).sum())
-        del parents, reasons
-        for path in temporary.glob("*.tmp"):
-            path.unlink()
-        ids = [part.marker["ids"] for part in parts]
-        seal(temporary, made_from, drops=dict(drops), ids=ids)
-    return drops
+    bases = np.cumsum([0, *documents])
+    parents = _array(temporary / "parents.tmp", int(bases[-1]), np.dtype(np.int64))
+    reasons = _array(temporary / "reasons.tmp", int(bases[-1]), np.dtype(np.uint8))
+    for start in range(0, len(parents), BLOCK):
+        stop = min(start + BLOCK, len(parents))
+        parents[start:stop] = np.arange(start, stop)
+    for path in (*near, exact):
+        for numbers in _edges(path):
+            ends = bases[chunks_of(numbers)] + rows_of(numbers)
+            if path == exact:
+                reasons[ends[:, 1]] = 1
+            join(parents, ends[:, 0], ends[:, 1])
+    for chunk in range(len(documents)):
+        yield _reasons_of(parents, reasons, int(bases[chunk]), int(bases[chunk + 1]))
+    del parents, reasons
+    for path in temporary.glob("*.tmp"):
+        path.unlink()
 
 
 def drop(
-    documents: Iterable[Document], folder: Path, part: int, tally: Tally
+    documents: Iterable[Document], reasons: bytes, ids: str, tally: Tally
 ) -> Iterator[Document]:
-    """Yield the documents of a part that stay, and count all of them.
+    """Yield the documents of a chunk that stay, and count all of them.
+
+    Args:
+        documents: Those that were signed.
+        reasons: What `cluster` gave for the chunk.
+        ids: Their hash, as `sign` returned it.
+        tally: Counts the copies.
 
     Raises:
-        InputError: the clusters are missing or damaged, or these are not the documents that were
-            signed; the latter may show only at the end.
+        OtherDocumentsError: these are not those that were signed; it may show only at the end.
     """
-    done = done_folder(folder / "cluster", None, "cluster")
-    name = f"drop-{part:05d}.bin"
-    if name not in done.marker["files"]:
-        raise InputError.of(
-            f"{done.path} has no {name}",
-            f"it was made of {len(done.marker['ids'])} parts",
-            f"remove {done.path} and cluster again with all parts",
-        )
-    done.check(name)
-    reasons = (done.path / name).read_bytes()
-    ids = xxhash.xxh3_128()
+    found = xxhash.xxh3_128()
     row = 0
     for document in documents:
-        ids.update(_identity(document))
+        found.update(_identity(document))
         reason = reasons[row] if row < len(reasons) else 0
         row += 1
         tally.rows_in += 1
@@ -248,38 +187,16 @@ def drop(
         else:
             tally.rows_out += 1
             yield document
-    if row != len(reasons) or ids.hexdigest() != done.marker["ids"][part]:
-        raise InputError.of(
-            f"the {row} documents of part {part} are not the {len(reasons)} that were signed",
-            "the rows that were dropped would be the wrong ones",
-            f"sign the part again: remove {_part_folder(folder, part)}, {folder / 'match'} "
-            f"and {folder / 'cluster'}",
-        )
+    if row != len(reasons) or found.hexdigest() != ids:
+        fact = f"its {row} documents are not the {len(reasons)} that were signed"
+        raise OtherDocumentsError(fact)
 
 
 # Signing
 
 
-def _part_files(config: MinHashConfig) -> list[str]:
-    names = ["exact.bin", *(f"band-{band:02d}.bin" for band in range(config.bands))]
-    return names + ["sketch.bin"] * bool(config.bands and config.verify is not None)
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text) + 64
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def _sign_batch(
-    batch: Sequence[Document], first: int, files: Sequence[BinaryIO], config: MinHashConfig
+    batch: Sequence[Document], first: int, files: Mapping[str, BinaryIO], config: NearDedupConfig
 ) -> None:
     """Append the records of consecutive documents, the first of which has the number `first`."""
     texts = [document.text.encode() for document in batch]
@@ -288,10 +205,11 @@ def _sign_batch(
     pairs = np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
     exact["hash"], exact["low"] = pairs[:, 0], pairs[:, 1]
     exact["number"] = np.arange(first, first + len(batch), dtype=np.uint64)
-    files[0].write(exact.tobytes())
-    if not config.bands:
+    *bands, all_of_them = record_files(config)
+    files[all_of_them].write(exact.tobytes())
+    if not bands:
         return
-    rows = np.zeros((len(batch), config.num_hashes), dtype=np.uint32)
+    rows = np.zeros((len(batch), num_hashes(config)), dtype=np.uint32)
     known = np.zeros(len(batch), dtype=bool)
     for code in (False, True):
         chosen = [i for i, document in enumerate(batch) if is_code(document) is code]
@@ -301,11 +219,11 @@ def _sign_batch(
             )
     records = np.empty(int(known.sum()), dtype=_BAND)
     records["number"] = exact["number"][known]
-    for file, hashes in zip(files[1:], band_hashes(rows[known], config), strict=False):
+    for name, hashes in zip(bands, band_hashes(rows[known], config), strict=True):
         records["hash"] = hashes
-        file.write(records.tobytes())
-    if config.verify is not None:
-        files[-1].write(sketch(rows).tobytes())
+        files[name].write(records.tobytes())
+    if has_sketches(config):
+        files[SKETCH].write(sketch(rows).tobytes())
 
 
 def _rewritten(
@@ -330,10 +248,10 @@ def _array(path: Path, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.memmap(path, dtype=dtype, mode="w+", shape=(length,))
 
 
-def _chunks(path: Path) -> Iterator[U64]:
+def _edges(path: Path) -> Iterator[U64]:
     """Yield the edges of a file, `[n, 2]`."""
     with open(path, "rb") as file:
-        while data := file.read(16 * CHUNK):
+        while data := file.read(16 * BLOCK):
             yield np.frombuffer(data, dtype="<u8").reshape(-1, 2)
 
 
@@ -341,8 +259,8 @@ def _reasons_of(
     parents: NDArray[np.int64], reasons: NDArray[np.uint8], start: int, stop: int
 ) -> NDArray[np.uint8]:
     out = np.empty(stop - start, dtype=np.uint8)
-    for low in range(start, stop, CHUNK):
-        nodes = np.arange(low, min(low + CHUNK, stop))
+    for low in range(start, stop, BLOCK):
+        nodes = np.arange(low, min(low + BLOCK, stop))
         moved = roots_of(parents, nodes) != nodes
         exact = np.asarray(reasons[nodes])
         out[low - start : low - start + len(nodes)] = np.where(moved & (exact == 0), 2, exact)
@@ -351,29 +269,3 @@ def _reasons_of(
 
 def _identity(document: Document) -> bytes:
     return f"{document.id} {len(document.text)}\n".encode()
-
-
-def _part_folder(folder: Path, part: int) -> Path:
-    return folder / "sign" / f"{part:05d}"
-
-
-def _signed_with(config: MinHashConfig) -> str:
-    """Hash what the files of a part depend on: all but the value of `verify`."""
-    fields = dataclasses.asdict(config) | {"verify": config.verify is not None}
-    algorithm = None
-    if config.bands:
-        import rensa
-
-        algorithm = rensa.RMinHash.ALGORITHM_VERSION
-    return fingerprint(FORMAT_VERSION, "config", fields, algorithm)
-
-
-def _part(folder: Path, part: int, config: MinHashConfig) -> DoneFolder:
-    done = done_folder(_part_folder(folder, part), None, f"sign part {part}")
-    if done.marker["config"] != _signed_with(config):
-        raise InputError.of(
-            f"{done.path} was signed with another config",
-            "signatures of different kinds cannot be compared",
-            f"remove {folder}, or give the config it was made with",
-        )
-    return done

@@ -34,7 +34,7 @@ from data_pipeline.readers.storage import (
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
 from loopcoder.backends import require
 from loopcoder.config.build import SourceConfig
-from loopcoder.data.corpus_files import TOKEN_BYTES
+from loopcoder.data.corpus import TOKEN_BYTES
 from loopcoder.errors import InputError, Problem
 
 # a compressed .json is jsonl in every public corpus

@@ -1,35 +1,89 @@
-"""The first pass over the input: ingest, clean, decontaminate, label, and store in chunks.
+"""Reading the input: list its parts, ingest, clean, decontaminate, label and store each in chunks,
+and number the chunks.
 
-Four stages in one pass, so that documents are written once; each keeps its own tally.
+The documents of a part pass through five steps in one task, so that they are written once; each
+step keeps its own tally.
 """
 
 from __future__ import annotations
 
+import json
+import pickle
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 from data_pipeline.decontam.match import decontaminate, open_index
 from data_pipeline.filters import clean
 from data_pipeline.langid.classifier import LanguageClassifier, label, label_code
-from data_pipeline.readers.base import Part
+from data_pipeline.readers.base import Part, Source, judge_end, judge_files
 from data_pipeline.readers.sample import DEFAULT_DOMAIN_BYTES, MIN_DOMAIN_BYTES
 from data_pipeline.schema import Document, Tally
-from data_pipeline.tasks.chunks import ChunkWriter
-from data_pipeline.tasks.work import Work
+from data_pipeline.tasks.chunks import Chunk, ChunkWriter
+from data_pipeline.tasks.work import Output, Result, Work, foreign, read_sealed, write_sealed
 from loopcoder.config.data import DataConfig
 from loopcoder.errors import InputError, Problem
+from loopcoder.storage.digest import fingerprint
+from loopcoder.storage.files import write_bytes
 
-STAGES = ("ingest", "select", "clean", "decontaminate", "language")
-"""Tallies of the pass, in the order in which documents meet them."""
+TALLIES = ("ingest", "select", "clean", "decontaminate", "language")
+"""The steps, in the order in which documents meet them."""
 
 
-def read_part(work: Work, number: int) -> dict[str, Any]:
-    """Read one part of the input; return tallies, chunks and the CPU time of each stage."""
-    part = work.part(number)
+@dataclass(frozen=True)
+class Listed(Result):
+    """The input, cut into parts."""
+
+    stage: ClassVar[str] = "parts"
+    parts: int
+    size: int
+    """Bytes that will be read, as far as is known."""
+    sources: list[dict[str, Any]]
+    """What the manifest says of each source."""
+
+
+@dataclass(frozen=True)
+class Read(Result):
+    """What became of a part."""
+
+    stage: ClassVar[str] = "read"
+    source: str
+    files: int
+    tallies: list[Tally]
+    """Of each of TALLIES."""
+    chunks: list[Chunk]
+    text_chars: dict[str, int]
+    """Characters that each step handed on."""
+    cpu_s: dict[str, float]
+    """CPU time of each step, and of storing."""
+
+
+@dataclass(frozen=True)
+class Gathered(Result):
+    """All parts together."""
+
+    stage: ClassVar[str] = "gather"
+    chunks: int
+
+
+def list_parts(work: Work, _: int, sources: Sequence[Source]) -> Output:
+    """Write the parts of the input down, each for the task that reads it."""
+    parts = [part for source in sources for part in source.parts(work.data.build.part_bytes)]
+    _part_path(work, 0).parent.mkdir(parents=True, exist_ok=True)
+    for number, part in enumerate(parts):
+        write_sealed(_part_path(work, number), pickle.dumps(part))
+    size = sum(part.size for part in parts)
+    return Output(Listed(len(parts), size, [_described(source) for source in sources]))
+
+
+def read_part(work: Work, number: int) -> Output:
+    """Read one part of the input and store its documents."""
+    part = _load_part(work, number)
     data = work.data
-    tallies = {name: Tally(name) for name in STAGES}
+    tallies = {name: Tally(name) for name in TALLIES}
     # `documents` fills in the tally of the reader itself
     read = _Metered(part.documents(tallies["ingest"]))
     selected = _Metered(select(read, part, work.domains, tallies["select"]))
@@ -48,19 +102,91 @@ def read_part(work: Work, number: int) -> dict[str, Any]:
     total = time.thread_time() - start
     for tally in tallies.values():
         tally.check()
-    _check_chain([tallies[name] for name in STAGES], sum(c.documents for c in out.chunks))
-    passes = [read, selected, cleaned, found, labelled]
-    before = [0.0, *(p.cpu_s for p in passes)]
-    own = [p.cpu_s - earlier for p, earlier in zip(passes, before, strict=False)]
+    _check_chain(list(tallies.values()), sum(c.documents for c in out.chunks))
+    steps = [read, selected, cleaned, found, labelled]
+    before = [0.0, *(step.cpu_s for step in steps)]
+    own = [step.cpu_s - earlier for step, earlier in zip(steps, before, strict=False)]
+    result = Read(
+        source=part.name,
+        files=part.num_files,
+        tallies=list(tallies.values()),
+        chunks=out.chunks,
+        text_chars={n: step.text_chars for n, step in zip(TALLIES, steps, strict=True)},
+        cpu_s=dict(zip((*TALLIES, "store"), [*own, total - steps[-1].cpu_s], strict=True)),
+    )
+    return Output(
+        result,
+        files=[work.documents / chunk.name for chunk in out.chunks],
+        bytes_in=part.size,
+        left_out=_left_out(result.tallies),
+    )
+
+
+def gather(work: Work, _: int) -> Output:
+    """Number the chunks; fail if no document of a domain survived, or too much was damaged."""
+    ingested: dict[str, Tally] = {}
+    files: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    chunks: list[Chunk] = []
+    for done in work.all_done(Read):
+        read = done.result
+        ingested.setdefault(read.source, Tally("ingest")).add(read.tallies[0])
+        files[read.source] += read.files
+        for tally in read.tallies:
+            reasons.update(tally.drops)
+            reasons.update(tally.file_drops)
+        chunks += read.chunks
+    for source, tally in ingested.items():
+        judge_end(tally, source)
+        judge_files(tally, files[source], source)
+    text_bytes: Counter[str] = Counter()
+    for chunk in chunks:
+        text_bytes.update(chunk.text_bytes)
+    _check_domains(
+        work, text_bytes, ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
+    )
+    write_bytes(work.chunk_list, json.dumps([astuple(chunk) for chunk in chunks]).encode())
+    return Output(Gathered(len(chunks)), files=[work.chunk_list])
+
+
+def _part_path(work: Work, number: int) -> Path:
+    return work.folder / "parts" / f"{number:05d}"
+
+
+def _load_part(work: Work, number: int) -> Part:
+    path = _part_path(work, number)
+    data = read_sealed(path, work.folder)
+    try:
+        part: Part = pickle.loads(data)
+    except Exception as error:  # a class that is no longer there, or has other fields
+        raise foreign(work.folder, f"{path} cannot be read: {error!r}") from error
+    return part
+
+
+def _described(source: Source) -> dict[str, Any]:
+    """Return what the manifest says of a source."""
+    config = source.config
     return {
-        "source": part.name,
-        "files": part.num_files,
-        "tallies": [tallies[name].as_dict() for name in STAGES],
-        "chunks": [asdict(chunk) for chunk in out.chunks],
-        "text_bytes": {n: p.text_bytes for n, p in zip(STAGES, passes, strict=True)},
-        "cpu_s": dict(zip((*STAGES, "store"), [*own, total - passes[-1].cpu_s], strict=True)),
-        "bytes_in": part.size,
+        "name": source.name,
+        "kind": config.kind,
+        "path": config.path,
+        "domain": config.domain,
+        "max_documents": config.max_documents,
+        "max_bytes": config.max_bytes,
+        "licence": config.licence,
+        "input_xxh3_128": fingerprint(source.identity),
+        "inputs": len(source.identity),
+        **source.provenance,
     }
+
+
+def _left_out(tallies: Iterable[Tally]) -> Counter[str]:
+    """Return the rows and files that were dropped, by reason."""
+    counts: Counter[str] = Counter()
+    for tally in tallies:
+        counts.update(tally.drops)
+        counts.update({f"files {reason}": n for reason, n in tally.file_drops.items()})
+    return counts
 
 
 def select(
@@ -121,20 +247,20 @@ def _passed(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
 
 
 def _check_chain(tallies: list[Tally], stored: int) -> None:
-    """Raise RuntimeError unless every stage takes in what the one before it hands on."""
+    """Raise RuntimeError unless every step takes in what the one before it hands on."""
     handed = [tally.rows_out for tally in tallies]
     taken = [*(tally.rows_in for tally in tallies[1:]), stored]
     if handed != taken:
-        raise RuntimeError(f"stages hand on {handed} rows, but take in {taken}")
+        raise RuntimeError(f"steps hand on {handed} rows, but take in {taken}")
 
 
 class _Metered:
-    """Documents, with the CPU time until each of them is there, and their bytes."""
+    """Documents, with the CPU time until each of them is there, and their characters."""
 
     def __init__(self, documents: Iterable[Document]) -> None:
         self._documents = iter(documents)
         self.cpu_s = 0.0
-        self.text_bytes = 0
+        self.text_chars = 0
 
     def __iter__(self) -> Iterator[Document]:
         return self
@@ -145,12 +271,12 @@ class _Metered:
             document = next(self._documents)
         finally:
             self.cpu_s += time.thread_time() - start
-        self.text_bytes += len(document.text)
+        self.text_chars += len(document.text)
         return document
 
 
-def check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> None:
-    """Raise InputError for every domain of which nothing is left, or too little of a sample."""
+def _check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> None:
+    """Raise InputError for every domain without a document, or with too little of a sample."""
     sources = work.data.build.sources
     wanted = 1
     if all(source.kind == "sample" for source in sources):

@@ -22,10 +22,10 @@ from loopcoder.errors import InputError
 from loopcoder.storage.files import sync
 
 MAX_CHUNK_DOCUMENTS = 1_000_000
-"""Later stages hold some 100 bytes a document of a chunk."""
+"""Later stages hold some 100 bytes per document of a chunk."""
 
 _LEVEL = 3
-"""zstd: 350 MB/s a core to write, over 1 GB/s to read, a quarter of the size."""
+"""zstd: 350 MB/s per core to write, over 1 GB/s to read, a quarter of the size."""
 
 
 @dataclass(frozen=True)

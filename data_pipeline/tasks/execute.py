@@ -1,9 +1,9 @@
-"""Run the ranks of a stage: here, on a Slurm cluster or on a Ray cluster, through datatrove.
+"""Run the tasks of a stage: here, on a Slurm cluster or on a Ray cluster, through datatrove.
 
-A task is a plain function of (rank, world_size). datatrove brings processes, job arrays and logs.
-What it gets wrong stays outside: its completion markers know neither config nor input (those of
-`store.Store` do), and one failing rank ends its siblings (here every rank is tried, and all faults
-are told at once).
+A task is a plain function of its index. datatrove brings processes, job arrays and logs. What it
+gets wrong stays outside: its completion markers know neither config nor input (those of `work.Task`
+do), and one failing task ends its siblings (here every task is tried, and all faults are told at
+once).
 """
 
 from __future__ import annotations
@@ -16,69 +16,64 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from data_pipeline.tasks.markers import disk_errors
+from data_pipeline.tasks.work import disk_errors
+from loopcoder.config.build import ExecutorConfig
 from loopcoder.errors import InputError, LoopcoderError, Problem
 
 POLL_S = 10.0
 """Seconds between looks at a Slurm job."""
-
-Task = Callable[[int, int], None]
-"""Work of one rank: (rank, world_size)."""
-
-
-@dataclass(frozen=True)
-class Executor:
-    """Where the ranks of a stage run."""
-
-    kind: Literal["local", "slurm", "ray"] = "local"
-    """`local`: processes of this machine. `slurm`: a job array. `ray`: a Ray cluster."""
-    workers: int = 0
-    """Ranks at work at the same time; 0: one a core (local), or as many as there is room for."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of datatrove's executor: partition, time, mem_per_cpu_gb, ..."""
+_NAMED = 20
+"""Tasks that an error names."""
 
 
-def run_ranks(
-    task: Task, ranks: Sequence[int], world_size: int, executor: Executor, logs: Path
+def run_tasks(
+    run: Callable[[int], None],
+    tasks: Sequence[int],
+    executor: ExecutorConfig,
+    stage: str,
+    logs: Path,
 ) -> None:
-    """Run a task for some ranks of `world_size` and wait for all of them.
+    """Run some tasks of a stage and wait for all of them.
 
     Args:
-        task: must be picklable; a rank that is run again must give the same result.
-        logs: folder for datatrove's logs and the faults of ranks; on a cluster all nodes see it.
+        run: Does one task; picklable, and done again it gives the same result.
+        tasks: Their indices.
+        executor: Where they run.
+        stage: Name of the stage, for errors.
+        logs: Folder for datatrove's logs and the faults of tasks; on a cluster all nodes see it.
 
     Raises:
-        InputError: of every rank that found fault with its input, all together.
-        LoopcoderError: ranks failed for another reason; their tracebacks are in the message.
+        InputError: of every task that found fault with its input, all together.
+        LoopcoderError: tasks failed for another reason; the message has their tracebacks and the
+            indices of those that could not say anything.
     """
-    if not ranks:
+    if not tasks:
         return
     faults = logs / "faults"
     shutil.rmtree(logs, ignore_errors=True)
     with disk_errors(logs):
         faults.mkdir(parents=True)
         (faults / _RESERVE).write_bytes(bytes(_RESERVE_BYTES))
-    step = _Step(task, tuple(ranks), world_size, faults)
+    step = _Step(run, tuple(tasks), faults)
     if executor.kind == "local" and _workers(executor) == 1:
-        for index in range(len(ranks)):
-            step(None, index, len(ranks))
+        for place in range(len(tasks)):
+            step(None, place, len(tasks))
     else:
-        runner = _datatrove(executor, step, len(ranks), logs)
+        runner = _datatrove(executor, step, len(tasks), logs)
         try:
             runner.run()
         except BrokenProcessPool:
-            pass  # a worker was killed: its rank is among those that ended without a word
+            pass  # a worker was killed: its task is among those that reported nothing
         except Exception:
-            # a rank that could not even say what is wrong: what others say explains it
-            _raise_faults(faults, len(ranks), lost_too=False)
+            # a task that could not even say what is wrong: what others say explains it
+            _raise_faults(step, stage, logs, lost_too=False)
             raise
         if executor.kind == "slurm":
-            _wait_for_slurm(str(runner.job_id), faults, len(ranks))
-    _raise_faults(faults, len(ranks))
+            _wait_for_slurm(str(runner.job_id), faults, len(tasks))
+    _raise_faults(step, stage, logs)
 
 
 def _wait_for_slurm(job: str, faults: Path, tasks: int) -> None:
@@ -95,9 +90,9 @@ def _wait_for_slurm(job: str, faults: Path, tasks: int) -> None:
             time.sleep(POLL_S)
 
 
-def _ends(faults: Path) -> list[Path]:
-    """Return what the ranks left when they ended, well or not."""
-    return [path for path in faults.iterdir() if path.suffix in (".json", ".ok")]
+def _ends(faults: Path) -> set[int]:
+    """Return the places of the tasks that have ended and told how."""
+    return {int(path.stem) for path in faults.iterdir() if path.suffix in (".json", ".ok")}
 
 
 _RESERVE, _RESERVE_BYTES = "reserve", 1 << 14
@@ -106,33 +101,33 @@ _RESERVE, _RESERVE_BYTES = "reserve", 1 << 14
 class _Step:
     """What datatrove runs: it takes and yields no documents."""
 
-    def __init__(self, task: Task, ranks: tuple[int, ...], world_size: int, faults: Path):
-        self.task, self.ranks, self.world_size, self.faults = task, ranks, world_size, faults
+    def __init__(self, run: Callable[[int], None], tasks: tuple[int, ...], faults: Path):
+        self.run, self.tasks, self.faults = run, tasks, faults
 
-    def __call__(self, _: Any, index: int = 0, __: int = 1) -> tuple[()]:
-        rank, fault = self.ranks[index], None
+    def __call__(self, _: Any, place: int = 0, __: int = 1) -> tuple[()]:
+        task, fault = self.tasks[place], None
         try:
-            self.task(rank, self.world_size)
+            self.run(task)
         except InputError as error:
-            fault = {"rank": rank, "problems": [[p.fact, p.why, p.fix] for p in error.problems]}
+            fault = {"task": task, "problems": [[p.fact, p.why, p.fix] for p in error.problems]}
         except Exception:
-            fault = {"rank": rank, "traceback": traceback.format_exc()}
+            fault = {"task": task, "traceback": traceback.format_exc()}
         end = "json" if fault else "ok"
-        temporary = self.faults / f"{index:05d}.tmp"
+        temporary = self.faults / f"{place:05d}.tmp"
         try:
             temporary.write_text(json.dumps(fault), encoding="utf-8")
         except OSError:  # on a full disk there is just the room that was kept for this
             (self.faults / _RESERVE).unlink(missing_ok=True)
             temporary.write_text(json.dumps(fault), encoding="utf-8")
-        temporary.rename(self.faults / f"{index:05d}.{end}")
+        temporary.rename(self.faults / f"{place:05d}.{end}")
         return ()
 
 
-def _workers(executor: Executor) -> int:
+def _workers(executor: ExecutorConfig) -> int:
     return executor.workers or len(os.sched_getaffinity(0))
 
 
-def _datatrove(executor: Executor, step: _Step, tasks: int, logs: Path) -> Any:
+def _datatrove(executor: ExecutorConfig, step: _Step, tasks: int, logs: Path) -> Any:
     common = {"pipeline": [step], "tasks": tasks, "logging_dir": str(logs), "skip_completed": False}
     try:
         if executor.kind == "local":
@@ -167,14 +162,33 @@ def _datatrove(executor: Executor, step: _Step, tasks: int, logs: Path) -> Any:
         ) from error
 
 
-def _raise_faults(faults: Path, tasks: int, *, lost_too: bool = True) -> None:
-    found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(faults.glob("*.json"))]
+def _raise_faults(step: _Step, stage: str, logs: Path, *, lost_too: bool = True) -> None:
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(step.faults.glob("*.json"))]
     problems = {tuple(p): None for fault in found for p in fault.get("problems", [])}
     crashed = [fault for fault in found if "traceback" in fault]
-    lost = tasks - len(_ends(faults)) if lost_too else 0
-    if crashed or lost:
-        texts = [f"rank {fault['rank']}:\n{fault['traceback']}" for fault in crashed]
-        texts += [f"{lost} ranks ended without a word (killed, or out of memory)"] if lost else []
+    lost = sorted(set(range(len(step.tasks))) - _ends(step.faults)) if lost_too else []
+    texts = [
+        f"task {fault['task']} of stage {stage} failed (logs in {logs}):\n{fault['traceback']}"
+        for fault in crashed
+    ]
+    if lost:
+        texts.append(str(_lost([step.tasks[place] for place in lost], stage, logs)))
+    if texts:
         raise LoopcoderError("\n".join(texts))
     if problems:
         raise InputError([Problem(*p) for p in problems])
+
+
+def _lost(tasks: Sequence[int], stage: str, logs: Path) -> Problem:
+    """Return what to tell of tasks that ended without a report."""
+    named = ", ".join(map(str, tasks[:_NAMED]))
+    more = f" and {len(tasks) - _NAMED:,} more" if len(tasks) > _NAMED else ""
+    return Problem(
+        f"{len(tasks):,} tasks of stage {stage} died without reporting an error (killed or out of "
+        f"memory): {named}{more}; logs in {logs}",
+        "a process that is killed cannot say why; the end of its log, or that of its machine "
+        "(dmesg, sacct), may",
+        "start the same command again: it continues with these tasks. If memory ran out, fewer at "
+        "a time (data.build.executor.workers=N), or on a cluster more for each "
+        "(data.build.executor.options={mem_per_cpu_gb:N})",
+    )

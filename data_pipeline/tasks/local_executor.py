@@ -31,5 +31,5 @@ class QuietExecutor(LocalPipelineExecutor):  # type: ignore[misc] # it is untype
             list(pool.map(self._quietly, range(self.tasks)))
 
     def _quietly(self, rank: int) -> None:
-        # what is not the first of its machine tells the terminal of errors only
+        # local_rank 1: only the first of a machine tells the terminal more than errors
         self._run_for_rank(rank, local_rank=1)

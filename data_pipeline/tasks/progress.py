@@ -1,4 +1,4 @@
-"""What a build shows: a bar a stage on a terminal, else lines; and what a stage cost."""
+"""Progress of a build: one bar per stage on a terminal, plain lines elsewhere; and its cost."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
-from typing import Any
+from typing import TypedDict
+
+from data_pipeline.tasks.work import Cost
 
 Report = Callable[[str], None]
 
@@ -54,28 +56,30 @@ def _lines(
         report(f"data: {title}: {done()} of {total} tasks, {time.monotonic() - start:.0f} s")
 
 
-def total_cost(costs: Sequence[Mapping[str, float]], bytes_in: float) -> dict[str, Any]:
+class StageCost(TypedDict):
+    """What a stage cost, as it stands in the manifest."""
+
+    tasks: int
+    seconds: float
+    cpu_s: float
+    peak_rss_bytes: int
+    bytes_in: int
+
+
+def total_cost(costs: Iterable[Cost]) -> StageCost:
     """Return what a stage cost: the sum over its tasks, and the peak memory of the largest."""
-    return {
-        "tasks": len(costs),
-        "seconds": round(sum(cost["seconds"] for cost in costs), 3),
-        "cpu_s": round(sum(cost["cpu_s"] for cost in costs), 3),
-        "peak_rss_bytes": max((int(cost.get("peak_rss_bytes", 0)) for cost in costs), default=0),
-        "bytes_in": int(bytes_in),
-    }
+    total: StageCost = {"tasks": 0, "seconds": 0, "cpu_s": 0, "peak_rss_bytes": 0, "bytes_in": 0}
+    for cost in costs:
+        total["tasks"] += 1
+        total["seconds"] = round(total["seconds"] + cost.seconds, 3)
+        total["cpu_s"] = round(total["cpu_s"] + cost.cpu_s, 3)
+        total["peak_rss_bytes"] = max(total["peak_rss_bytes"], cost.peak_rss_bytes)
+        total["bytes_in"] += cost.bytes_in
+    return total
 
 
-def left_out(facts: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the line that says what the tasks of a stage dropped, the most frequent first."""
-    counts: Counter[str] = Counter()
-    for fact in facts:
-        counts.update(fact.get("drops", {}))
-        for tally in fact.get("tallies", ()):
-            counts.update(tally["drops"])
-            counts.update({f"files {k}": n for k, n in tally["file_drops"].items()})
-    # held out is not left out, and what exceeds the quotas is in the table of languages
-    for expected in ("held_out", "beyond_quota"):
-        counts.pop(expected, None)
+def left_out(counts: Counter[str]) -> str | None:
+    """Return the line that says what a stage dropped, the most frequent first."""
     counts = +counts
     if not counts:
         return None
@@ -85,11 +89,11 @@ def left_out(facts: Sequence[Mapping[str, Any]]) -> str | None:
     return f"data:   left out: {', '.join(names)}"
 
 
-def described(title: str, wall_s: float, cost: Mapping[str, Any]) -> str:
+def described(title: str, wall_s: float, cost: StageCost) -> str:
     """Return the line for a stage that is done."""
     parts = [f"{wall_s:.1f} s", f"{cost['cpu_s']:.1f} CPU-s"]
     if cost["bytes_in"]:
         parts.insert(0, f"{cost['bytes_in'] / 1e6:.1f} MB")
         parts.append(f"{cost['bytes_in'] / 1e6 / max(cost['cpu_s'], 1e-3):.0f} MB/CPU-s")
-    parts.append(f"{cost['peak_rss_bytes'] / 1e6:.0f} MB memory a task")
+    parts.append(f"{cost['peak_rss_bytes'] / 1e6:.0f} MB memory per task")
     return f"data: {title}: {', '.join(parts)}"

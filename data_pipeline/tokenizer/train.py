@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import xxhash
 
+from data_pipeline.dedup.stages import kept
 from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.chunks import Chunk, ChunkWriter, read_chunk
-from data_pipeline.tasks.work import Work
-from data_pipeline.tokenizer.count import content_hash, kept
-from data_pipeline.tokenizer.encoder import train_tokenizer
+from data_pipeline.tasks.work import Output, Result, Work
+from data_pipeline.tokenizer.count import Tokenizer, content_hash
+from data_pipeline.tokenizer.encoder import Encoder, train_tokenizer
+from loopcoder.storage.digest import file_digest
 from loopcoder.storage.files import write_bytes
 
 _SPARE = 2
 """Documents are drawn for this many times what is wanted, since some turn out to be copies."""
 
 
+@dataclass(frozen=True)
+class Sampled(Result):
+    """What was drawn of a chunk."""
+
+    stage: ClassVar[str] = "sample"
+    chunks: list[Chunk]
+    """In the folder of samples."""
+
+
 def is_trained(work: Work) -> bool:
     return work.data.build.tokenizer == "train"
 
 
-def sample(work: Work, chunk: int) -> dict[str, Any]:
+def sample(work: Work, chunk: int) -> Output:
     """Write the documents of a chunk that the tokenizer may be trained on.
 
     Which ones is decided by the hash of their ids against the share of its domain that is wanted.
@@ -33,22 +44,21 @@ def sample(work: Work, chunk: int) -> dict[str, Any]:
     wanted = _SPARE * _share(work, total)
     threshold = {domain: min(1.0, wanted / size) * 2**64 for domain, size in total.items()}
     tally = Tally("dedup")
-    with ChunkWriter(work.folder / "sample", chunk, 1 << 62) as out:
+    folder = work.folder / "sample"
+    with ChunkWriter(folder, chunk, 1 << 62) as out:
         for document in kept(work, chunk, tally):
             if _order(document) < threshold[document.domain] and not _is_held_out(work, document):
                 out.add(document)
-    return {
-        "chunks": [asdict(c) for c in out.chunks],
-        "bytes_in": sum(work.chunks[chunk].text_bytes.values()),
-    }
+    files = [folder / drawn.name for drawn in out.chunks]
+    return Output(Sampled(out.chunks), files=files, bytes_in=work.text_bytes(chunk))
 
 
-def make(work: Work, _: int) -> dict[str, Any]:
+def make(work: Work, _: int) -> Output:
     """Write tokenizer.json."""
     work.tokenizer.parent.mkdir(parents=True, exist_ok=True)
     if not is_trained(work):
         write_bytes(work.tokenizer, Path(work.data.build.tokenizer).expanduser().read_bytes())
-        return _facts(work, 0)
+        return _made(work, 0)
     share = _share(work, _domain_bytes(work))
     chosen: list[str] = []
     used = 0
@@ -64,25 +74,25 @@ def make(work: Work, _: int) -> dict[str, Any]:
     train_tokenizer(chosen, work.data.build.tokenizer_vocab_size, temporary)
     write_bytes(work.tokenizer, temporary.read_bytes())
     temporary.unlink()
-    return _facts(work, used)
+    return _made(work, used)
 
 
-def _facts(work: Work, used: int) -> dict[str, Any]:
-    encoder = work.encoder()
-    return {
-        "xxh3_128": work.tokenizer_hash,
-        "vocab_size": encoder.vocab_size,
-        "eod_id": encoder.eod_id,
-        "engine": encoder.engine,
-        "trained": is_trained(work),
-        "bytes_in": used,
-    }
+def _made(work: Work, used: int) -> Output:
+    encoder = Encoder(work.tokenizer, backend=work.data.build.tokenizer_backend)
+    result = Tokenizer(
+        xxh3_128=file_digest(work.tokenizer),
+        vocab_size=encoder.vocab_size,
+        eod_id=encoder.eod_id,
+        engine=encoder.engine,
+        trained=is_trained(work),
+    )
+    return Output(result, files=[work.tokenizer], bytes_in=used)
 
 
 def _sampled(work: Work) -> Iterator[Document]:
-    for facts in work.facts("sample", len(work.chunks)):
-        for chunk in facts["chunks"]:
-            yield from read_chunk(work.folder / "sample", Chunk(**chunk))
+    for done in work.all_done(Sampled):
+        for chunk in done.result.chunks:
+            yield from read_chunk(work.folder / "sample", chunk)
 
 
 def _order(document: Document) -> int:

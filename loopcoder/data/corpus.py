@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from loopcoder.data.corpus_files import MANIFEST, TOKEN_BYTES, TOKENIZER
+from loopcoder.config.renamed import translate_manifest
 from loopcoder.data.indexed import check_pair
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.files import fault_of
@@ -19,7 +19,13 @@ from loopcoder.storage.files import fault_of
 FORMAT_VERSION = 2
 """Of the manifest and of what the pipeline makes of its input; raising it rebuilds every corpus."""
 
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+TOKEN_BYTES = "token_bytes.npy"
+REPORT = "report.html"
+
 Verify = Literal["hash", "size"]
+"""`hash` reads every byte of a corpus; `size` opens no file but the manifest."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Corpus:
         return [int(shard["tokens"]) for shard in self._stats(domain, split)["shards"]]
 
     def tokens(self, domain: str, split: str) -> int:
-        """Return the number of tokens, one EOD a document included."""
+        """Return the number of tokens, one EOD per document included."""
         return int(self._stats(domain, split)["tokens"])
 
     def documents(self, domain: str, split: str) -> int:
@@ -77,65 +83,86 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
 
     Args:
         folder: Folder that holds manifest.json.
-        verify: `hash` reads every byte; `size` compares sizes and indices only.
+        verify: `hash` compares sizes and hashes of all files, every index with its data, and the
+            end of every document. `size` compares the sizes of the files: some microseconds per
+            file, whatever they hold, so that every rank can do it.
 
     Raises:
         InputError: with everything that is missing, cut off, altered or of another version.
     """
     folder = Path(folder).expanduser()
-    fix = f"delete {folder} and build it again (data=sample, files and hf do so by themselves)"
-    manifest = _read_manifest(folder, fix)
+    manifest = read_manifest(folder)
     try:
-        return _checked(folder, manifest, verify, fix)
+        problems = list(_faults(folder, manifest, verify))
+        if verify == "hash" and not problems:
+            problems += _pairs(folder, manifest)
+        problems += _sums(folder, manifest)
+        if problems:
+            raise InputError(problems)
+        tokenizer = manifest["tokenizer"]
+        return Corpus(
+            dir=folder,
+            domains=tuple(manifest["domains"]),
+            tokenizer_path=folder / TOKENIZER,
+            tokenizer_hash=tokenizer["xxh3_128"],
+            vocab_size=tokenizer["vocab_size"],
+            eod_id=tokenizer["eod_id"],
+            fingerprint=manifest["fingerprint"],
+            manifest=manifest,
+        )
     except (KeyError, TypeError, AttributeError) as e:
         why = f"an entry is missing or of the wrong kind: {e!r}"
-        raise InputError.of(f"{folder / MANIFEST} was altered", why, fix) from e
+        raise InputError.of(f"{folder / MANIFEST} was altered", why, rebuild(folder)) from e
 
 
-def _checked(folder: Path, manifest: Mapping[str, Any], verify: str, fix: str) -> Corpus:
-    problems = [
-        p
-        for name, wanted in manifest["files"].items()
-        if (p := check_file(folder / name, wanted, verify, fix)) is not None
-    ]
-    if problems:
-        raise InputError(problems)
+def rebuild(folder: Path) -> str:
+    """Return the fix of a corpus that is damaged."""
+    return f"delete {folder} and build it again (data=sample, files and hf do so by themselves)"
+
+
+def _faults(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterator[Problem]:
+    """Compare every file with its entry in the manifest."""
+    for name, wanted in manifest["files"].items():
+        fact = fault_of(folder / name, wanted, contents=verify == "hash")
+        if fact:
+            yield Problem(fact, "it was cut off or changed after it was built", rebuild(folder))
+
+
+def _pairs(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
+    """Compare every index with its data, and both with the manifest."""
     tokenizer = manifest["tokenizer"]
-    for domain in manifest["domains"].values():
-        for stats in (shard for split in domain.values() for shard in split["shards"]):
+    for splits in manifest["domains"].values():
+        for shard in (shard for split in splits.values() for shard in split["shards"]):
             try:
                 found = check_pair(
-                    folder / stats["prefix"],
+                    folder / shard["prefix"],
                     vocab_size=tokenizer["vocab_size"],
                     eod_id=tokenizer["eod_id"],
-                    read_ends=verify == "hash",
                 )
-                if found != (stats["documents"], stats["tokens"]):
-                    raise ValueError(f"{stats['prefix']} has {found}, the manifest {stats}")
+                if found != (shard["documents"], shard["tokens"]):
+                    raise ValueError(f"{shard['prefix']} has {found}, the manifest {shard}")
             except (ValueError, OSError) as e:
-                problems.append(Problem(f"{folder}: {e}", "index, data and manifest differ", fix))
+                why = "index, data and manifest differ"
+                yield Problem(f"{folder}: {e}", why, rebuild(folder))
+
+
+def _sums(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
+    """Compare what the manifest says of a split with what it says of its shards."""
     for domain, splits in manifest["domains"].items():
         for split, stats in splits.items():
             for key in ("documents", "tokens"):
                 total = sum(shard[key] for shard in stats["shards"])
                 if total != stats[key]:
                     fact = f"{folder / MANIFEST}: {domain} {split} has {stats[key]:,} {key}"
-                    problems.append(Problem(fact, f"its shards have {total:,}", fix))
-    if problems:
-        raise InputError(problems)
-    return Corpus(
-        dir=folder,
-        domains=tuple(manifest["domains"]),
-        tokenizer_path=folder / TOKENIZER,
-        tokenizer_hash=tokenizer["xxh3_128"],
-        vocab_size=tokenizer["vocab_size"],
-        eod_id=tokenizer["eod_id"],
-        fingerprint=manifest["fingerprint"],
-        manifest=manifest,
-    )
+                    yield Problem(fact, f"its shards have {total:,}", rebuild(folder))
 
 
-def _read_manifest(folder: Path, fix: str) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a corpus, in the words of this version.
+
+    Raises:
+        InputError: there is none, or it is damaged or of another version.
+    """
     path = folder / MANIFEST
     if not folder.is_dir():
         raise InputError.of(
@@ -153,15 +180,9 @@ def _read_manifest(folder: Path, fix: str) -> dict[str, Any]:
             f"data=files path={folder} for documents, or a folder that `loopcoder data` printed",
         ) from e
     except (OSError, ValueError) as e:
-        raise InputError.of(f"cannot read {path}", str(e), fix) from e
+        raise InputError.of(f"cannot read {path}", str(e), rebuild(folder)) from e
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         why = f"this code reads version {FORMAT_VERSION}"
-        raise InputError.of(f"{path} has format_version {version}", why, fix)
-    return dict(manifest)
-
-
-def check_file(path: Path, wanted: Mapping[str, Any], verify: str, fix: str) -> Problem | None:
-    """Compare a file of a corpus with its entry in the manifest."""
-    fact = fault_of(path, wanted, contents=verify == "hash")
-    return Problem(fact, "it was cut off or changed after it was built", fix) if fact else None
+        raise InputError.of(f"{path} has format_version {version}", why, rebuild(folder))
+    return dict(translate_manifest(manifest))

@@ -35,7 +35,7 @@ def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
 class IndexedWriter:
     """Appends documents to `<prefix>.bin`; `finish` adds `<prefix>.idx` and gives both their names.
 
-    Memory: 4 bytes a document. Until `finish` the files carry the suffix .tmp.
+    Memory: 4 bytes per document. Until `finish` the files carry the suffix .tmp.
     """
 
     def __init__(self, prefix: Path, vocab_size: int) -> None:
@@ -92,14 +92,15 @@ class IndexedWriter:
         self._bin.close()
 
 
-def check_pair(prefix: Path, *, vocab_size: int, eod_id: int, read_ends: bool) -> tuple[int, int]:
+def check_pair(prefix: Path, *, vocab_size: int, eod_id: int) -> tuple[int, int]:
     """Check that `<prefix>.idx` describes `<prefix>.bin`; return (documents, tokens).
+
+    Reads both; of the `.bin`, the last token of every document is compared with EOD.
 
     Args:
         prefix: Path of both without suffix.
         vocab_size: Size of the tokenizer, which fixes the type of the ids.
         eod_id: Id that every document must end with.
-        read_ends: Look up the last token of every document (reads the whole .bin, by pages).
 
     Raises:
         ValueError: with the fact, if they disagree.
@@ -137,17 +138,14 @@ def check_pair(prefix: Path, *, vocab_size: int, eod_id: int, read_ends: bool) -
             f"{bin_path.name} has {size} bytes, but {index_path.name} names {count} documents with "
             f"{tokens} tokens of {dtype().itemsize} bytes"
         )
-    if read_ends:
-        first = 0
-        # read, not mapped: pages once touched would count as this process's memory
-        for ids in chunks_of(bin_path, dtype):
-            here = ends[np.searchsorted(ends, first, "right") :]
-            here = here[: np.searchsorted(here, first + len(ids), "right")]
-            if not (ids[here - first - 1] == eod_id).all():
-                raise ValueError(
-                    f"{bin_path.name} has documents that do not end with token {eod_id}"
-                )
-            first += len(ids)
+    first = 0
+    # read, not mapped: pages once touched would count as this process's memory
+    for ids in chunks_of(bin_path, dtype):
+        here = ends[np.searchsorted(ends, first, "right") :]
+        here = here[: np.searchsorted(here, first + len(ids), "right")]
+        if not (ids[here - first - 1] == eod_id).all():
+            raise ValueError(f"{bin_path.name} has documents that do not end with token {eod_id}")
+        first += len(ids)
     return int(count), tokens
 
 

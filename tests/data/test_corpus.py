@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
 import random
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_pipeline.driver import prepare
 from loopcoder.config.data import DataConfig
-from loopcoder.data.corpus import Corpus, load_corpus
+from loopcoder.data.corpus import Corpus, Verify, load_corpus
 from loopcoder.errors import InputError
 from loopcoder.storage.digest import file_digest
 
+VERIFY: tuple[Verify, ...] = ("hash", "size")
 UNCHECKED = {"manifest.json", "report.html"}
 """The manifest itself, and what may be written anew."""
 
@@ -35,8 +41,8 @@ def test_every_file_is_checked(corpus: Corpus, rng: random.Random) -> None:
     assert load_corpus(corpus.dir) == load_corpus(str(corpus.dir), verify="size") == corpus
     files = [p for p in corpus.dir.rglob("*") if p.is_file() and p.name not in UNCHECKED]
     names = sorted(str(p.relative_to(corpus.dir)) for p in files)
-    # two shards and two held-out domains, the manifest of the shards, tokenizer and token_bytes
-    assert len(names) == 4 * 2 + 1 + 2
+    # two shards and two held-out domains, tokenizer and token_bytes
+    assert len(names) == 4 * 2 + 2
     for name in names:
         path = corpus.dir / name
         good = path.read_bytes()
@@ -50,8 +56,9 @@ def test_every_file_is_checked(corpus: Corpus, rng: random.Random) -> None:
             with pytest.raises(InputError, match=rf"{name} has {length:,} bytes.*{len(good):,}"):
                 load_corpus(corpus.dir, verify="size")
         path.unlink()
-        with pytest.raises(InputError, match=f"{name} is missing"):
-            load_corpus(corpus.dir)
+        for verify in VERIFY:
+            with pytest.raises(InputError, match=f"{name} is missing"):
+                load_corpus(corpus.dir, verify)
         path.write_bytes(good)
     load_corpus(corpus.dir)
 
@@ -96,3 +103,57 @@ def test_counts_must_agree(corpus: Corpus) -> None:
     )
     with pytest.raises(InputError, match="code train has"):
         load_corpus(corpus.dir, verify="size")
+
+
+def test_by_size_no_file_but_the_manifest_is_opened(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    really = io.open
+
+    def noted(file: Any, *args: Any, **how: Any) -> Any:
+        opened.append(Path(file))
+        return really(file, *args, **how)
+
+    monkeypatch.setattr(io, "open", noted)
+    monkeypatch.setattr(builtins, "open", noted)
+    monkeypatch.setattr(np, "memmap", None)
+    monkeypatch.setattr(np, "fromfile", None)
+    assert load_corpus(corpus.dir, "size") == corpus
+    assert opened == [corpus.dir / "manifest.json"]
+    with pytest.raises(InputError, match="NoneType"):  # so an index would have been noticed
+        load_corpus(corpus.dir, "hash")
+    assert len(opened) > 5
+
+
+def test_a_corpus_of_many_files_opens_by_size_at_once(corpus: Corpus) -> None:
+    """20,000 files of 1 TB each, as 18T tokens would have them, were they not sparse."""
+    size, number = 1 << 40, 10_000
+    prefixes = [f"train/text-{i:05}" for i in range(number)]
+
+    def grow(manifest: Any) -> None:
+        train = manifest["domains"]["text"]["train"]
+        train["shards"] = [{"prefix": p, "documents": 1, "tokens": size} for p in prefixes]
+        train |= {"documents": number, "tokens": number * size}
+        entry = {"bytes": size, "xxh3_128": "0" * 32}
+        manifest["files"] |= {p + end: entry for p in prefixes for end in (".bin", ".idx")}
+
+    for prefix in prefixes:
+        for end in (".bin", ".idx"):
+            with open(corpus.dir / (prefix + end), "wb") as file:
+                file.truncate(size)
+    edit(corpus.dir / "manifest.json", grow)
+    tracemalloc.start()
+    load_corpus(corpus.dir, "size")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    start = time.process_time()
+    many = load_corpus(corpus.dir, "size")
+    seconds = time.process_time() - start
+    assert len(many.prefixes("text", "train")) == number
+    assert seconds < 5, seconds
+    assert peak < 60e6, peak
+    with open(corpus.dir / f"{prefixes[-1]}.bin", "wb") as file:
+        file.truncate(size - 1)
+    with pytest.raises(InputError, match=f"{prefixes[-1]}.bin has"):
+        load_corpus(corpus.dir, "size")

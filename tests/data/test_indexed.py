@@ -36,7 +36,7 @@ def test_bytes_equal_those_of_megatron(tmp_path: Path, rng: random.Random, vocab
     for suffix in (".bin", ".idx"):
         ours = (tmp_path / f"ours{suffix}").read_bytes()
         assert ours == (tmp_path / f"theirs{suffix}").read_bytes()
-    found = check_pair(tmp_path / "ours", vocab_size=vocab_size, eod_id=EOD, read_ends=True)
+    found = check_pair(tmp_path / "ours", vocab_size=vocab_size, eod_id=EOD)
     assert found[0] == 40 == len(IndexedDataset(str(tmp_path / "ours")))
 
 
@@ -75,4 +75,4 @@ def test_check_pair_sees_a_changed_index(tmp_path: Path, rng: random.Random) -> 
         bad[position] ^= rng.randrange(1, 256)
         (tmp_path / "a.idx").write_bytes(bad)
         with pytest.raises(ValueError):
-            check_pair(tmp_path / "a", vocab_size=600, eod_id=EOD, read_ends=True)
+            check_pair(tmp_path / "a", vocab_size=600, eod_id=EOD)

@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from data_pipeline import finish, stages
+from data_pipeline import finish
 from data_pipeline.driver import prepare
-from data_pipeline.tokenizer import count as tokens
+from data_pipeline.shuffle import stages as shuffle
+from data_pipeline.tasks.work import write_sealed
 from data_pipeline.tokenizer import train as vocabulary
 from data_pipeline.tokenizer.spec import EOD
 from loopcoder.cli import main as cli
@@ -251,9 +252,9 @@ def hashes(corpus: Corpus) -> dict[str, Any]:
 
 FAILURES = [
     (vocabulary, "train_tokenizer"),
-    (tokens, "to_buckets"),
-    (stages, "seal"),
-    (finish, "synced_entry"),
+    (shuffle, "to_buckets"),
+    (shuffle, "assemble"),
+    (finish, "write_report"),
 ]
 
 
@@ -269,7 +270,7 @@ def test_a_failed_build_continues(
     name: str,
     error: BaseException,
 ) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **named: object) -> None:
         raise error
 
     with monkeypatch.context() as patch:
@@ -286,6 +287,46 @@ def test_a_failed_build_continues(
     assert not left(config(), ".work")
     other = prepare(config(cache_dir=str(tmp_path / "other")))
     assert hashes(corpus) == hashes(other)
+
+
+def test_a_build_that_an_older_version_began_is_refused(config: Config) -> None:
+    corpus = prepare(config(keep_work=True), report=lambda _: None)
+    (work,) = left(config(), ".work")
+    name, made_of = corpus.dir.name, corpus.fingerprint
+    shutil.rmtree(corpus.dir)
+    shutil.rmtree(work / "done" / "parts")
+    (work / "parts.json").write_text(json.dumps({"fingerprint": made_of, "parts": 1, "bytes": 9}))
+    with pytest.raises(InputError) as error:
+        prepare(config())
+    problem = error.value.problems[0]
+    assert "another version" in problem.why
+    assert problem.fix == f"delete {work} and start the same command again"
+    shutil.rmtree(work)
+    assert prepare(config(), report=lambda _: None).dir.name == name
+
+
+def test_a_corpus_that_is_gone_while_its_work_is_there(config: Config) -> None:
+    corpus = prepare(config(keep_work=True), report=lambda _: None)
+    shutil.rmtree(corpus.dir)
+    (work,) = left(config(), ".work")
+    with pytest.raises(InputError, match=rf"(?s)manifest.json is missing.*delete {work} and start"):
+        prepare(config(), report=lambda _: None)
+
+
+def test_a_part_of_the_input_that_cannot_be_read_is_no_traceback(config: Config) -> None:
+    corpus = prepare(config(keep_work=True), report=lambda _: None)
+    shutil.rmtree(corpus.dir)
+    (work,) = left(config(), ".work")
+    shutil.rmtree(work / "done" / "read")
+    part = work / "parts" / "00000"
+    good = part.read_bytes()
+    part.write_bytes(good[:-3])
+    with pytest.raises(InputError, match=rf"(?s)parts/00000 .* other content.*delete {work} and"):
+        prepare(config(), report=lambda _: None)
+    # whole, but its class is no longer there
+    write_sealed(part, good[16:].replace(b"readers.files", b"readers.fyles"))
+    with pytest.raises(InputError, match=r"(?s)parts/00000 cannot be read: .*readers.fyles"):
+        prepare(config(), report=lambda _: None)
 
 
 def test_killed_builder(config: Config, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def read(parts: Any) -> tuple[list[Document], Tally]:
         part = pickle.loads(pickle.dumps(parts[number]))
         found[number] = list(part.documents(tally))
         tally.check()
-        total.add(tally.as_dict())
+        total.add(tally)
     return [document for number in sorted(found) for document in found[number]], total
 
 

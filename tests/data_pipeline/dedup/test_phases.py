@@ -1,45 +1,39 @@
-"""Deduplication against theory, against itself for other ranks and crashes, and against damage."""
+"""Deduplication against theory, and against itself in pieces and in another order."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
-import os
 import random
-import signal
-import subprocess
-import sys
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import xxhash
 
-from data_pipeline.dedup import pairs
-from data_pipeline.dedup import phases as near_dedup
-from data_pipeline.dedup.minhash import MinHashConfig, choose, detection, shingles
-from data_pipeline.dedup.phases import cluster, drop, match, num_matches, share, sign
+from data_pipeline.dedup import pairs, phases
+from data_pipeline.dedup.minhash import num_hashes, shingles
+from data_pipeline.dedup.pairs import Sketches
+from data_pipeline.dedup.phases import (
+    REASONS,
+    SKETCH,
+    OtherDocumentsError,
+    cluster,
+    drop,
+    has_sketches,
+    match,
+    record_files,
+    sign,
+)
 from data_pipeline.schema import Document, Tally
-from data_pipeline.tasks import done_folder
-from loopcoder.errors import InputError
-from loopcoder.storage import files as durable
+from loopcoder.config.build import NearDedupConfig
 
-CONFIG = MinHashConfig()
-Parts = Sequence[Sequence[Document]]
-
-
-@pytest.fixture(autouse=True)
-def synced(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The names of what was synced to disk, instead of doing so: it takes most of the time."""
-    names: set[str] = set()
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: names.add(str(Path(f"/proc/self/fd/{fd}").readlink()))
-    )
-    return names
+CONFIG = NearDedupConfig()
+EXACT_ONLY = NearDedupConfig(enabled=False)
+Chunks = Sequence[Sequence[Document]]
 
 
 def document(text: str, name: str, domain: str = "text") -> Document:
@@ -59,26 +53,69 @@ def pair_of(rng: random.Random, common: int, own: int) -> tuple[str, str]:
 
 
 def run(
-    folder: Path, parts: Parts, config: MinHashConfig = CONFIG, world_size: int = 1
+    folder: Path,
+    chunks: Chunks,
+    config: NearDedupConfig = CONFIG,
+    order: random.Random | None = None,
 ) -> list[list[str]]:
-    """Do all phases, rank after rank; return the names of the documents that stay, by part."""
-    for rank in range(world_size):
-        for part in share(len(parts), rank, world_size):
-            sign(parts[part], folder, part, config)
-    for rank in reversed(range(world_size)):
-        for index in share(num_matches(config), rank, world_size):
-            match(folder, index, len(parts), config)
-    drops = cluster(folder, len(parts), config)
+    """Do all stages, the tasks of each in any order; return the names of the documents that stay,
+    by chunk."""
+    order = order or random.Random(0)
+    names = record_files(config)
+    signed: dict[int, tuple[int, str]] = {}
+    for chunk in order.sample(range(len(chunks)), len(chunks)):
+        (folder / "sign" / str(chunk)).mkdir(parents=True)
+        signed[chunk] = sign(chunks[chunk], chunk, folder / "sign" / str(chunk), config)
+    folders = [folder / "sign" / str(chunk) for chunk in range(len(chunks))]
+    (folder / "match").mkdir()
+    for name in order.sample(names, len(names)):
+        exact = name == names[-1]
+        sketches = None
+        if has_sketches(config) and not exact:
+            assert config.verify is not None
+            sketches = Sketches([f / SKETCH for f in folders], num_hashes(config), config.verify)
+        records = [f / name for f in folders]
+        match(records, folder / "match" / name, exact=exact, sketches=sketches)
+    *near, exact_pairs = [folder / "match" / name for name in names]
+    counts = [signed[chunk][0] for chunk in range(len(chunks))]
+    reasons = [r.tobytes() for r in cluster(near, exact_pairs, counts, folder)]
     tally = Tally("dedup")
-    kept = [[d.id for d in drop(part, folder, i, tally)] for i, part in enumerate(parts)]
+    kept = [
+        [d.id for d in drop(chunk, reasons[i], signed[i][1], tally)]
+        for i, chunk in enumerate(chunks)
+    ]
     tally.check()
+    drops = Counter(REASONS[code] for chunk in reasons for code in chunk if code)
     assert tally.drops == drops
-    assert tally.rows_in == sum(map(len, parts))
+    assert tally.rows_in == sum(map(len, chunks))
     return kept
 
 
-def some_parts(rng: random.Random, num_parts: int = 5) -> list[list[Document]]:
-    """Parts with copies, near copies, prose, code and empty documents."""
+# What is chosen by default: the S-curve of Leskovec, Rajaraman and Ullman
+
+
+def detection(similarity: float, bands: int, rows: int) -> float:
+    """Return the probability that two documents of this Jaccard similarity share a band."""
+    return -math.expm1(bands * math.log1p(-(similarity**rows))) if similarity < 1 else 1.0
+
+
+def choose(threshold: float, detect: float, hashes: int) -> tuple[int, int]:
+    """Return the (bands, rows) of up to `hashes` that find pairs at the threshold with probability
+    `detect`, and the fewest below it."""
+    below = np.linspace(0, threshold, 201)
+    return min(
+        (
+            (bands, rows)
+            for rows in range(1, hashes + 1)
+            for bands in range(1, hashes // rows + 1)
+            if detection(threshold, bands, rows) >= detect
+        ),
+        key=lambda split: sum(detection(float(x), *split) for x in below),
+    )
+
+
+def some_chunks(rng: random.Random, num_chunks: int = 5) -> list[list[Document]]:
+    """Chunks with copies, near copies, prose, code and empty documents."""
     texts = [" ".join(words(rng, rng.randrange(5, 200))) for _ in range(40)]
     texts += [text.replace(" ", "  \n", 1) + "\r\n" for text in texts[:10]]
     texts += [text + " tail" for text in texts[5:20]] + ["", "", "\n", "?!", "one", "One.", "two"]
@@ -86,7 +123,7 @@ def some_parts(rng: random.Random, num_parts: int = 5) -> list[list[Document]]:
     documents = [
         document(text, str(i), rng.choice(("text", "code"))) for i, text in enumerate(texts)
     ]
-    return [documents[i::num_parts] for i in range(num_parts)]
+    return [documents[i::num_chunks] for i in range(num_chunks)]
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -101,13 +138,9 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_choice_of_bands() -> None:
-    assert choose(0.8) == (CONFIG.bands, CONFIG.rows) == (14, 8)
+    assert choose(0.8, 0.92, 112) == (CONFIG.bands, CONFIG.rows) == (14, 8)
     found = [detection(j, 14, 8) for j in (0.0, 0.7, 0.8, 0.9, 1.0)]
     assert found == pytest.approx([0, 0.5645, 0.9235, 0.9996, 1], abs=1e-4)
-    bands, rows = choose(0.5, detect=0.9, num_hashes=64)
-    assert bands * rows <= 64 and detection(0.5, bands, rows) >= 0.9
-    with pytest.raises(ValueError, match="raise `num_hashes`"):
-        choose(0.1, num_hashes=4)
 
 
 @pytest.mark.parametrize(("similarity", "common", "own"), [(0.7, 14, 3), (0.8, 8, 1), (0.9, 18, 1)])
@@ -120,13 +153,13 @@ def test_planted_pairs_are_found_as_often_as_theory_says(
     planted = [pair_of(rng, common * scale, own * scale) for _ in range(num_pairs)]
     sets = [set(shingles([t.encode()], code=False, length=5)[0].tolist()) for t in planted[0]]
     assert len(sets[0] & sets[1]) / len(sets[0] | sets[1]) == pytest.approx(similarity, abs=1e-12)
-    parts = [[document(p[k], f"{i}.{k}") for i, p in enumerate(planted)] for k in (0, 1)]
+    chunks = [[document(p[k], f"{i}.{k}") for i, p in enumerate(planted)] for k in (0, 1)]
     config = dataclasses.replace(CONFIG, verify=verify)
-    kept = run(tmp_path, parts, config)
-    # nothing but planted pairs is found, and of those the copy in the first part stays
+    kept = run(tmp_path, chunks, config)
+    # nothing but planted pairs is found, and of those the copy in the first chunk stays
     assert len(kept[0]) == num_pairs
     found = num_pairs - len(kept[1])
-    slots = np.random.default_rng(seed).random((20_000, config.num_hashes)) < similarity
+    slots = np.random.default_rng(seed).random((20_000, num_hashes(config))) < similarity
     hit = slots.reshape(-1, config.bands, config.rows).all(axis=2).any(axis=1)
     wanted = (hit & (slots.mean(axis=1) >= (verify or 0))).mean()
     if verify is None:
@@ -139,10 +172,10 @@ def test_planted_pairs_are_found_as_often_as_theory_says(
 def test_verification_spares_what_a_band_finds_by_chance(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     planted = [pair_of(rng, 100, 50) for _ in range(400)]  # J = 0.5
-    parts = [[document(p[k], f"{i}.{k}") for i, p in enumerate(planted)] for k in (0, 1)]
-    blind = run(tmp_path / "a", parts, dataclasses.replace(CONFIG, verify=None))
+    chunks = [[document(p[k], f"{i}.{k}") for i, p in enumerate(planted)] for k in (0, 1)]
+    blind = run(tmp_path / "a", chunks, dataclasses.replace(CONFIG, verify=None))
     assert 398 > len(blind[1]) > 350  # 21 of 400 expected, standard deviation 4.5
-    assert len(run(tmp_path / "b", parts)[1]) == 400
+    assert len(run(tmp_path / "b", chunks)[1]) == 400
 
 
 # What counts as a token
@@ -187,42 +220,44 @@ def test_short_documents(tmp_path: Path) -> None:
 
 
 def test_exact_copies_are_always_found(tmp_path: Path, rng: random.Random) -> None:
-    parts = some_parts(rng)
-    for part in parts:
-        part += [document(d.text + "  \n", d.id + "+", "code") for d in rng.choice(parts)]
-    for config in (CONFIG, dataclasses.replace(CONFIG, bands=0)):
-        folder = tmp_path / str(config.bands)
-        kept = {name for part in run(folder, parts, config) for name in part}
+    chunks = some_chunks(rng)
+    for chunk in chunks:
+        chunk += [document(d.text + "  \n", d.id + "+", "code") for d in rng.choice(chunks)]
+    for config in (CONFIG, EXACT_ONLY):
+        folder = tmp_path / str(config.enabled)
+        kept = {name for chunk in run(folder, chunks, config) for name in chunk}
         first: dict[str, str] = {}
-        for d in itertools.chain(*parts):
+        for d in itertools.chain(*chunks):
             first.setdefault(d.text.rstrip().replace("  \n", "\n"), d.id)
         assert kept <= set(first.values())
-        if not config.bands:
+        if not config.enabled:
             assert kept == set(first.values())
 
 
-def test_number_of_ranks_does_not_matter(tmp_path: Path, rng: random.Random) -> None:
-    parts = some_parts(rng)
-    kept = run(tmp_path / "1", parts)
-    for world_size in (2, 5):
-        assert run(tmp_path / str(world_size), parts, world_size=world_size) == kept
-        assert tree(tmp_path / str(world_size)) == tree(tmp_path / "1")
+def test_order_of_the_tasks_does_not_matter(tmp_path: Path, rng: random.Random) -> None:
+    chunks = some_chunks(rng)
+    kept = run(tmp_path / "0", chunks)
+    for name in ("1", "2"):
+        assert run(tmp_path / name, chunks, order=rng) == kept
+        assert tree(tmp_path / name) == tree(tmp_path / "0")
 
 
-def test_order_of_the_parts_decides_only_which_copy_stays(
+def test_order_of_the_chunks_decides_only_which_copy_stays(
     tmp_path: Path, rng: random.Random
 ) -> None:
-    parts = some_parts(rng)
-    kept = run(tmp_path / "a", parts, dataclasses.replace(CONFIG, verify=None))
-    order = rng.sample(range(len(parts)), len(parts))
+    chunks = some_chunks(rng)
+    kept = run(tmp_path / "a", chunks, dataclasses.replace(CONFIG, verify=None))
+    order = rng.sample(range(len(chunks)), len(chunks))
     turned = run(
-        tmp_path / "b", [parts[i] for i in order], dataclasses.replace(CONFIG, verify=None)
+        tmp_path / "b", [chunks[i] for i in order], dataclasses.replace(CONFIG, verify=None)
     )
-    texts = {d.id: " ".join(d.text.split()) for d in itertools.chain(*parts)}
+    texts = {d.id: " ".join(d.text.split()) for d in itertools.chain(*chunks)}
 
     def stems(names: Sequence[Sequence[str]]) -> list[str]:
         of = (
-            texts[n].removesuffix(" tail").removesuffix(".").lower() for part in names for n in part
+            texts[n].removesuffix(" tail").removesuffix(".").lower()
+            for chunk in names
+            for n in chunk
         )
         return sorted(of)
 
@@ -232,16 +267,16 @@ def test_order_of_the_parts_decides_only_which_copy_stays(
 def test_small_pieces_give_the_same(
     tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = some_parts(rng)
-    parts[2] += [document("the very same words " + "!" * i, f"hot{i}") for i in range(300)]
-    parts[4] += [document("", f"empty{i}") for i in range(100)]
-    kept = run(tmp_path / "whole", parts)
+    chunks = some_chunks(rng)
+    chunks[2] += [document("the very same words " + "!" * i, f"hot{i}") for i in range(300)]
+    chunks[4] += [document("", f"empty{i}") for i in range(100)]
+    kept = run(tmp_path / "whole", chunks)
     assert kept[2][-1] == "hot0"
-    monkeypatch.setattr(pairs, "CHUNK", 32)
-    monkeypatch.setattr(near_dedup, "CHUNK", 32)
-    monkeypatch.setattr(near_dedup, "_BATCH_BYTES", 500)
-    monkeypatch.setattr(near_dedup, "_MEMMAP_DOCUMENTS", 0)
-    assert run(tmp_path / "pieces", parts) == kept
+    monkeypatch.setattr(pairs, "BLOCK", 32)
+    monkeypatch.setattr(phases, "BLOCK", 32)
+    monkeypatch.setattr(phases, "_BATCH_BYTES", 500)
+    monkeypatch.setattr(phases, "_MEMMAP_DOCUMENTS", 0)
+    assert run(tmp_path / "pieces", chunks) == kept
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -249,21 +284,35 @@ def test_memory_is_bounded(
     tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [" ".join(words(rng, 12)) for _ in range(5000)]
-    parts = [[document(text + "!" * k, f"{i}.{k}") for i, text in enumerate(texts)] for k in (0, 1)]
-    monkeypatch.setattr(pairs, "CHUNK", 1000)
-    monkeypatch.setattr(near_dedup, "CHUNK", 1000)
-    for module in (durable, done_folder):
-        # reads 16 MiB at a time
-        monkeypatch.setattr(
-            module, "file_digest", lambda path: xxhash.xxh3_128_hexdigest(path.read_bytes())
-        )
-    peaks = []
-    steps: list[Callable[[], object]] = [
-        lambda: sign(parts[0], tmp_path, 0, CONFIG),
-        lambda: sign(parts[1], tmp_path, 1, CONFIG),
-        *(lambda i=i: match(tmp_path, i, 2, CONFIG) for i in range(num_matches(CONFIG))),
-        lambda: cluster(tmp_path, 2, CONFIG),
+    chunks = [
+        [document(text + "!" * k, f"{i}.{k}") for i, text in enumerate(texts)] for k in (0, 1)
     ]
+    monkeypatch.setattr(pairs, "BLOCK", 1000)
+    monkeypatch.setattr(phases, "BLOCK", 1000)
+    (tmp_path / "match").mkdir()
+    names = record_files(CONFIG)
+    folders = [tmp_path / str(k) for k in (0, 1)]
+    for folder in folders:
+        folder.mkdir()
+
+    def matched(name: str) -> None:
+        exact = name == names[-1]
+        sketches = Sketches([f / SKETCH for f in folders], num_hashes(CONFIG), 0.75)
+        match(
+            [f / name for f in folders],
+            tmp_path / "match" / name,
+            exact=exact,
+            sketches=None if exact else sketches,
+        )
+
+    *near, exact = [tmp_path / "match" / name for name in names]
+    reasons: list[bytes] = []
+    steps: list[Callable[[], object]] = [
+        *(lambda k=k: sign(chunks[k], k, folders[k], CONFIG) for k in (0, 1)),
+        *(lambda name=name: matched(name) for name in names),
+        lambda: reasons.extend(r.tobytes() for r in cluster(near, exact, [5000, 5000], tmp_path)),
+    ]
+    peaks = []
     for step in steps:
         tracemalloc.start()
         step()
@@ -272,7 +321,7 @@ def test_memory_is_bounded(
     print(peaks)
     assert max(peaks[:2]) < 16e6
     assert max(peaks[2:]) < 1e6
-    assert len(list(drop(parts[1], tmp_path, 1, Tally("dedup")))) == 0
+    assert set(reasons[1]) == {REASONS.index("near_duplicate")}
 
 
 def test_union_find_against_a_plain_one(seed: int) -> None:
@@ -291,203 +340,23 @@ def test_union_find_against_a_plain_one(seed: int) -> None:
         assert pairs.roots_of(parents, np.arange(n)).tolist() == label
 
 
-# Crashes and damage
-
-_SCRIPT = """
-import json, os, signal, sys
-from pathlib import Path
-from data_pipeline.dedup import phases as near_dedup
-from data_pipeline.dedup.minhash import MinHashConfig
-from data_pipeline.schema import Document
-folder, rank, world_size, phase, die = Path(sys.argv[1]), *map(int, sys.argv[2:4]), *sys.argv[4:]
-config = MinHashConfig()
-lines = (folder / "parts.json").read_text()
-parts = [[Document(*fields) for fields in part] for part in json.loads(lines)]
-seal, left = near_dedup.seal, [int(die)]
-def dying(*args, **facts):
-    left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    seal(*args, **facts)
-near_dedup.seal = dying
-if "sign" in phase:
-    for part in near_dedup.share(len(parts), rank, world_size):
-        near_dedup.sign(parts[part], folder / "out", part, config)
-if "match" in phase:
-    for index in near_dedup.share(near_dedup.num_matches(config), rank, world_size):
-        near_dedup.match(folder / "out", index, len(parts), config)
-if "cluster" in phase:
-    near_dedup.cluster(folder / "out", len(parts), config)
-"""
-
-
-def start(
-    folder: Path, rank: int, world_size: int, phase: str, die: int
-) -> subprocess.Popen[bytes]:
-    arguments = [str(folder), str(rank), str(world_size), phase, str(die)]
-    return subprocess.Popen([sys.executable, "-c", _SCRIPT, *arguments])
-
-
-def write_parts(folder: Path, parts: Parts) -> None:
-    rows = [[[d.id, d.text, d.domain, d.language, d.source, d.path] for d in p] for p in parts]
-    (folder / "parts.json").write_text(json.dumps(rows))
-
-
-def test_processes_at_the_same_time(tmp_path: Path, rng: random.Random) -> None:
-    parts = some_parts(rng)
-    write_parts(tmp_path, parts)
-    for phase in ("sign", "match"):
-        processes = [start(tmp_path, rank, 2, phase, 0) for rank in range(2)]
-        assert [process.wait() for process in processes] == [0, 0]
-    kept = run(tmp_path / "here", parts)
-    assert run(tmp_path / "out", parts) == kept
-    assert tree(tmp_path / "out") == tree(tmp_path / "here")
-
-
-def test_kill_9(tmp_path: Path, rng: random.Random) -> None:
-    parts = some_parts(rng)
-    write_parts(tmp_path, parts)
-    total = len(parts) + num_matches(CONFIG) + 1
-    at = rng.randrange(1, total + 1)
-    print(f"killed in step {at} of {total}")
-    assert start(tmp_path, 0, 1, "sign match cluster", at).wait() == -signal.SIGKILL
-    assert len(list((tmp_path / "out").rglob("*.tmp"))) == 1
-    assert start(tmp_path, 0, 1, "sign match cluster", 0).wait() == 0
-    run(tmp_path / "here", parts)
-    assert tree(tmp_path / "out") == tree(tmp_path / "here")
-
-
-def test_a_stop_between_any_two_steps(
-    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts = some_parts(rng, 2)
-    kept = run(tmp_path / "whole", parts)
-    seal = near_dedup.seal
-    for at in range(len(parts) + num_matches(CONFIG) + 1):
-        steps = iter(range(at))
-
-        def stopping(*args: object, steps: Iterator[int] = steps, **facts: object) -> None:
-            if next(steps, None) is None:
-                raise KeyboardInterrupt
-            seal(*args, **facts)  # type: ignore[arg-type]
-
-        with monkeypatch.context() as patch:
-            patch.setattr(near_dedup, "seal", stopping)
-            with pytest.raises(KeyboardInterrupt):
-                run(tmp_path / str(at), parts)
-        assert run(tmp_path / str(at), parts) == kept
-        assert tree(tmp_path / str(at)) == tree(tmp_path / "whole")
-
-
-def test_what_is_there_is_not_done_again(
-    tmp_path: Path, rng: random.Random, synced: set[str]
-) -> None:
-    parts = some_parts(rng)
-    kept = run(tmp_path, parts)
-    for name in tree(tmp_path):
-        path = tmp_path / name
-        beside = path.parent.with_name(path.parent.name + ".tmp")
-        # the marker gets its name when it is synced
-        assert {str(beside / n) for n in (path.name, f"{path.name}.tmp")} & synced
-        assert str(path.parent.parent) in synced
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-
-    def unread() -> Iterator[Document]:
-        raise AssertionError("read again")
-        yield
-
-    assert sign(unread(), tmp_path, 0, CONFIG) == len(parts[0])
-    assert run(tmp_path, parts) == kept
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-
-
-DAMAGE = list(
-    itertools.product(("band-03.bin", "exact.bin", "sketch.bin"), ("truncated", "gone", "changed"))
-)[:-1]  # the sketches are read in places only, so no more than their size is compared
-
-
-@pytest.mark.parametrize(("name", "how"), DAMAGE)
-def test_a_damaged_file_is_named(tmp_path: Path, rng: random.Random, name: str, how: str) -> None:
-    parts = some_parts(rng, 2)
-    for part in (0, 1):
-        sign(parts[part], tmp_path, part, CONFIG)
-    path = tmp_path / "sign" / "00001" / name
-    data = bytearray(path.read_bytes())
-    if how == "truncated":
-        path.write_bytes(data[: rng.randrange(len(data))])
-    elif how == "gone":
-        path.unlink()
-    else:
-        data[rng.randrange(len(data))] ^= 1
-        path.write_bytes(data)
-    index = CONFIG.bands if name == "exact.bin" else 3
-    with pytest.raises(InputError) as error:
-        match(tmp_path, index, 2, CONFIG)
-    assert str(path) in str(error.value) and f"remove {path.parent} and" in str(error.value)
-    for file in path.parent.iterdir():
-        file.unlink()
-    path.parent.rmdir()
-    sign(parts[1], tmp_path, 1, CONFIG)
-    match(tmp_path, index, 2, CONFIG)
-
-
-def test_truncated_edges_and_drops_are_named(tmp_path: Path, rng: random.Random) -> None:
-    parts = some_parts(rng, 2)
-    run(tmp_path, parts)
-    drops = tmp_path / "cluster" / "drop-00001.bin"
-    drops.write_bytes(drops.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"(?s)drop-00001.bin has .* remove .*cluster and run"):
-        list(drop(parts[1], tmp_path, 1, Tally("dedup")))
-    (tmp_path / "cluster").rename(tmp_path / "away")
-    edges = tmp_path / "match" / "exact" / "edges.bin"
-    edges.write_bytes(edges.read_bytes()[:-16])
-    with pytest.raises(InputError, match=r"(?s)edges.bin has .* remove .*exact and run"):
-        cluster(tmp_path, 2, CONFIG)
-
-
-def test_phases_of_different_configs_and_inputs_do_not_mix(
-    tmp_path: Path, rng: random.Random
-) -> None:
-    parts = some_parts(rng, 3)
-    with pytest.raises(InputError, match="sign part 0 first"):
-        match(tmp_path, 0, 3, CONFIG)
-    sign(parts[0], tmp_path, 0, CONFIG, inputs="a")
-    with pytest.raises(InputError, match="the two must not mix"):
-        sign(parts[0], tmp_path, 0, CONFIG, inputs="b")
-    other = dataclasses.replace(CONFIG, seed=2)
-    with pytest.raises(InputError, match="another config"):
-        sign(parts[0], tmp_path, 0, other, inputs="a")
-    with pytest.raises(InputError, match="signed with another config"):
-        match(tmp_path, 0, 1, other)
-    with pytest.raises(InputError, match="match band-00 first"):
-        cluster(tmp_path, 1, CONFIG)
-    for index in range(num_matches(CONFIG)):
-        match(tmp_path, index, 1, CONFIG)
-    cluster(tmp_path, 1, CONFIG)
-    with pytest.raises(InputError, match=r"has no drop-00001\.bin"):
-        list(drop(parts[1], tmp_path, 1, Tally("dedup")))
-    # another threshold needs other matches, but no other signatures
-    with pytest.raises(InputError, match=r"(?s)must not mix.*band-00"):
-        match(tmp_path, 0, 1, dataclasses.replace(CONFIG, verify=0.8))
-
-
 def test_other_documents_than_those_signed(tmp_path: Path, rng: random.Random) -> None:
-    parts = some_parts(rng, 1)
-    run(tmp_path, parts)
-    documents = parts[0]
+    (documents,) = some_chunks(rng, 1)
+    count, ids = sign(documents, 0, tmp_path, CONFIG)
+    assert len(list(drop(documents, bytes(count), ids, Tally("dedup")))) == count
     for wrong in (documents[:-1], [*documents, documents[0]], documents[::-1], []):
-        with pytest.raises(InputError, match="are not the"):
-            list(drop(wrong, tmp_path, 0, Tally("dedup")))
+        with pytest.raises(OtherDocumentsError, match="are not the"):
+            list(drop(wrong, bytes(count), ids, Tally("dedup")))
 
 
-def test_empty_parts(tmp_path: Path, rng: random.Random) -> None:
-    parts = [[], some_parts(rng, 1)[0], []]
-    kept = run(tmp_path / "a", parts)
-    assert kept[1] == run(tmp_path / "b", [parts[1]])[0]
+def test_empty_chunks(tmp_path: Path, rng: random.Random) -> None:
+    chunks = [[], some_chunks(rng, 1)[0], []]
+    kept = run(tmp_path / "a", chunks)
+    assert kept[1] == run(tmp_path / "b", [chunks[1]])[0]
     assert run(tmp_path / "c", [[], []]) == [[], []]
 
 
-@pytest.mark.parametrize("fields", [{"bands": -1}, {"rows": 0}, {"code_shingle": 0}, {"verify": 2}])
+@pytest.mark.parametrize("fields", [{"bands": 0}, {"rows": 0}, {"code_shingle": 0}, {"verify": 2}])
 def test_impossible_configs(fields: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="it "):
-        MinHashConfig(**fields)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="should be"):
+        NearDedupConfig(**fields)  # type: ignore[arg-type]

@@ -1,81 +1,79 @@
-"""The files of every bucket, collected from the markers of all ranks."""
+"""The files of every bucket, collected from what all chunks sent there."""
 
-import json
+from __future__ import annotations
+
 import random
 import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.shuffle import bucket_index
-from data_pipeline.shuffle.bucket_index import drop_index, open_index
-from data_pipeline.tasks.markers import write_marker
-from loopcoder.errors import InputError
+from data_pipeline.shuffle.bucket_index import files_of, write_index
+from data_pipeline.shuffle.buckets import Bucketed, bucket_file
+from loopcoder.storage.files import FileEntry
 
-SIDES = ("text", "code")
+DOMAINS = ("text", "code")
+Chunk = tuple[Bucketed, Callable[[Path], FileEntry]]
 
 
-def write_ranks(folder: Path, rng: random.Random, ranks: int, buckets: int) -> None:
-    for rank in range(ranks):
-        kinds = rng.sample([("text", ""), ("code", "Go"), ("code", "C"), ("code", "Lua")], 2)
-        files = {
-            f"bucket-{b:05}/rank-{rank:05}.docs": {
-                "bytes": rng.randrange(1000),
-                "documents": {},
-                "tokens": {rng.choice(SIDES): rng.randrange(1, 1000)},
-                "xxh3_128": f"{rng.getrandbits(128):032x}",
-            }
-            for b in range(buckets)
-            if rng.random() < 0.8
+def some_chunk(folder: Path, seed: int, chunk: int, buckets: int) -> Chunk:
+    rng = random.Random(seed + chunk)
+    kinds = rng.sample([("text", ""), ("code", "Go"), ("code", "C"), ("code", "Lua")], 2)
+    used = [b for b in range(buckets) if rng.random() < 0.8]
+    tokens = {b: {rng.choice(DOMAINS): rng.randrange(1, 1000)} for b in used}
+    files: dict[Path, FileEntry] = {
+        bucket_file(folder, b, chunk): {
+            "bytes": rng.randrange(1000),
+            "xxh3_128": f"{rng.getrandbits(128):032x}",
         }
-        write_marker(
-            folder / f"rank-{rank:05}.json", "made", num_ranks=ranks, kinds=kinds, files=files
-        )
+        for b in used
+    }
+    return Bucketed(kinds, 1, tokens), files.__getitem__
 
 
 def test_every_file_is_found_in_its_bucket(
-    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ranks, buckets = rng.randrange(1, 9), rng.randrange(1, 9)
-    write_ranks(tmp_path, rng, ranks, buckets)
+    rng = random.Random(seed)
+    num_chunks, buckets = rng.randrange(1, 9), rng.randrange(1, 9)
+    chunks = [some_chunk(tmp_path, seed, i, buckets) for i in range(num_chunks)]
     monkeypatch.setattr(bucket_index, "_BUFFER_BYTES", rng.choice([1, 500, 1 << 20]))
-    index = open_index(tmp_path, "made", SIDES, buckets)
+    indexed = write_index(tmp_path, chunks, DOMAINS, buckets)
     seen = {}
     for bucket in range(buckets):
-        for path, entry, kinds in index.files(bucket):
+        for path, entry, kinds in files_of(tmp_path, bucket):
             assert path.parent.name == f"bucket-{bucket:05}"
-            seen[str(path.relative_to(tmp_path))] = entry, [index.kinds[k] for k in kinds]
-    tokens = {domain: [0] * buckets for domain in SIDES}
-    for path in tmp_path.glob("rank-*.json"):
-        marker = json.loads(path.read_text())
-        for name, entry in marker["files"].items():
-            assert seen.pop(name) == (entry, [tuple(kind) for kind in marker["kinds"]])
-            for domain, count in entry["tokens"].items():
-                tokens[domain][int(name[7:12])] += count
+            seen[path] = entry, [indexed.kinds[k] for k in kinds]
+    tokens = {domain: [0] * buckets for domain in DOMAINS}
+    for chunk, (bucketed, entry_of) in enumerate(chunks):
+        for bucket, of_domain in bucketed.tokens.items():
+            path = bucket_file(tmp_path, bucket, chunk)
+            assert seen.pop(path) == (entry_of(path), bucketed.kinds)
+            for domain, count in of_domain.items():
+                tokens[domain][bucket] += count
     assert not seen
-    assert index.tokens == tokens
-    assert not list(tmp_path.glob("*.tmp"))
-    # it is read, not made again; and made again once it was dropped
-    for path in tmp_path.glob("rank-*.json"):
-        path.unlink()
-    assert open_index(tmp_path, "made", SIDES, buckets) == index
-    with pytest.raises(InputError, match="fingerprint"):
-        open_index(tmp_path, "other", SIDES, buckets)
-    drop_index(tmp_path)
-    with pytest.raises(InputError, match="1 of 1 ranks of pass a are not done"):
-        open_index(tmp_path, "made", SIDES, buckets)
+    assert indexed.tokens == tokens
+    # done again over what is there, it is the same
+    before = {p: p.read_bytes() for p in (tmp_path / "index").iterdir()}
+    assert write_index(tmp_path, chunks, DOMAINS, buckets) == indexed
+    assert {p: p.read_bytes() for p in (tmp_path / "index").iterdir()} == before
 
 
-def test_memory_does_not_grow_with_ranks(
-    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+def test_memory_does_not_grow_with_chunks(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_ranks(tmp_path, rng, 60, 300)
-    monkeypatch.setattr(bucket_index, "_BUFFER_BYTES", 50_000)
-    size = sum(path.stat().st_size for path in tmp_path.glob("rank-*.json"))
-    tracemalloc.start()
-    index = open_index(tmp_path, "made", SIDES, 300)
-    found = sum(1 for _ in index.files(7))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert found > 20
-    assert peak < size / 3, (peak, size)
+    monkeypatch.setattr(bucket_index, "_BUFFER_BYTES", 20_000)
+
+    def chunks(count: int) -> Iterator[Chunk]:
+        return (some_chunk(tmp_path, seed, chunk, 100) for chunk in range(count))
+
+    peaks = []
+    for count in (3, 60):
+        tracemalloc.start()
+        write_index(tmp_path, chunks(count), DOMAINS, 100)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert len(files_of(tmp_path, 7)) > 20
+    assert peaks[1] < 1.5 * peaks[0], peaks

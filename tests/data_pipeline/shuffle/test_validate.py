@@ -1,4 +1,4 @@
-"""Whatever is wrong with finished shards is found, all of it at once."""
+"""Whatever is wrong with a finished corpus is found, all of it at once."""
 
 from __future__ import annotations
 
@@ -6,143 +6,169 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from data_pipeline.driver import prepare
 from data_pipeline.shuffle import validate as module
-from data_pipeline.shuffle.shards import seal
-from data_pipeline.shuffle.validate import validate
+from data_pipeline.shuffle.validate import validate_corpus
+from loopcoder.config.data import DataConfig
+from loopcoder.data.corpus import Corpus, load_corpus
 from loopcoder.data.indexed import IndexedWriter
+from loopcoder.errors import Problem
 from loopcoder.storage.digest import file_digest
-from tests.data_pipeline.shuffle.test_shards import EOD, make, run, settings
+from loopcoder.storage.files import synced_entry
 
 
 @pytest.fixture
-def shards(tmp_path: Path, seed: int) -> Path:
-    run(tmp_path, settings(num_buckets=3), [make(seed, 400)])
-    assert validate(tmp_path / "out") == []
-    return tmp_path / "out"
+def corpus(config: Callable[..., DataConfig]) -> Corpus:
+    found = prepare(config(shards=3, seq_length=16), report=lambda _: None)
+    assert validate_corpus(found.dir) == []
+    return found
 
 
-def edit(folder: Path, change: Callable[[Any], object]) -> None:
-    manifest = json.loads((folder / "shards.json").read_text())
+def facts(corpus: Corpus) -> str:
+    return "\n".join(p.fact for p in validate_corpus(corpus.dir))
+
+
+def edit(corpus: Corpus, change: Callable[[Any], object]) -> None:
+    path = corpus.dir / "manifest.json"
+    manifest = json.loads(path.read_text())
     change(manifest)
-    (folder / "shards.json").write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest))
 
 
-def rewrite(folder: Path, prefix: str, documents: list[list[int]]) -> None:
-    """Replace a shard and forge its hashes and counts."""
-    writer = IndexedWriter(folder / prefix, 600)
+def rewrite(corpus: Corpus, prefix: str, documents: list[list[int]]) -> None:
+    """Replace a shard and forge its hashes and counts, and those of its domain."""
+    writer = IndexedWriter(corpus.dir / prefix, 600)
     lengths = np.array([len(d) for d in documents])
     writer.append(np.concatenate([np.array(d) for d in documents]), lengths)
     paths = writer.finish()
-    tokens = int(lengths.sum())
 
     def forge(manifest: Any) -> None:
         for path in paths:
-            entry = {"bytes": path.stat().st_size, "xxh3_128": file_digest(path)}
-            manifest["files"][path.name] = entry
-        entry = next(e for e in manifest["blend"] if e["prefix"] == prefix)
-        entry.update(documents=len(documents), tokens=tokens, sequences=(tokens - 1) // 32)
+            name = str(path.relative_to(corpus.dir))
+            manifest["files"][name] = synced_entry(path)
+        split, name = prefix.split("/")
+        stats = manifest["domains"][name.split("-")[0]][split]
+        (shard,) = [s for s in stats["shards"] if s["prefix"] == prefix]
+        for key, value in (("documents", len(documents)), ("tokens", int(lengths.sum()))):
+            stats[key] += value - shard[key]
+            shard[key] = value
 
-    edit(folder, forge)
+    edit(corpus, forge)
 
 
-def test_every_file_is_checked(shards: Path, rng: random.Random) -> None:
-    for path in sorted(p for p in shards.iterdir() if p.suffix in (".bin", ".idx")):
+def test_every_file_is_checked(corpus: Corpus, rng: random.Random) -> None:
+    paths = sorted(p for p in corpus.dir.rglob("*") if p.suffix in (".bin", ".idx"))
+    assert len(paths) == 2 * (3 + 1) * 2
+    for path in paths:
         good = path.read_bytes()
         bad = bytearray(good)
         bad[rng.randrange(len(good))] ^= rng.randrange(1, 256)
         path.write_bytes(bad)
-        assert any(
-            f"{path.name} " in p.fact and "other content" in p.fact for p in validate(shards)
-        )
-        for length in (0, rng.randrange(len(good))):
-            path.write_bytes(good[:length])
-            problems = validate(shards, verify="size")
-            assert any(f"{path.name} has {length:,} bytes" in p.fact for p in problems)
+        assert f"{path} " in facts(corpus) and "other content" in facts(corpus)
+        length = rng.randrange(len(good))
+        path.write_bytes(good[:length])
+        assert f"{path} has {length:,} bytes" in facts(corpus)
         path.unlink()
-        assert any("is missing" in p.fact for p in validate(shards))
+        assert f"{path} is missing" in facts(corpus)
         path.write_bytes(good)
-    assert validate(shards) == validate(shards, verify="size") == []
-    shutil.copy(shards / "text-00000.bin", shards / "text-00009.bin")
-    assert "is not in shards.json" in validate(shards)[0].fact
+    assert validate_corpus(corpus.dir) == []
+    shutil.copy(paths[0], corpus.dir / "train" / "text-00009.bin")
+    assert "train/text-00009.bin is not in manifest.json" in facts(corpus)
 
 
-def test_all_problems_at_once(shards: Path) -> None:
-    for name in ("text-00000.bin", "code-00001.bin", "text-00002.idx"):
-        (shards / name).unlink()
-    facts = "\n".join(p.fact for p in validate(shards))
-    for name in ("text-00000.bin", "code-00001.bin", "text-00002.idx"):
-        assert name in facts
-    assert all(p.fact and p.why and p.fix for p in validate(shards))
+def test_all_problems_at_once(corpus: Corpus) -> None:
+    names = ("text-00000.bin", "code-00001.bin", "text-00002.idx")
+    for name in names:
+        (corpus.dir / "train" / name).unlink()
+    problems = validate_corpus(corpus.dir)
+    assert all(name in facts(corpus) for name in names)
+    assert all(p.fact and p.why and p.fix for p in problems)
 
 
-def test_documents_must_be_sound(shards: Path) -> None:
-    fine = [[9, 9, EOD]] * 200
+@pytest.mark.parametrize("prefix", ["train/text-00001", "val/code"])
+def test_documents_must_be_sound(corpus: Corpus, prefix: str) -> None:
+    eod = corpus.eod_id
+    fine = [[9, 9, eod]] * 200
     for documents, fact in (
-        ([*fine, [9, EOD, 9, EOD]], "202 EODs in 201 documents"),
-        ([*fine, [9, 9]], "do not end with token 7"),
-        ([*fine, [650, EOD]], "ids from 0 to 650"),
+        ([*fine, [9, eod, 9, eod]], "202 EODs in 201 documents"),
+        ([*fine, [650, eod]], "ids from 0 to 650"),
+        ([*fine, [9, 9]], f"do not end with token {eod}"),
     ):
-        rewrite(shards, "text-00001", documents)
-        assert any(fact in p.fact for p in validate(shards)), fact
-        assert not any("hash" in p.fact for p in validate(shards))
+        rewrite(corpus, prefix, documents)
+        assert fact in facts(corpus)
+        assert "other content" not in facts(corpus)
 
 
-def test_proportions(shards: Path) -> None:
-    rewrite(shards, "code-00001", [[9] * 31 + [EOD]] * 5)
-    facts = "\n".join(p.fact for p in validate(shards, verify="size"))
-    assert "other proportions than {'text': 1, 'code': 1}" in facts
-    assert "the shards of code" in facts
+def test_proportions(corpus: Corpus) -> None:
+    rewrite(corpus, "train/code-00001", [[9] * 15 + [corpus.eod_id]] * 50)
+    assert "other proportions than {'text': 1, 'code': 1}" in facts(corpus)
+    assert "3 shards of code with" in facts(corpus)
 
 
-def test_order_of_the_blend(shards: Path) -> None:
-    edit(shards, lambda m: m["blend"].sort(key=lambda e: e["domain"]))
-    assert ["does not list text, code in turn" in p.fact for p in validate(shards)] == [True]
-
-
-def test_too_many_documents(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_documents(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.MAX_DOCUMENTS == 2**31 - 1
-    monkeypatch.setattr(module, "MAX_DOCUMENTS", 5)
-    assert [p.why for p in validate(shards)] == [
-        "megatron-core numbers the documents of a prefix up to 5"
-    ] * 6
+    monkeypatch.setattr(module, "MAX_DOCUMENTS", 1)
+    whys = [p.why for p in validate_corpus(corpus.dir)]
+    assert whys == ["megatron-core numbers the documents of a prefix up to 1"] * 8
 
 
-def test_shares(shards: Path) -> None:
-    manifest = json.loads((shards / "shards.json").read_text())
-    code = manifest["domains"]["code"]
-    shares = {name: n["tokens"] / code["tokens"] for name, n in code["languages"].items()}
-    seal(shards, settings(num_buckets=3), {"code": shares, "text": {"Text": 1.0}})
-    assert validate(shards) == []
-    shares["C"] += 0.002
-    shares["Go"] = 0.002
-    seal(shards, settings(num_buckets=3), {"code": shares})
-    assert [p.fact.split()[0] for p in validate(shards)] == ["C", "Go"]
-    assert validate(shards, tolerance=0.003) == []
+def test_shares(corpus: Corpus) -> None:
+    def plan_less(manifest: Any, by: float) -> None:
+        manifest["share_tolerance"] = 0.01
+        rows = manifest["plan"]["languages"]
+        train = manifest["domains"]["code"]["train"]
+        for row in (row for row in rows if row["domain"] == "code"):
+            row["share"] = train["languages"][row["language"]]["tokens"] / train["tokens"] - by
+        rows.append({"domain": "code", "language": "Go", "share": by})
+
+    edit(corpus, lambda m: plan_less(m, 0.009))
+    assert validate_corpus(corpus.dir) == []
+    edit(corpus, lambda m: m["plan"]["languages"].pop())
+    edit(corpus, lambda m: plan_less(m, 0.011))
+    assert [p.fact.split()[0] for p in validate_corpus(corpus.dir)] == ["Go", "Python"]
 
 
-def test_counts_must_agree(shards: Path) -> None:
-    edit(shards, lambda m: m["blend"][0].update(documents=1))
-    assert any("says {'documents': 1," in p.why for p in validate(shards, verify="size"))
-    edit(shards, lambda m: m["domains"]["code"]["languages"].pop("C"))
-    assert any("the languages of code" in p.fact for p in validate(shards, verify="size"))
+def test_counts_must_agree(corpus: Corpus) -> None:
+    edit(corpus, lambda m: m["domains"]["code"]["val"]["languages"].clear())
+    assert "the languages of code (val)" in facts(corpus)
+    edit(corpus, lambda m: m.update(num_shards=4))
+    assert "3 shards of text with" in facts(corpus)
+    edit(corpus, lambda m: m["domains"]["code"]["train"]["shards"].pop())
+    assert "code train has" in facts(corpus)
 
 
-def test_manifest_itself(shards: Path) -> None:
-    path = shards / "shards.json"
-    good = path.read_text()
-    for bad, message in (
-        (good[:-20], "cannot read"),
-        ("[]", "was altered"),
-        ('{"format_version": 99}', "format_version 99"),
-        ('{"format_version": 1}', "was altered"),
-    ):
-        path.write_text(bad)
-        assert [message in p.fact for p in validate(shards)] == [True]
-    path.unlink()
-    assert ["there is no" in p.fact for p in validate(shards)] == [True]
+def test_files_and_shards_must_agree(corpus: Corpus) -> None:
+    edit(corpus, lambda m: m["files"].pop("val/text.idx"))
+    found = facts(corpus)
+    assert "val/text.idx is only in one of files and shards" in found
+    assert "val/text.idx is not in manifest.json" in found
+
+
+@pytest.mark.parametrize("key", ["plan", "share_tolerance", "num_shards", "weights"])
+def test_a_manifest_without_an_entry(corpus: Corpus, key: str) -> None:
+    edit(corpus, lambda m: m.pop(key))
+    problems: list[Problem] = validate_corpus(corpus.dir)
+    assert ["was altered" in p.fact for p in problems] == [True]
+
+
+def test_a_corpus_of_an_earlier_commit(corpus: Corpus) -> None:
+    """At 3b7e4bd there was a list of the shards beside them, and a domain was called a side."""
+    shards = corpus.dir / "train" / "shards.json"
+    shards.write_text("{}")
+
+    def older(manifest: Any) -> None:
+        manifest["files"]["train/shards.json"] = {"bytes": 2, "xxh3_128": file_digest(shards)}
+        for row in manifest["plan"]["languages"]:
+            row["side"] = row.pop("domain")
+
+    edit(corpus, older)
+    assert validate_corpus(corpus.dir) == []
+    rows = load_corpus(corpus.dir, "size").manifest["plan"]["languages"]
+    assert {row["domain"] for row in rows} == {"text", "code"} and "side" not in rows[0]
+    shards.write_text("[]")
+    assert "shards.json (2 bytes) has other content" in facts(corpus)

@@ -1,80 +1,106 @@
-"""Ranks of a stage run in processes; every one is tried, and all faults are told at once."""
+"""Tasks of a stage run in processes; every one is tried, and all faults are told at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.tasks import execute
-from data_pipeline.tasks.execute import Executor, run_ranks
+from data_pipeline.tasks.execute import run_tasks
+from loopcoder.config.build import ExecutorConfig
 from loopcoder.errors import InputError, LoopcoderError
 
 
-class Work:
-    """A picklable task: leaves a file, or fails as its rank asks."""
+class Doing:
+    """What a picklable task does: leaves a file, or fails as its index asks."""
 
     def __init__(self, folder: Path, faults: dict[int, str] | None = None):
         self.folder, self.faults = folder, faults or {}
 
-    def __call__(self, rank: int, world_size: int) -> None:
-        match self.faults.get(rank):
+    def __call__(self, task: int) -> None:
+        match self.faults.get(task):
             case "input":
-                raise InputError.of(f"file {rank} is bad", "why", "fix")
+                raise InputError.of(f"file {task} is bad", "why", "fix")
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "bug":
                 raise ZeroDivisionError("a bug")
             case _:
-                (self.folder / f"{rank}-of-{world_size}").write_text(str(os.getpid()))
+                (self.folder / str(task)).write_text(str(os.getpid()))
+
+
+def run(doing: Doing, tasks: Sequence[int], executor: ExecutorConfig, logs: Path) -> None:
+    run_tasks(doing, tasks, executor, "count", logs)
+
+
+def done(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_rank_runs_once(tmp_path: Path, workers: int) -> None:
+def test_every_task_runs_once(tmp_path: Path, workers: int) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    run_ranks(Work(out), [0, 2, 3], 5, Executor(workers=workers), tmp_path / "logs")
-    assert sorted(p.name for p in out.iterdir()) == ["0-of-5", "2-of-5", "3-of-5"]
+    run(Doing(out), [0, 2, 3], ExecutorConfig(workers=workers), tmp_path / "logs")
+    assert done(out) == ["0", "2", "3"]
     pids = {p.read_text() for p in out.iterdir()}
     assert (str(os.getpid()) in pids) == (workers == 1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_one_bad_rank_stops_no_other(tmp_path: Path, workers: int) -> None:
+def test_one_bad_task_stops_no_other(tmp_path: Path, workers: int) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    work = Work(out, {1: "input", 2: "input"})
+    doing = Doing(out, {1: "input", 2: "input"})
     with pytest.raises(InputError) as error:
-        run_ranks(work, range(4), 4, Executor(workers=workers), tmp_path / "logs")
+        run(doing, range(4), ExecutorConfig(workers=workers), tmp_path / "logs")
     assert [p.fact for p in error.value.problems] == ["file 1 is bad", "file 2 is bad"]
-    assert sorted(p.name for p in out.iterdir()) == ["0-of-4", "3-of-4"]
-    run_ranks(Work(out), [1, 2], 4, Executor(workers=workers), tmp_path / "logs")
-    assert len(list(out.iterdir())) == 4
+    assert done(out) == ["0", "3"]
+    run(Doing(out), [1, 2], ExecutorConfig(workers=workers), tmp_path / "logs")
+    assert len(done(out)) == 4
 
 
 def test_a_bug_comes_with_its_traceback(tmp_path: Path) -> None:
-    with pytest.raises(LoopcoderError, match=r"(?s)rank 1:.*ZeroDivisionError: a bug"):
-        run_ranks(Work(tmp_path, {1: "bug"}), range(2), 2, Executor(workers=1), tmp_path / "logs")
+    logs = tmp_path / "logs"
+    with pytest.raises(LoopcoderError) as error:
+        run(Doing(tmp_path, {7: "bug"}), [0, 7], ExecutorConfig(workers=1), logs)
+    assert f"task 7 of stage count failed (logs in {logs}):" in str(error.value)
+    assert "ZeroDivisionError: a bug" in str(error.value)
 
 
-def test_a_killed_worker_is_told(tmp_path: Path) -> None:
-    with pytest.raises(LoopcoderError, match="ended without a word"):
-        work = Work(tmp_path, {1: "killed"})
-        run_ranks(work, range(3), 3, Executor(workers=2), tmp_path / "logs")
+def test_a_killed_task_is_named(tmp_path: Path) -> None:
+    """By its index in the stage, not its place among those that ran."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(LoopcoderError) as error:
+        run(Doing(out, {203: "killed"}), [5, 17, 203], ExecutorConfig(workers=2), tmp_path / "logs")
+    lost = sorted({"5", "17", "203"} - set(done(out)), key=int)
+    assert "203" in lost  # the pool ends with the killed one; others may not have begun
+    assert f"{len(lost)} tasks of stage count died without reporting an error" in str(error.value)
+    assert f": {', '.join(lost)}; logs in {tmp_path / 'logs'}" in str(error.value)
+    assert "fix: start the same command again" in str(error.value)
 
 
-def test_no_ranks_are_no_work(tmp_path: Path) -> None:
-    run_ranks(Work(tmp_path), [], 2, Executor(), tmp_path / "logs")
+def test_only_some_of_many_killed_tasks_are_named(tmp_path: Path) -> None:
+    problem = execute._lost(range(100, 1100), "read", tmp_path)
+    assert problem.fact.startswith("1,000 tasks of stage read died")
+    assert "100, 101," in problem.fact and "119 and 980 more; logs in" in problem.fact
+
+
+def test_no_tasks_are_no_work(tmp_path: Path) -> None:
+    run(Doing(tmp_path), [], ExecutorConfig(), tmp_path / "logs")
     assert not (tmp_path / "logs").exists()
 
 
 def test_a_wrong_option_is_named(tmp_path: Path) -> None:
-    executor = Executor(workers=2, options={"partitionn": "x"})
+    executor = ExecutorConfig(workers=2, options={"partitionn": "x"})
     with pytest.raises(InputError, match="partitionn"):
-        run_ranks(Work(tmp_path), range(2), 2, executor, tmp_path / "logs")
+        run(Doing(tmp_path), range(2), executor, tmp_path / "logs")
 
 
 SBATCH = """#!/bin/bash
@@ -106,10 +132,12 @@ def test_slurm_jobs_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(execute, "POLL_S", 0.01)
     out = tmp_path / "out"
     out.mkdir()
-    executor = Executor("slurm", options={"time": "1:00:00", "partition": "cpu"})
-    run_ranks(Work(out), [1, 2], 3, executor, tmp_path / "logs")
-    assert sorted(p.name for p in out.iterdir()) == ["1-of-3", "2-of-3"]
+    executor = ExecutorConfig("slurm", options={"time": "1:00:00", "partition": "cpu"})
+    run(Doing(out), [1, 2], executor, tmp_path / "logs")
+    assert done(out) == ["1", "2"]
     with pytest.raises(InputError, match="file 0 is bad"):
-        run_ranks(Work(out, {0: "input"}), [0], 3, executor, tmp_path / "logs")
+        run(Doing(out, {0: "input"}), [0], executor, tmp_path / "logs")
+    with pytest.raises(LoopcoderError, match=r"1 tasks of stage count died .*: 4; logs in"):
+        run(Doing(out, {4: "killed"}), [3, 4], executor, tmp_path / "logs")
     with pytest.raises(InputError, match=r"data\.build\.executor\.options=.*partition"):
-        run_ranks(Work(out), [0], 3, Executor("slurm"), tmp_path / "logs")
+        run(Doing(out), [0], ExecutorConfig("slurm"), tmp_path / "logs")

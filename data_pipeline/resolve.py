@@ -1,0 +1,189 @@
+"""What a config asks for: domains and their weights, what is installed, sources that open, and the
+fingerprint of it all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import xxhash
+
+from data_pipeline.decontam.match import BUILTIN, open_index
+from data_pipeline.langid.classifier import LanguageClassifier
+from data_pipeline.readers import open_source
+from data_pipeline.readers.base import Source
+from data_pipeline.schema import DOMAINS
+from data_pipeline.tasks.work import Work
+from data_pipeline.tokenizer import fim
+from data_pipeline.tokenizer.imported import import_tokenizer
+from loopcoder.config.build import SourceConfig
+from loopcoder.config.data import DataConfig
+from loopcoder.config.identity import corpus_fields
+from loopcoder.config.mixture import lowest_terms
+from loopcoder.data.corpus import FORMAT_VERSION
+from loopcoder.errors import InputError, Problem
+from loopcoder.storage.digest import file_digest
+
+
+def domains_of(data: DataConfig) -> tuple[str, ...]:
+    """Return the domains of all mixtures, text before code."""
+    wanted = set(data.mixture).union(*(stage.mixture or {} for stage in data.stages))
+    unknown = sorted(wanted - set(DOMAINS))
+    # a finished corpus may have others
+    if (unknown and data.build.sources) or not wanted:
+        raise InputError.of(
+            f"data.mixture names {sorted(wanted)}",
+            f"the domains of a corpus built here are {', '.join(DOMAINS)}",
+            "data.mixture={text: 1, code: 1}",
+        )
+    return (*(d for d in DOMAINS if d in wanted), *unknown)
+
+
+def weights_of(data: DataConfig, domains: Sequence[str]) -> dict[str, int]:
+    """Return the tokens of each domain in lowest terms: those of the mixture; a domain that only a
+    stage names, as much as it has there."""
+    mixture = dict(data.mixture)
+    for stage in data.stages:
+        mixture = (stage.mixture or {}) | mixture
+    return lowest_terms({domain: mixture[domain] for domain in domains})
+
+
+def resolve_auto(data: DataConfig) -> DataConfig:
+    """Replace `auto` by what is installed here."""
+    filters, near = data.build.filters, data.build.near_dedup
+    if filters.linguist_generated == "auto":
+        filters = dataclasses.replace(filters, linguist_generated=_has("enry"))
+    if near.enabled == "auto":
+        near = dataclasses.replace(near, enabled=_has("rensa"))
+    return dataclasses.replace(
+        data, build=dataclasses.replace(data.build, filters=filters, near_dedup=near)
+    )
+
+
+def _has(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
+    """Open every source; all problems are raised at once, before anything is read."""
+    sources: list[Source] = []
+    problems: list[Problem] = []
+    for index, config in enumerate(data.build.sources):
+        try:
+            sources.append(open_source(_with_defaults(config, data), index))
+        except InputError as e:
+            problems += e.problems
+    if not problems:
+        found = frozenset().union(*(source.domains for source in sources))
+        problems = [
+            Problem(
+                f"no source has documents of the domain {domain!r}",
+                f"data.mixture takes tokens from it; the sources hold {sorted(found)}",
+                f"add a source with {domain}, set its domain or language_field, "
+                f"or '~data.mixture.{domain}'",
+            )
+            for domain in domains
+            if domain not in found
+        ]
+    problems += _problems_of(lambda: _check_tokenizer(data))
+    problems += _problems_of(lambda: _check_near_dedup(data))
+    problems += _problems_of(lambda: open_index(data.build.decontaminate))
+    if data.build.language_classifier:
+        problems += _problems_of(
+            lambda: LanguageClassifier.load(str(data.build.language_classifier))
+        )
+    if problems:
+        raise InputError(problems)
+    return sources
+
+
+def _problems_of(check: Callable[[], object]) -> list[Problem]:
+    try:
+        check()
+    except InputError as e:
+        return e.problems
+    return []
+
+
+def _check_tokenizer(data: DataConfig) -> None:
+    if data.build.tokenizer == "train":
+        return
+    encoder = import_tokenizer(
+        Path(data.build.tokenizer).expanduser(), data.build.tokenizer_backend
+    )
+    missing = [m for m in (fim.PREFIX, fim.MIDDLE, fim.SUFFIX, fim.END) if m not in encoder.markers]
+    if data.build.fim.rate and missing:
+        raise InputError.of(
+            f"data.build.fim.rate is {data.build.fim.rate}, and {data.build.tokenizer} has no "
+            f"{', '.join(missing)}",
+            "documents for filling in the middle are made of these tokens",
+            "data.build.fim.rate=0, or a tokenizer that has them",
+        )
+
+
+def _check_near_dedup(data: DataConfig) -> None:
+    if data.build.near_dedup.enabled and not _has("rensa"):
+        raise InputError.of(
+            "data.build.near_dedup.enabled=true",
+            "near copies are found by the package rensa, which is not installed",
+            "pip install 'loopcoder[data]', or data.build.near_dedup.enabled=false",
+        )
+
+
+def _with_defaults(config: SourceConfig, data: DataConfig) -> SourceConfig:
+    """Fill in what a source takes from `data`."""
+    path = config.path
+    if path is None and config.kind in ("debian", "npm"):
+        path = str(Path(data.build.cache_dir).expanduser() / "packages")
+    elif path is None and config.kind != "sample":
+        path = data.path
+    invalid_utf8 = config.invalid_utf8 or data.build.invalid_utf8
+    return dataclasses.replace(config, path=path, invalid_utf8=invalid_utf8)
+
+
+def fingerprint_of(data: DataConfig, sources: Sequence[Source], weights: dict[str, int]) -> str:
+    """Hash everything that determines the corpus; 16 hex digits."""
+    fields = corpus_fields(data)
+    for name in ("mixture", "stages", "path"):  # they are in `weights` and in the sources
+        fields.pop(name, None)
+    if data.build.tokenizer == "train":
+        # another release of the library may break ties between pairs in another way
+        fields["tokenizer"] = ["train", data.build.tokenizer_vocab_size, tokenizers.__version__]
+    else:
+        fields["tokenizer"] = ["import", file_digest(Path(data.build.tokenizer).expanduser())]
+    if data.build.shards is not None:
+        fields.pop("worker_bytes")
+    benchmarks = [Path(b) for b in data.build.decontaminate.benchmarks if b not in BUILTIN]
+    fields["sources"] = [[_plain(source.config), source.identity] for source in sources]
+    files = [
+        *benchmarks,
+        *([Path(data.build.language_classifier)] if data.build.language_classifier else []),
+    ]
+    digests = [file_digest(path.expanduser()) for path in files]
+    parts = [FORMAT_VERSION, weights, fields, digests]
+    return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
+
+
+def _plain(config: SourceConfig) -> dict[str, Any]:
+    plain = dataclasses.asdict(config)
+    if config.kind in ("debian", "npm"):
+        plain.pop("path")  # where packages are kept is of no account
+    return plain
+
+
+def with_rules(work: Work, sources: Sequence[Source]) -> Work:
+    """Add to the filters what the sources know: their folders and licences."""
+    filters = work.data.build.filters
+    licences = {s.name: s.config.licence for s in sources if s.config.licence}
+    filters = dataclasses.replace(
+        filters,
+        path_roots=[*filters.path_roots, *(root for s in sources for root in s.roots)],
+        source_licences=licences | filters.source_licences,
+    )
+    build = dataclasses.replace(work.data.build, filters=filters)
+    return dataclasses.replace(work, data=dataclasses.replace(work.data, build=build))

@@ -1,0 +1,315 @@
+"""The stages of the shuffle: tokenise into buckets, index them, assemble shards, check them.
+
+WORK/buckets/    documents to train on, by bucket: see buckets.py and bucket_index.py
+WORK/held_out/   the others, in the same form
+WORK/corpus/     train/ and val/ of the finished folder
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.balance.plan import Planned, quotas_of
+from data_pipeline.balance.selection import OtherContentError, select_chunk
+from data_pipeline.batches import batches
+from data_pipeline.dedup.stages import kept
+from data_pipeline.schema import Document, Tally
+from data_pipeline.shuffle.bucket_index import Indexed, files_of, index_file, write_index
+from data_pipeline.shuffle.bucket_reader import Bucket
+from data_pipeline.shuffle.buckets import (
+    Bucketed,
+    Record,
+    ShuffleConfig,
+    num_buckets,
+    to_buckets,
+)
+from data_pipeline.shuffle.shards import Shard, Written, assemble, concatenate
+from data_pipeline.shuffle.validate import pair_problems
+from data_pipeline.tasks.work import Done, Output, Result, Work, damaged
+from data_pipeline.tokenizer.count import BATCH_CHARS, Counts, Encoding, Tokenizer
+from loopcoder.errors import InputError, Problem
+from loopcoder.storage.files import FileEntry
+
+_BUFFER_BYTES = 1 << 27
+
+
+@dataclass(frozen=True)
+class Tokenised(Result):
+    """What was taken of a chunk."""
+
+    stage: ClassVar[str] = "tokenise"
+    tallies: list[Tally]
+    """Of holding out, and of the quotas."""
+    train: Bucketed
+    held_out: Bucketed
+
+
+@dataclass(frozen=True)
+class BucketsIndexed(Result):
+    """What the buckets hold."""
+
+    stage: ClassVar[str] = "index"
+    train: Indexed
+    held_out: Indexed
+
+
+@dataclass(frozen=True)
+class Assembled(Result):
+    """The shards of one bucket."""
+
+    stage: ClassVar[str] = "assemble"
+    shards: dict[str, Shard]
+    """By domain."""
+
+
+@dataclass(frozen=True)
+class HeldOut(Result):
+    """What is held out of a domain."""
+
+    stage: ClassVar[str] = "hold_out"
+    domain: str
+    written: Written
+
+
+@dataclass(frozen=True)
+class Checked(Result):
+    """The shards of one bucket are sound."""
+
+    stage: ClassVar[str] = "validate"
+
+
+def tokenise(work: Work, chunk: int) -> Output:
+    """Send what the plan takes of a chunk to the buckets, and what is held out to its own."""
+    counts = Counts.of(work, chunk)
+    entries = counts.entries
+    out = counts.held_out(work.data.build.val_fraction, work.result(Planned).smallest)
+    kinds = [counts.kinds[k] for k in entries["kind"][~out].tolist()]
+    copies = np.zeros(len(entries), dtype=np.int64)
+    try:
+        copies[~out], quota = select_chunk(quotas_of(work, chunk), kinds, entries["length"][~out])
+    except OtherContentError as error:
+        raise damaged(work.folder, f"chunk {chunk} has {error}") from None
+    encoding = Encoding.of(work)
+    train, train_files = to_buckets(
+        _records(encoding, _chosen(work, chunk, encoding, entries, copies)),
+        _train(work),
+        chunk,
+        _train_config(work),
+        _BUFFER_BYTES,
+    )
+    if train.documents != int(copies.sum()):
+        raise RuntimeError(f"{train.documents} documents in the buckets, {copies.sum()} chosen")
+    held_out, held_out_files = to_buckets(
+        _records(encoding, _held_out(work, chunk, entries, out)),
+        _held_out_folder(work),
+        chunk,
+        _held_out_config(work),
+        _BUFFER_BYTES,
+    )
+    split = Tally("hold out", rows_in=len(entries), rows_out=int((~out).sum()))
+    split.drops["held_out"] = int(out.sum())
+    split.notes["held_out_documents"] = held_out.documents
+    split.check()
+    return Output(
+        Tokenised([split, quota], train, held_out),
+        hashed=train_files | held_out_files,
+        bytes_in=int((copies * entries["bytes"]).sum()),
+    )
+
+
+def index_buckets(work: Work, _: int) -> Output:
+    """Collect the files of every bucket, once for all tasks that read them."""
+    folders = (_train(work), _held_out_folder(work))
+    sizes = (_train_config(work).num_buckets, _held_out_config(work).num_buckets)
+    train, held_out = (
+        write_index(folder, _of_chunks(work, folder), work.domains, size)
+        for folder, size in zip(folders, sizes, strict=True)
+    )
+    files = [
+        index_file(folder, bucket)
+        for folder, size in zip(folders, sizes, strict=True)
+        for bucket in range(size)
+    ]
+    return Output(BucketsIndexed(train, held_out), files=files)
+
+
+def num_shards(work: Work) -> int:
+    """Return how many shards each domain has."""
+    return _train_config(work).num_buckets
+
+
+def assemble_shards(work: Work, bucket: int) -> Output:
+    """Write the shards of one bucket."""
+    config, done = _train_config(work), work.done(BucketsIndexed)
+    indexed = done.result.train
+
+    def open_bucket(number: int) -> Bucket:
+        return _open(work, done, _train(work), number, indexed, config, whole=number == bucket)
+
+    out = work.corpus / "train"
+    out.mkdir(parents=True, exist_ok=True)
+    shards = assemble(bucket, open_bucket, indexed, out, config)
+    files = [path for shard in shards.values() for path in _pair(out / shard.written.prefix)]
+    return Output(
+        Assembled(shards), files=files, bytes_in=sum(path.stat().st_size for path in files)
+    )
+
+
+def write_held_out(work: Work, index: int) -> Output:
+    """Write the documents of a domain that are held out."""
+    domain = work.domains[index]
+    config, done = _held_out_config(work), work.done(BucketsIndexed)
+    indexed = done.result.held_out
+    prefix = work.corpus / "val" / domain
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    buckets = (
+        _open(work, done, _held_out_folder(work), number, indexed, config, whole=False)
+        for number in range(config.num_buckets)
+    )
+    return Output(
+        HeldOut(domain, concatenate(buckets, indexed, prefix, domain, config)), files=_pair(prefix)
+    )
+
+
+def validate_shards(work: Work, bucket: int) -> Output:
+    """Refuse shards whose content is not sound."""
+    config, done = _train_config(work), work.done(Assembled, bucket)
+    problems: list[Problem] = []
+    for shard in done.result.shards.values():
+        prefix = work.corpus / "train" / shard.written.prefix
+        for path in _pair(prefix):
+            done.file(path)
+        found = (shard.written.documents, shard.written.tokens)
+        fix = f"delete {work.folder} and start the same command again"
+        problems += pair_problems(prefix, found, config.vocab_size, config.eod_id, fix)
+    if problems:
+        raise InputError(problems)
+    return Output(Checked())
+
+
+# What the stages share
+
+
+def _train(work: Work) -> Path:
+    return work.folder / "buckets"
+
+
+def _held_out_folder(work: Work) -> Path:
+    return work.folder / "held_out"
+
+
+def _train_config(work: Work) -> ShuffleConfig:
+    plan = work.result(Planned)
+    return _config(work, plan.tokens, plan.documents, work.data.build.shards)
+
+
+def _held_out_config(work: Work) -> ShuffleConfig:
+    plan = work.result(Planned)
+    return _config(work, plan.held_out_tokens, plan.held_out_documents, None)
+
+
+def _config(work: Work, tokens: int, documents: int, buckets: int | None) -> ShuffleConfig:
+    tokenizer = work.result(Tokenizer)
+    return ShuffleConfig(
+        vocab_size=tokenizer.vocab_size,
+        eod_id=tokenizer.eod_id,
+        seq_length=work.data.seq_length,
+        num_buckets=buckets
+        or num_buckets(tokens, documents, tokenizer.vocab_size, work.data.build.worker_bytes),
+        weights=work.weights,
+    )
+
+
+def _of_chunks(work: Work, folder: Path) -> Iterator[tuple[Bucketed, Callable[[Path], FileEntry]]]:
+    for done in work.all_done(Tokenised):
+        train = folder == _train(work)
+        yield (done.result.train if train else done.result.held_out), done.entry
+
+
+def _open(
+    work: Work,
+    done: Done[BucketsIndexed],
+    folder: Path,
+    number: int,
+    indexed: Indexed,
+    config: ShuffleConfig,
+    *,
+    whole: bool,
+) -> Bucket:
+    """Read a bucket; one that is read whole must fit in half of the task's memory."""
+    done.file(index_file(folder, number))
+    files = files_of(folder, number)
+    size = sum(file.entry["bytes"] for file in files)
+    memory = work.data.build.worker_bytes
+    if whole and size > memory // 2:
+        enough = config.num_buckets * -(-5 * size // (2 * memory))
+        raise InputError.of(
+            f"bucket {number} has {size:,} bytes, a task {memory:,} bytes of memory",
+            "a bucket is permuted in memory and must fit in half of it",
+            f"data.build.shards={enough}, or data.build.worker_bytes={2 * size}",
+        )
+    return Bucket(number, files, indexed.kinds, config, work=work.folder, whole=whole)
+
+
+def _pair(prefix: Path) -> list[Path]:
+    return [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx")]
+
+
+# Which documents of a chunk are taken
+
+
+def _groups(
+    work: Work, chunk: int, entries: NDArray[np.void]
+) -> Iterator[tuple[Document, int, int]]:
+    """Yield each document of a chunk with its entries, [start, stop)."""
+    starts = np.flatnonzero(entries["piece"] == 0).tolist()
+    documents = kept(work, chunk, Tally("dedup"))
+    borders = itertools.pairwise([*starts, len(entries)])
+    for document, (start, stop) in zip(documents, borders, strict=True):
+        yield document, start, stop
+
+
+def _chosen(
+    work: Work,
+    chunk: int,
+    encoding: Encoding,
+    entries: NDArray[np.void],
+    copies: NDArray[np.int64],
+) -> Iterator[tuple[Document, int]]:
+    """Yield (piece, copy) of all that is taken of a chunk."""
+    for document, start, stop in _groups(work, chunk, entries):
+        if not copies[start:stop].any():
+            continue
+        pieces = [document] if stop - start == 1 else encoding.split(document)
+        for piece, number in zip(pieces, copies[start:stop].tolist(), strict=True):
+            for copy in range(1, number + 1):
+                yield piece, copy
+
+
+def _held_out(
+    work: Work, chunk: int, entries: NDArray[np.void], out: NDArray[np.bool_]
+) -> Iterator[tuple[Document, int]]:
+    """Yield the documents of a chunk that are held out, whole; copy 0 is never rearranged."""
+    if not out.any():
+        return
+    for document, start, _ in _groups(work, chunk, entries):
+        if out[start]:
+            yield document, 0
+
+
+def _records(encoding: Encoding, chosen: Iterable[tuple[Document, int]]) -> Iterator[Record]:
+    plain = Encoding(encoding.encoder, encoding.rules, None)
+    for batch in batches(chosen, lambda item: len(item[0].text), BATCH_CHARS):
+        pieces = [piece for piece, _ in batch]
+        copies = [copy for _, copy in batch]
+        how = encoding if copies[0] else plain
+        for place, ids in how.encode(pieces, copies):
+            piece = pieces[place]
+            yield Record(ids, piece.domain, piece.language, piece.id, copies[place])
