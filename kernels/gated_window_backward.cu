@@ -370,7 +370,7 @@ cudaError_t launch(const GatedWindow& p, int reach, const Device& device, cudaSt
   Stages<T, D> stages{2, KEYS + reach};
   const auto bytes = [&] { return stages.count * stages.bytes(stages.rows); };
   if (bytes() > static_cast<size_t>(device.shared_bytes)) stages.rows = 64;
-  // one block a multiprocessor: the next keys' queries come while the last ones are worked on
+  // one block per multiprocessor: the next keys' queries come while the last ones are worked on
   return start(backward<T, D>, min(Walk::items(p), device.processors), THREADS, bytes(), stream, p,
                reach, stages);
 }

@@ -82,6 +82,11 @@ def room(module: str) -> str:
     return max(fits, key=len, default=module)
 
 
+def folder(module: str) -> str:
+    """Return the folder of the pipeline that a module is in, or the file at its top."""
+    return ".".join(module.split(".")[:2])
+
+
 def wrong_directions(known: Mapping[str, ast.Module]) -> list[str]:
     """Return every import that its room may not make."""
     wrong = []
@@ -102,9 +107,15 @@ def wrong_directions(known: Mapping[str, ast.Module]) -> list[str]:
     return wrong
 
 
-def circle(known: Mapping[str, ast.Module]) -> list[str]:
-    """Return the files of a circle of imports; none: there is none."""
-    graph = {module: {i for i in imports(module, known) if i in known} for module in known}
+def circle(known: Mapping[str, ast.Module], *, rooms: bool = False) -> list[str]:
+    """Return the files of a circle of imports, or the rooms of the pipeline; [] without one."""
+    graph: dict[str, set[str]] = {}
+    for module in known:
+        found = {i for i in imports(module, known) if i in known}
+        if rooms:
+            module = folder(module)  # noqa: PLW2901
+            found = {folder(i) for i in found} - {module}
+        graph.setdefault(module, set()).update(found)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -124,6 +135,18 @@ def test_imports_point_one_way(ours: dict[str, ast.Module]) -> None:
 
 def test_no_file_imports_itself_by_a_detour(ours: dict[str, ast.Module]) -> None:
     assert circle(ours) == []
+
+
+def test_no_room_of_the_pipeline_imports_itself_by_a_detour(ours: dict[str, ast.Module]) -> None:
+    pipeline = {
+        module: tree for module, tree in ours.items() if module.startswith("data_pipeline.")
+    }
+    assert circle(pipeline, rooms=True) == []
+    planted = pipeline | {
+        "data_pipeline.tasks.chunks": ast.parse("import data_pipeline.shuffle.shards")
+    }
+    assert "data_pipeline.tasks" in circle(planted, rooms=True)
+    assert circle(planted) == []
 
 
 PLANTED = {

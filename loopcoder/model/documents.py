@@ -13,7 +13,7 @@ from torch import Tensor
 class Documents:
     """The borders that attention and the loop shift respect.
 
-    Built once a microbatch and shared by all layers and loops, so that masks are computed once.
+    Built once per microbatch and shared by all layers and loops, so that masks are computed once.
     """
 
     start: Tensor

@@ -23,8 +23,8 @@ class HiddenGate(MegatronModule):
     """Wg RMSNorm_gate(h) + bg, where h is the residual stream before RMSNorm_in.
 
     Every tensor-parallel rank computes all heads for the tokens it has and keeps its own heads of
-    all tokens: then `heads` numbers a token travel, not the `hidden_size` of h, and the weights are
-    replicated.
+    all tokens: then `heads` numbers per token travel, not the `hidden_size` of h, and the weights
+    are replicated.
     """
 
     def __init__(self, config: TransformerConfig, tp_group: Any, *, uses_cuda_kernels: bool):

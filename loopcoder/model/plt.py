@@ -93,8 +93,7 @@ class PLTModel(LanguageModule):
         if config.sequence_parallel and previous_position is None:
             raise ValueError("sequence parallelism needs parallel.shift.position_before")
         super().__init__(config=config, pg_collection=groups)
-        self.model = model
-        self.previous_position = previous_position
+        self.model, self.previous_position = model, previous_position
         self.uses_cuda_kernels = model.kernels == "cuda"
         if self.uses_cuda_kernels:
             cuda.load()

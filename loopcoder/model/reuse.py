@@ -1,6 +1,6 @@
 """What it takes for several loops to use one weight of a Transformer Engine layer.
 
-- FP8 copies are made once a step. Transformer Engine's own flag for this (`is_first_microbatch`)
+- FP8 copies are made once per step. Transformer Engine's own flag for this (`is_first_microbatch`)
   also lets the first microbatch's gradient overwrite the accumulated one; the backward pass runs
   the loops in reverse, so loop 0 would wipe out what later loops had added. So no microbatch is
   ever called the first: copies are dropped when the weights have changed, and made when missing.

@@ -33,7 +33,7 @@ def gated_mixture(gate_logits: Tensor, global_out: Tensor, window_out: Tensor) -
     """Return g*global + (1-g)*window with g = sigmoid(logits): the gate weighs the GLOBAL branch.
 
     Args:
-        gate_logits: one a query head. [S, B, heads]
+        gate_logits: one per query head. [S, B, heads]
         global_out, window_out: [S, B, heads, head_dim]
     """
     exact = torch.promote_types(global_out.dtype, torch.float32)

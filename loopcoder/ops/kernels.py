@@ -18,7 +18,7 @@ from loopcoder.backends import KERNELS, kernels_fault
 
 @functools.cache
 def load() -> None:
-    """Load the extension, once a process.
+    """Load the extension, once per process.
 
     Raises RuntimeError where it is missing or was built for another torch; `config/check.py` tells
     users before that.

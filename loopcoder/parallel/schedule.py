@@ -94,7 +94,7 @@ def build_chunks(
     """
     count = num_loops * chunks_per_loop
     schedule = copy.copy(config)
-    # Parameters are gathered by DDP's own hooks: by chunk they would be gathered once a loop.
+    # Parameters are gathered by DDP's own hooks: by chunk they would be gathered once per loop.
     schedule.param_sync_func = None
     if count > 1:
         schedule.virtual_pipeline_model_parallel_size = count
