@@ -35,6 +35,8 @@ class Planned(Result):
     """About as many, copies included."""
     held_out_tokens: int
     held_out_documents: int
+    worker_bytes: int
+    """Memory that the buckets are cut for; a build may be continued with another."""
     largest_tokens: int
     """Largest total that the supplies could give."""
     languages: list[dict[str, Any]]
@@ -86,6 +88,7 @@ def make_plan(work: Work, _: int) -> Output:
         documents=int(planned.tokens / mean) + 1,
         held_out_tokens=sum(counter["tokens"] for counter in held.values()),
         held_out_documents=sum(counter["documents"] for counter in held.values()),
+        worker_bytes=work.data.build.worker_bytes,
         largest_tokens=planned.largest_tokens,
         languages=[
             row | {"supply_bytes": utf8[row["domain"]][row["language"]]} for row in planned.rows()

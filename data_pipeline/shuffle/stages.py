@@ -207,22 +207,24 @@ def _held_out_folder(work: Work) -> Path:
 
 def _train_config(work: Work) -> ShuffleConfig:
     plan = work.result(Planned)
-    return _config(work, plan.tokens, plan.documents, work.data.build.shards)
+    return _config(work, plan, plan.tokens, plan.documents, work.data.build.shards)
 
 
 def _held_out_config(work: Work) -> ShuffleConfig:
     plan = work.result(Planned)
-    return _config(work, plan.held_out_tokens, plan.held_out_documents, None)
+    return _config(work, plan, plan.held_out_tokens, plan.held_out_documents, None)
 
 
-def _config(work: Work, tokens: int, documents: int, buckets: int | None) -> ShuffleConfig:
+def _config(
+    work: Work, plan: Planned, tokens: int, documents: int, buckets: int | None
+) -> ShuffleConfig:
     tokenizer = work.result(Tokenizer)
+    enough = num_buckets(tokens, documents, tokenizer.vocab_size, plan.worker_bytes)
     return ShuffleConfig(
         vocab_size=tokenizer.vocab_size,
         eod_id=tokenizer.eod_id,
         seq_length=work.data.seq_length,
-        num_buckets=buckets
-        or num_buckets(tokens, documents, tokenizer.vocab_size, work.data.build.worker_bytes),
+        num_buckets=buckets or enough,
         weights=work.weights,
     )
 

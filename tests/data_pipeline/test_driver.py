@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,31 @@ def test_a_failed_build_continues(
     assert not left(config(), ".work")
     other = prepare(config(cache_dir=str(tmp_path / "other")))
     assert hashes(corpus) == hashes(other)
+
+
+def test_a_build_continues_with_other_memory(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With `shards`, memory is no part of a corpus; what is in buckets already stays there."""
+
+    def fail(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    small = config(shards=2, seq_length=8, worker_bytes=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shuffle, "write_index", fail)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(small, report=lambda _: None)
+    (work,) = left(small, ".work")
+    assert len([p for p in (work / "held_out").iterdir() if p.is_dir()]) > 1
+    fields = {"shards": 2, "seq_length": 8}
+    continued = prepare(config(**fields), report=lambda _: None)
+    assert not left(small, ".work")
+    whole = prepare(config(**fields, cache_dir=str(tmp_path / "other")), report=lambda _: None)
+    for domain in whole.domains:
+        assert Counter(documents(continued, domain, "val")) == Counter(
+            documents(whole, domain, "val")
+        )
 
 
 def test_a_build_that_an_older_version_began_is_refused(config: Config) -> None:
