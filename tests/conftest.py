@@ -15,6 +15,15 @@ def fresh_seed() -> int:
     return int(os.environ.get("LOOPCODER_TEST_SEED", random.SystemRandom().randrange(2**31)))
 
 
+# Tests work on tiny tensors, two processes at a time: threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that start processes first, so that two workers end at the same time."""
+    items.sort(key=lambda item: not {"dist", "train"} & set(item.path.parts))
+
+
 @pytest.fixture
 def seed() -> int:
     """A fresh seed, printed for repetition."""
