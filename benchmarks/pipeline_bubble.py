@@ -100,12 +100,12 @@ def random_batches(arguments: argparse.Namespace, count: int) -> list[Batch]:
 def idle_share(state: Any, batches: list[Batch]) -> tuple[float, float]:
     """Return seconds of a step's passes, and idle over busy time, the mean over stages; medians."""
     from loopcoder.parallel.schedule import run_chunks
-    from loopcoder.train.step import _chunk_step
+    from loopcoder.train.step import chunk_step
 
     device = state.ranks.device
     kinds = torch.profiler.ProfilerActivity
     activity = kinds.CUDA if device.type == "cuda" else kinds.CPU
-    step = partial(_chunk_step, device=device, domains=1, probe=None)
+    step = partial(chunk_step, device=device, domains=1, probe=None)
     found = []
     for _ in range(REPEATS):
         state.ddp.zero_grad_buffer()

@@ -51,7 +51,7 @@ def forward_backward(
     state.optimizer.zero_grad()
     device = state.ranks.device
     if state.chunks:
-        step = partial(_chunk_step, device=device, domains=domains, probe=probe)
+        step = partial(chunk_step, device=device, domains=domains, probe=probe)
         sums = run_chunks(state.chunks, microbatches, step)
     else:
         sums = forward_backward_no_pipelining(
@@ -141,7 +141,7 @@ def _chunk_losses(
     return out, lambda tensor: (tensor.sum(), one, {})
 
 
-def _chunk_step(
+def chunk_step(
     batches: Iterator[tuple[int, Batch]],
     chunk: Any,
     *,
