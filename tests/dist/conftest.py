@@ -1,4 +1,4 @@
-"""A part of the long distributed set: LOOPCODER_TEST_PART=2/5 takes every fifth test."""
+"""A part of the long distributed set: LOOPCODER_TEST_PART=2/5 takes every fifth test of it."""
 
 from __future__ import annotations
 
