@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import shutil
 import time
 from collections import Counter
@@ -34,6 +35,7 @@ from loopcoder.errors import InputError
 from loopcoder.storage.files import sync_folder
 from loopcoder.storage.lock import hold
 
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EROFS)
 _SMALL_BYTES = 200_000_000
 """Of input; less is done by this process alone unless data.build.executor.workers says
 otherwise."""
@@ -76,10 +78,12 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
             with _lock(folder, report):
                 if not folder.exists():
                     _build(work, sources, folder, report)
-    except (PermissionError, FileExistsError, NotADirectoryError) as e:
+    except OSError as e:
+        if e.errno not in _UNUSABLE:
+            raise
         raise InputError.of(
             f"cannot build the corpus in {cache}: {e}",
-            "this user may not write there, or it is no folder",
+            "this user may not write there, it is no folder, or its disk is read-only",
             "data.build.cache_dir=FOLDER that is writable",
         ) from e
     return load_corpus(folder, verify)

@@ -63,6 +63,12 @@ class Preempted(LoopcoderError):
     exit_code = EXIT_RETRY
 
 
+class ProcessLost(LoopcoderError):
+    """A process or node that worked for this one is gone; the same command continues."""
+
+    exit_code = EXIT_RETRY
+
+
 class TrainingDiverged(LoopcoderError):
     """The loss or gradient is not finite; the same command would end the same way."""
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from data_pipeline.tasks.work import disk_errors
 from loopcoder.config.build import ExecutorConfig
-from loopcoder.errors import InputError, LoopcoderError, Problem
+from loopcoder.errors import InputError, LoopcoderError, Problem, ProcessLost
 
 POLL_S = 10.0
 """Seconds between looks at a Slurm job."""
@@ -174,7 +174,8 @@ def _raise_faults(step: _Step, stage: str, logs: Path, *, lost_too: bool = True)
     if lost:
         texts.append(str(_lost([step.tasks[place] for place in lost], stage, logs)))
     if texts:
-        raise LoopcoderError("\n".join(texts))
+        kind = LoopcoderError if crashed else ProcessLost
+        raise kind("\n".join(texts))
     if problems:
         raise InputError([Problem(*p) for p in problems])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,17 +26,28 @@ class Arguments:
     help: bool = False
 
 
-def parse_arguments(arguments: Sequence[str]) -> Arguments:
-    """Split options from overrides. Raises InputError for an unknown option."""
+def parse_arguments(
+    arguments: Sequence[str], takes: Collection[str] = ("-m", "--print-config")
+) -> Arguments:
+    """Split options from overrides.
+
+    Args:
+        arguments: What stands behind the verb.
+        takes: Options of the verb besides --config-dir and --help, which all have.
+
+    Raises:
+        InputError: an option that is unknown, or that the verb would ignore.
+    """
     found = Arguments([])
+    options = ", ".join([*takes, "--config-dir DIR and --help"])
     rest = iter(arguments)
     for argument in rest:
         name, has_value, value = argument.partition("=")
         if argument in ("-h", "--help"):
             found = replace(found, help=True)
-        elif argument in ("-m", "--multirun"):
+        elif argument in ("-m", "--multirun") and "-m" in takes:
             found = replace(found, multirun=True)
-        elif argument == "--print-config":
+        elif argument == "--print-config" and argument in takes:
             found = replace(found, print_config=True)
         elif name == "--config-dir":
             folder = value if has_value else next(rest, "")
@@ -46,8 +57,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
         elif argument.startswith("-"):
             raise InputError.of(
                 argument,
-                "the options are -m, --config-dir DIR, --print-config and --help; "
-                "everything else is key=value",
+                f"the options of this verb are {options}; everything else is key=value",
                 f"{argument.lstrip('-').replace('-', '_')}=VALUE, or loopcoder train --help",
             )
         else:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from loopcoder.backends import detect
 from loopcoder.cli.arguments import composed, parse_arguments
+from loopcoder.config.compose import to_yaml
 from loopcoder.errors import EXIT_DONE, InputError
 
 HELP = """\
 Build the corpus of a run, or find it already built, and print its folder.
 
-usage: loopcoder data [--config-dir DIR] [key=value ...]
+usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
        loopcoder data validate DIR
        loopcoder data report DIR
        loopcoder data train-langid PATH... --out FILE
@@ -32,11 +33,14 @@ def run(argv: list[str]) -> int:
     """Build the corpus of a config and print its folder, or run one of the verbs below `data`."""
     if argv and argv[0] in _VERBS:
         return _VERBS[argv[0]](argv[1:])
-    arguments = parse_arguments(argv)
+    arguments = parse_arguments(argv, takes=["--print-config"])
     if arguments.help:
         print(HELP)
         return EXIT_DONE
     config = composed(arguments, detect())
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        return EXIT_DONE
     from data_pipeline.driver import prepare
 
     def report(text: str) -> None:

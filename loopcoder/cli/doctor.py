@@ -24,7 +24,7 @@ usage: loopcoder doctor [key=value ...]
 
 def run(argv: list[str]) -> int:
     """Print a table of this machine; raise InputError where the config does not fit it."""
-    arguments = parse_arguments(argv)
+    arguments = parse_arguments(argv, takes=[])
     if arguments.help:
         print(HELP)
         return EXIT_DONE
@@ -41,6 +41,7 @@ def run(argv: list[str]) -> int:
     check(config, size, backends)
     print(
         f"\n{config.model.name} with precision={config.precision.name}, "
-        f"model.layer_spec={config.model.layer_spec} fits on {size} processes"
+        f"model.layer_spec={config.model.layer_spec} fits on "
+        f"{size} process{'' if size == 1 else 'es'}"
     )
     return EXIT_DONE

@@ -18,6 +18,15 @@ def check_data(config: Config) -> Iterator[Problem]:
     if not data.build.sources and data.path is None:
         why = f"data={data.name} needs the folder of a finished corpus"
         yield Problem(f"data={data.name} data.path=null", why, "path=DIR")
+    reads_path = any(
+        s.kind in ("files", "hf") and s.path in (None, data.path) for s in data.build.sources
+    )
+    if data.path is not None and data.build.sources and not reads_path:
+        yield Problem(
+            f"data={data.name} data.path={as_override(data.path)}",
+            "no source of this preset reads that path",
+            f"data=files path={as_override(data.path)}",
+        )
     for index, source in enumerate(data.build.sources):
         yield from _source(f"data.build.sources.{index}", source, data.path)
     yield from _shares(config)

@@ -22,7 +22,7 @@ def test_options_are_told_from_overrides() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--multi"], "the options are"),
+        (["--multi"], "the options of this verb are -m, --print-config, --config-dir"),
         (["--max-steps"], "fix: max_steps=VALUE"),
         (["--config-dir"], "it needs a folder"),
         (["--config-dir="], "it needs a folder"),
@@ -43,3 +43,9 @@ def test_only_rank_0_speaks(
     monkeypatch.setenv("RANK", "0")
     say("three")
     assert capsys.readouterr().out == "one\nthree\n"
+
+
+@pytest.mark.parametrize("option", ["-m", "--multirun", "--print-config"])
+def test_an_option_that_a_verb_would_ignore_is_refused(option: str) -> None:
+    with pytest.raises(InputError, match="options of this verb are --config-dir DIR and --help"):
+        parse_arguments([option, "a=1"], takes=[])

@@ -228,3 +228,11 @@ def test_kernels_are_taken_where_they_fit() -> None:
 
 def test_init_from_a_folder_that_exists(tmp_path: Path) -> None:
     assert problems(f"checkpoint.init_from={tmp_path}", "checkpoint.init_optimizer=true") == []
+
+
+def test_a_path_that_no_source_reads_is_an_error() -> None:
+    (problem,) = problems("path=/x")
+    assert problem.fix == "data=files path=/x"
+    assert not problems("data=files", "path=/x")
+    (problem,) = problems("data=files", "path=/x", "data.build.sources=[{kind:files,path:/y}]")
+    assert problem.fix == "data=files path=/x"
