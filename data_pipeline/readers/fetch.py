@@ -26,6 +26,7 @@ from typing import Any
 from data_pipeline.langid.names import language_of_name
 from data_pipeline.schema import MAX_DOCUMENT_BYTES
 from loopcoder.errors import InputError
+from loopcoder.storage.files import write_json
 
 LOCK = "packages.lock.json"
 TIMEOUT_S = 600
@@ -161,9 +162,7 @@ def _read_lock(folder: Path) -> dict[str, Package]:
 
 
 def _write_lock(folder: Path, lock: dict[str, Package]) -> None:
-    part = folder / f".{LOCK}.part"
-    part.write_text(json.dumps([asdict(lock[key]) for key in sorted(lock)], indent=1) + "\n")
-    part.replace(folder / LOCK)
+    write_json(folder / LOCK, [asdict(lock[key]) for key in sorted(lock)])
 
 
 def _run(command: Sequence[str], folder: Path, what: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO
 
 from data_pipeline.schema import Document
 from loopcoder.errors import InputError
-from loopcoder.storage.files import sync
+from loopcoder.storage.files import whole_file
 
 MAX_CHUNK_DOCUMENTS = 1_000_000
 """Later stages hold some 100 bytes per document of a chunk."""
@@ -47,6 +48,7 @@ class ChunkWriter:
     def __init__(self, folder: Path, part: int, max_bytes: int) -> None:
         self._folder, self._part, self._max_bytes = folder, part, max_bytes
         self._file: _Compressed | None = None
+        self._open = ExitStack()
         self._documents = 0
         self._text_bytes: dict[str, int] = {}
         self.chunks: list[Chunk] = []
@@ -54,7 +56,7 @@ class ChunkWriter:
     def add(self, document: Document) -> int:
         """Append a document; return its bytes of UTF-8."""
         if self._file is None:
-            self._file = _Compressed(self._path)
+            self._file = _Compressed(self._open.enter_context(whole_file(self._path)))
         self._file.write(_dumps(_row(document)) + b"\n")
         size = len(document.text.encode())
         self._text_bytes[document.domain] = self._text_bytes.get(document.domain, 0) + size
@@ -75,6 +77,7 @@ class ChunkWriter:
             return
         path = self._path
         size = self._file.finish()
+        self._open.close()
         self.chunks.append(Chunk(path.name, size, self._documents, self._text_bytes))
         self._file, self._documents, self._text_bytes = None, 0, {}
 
@@ -83,12 +86,14 @@ class ChunkWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if kind is None:
             self._finish()
-        if self._file is not None:
-            self._file.give_up()
+        self._open.__exit__(kind, error, trace)
 
 
 def read_chunk(folder: Path, chunk: Chunk) -> Iterator[Document]:
@@ -143,12 +148,10 @@ def _loads(line: bytes) -> dict[str, Any]:
 
 
 class _Compressed:
-    """A compressed file that takes its name when it is complete."""
+    """Compresses into a file."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(path.name + ".tmp")
-        self._file: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115 - closed by finish
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._out: Any
         if _FAST:
             import zstandard
@@ -161,17 +164,9 @@ class _Compressed:
         self._file.write(self._out.compress(data))
 
     def finish(self) -> int:
-        """Give the file its name; return its size."""
+        """Write the end; return the size."""
         self._file.write(self._out.flush())
-        sync(self._file)
-        size = self._file.tell()
-        self._file.close()
-        self._temporary.rename(self._path)
-        return size
-
-    def give_up(self) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        return self._file.tell()
 
 
 def _row(document: Document) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 from data_pipeline.tasks.work import disk_errors
 from loopcoder.config.build import ExecutorConfig
 from loopcoder.errors import InputError, LoopcoderError, Problem, ProcessLost
+from loopcoder.storage.files import write_json
 
 POLL_S = 10.0
 """Seconds between looks at a Slurm job."""
@@ -112,14 +113,12 @@ class _Step:
             fault = {"task": task, "problems": [[p.fact, p.why, p.fix] for p in error.problems]}
         except Exception:
             fault = {"task": task, "traceback": traceback.format_exc()}
-        end = "json" if fault else "ok"
-        temporary = self.faults / f"{place:05d}.tmp"
+        path = self.faults / f"{place:05d}.{'json' if fault else 'ok'}"
         try:
-            temporary.write_text(json.dumps(fault), encoding="utf-8")
+            write_json(path, fault)
         except OSError:  # on a full disk there is just the room that was kept for this
             (self.faults / _RESERVE).unlink(missing_ok=True)
-            temporary.write_text(json.dumps(fault), encoding="utf-8")
-        temporary.rename(self.faults / f"{place:05d}.{end}")
+            write_json(path, fault)
         return ()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loopcoder.errors import InputError
 from loopcoder.metrics.sinks import human, run_title
 from loopcoder.metrics.writer import METRICS_FILE, merge_by_step, read_metrics
+from loopcoder.storage.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -234,7 +235,7 @@ def _sweep(fig: Figure, runs: list[tuple[str, list[dict[str, Any]], Mapping[str,
 
 
 def _draw(path: Path, draw: Any, width: float = 8.0) -> Path:
-    """Draw one figure into a PNG; written beside and renamed, so that nobody sees half of it."""
+    """Draw one figure into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -243,9 +244,9 @@ def _draw(path: Path, draw: Any, width: float = 8.0) -> Path:
     FigureCanvasAgg(fig)
     draw(fig)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
-    fig.savefig(tmp, format="png")
-    return tmp.replace(path)
+    with whole_file(path) as file:
+        fig.savefig(file, format="png")
+    return path
 
 
 def _style(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
