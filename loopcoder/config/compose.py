@@ -30,6 +30,7 @@ from loopcoder.config.mistakes import problems_of, unknown_key
 from loopcoder.config.renamed import translate
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError, Problem
+from loopcoder.storage.files import write_bytes
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -270,7 +271,7 @@ def to_yaml(config: DataclassInstance) -> str:
 
 def save_config(config: DataclassInstance, path: Path) -> None:
     """Write a config to a YAML file that `load_config` reads back exactly."""
-    path.write_text(to_yaml(config), encoding="utf-8")
+    write_bytes(path, to_yaml(config).encode())
 
 
 @overload

@@ -41,11 +41,6 @@ def translate(plain: Mapping[str, Any]) -> dict[str, Any]:
     return _moved(plain, FIELDS)
 
 
-def translate_data(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a section `data` under their names of today."""
-    return dict(translate({"data": plain})["data"])
-
-
 def first_names(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a config under the names that they had first: what is hashed."""
     return _moved(plain, {new: old for old, new in FIELDS.items()})

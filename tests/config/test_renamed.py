@@ -15,7 +15,6 @@ from loopcoder.config.renamed import (
     first_names,
     new_name,
     translate,
-    translate_data,
     translate_manifest,
 )
 from loopcoder.config.schema import Config
@@ -128,7 +127,6 @@ def test_the_table_leads_there_and_back() -> None:
     new = translate(old)
     assert new != old and first_names(new) == old
     assert translate(new) == new
-    assert translate_data(old["data"]) == new["data"]
     assert new_name("data.seq_length") is None and new_name("data.filtersx") is None
 
 
