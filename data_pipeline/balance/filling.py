@@ -1,4 +1,4 @@
-"""The arithmetic of quotas: from supplies and wanted shares to tokens per language and file.
+"""The arithmetic of quotas: from supplies and wanted shares to tokens per language and chunk.
 
 It computes with integers and fractions, so that it is exact and the same everywhere.
 """
@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from data_pipeline.balance.quotas import FileQuota, LanguageQuota, Plan, Supply
+from data_pipeline.balance.quotas import ChunkQuota, LanguageQuota, Plan, Supply
 from data_pipeline.balance.shares import OTHERS
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.errors import InputError, Problem
 
 _FEW_DOCUMENTS = 16
-"""A file with fewer documents of a language carries over the rounding error of the files before it;
+"""A chunk with fewer documents of a language carries over the rounding error of those before it;
 with more documents the error is negligible."""
 
 _NAMED_IN_ERRORS = 10
@@ -35,7 +35,7 @@ def plan(
     up to the domain's part of the target: the others make up in proportion for a scarce language.
 
     Args:
-        supply: Tokens by file, domain and language, in any order.
+        supply: Tokens by chunk, domain and language, in any order.
         shares: Weights of the languages of a domain; OTHERS stands for all that are not named, a
             weight of 0 leaves a language out. A domain without an entry is taken as it comes.
         target_tokens: Tokens of all domains, rounded down to a multiple of the mixture's lowest
@@ -56,7 +56,7 @@ def plan(
     if not 0 < wanted_unit <= unit:
         raise _infeasible(pools, weights, wanted_unit, unit)
     languages: list[LanguageQuota] = []
-    files: list[FileQuota] = []
+    chunks: list[ChunkQuota] = []
     for pool in pools:
         domain_target = wanted_unit * weights[pool.domain]
         quotas = dict(zip(pool.names, pool.fill(domain_target), strict=True))
@@ -67,12 +67,12 @@ def plan(
             languages.append(
                 LanguageQuota(pool.domain, name, documents, tokens, cap, float(wanted), quota)
             )
-            files += _split(by_language.get((pool.domain, name), []), documents, tokens, quota)
+            chunks += _split(by_language.get((pool.domain, name), []), documents, tokens, quota)
     order = {domain: i for i, domain in enumerate(weights)}
     return Plan(
         weights=weights,
         languages=tuple(sorted(languages, key=lambda q: (order[q.domain], -q.tokens, q.language))),
-        files=tuple(sorted(files, key=lambda q: (q.file, order[q.domain], q.language))),
+        chunks=tuple(sorted(chunks, key=lambda q: (q.chunk, order[q.domain], q.language))),
         largest_tokens=unit * total,
     )
 
@@ -156,12 +156,12 @@ class _Pool:
 def _collect(
     supply: Iterable[Supply],
 ) -> tuple[dict[tuple[str, str], tuple[int, int]], dict[tuple[str, str], list[Supply]]]:
-    """Return (documents, tokens) and the files of every (domain, language), files by name."""
+    """Return (documents, tokens) and the chunks of every (domain, language), chunks by name."""
     by_language: dict[tuple[str, str], list[Supply]] = {}
-    for entry in sorted(supply, key=lambda s: (s.domain, s.language, s.file)):
+    for entry in sorted(supply, key=lambda s: (s.domain, s.language, s.chunk)):
         group = by_language.setdefault((entry.domain, entry.language), [])
-        if group and group[-1].file == entry.file:
-            raise ValueError(f"{entry} and {group[-1]} are the same file and language")
+        if group and group[-1].chunk == entry.chunk:
+            raise ValueError(f"{entry} and {group[-1]} are the same chunk and language")
         if not 0 < entry.documents <= entry.tokens:
             raise ValueError(f"{entry} is no supply: every document has at least its EOD")
         group.append(entry)
@@ -202,15 +202,15 @@ def _pool(
 
 def _split(
     supplies: Sequence[Supply], documents: int, tokens: int, quota: int
-) -> Iterable[FileQuota]:
-    """Split a language's quota over its files in proportion to their supplies."""
+) -> Iterable[ChunkQuota]:
+    """Split a language's quota over its chunks in proportion to their supplies."""
     quotas = largest_remainder([Fraction(quota * s.tokens, tokens) for s in supplies])
     before = 0
     for entry, share in zip(supplies, quotas, strict=True):
-        # the files before give before / mean documents; the fraction of one is owed here
+        # the chunks before give before / mean documents; the fraction of one is owed here
         given = 1000 * before * documents // tokens
         phase = (given + 500) % 1000 - 500 if entry.documents < _FEW_DOCUMENTS else 0
-        yield FileQuota(entry.file, entry.domain, entry.language, entry.tokens, share, phase)
+        yield ChunkQuota(entry.chunk, entry.domain, entry.language, entry.tokens, share, phase)
         before += share
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.balance.filling import plan
-from data_pipeline.balance.quotas import FileQuota, Plan, Supply
+from data_pipeline.balance.quotas import ChunkQuota, Plan, Supply
 from data_pipeline.balance.shares import SHARES
 from data_pipeline.tasks.work import Output, Result, Work, read_sealed, write_sealed
 from data_pipeline.tokenizer.count import Counts
@@ -149,9 +149,9 @@ def _shares(work: Work) -> dict[str, Any]:
 
 def _write(work: Work, planned: Plan) -> None:
     """Write the quotas of every chunk by themselves: a task needs no others."""
-    by_chunk: dict[str, list[FileQuota]] = {_name(n): [] for n in range(len(work.chunks))}
-    for quota in planned.files:
-        by_chunk[quota.file].append(quota)
+    by_chunk: dict[str, list[ChunkQuota]] = {_name(n): [] for n in range(len(work.chunks))}
+    for quota in planned.chunks:
+        by_chunk[quota.chunk].append(quota)
     _quotas_path(work, 0).parent.mkdir(parents=True, exist_ok=True)
     for chunk in range(len(work.chunks)):
         mine = tuple(by_chunk[_name(chunk)])

@@ -1,4 +1,4 @@
-"""How much of every language goes into the corpus: token quotas for every (file, domain, language).
+"""How much of every language goes into the corpus: token quotas by chunk, domain and language.
 
 `filling.py` computes them, `selection.py` decides which documents fill them.
 """
@@ -13,9 +13,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Supply:
-    """How much one input file has of one language."""
+    """How much one chunk has of one language."""
 
-    file: str
+    chunk: str
     domain: str
     language: str
     documents: int
@@ -24,19 +24,19 @@ class Supply:
 
 
 @dataclass(frozen=True)
-class FileQuota:
-    """How much is taken of one language from one file."""
+class ChunkQuota:
+    """How much is taken of one language from one chunk."""
 
-    file: str
+    chunk: str
     domain: str
     language: str
     supply: int
-    """Tokens in the file."""
+    """Tokens in the chunk."""
     tokens: int
     """Tokens that are wanted of it; more than `supply` when documents are repeated."""
     phase: int
     """Start of the error feedback, in thousandths of the longest document, -500 to 499; other than
-    0 where there are few documents. Without it, a language that has a document or two in every file
+    0 where there are few documents. Without it, a language that has a document or two per chunk
     would give all of them or none."""
 
 
@@ -76,8 +76,8 @@ class Plan:
     """Tokens of each domain in lowest terms, such as {text: 1, code: 1}."""
     languages: tuple[LanguageQuota, ...]
     """By domain, most tokens first."""
-    files: tuple[FileQuota, ...]
-    """By file, domain and language, quotas of 0 included."""
+    chunks: tuple[ChunkQuota, ...]
+    """By chunk, domain and language, quotas of 0 included."""
     largest_tokens: int
     """Largest total that the supplies can give."""
 
@@ -127,7 +127,7 @@ class Plan:
             "weights": dict(self.weights),
             "largest_tokens": self.largest_tokens,
             "languages": [asdict(q) for q in self.languages],
-            "files": _grouped(self.files),
+            "chunks": _grouped(self.chunks),
         }
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
@@ -138,9 +138,9 @@ class Plan:
         return cls(
             weights=content["weights"],
             languages=tuple(LanguageQuota(**q) for q in content["languages"]),
-            files=tuple(
-                FileQuota(file, domain, language, *numbers)
-                for file, domains in content["files"].items()
+            chunks=tuple(
+                ChunkQuota(chunk, domain, language, *numbers)
+                for chunk, domains in content["chunks"].items()
                 for domain, languages in domains.items()
                 for language, numbers in languages.items()
             ),
@@ -148,9 +148,9 @@ class Plan:
         )
 
 
-def _grouped(files: Iterable[FileQuota]) -> dict[str, dict[str, dict[str, list[int]]]]:
+def _grouped(chunks: Iterable[ChunkQuota]) -> dict[str, dict[str, dict[str, list[int]]]]:
     grouped: dict[str, dict[str, dict[str, list[int]]]] = {}
-    for q in files:
-        domain = grouped.setdefault(q.file, {}).setdefault(q.domain, {})
+    for q in chunks:
+        domain = grouped.setdefault(q.chunk, {}).setdefault(q.domain, {})
         domain[q.language] = [q.supply, q.tokens, q.phase]
     return grouped

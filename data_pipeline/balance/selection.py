@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.balance.quotas import FileQuota, Plan
+from data_pipeline.balance.quotas import ChunkQuota, Plan
 from data_pipeline.schema import Tally
 
 
-def select(lengths: Sequence[int] | NDArray[np.integer], quota: FileQuota) -> NDArray[np.int64]:
+def select(lengths: Sequence[int] | NDArray[np.integer], quota: ChunkQuota) -> NDArray[np.int64]:
     """Return the number of copies of each document of one language in one chunk.
 
     Error feedback: tokens owed grow by quota / supply * n with each document of n tokens; while
@@ -73,7 +73,7 @@ def select_chunk(
         OtherContentError: with every language whose tokens are not those that were planned for.
     """
     tokens = np.asarray(lengths, dtype=np.int64)
-    quotas = {(quota.domain, quota.language): quota for quota in planned.files}
+    quotas = {(quota.domain, quota.language): quota for quota in planned.chunks}
     places: dict[tuple[str, str], list[int]] = {kind: [] for kind in quotas}
     for i, kind in enumerate(kinds):
         places.setdefault(kind, []).append(i)

@@ -13,7 +13,7 @@ import pytest
 
 from data_pipeline.balance import filling
 from data_pipeline.balance.filling import largest_remainder, water_fill
-from data_pipeline.balance.quotas import FileQuota, Plan, Supply
+from data_pipeline.balance.quotas import ChunkQuota, Plan, Supply
 from data_pipeline.balance.selection import OtherContentError, select, select_chunk
 from data_pipeline.balance.shares import OTHERS, PUBLISHED_CODE_SHARES, SHARES
 from data_pipeline.tokenizer.count import split_at_lines
@@ -117,7 +117,7 @@ def test_quotas_add_up_exactly(
         assert p.domain_tokens == {domain: weight * unit for domain, weight in weights.items()}
         assert p.largest_tokens == largest
         for q in p.languages:
-            quotas = [f for f in p.files if (f.domain, f.language) == (q.domain, q.language)]
+            quotas = [f for f in p.chunks if (f.domain, f.language) == (q.domain, q.language)]
             assert sum(f.tokens for f in quotas) == q.tokens <= q.cap
             assert sum(f.supply for f in quotas) == q.supply
             assert all(abs(f.tokens - q.tokens * f.supply / q.supply) < 1 for f in quotas)
@@ -186,7 +186,7 @@ def test_infeasible_names_the_largest_total() -> None:
         plan(entries[2:])
     with pytest.raises(InputError, match="positive weight"):
         plan(entries, mixture={"text": 1, "code": 0})
-    with pytest.raises(ValueError, match="same file"):
+    with pytest.raises(ValueError, match="same chunk"):
         plan([*entries, entries[0]])
 
 
@@ -196,17 +196,17 @@ def test_selection_owes_little(rng: random.Random) -> None:
         supply = sum(lengths)
         quota = rng.choice([rng.randrange(3 * supply), supply, 2 * supply, 0])
         phase = rng.choice([0, rng.randrange(-500, 500)])
-        got = select(lengths, FileQuota("f", "code", "C", supply, quota, phase))
+        got = select(lengths, ChunkQuota("f", "code", "C", supply, quota, phase))
         assert abs(int((got * lengths).sum()) - quota) <= max(lengths)
         assert set(got) <= {quota // supply, -(-quota // supply)}
-    assert not len(select([], FileQuota("f", "code", "C", 1, 1, 0)))
+    assert not len(select([], ChunkQuota("f", "code", "C", 1, 1, 0)))
 
 
 def test_a_language_with_one_document_per_file_is_not_forgotten() -> None:
     entries = [Supply(f"f{i:03}", "code", "Rust", 1, 100) for i in range(400)]
     entries += [Supply("f000", "text", "Text", 100, 10_000)]
     p = plan(entries, target_tokens=2 * 10_000)
-    taken = sum(int(select([100], q)[0]) for q in p.files if q.language == "Rust")
+    taken = sum(int(select([100], q)[0]) for q in p.chunks if q.language == "Rust")
     assert taken == 100
 
 
@@ -232,8 +232,8 @@ def test_selection_on_realistic_lengths(seed: int, max_epochs: int, part: float)
     largest = plan(entries, max_epochs=max_epochs).tokens
     p = plan(entries, max_epochs=max_epochs, target_tokens=int(largest * part))
     got: dict[tuple[str, str], int] = {}
-    for q in p.files:
-        n = lengths[q.file, q.domain, q.language]
+    for q in p.chunks:
+        n = lengths[q.chunk, q.domain, q.language]
         key = q.domain, q.language
         got[key] = got.get(key, 0) + int((select(n, q) * n).sum())
     wanted = {(q.domain, q.language): q.tokens for q in p.languages}
@@ -253,7 +253,7 @@ def test_every_length_gives_its_share(seed: int) -> None:
     lengths = np.minimum(g.lognormal(6.4, 1.3, 50_000), 65_536).astype(np.int64) + 1
     supply = int(lengths.sum())
     for ratio in (0.1, 0.3, 0.7, 1.6):
-        quota = FileQuota("f", "code", "Java", supply, int(supply * ratio), 0)
+        quota = ChunkQuota("f", "code", "Java", supply, int(supply * ratio), 0)
         copies = select(lengths, quota)
         assert abs(int((copies * lengths).sum()) / quota.tokens - 1) < 2.7e-5
         edges = np.quantile(lengths, np.linspace(0, 1, 21))
@@ -273,7 +273,7 @@ def test_select_chunk(rng: random.Random) -> None:
     assert tally.rows_in == 500
     assert tally.rows_out == (copies > 0).sum()
     assert tally.notes["copies"] == copies.sum() - tally.rows_out
-    for q in p.files:
+    for q in p.chunks:
         where = [i for i, kind in enumerate(kinds) if kind == (q.domain, q.language)]
         assert select([lengths[i] for i in where], q).tolist() == copies[where].tolist()
     with pytest.raises(OtherContentError) as e:
