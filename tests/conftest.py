@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,25 @@ def fresh_seed() -> int:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def _starts_processes(path: str) -> bool:
+    return path.startswith(("tests/dist/", "tests/train/"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that start processes first, so that two workers end at the same time."""
-    items.sort(key=lambda item: not {"dist", "train"} & set(item.path.parts))
+    """Put the files that start processes first: they are what the others wait for."""
+    items.sort(key=lambda item: not _starts_processes(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the files that start processes to one worker, which needs more than a core for them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):  # type: ignore[misc] # it is untyped
+        def _split_scope(self, nodeid: str) -> str:
+            return "processes" if _starts_processes(nodeid) else str(super()._split_scope(nodeid))
+
+    return ByFile(config, log)
 
 
 @pytest.fixture
