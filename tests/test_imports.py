@@ -27,7 +27,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.model": BASE | {"loopcoder.ops"},
     "loopcoder.hf": BASE,
     "loopcoder.data": BASE | MODEL,
-    "loopcoder.optim": BASE | {"loopcoder.ops"},
+    "loopcoder.optim": BASE | MODEL,
     "loopcoder.metrics": BASE,
     "loopcoder.parallel": BASE | MODEL | {"loopcoder.data"},
     "loopcoder.checkpoint": BASE | MODEL | {"loopcoder.data", "loopcoder.parallel"},

@@ -21,6 +21,7 @@ _TO_BUILD = (
 FIELDS = {
     **{f"data.{name}": f"data.build.{name}" for name in _TO_BUILD},
     "data.language_model": "data.build.language_classifier",
+    "model.init_depth": "model.output_init",
 }
 """First name of a field or section, with all that is below it, and its name today."""
 

@@ -29,6 +29,8 @@ from loopcoder.config.types import (
 VOCAB_MULTIPLE = 128
 """Rows of embedding and head are padded to a multiple of this in every layout."""
 
+_NEW = Changes("numbers", since="2026-11-29")
+
 Precision = Literal["fp32", "bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise"]
 
 
@@ -80,9 +82,23 @@ class ModelConfig:
     max_position_embeddings: PositiveInt = 131072
     """Longest sequence the model is meant for, in tokens."""
     init_std: PositiveFloat = 0.02
-    """Standard deviation of the normal initialisation."""
-    init_depth: Literal["layers", "effective"] = "layers"
-    """Output projections start smaller by 1/sqrt(2L), or by 1/sqrt(2RL) with `effective`."""
+    """Standard deviation of the normal initialisation: of the layers' matrices, and of embedding
+    and head where they have none of their own."""
+    embedding_init_std: Annotated[PositiveFloat | None, _NEW] = None
+    """Standard deviation of the embedding: what loop 0 reads, and beside b what later loops see of
+    their own token; null: init_std."""
+    head_init_std: Annotated[NonNegativeFloat | None, _NEW] = None
+    """Standard deviation of the head; 0 begins with the same logit for every token; null:
+    init_std."""
+    output_init: Literal["zero", "layers", "effective"] = "layers"
+    """Output projections (of attention and MLP) start at zero, or smaller than init_std by
+    1/sqrt(2L), or by 1/sqrt(2RL) with `effective`."""
+    residual_scale: Annotated[PositiveFloat, _NEW] = 1.0
+    """Factor of what every attention and MLP adds to the residual stream, 0.5 for 1/R with two
+    loops. It is folded into their output projections, which start and learn by as much smaller,
+    so that the forward pass and the exported weights have no factor."""
+    gate_bias_init: Annotated[float, _NEW] = 0.0
+    """Bias of the gates at the start: they weigh the attention to loop 0's K/V by sigmoid of it."""
     layer_spec: Literal["auto", "torch", "te"] = "auto"
     """Layers from plain PyTorch or from Transformer Engine; auto takes TE where it and a GPU are
     present."""
@@ -140,6 +156,12 @@ class OptimConfig:
     """Decoupled; norm weights and biases are exempt."""
     clip_grad: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
+    base_hidden_size: Annotated[PositiveInt | None, _NEW] = None
+    """Width at which all parameters learn at `lr`. At another one the layers' matrices and the head
+    learn at lr * base_hidden_size / hidden_size, embedding, norms and biases at `lr` (maximal
+    update parametrisation, arXiv 2203.03466); null: everything at `lr`."""
+    embedding_lr_scale: Annotated[PositiveFloat, _NEW] = 1.0
+    """Learning rate of the embedding as a multiple of `lr`."""
 
 
 @dataclass(frozen=True, config=STRICT)

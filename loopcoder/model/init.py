@@ -17,21 +17,37 @@ from loopcoder.model.plt import PLTModel
 
 
 def initialise(network: PLTModel, model: ModelConfig, seed: int) -> None:
-    """Fill all parameters: norms 1, gates 0 (g = 0.5), all else normal(0, init_std).
-
-    Output projections are scaled by 1/sqrt(2L), or 1/sqrt(2RL) with `init_depth=effective`.
-    """
-    depth = model.num_layers * (model.num_loops if model.init_depth == "effective" else 1)
+    """Fill all parameters: norms 1, gates sigmoid(gate_bias_init), all else normal(0, std)."""
     for name, parameter in network.named_parameters():
         with torch.no_grad():
             if "norm" in name:
                 parameter.fill_(1.0)
             elif "plt_gate" in name:
-                parameter.zero_()
+                parameter.fill_(model.gate_bias_init if name.endswith("bias") else 0.0)
             else:
-                is_output = "linear_proj" in name or "linear_fc2" in name
-                std = model.init_std / (math.sqrt(2 * depth) if is_output else 1.0)
+                std = standard_deviation(name, model)
                 parameter.copy_(_draw(global_name(name, network), parameter, std, seed, network))
+
+
+def standard_deviation(name: str, model: ModelConfig) -> float:
+    """Return the standard deviation with which a matrix is drawn."""
+    if "word_embeddings" in name:
+        own = model.embedding_init_std
+        return model.init_std if own is None else own
+    if "output_layer" in name:
+        own = model.head_init_std
+        return model.init_std if own is None else own
+    if not is_output_projection(name):
+        return model.init_std
+    if model.output_init == "zero":
+        return 0.0
+    depth = model.num_layers * (model.num_loops if model.output_init == "effective" else 1)
+    return model.residual_scale * model.init_std / math.sqrt(2 * depth)
+
+
+def is_output_projection(name: str) -> bool:
+    """Say whether a parameter writes into the residual stream."""
+    return "linear_proj" in name or "linear_fc2" in name
 
 
 def global_name(name: str, network: PLTModel) -> str:

@@ -5,35 +5,39 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    OptimizerConfig,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from torch import Tensor
 
-from loopcoder.config.schema import OptimConfig, ParallelConfig
+from loopcoder.config.schema import ModelConfig, OptimConfig, ParallelConfig
 from loopcoder.optim.adam import use_in_megatron
+from loopcoder.optim.rates import rate_overrides
 
 
 def build_optimizer(
-    ddp: Any, optim: OptimConfig, parallel: ParallelConfig, dtype: torch.dtype
+    ddp: Any, model: ModelConfig, optim: OptimConfig, parallel: ParallelConfig, dtype: torch.dtype
 ) -> Any:
     """Build the optimizer of a DDP-wrapped model; norm weights and biases are exempt from weight
-    decay."""
+    decay, and `rates` says which parameters learn slower or faster."""
     use_in_megatron()
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=optim.lr,
-            weight_decay=optim.weight_decay,
-            adam_beta1=optim.beta1,
-            adam_beta2=optim.beta2,
-            adam_eps=optim.eps,
-            clip_grad=optim.clip_grad,
-            bf16=dtype is torch.bfloat16,
-            params_dtype=dtype,
-            use_distributed_optimizer=parallel.distributed_optimizer,
-            overlap_param_gather=parallel.overlap_param_gather,
-        ),
-        [ddp],
+    wanted = OptimizerConfig(
+        optimizer="adam",
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2,
+        adam_eps=optim.eps,
+        clip_grad=optim.clip_grad,
+        bf16=dtype is torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_param_gather=parallel.overlap_param_gather,
     )
+    overrides = get_standard_config_overrides(wanted) | rate_overrides(model, optim)
+    optimizer = get_megatron_optimizer(wanted, [ddp], config_overrides=overrides)
     for group in optimizer.param_groups:
         # megatron finds a group of a checkpoint by its fields; a run may go on at another rate.
         group.pop("max_lr", None)
@@ -53,7 +57,7 @@ def update(optimizer: Any, optim: OptimConfig, lr: float, tokens: Tensor) -> Ten
         finite the weights and moments were left as they are: see `train.health`.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_mult"]
         # Loading a checkpoint brings those it was saved with.
         group["betas"], group["eps"] = (optim.beta1, optim.beta2), optim.eps
         # megatron leaves the multiplication to a scheduler that we do not use.

@@ -80,7 +80,9 @@ def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
         network,
     )
     share_over_loops(ddp, network.decoder.layers)
-    optimizer = build_optimizer(ddp, config.optim, parallel, mcore_config.params_dtype)
+    optimizer = build_optimizer(
+        ddp, config.model, config.optim, parallel, mcore_config.params_dtype
+    )
     mcore_config.grad_scale_func = optimizer.scale_loss
     mcore_config.finalize_model_grads_func = partial(_finish_gradients, ddp)
     if parallel.overlap_grad_reduce:

@@ -140,7 +140,7 @@ def test_scale(ranks, seed, depth):
     """Normal with init_std; what writes into the residual stream starts smaller by 1/sqrt(2L) or
     1/sqrt(2RL)."""
     shape = dict(hidden_size=64, ffn_hidden_size=96, head_dim=16, num_layers=3, num_loops=2)
-    found = weights(build(ranks, seed, init_std=0.03, init_depth=depth, **shape))
+    found = weights(build(ranks, seed, init_std=0.03, output_init=depth, **shape))
     residual = 0.03 / math.sqrt(2 * 3 * (2 if depth == "effective" else 1))
     outputs = 0
     for name, w in found.items():
