@@ -121,4 +121,51 @@ FIRST = Study(
     losses_table,
 )
 
-STUDIES = {study.name: study for study in (FIRST,)}
+
+# One field at a time, around the best cell of the first test.
+
+_BASE = (
+    "model=plt_20m",
+    "data.seq_length=2048",
+    "data.isolate_documents=false",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=4",
+    "train.max_steps=2000",
+    "eval.sequences_per_domain=128",
+    "model.embedding_init_std=1",
+    "model.emb_scale=0.805",
+    "model.hidden_scale=0.447",
+    "model.init_std=0.028",
+    "model.head_init_std=0.02",
+    "optim.base_hidden_size=512",
+    "optim.lr=2e-3",
+    "optim.min_lr=2e-4",
+)
+_CHANGES = {
+    "base": (),
+    "lr 1e-3": ("optim.lr=1e-3", "optim.min_lr=1e-4"),
+    "lr 4e-3": ("optim.lr=4e-3", "optim.min_lr=4e-4"),
+    "lr 8e-3": ("optim.lr=8e-3", "optim.min_lr=8e-4"),
+    "matrices 0.044": ("model.init_std=0.044",),
+    "outputs zero": ("model.output_init=zero",),
+    "embedding rate x5": ("optim.embedding_lr_scale=5",),
+    "head zero": ("model.head_init_std=0",),
+    "embedding 0.3": ("model.embedding_init_std=0.3",),
+}
+_LOOPED_CHANGES = {
+    "residual 1/R": ("model.residual_scale=0.5",),
+    "gate bias 1": ("model.gate_bias_init=1",),
+    "a = b = 0.707": ("model.emb_scale=0.707", "model.hidden_scale=0.707"),
+}
+
+
+def _search_points() -> Iterator[Point]:
+    for loops, changes in ((2, _CHANGES | _LOOPED_CHANGES), (1, _CHANGES)):
+        for name, overrides in changes.items():
+            yield Point(f"R={loops} {name}", (f"model.num_loops={loops}", *overrides))
+    yield Point("R=3 base", ("model.num_loops=3",))
+
+
+SEARCH = Study("search", _BASE, tuple(_search_points()), (1, 2), losses_table, runs_per_gpu=12)
+
+STUDIES = {study.name: study for study in (FIRST, SEARCH)}
