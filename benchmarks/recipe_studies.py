@@ -138,34 +138,41 @@ _BASE = (
     "model.init_std=0.028",
     "model.head_init_std=0.02",
     "optim.base_hidden_size=512",
-    "optim.lr=2e-3",
-    "optim.min_lr=2e-4",
+    "optim.lr=1e-3",
+    "optim.min_lr=1e-4",
+    "optim.embedding_lr_scale=10",
 )
 _CHANGES = {
     "base": (),
-    "lr 1e-3": ("optim.lr=1e-3", "optim.min_lr=1e-4"),
-    "lr 4e-3": ("optim.lr=4e-3", "optim.min_lr=4e-4"),
-    "lr 8e-3": ("optim.lr=8e-3", "optim.min_lr=8e-4"),
+    "lr 2e-3": ("optim.lr=2e-3", "optim.min_lr=2e-4"),
+    "embedding rate x20": ("optim.embedding_lr_scale=20",),
+    "lr 5e-4, embedding rate x20": (
+        "optim.lr=5e-4",
+        "optim.min_lr=5e-5",
+        "optim.embedding_lr_scale=20",
+    ),
     "matrices 0.044": ("model.init_std=0.044",),
     "outputs zero": ("model.output_init=zero",),
-    "embedding rate x5": ("optim.embedding_lr_scale=5",),
     "head zero": ("model.head_init_std=0",),
-    "embedding 0.3": ("model.embedding_init_std=0.3",),
+    "embedding 0.3, rate x3": ("model.embedding_init_std=0.3", "optim.embedding_lr_scale=3"),
 }
 _LOOPED_CHANGES = {
+    "a, b released": ("model.emb_scale=0.707", "model.hidden_scale=0.053"),
+    "a = b = 1": ("model.emb_scale=1", "model.hidden_scale=1"),
     "residual 1/R": ("model.residual_scale=0.5",),
     "gate bias 1": ("model.gate_bias_init=1",),
-    "a = b = 0.707": ("model.emb_scale=0.707", "model.hidden_scale=0.707"),
 }
 
 
 def _search_points() -> Iterator[Point]:
-    for loops, changes in ((2, _CHANGES | _LOOPED_CHANGES), (1, _CHANGES)):
-        for name, overrides in changes.items():
-            yield Point(f"R={loops} {name}", (f"model.num_loops={loops}", *overrides))
+    for name in _CHANGES:
+        for loops in (2, 1):
+            yield Point(f"R={loops} {name}", (f"model.num_loops={loops}", *_CHANGES[name]))
+    for name, overrides in _LOOPED_CHANGES.items():
+        yield Point(f"R=2 {name}", ("model.num_loops=2", *overrides))
     yield Point("R=3 base", ("model.num_loops=3",))
 
 
-SEARCH = Study("search", _BASE, tuple(_search_points()), (1, 2), losses_table, runs_per_gpu=12)
+SEARCH = Study("search", _BASE, tuple(_search_points()), (1, 2), losses_table, runs_per_gpu=10)
 
 STUDIES = {study.name: study for study in (FIRST, SEARCH)}
