@@ -146,6 +146,7 @@ _CHANGES = {
     "base": (),
     "lr 2e-3": ("optim.lr=2e-3", "optim.min_lr=2e-4"),
     "embedding rate x20": ("optim.embedding_lr_scale=20",),
+    "embedding rate x40": ("optim.embedding_lr_scale=40",),
     "lr 5e-4, embedding rate x20": (
         "optim.lr=5e-4",
         "optim.min_lr=5e-5",
@@ -157,6 +158,7 @@ _CHANGES = {
     "embedding 0.3, rate x3": ("model.embedding_init_std=0.3", "optim.embedding_lr_scale=3"),
 }
 _LOOPED_CHANGES = {
+    "no shift": ("model.shift=false",),
     "a, b released": ("model.emb_scale=0.707", "model.hidden_scale=0.053"),
     "a = b = 1": ("model.emb_scale=1", "model.hidden_scale=1"),
     "residual 1/R": ("model.residual_scale=0.5",),
@@ -165,14 +167,14 @@ _LOOPED_CHANGES = {
 
 
 def _search_points() -> Iterator[Point]:
+    yield Point("R=3 base", ("model.num_loops=3",))
+    for name, overrides in _LOOPED_CHANGES.items():
+        yield Point(f"R=2 {name}", ("model.num_loops=2", *overrides))
     for name in _CHANGES:
         for loops in (2, 1):
             yield Point(f"R={loops} {name}", (f"model.num_loops={loops}", *_CHANGES[name]))
-    for name, overrides in _LOOPED_CHANGES.items():
-        yield Point(f"R=2 {name}", ("model.num_loops=2", *overrides))
-    yield Point("R=3 base", ("model.num_loops=3",))
 
 
-SEARCH = Study("search", _BASE, tuple(_search_points()), (1, 2), losses_table, runs_per_gpu=10)
+SEARCH = Study("search", _BASE, tuple(_search_points()), (1,), losses_table, runs_per_gpu=10)
 
 STUDIES = {study.name: study for study in (FIRST, SEARCH)}

@@ -77,7 +77,8 @@ class Runner:
         self.deadline = self.started + seconds
         self.lock = threading.Lock()
         self.living: set[subprocess.Popen[bytes]] = set()
-        self.seconds_per_flop: dict[str, float] = {}
+        self.costs: dict[str, float] = {}
+        self.seconds_per_flop: float | None = None
         self.failed = False
 
     def run(self, studies: list[Study]) -> int:
@@ -98,6 +99,9 @@ class Runner:
     def _run_study(self, study: Study) -> bool:
         done = {(r["point"], r["seed"]) for r in records(self.results, study)}
         missing = [(s, p) for s, p in study.runs() if (p.name, s) not in done]
+        # Here and not in the threads: Hydra composes one config at a time.
+        self.costs = {p.name: study.cost(p) for p in study.points}
+        self.seconds_per_flop = None
         work: queue.Queue[tuple[int, Point]] = queue.Queue()
         for item in missing:
             work.put(item)
@@ -120,8 +124,8 @@ class Runner:
                 seed, point = work.get_nowait()
             except queue.Empty:
                 return
-            rate = self.seconds_per_flop.get(study.name)
-            expected = FIRST_GUESS if rate is None else rate * study.cost(point)
+            rate = self.seconds_per_flop
+            expected = FIRST_GUESS if rate is None else rate * self.costs[point.name]
             if time.monotonic() + expected < self.deadline:
                 self._train(study, point, seed, gpu)
 
@@ -164,9 +168,8 @@ class Runner:
             **record,
         }
         with self.lock:
-            self.seconds_per_flop[study.name] = max(
-                self.seconds_per_flop.get(study.name, 0.0), took / study.cost(point)
-            )
+            seconds_per_flop = took / self.costs[point.name]
+            self.seconds_per_flop = max(self.seconds_per_flop or 0.0, seconds_per_flop)
             with (self.results / f"{study.name}.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         val = record["val"].get("val/loss", float("nan"))
