@@ -170,9 +170,9 @@ def _search_points() -> Iterator[Point]:
     yield Point("R=3 base", ("model.num_loops=3",))
     for name, overrides in _LOOPED_CHANGES.items():
         yield Point(f"R=2 {name}", ("model.num_loops=2", *overrides))
-    for name in _CHANGES:
+    for name, overrides in _CHANGES.items():
         for loops in (2, 1):
-            yield Point(f"R={loops} {name}", (f"model.num_loops={loops}", *_CHANGES[name]))
+            yield Point(f"R={loops} {name}", (f"model.num_loops={loops}", *overrides))
 
 
 SEARCH = Study("search", _BASE, tuple(_search_points()), (1,), losses_table, runs_per_gpu=10)

@@ -87,16 +87,17 @@ class Runner:
         timer = threading.Timer(self.deadline - time.monotonic(), self._stop)
         timer.daemon = True
         timer.start()
-        complete = all([self._run_study(study) for study in studies])
+        left = sum(self._run_study(study) for study in studies)
         timer.cancel()
-        return 1 if self.failed else 0 if complete else 75
+        return 1 if self.failed else 75 if left else 0
 
     def _stop(self) -> None:
         with self.lock:
             for process in self.living:
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def _run_study(self, study: Study) -> bool:
+    def _run_study(self, study: Study) -> int:
+        """Run what is missing of a study; return how many runs are missing then."""
         done = {(r["point"], r["seed"]) for r in records(self.results, study)}
         missing = [(s, p) for s, p in study.runs() if (p.name, s) not in done]
         # Here and not in the threads: Hydra composes one config at a time.
@@ -116,7 +117,7 @@ class Runner:
             thread.join()
         left = len(missing) - len(records(self.results, study)) + len(done)
         print(f"[{self._now():4.0f} s] {study.name}: {left} runs left", flush=True)
-        return left == 0
+        return left
 
     def _work(self, study: Study, gpu: str, work: queue.Queue[tuple[int, Point]]) -> None:
         while not self.failed:
@@ -156,8 +157,10 @@ class Runner:
                 text = log.read_text(errors="replace")
                 print(f"{study.name} {point.name} seed {seed} ended with {code}:\n{text[-3000:]}")
                 return
-            record = read_run(Path(folder)) if point.script is None else json.loads(
-                Path(folder, "result.json").read_text()
+            record = (
+                read_run(Path(folder))
+                if point.script is None
+                else json.loads(Path(folder, "result.json").read_text())
             )
         record = {
             "point": point.name,
@@ -238,7 +241,7 @@ def commit() -> str:
     """Return the commit of this tree, or what LOOPCODER_COMMIT says where there is no git."""
     named = os.environ.get("LOOPCODER_COMMIT")
     git = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
-    return named or subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return named or subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from loopcoder.config.compose import (
     conf_dir,
     group_options,
     parse_overrides,
+    sweep_axes,
 )
 from loopcoder.config.identity import config_hash
 from loopcoder.config.resolve import processes_to_start, resolve
@@ -42,6 +43,9 @@ class Point:
 
     label: str
     """The swept values, as they were written."""
+    without_seed: str
+    """The same without the seed, shared by the runs of several seeds; `seed=1,2` where nothing else
+    is swept."""
     overrides: list[str]
     """All overrides of the run, its run_dir included."""
     config: Config
@@ -61,7 +65,7 @@ class Sweep:
 
 
 def sweep(overrides: Sequence[str], config_dir: Path | None, backends: Backends) -> Sweep:
-    """Run every combination of the swept values.
+    """Run every combination of the swept values; a preset may name axes (`sweep_axes`).
 
     Raises InputError with the problems of all points before the first one starts.
     """
@@ -95,19 +99,23 @@ def points(
 ) -> tuple[Path, list[Point]]:
     """Expand overrides into points, composed and checked, and the folder that holds them."""
     problems: list[Problem] = []
-    parsed = parse_overrides(overrides, problems)
+    overrides = [*sweep_axes(overrides, config_dir), *overrides]
+    # As Hydra's BasicSweeper: the last of a key counts, in the place of the first.
+    parsed = list({o.get_key_element(): o for o in parse_overrides(overrides, problems)}.values())
     folders = [o for o in parsed if o.key_or_group == "run_dir" and not o.is_sweep_override()]
     swept = [o for o in parsed if o not in folders]
     dirs = [conf_dir()] if config_dir is None else [conf_dir(), config_dir]
     options = group_options(dirs)
     choices = [_choices(override, options, problems) for override in swept]
+    only_seeds = " ".join(str(o.input_line) for o in swept if o.is_sweep_override())
     if problems:
         raise InputError(problems)
     name = hashlib.sha256(json.dumps([list(overrides), str(config_dir)]).encode()).hexdigest()[:10]
     sweep_dir = Path(str(folders[-1].value())) if folders else Path("runs/sweeps") / name
     found = []
     for index, values in enumerate(itertools.product(*choices)):
-        label = " ".join(v for v, o in zip(values, swept, strict=True) if o.is_sweep_override())
+        axes = [v for v, o in zip(values, swept, strict=True) if o.is_sweep_override()]
+        label, unseeded = " ".join(axes), " ".join(v for v in axes if not v.startswith("seed="))
         folder = sweep_dir.expanduser() / f"{index:02d}_{_folder_name(label)}"
         try:
             config = resolve(compose(values, config_dir), backends)
@@ -115,7 +123,8 @@ def points(
         except InputError as error:
             problems += [replace(p, fact=f"[{label}] {p.fact}") for p in error.problems]
             continue
-        found.append(Point(label, [*values, f"run_dir={_quoted(str(folder))}"], config, folder))
+        run_overrides = [*values, f"run_dir={_quoted(str(folder))}"]
+        found.append(Point(label, unseeded or only_seeds, run_overrides, config, folder))
     if problems:
         raise InputError(problems)
     return sweep_dir.expanduser(), found

@@ -38,6 +38,7 @@ usage: loopcoder train [-m] [--config-dir DIR] [--print-config] [key=value ...]
   loopcoder train parallel=tp2 parallel.nproc_per_node=4
                                                    two copies of the model, each on two processes
   loopcoder train -m model.num_loops=1,2,3,4       one run after the other; one table, one plot
+  loopcoder train -m experiment=loop_sweep         what loops bring: R = 1 to 4 and controls, seeds
   loopcoder train run_dir=DIR                      where everything is written; the same command
                                                    again continues from the newest checkpoint
 
@@ -70,12 +71,13 @@ def run(argv: list[str]) -> int:
 def _sweep(arguments: Arguments) -> int:
     """Run every point of a sweep, then show all of them in one table and one plot."""
     from launch.sweep import sweep
-    from loopcoder.metrics.sweep import SweptRun, report_sweep
+    from loopcoder.metrics.sweep import report_sweep
+    from loopcoder.metrics.sweep_rows import SweptRun
 
     backends = detect()
     done = sweep(arguments.overrides, arguments.config_dir, backends)
     runs = [
-        SweptRun(point.label, point.config.model.num_loops, point.run_dir, code)
+        SweptRun(point.label, point.without_seed, point.config, point.run_dir, code)
         for point, code in zip(done.points, done.exit_codes, strict=True)
     ]
     report_sweep(runs, done.folder, plot=backends.has("matplotlib"))

@@ -4,6 +4,9 @@ Hydra selects the presets; single values are set here and checked by the schema,
 mistake is reported at once (Hydra stops at the first). A value replaces what the preset had,
 mappings included: `data.mixture={code:1}` trains on code alone.
 
+A preset may name the axes of a sweep, as Hydra has them: `hydra.sweeper.params`, a mapping of keys
+to comma-separated values. `sweep_axes` returns them; one run needs one value for each.
+
 A verb has a schema, a frozen dataclass like `Config`, and a root file in conf/ that selects its
 presets. Its groups are the sections of the schema and what the root file's defaults name.
 """
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -21,12 +24,13 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from loopcoder.config.fields import FieldAt, as_override
 from loopcoder.config.mistakes import problems_of, unknown_key
+from loopcoder.config.recipe import register
 from loopcoder.config.renamed import translate
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError, Problem
@@ -35,12 +39,16 @@ from loopcoder.storage.files import write_bytes
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+register()
+
 ROOT = "config"
 """Name of the root file of a run, conf/config.yaml."""
 
 _ALIASES = {"path": "data.path"}
 _TAKES_PATH = {"data": "data=files path", "checkpoint": "checkpoint.init_from"}
 """What a path given to a group most likely meant."""
+_OPTIONAL = ("experiment", "variant")
+"""Groups of which a run takes none, one or a list."""
 
 
 def conf_dir() -> Path:
@@ -68,33 +76,83 @@ def compose(
     `config_dir` is a folder of the user's own presets, laid out as conf/; `root` is the name of the
     schema's root file. Raises InputError with every unknown key, unknown preset and wrong value.
     """
-    dirs = [conf_dir()]
-    if config_dir is not None:
-        if not config_dir.is_dir():
-            raise InputError.of(
-                f"--config-dir {config_dir}",
-                "there is no such folder",
-                "give a folder with presets",
-            )
-        dirs.append(config_dir.resolve())
+    dirs = _preset_dirs(config_dir)
     problems: list[Problem] = []
     presets: list[str] = []
     values: list[Override] = []
     options = group_options(dirs, schema, root)
-    for override in parse_overrides(overrides, problems, schema):
+    parsed = parse_overrides(overrides, problems, schema)
+    for override in parsed:
         problem = _problem_of(schema, override, options)
         if problem is not None:
             problems.append(problem)
         elif override.key_or_group in options:
-            presets.append(f"{override.key_or_group}={override.get_value_string()}")
+            presets.append(_preset(override))
         else:
             values.append(override)
-    composed = _compose_presets(root, presets, dirs)
+    composed, axes = _compose_presets(root, presets, dirs)
+    problems += _without_a_value(axes, parsed, overrides)
     container, before = _apply(schema, composed, values, problems)
     config, wrong = _validate(schema, container, before)
     if problems or config is None:
         raise InputError([*problems, *wrong])
     return config
+
+
+def sweep_axes(overrides: Sequence[str], config_dir: Path | None = None) -> list[str]:
+    """Return the axes that the chosen presets sweep, as overrides such as `seed=1,2,3`.
+
+    They are those of Hydra's BasicSweeper, `hydra.sweeper.params`. Presets that are swept
+    themselves contribute none: an axis is found before the sweep is expanded.
+    """
+    dirs = _preset_dirs(config_dir)
+    options = group_options(dirs)
+    problems: list[Problem] = []  # composing the points says them
+    presets = [
+        _preset(override)
+        for override in parse_overrides(overrides, problems)
+        if override.key_or_group in options
+        and not override.is_sweep_override()
+        and _wrong_preset(override, options[override.key_or_group]) is None
+    ]
+    return [f"{key}={values}" for key, values in _compose_presets(ROOT, presets, dirs)[1].items()]
+
+
+def _preset_dirs(config_dir: Path | None) -> list[Path]:
+    """Return the folders of presets: ours and, where there is one, the user's."""
+    if config_dir is None:
+        return [conf_dir()]
+    if not config_dir.is_dir():
+        raise InputError.of(
+            f"--config-dir {config_dir}", "there is no such folder", "give a folder with presets"
+        )
+    return [conf_dir(), config_dir.resolve()]
+
+
+def _preset(override: Override) -> str:
+    """Return the override that Hydra takes; it has no null, only the removal of a group."""
+    if override.is_delete() or override.value() is None:
+        return f"~{override.key_or_group}"
+    return f"{override.key_or_group}={override.get_value_string()}"
+
+
+def _without_a_value(
+    axes: Mapping[str, str], parsed: Sequence[Override], overrides: Sequence[str]
+) -> list[Problem]:
+    """Refuse one run of what is a sweep: no value is better than another."""
+    given = {override.key_or_group for override in parsed}
+    left = {key: values for key, values in axes.items() if key not in given}
+    if not left:
+        return []
+    experiment = next((o for o in overrides if o.startswith("experiment=")), "this preset")
+    one = " ".join(f"{key}={values.split(',')[0]}" for key, values in left.items())
+    return [
+        Problem(
+            f"{experiment} is a sweep over {' and '.join(left)}",
+            f"one run needs one value for each, and {' and '.join(left)} have several",
+            f"loopcoder train -m {' '.join(overrides)}, or for one of its runs add {one}",
+        )
+    ]
 
 
 def parse_overrides(
@@ -182,9 +240,9 @@ def _problem_of(
 
 def _wrong_preset(override: Override, options: list[str]) -> Problem | None:
     group, value = override.key_or_group, override.value()
-    if value is None and group == "experiment":
+    if value is None and group in _OPTIONAL:
         return None
-    chosen = value if isinstance(value, list) and group == "experiment" else [value]
+    chosen = value if isinstance(value, list) and group in _OPTIONAL else [value]
     unknown = [as_override(name) for name in chosen if as_override(name) not in options]
     if not unknown:
         return None
@@ -199,11 +257,14 @@ def _wrong_preset(override: Override, options: list[str]) -> Problem | None:
     )
 
 
-def _compose_presets(root: str, presets: list[str], dirs: Sequence[Path]) -> DictConfig:
+def _compose_presets(
+    root: str, presets: list[str], dirs: Sequence[Path]
+) -> tuple[DictConfig, dict[str, str]]:
+    """Compose presets by Hydra; return their values, and the axes of a sweep that they name."""
     search = [f"hydra.searchpath=[{','.join(f'file://{d}' for d in dirs[1:])}]"] if dirs[1:] else []
     try:
         with hydra.initialize_config_dir(str(dirs[0]), version_base="1.3"):
-            return hydra.compose(root, [*presets, *search])
+            composed = hydra.compose(root, [*presets, *search], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         # Hydra wraps the reason in exceptions that say less.
         reason: BaseException = error
@@ -214,13 +275,21 @@ def _compose_presets(root: str, presets: list[str], dirs: Sequence[Path]) -> Dic
             "a YAML file in " + " or ".join(map(str, dirs)) + " is wrong",
             "correct that file",
         ) from error
+    axes = OmegaConf.to_container(composed.hydra.sweeper.params or OmegaConf.create())
+    with open_dict(composed):
+        del composed["hydra"]
+    assert isinstance(axes, dict)
+    return composed, {str(key): str(values) for key, values in axes.items()}
 
 
 def _apply(
     schema: type[Any], config: DictConfig, overrides: list[Override], problems: list[Problem]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Set the overrides; return the plain values after and before."""
-    before = OmegaConf.to_container(config, resolve=False)
+    try:
+        before = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException:
+        before = OmegaConf.to_container(config, resolve=False)
     for override in overrides:
         try:
             if override.is_delete():

@@ -15,7 +15,7 @@ KERNEL_GATE_WIDTH, KERNEL_GATE_HEADS = 64, 128
 
 def resolve(config: Config, backends: Backends) -> Config:
     """Replace "auto" in `precision`, `model.layer_spec` and `model.kernels` by what this machine
-    can do.
+    can do, and `model.layer_multiple` by the layers that it comes to.
 
     An extension that was built for another torch is chosen all the same, so that the check says
     it: to leave it out silently would be the slower run that nobody asked for.
@@ -33,7 +33,13 @@ def resolve(config: Config, backends: Backends) -> Config:
     return replace(
         config,
         precision=replace(config.precision, name=precision),
-        model=replace(config.model, layer_spec=layer_spec, kernels=kernels),
+        model=replace(
+            config.model,
+            num_layers=config.model.num_layers * config.model.layer_multiple,
+            layer_multiple=1,
+            layer_spec=layer_spec,
+            kernels=kernels,
+        ),
     )
 
 

@@ -55,6 +55,9 @@ class ModelConfig:
     num_loops: PositiveInt = 2
     """R, the number of passes through the layers; 1 is the plain dense transformer and has no
     gates."""
+    layer_multiple: Annotated[PositiveInt, Changes("numbers", since="2026-11")] = 1
+    """Settled before the run starts: with 2 the model has twice `num_layers` physical layers (and
+    this is 1 again), the dense control of two loops."""
     window: NonNegativeInt = 64
     """Keys to the left of a token that later loops see of their own K/V; the token itself comes on
     top."""
@@ -162,6 +165,8 @@ class OptimConfig:
     update parametrisation, arXiv 2203.03466); null: everything at `lr`."""
     embedding_lr_scale: Annotated[PositiveFloat, _NEW] = 1.0
     """Learning rate of the embedding as a multiple of `lr`."""
+    head_lr_scale: Annotated[PositiveFloat, _NEW] = 1.0
+    """Learning rate of the head as a multiple of what base_hidden_size makes of `lr`."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -286,6 +291,10 @@ class TrainConfig:
     """Sequences between optimizer steps, over all data-parallel ranks."""
     micro_batch_size: PositiveInt
     """Sequences in one forward pass of one rank; the rest is gradient accumulation."""
+    tokens: Annotated[PositiveInt | None, Changes("nothing")] = None
+    """What the recipes of plt_20m to plt_1b plan for: batch, steps, warm-up and rate follow from
+    it, each of which may be given by itself. Null where a recipe gives them; by default 20 for each
+    parameter that is not in embedding or head."""
     batch_ramp: BatchRampConfig | None = None
     """Grow the global batch at the beginning; null: constant."""
 

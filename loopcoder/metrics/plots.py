@@ -1,4 +1,4 @@
-"""The curves of a run and of a sweep as PNG, from metrics.jsonl alone."""
+"""The curves of a run as PNG, from metrics.jsonl alone."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopcoder.errors import InputError
+from loopcoder.metrics.drawing import (
+    COLORS,
+    FAINT,
+    INK,
+    MARKERS,
+    color_of,
+    draw,
+    require_matplotlib,
+    series,
+    style,
+)
 from loopcoder.metrics.sinks import human, run_title
 from loopcoder.metrics.writer import METRICS_FILE, merge_by_step, read_metrics
-from loopcoder.storage.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Series = tuple[list[float], list[float]]
-
-# Okabe and Ito's palette, told apart with every common kind of colour blindness; markers repeat it.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
 _BY_LOOP = {
     "loops": ("val/loss", "the head on every loop's output", "validation loss (nats / token)"),
     "train_loops": ("loss", "the head on every loop's output", "training loss (nats / token)"),
     "loop_gradients": ("grad_norm", "the gradient at every loop's input", "norm"),
 }
-_INK, _GRID, _FAINT = "#333333", "#e6e6e6", "#9db4c4"
 
 
 def plot_run(run_dir: Path) -> list[Path]:
@@ -37,7 +41,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     throughput.png where the speed was logged. Raises InputError without matplotlib, metrics.jsonl
     or a single record.
     """
-    _require_matplotlib()
+    require_matplotlib()
     records = merge_by_step(read_metrics(run_dir / METRICS_FILE))
     if not records:
         raise InputError.of(
@@ -47,70 +51,47 @@ def plot_run(run_dir: Path) -> list[Path]:
         )
     title = run_title(_config(run_dir))
     plots = run_dir / "plots"
-    files = [_draw(plots / "loss.png", lambda fig: _loss(fig, records, title))]
+    files = [draw(plots / "loss.png", lambda fig: _loss(fig, records, title))]
     for name, (prefix, what, label) in _BY_LOOP.items():
         if len(_loops(records, prefix)) > 1:
-            drawn = _draw(
+            drawn = draw(
                 plots / f"{name}.png",
                 lambda fig, p=prefix, t=f"{title}: {what}", y=label: _by_loop(
                     fig, records, p, t, y
                 ),
             )
             files.append(drawn)
-    if _series(records, "tokens_per_s")[0]:
-        files.append(_draw(plots / "throughput.png", lambda fig: _throughput(fig, records, title)))
+    if series(records, "tokens_per_s")[0]:
+        files.append(draw(plots / "throughput.png", lambda fig: _throughput(fig, records, title)))
     return files
-
-
-def plot_sweep(points: Sequence[tuple[str, Path]], out: Path) -> Path:
-    """Draw the validation loss of several runs against tokens into the PNG `out`; return it.
-
-    `points` are (label, run folder); one without an evaluation (it failed, or has just begun) is
-    left out. Where the runs differ in num_loops a second panel has the final validation loss by
-    num_loops. Raises InputError without matplotlib or when no run has an evaluation.
-    """
-    _require_matplotlib()
-    runs = []
-    for label, run_dir in points:
-        metrics = run_dir / METRICS_FILE
-        records = merge_by_step(read_metrics(metrics)) if metrics.exists() else []
-        if _series(records, "val/loss")[0]:
-            runs.append((label, records, _config(run_dir)))
-    if not runs:
-        raise InputError.of(
-            f"none of the {len(points)} runs of the sweep has a validation loss",
-            "the points are compared by it",
-            "train them with eval.at_end=true, or a smaller eval.interval=N",
-        )
-    return _draw(out, lambda fig: _sweep(fig, runs), width=10.0)
 
 
 def _loss(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
     ax = fig.subplots()
-    steps, losses = _series(records, "loss")
-    ax.plot(steps, losses, color=_FAINT, linewidth=0.7, alpha=0.7, zorder=1)
+    steps, losses = series(records, "loss")
+    ax.plot(steps, losses, color=FAINT, linewidth=0.7, alpha=0.7, zorder=1)
     smooth = _smooth(losses)
     last = f": {smooth[-1]:.3f}" if smooth else ""
-    ax.plot(steps, smooth, color=_COLORS[0], linewidth=1.8, label=f"train, smoothed{last}")
+    ax.plot(steps, smooth, color=COLORS[0], linewidth=1.8, label=f"train, smoothed{last}")
     domains = _domains(records)
-    curves = [("val/loss", "validation", _INK)] if _series(records, "val/loss")[0] else []
+    curves = [("val/loss", "validation", INK)] if series(records, "val/loss")[0] else []
     if len(domains) > 1:
         curves += [
-            (f"val/loss/{d}", f"validation, {d}", _color(i + 1)) for i, d in enumerate(domains)
+            (f"val/loss/{d}", f"validation, {d}", color_of(i + 1)) for i, d in enumerate(domains)
         ]
     for i, (key, label, color) in enumerate(curves):
-        xs, ys = _series(records, key)
+        xs, ys = series(records, key)
         ax.plot(
             xs,
             ys,
             color=color,
-            marker=_MARKERS[i % 7],
+            marker=MARKERS[i % 7],
             markersize=4,
             linewidth=1.4,
             label=f"{label}: {ys[-1]:.3f}{_bits_per_byte(records, key)}",
         )
-    _style(ax, title, "optimizer step", "loss (nats / token)")
-    _limit_to_curves(ax, [smooth, *(_series(records, key)[1] for key, _, _ in curves)])
+    style(ax, title, "optimizer step", "loss (nats / token)")
+    _limit_to_curves(ax, [smooth, *(series(records, key)[1] for key, _, _ in curves)])
     _token_axis(ax, records)
     ax.legend(frameon=False, fontsize=9)
 
@@ -120,30 +101,30 @@ def _by_loop(
 ) -> None:
     ax = fig.subplots()
     for i, loop in enumerate(_loops(records, prefix)):
-        xs, ys = _series(records, f"{prefix}/loop{loop}")
+        xs, ys = series(records, f"{prefix}/loop{loop}")
         every_step = len(xs) > 100  # then one marker per point hides the curve
         ax.plot(
             xs,
             _smooth(ys) if every_step else ys,
-            color=_color(i),
-            marker=None if every_step else _MARKERS[i % 7],
+            color=color_of(i),
+            marker=None if every_step else MARKERS[i % 7],
             markersize=4,
             linewidth=1.6,
             label=f"loop {loop}: {ys[-1]:.3g}",
         )
-    _style(ax, title, "optimizer step", y_label)
+    style(ax, title, "optimizer step", y_label)
     _token_axis(ax, records)
     ax.legend(frameon=False, fontsize=9)
 
 
 def _throughput(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
     top, bottom = fig.subplots(2, 1, sharex=True)
-    steps, rates = _series(records, "tokens_per_s")
-    top.plot(steps, rates, color=_FAINT, linewidth=0.7)
-    top.plot(steps, _smooth(rates), color=_COLORS[0], linewidth=1.8)
+    steps, rates = series(records, "tokens_per_s")
+    top.plot(steps, rates, color=FAINT, linewidth=0.7)
+    top.plot(steps, _smooth(rates), color=COLORS[0], linewidth=1.8)
     top.yaxis.set_major_formatter(lambda value, _: human(value))
     top.set_ylim(bottom=0)
-    _style(top, f"{title}: median {human(_median(rates))} tokens/s", "", "tokens / s, all ranks")
+    style(top, f"{title}: median {human(_median(rates))} tokens/s", "", "tokens / s, all ranks")
     waits = [
         (r["step"], 100 * r["data_wait_s"] / r["step_time_s"])
         for r in records
@@ -151,10 +132,10 @@ def _throughput(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
     ]
     shares = {
         "MFU, causal attention": [
-            (s, 100 * v) for s, v in zip(*_series(records, "mfu_causal"), strict=True)
+            (s, 100 * v) for s, v in zip(*series(records, "mfu_causal"), strict=True)
         ],
         "MFU, full attention": [
-            (s, 100 * v) for s, v in zip(*_series(records, "mfu_full"), strict=True)
+            (s, 100 * v) for s, v in zip(*series(records, "mfu_full"), strict=True)
         ],
         "step spent waiting for data": waits,
     }
@@ -164,102 +145,14 @@ def _throughput(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
             bottom.plot(
                 xs,
                 _smooth(ys),
-                color=_color(i),
+                color=color_of(i),
                 linewidth=1.6,
                 label=f"{label}: median {_median(ys):.1f}%",
             )
     bottom.set_ylim(bottom=0)
-    _style(bottom, "", "optimizer step", "share (%)")
+    style(bottom, "", "optimizer step", "share (%)")
     if bottom.lines:
         bottom.legend(frameon=False, fontsize=9)
-
-
-def _sweep(fig: Figure, runs: list[tuple[str, list[dict[str, Any]], Mapping[str, Any]]]) -> None:
-    final = [
-        (int(config["model"]["num_loops"]), _series(records, "val/loss")[1][-1], i)
-        for i, (_, records, config) in enumerate(runs)
-        if (config.get("model") or {}).get("num_loops")
-    ]
-    loops_are_dial = len({loops for loops, _, _ in final}) > 1
-    left, right = (
-        fig.subplots(1, 2, width_ratios=(3, 2)) if loops_are_dial else (fig.subplots(), None)
-    )
-    for i, (label, records, _) in enumerate(runs):
-        points = [
-            (r["tokens"], r["val/loss"]) for r in records if "val/loss" in r and "tokens" in r
-        ]
-        if points:
-            xs, ys = zip(*points, strict=True)
-            left.plot(
-                xs,
-                ys,
-                color=_color(i),
-                marker=_MARKERS[i % 7],
-                markersize=4,
-                linewidth=1.6,
-                linestyle=("-", "--", ":")[i // 7 % 3],
-                label=f"{label}: {ys[-1]:.3f}",
-            )
-    left.xaxis.set_major_formatter(lambda value, _: human(value))
-    names = {str((config.get("model") or {}).get("name", "")) for _, _, config in runs}
-    title = f"{names.pop()}: " if len(names) == 1 else ""
-    _style(
-        left,
-        f"{title}validation loss of the sweep",
-        "tokens trained",
-        "validation loss (nats / token)",
-    )
-    left.legend(frameon=False, fontsize=9)
-    if right is not None:
-        for loops, loss, i in final:
-            right.plot(
-                loops, loss, color=_color(i), marker=_MARKERS[i % 7], markersize=7, linestyle="none"
-            )
-        best: dict[int, float] = {}
-        for loops, loss, _ in final:
-            best[loops] = min(loss, best.get(loops, math.inf))
-        right.plot(sorted(best), [best[loops] for loops in sorted(best)], color=_FAINT, zorder=0)
-        for loops, loss in best.items():
-            right.annotate(
-                f"{loss:.3f}",
-                (loops, loss),
-                (0, 10),
-                textcoords="offset points",
-                ha="center",
-                fontsize=9,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-            )
-        right.set_xticks(sorted(best))
-        right.margins(x=0.15, y=0.2)
-        _style(right, "final validation loss by loops", "num_loops", "")
-
-
-def _draw(path: Path, draw: Any, width: float = 8.0) -> Path:
-    """Draw one figure into a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Figures without pyplot: no global state, no window system.
-    fig = Figure(figsize=(width, 4.8), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(fig)
-    draw(fig)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        fig.savefig(file, format="png")
-    return path
-
-
-def _style(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    ax.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
-    ax.set_xlabel(xlabel, color=_INK)
-    ax.set_ylabel(ylabel, color=_INK)
-    ax.grid(color=_GRID, linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.tick_params(colors=_INK, length=3)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_color("#999999")
 
 
 def _limit_to_curves(ax: Axes, curves: Sequence[Sequence[float]]) -> None:
@@ -273,7 +166,7 @@ def _limit_to_curves(ax: Axes, curves: Sequence[Sequence[float]]) -> None:
 
 def _token_axis(ax: Axes, records: list[dict[str, Any]]) -> None:
     """Mark the tokens trained along the top; not linear in steps while the batch ramps up."""
-    steps, tokens = _series(records, "tokens")
+    steps, tokens = series(records, "tokens")
     if len(steps) < 2:
         return
     import numpy as np
@@ -282,8 +175,8 @@ def _token_axis(ax: Axes, records: list[dict[str, Any]]) -> None:
     ticks = [t for t in ax.get_xticks() if max(low, steps[0]) <= t <= min(high, steps[-1])]
     top = ax.secondary_xaxis("top")
     top.set_xticks(ticks, [human(float(np.interp(t, steps, tokens))) for t in ticks])
-    top.set_xlabel("tokens trained", color=_INK, fontsize=9)
-    top.tick_params(colors=_INK, length=3, labelsize=9)
+    top.set_xlabel("tokens trained", color=INK, fontsize=9)
+    top.tick_params(colors=INK, length=3, labelsize=9)
     top.spines["top"].set_visible(False)
 
 
@@ -312,12 +205,6 @@ def _median(values: Sequence[float]) -> float:
     return ordered[len(ordered) // 2]
 
 
-def _series(records: list[dict[str, Any]], key: str) -> Series:
-    """Return the steps that have `key`, and its values."""
-    points = [(r["step"], float(r[key])) for r in records if r.get(key) is not None]
-    return [step for step, _ in points], [value for _, value in points]
-
-
 def _domains(records: list[dict[str, Any]]) -> list[str]:
     keys = {key for record in records for key in record}
     return sorted(m[1] for key in keys if (m := re.fullmatch(r"val/loss/(?!loop\d+$)([^/]+)", key)))
@@ -329,23 +216,8 @@ def _loops(records: list[dict[str, Any]], prefix: str) -> list[int]:
 
 
 def _bits_per_byte(records: list[dict[str, Any]], loss_key: str) -> str:
-    values = _series(records, loss_key.replace("val/loss", "val/bpb"))[1]
+    values = series(records, loss_key.replace("val/loss", "val/bpb"))[1]
     return f" ({values[-1]:.3f} bits/byte)" if values else ""
-
-
-def _color(i: int) -> str:
-    return _COLORS[i % len(_COLORS)]
-
-
-def _require_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise InputError.of(
-            f"matplotlib cannot be imported ({error})",
-            "it draws the curves",
-            "pip install matplotlib, or logging.plots=false",
-        ) from error
 
 
 def _config(run_dir: Path) -> Mapping[str, Any]:

@@ -37,6 +37,7 @@ def rate_scales(model: ModelConfig, optim: OptimConfig) -> dict[str, float]:
     return {
         "embedding": optim.embedding_lr_scale,
         "matrix": width,
+        "head": width * optim.head_lr_scale,
         "output projection": width * model.residual_scale,
     }
 
@@ -53,4 +54,6 @@ def _with_scale(scale: float, model: ModelConfig, optim: OptimConfig) -> ParamWi
 def _kind(name: str) -> str:
     if "word_embeddings" in name:
         return "embedding"
+    if "output_layer" in name:
+        return "head"
     return "output projection" if is_output_projection(name) else "matrix"

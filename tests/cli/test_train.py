@@ -45,6 +45,10 @@ MISTAKES = {
     "not built": (["parallel.cp=2"], ["not built yet", "fix: parallel.cp=1"]),
     "old name": (["data.fim.rate=0"], ["now data.build.fim.rate", "fix: data.build.fim.rate=0"]),
     "a path for a group": (["checkpoint=/r/checkpoints"], ["fix: checkpoint.init_from=/r/check"]),
+    "a sweep": (
+        ["experiment=loop_sweep", "seed=1"],
+        ["a sweep over variant", "-m run_dir=", "experiment=loop_sweep seed=1", "variant=loops_1"],
+    ),
     "several": (
         ["model.num_loops=0", "seed=-1", "optim.lr=fast"],
         ["3 problems", "model.num_loops=0", "seed=-1", "optim.lr=fast"],

@@ -10,6 +10,7 @@ import pytest
 from loopcoder.backends import Backends
 from loopcoder.config.check import batch_sizes, batch_unit, check
 from loopcoder.config.compose import compose
+from loopcoder.config.identity import config_hash
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.errors import InputError, Problem
 
@@ -211,6 +212,14 @@ def test_auto_is_resolved_by_the_machine() -> None:
         resolve(compose(["precision=fp32", "model.layer_spec=torch"]), H100).model.layer_spec
         == "torch"
     )
+
+
+def test_a_multiple_of_the_layers_becomes_layers() -> None:
+    config = resolve(compose(["variant=dense_2x", "model.num_layers=3"]), CPU)
+    assert (config.model.num_layers, config.model.layer_multiple) == (6, 1)
+    assert resolve(config, CPU) == config
+    plain = resolve(compose(["model.num_layers=6", "model.num_loops=1"]), CPU)
+    assert config_hash(config) == config_hash(plain)
 
 
 def test_kernels_are_taken_where_they_fit() -> None:

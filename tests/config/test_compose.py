@@ -16,6 +16,7 @@ from loopcoder.config.compose import (
     group_options,
     load_config,
     save_config,
+    sweep_axes,
     to_yaml,
 )
 from loopcoder.config.identity import config_hash
@@ -58,7 +59,32 @@ def test_every_preset_of_every_group_composes() -> None:
     options = group_options([conf_dir()])
     assert {"model", "data", "optim", "parallel", "precision", "experiment"} <= options.keys()
     for n in range(max(map(len, options.values()))):
-        compose([f"{group}={names[n % len(names)]}" for group, names in options.items()])
+        chosen = [f"{group}={names[n % len(names)]}" for group, names in options.items()]
+        compose([*chosen, "seed=1"])  # an axis of loop_sweep
+
+
+def test_one_run_of_a_sweep_needs_a_value_for_every_axis() -> None:
+    axes = sweep_axes(["experiment=loop_sweep"])
+    assert [axis.partition("=")[0] for axis in axes] == ["seed", "variant"]
+    assert sweep_axes(["experiment=plain_baseline", "seed=1,2"]) == []
+    (problem,) = problems_of("experiment=loop_sweep", "model.num_loops=3")
+    assert problem.fact == "experiment=loop_sweep is a sweep over seed and variant"
+    assert "-m experiment=loop_sweep model.num_loops=3, or" in problem.fix
+    assert problem.fix.endswith("add seed=1 variant=loops_1")
+    config = compose(["experiment=loop_sweep", "variant=own_kv", "seed=8"])
+    assert (config.model.kv_sharing, config.seed) == ("own", 8)
+
+
+def test_a_variant_comes_after_the_experiment_and_before_the_command_line() -> None:
+    overrides = ["experiment=plain_baseline", "variant=loops_3"]
+    assert compose(overrides).model.num_loops == 3
+    assert compose([*overrides, "model.num_loops=2"]).model.num_loops == 2
+    both = compose(["variant=[no_shift,loops_4]"]).model
+    assert (both.shift, both.num_loops) == (False, 4)
+    for none in ("variant=null", "~variant", "experiment=null"):
+        assert compose([none]) == compose([])
+    (problem,) = problems_of("variant=loops_5")
+    assert problem.fix.startswith("variant=loops_")
 
 
 def test_all_mistakes_are_reported_at_once() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,69 @@ def test_choices_multiply_in_order() -> None:
 
 def test_a_glob_selects_presets() -> None:
     assert labels("optim=glob(adam_*)") == ["optim=adam_cosine", "optim=adam_wsd"]
+
+
+VARIANTS = ["loops_1", "loops_2", "loops_3", "loops_4", "no_shift", "own_kv", "dense_2x"]
+
+
+def test_a_preset_names_axes() -> None:
+    assert labels("experiment=loop_sweep") == [
+        f"seed={seed} variant={variant}" for seed in (1, 2, 3) for variant in VARIANTS
+    ]
+
+
+def test_the_command_line_replaces_an_axis_in_its_place() -> None:
+    assert labels("experiment=loop_sweep", "variant=loops_1,own_kv", "seed=7,5") == [
+        "seed=7 variant=loops_1",
+        "seed=7 variant=own_kv",
+        "seed=5 variant=loops_1",
+        "seed=5 variant=own_kv",
+    ]
+    assert labels("experiment=loop_sweep", "seed=9") == [f"variant={name}" for name in VARIANTS]
+    assert labels("seed=1", "seed=2,3") == ["seed=2", "seed=3"]
+
+
+def test_the_points_of_a_seed_differ_in_the_model_alone() -> None:
+    found = points(["experiment=loop_sweep", "seed=4", "model.num_layers=3"], None, CPU)[1]
+    models = [p.config.model for p in found]
+    assert [(m.num_loops, m.num_layers, m.shift, m.kv_sharing) for m in models] == [
+        (1, 3, True, "first"),
+        (2, 3, True, "first"),
+        (3, 3, True, "first"),
+        (4, 3, True, "first"),
+        (2, 3, False, "first"),
+        (2, 3, True, "own"),
+        (1, 6, True, "first"),
+    ]
+    assert all(replace(p.config, model=models[0]) == found[0].config for p in found)
+    assert found[0].config.seed == 4
+
+
+def test_runs_of_several_seeds_share_a_point() -> None:
+    found = points(["seed=1,2", "model.num_loops=1,2"], None, CPU)[1]
+    assert [p.without_seed for p in found] == ["model.num_loops=1", "model.num_loops=2"] * 2
+    assert {p.without_seed for p in points(["seed=1,2"], None, CPU)[1]} == {"seed=1,2"}
+
+
+def test_further_seeds_leave_the_folders_of_the_first_ones() -> None:
+    base = ["experiment=loop_sweep", "variant=loops_1,own_kv", "run_dir=x"]
+    few, more = (points([*base, f"seed={s}"], None, CPU)[1] for s in ("1,2", "1,2,3"))
+    assert [p.run_dir for p in more[: len(few)]] == [p.run_dir for p in few]
+
+
+def test_axes_of_a_preset_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nhydra: {sweeper: {params: {optim.lr: '1e-3,2e-3', seed: 5}}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    folder, found = points(["experiment=mine"], tmp_path, CPU)
+    assert [(p.label, p.config.seed) for p in found] == [
+        ("optim.lr=0.001", 5),
+        ("optim.lr=0.002", 5),
+    ]
+    (tmp_path / "experiment" / "mine.yaml").write_text(text.replace("2e-3", "3e-3"))
+    assert points(["experiment=mine"], tmp_path, CPU)[0] != folder
+    with pytest.raises(InputError, match="experiment=loop_sweep is a sweep over seed and variant"):
+        points(["experiment=loop_sweep,plain_baseline"], None, CPU)  # whose axes would they be?
 
 
 def test_points_have_their_overrides_config_and_folder(tmp_path: Path) -> None:
@@ -105,7 +169,7 @@ def test_a_sweep_reports_and_is_not_run_twice(
     command = ["train", "-m", "model.num_loops=1,2", "train.max_steps=3", f"run_dir={tmp_path}"]
     assert main(command) == 0
     assert runs.started == ["model.num_loops=1", "model.num_loops=2"]
-    rows = json.loads((tmp_path / "sweep.json").read_text())
+    rows = json.loads((tmp_path / "sweep.json").read_text())["runs"]
     assert [r["loops"] for r in rows] == [1, 2]
     assert rows[0]["loss"] == pytest.approx(runs.loss)
     assert rows[0]["val"] == {"val/loss": 2.5, "val/loss/code": 2.25}

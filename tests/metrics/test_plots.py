@@ -87,26 +87,6 @@ def test_missing_matplotlib_names_the_fix(tmp_path: Path, monkeypatch: pytest.Mo
         plots.plot_run(tmp_path)
 
 
-def test_plot_sweep_by_loops(tmp_path: Path) -> None:
-    points = [(f"R={r}", make_run(tmp_path / f"r{r}", num_loops=r)) for r in (1, 2, 3)]
-    points.append(("failed", tmp_path / "nothing"))
-    out = plots.plot_sweep(points, tmp_path / "sweep" / "loops.png")
-    assert out == tmp_path / "sweep" / "loops.png"
-    assert_is_a_plot(out, ["#0072B2", "#D55E00", "#009E73"])
-
-
-def test_plot_sweep_of_another_dial(tmp_path: Path) -> None:
-    points = [(f"lr={i}", make_run(tmp_path / str(i))) for i in range(2)]
-    assert_is_a_plot(plots.plot_sweep(points, tmp_path / "lr.png"), ["#D55E00"])
-
-
-def test_plot_sweep_needs_an_evaluation(tmp_path: Path) -> None:
-    points = [("a", make_run(tmp_path / "a", evaluate=False))]
-    with pytest.raises(InputError, match="none of the 1 runs"):
-        plots.plot_sweep(points, tmp_path / "sweep.png")
-    assert not (tmp_path / "sweep.png").exists()
-
-
 def test_smoothing_is_a_centred_mean_without_nan() -> None:
     line = [float(i) for i in range(200)]
     assert plots._smooth(line)[:190] == pytest.approx(line[:190])  # no lag on a slope

@@ -1,22 +1,35 @@
-"""The table of a sweep, from the metrics of its runs."""
+"""The tables and files of a sweep, from the metrics of its runs."""
 
 from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from loopcoder.metrics.sweep import Row, SweptRun, markdown, report_sweep, row_of
+from loopcoder.metrics.sweep import report_sweep, run_table
+from loopcoder.metrics.sweep_rows import Row, SweptRun, row_of
 from loopcoder.metrics.writer import MetricsWriter
+from tests.configs import small_config
+from tests.metrics.points import loop_sweep
+
+CONFIG = replace(small_config(), seed=7)
 
 
 def run(run_dir: Path, *records: dict[str, float], exit_code: int | None = 0) -> SweptRun:
     with MetricsWriter(run_dir, resume_step=None) as writer:
         for record in records:
             writer.log(record)
-    return SweptRun(f"seed={run_dir.name}", 2, run_dir, exit_code)
+    label = f"lr={run_dir.name}"
+    return SweptRun(label, label, CONFIG, run_dir, exit_code)
+
+
+def cells(table: str) -> list[list[str]]:
+    """Return the cells of every line of a table in Markdown."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_a_row_has_the_last_losses_and_the_median_speed(tmp_path: Path, rng: random.Random) -> None:
@@ -27,10 +40,11 @@ def test_a_row_has_the_last_losses_and_the_median_speed(tmp_path: Path, rng: ran
         *({"step": i + 1, "loss": losses[i], "tokens_per_s": speeds[i]} for i in range(3)),
         {"step": 2, "val/loss": 9.0},
         {"step": 3, "val/loss": 2.5, "val/loss/code": 2.25, "val/bpb/code": 1.0},
-        {"step": 3, "val/loss/code/loop0": 7.0},
+        {"step": 3, "val/loss/code/loop0": 7.0, "val/loss/loop0": 7.0},
     )
     assert row_of(swept) == Row(
-        point="seed=1",
+        run="lr=1",
+        seed=7,
         loops=2,
         steps=3,
         loss=losses[-1],
@@ -41,24 +55,87 @@ def test_a_row_has_the_last_losses_and_the_median_speed(tmp_path: Path, rng: ran
 
 
 def test_a_run_that_never_started_has_a_row(tmp_path: Path) -> None:
-    swept = SweptRun("seed=1", 3, tmp_path / "absent", None)
-    assert row_of(swept) == Row("seed=1", 3, 0, None, {}, None, None)
+    swept = SweptRun("lr=1", "lr=1", CONFIG, tmp_path / "absent", None)
+    assert row_of(swept) == Row("lr=1", 7, 2, 0, None, {}, None, None)
 
 
 @pytest.mark.parametrize("plot", [True, False])
-def test_files_of_a_report(tmp_path: Path, plot: bool) -> None:
+def test_files_of_a_sweep_without_seeds(tmp_path: Path, plot: bool) -> None:
     pytest.importorskip("matplotlib")
     good = run(tmp_path / "1", {"step": 1, "loss": 2.0, "tokens": 10, "val/loss": 1.5})
     bad = run(tmp_path / "2", {"step": 1, "loss": float("nan")}, exit_code=76)
     report_sweep([good, bad], tmp_path, plot=plot)
-    rows = json.loads((tmp_path / "sweep.json").read_text())
-    assert [(r["point"], r["exit_code"], r["val"]) for r in rows] == [
-        ("seed=1", 0, {"val/loss": 1.5}),
-        ("seed=2", 76, {}),
+    written = json.loads((tmp_path / "sweep.json").read_text())
+    assert [(r["run"], r["exit_code"], r["val"]) for r in written["runs"]] == [
+        ("lr=1", 0, {"val/loss": 1.5}),
+        ("lr=2", 76, {}),
     ]
-    table = (tmp_path / "sweep.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in table[2:]] == ["seed=1", "seed=2"]
+    assert written["loops"] is None
+    table = cells((tmp_path / "sweep.md").read_text())
+    assert [line[0] for line in table[2:]] == ["lr=1", "lr=2"]
     assert (tmp_path / "sweep.png").exists() == plot
+
+
+def test_files_of_a_sweep_with_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = loop_sweep(tmp_path, loops_1=3.3, loops_2=3.25, loops_3=3.24, dense_2x=3.2)
+    runs[5] = replace(runs[5], exit_code=76)
+    report_sweep(runs, tmp_path, plot=False)
+    shown = capsys.readouterr().out
+    text = (tmp_path / "sweep.md").read_text()
+    assert text.startswith(shown.rstrip("\n"))
+    table = cells(text)
+    assert table[0] == [
+        *["point", "loops", "layers", "seeds", "val/loss", "val/loss/code", "val/loss/text"],
+        *["difference", "tokens/s", "exit"],
+    ]
+    one, two = ["3.3150 ± 0.0050", "3.3650 ± 0.0050", "3.2650 ± 0.0050"], "3.2650 ± 0.0050"
+    assert table[2] == ["variant=loops_1", "1", "2", "2", *one, "-", "50", "0"]
+    assert [table[3][i] for i in (0, 3, 4, 7, 9)] == [
+        *["variant=loops_2", "2", two, "-0.0500 ± 0.0000", "76"],
+    ]
+    assert table[6][:3] == ["val/loss", "less variant=loops_1", "published"]
+    assert table[8] == [
+        *["variant=loops_2", "-0.0500 ± 0.0000", "-0.06 to -0.03"],
+        *["+0.0500 ± 0.0000", "+0.03 to +0.06", "0.50 [0.50, 0.50]", "0.46 [0.41, 0.53]"],
+    ]
+    assert table[10][0] == "R = 2, 3" and table[10][5].startswith("0.41 [")
+    assert "arXiv 2604.21106" in shown and "arXiv 2604.12946" in shown
+    assert "95% by bootstrap" in shown and "seed=2" not in shown
+    assert [line[0] for line in table[13:15]] == [
+        "seed=1 variant=loops_1",
+        "seed=1 variant=loops_2",
+    ]
+
+    written = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(written["runs"]) == 8 and len(written["points"]) == 4
+    assert written["points"][1]["difference"]["val/loss"]["mean"] == pytest.approx(-0.05)
+    assert written["points"][1]["val"]["val/loss"] == pytest.approx({"1": 3.26, "2": 3.27})
+    assert written["loops"]["fit"]["loops"] == [2, 3]
+
+
+def test_one_seed_says_that_it_has_no_interval(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = loop_sweep(tmp_path, seeds=(1,), loops_1=3.3, loops_2=3.25, dense_2x=3.2)
+    report_sweep(runs, tmp_path, plot=False)
+    shown = capsys.readouterr().out
+    table = cells(shown)
+    assert table[0][0] == "run"  # one row per run, as without loops
+    assert table[-1] == [
+        *["variant=loops_2", "-0.0500", "-0.06 to -0.03", "+0.0500", "+0.03 to +0.06"],
+        *["0.50", "0.46 [0.41, 0.53]"],
+    ]
+    assert "one seed, so phi has no interval" in shown
+
+
+def test_depth_that_does_not_pay_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_sweep(
+        loop_sweep(tmp_path, loops_1=3.3, loops_2=3.25, dense_2x=3.4), tmp_path, plot=False
+    )
+    shown = capsys.readouterr().out
+    assert "phi is not defined: variant=dense_2x has no lower loss than variant=loops_1" in shown
 
 
 def test_without_an_evaluation_there_is_nothing_to_draw(tmp_path: Path) -> None:
@@ -67,13 +144,8 @@ def test_without_an_evaluation_there_is_nothing_to_draw(tmp_path: Path) -> None:
 
 
 def test_the_table_shows_what_is_not_there() -> None:
-    table = markdown(
-        [Row("a", 1, 0, None, {}, None, None), Row("b", 2, 5, 1.5, {"val/loss": 2}, 9e4, 0)]
+    table = run_table(
+        [Row("a", 1, 1, 0, None, {}, None, None), Row("b", 1, 2, 5, 1.5, {"val/loss": 2}, 9e4, 0)]
     )
-    assert table.splitlines()[2].split("|")[4:8] == [
-        " -          ",
-        " -        ",
-        " -        ",
-        " -    ",
-    ]
+    assert cells(table)[2] == ["a", "1", "0", "-", "-", "-", "-"]
     assert "90,000" in table

@@ -1,0 +1,132 @@
+"""The one dial: from the shape of a model to the numbers of its run, `${recipe:NAME}` in conf/.
+
+Every number follows from the others of the same config, so one that is given on the command line
+changes what depends on it: another batch has another rate, more tokens have more steps. What a
+number rests on is in docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from loopcoder.config.mixture import lowest_terms
+
+TOKENS_PER_PARAMETER = 20
+"""Of the parameters outside embedding and head (Hoffmann et al., arXiv 2203.15556)."""
+BATCH_TOKENS, AT_TOKENS, BATCH_EXPONENT = 65536, 4e8, 0.383
+"""Tokens per step at so many tokens in all, and the power of the latter with which they grow."""
+RATE, RATE_BATCH_TOKENS, BASE_HIDDEN_SIZE = 1e-3, 8192, 512
+"""Rate measured at so many tokens per step and this width; it grows with the root of the batch."""
+WARMUP_FRACTION, MIN_WARMUP, MAX_WARMUP = 0.05, 10, 2000
+EVALUATIONS = 20
+"""Evaluations, and checkpoints, of a whole run."""
+ACTIVATION_BYTES = 30e9
+"""Memory for activations on one 80 GB GPU."""
+SMALL_MICRO_BATCH = 16384
+"""Tokens that one pass has at least, if the batch has them: fewer leave a GPU idle."""
+
+
+def register() -> None:
+    """Make `${recipe:NAME}` known to OmegaConf."""
+    OmegaConf.register_new_resolver("recipe", _value, replace=True)
+
+
+def _value(name: str, *, _root_: DictConfig) -> Any:
+    try:
+        return _NUMBERS[name](_root_)
+    except (TypeError, ValueError, ArithmeticError, OmegaConfBaseException):
+        # Something that it depends on is no number; the schema says which.
+        return 1
+
+
+def parameters(root: Any) -> int:
+    """Return the weights of the layers' matrices, once whatever R is."""
+    m = root.model
+    heads = 2 * m.num_attention_heads + 2 * m.num_kv_heads
+    layer = m.hidden_size * m.head_dim * heads + 3 * m.hidden_size * m.ffn_hidden_size
+    return int(m.num_layers * layer)
+
+
+def tokens(root: Any) -> int:
+    return TOKENS_PER_PARAMETER * parameters(root)
+
+
+def global_batch_size(root: Any) -> int:
+    """Return sequences per step: the nearest power of two in tokens, in the mixture's
+    proportions."""
+    wanted = BATCH_TOKENS * (root.train.tokens / AT_TOKENS) ** BATCH_EXPONENT
+    sequences = 2 ** max(0, round(math.log2(wanted / root.data.seq_length)))
+    unit = sum(lowest_terms(dict(root.data.mixture)).values())
+    return int(max(1, round(sequences / unit)) * unit)
+
+
+def micro_batch_size(root: Any) -> int:
+    """Return the sequences of one pass: what fits, and leaves a batch of work for eight GPUs."""
+    m, length, batch = root.model, root.data.seq_length, root.train.global_batch_size
+    layer = 2 * (8 * m.hidden_size + 3 * m.ffn_hidden_size)
+    vocabulary = m.vocab_size or root.data.build.tokenizer_vocab_size
+    per_token = m.num_loops * m.num_layers * m.get("layer_multiple", 1) * layer + 12 * vocabulary
+    fits = ACTIVATION_BYTES / per_token / length
+    most = min(fits, max(batch / 8, SMALL_MICRO_BATCH / length))
+    return max(n for n in range(1, batch + 1) if batch % n == 0 and (n <= most or n == 1))
+
+
+def max_steps(root: Any) -> int:
+    per_step = root.train.global_batch_size * root.data.seq_length
+    return math.ceil(root.train.tokens / per_step)
+
+
+def lr(root: Any) -> float:
+    per_step = root.train.global_batch_size * root.data.seq_length
+    return _two_digits(RATE * math.sqrt(per_step / RATE_BATCH_TOKENS))
+
+
+def min_lr(root: Any) -> float:
+    return _two_digits(root.optim.lr / 10)
+
+
+def warmup_steps(root: Any) -> int:
+    steps = root.train.max_steps
+    return min(steps, MAX_WARMUP, max(MIN_WARMUP, round(WARMUP_FRACTION * steps)))
+
+
+def interval(root: Any) -> int:
+    """Return steps between evaluations: 1, 2 or 5 times a power of ten."""
+    wanted = max(1.0, root.train.max_steps / EVALUATIONS)
+    power = 10 ** math.floor(math.log10(wanted))
+    return int(max(n * power for n in (1, 2, 5) if n * power <= wanted))
+
+
+def init_std(root: Any) -> float:
+    """Return (2.5 d)^-1/2 (arXiv 2607.16051)."""
+    return _two_digits((2.5 * root.model.hidden_size) ** -0.5)
+
+
+def base_hidden_size(_: Any) -> int:
+    return BASE_HIDDEN_SIZE
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
+_NUMBERS: dict[str, Callable[[Any], Any]] = {
+    f.__name__: f
+    for f in (
+        tokens,
+        global_batch_size,
+        micro_batch_size,
+        max_steps,
+        lr,
+        min_lr,
+        warmup_steps,
+        interval,
+        init_std,
+        base_hidden_size,
+    )
+}

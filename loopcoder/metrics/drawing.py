@@ -1,0 +1,71 @@
+"""How our figures look, and what every plot of metrics.jsonl needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loopcoder.errors import InputError
+from loopcoder.storage.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Series = tuple[list[float], list[float]]
+
+# Okabe and Ito's palette, told apart with every common kind of colour blindness; markers repeat it.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+INK, GRID, FAINT = "#333333", "#e6e6e6", "#9db4c4"
+
+
+def require_matplotlib() -> None:
+    """Raise InputError where matplotlib cannot be imported."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError.of(
+            f"matplotlib cannot be imported ({error})",
+            "it draws the curves",
+            "pip install matplotlib, or logging.plots=false",
+        ) from error
+
+
+def draw(path: Path, draw_on: Any, width: float = 8.0) -> Path:
+    """Draw one figure into a PNG; `draw_on` takes the empty figure, `width` is in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Figures without pyplot: no global state, no window system.
+    fig = Figure(figsize=(width, 4.8), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(fig)
+    draw_on(fig)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        fig.savefig(file, format="png")
+    return path
+
+
+def style(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    """Set title, labels, grid and frame."""
+    ax.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    ax.set_xlabel(xlabel, color=INK)
+    ax.set_ylabel(ylabel, color=INK)
+    ax.grid(color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.tick_params(colors=INK, length=3)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color("#999999")
+
+
+def color_of(i: int) -> str:
+    """Return the color of the curve with index `i`."""
+    return COLORS[i % len(COLORS)]
+
+
+def series(records: list[dict[str, Any]], key: str) -> Series:
+    """Return the steps that have `key`, and its values."""
+    points = [(r["step"], float(r[key])) for r in records if r.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]

@@ -1,0 +1,119 @@
+"""What the runs of a sweep came to: one row per run, and one per point, which may have seeds."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loopcoder.config.schema import Config, ModelConfig
+from loopcoder.metrics.seeds import BySeed, Mean, mean_of, paired_difference
+from loopcoder.metrics.writer import METRICS_FILE, merge_by_step, read_metrics
+
+
+@dataclass(frozen=True)
+class SweptRun:
+    """One run of a sweep."""
+
+    label: str
+    """The swept values, as they were written."""
+    point: str
+    """The same without the seed: runs that share it are one point."""
+    config: Config
+    run_dir: Path
+    exit_code: int | None
+    """None where it has not ended yet."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the table says about a run; None where it did not get that far."""
+
+    run: str
+    seed: int
+    loops: int
+    steps: int
+    loss: float | None
+    val: dict[str, float]
+    """val/loss and val/loss/<domain>, by their names in metrics.jsonl."""
+    tokens_per_s: float | None
+    exit_code: int | None
+
+
+@dataclass(frozen=True)
+class PointRow:
+    """What the table says about a point: its runs with all seeds."""
+
+    point: str
+    model: ModelConfig
+    run_dirs: list[Path]
+    val: Mapping[str, BySeed]
+    """By name in metrics.jsonl and seed, of the runs that have it."""
+    mean: dict[str, Mean]
+    """By name in metrics.jsonl."""
+    difference: dict[str, Mean]
+    """To the first point, paired by seed."""
+    tokens_per_s: float | None
+    exit_codes: list[int | None]
+
+    @property
+    def loss(self) -> BySeed:
+        """The validation loss, by seed."""
+        return self.val.get("val/loss", {})
+
+    @property
+    def exit_code(self) -> int | None:
+        """That of a run that failed, if one did; None while one has not ended; else 0."""
+        failed = [code for code in self.exit_codes if code]
+        return failed[0] if failed else None if None in self.exit_codes else 0
+
+
+def row_of(run: SweptRun) -> Row:
+    """Read a run's row of the table from its metrics."""
+    metrics = run.run_dir / METRICS_FILE
+    lines = merge_by_step(read_metrics(metrics)) if metrics.exists() else []
+    losses = [line["loss"] for line in lines if "loss" in line]
+    speeds = [line["tokens_per_s"] for line in lines if "tokens_per_s" in line]
+    val: dict[str, float] = {}
+    for line in lines:
+        val |= {k: v for k, v in line.items() if re.fullmatch(r"val/loss(/(?!loop\d+$)[^/]+)?", k)}
+    return Row(
+        run=run.label,
+        seed=run.config.seed,
+        loops=run.config.model.num_loops,
+        steps=lines[-1]["step"] if lines else 0,
+        loss=losses[-1] if losses else None,
+        val=val,
+        tokens_per_s=statistics.median(speeds) if speeds else None,
+        exit_code=run.exit_code,
+    )
+
+
+def point_rows(runs: Sequence[SweptRun], rows: Sequence[Row]) -> list[PointRow]:
+    """Gather the rows of all runs by point, in the order in which the points come first."""
+    gathered: dict[str, list[tuple[SweptRun, Row]]] = {}
+    for run, row in zip(runs, rows, strict=True):
+        gathered.setdefault(run.point, []).append((run, row))
+    points: list[PointRow] = []
+    for name, members in gathered.items():
+        names = sorted({key for _, row in members for key in row.val})
+        val = {k: {row.seed: row.val[k] for _, row in members if k in row.val} for k in names}
+        first = points[0].val if points else val
+        pairs = {k: paired_difference(val[k], first[k]) for k in names if k in first}
+        means = {k: mean_of(list(losses.values())) for k, losses in val.items()}
+        speeds = [row.tokens_per_s for _, row in members if row.tokens_per_s is not None]
+        points.append(
+            PointRow(
+                point=name,
+                model=members[0][0].config.model,
+                run_dirs=[run.run_dir for run, _ in members],
+                val=val,
+                mean={k: mean for k, mean in means.items() if mean},
+                difference={k: mean for k, mean in pairs.items() if mean},
+                tokens_per_s=statistics.median(speeds) if speeds else None,
+                exit_codes=[run.exit_code for run, _ in members],
+            )
+        )
+    return points

@@ -1,0 +1,95 @@
+"""The numbers that follow from the size of a model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from loopcoder.config.compose import compose, load_config, save_config
+from loopcoder.config.identity import config_hash
+from loopcoder.model.flops import block_parameters
+
+SIZES = {"plt_20m": 20.4e6, "plt_100m": 97.5e6, "plt_300m": 304.7e6, "plt_1b": 1027.6e6}
+
+
+@pytest.mark.parametrize(("preset", "size"), SIZES.items())
+def test_a_preset_has_its_size_and_twenty_tokens_for_each_parameter(preset, size):
+    config = compose([f"model={preset}"])
+    parameters = config.model.num_layers * block_parameters(config.model)
+    assert parameters == pytest.approx(size, rel=1e-3)
+    assert config.train.tokens == 20 * parameters
+    per_step = config.train.global_batch_size * config.data.seq_length
+    assert 0 <= config.train.max_steps * per_step - config.train.tokens < per_step
+
+
+def test_the_numbers_of_every_preset():
+    """Worked out by hand: batch 65536 * (tokens / 4e8)^0.383 as a power of two, rate 1e-3 *
+    sqrt(tokens per step / 8192), warm-up 5%, twenty evaluations."""
+    found = {}
+    for preset in SIZES:
+        config = compose([f"model={preset}"])
+        found[preset] = (
+            config.train.global_batch_size * config.data.seq_length,
+            config.train.max_steps,
+            config.optim.lr,
+            config.optim.schedule.warmup_steps,
+            config.eval.interval,
+            config.model.init_std,
+        )
+    assert found == {
+        "plt_20m": (65536, 6240, 2.8e-3, 312, 200, 0.028),
+        "plt_100m": (131072, 14880, 4e-3, 744, 500, 0.023),
+        "plt_300m": (262144, 23250, 5.7e-3, 1162, 1000, 0.018),
+        "plt_1b": (262144, 78400, 5.7e-3, 2000, 2000, 0.014),
+    }
+
+
+@pytest.mark.parametrize("preset", SIZES)
+def test_loops_share_everything_but_their_number(preset):
+    """Only the sequences of one pass may differ, which changes no number."""
+    configs = [compose([f"model={preset}", f"model.num_loops={r}"]) for r in (1, 2, 3, 4)]
+    for config in configs:
+        assert config.optim == configs[0].optim
+        assert config.eval == configs[0].eval
+        assert config.train.tokens == configs[0].train.tokens
+        assert config.train.max_steps == configs[0].train.max_steps
+        assert config.train.global_batch_size % config.train.micro_batch_size == 0
+
+
+def test_what_is_given_changes_what_depends_on_it():
+    tokens = compose(["model=plt_20m", "train.tokens=33000000"])
+    assert tokens.train.global_batch_size * 2048 == 32768
+    assert tokens.train.max_steps == math.ceil(33_000_000 / 32768)
+    assert tokens.optim.lr == 2e-3
+
+    batch = compose(["model=plt_20m", "train.global_batch_size=8"])
+    assert batch.optim.lr == pytest.approx(1.4e-3)
+    assert batch.train.max_steps == math.ceil(batch.train.tokens / 16384)
+
+    rate = compose(["model=plt_20m", "optim.lr=1e-3"])
+    assert (rate.optim.lr, rate.optim.min_lr) == (1e-3, 1e-4)
+
+    steps = compose(["model=plt_20m", "train.max_steps=5"])
+    assert (steps.optim.schedule.warmup_steps, steps.eval.interval) == (5, 1)
+
+
+def test_the_batch_holds_the_mixture_exactly():
+    config = compose(["model=plt_20m", "data.mixture={text:2,code:3}"])
+    assert config.train.global_batch_size % 5 == 0
+
+
+def test_the_plan_is_written_as_numbers_and_renames_no_run(tmp_path):
+    config = compose(["model=plt_20m"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    other = compose(
+        [
+            "model=plt_20m",
+            "train.tokens=1000",
+            f"train.max_steps={config.train.max_steps}",
+            f"train.global_batch_size={config.train.global_batch_size}",
+            f"train.micro_batch_size={config.train.micro_batch_size}",
+        ]
+    )
+    assert config_hash(other) == config_hash(config)
