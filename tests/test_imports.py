@@ -30,7 +30,9 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.optim": BASE | MODEL,
     "loopcoder.metrics": BASE,
     "loopcoder.parallel": BASE | MODEL | {"loopcoder.data"},
-    "loopcoder.checkpoint": BASE | MODEL | {"loopcoder.data", "loopcoder.parallel"},
+    "loopcoder.checkpoint": BASE
+    | MODEL
+    | {"loopcoder.data", "loopcoder.optim", "loopcoder.parallel"},
     "loopcoder.train": BASE
     | MODEL
     | {

@@ -20,6 +20,7 @@ from loopcoder.config.identity import changes
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.errors import InputError, Problem
+from loopcoder.optim.rates import rate_scales
 
 _SHAPE = (
     "num_layers",
@@ -84,6 +85,7 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
         *_other_weights(checkpoint, before, config),
         *_other_text(checkpoint, state, vocab_size, corpus),
         *_other_loops(checkpoint, before, config, start.resumes),
+        *_other_rates(checkpoint, before, config, start.resumes),
     ]
     if problems:
         raise InputError(problems)
@@ -152,6 +154,24 @@ def _other_loops(
             "megatron-core's plain bf16 optimizer saves its state without names, "
             "so that nothing can be added to it",
             "parallel.distributed_optimizer=true, or checkpoint.init_optimizer=false",
+        )
+
+
+def _other_rates(
+    checkpoint: Checkpoint, before: Config, config: Config, resumes: bool
+) -> Iterator[Problem]:
+    """Adam's state is saved by groups of one rate, which megatron-core cannot regroup."""
+    if not (resumes or config.checkpoint.init_optimizer):
+        return
+    fix = f"checkpoint.init_from={checkpoint.path} run_dir=ANOTHER_FOLDER for the weights alone"
+    ours, theirs = (rate_scales(c.model, c.optim) for c in (config, before))
+    for kind in (k for k in ours if ours[k] != theirs[k]):
+        yield Problem(
+            f"each {kind} learns at {ours[kind]:g} * optim.lr, "
+            f"in the checkpoint {checkpoint.path} at {theirs[kind]:g} * optim.lr",
+            "the optimizer's state is kept by groups of one rate: optim.base_hidden_size, "
+            "optim.embedding_lr_scale, optim.head_lr_scale and model.residual_scale stay",
+            f"the values of {checkpoint.path / layout.CONFIG}, or {fix}",
         )
 
 

@@ -60,9 +60,9 @@ def global_batch_size(root: Any) -> int:
     """Return sequences per step: the nearest power of two in tokens, in the mixture's
     proportions."""
     wanted = BATCH_TOKENS * (root.train.tokens / AT_TOKENS) ** BATCH_EXPONENT
-    sequences = 2 ** max(0, round(math.log2(wanted / root.data.seq_length)))
+    sequences: int = 1 << max(0, round(math.log2(wanted / root.data.seq_length)))
     unit = sum(lowest_terms(dict(root.data.mixture)).values())
-    return int(max(1, round(sequences / unit)) * unit)
+    return max(1, round(sequences / unit)) * unit
 
 
 def micro_batch_size(root: Any) -> int:
@@ -73,7 +73,7 @@ def micro_batch_size(root: Any) -> int:
     per_token = m.num_loops * m.num_layers * m.get("layer_multiple", 1) * layer + 12 * vocabulary
     fits = ACTIVATION_BYTES / per_token / length
     most = min(fits, max(batch / 8, SMALL_MICRO_BATCH / length))
-    return max(n for n in range(1, batch + 1) if batch % n == 0 and (n <= most or n == 1))
+    return int(max(n for n in range(1, batch + 1) if batch % n == 0 and (n <= most or n == 1)))
 
 
 def max_steps(root: Any) -> int:
@@ -92,7 +92,7 @@ def min_lr(root: Any) -> float:
 
 def warmup_steps(root: Any) -> int:
     steps = root.train.max_steps
-    return min(steps, MAX_WARMUP, max(MIN_WARMUP, round(WARMUP_FRACTION * steps)))
+    return int(min(steps, MAX_WARMUP, max(MIN_WARMUP, round(WARMUP_FRACTION * steps))))
 
 
 def interval(root: Any) -> int:

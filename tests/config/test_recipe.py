@@ -10,7 +10,7 @@ from loopcoder.config.compose import compose, load_config, save_config
 from loopcoder.config.identity import config_hash
 from loopcoder.model.flops import block_parameters
 
-SIZES = {"plt_20m": 20.4e6, "plt_100m": 97.5e6, "plt_300m": 304.7e6, "plt_1b": 1027.6e6}
+SIZES = {"plt_20m": 20.45e6, "plt_100m": 97.5e6, "plt_300m": 304.7e6, "plt_1b": 1027.6e6}
 
 
 @pytest.mark.parametrize(("preset", "size"), SIZES.items())

@@ -105,6 +105,22 @@ def test_a_config_of_3b7e4bd_is_read_and_keeps_its_name(tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
+AS_1B_WAS = [
+    "model.init_std=0.02",
+    "model.embedding_init_std=null",
+    "model.head_init_std=null",
+    "model.emb_scale=0.707",
+    "model.hidden_scale=0.053",
+    "optim.lr=4e-4",
+    "optim.min_lr=4e-5",
+    "optim.schedule.warmup_steps=null",
+    "optim.base_hidden_size=null",
+    "optim.embedding_lr_scale=1",
+    "data.build.tokenizer_vocab_size=4096",
+]
+"""Initialisation and rates that plt_1b had before docs/recipes.md."""
+
+
 @pytest.mark.parametrize(
     ("overrides", "name"),
     [
@@ -112,7 +128,7 @@ def test_a_config_of_3b7e4bd_is_read_and_keeps_its_name(tmp_path: Path) -> None:
         (["model=plt_7b", "data=packages"], "3f52aa05a9"),
         (["data=files", "path=[a,b]", "data.mixture={text:1,code:3}"], "ae4af538c6"),
         (["data=hf", "path=x", "data.stages=[{until:1000,mixture:{code:1}},{}]"], "9886551410"),
-        (["experiment=sample_1b_100steps"], "aa184e7b41"),
+        (["experiment=sample_1b_100steps", *AS_1B_WAS], "aa184e7b41"),
         (["train.batch_ramp={start:8,increment:8,samples:64}", "checkpoint.init_from=/x"],
          "750761e3c8"),
         (["data=corpus", "path=/c", "parallel=tp2_sp", "seed=7"], "677b839849"),
