@@ -73,7 +73,7 @@ def micro_batch_size(root: Any) -> int:
     per_token = m.num_loops * m.num_layers * m.get("layer_multiple", 1) * layer + 12 * vocabulary
     fits = ACTIVATION_BYTES / per_token / length
     most = min(fits, max(batch / 8, SMALL_MICRO_BATCH / length))
-    return int(max(n for n in range(1, batch + 1) if batch % n == 0 and (n <= most or n == 1)))
+    return max(int(n) for n in range(1, batch + 1) if batch % n == 0 and (n <= most or n == 1))
 
 
 def max_steps(root: Any) -> int:
