@@ -78,7 +78,7 @@ def micro_batch_size(root: Any) -> int:
 
 def max_steps(root: Any) -> int:
     per_step = root.train.global_batch_size * root.data.seq_length
-    return math.ceil(root.train.tokens / per_step)
+    return int(math.ceil(root.train.tokens / per_step))
 
 
 def lr(root: Any) -> float:

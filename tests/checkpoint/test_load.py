@@ -132,3 +132,17 @@ def test_what_changed_is_said(tmp_path: Path) -> None:
     assert notes[1:] == ["changed since step 7: optim.lr: 0.0003 -> 0.001"]
     # a branch is a run of its own: its config and its corpus are what they are
     assert check_fits(Start(found, resumes=False), config, VOCAB, other) == []
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_other_rates_need_an_optimizer_of_their_own(tmp_path: Path, resumes: bool) -> None:
+    """Weights alone may go on at any rate; Adam's state is kept by groups of one rate."""
+    start = Start(checkpoint(tmp_path, 7), resumes)
+    config = small_config()
+    config = replace(config, optim=replace(config.optim, embedding_lr_scale=2.0))
+    if not resumes:
+        assert check_fits(start, config, VOCAB, CORPUS) == []
+        config = replace(config, checkpoint=replace(config.checkpoint, init_optimizer=True))
+    with pytest.raises(InputError, match="each embedding learns at 2") as error:
+        check_fits(start, config, VOCAB, CORPUS)
+    assert len(error.value.problems) == 1

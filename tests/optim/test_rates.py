@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from loopcoder.config.compose import compose
 from loopcoder.optim.rates import rate_overrides, rate_scales
+from tests.configs import small_config
+from tests.optim.test_optimizer import TOKENS, VOCAB, set_gradients
 
 
 def test_without_fields_everything_learns_at_one_rate():
@@ -32,3 +35,50 @@ def test_decay_is_the_same_for_all_matrices():
     config = compose(["model=plt_1b"])
     overrides = rate_overrides(config.model, config.optim).values()
     assert [o["lr_mult"] * o["wd_mult"] for o in overrides] == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize("distributed", [True, False])
+def test_every_parameter_moves_at_its_own_rate(ranks, seed, distributed):
+    """Several updates against torch's AdamW with a group for each kind, written out by hand."""
+    from loopcoder.optim.optimizer import update
+    from loopcoder.train.state import build_state
+
+    config = small_config(dict(residual_scale=0.5), distributed_optimizer=distributed)
+    fields = dict(base_hidden_size=8, embedding_lr_scale=3.0, head_lr_scale=2.0)
+    optim = replace(config.optim, weight_decay=0.2, clip_grad=0.0, **fields)
+    config = replace(config, optim=optim)
+    state = build_state(config, ranks, VOCAB)
+    copies = {
+        name: torch.nn.Parameter(p.detach().clone()) for name, p in state.network.named_parameters()
+    }
+    narrow = 8 / config.model.hidden_size
+
+    def rate(name: str) -> float:
+        if copies[name].dim() == 1:
+            return 1.0
+        if "word_embeddings" in name:
+            return 3.0
+        if "output_layer" in name:
+            return 2.0 * narrow
+        return narrow * (0.5 if "linear_proj" in name or "linear_fc2" in name else 1.0)
+
+    assert len({rate(name) for name in copies}) == 5
+    reference = torch.optim.AdamW(
+        [{"params": [p], "name": name} for name, p in copies.items()],
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(1, 4):
+        gradients = set_gradients(state, generator)
+        update(state.optimizer, optim, 1e-2 / step, TOKENS)
+        for group in reference.param_groups:
+            name = group["name"]
+            copies[name].grad = gradients[name]
+            group["lr"] = 1e-2 / step * rate(name)
+            group["weight_decay"] = 0.2 / rate(name) if copies[name].dim() > 1 else 0.0
+        reference.step()
+        for name, p in state.network.named_parameters():
+            torch.testing.assert_close(
+                p.detach(), copies[name].detach(), rtol=1e-4, atol=1e-5, msg=name
+            )
