@@ -78,7 +78,7 @@ def micro_batch_size(root: Any) -> int:
 
 def max_steps(root: Any) -> int:
     per_step = root.train.global_batch_size * root.data.seq_length
-    return int(math.ceil(root.train.tokens / per_step))
+    return -int(-root.train.tokens // per_step)
 
 
 def lr(root: Any) -> float:
@@ -96,8 +96,8 @@ def warmup_steps(root: Any) -> int:
 
 
 def interval(root: Any) -> int:
-    """Return steps between evaluations: 1, 2 or 5 times a power of ten."""
-    wanted = max(1.0, root.train.max_steps / EVALUATIONS)
+    """Return steps between evaluations: 1, 2 or 5 times a power of ten, at least 10."""
+    wanted = max(10.0, root.train.max_steps / EVALUATIONS)
     power = 10 ** math.floor(math.log10(wanted))
     return int(max(n * power for n in (1, 2, 5) if n * power <= wanted))
 

@@ -71,7 +71,7 @@ def test_what_is_given_changes_what_depends_on_it():
     assert (rate.optim.lr, rate.optim.min_lr) == (1e-3, 1e-4)
 
     steps = compose(["model=plt_20m", "train.max_steps=5"])
-    assert (steps.optim.schedule.warmup_steps, steps.eval.interval) == (5, 1)
+    assert (steps.optim.schedule.warmup_steps, steps.eval.interval) == (5, 10)
 
 
 def test_the_batch_holds_the_mixture_exactly():
