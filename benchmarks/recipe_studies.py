@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from loopcoder.config.compose import compose
 from loopcoder.model.flops import train_flops_per_token
 
@@ -177,4 +179,153 @@ def _search_points() -> Iterator[Point]:
 
 SEARCH = Study("search", _BASE, tuple(_search_points()), (1,), losses_table, runs_per_gpu=10)
 
-STUDIES = {study.name: study for study in (FIRST, SEARCH)}
+
+# The rates of embedding and head, which the search left open.
+
+_EMBEDDING_RATES, _HEAD_RATES = (40, 80, 160), (1, 4, 16)
+
+
+def _scale_points() -> Iterator[Point]:
+    for loops, head, embedding in itertools.product((2, 1), _HEAD_RATES, _EMBEDDING_RATES):
+        overrides = (f"optim.embedding_lr_scale={embedding}", f"optim.head_lr_scale={head}")
+        yield Point(
+            f"R={loops} embedding x{embedding} head x{head}",
+            (f"model.num_loops={loops}", *overrides),
+        )
+
+
+SCALES = Study("scales", _BASE, tuple(_scale_points()), (1,), losses_table, runs_per_gpu=10)
+
+# From here on the presets as they are.
+
+# Does the rate hold over widths and loops? Steps of sqrt 2 around the recipe's.
+
+_WIDTHS = {
+    256: ("model.hidden_size=256", "model.ffn_hidden_size=1408", "model.num_attention_heads=2"),
+    512: (),
+    1024: ("model.hidden_size=1024", "model.ffn_hidden_size=5632", "model.num_attention_heads=8"),
+}
+_FACTORS = (-2, -1, 0, 1, 2)
+
+
+def _rate_points() -> Iterator[Point]:
+    for width, loops, power in itertools.product(_WIDTHS, (1, 2), _FACTORS):
+        rate = 1e-3 * 2 ** (power / 2)
+        yield Point(
+            f"width {width} R={loops} lr {rate:.2e}",
+            (*_WIDTHS[width], f"model.num_loops={loops}", f"optim.lr={rate:.4g}"),
+        )
+
+
+def rates_table(records: Sequence[Record]) -> str:
+    """The best rate of each width and R, by a parabola in log2 of the rate through all points."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name, losses in by_point(records).items():
+        model, rate = name.split(" lr ")
+        curves.setdefault(model, []).append((float(rate), statistics.fmean(losses.values())))
+    body = []
+    for model, curve in curves.items():
+        best = optimum(curve)
+        each = " ".join(f"{loss:.4f}" for _, loss in sorted(curve))
+        body.append([model, each, "-" if best is None else f"{best:.2e}"])
+    return rows(["model", "loss by rate", "best rate"], body)
+
+
+def optimum(curve: Sequence[tuple[float, float]]) -> float | None:
+    """Return the rate at the lowest point of a parabola in log2 of the rate, fitted by least
+    squares; None where it has none within the rates tried."""
+    if len(curve) < 3:
+        return None
+    x = np.log2([rate for rate, _ in curve])
+    a, b, _ = np.polyfit(x, [loss for _, loss in curve], 2)
+    lowest = -b / (2 * a) if a > 0 else None
+    if lowest is None or not x.min() <= lowest <= x.max():
+        return None
+    return float(2**lowest)
+
+
+RATES = Study(
+    "rates",
+    (
+        "model=plt_20m",
+        "data.isolate_documents=false",
+        "train.tokens=12300000",
+        "train.global_batch_size=4",
+        "train.micro_batch_size=4",
+        "eval.sequences_per_domain=128",
+    ),
+    tuple(_rate_points()),
+    (1,),
+    rates_table,
+    runs_per_gpu=10,
+)
+
+# What loops bring: the points of experiment=loop_sweep.
+
+_VARIANTS = ("loops_1", "loops_2", "loops_3", "loops_4", "no_shift", "own_kv", "dense_2x")
+_VARIANT_POINTS = tuple(Point(name, (f"variant={name}",)) for name in _VARIANTS)
+_LOOPS = ("train.tokens=33000000", "eval.sequences_per_domain=128")
+_PEER = tuple(
+    Point(
+        f"peer lr {rate}",
+        ("model.num_loops=1", "optim.embedding_lr_scale=1", "optim.base_hidden_size=null"),
+        ("peer.py", "--lr", rate, "--compile"),
+    )
+    for rate in ("5e-4", "1e-3", "2e-3")
+)
+LOOPS_20M = Study(
+    "loops_20m",
+    ("model=plt_20m", *_LOOPS),
+    (*_VARIANT_POINTS, *_PEER),
+    (1, 2, 3),
+    losses_table,
+    runs_per_gpu=8,
+)
+LOOPS_100M = Study(
+    "loops_100m",
+    ("model=plt_100m", *_LOOPS),
+    _VARIANT_POINTS,
+    (1,),
+    losses_table,
+    runs_per_gpu=3,
+)
+
+# No spikes at the start: 4 x 8192 tokens a step, 10 steps of warm-up.
+
+_SPIKES = (
+    "data.seq_length=8192",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=1",
+    "train.max_steps=200",
+    "optim.schedule.warmup_steps=10",
+    "logging.loop_gradients=true",
+    "eval.sequences_per_domain=16",
+)
+
+
+def spikes_table(records: Sequence[Record]) -> str:
+    """The furthest that a loss of the first 200 steps lies above the mean of the ten before."""
+    body = []
+    for record in records:
+        losses = record["first_losses"]
+        above = max(
+            loss - statistics.fmean(losses[max(0, i - 10) : i])
+            for i, loss in enumerate(losses)
+            if i > 0
+        )
+        norms = " ".join(f"{x:.1f}" for x in record["first_grad_norms"][:3])
+        at_100 = statistics.fmean(losses[90:100])
+        body.append([record["point"], f"{above:+.3f}", norms, f"{at_100:.3f}"])
+    return rows(["model", "highest above", "first gradient norms", "steps 91 to 100"], body)
+
+
+def _spike_study(size: str, runs_per_gpu: int) -> Study:
+    points = tuple(Point(f"R={r}", (f"model.num_loops={r}",)) for r in (2, 1, 3, 4))
+    shared = (f"model=plt_{size}", *_SPIKES)
+    return Study(f"spikes_{size}", shared, points, (1,), spikes_table, runs_per_gpu)
+
+
+SPIKES = tuple(_spike_study(size, n) for size, n in (("20m", 8), ("100m", 4), ("1b", 2)))
+
+_IN_ORDER = (FIRST, SEARCH, SCALES, RATES, LOOPS_20M, *SPIKES, LOOPS_100M)
+STUDIES = {study.name: study for study in _IN_ORDER}

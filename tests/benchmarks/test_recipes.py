@@ -1,0 +1,59 @@
+"""The runs behind docs/recipes.md: what is skipped, and how a table reads them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.mark.parametrize("best", [0.7e-3, 1e-3, 1.31e-3])
+def test_the_optimum_is_that_of_the_parabola(best):
+    import math
+
+    from recipe_studies import optimum
+
+    curve = [(rate, 3.0 + 0.1 * math.log2(rate / best) ** 2) for rate in (5e-4, 1e-3, 2e-3)]
+    assert optimum(curve) == pytest.approx(best)
+
+
+def test_an_optimum_beyond_the_rates_tried_is_none():
+    from recipe_studies import optimum
+
+    assert optimum([(1e-3, 3.0), (2e-3, 2.9), (4e-3, 2.85)]) is None
+    assert optimum([(1e-3, 3.0), (2e-3, 3.2), (4e-3, 3.0)]) is None
+    assert optimum([(1e-3, 3.0), (2e-3, 2.0)]) is None
+
+
+def test_a_spike_is_seen_above_the_steps_before():
+    from recipe_studies import spikes_table
+
+    losses = [9.0 - 0.02 * i for i in range(200)]
+    losses[120] += 0.8
+    record = {"point": "R=2", "first_losses": losses, "first_grad_norms": [1.0, 2.0, 3.0]}
+    assert "+0.690" in spikes_table([record])  # the ten steps before are 0.11 higher on average
+
+
+def test_records_come_in_the_order_of_the_study_and_the_last_of_a_run_counts(tmp_path):
+    import recipes
+    from recipe_studies import STUDIES
+
+    study = STUDIES["scales"]
+    (last, first) = (list(study.runs())[i] for i in (-1, 0))
+    lines = [
+        {"point": last[1].name, "seed": last[0], "val": {"val/loss": 3.0}},
+        {"point": first[1].name, "seed": first[0], "val": {"val/loss": 4.0}},
+        {"point": first[1].name, "seed": first[0], "val": {"val/loss": 5.0}},
+        {"point": "a point that is no more", "seed": 1, "val": {"val/loss": 1.0}},
+    ]
+    (tmp_path / "scales.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    found = recipes.records(tmp_path, study)
+    assert [r["val"]["val/loss"] for r in found] == [5.0, 3.0]
+
+
+def test_every_study_composes():
+    from recipe_studies import STUDIES
+
+    for study in STUDIES.values():
+        assert len({p.name for p in study.points}) == len(study.points)
+        assert study.cost(study.points[0]) > 1e14
