@@ -4,11 +4,12 @@ arXiv 2604.21106 fits L = E + A (N_once + R^phi N_looped)^-alpha + B D^-beta to 
 of many sizes and lengths: R loops count as R^phi times the looped weights. phi = 1: as good as R
 times the layers; phi = 0: nothing gained.
 
-A sweep has one size, so we estimate the same phi locally. All of our layers are looped, so N_once
-is 0, and the dense model with twice the layers measures what a doubling of the weights brings at
-this size and length. The loss is taken as linear in the logarithm of the weights through these two
-points: R^phi times the layers then lower it by phi log2(R) times as much. (The law is convex, so
-this is local: for R = 4 and a phi near 1 it extrapolates.)
+A sweep has one size, so we estimate the same phi locally. All layers are looped, and neither the
+embedding nor the head is counted, so N_once is 0. The dense model with twice the layers measures
+what a doubling of the weights brings at this size and length. The loss is taken as linear in the
+logarithm of the weights through these two points: R^phi times the layers then lower it by
+phi log2(R) times as much. (The law is convex, so this is local: for R = 4 and a phi near 1 it
+extrapolates.)
 """
 
 from __future__ import annotations
