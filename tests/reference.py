@@ -183,16 +183,12 @@ def train(
     """Return what `evaluate` gives for the first step but its logits; the loss and gradient norm of
     every step; and the weights after all of them. Each batch is what `evaluate` takes."""
     weights = {name: w.clone() for name, w in weights.items()}
-    decayed, exempt = ([w for w in weights.values() if (w.dim() > 1) == d] for d in (True, False))
-    adam = torch.optim.AdamW(
-        [
-            dict(params=decayed, weight_decay=optim.weight_decay),
-            dict(params=exempt, weight_decay=0),
-        ],
-        lr=optim.lr,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-    )
+    groups = []
+    for name, w in weights.items():
+        rate = _rate(name, model, optim) if w.dim() > 1 else 1.0
+        decay = optim.weight_decay / rate if w.dim() > 1 else 0.0
+        groups.append(dict(params=[w], lr=optim.lr * rate, weight_decay=decay))
+    adam = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2), eps=optim.eps)
     out: dict[str, Tensor] = {}
     for step, batch in enumerate(batches):
         found = evaluate(weights, model, *batch)
@@ -205,6 +201,17 @@ def train(
         out[f"step {step} loss"] = found[f"loss {model.num_loops - 1}"]
         out[f"step {step} norm"] = norm
     return out | {f"after {name}": w for name, w in weights.items()}
+
+
+def _rate(name: str, model: ModelConfig, optim: OptimConfig) -> float:
+    """Return the rate of a matrix as a multiple of `optim.lr`, by its released name."""
+    if "embed_tokens" in name:
+        return optim.embedding_lr_scale
+    width = 1.0 if optim.base_hidden_size is None else optim.base_hidden_size / model.hidden_size
+    if "lm_head" in name:
+        return width * optim.head_lr_scale
+    is_output = "o_proj" in name or "down_proj" in name
+    return width * (model.residual_scale if is_output else 1.0)
 
 
 class Rounding:

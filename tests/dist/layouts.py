@@ -57,6 +57,7 @@ class Case:
     isolate: bool = True
     precision: str = "fp32"
     seed: int = 0
+    optim: dict[str, Any] = field(default_factory=dict)
 
     def alone(self) -> Case:
         """The same in one process, nothing recomputed."""
@@ -194,6 +195,7 @@ def in_layouts(cases: list[Case]) -> Iterator[tuple[Case, Any, Any]]:
     sizes = None
     for case in cases:
         config = small_config(case.model, case.precision, **case.parallel)
+        config = replace(config, optim=replace(config.optim, **case.optim))
         if sizes != (config.parallel.tp, config.parallel.pp):
             # Every process group has threads of its own: cases of one layout share them.
             gc.collect()

@@ -8,6 +8,7 @@ import pytest
 
 from tests.dist.layouts import OVERLAPS, Case, check, check_bf16, compare, compare_bf16
 
+RATES = dict(base_hidden_size=8, embedding_lr_scale=3.0, head_lr_scale=2.0)
 CASES = [
     Case("dp2"),
     Case("dp2 r1", dict(num_loops=1)),
@@ -20,6 +21,8 @@ CASES = [
     Case("tp2 r3 rows", dict(num_loops=3), dict(tp=2), isolate=False),
     Case("tp2 query gate", dict(gate="query"), dict(tp=2)),
     Case("tp2 own kv", dict(kv_sharing="own"), dict(tp=2)),
+    Case("dp2 rates", dict(residual_scale=0.5), optim=RATES),
+    Case("tp2 sp rates", dict(residual_scale=0.5), dict(tp=2, sp=True), optim=RATES),
     Case("tp2 recompute", dict(num_loops=3), dict(tp=2, recompute="full")),
     Case("tp2 sp", dict(num_loops=3), dict(tp=2, sp=True)),
     Case("tp2 sp query gate", dict(gate="query"), dict(tp=2, sp=True)),
