@@ -307,7 +307,7 @@ def compare(world: int, cases: list[Case]) -> dict[str, tuple[int, dict[str, Any
     measured: dict[Any, reference.Rounding] = {}
     out = {}
     for case, *results in zip(cases, spread, alone, strict=True):
-        model = (*sorted(case.model.items()), case.isolate)
+        model = (*sorted(case.model.items()), *sorted(case.optim.items()), case.isolate)
         if model not in measured:
             measured[model] = rounding_of(case)
         got, expected = (as_reference(r, small_model(**case.model)) for r in results)
