@@ -1,4 +1,4 @@
-"""Training, import and encoding."""
+"""Training and encoding."""
 
 from __future__ import annotations
 
@@ -16,30 +16,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from data_pipeline.tokenizer import encoder as encoder_module
 from data_pipeline.tokenizer.encoder import Encoder, train_tokenizer
-from data_pipeline.tokenizer.imported import import_tokenizer
 from data_pipeline.tokenizer.probe import probe_texts
 from data_pipeline.tokenizer.spec import EOD, SPECIAL_TOKENS
 from loopcoder.errors import InputError
 from tests.data_pipeline.conftest import VOCAB_SIZE, random_text
-
-TEXTS = ["def loop(x):\n    return x + 1\n", "The gate mixes what two passes saw. " * 5] * 20
-
-
-@pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    train_tokenizer([*TEXTS, random_text(random.Random(0), 20_000)], VOCAB_SIZE, path)
-    return path
-
-
-def changed(path: Path, target: Path, **parts: Any) -> Path:
-    """Write a copy of a tokenizer.json with other parts."""
-    target.write_text(json.dumps(json.loads(path.read_text()) | parts))
-    return target
+from tests.data_pipeline.tokenizer.conftest import TEXTS, changed
 
 
 def test_special_tokens_are_last(tokenizer_path: Path) -> None:
@@ -336,111 +321,3 @@ def test_what_fastokens_cannot_read(tokenizer_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(fastokens, "Tokenizer", SimpleNamespace(from_json_str=fail))
     with pytest.raises(InputError, match="backend=reference"):
         Encoder(tokenizer_path)
-
-
-def test_import_of_a_tokenizer(tmp_path: Path, tokenizer_path: Path) -> None:
-    imported = import_tokenizer(tokenizer_path, "auto")
-    assert imported.backend == Encoder(tokenizer_path).backend
-    assert (imported.vocab_size, imported.eod_id) == (VOCAB_SIZE, VOCAB_SIZE - 64)
-    assert list(imported.markers) == list(SPECIAL_TOKENS)
-    assert imported.lossless
-    spec = json.loads(tokenizer_path.read_text())
-    fewer = [t for t in spec["added_tokens"] if t["content"] != "<|fim_middle|>"]
-    tokenizer = Tokenizer.from_str(json.dumps(spec | {"added_tokens": fewer}))
-    tokenizer.normalizer = normalizers.NFC()
-    (tmp_path / "nfc.json").write_text(tokenizer.to_str())
-    imported = import_tokenizer(tmp_path / "nfc.json", "reference")
-    assert set(SPECIAL_TOKENS) - set(imported.markers) == {"<|fim_middle|>"}
-    assert (imported.backend, imported.lossless) == ("reference", False)
-
-
-@pytest.mark.parametrize("kind", ["bpe", "bpe_bytes", "unigram", "word"])
-def test_sentencepiece_is_refused_with_its_reasons(
-    tmp_path: Path, kind: str, rng: random.Random
-) -> None:
-    sentencepiece = pytest.importorskip("sentencepiece")
-    lines = [" ".join(rng.choices(["loop", "gate", "shift", "tokens"], k=8)) for _ in range(200)]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_prefix=str(tmp_path / "sp"),
-        model_type=kind.removesuffix("_bytes"),
-        byte_fallback=kind == "bpe_bytes",
-        vocab_size=300 if kind == "bpe_bytes" else 30,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    with pytest.raises(InputError, match=f"SentencePiece model .{kind[:3].upper()}") as caught:
-        import_tokenizer(tmp_path / "sp.model", "auto")
-    whys = " ".join(p.why for p in caught.value.problems)
-    assert ("merges are of characters" in whys) == kind.startswith("bpe")
-    assert ("vanish" in whys) == (kind != "bpe_bytes")
-    facts = " ".join(p.fact for p in caught.value.problems)
-    assert "nmt_nfkc" in facts and "U+2581" in facts
-
-
-def test_byte_fallback_is_refused(tmp_path: Path) -> None:
-    # what transformers makes of Llama 2's tokenizer.model
-    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "\u2581a"]
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(
-        models.BPE(vocab, [("\u2581", "a")], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
-    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
-    tokenizer.save(str(tmp_path / "t.json"))
-    # the reason: not every text comes back
-    assert tokenizer.encode("a \u2581").ids == tokenizer.encode("a\u2581 ").ids
-    with pytest.raises(InputError, match="not a byte-level BPE"):
-        import_tokenizer(tmp_path / "t.json", "auto")
-
-
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read"):
-        import_tokenizer(tmp_path / "none.model", "auto")
-    (tmp_path / "tiktoken.model").write_text("IQ== 0\nIg== 1\n")
-    with pytest.raises(InputError, match="tiktoken"):
-        import_tokenizer(tmp_path / "tiktoken.model", "auto")
-    for content in (b"", b"\xff\x00garbage", b"hello world\n" * 9):
-        (tmp_path / "odd.model").write_bytes(content)
-        with pytest.raises(InputError, match="no SentencePiece model"):
-            import_tokenizer(tmp_path / "odd.model", "auto")
-
-
-def test_tokenizers_that_lose_text(tmp_path: Path, tokenizer_path: Path) -> None:
-    spec = json.loads(tokenizer_path.read_text())
-    split, byte_level = spec["pre_tokenizer"]["pretokenizers"]
-    blank = {"type": "Sequence", "pretokenizers": [split, byte_level | {"add_prefix_space": True}]}
-    with pytest.raises(InputError, match="blank before every text"):
-        Encoder(changed(tokenizer_path, tmp_path / "blank.json", pre_tokenizer=blank))
-    words = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, byte_level]}
-    with pytest.raises(InputError, match="loses text"):
-        Encoder(
-            changed(tokenizer_path, tmp_path / "words.json", pre_tokenizer=words),
-            backend="reference",
-        )
-    greedy = spec["added_tokens"][0] | {"content": "loop", "special": False, "rstrip": True}
-    with pytest.raises(InputError, match=r"loses text|differently"):
-        Encoder(
-            changed(
-                tokenizer_path,
-                tmp_path / "strip.json",
-                added_tokens=[*spec["added_tokens"], greedy | {"id": VOCAB_SIZE}],
-            )
-        )
-    few = {t: i for t, i in spec["model"]["vocab"].items() if t != "Ã"}
-    model = spec["model"] | {"vocab": few, "merges": []}
-    with pytest.raises(InputError, match="1 of the 256 bytes"):
-        Encoder(changed(tokenizer_path, tmp_path / "bytes.json", model=model))
-
-
-def test_unusable_tokenizers(tmp_path: Path, tokenizer_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read"):
-        Encoder(tmp_path / "none.json")
-    (tmp_path / "cut.json").write_bytes(tokenizer_path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"no tokenizer\.json"):
-        Encoder(tmp_path / "cut.json")
-    with pytest.raises(InputError, match=r"no token <\|endoftext\|>"):
-        Encoder(changed(tokenizer_path, tmp_path / "eod.json", added_tokens=[]))
-    with pytest.raises(InputError, match="not a byte-level BPE"):
-        Encoder(changed(tokenizer_path, tmp_path / "b.json", pre_tokenizer=None, decoder=None))
-    with pytest.raises(InputError, match="tokenizer_vocab_size=320"):
-        train_tokenizer(TEXTS, 319, tmp_path / "small.json")
