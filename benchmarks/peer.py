@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--lr", type=float, help="peak rate instead of the config's; min_lr keeps its share of it"
     )
+    parser.add_argument("--init-std", type=float, default=0.02, help="of all matrices")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     parser.add_argument("--compile", action="store_true", help="torch.compile the whole model")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     vocab_size = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
     with device:
         peer = Peer(config.model, vocab_size)
-    initialise(peer, config.seed)
+    initialise(peer, config.seed, arguments.init_std)
     if arguments.compile:
         peer.compile(dynamic=False)
     optimizers = build_optimizers(peer, config.optim, arguments.optimizer)
@@ -88,6 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         "overrides": arguments.overrides,
         "seed": config.seed,
         "lr": config.optim.lr,
+        "init_std": arguments.init_std,
         "optimizer": arguments.optimizer,
         "parameters": sum(p.numel() for p in peer.parameters()),
         "steps": len(history.losses),

@@ -22,7 +22,6 @@ from torch.nn.attention.flex_attention import (
 from loopcoder.config.schema import ModelConfig
 from loopcoder.data.batch import Batch
 
-INIT_STD = 0.02
 Mask = Tensor | BlockMask | None
 
 # Uncompiled, both write a whole S x S matrix.
@@ -143,13 +142,13 @@ def visible_keys(batch: Batch) -> Mask:
     return mask
 
 
-def initialise(peer: Peer, seed: int) -> None:
-    """Draw matrices from normal(0, 0.02), those that write to the residual stream smaller by
+def initialise(peer: Peer, seed: int, init_std: float) -> None:
+    """Draw matrices from normal(0, init_std), those that write to the residual stream smaller by
     1/sqrt(2L); norms are 1."""
     device = peer.lm_head.weight.device
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in peer.named_parameters():
         if parameter.dim() > 1:
             writes = "o_proj" in name or "down_proj" in name
-            std = INIT_STD / (math.sqrt(2 * len(peer.layers)) if writes else 1.0)
+            std = init_std / (math.sqrt(2 * len(peer.layers)) if writes else 1.0)
             nn.init.normal_(parameter, 0.0, std, generator)

@@ -267,11 +267,11 @@ _VARIANT_POINTS = tuple(Point(name, (f"variant={name}",)) for name in _VARIANTS)
 _LOOPS = ("train.tokens=33000000", "eval.sequences_per_domain=128")
 _PEER = tuple(
     Point(
-        f"peer lr {rate}",
+        f"peer lr {rate} std {std}",
         ("model.num_loops=1", "optim.embedding_lr_scale=1", "optim.base_hidden_size=null"),
-        ("peer.py", "--lr", rate, "--compile"),
+        ("peer.py", "--lr", rate, "--init-std", std, "--compile"),
     )
-    for rate in ("5e-4", "1e-3", "2e-3")
+    for rate, std in itertools.product(("1e-3", "2e-3"), ("0.02", "0.044"))
 )
 LOOPS_20M = Study(
     "loops_20m",

@@ -20,8 +20,9 @@ TOKENS_PER_PARAMETER = 20
 """Of the parameters outside embedding and head (Hoffmann et al., arXiv 2203.15556)."""
 BATCH_TOKENS, AT_TOKENS, BATCH_EXPONENT = 65536, 4e8, 0.383
 """Tokens per step at so many tokens in all, and the power of the latter with which they grow."""
-RATE, RATE_BATCH_TOKENS, BASE_HIDDEN_SIZE = 1e-3, 8192, 512
-"""Rate measured at so many tokens per step and this width; it grows with the root of the batch."""
+RATE, RATE_BATCH_TOKENS = 1e-3, 8192
+"""Rate measured at so many tokens per step, and at the width that conf/recipe/_dial.yaml names as
+`optim.base_hidden_size`; it grows with the root of the batch."""
 WARMUP_FRACTION, MIN_WARMUP, MAX_WARMUP = 0.05, 10, 2000
 EVALUATIONS = 20
 """Evaluations, and checkpoints, of a whole run."""
@@ -107,10 +108,6 @@ def init_std(root: Any) -> float:
     return _two_digits((2.5 * root.model.hidden_size) ** -0.5)
 
 
-def base_hidden_size(_: Any) -> int:
-    return BASE_HIDDEN_SIZE
-
-
 def _two_digits(value: float) -> float:
     return float(f"{value:.2g}")
 
@@ -127,6 +124,5 @@ _NUMBERS: dict[str, Callable[[Any], Any]] = {
         warmup_steps,
         interval,
         init_std,
-        base_hidden_size,
     )
 }

@@ -55,7 +55,7 @@ class ModelConfig:
     num_loops: PositiveInt = 2
     """R, the number of passes through the layers; 1 is the plain dense transformer and has no
     gates."""
-    layer_multiple: Annotated[PositiveInt, Changes("numbers", since="2026-11")] = 1
+    layer_multiple: Annotated[PositiveInt, _NEW] = 1
     """Settled before the run starts: with 2 the model has twice `num_layers` physical layers (and
     this is 1 again), the dense control of two loops."""
     window: NonNegativeInt = 64

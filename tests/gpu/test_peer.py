@@ -28,7 +28,7 @@ def test_packed_documents_are_those_of_a_cpu(seed, monkeypatch, whole):
     config = small_config(dict(num_loops=1, hidden_size=64, head_dim=16))
     generator = torch.Generator().manual_seed(seed)
     cpu = Peer(config.model, VOCAB)
-    initialise(cpu, seed)
+    initialise(cpu, seed, 0.02)
     gpu = Peer(config.model, VOCAB).cuda()
     gpu.load_state_dict(cpu.state_dict())
     if whole:
