@@ -8,6 +8,8 @@ The overrides are those of `loopcoder train`. With the same ones and the same se
 the shape of ours with R = 1, takes the very same batches in the same order, follows the same rate
 over the steps and is evaluated on the same held-out sequences. Model, initial weights, optimizer
 and loop share no code with the package: it is written as one would write it without loopcoder.
+So it knows neither our initialisation nor rates for parts of the model: one rate (--lr) for all
+weights, one --init-std; `model.*init*`, `optim.base_hidden_size` and `optim.*_lr_scale` are ours.
 
 Weights and moments are fp32, and `precision=bf16` computes under autocast. One process, one device.
 The file gets the losses (means of ten steps each), the validation loss and the seconds per step.
@@ -61,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="torch.compile the whole model")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.lr is not None and not arguments.lr > 0:
+        parser.error(f"--lr {arguments.lr:g}: a rate is above 0")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         run(arguments)
     except LoopcoderError as error:

@@ -117,6 +117,7 @@ FIRST = Study(
         "model.init_std=0.028",  # (2.5 d)^-1/2
         "model.head_init_std=0.02",
         "optim.base_hidden_size=512",
+        "optim.embedding_lr_scale=1",
     ),
     tuple(_first_points()),
     (1, 2),

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from loopcoder.config.mixture import lowest_terms
+from loopcoder.errors import InputError
 
 TOKENS_PER_PARAMETER = 20
 """Of the parameters outside embedding and head (Hoffmann et al., arXiv 2203.15556)."""
@@ -23,7 +24,6 @@ BATCH_TOKENS, AT_TOKENS, BATCH_EXPONENT = 65536, 4e8, 0.383
 RATE, RATE_BATCH_TOKENS = 1e-3, 8192
 """Rate measured at so many tokens per step, and at the width that conf/recipe/_dial.yaml names as
 `optim.base_hidden_size`; it grows with the root of the batch."""
-WARMUP_FRACTION, MIN_WARMUP, MAX_WARMUP = 0.05, 10, 2000
 EVALUATIONS = 20
 """Evaluations, and checkpoints, of a whole run."""
 ACTIVATION_BYTES = 30e9
@@ -37,12 +37,16 @@ def register() -> None:
     OmegaConf.register_new_resolver("recipe", _value, replace=True)
 
 
-def _value(name: str, *, _root_: DictConfig) -> Any:
+def _value(name: str, default: Any = None, *, _root_: DictConfig) -> Any:
+    """Return a number; `default` where train.tokens is null and the recipe has one of its own."""
     try:
-        return _NUMBERS[name](_root_)
-    except (TypeError, ValueError, ArithmeticError, OmegaConfBaseException):
-        # Something that it depends on is no number; the schema says which.
-        return 1
+        if default is not None and _root_.train.tokens is None:
+            return default
+        number = _NUMBERS[name](_root_)
+    except (TypeError, ValueError, ArithmeticError, OmegaConfBaseException, InputError):
+        number = 0
+    # Something that it depends on is no positive number: the schema says which, and only that.
+    return number if number > 0 else 1
 
 
 def parameters(root: Any) -> int:
@@ -57,29 +61,37 @@ def tokens(root: Any) -> int:
     return TOKENS_PER_PARAMETER * parameters(root)
 
 
+def _planned(root: Any) -> float:
+    return tokens(root) if root.train.tokens is None else root.train.tokens
+
+
 def global_batch_size(root: Any) -> int:
-    """Return sequences per step: the nearest power of two in tokens, in the mixture's
-    proportions."""
-    wanted = BATCH_TOKENS * (root.train.tokens / AT_TOKENS) ** BATCH_EXPONENT
+    """Return sequences per step: the nearest power of two in tokens, then the nearest number that
+    holds the mixture exactly. A mixture that needs more than twice as many is left to the check."""
+    wanted = BATCH_TOKENS * (_planned(root) / AT_TOKENS) ** BATCH_EXPONENT
     sequences: int = 1 << max(0, round(math.log2(wanted / root.data.seq_length)))
     unit = sum(lowest_terms(dict(root.data.mixture)).values())
-    return max(1, round(sequences / unit)) * unit
+    return sequences if unit > 2 * sequences else max(1, round(sequences / unit)) * unit
 
 
 def micro_batch_size(root: Any) -> int:
-    """Return the sequences of one pass: what fits, and leaves a batch of work for eight GPUs."""
-    m, length, batch = root.model, root.data.seq_length, root.train.global_batch_size
+    """Return the sequences of one pass: as many as fit into memory, but small enough for eight GPUs
+    to share the batch as long as a pass has SMALL_MICRO_BATCH tokens."""
+    m, p, length = root.model, root.parallel, root.data.seq_length
+    batch = root.train.global_batch_size
     layer = 2 * (8 * m.hidden_size + 3 * m.ffn_hidden_size)
     vocabulary = m.vocab_size or root.data.build.tokenizer_vocab_size
     per_token = m.num_loops * m.num_layers * m.get("layer_multiple", 1) * layer + 12 * vocabulary
     fits = ACTIVATION_BYTES / per_token / length
-    most = min(fits, max(batch / 8, SMALL_MICRO_BATCH / length))
-    return max(int(n) for n in range(1, batch + 1) if batch % n == 0 and (n <= most or n == 1))
+    most = int(min(fits, max(batch / 8, SMALL_MICRO_BATCH / length)))
+    copies = max(1, (p.nproc_per_node or 1) // (p.tp * p.pp * p.cp))
+    share = batch // copies if batch % copies == 0 else batch
+    return next((n for n in range(min(most, share), 1, -1) if share % n == 0), 1)
 
 
 def max_steps(root: Any) -> int:
-    per_step = root.train.global_batch_size * root.data.seq_length
-    return -int(-root.train.tokens // per_step)
+    per_step: int = root.train.global_batch_size * root.data.seq_length
+    return math.ceil(_planned(root) / per_step)
 
 
 def lr(root: Any) -> float:
@@ -89,11 +101,6 @@ def lr(root: Any) -> float:
 
 def min_lr(root: Any) -> float:
     return _two_digits(root.optim.lr / 10)
-
-
-def warmup_steps(root: Any) -> int:
-    steps = root.train.max_steps
-    return int(min(steps, MAX_WARMUP, max(MIN_WARMUP, round(WARMUP_FRACTION * steps))))
 
 
 def interval(root: Any) -> int:
@@ -121,7 +128,6 @@ _NUMBERS: dict[str, Callable[[Any], Any]] = {
         max_steps,
         lr,
         min_lr,
-        warmup_steps,
         interval,
         init_std,
     )

@@ -292,9 +292,10 @@ class TrainConfig:
     micro_batch_size: PositiveInt
     """Sequences in one forward pass of one rank; the rest is gradient accumulation."""
     tokens: Annotated[PositiveInt | None, Changes("nothing")] = None
-    """What the recipes of plt_20m to plt_1b plan for: batch, steps, warm-up and rate follow from
-    it, each of which may be given by itself. Null where a recipe gives them; by default 20 for each
-    parameter that is not in embedding or head."""
+    """Tokens that the run is planned for, at the full batch and the length of `data.seq_length`.
+    `max_steps` follows from it, and with plt_20m to plt_1b, where null means 20 for each parameter
+    outside embedding and head, batch and rate as well; each of them may be given by itself, and
+    then counts. Once they are settled it changes nothing."""
     batch_ramp: BatchRampConfig | None = None
     """Grow the global batch at the beginning; null: constant."""
 

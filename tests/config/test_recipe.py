@@ -8,7 +8,9 @@ import pytest
 
 from loopcoder.config.compose import compose, load_config, save_config
 from loopcoder.config.identity import config_hash
+from loopcoder.errors import InputError
 from loopcoder.model.flops import block_parameters
+from loopcoder.optim.schedule import warmup_steps
 
 SIZES = {"plt_20m": 20.45e6, "plt_100m": 97.5e6, "plt_300m": 304.7e6, "plt_1b": 1027.6e6}
 
@@ -25,7 +27,7 @@ def test_a_preset_has_its_size_and_twenty_tokens_for_each_parameter(preset, size
 
 def test_the_numbers_of_every_preset():
     """Worked out by hand: batch 65536 * (tokens / 4e8)^0.383 as a power of two, rate 1e-3 *
-    sqrt(tokens per step / 8192), warm-up 5%, twenty evaluations."""
+    sqrt(tokens per step / 8192), warm-up 5% rounded up, twenty evaluations."""
     found = {}
     for preset in SIZES:
         config = compose([f"model={preset}"])
@@ -33,15 +35,15 @@ def test_the_numbers_of_every_preset():
             config.train.global_batch_size * config.data.seq_length,
             config.train.max_steps,
             config.optim.lr,
-            config.optim.schedule.warmup_steps,
+            warmup_steps(config.optim, config.train.max_steps),
             config.eval.interval,
             config.model.init_std,
         )
     assert found == {
         "plt_20m": (65536, 6240, 2.8e-3, 312, 200, 0.028),
         "plt_100m": (131072, 14880, 4e-3, 744, 500, 0.023),
-        "plt_300m": (262144, 23250, 5.7e-3, 1162, 1000, 0.018),
-        "plt_1b": (262144, 78400, 5.7e-3, 2000, 2000, 0.014),
+        "plt_300m": (262144, 23250, 5.7e-3, 1163, 1000, 0.018),
+        "plt_1b": (262144, 78400, 5.7e-3, 3920, 2000, 0.014),
     }
 
 
@@ -71,12 +73,57 @@ def test_what_is_given_changes_what_depends_on_it():
     assert (rate.optim.lr, rate.optim.min_lr) == (1e-3, 1e-4)
 
     steps = compose(["model=plt_20m", "train.max_steps=5"])
-    assert (steps.optim.schedule.warmup_steps, steps.eval.interval) == (5, 10)
+    assert (warmup_steps(steps.optim, 5), steps.eval.interval) == (1, 10)
 
 
 def test_the_batch_holds_the_mixture_exactly():
     config = compose(["model=plt_20m", "data.mixture={text:2,code:3}"])
-    assert config.train.global_batch_size % 5 == 0
+    assert config.train.global_batch_size == 30  # the multiple of 5 next to 32
+
+
+def test_a_mixture_that_needs_a_huge_batch_is_left_to_the_check():
+    config = compose(["model=plt_20m", "data.mixture={text:0.333,code:0.667}"])
+    assert config.train.global_batch_size == 32
+
+
+@pytest.mark.parametrize("preset", ["plt_tiny", "plt_7b", "plt_20m"])
+def test_tokens_make_the_steps_of_every_preset(preset):
+    config = compose([f"model={preset}", "train.tokens=3000000"])
+    per_step = config.train.global_batch_size * config.data.seq_length
+    assert config.train.max_steps == math.ceil(3_000_000 / per_step)
+    unchanged = compose([f"model={preset}", "train.tokens=null"])
+    assert unchanged.train.max_steps == compose([f"model={preset}"]).train.max_steps
+
+
+@pytest.mark.parametrize("copies", [2, 3, 4])
+def test_processes_that_are_given_share_the_batch(copies):
+    """The fix that a check names must not lead to the next."""
+    given = [f"parallel.nproc_per_node={copies}", "train.global_batch_size=24"]
+    config = compose(["model=plt_20m", "train.tokens=100000", *given])
+    assert config.train.global_batch_size % (config.train.micro_batch_size * copies) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.tokens=0", "train.tokens=0"),
+        ("train.tokens=-1", "train.tokens=-1"),
+        ("train.tokens=x", "train.tokens=x"),
+        ("model.num_layers=0", "model.num_layers=0"),
+        ("data.seq_length=0", "data.seq_length=0"),
+        ("train.global_batch_size=0", "train.global_batch_size=0"),
+        ("data.mixture={text:0,code:1}", "data.mixture.text=0"),
+    ],
+)
+def test_only_what_was_typed_is_wrong(override, named):
+    with pytest.raises(InputError) as error:
+        compose(["model=plt_20m", override])
+    assert [p.fact for p in error.value.problems] == [named]
+
+
+def test_a_number_beyond_everything_ends_at_once():
+    with pytest.raises(InputError, match="train.tokens=1e"):
+        compose(["model=plt_20m", "train.tokens=1e30"])
 
 
 def test_the_plan_is_written_as_numbers_and_renames_no_run(tmp_path):

@@ -113,7 +113,6 @@ AS_1B_WAS = [
     "model.hidden_scale=0.053",
     "optim.lr=4e-4",
     "optim.min_lr=4e-5",
-    "optim.schedule.warmup_steps=null",
     "optim.base_hidden_size=null",
     "optim.embedding_lr_scale=1",
     "data.build.tokenizer_vocab_size=4096",
