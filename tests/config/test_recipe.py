@@ -122,7 +122,7 @@ def test_only_what_was_typed_is_wrong(override, named):
 
 
 def test_a_number_beyond_everything_ends_at_once():
-    with pytest.raises(InputError, match="train.tokens=1e"):
+    with pytest.raises(InputError, match=r"train\.tokens=1e"):
         compose(["model=plt_20m", "train.tokens=1e30"])
 
 
