@@ -181,21 +181,33 @@ def _search_points() -> Iterator[Point]:
 SEARCH = Study("search", _BASE, tuple(_search_points()), (1,), losses_table, runs_per_gpu=10)
 
 
-# The rates of embedding and head, which the search left open.
+# The rates of embedding and head, which the search left open, and a plain transformer beside them.
 
-_EMBEDDING_RATES, _HEAD_RATES = (40, 80, 160), (1, 4, 16)
+_PARTS = ((80, 1), (160, 1), (40, 4), (80, 4), (160, 4), (80, 16))
 
 
 def _scale_points() -> Iterator[Point]:
-    for loops, head, embedding in itertools.product((2, 1), _HEAD_RATES, _EMBEDDING_RATES):
-        overrides = (f"optim.embedding_lr_scale={embedding}", f"optim.head_lr_scale={head}")
+    for loops, (embedding, head) in itertools.product((2, 1), _PARTS):
         yield Point(
             f"R={loops} embedding x{embedding} head x{head}",
-            (f"model.num_loops={loops}", *overrides),
+            (
+                f"model.num_loops={loops}",
+                f"optim.embedding_lr_scale={embedding}",
+                f"optim.head_lr_scale={head}",
+            ),
         )
+    for rate, std in (("1e-3", "0.02"), ("2e-3", "0.02"), ("2e-3", "0.044"), ("4e-3", "0.02")):
+        yield peer(rate, std)
 
 
-SCALES = Study("scales", _BASE, tuple(_scale_points()), (1,), losses_table, runs_per_gpu=10)
+def peer(rate: str, std: str) -> Point:
+    """A plain PyTorch transformer of R = 1's shape, with one rate and one initial scale."""
+    overrides = ("model.num_loops=1", "optim.embedding_lr_scale=1", "optim.base_hidden_size=null")
+    script = ("peer.py", "--lr", rate, "--init-std", std, "--compile")
+    return Point(f"peer lr {rate} std {std}", overrides, script)
+
+
+SCALES = Study("scales", _BASE, tuple(_scale_points()), (1,), losses_table, runs_per_gpu=8)
 
 # From here on the presets as they are.
 
@@ -267,12 +279,7 @@ _VARIANTS = ("loops_1", "loops_2", "loops_3", "loops_4", "no_shift", "own_kv", "
 _VARIANT_POINTS = tuple(Point(name, (f"variant={name}",)) for name in _VARIANTS)
 _LOOPS = ("train.tokens=33000000", "eval.sequences_per_domain=128")
 _PEER = tuple(
-    Point(
-        f"peer lr {rate} std {std}",
-        ("model.num_loops=1", "optim.embedding_lr_scale=1", "optim.base_hidden_size=null"),
-        ("peer.py", "--lr", rate, "--init-std", std, "--compile"),
-    )
-    for rate, std in itertools.product(("1e-3", "2e-3"), ("0.02", "0.044"))
+    peer(rate, std) for rate, std in itertools.product(("1e-3", "2e-3"), ("0.02", "0.044"))
 )
 LOOPS_20M = Study(
     "loops_20m",
