@@ -196,6 +196,9 @@ def _scale_points() -> Iterator[Point]:
                 f"optim.head_lr_scale={head}",
             ),
         )
+    for std in ("0.02", "0.044"):
+        yield peer("5e-4", std)
+    yield peer("1e-3", "0.044")
     for rate, std in (("1e-3", "0.02"), ("2e-3", "0.02"), ("2e-3", "0.044"), ("4e-3", "0.02")):
         yield peer(rate, std)
 
@@ -208,6 +211,35 @@ def peer(rate: str, std: str) -> Point:
 
 
 SCALES = Study("scales", _BASE, tuple(_scale_points()), (1,), losses_table, runs_per_gpu=8)
+
+# Batch and rate: does the rate grow with the root of the batch, and what does a larger batch cost?
+
+_BATCHES = ((8, "1.4e-3"), (16, "1e-3"), (16, "2e-3"))
+
+
+def _batch_points() -> Iterator[Point]:
+    for loops, (sequences, rate) in itertools.product((2, 1), _BATCHES):
+        yield Point(
+            f"R={loops} {sequences} sequences, lr {rate}",
+            (
+                f"model.num_loops={loops}",
+                f"train.global_batch_size={sequences}",
+                f"train.micro_batch_size={min(8, sequences)}",
+                f"train.max_steps={8000 // sequences}",
+                f"optim.lr={rate}",
+                f"optim.min_lr={float(rate) / 10:g}",
+            ),
+        )
+
+
+BATCHES = Study(
+    "batches",
+    (*_BASE, "optim.embedding_lr_scale=40", "optim.head_lr_scale=4"),
+    tuple(_batch_points()),
+    (1,),
+    losses_table,
+    runs_per_gpu=6,
+)
 
 # From here on the presets as they are.
 
@@ -262,7 +294,7 @@ RATES = Study(
     (
         "model=plt_20m",
         "data.isolate_documents=false",
-        "train.tokens=12300000",
+        "train.tokens=10300000",
         "train.global_batch_size=4",
         "train.micro_batch_size=4",
         "eval.sequences_per_domain=128",
@@ -270,7 +302,7 @@ RATES = Study(
     tuple(_rate_points()),
     (1,),
     rates_table,
-    runs_per_gpu=10,
+    runs_per_gpu=8,
 )
 
 # What loops bring: the points of experiment=loop_sweep.
@@ -335,5 +367,5 @@ def _spike_study(size: str, runs_per_gpu: int) -> Study:
 
 SPIKES = tuple(_spike_study(size, n) for size, n in (("20m", 8), ("100m", 4), ("1b", 2)))
 
-_IN_ORDER = (FIRST, SEARCH, SCALES, RATES, LOOPS_20M, *SPIKES, LOOPS_100M)
+_IN_ORDER = (FIRST, SEARCH, SCALES, BATCHES, RATES, LOOPS_20M, *SPIKES, LOOPS_100M)
 STUDIES = {study.name: study for study in _IN_ORDER}
