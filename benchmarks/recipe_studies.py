@@ -243,22 +243,41 @@ BATCHES = Study(
 
 # From here on the presets as they are.
 
-# Does the rate hold over widths and loops? Steps of sqrt 2 around the recipe's.
+# Which best rate does R = 2 have, and does a smaller residual make it that of R = 1?
 
 _WIDTHS = {
     256: ("model.hidden_size=256", "model.ffn_hidden_size=1408", "model.num_attention_heads=2"),
     512: (),
     1024: ("model.hidden_size=1024", "model.ffn_hidden_size=5632", "model.num_attention_heads=8"),
 }
-_FACTORS = (-2, -1, 0, 1, 2)
+
+
+def _at_rate(name: str, power: int, *overrides: str) -> Point:
+    """A point at 1e-3 times a power of the root of 2."""
+    rate = 1e-3 * 2 ** (power / 2)
+    return Point(f"{name} lr {rate:.2e}", (*overrides, f"optim.lr={rate:.4g}"))
+
+
+def _residual_points() -> Iterator[Point]:
+    looped = "model.num_loops=2"
+    for width, powers in ((512, (-1, 0, 1, 2)), (256, (-2, -1, 0, 1, 2))):
+        for power in powers:
+            yield _at_rate(f"width {width} residual 1", power, *_WIDTHS[width], looped)
+    half = "model.residual_scale=0.5"
+    for width, powers in ((512, (-1, 0, 1, 2, 3)), (256, (0, 2, 3))):
+        for power in powers:
+            yield _at_rate(f"width {width} residual 1/R", power, *_WIDTHS[width], looped, half)
+
+
+# Does the rate hold over widths and loops? Steps of sqrt 2.
+
+_POWERS = (-2, -1, 0, 1, 2, 3)
 
 
 def _rate_points() -> Iterator[Point]:
-    for width, loops, power in itertools.product(_WIDTHS, (1, 2), _FACTORS):
-        rate = 1e-3 * 2 ** (power / 2)
-        yield Point(
-            f"width {width} R={loops} lr {rate:.2e}",
-            (*_WIDTHS[width], f"model.num_loops={loops}", f"optim.lr={rate:.4g}"),
+    for width, loops, power in itertools.product(_WIDTHS, (1, 2), _POWERS):
+        yield _at_rate(
+            f"width {width} R={loops}", power, *_WIDTHS[width], f"model.num_loops={loops}"
         )
 
 
@@ -289,21 +308,16 @@ def optimum(curve: Sequence[tuple[float, float]]) -> float | None:
     return float(2**lowest)
 
 
-RATES = Study(
-    "rates",
-    (
-        "model=plt_20m",
-        "data.isolate_documents=false",
-        "train.tokens=10300000",
-        "train.global_batch_size=4",
-        "train.micro_batch_size=4",
-        "eval.sequences_per_domain=128",
-    ),
-    tuple(_rate_points()),
-    (1,),
-    rates_table,
-    runs_per_gpu=8,
+_SHORT = (
+    "model=plt_20m",
+    "data.isolate_documents=false",
+    "train.tokens=10300000",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=4",
+    "eval.sequences_per_domain=128",
 )
+RESIDUAL = Study("residual", _SHORT, tuple(_residual_points()), (1,), rates_table, runs_per_gpu=8)
+RATES = Study("rates", _SHORT, tuple(_rate_points()), (1,), rates_table, runs_per_gpu=8)
 
 # What loops bring: the points of experiment=loop_sweep.
 
@@ -367,5 +381,5 @@ def _spike_study(size: str, runs_per_gpu: int) -> Study:
 
 SPIKES = tuple(_spike_study(size, n) for size, n in (("20m", 8), ("100m", 4), ("1b", 2)))
 
-_IN_ORDER = (FIRST, SEARCH, SCALES, BATCHES, RATES, LOOPS_20M, *SPIKES, LOOPS_100M)
+_IN_ORDER = (FIRST, SEARCH, SCALES, BATCHES, RESIDUAL, RATES, LOOPS_20M, *SPIKES, LOOPS_100M)
 STUDIES = {study.name: study for study in _IN_ORDER}

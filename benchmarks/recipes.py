@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import queue
 import signal
@@ -78,7 +79,7 @@ class Runner:
         self.lock = threading.Lock()
         self.living: set[subprocess.Popen[bytes]] = set()
         self.costs: dict[str, float] = {}
-        self.seconds_per_flop: float | None = None
+        self.took: dict[float, float] = {}
         self.failed = False
 
     def run(self, studies: list[Study]) -> int:
@@ -102,7 +103,7 @@ class Runner:
         missing = [(s, p) for s, p in study.runs() if (p.name, s) not in done]
         # Here and not in the threads: Hydra composes one config at a time.
         self.costs = {p.name: study.cost(p) for p in study.points}
-        self.seconds_per_flop = None
+        self.took = {}
         work: queue.Queue[tuple[int, Point]] = queue.Queue()
         for item in missing:
             work.put(item)
@@ -125,10 +126,16 @@ class Runner:
                 seed, point = work.get_nowait()
             except queue.Empty:
                 return
-            rate = self.seconds_per_flop
-            expected = FIRST_GUESS if rate is None else rate * self.costs[point.name]
-            if time.monotonic() + expected < self.deadline:
+            if time.monotonic() + self._expected(self.costs[point.name]) < self.deadline:
                 self._train(study, point, seed, gpu)
+
+    def _expected(self, cost: float) -> float:
+        """Return the seconds of a run, from the finished one that is nearest in cost."""
+        with self.lock:
+            if not self.took:
+                return FIRST_GUESS
+            nearest = min(self.took, key=lambda other: abs(math.log(other / cost)))
+            return self.took[nearest] * max(1.0, cost / nearest)
 
     def _train(self, study: Study, point: Point, seed: int, gpu: str) -> None:
         begun = time.monotonic()
@@ -171,8 +178,8 @@ class Runner:
             **record,
         }
         with self.lock:
-            seconds_per_flop = took / self.costs[point.name]
-            self.seconds_per_flop = max(self.seconds_per_flop or 0.0, seconds_per_flop)
+            cost = self.costs[point.name]
+            self.took[cost] = max(took, self.took.get(cost, 0.0))
             with (self.results / f"{study.name}.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         val = record["val"].get("val/loss", float("nan"))
