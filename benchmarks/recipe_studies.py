@@ -267,6 +267,10 @@ def _residual_points() -> Iterator[Point]:
     for width, powers in ((512, (-1, 0, 1, 2, 3)), (256, (0, 2, 3))):
         for power in powers:
             yield _at_rate(f"width {width} residual 1/R", power, *_WIDTHS[width], looped, half)
+    slower = "optim.embedding_lr_scale=20"
+    yield _at_rate("width 512 residual 1, embedding x20", 2, looped, slower)
+    for power in (2, 3):
+        yield _at_rate("width 512 residual 1/R, embedding x20", power, looped, half, slower)
 
 
 # Does the rate hold over widths and loops? Steps of sqrt 2.
