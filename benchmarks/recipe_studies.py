@@ -243,7 +243,7 @@ BATCHES = Study(
 
 # From here on the presets as they are.
 
-# Which best rate does R = 2 have, and does a smaller residual make it that of R = 1?
+# Does a smaller residual make the best rate of R = 2 that of R = 1 (study `rates`)?
 
 _WIDTHS = {
     256: ("model.hidden_size=256", "model.ffn_hidden_size=1408", "model.num_attention_heads=2"),
@@ -259,11 +259,7 @@ def _at_rate(name: str, power: int, *overrides: str) -> Point:
 
 
 def _residual_points() -> Iterator[Point]:
-    looped = "model.num_loops=2"
-    for width, powers in ((512, (-1, 0, 1, 2)), (256, (-2, -1, 0, 1, 2))):
-        for power in powers:
-            yield _at_rate(f"width {width} residual 1", power, *_WIDTHS[width], looped)
-    half = "model.residual_scale=0.5"
+    looped, half = "model.num_loops=2", "model.residual_scale=0.5"
     for width, powers in ((512, (-1, 0, 1, 2, 3)), (256, (0, 2, 3))):
         for power in powers:
             yield _at_rate(f"width {width} residual 1/R", power, *_WIDTHS[width], looped, half)
@@ -273,16 +269,24 @@ def _residual_points() -> Iterator[Point]:
         yield _at_rate("width 512 residual 1/R, embedding x20", power, looped, half, slower)
 
 
-# Does the rate hold over widths and loops? Steps of sqrt 2.
+# Does the rate hold over widths and loops? Steps of the root of 2.
 
-_POWERS = (-2, -1, 0, 1, 2, 3)
+_POWERS = {
+    (512, 4): (-4, -3, -2, -1, 0),
+    (512, 2): (-3, -2, -1, 0, 1, 2),
+    (512, 1): (-2, -1, 0, 1, 2, 3),
+    (1024, 2): (-3, -2, -1, 0, 1),
+    (1024, 1): (-1, 0, 1, 2, 3),
+    (256, 2): (-3, -2, -1, 0, 1, 2),
+    (256, 1): (-2, -1, 0, 1, 2, 3),
+}
 
 
 def _rate_points() -> Iterator[Point]:
-    for width, loops, power in itertools.product(_WIDTHS, (1, 2), _POWERS):
-        yield _at_rate(
-            f"width {width} R={loops}", power, *_WIDTHS[width], f"model.num_loops={loops}"
-        )
+    for (width, loops), powers in _POWERS.items():
+        for power in powers:
+            name = f"width {width} R={loops}"
+            yield _at_rate(name, power, *_WIDTHS[width], f"model.num_loops={loops}")
 
 
 def rates_table(records: Sequence[Record]) -> str:
