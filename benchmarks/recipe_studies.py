@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -272,14 +273,15 @@ def _residual_points() -> Iterator[Point]:
 # Does the rate hold over widths and loops? Steps of the root of 2.
 
 _POWERS = {
-    (512, 4): (-4, -3, -2, -1, 0),
-    (512, 2): (-3, -2, -1, 0, 1, 2),
+    (256, 1): (-2, -1, 0, 1, 2, 3),
     (512, 1): (-2, -1, 0, 1, 2, 3),
-    (1024, 2): (-2, -1, 0),
     (1024, 1): (-1, 0, 1, 2, 3),
     (256, 2): (-3, -2, -1, 0, 1, 2),
-    (256, 1): (-2, -1, 0, 1, 2, 3),
+    (512, 2): (-3, -2, -1, 0, 1, 2),
+    (1024, 2): (-2, -1, 0, 1),
+    (512, 4): (-4, -3, -2, -1, 0),
 }
+_DENSE_POWERS = (-1, 0, 1, 2)
 
 
 def _rate_points() -> Iterator[Point]:
@@ -287,25 +289,33 @@ def _rate_points() -> Iterator[Point]:
         for power in powers:
             name = f"width {width} R={loops}"
             yield _at_rate(name, power, *_WIDTHS[width], f"model.num_loops={loops}")
+    for power in _DENSE_POWERS:
+        yield _at_rate("width 512 R=1, 8 layers", power, "variant=dense_2x")
 
 
 def rates_table(records: Sequence[Record]) -> str:
-    """The best rate of each width and R, by a parabola in log2 of the rate through all points."""
+    """The best rate of each model, by a parabola in log2 of the rate through all points, and how
+    far above it the parabola is at the recipe's rate."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    for name, losses in by_point(records).items():
-        model, rate = name.split(" lr ")
-        curves.setdefault(model, []).append((float(rate), statistics.fmean(losses.values())))
+    recipe: dict[str, float] = {}
+    for record in records:
+        model, rate = record["point"].split(" lr ")
+        curves.setdefault(model, []).append((float(rate), record["val"]["val/loss"]))
+        others = [o for o in record["overrides"] if not o.startswith("optim.lr=")]
+        recipe.setdefault(model, compose(others).optim.lr)
     body = []
     for model, curve in curves.items():
-        best = optimum(curve)
         each = " ".join(f"{loss:.4f}" for _, loss in sorted(curve))
-        body.append([model, each, "-" if best is None else f"{best:.2e}"])
-    return rows(["model", "loss by rate", "best rate"], body)
+        best, bend = optimum(curve) or (math.nan, math.nan)
+        cost = bend * math.log2(recipe[model] / best) ** 2
+        numbers = [f"{best:.2e}", f"{recipe[model]:.2e}", f"{cost:.4f}"]
+        body.append([model, each, *("-" if x == "nan" else x for x in numbers)])
+    return rows(["model", "loss by rate", "best rate", "the recipe's", "costs"], body)
 
 
-def optimum(curve: Sequence[tuple[float, float]]) -> float | None:
+def optimum(curve: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
     """Return the rate at the lowest point of a parabola in log2 of the rate, fitted by least
-    squares; None where it has none within the rates tried."""
+    squares, and its leading coefficient; None where it has no such point within the rates tried."""
     if len(curve) < 3:
         return None
     x = np.log2([rate for rate, _ in curve])
@@ -313,7 +323,7 @@ def optimum(curve: Sequence[tuple[float, float]]) -> float | None:
     lowest = -b / (2 * a) if a > 0 else None
     if lowest is None or not x.min() <= lowest <= x.max():
         return None
-    return float(2**lowest)
+    return float(2**lowest), float(a)
 
 
 _SHORT = (
@@ -332,9 +342,7 @@ RATES = Study("rates", _SHORT, tuple(_rate_points()), (1,), rates_table, runs_pe
 _VARIANTS = ("loops_1", "loops_2", "loops_3", "loops_4", "no_shift", "own_kv", "dense_2x")
 _VARIANT_POINTS = tuple(Point(name, (f"variant={name}",)) for name in _VARIANTS)
 _LOOPS = ("train.tokens=33000000", "eval.sequences_per_domain=128")
-_PEER = tuple(
-    peer(rate, std) for rate, std in itertools.product(("1e-3", "2e-3"), ("0.02", "0.044"))
-)
+_PEER = (peer("1e-3", "0.02"), peer("1e-3", "0.044"), peer("2e-3", "0.044"))
 LOOPS_20M = Study(
     "loops_20m",
     ("model=plt_20m", *_LOOPS),
@@ -387,7 +395,7 @@ def _spike_study(size: str, runs_per_gpu: int) -> Study:
     return Study(f"spikes_{size}", shared, points, (1,), spikes_table, runs_per_gpu)
 
 
-SPIKES = tuple(_spike_study(size, n) for size, n in (("20m", 8), ("100m", 4), ("1b", 2)))
+SPIKES = tuple(_spike_study(size, n) for size, n in (("20m", 8), ("100m", 4), ("1b", 1)))
 
 _IN_ORDER = (FIRST, SEARCH, SCALES, BATCHES, RESIDUAL, RATES, LOOPS_20M, *SPIKES, LOOPS_100M)
 STUDIES = {study.name: study for study in _IN_ORDER}

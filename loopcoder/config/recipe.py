@@ -21,9 +21,11 @@ TOKENS_PER_PARAMETER = 20
 """Of the parameters outside embedding and head (Hoffmann et al., arXiv 2203.15556)."""
 BATCH_TOKENS, AT_TOKENS, BATCH_EXPONENT = 65536, 4e8, 0.383
 """Tokens per step at so many tokens in all, and the power of the latter with which they grow."""
-RATE, RATE_BATCH_TOKENS = 1e-3, 8192
-"""Rate measured at so many tokens per step, and at the width that conf/recipe/_dial.yaml names as
-`optim.base_hidden_size`; it grows with the root of the batch."""
+RATE, RATE_BATCH_TOKENS = 1.7e-3, 8192
+"""Rate of one loop at so many tokens per step, and at the width that conf/recipe/_dial.yaml names
+as `optim.base_hidden_size`; it grows with the root of the batch."""
+LOOPED_RATE = 0.5
+"""Share of it that two loops or more train best with."""
 EVALUATIONS = 20
 """Evaluations, and checkpoints, of a whole run."""
 ACTIVATION_BYTES = 30e9
@@ -96,7 +98,8 @@ def max_steps(root: Any) -> int:
 
 def lr(root: Any) -> float:
     per_step = root.train.global_batch_size * root.data.seq_length
-    return _two_digits(RATE * math.sqrt(per_step / RATE_BATCH_TOKENS))
+    share = LOOPED_RATE if root.model.num_loops > 1 else 1.0
+    return _two_digits(share * RATE * math.sqrt(per_step / RATE_BATCH_TOKENS))
 
 
 def min_lr(root: Any) -> float:

@@ -14,7 +14,7 @@ def test_the_optimum_is_that_of_the_parabola(best):
     from recipe_studies import optimum
 
     curve = [(rate, 3.0 + 0.1 * math.log2(rate / best) ** 2) for rate in (5e-4, 1e-3, 2e-3)]
-    assert optimum(curve) == pytest.approx(best)
+    assert optimum(curve) == pytest.approx((best, 0.1))
 
 
 def test_an_optimum_beyond_the_rates_tried_is_none():

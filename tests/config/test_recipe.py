@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -26,8 +27,8 @@ def test_a_preset_has_its_size_and_twenty_tokens_for_each_parameter(preset, size
 
 
 def test_the_numbers_of_every_preset():
-    """Worked out by hand: batch 65536 * (tokens / 4e8)^0.383 as a power of two, rate 1e-3 *
-    sqrt(tokens per step / 8192), warm-up 5% rounded up, twenty evaluations."""
+    """Worked out by hand: batch 65536 * (tokens / 4e8)^0.383 as a power of two, rate of two
+    loops 0.85e-3 * sqrt(tokens per step / 8192), warm-up 5% rounded up, twenty evaluations."""
     found = {}
     for preset in SIZES:
         config = compose([f"model={preset}"])
@@ -40,19 +41,23 @@ def test_the_numbers_of_every_preset():
             config.model.init_std,
         )
     assert found == {
-        "plt_20m": (65536, 6240, 2.8e-3, 312, 200, 0.028),
-        "plt_100m": (131072, 14880, 4e-3, 744, 500, 0.023),
-        "plt_300m": (262144, 23250, 5.7e-3, 1163, 1000, 0.018),
-        "plt_1b": (262144, 78400, 5.7e-3, 3920, 2000, 0.014),
+        "plt_20m": (65536, 6240, 2.4e-3, 312, 200, 0.028),
+        "plt_100m": (131072, 14880, 3.4e-3, 744, 500, 0.023),
+        "plt_300m": (262144, 23250, 4.8e-3, 1163, 1000, 0.018),
+        "plt_1b": (262144, 78400, 4.8e-3, 3920, 2000, 0.014),
     }
 
 
 @pytest.mark.parametrize("preset", SIZES)
-def test_loops_share_everything_but_their_number(preset):
-    """Only the sequences of one pass may differ, which changes no number."""
+def test_loops_share_everything_but_their_number_and_the_rate_of_one(preset):
+    """The rate of R = 1 is twice that of all others, as measured; the sequences of one pass may
+    differ, which changes no number."""
     configs = [compose([f"model={preset}", f"model.num_loops={r}"]) for r in (1, 2, 3, 4)]
+    one, two = configs[0].optim, configs[1].optim
+    assert one.lr / two.lr == pytest.approx(2, rel=0.03)  # both have two digits
+    assert replace(one, lr=two.lr, min_lr=two.min_lr) == two
     for config in configs:
-        assert config.optim == configs[0].optim
+        assert config.optim == (one if config.model.num_loops == 1 else two)
         assert config.eval == configs[0].eval
         assert config.train.tokens == configs[0].train.tokens
         assert config.train.max_steps == configs[0].train.max_steps
@@ -63,10 +68,10 @@ def test_what_is_given_changes_what_depends_on_it():
     tokens = compose(["model=plt_20m", "train.tokens=33000000"])
     assert tokens.train.global_batch_size * 2048 == 32768
     assert tokens.train.max_steps == math.ceil(33_000_000 / 32768)
-    assert tokens.optim.lr == 2e-3
+    assert tokens.optim.lr == 1.7e-3
 
     batch = compose(["model=plt_20m", "train.global_batch_size=8"])
-    assert batch.optim.lr == pytest.approx(1.4e-3)
+    assert batch.optim.lr == pytest.approx(1.2e-3)
     assert batch.train.max_steps == math.ceil(batch.train.tokens / 16384)
 
     rate = compose(["model=plt_20m", "optim.lr=1e-3"])
