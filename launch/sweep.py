@@ -36,6 +36,9 @@ from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem
 
+FIRST_VARIABLE = "LOOPCODER_FIRST_OF_SWEEP"
+"""Run folder of the first point, for the others, so that all are trained on one corpus."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -85,7 +88,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | None, backends: Backends)
             print(f"[{number}/{len(found)}] {point.label}: done before", flush=True)
             continue
         print(f"[{number}/{len(found)}] {point.label}", flush=True)
-        code = _run(point, ledger, config_dir)
+        code = _run(point, ledger, config_dir, found[0].run_dir)
         if code in (EXIT_BAD_INPUT, EXIT_RETRY):
             stopped = code
             break
@@ -171,19 +174,24 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def train_point(point: Point, config_dir: Path | None) -> int:
-    """Train one point in a process of its own and return its exit code."""
+def train_point(point: Point, config_dir: Path | None, first: Path | None = None) -> int:
+    """Train one point in a process of its own and return its exit code.
+
+    Args:
+        first: Run folder of the first point, whose corpus the others take if it fits.
+    """
     command = [sys.executable, "-m", "loopcoder", "train", *point.overrides]
     if config_dir is not None:
         command += ["--config-dir", str(config_dir)]
-    code, signalled = run_forwarding(command, dict(os.environ), lambda pid: [psutil.Process(pid)])
+    environ = dict(os.environ) | ({FIRST_VARIABLE: str(first)} if first else {})
+    code, signalled = run_forwarding(command, environ, lambda pid: [psutil.Process(pid)])
     return EXIT_RETRY if signalled and code != EXIT_DONE else code
 
 
-def _run(point: Point, ledger: Path, config_dir: Path | None) -> int:
+def _run(point: Point, ledger: Path, config_dir: Path | None, first: Path) -> int:
     """Train one point and record what became of it."""
     started = time.time()
-    code = train_point(point, config_dir)
+    code = train_point(point, config_dir, first)
     record = {
         "time_s": round(started, 3),
         "wall_s": round(time.time() - started, 3),

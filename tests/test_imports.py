@@ -44,7 +44,14 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     },
     # The command line alone knows everything.
     "loopcoder.cli": BASE
-    | {"loopcoder.data", "loopcoder.metrics", "loopcoder.train", "data_pipeline", "launch"},
+    | {
+        "loopcoder.checkpoint.pinned",
+        "loopcoder.data",
+        "loopcoder.metrics",
+        "loopcoder.train",
+        "data_pipeline",
+        "launch",
+    },
     "loopcoder.__main__": {"loopcoder.cli"},
     "launch": BASE,
     "data_pipeline": BASE | {"loopcoder.data.corpus", "loopcoder.data.indexed"},

@@ -2,6 +2,8 @@
 
     state.json      format_version, step, data position, num_loops, tokenizer, sizes
     config.yaml     the resolved config of the run that wrote it
+    tokenizer.json, token_bytes.npy
+                    what decodes its tokens, from the corpus
     *.distcp, ...   megatron-core's torch_dist shards, resharded on load to any layout
     manifest.json   size and hash of every file above; written last
 

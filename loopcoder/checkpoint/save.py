@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,22 @@ def sharded_state(network: Any, optimizer: Any | None, *, is_loading: bool) -> d
 class Saver:
     """Saves checkpoints, in the background if the config says so. All ranks call every method."""
 
-    def __init__(self, config: Config, run_dir: Path, report: Callable[..., None]):
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        report: Callable[..., None],
+        companions: Sequence[Path] = (),
+    ):
         """
         Args:
+            companions: Files of which every checkpoint gets a copy.
             report: called on rank 0 with an event's kind and fields.
         """
         from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
         self.config, self.run_dir, self.report = config, run_dir, report
+        self.companions = companions
         self.is_main = dist.get_rank() == 0
         self._queue = AsyncCallsQueue()
         self._writing = run_dir
@@ -113,6 +121,8 @@ class Saver:
             with _disk_errors(folder):
                 save_config(self.config, folder / layout.CONFIG)
                 write_json(folder / layout.STATE, state.to_json())
+                for file in self.companions:
+                    shutil.copyfile(file, folder / file.name)
         dist.barrier()
         files = sorted(p.name for p in folder.iterdir())
         mine = files[dist.get_rank() :: dist.get_world_size()]

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from loopcoder.data.sampler import Position
 
-FORMAT_VERSION = 1
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+FORMAT_VERSION = 2
+
+
+def _to_version_2(content: dict[str, Any]) -> dict[str, Any]:
+    folder = str(PurePath(str(content.get("tokenizer_path", ""))).parent)
+    return content | {"corpus_dir": folder, "warmup_steps": None}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_version_2}
 """By version: what makes the content of a state.json that of the next version."""
 
 
@@ -28,9 +36,13 @@ class CheckpointState:
     tokenizer_path: str
     corpus: str
     """Fingerprint of the corpus."""
+    corpus_dir: str
+    """Folder of the corpus."""
     config_hash: str
     world_size: int
     """Ranks that wrote it; any number reads it."""
+    warmup_steps: int | None
+    """Of the learning rate, as the run had them; None, from version 1: those of its config."""
 
     @property
     def step(self) -> int:

@@ -14,14 +14,17 @@ from pathlib import Path
 from types import FrameType
 
 from launch.slurm_env import adopt_slurm
+from launch.sweep import FIRST_VARIABLE, sweep
 from launch.torchrun import CONFIG_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect
+from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.cli.arguments import Arguments, composed, parse_arguments, rank, say
 from loopcoder.config.check import check
 from loopcoder.config.compose import conf_dir, group_options, to_yaml
 from loopcoder.config.identity import config_hash, resolve_run_dir
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
+from loopcoder.data.corpus import load_corpus
 from loopcoder.errors import EXIT_DONE, Preempted
 
 HELP = """\
@@ -70,7 +73,6 @@ def run(argv: list[str]) -> int:
 
 def _sweep(arguments: Arguments) -> int:
     """Run every point of a sweep, then show all of them in one table and one plot."""
-    from launch.sweep import sweep
     from loopcoder.metrics.sweep import report_sweep
     from loopcoder.metrics.sweep_rows import SweptRun
 
@@ -109,7 +111,12 @@ def _train(arguments: Arguments) -> int:
     from data_pipeline.driver import prepare
 
     verify = config.data.verify if rank() == 0 else "size"
-    corpus = prepare(config.data, report=say, verify=verify)
+    first = os.environ.get(FIRST_VARIABLE)
+    pinned = pinned_corpus(config, run_dir, say, sibling=Path(first) if first else None)
+    if pinned is None:
+        corpus = prepare(config.data, report=say, verify=verify)
+    else:
+        corpus = load_corpus(pinned, verify)
     if not launched and size > 1:
         return start_workers(replace(config, run_dir=str(run_dir)), size)
     if not launched:

@@ -215,12 +215,22 @@ def _optim(config: Config) -> Iterator[Problem]:
         )
     elif s.kind == "wsd":
         warmup = s.warmup_fraction if s.warmup_steps is None else s.warmup_steps / steps
-        if warmup + s.decay_fraction > 1:
+        decay, name = s.decay_fraction, "decay_fraction"
+        if s.decay_steps is not None:
+            decay, name = s.decay_steps / steps, "decay_steps"
+        if warmup + decay > 1 and not config.checkpoint.init_position:
+            most = max(0.0, 1 - warmup)
             yield Problem(
-                f"optim.schedule.decay_fraction={s.decay_fraction:g} after a warm-up of {warmup:g}",
+                f"optim.schedule.{name}={getattr(s, name):g} after a warm-up of {warmup:g}",
                 "warm-up and decay overlap",
-                f"optim.schedule.decay_fraction={max(0.0, 1 - warmup):g}",
+                f"optim.schedule.{name}={int(most * steps) if s.decay_steps else most:g}",
             )
+    if s.decay_steps is not None and s.kind != "wsd":
+        yield Problem(
+            f"optim.schedule.decay_steps={s.decay_steps} optim.schedule.kind={s.kind}",
+            "only wsd has a decay of its own length",
+            "optim=adam_wsd, or optim.schedule.decay_steps=null",
+        )
     if o.min_lr > o.lr:
         yield Problem(
             f"optim.min_lr={o.min_lr:g} optim.lr={o.lr:g}",
@@ -253,9 +263,10 @@ def _checkpoint(config: Config) -> Iterator[Problem]:
             "there is no such folder",
             "checkpoint.init_from=DIR, a checkpoint or a folder of them",
         )
-    if c.init_optimizer and c.init_from is None:
-        yield Problem(
-            "checkpoint.init_optimizer=true checkpoint.init_from=null",
-            "there is no checkpoint to take the optimizer's state from",
-            "checkpoint.init_optimizer=false, or checkpoint.init_from=DIR",
-        )
+    for name, what in (("init_optimizer", "optimizer's state"), ("init_position", "position")):
+        if getattr(c, name) and c.init_from is None:
+            yield Problem(
+                f"checkpoint.{name}=true checkpoint.init_from=null",
+                f"there is no checkpoint to take the {what} from",
+                f"checkpoint.{name}=false, or checkpoint.init_from=DIR",
+            )

@@ -63,4 +63,7 @@ class DataConfig:
     """What of a finished corpus is compared with its manifest before training: `hash` reads every
     byte, on rank 0; `size` compares the sizes of files only, on any rank, whatever the size of the
     corpus."""
+    rebuild: Annotated[bool, Changes("nothing")] = False
+    """Read the sources again when a run goes on; else it keeps the corpus that it was trained on,
+    whatever became of its sources."""
     build: Annotated[BuildConfig, Changes("corpus")] = field(default_factory=BuildConfig)

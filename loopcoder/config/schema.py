@@ -131,11 +131,14 @@ class ScheduleConfig:
     kind: Literal["cosine", "wsd", "constant"]
     """cosine to min_lr; wsd: constant, then a decay over the last part; constant."""
     warmup_fraction: Fraction = 0.05
-    """Share of max_steps with linear warm-up; ignored when warmup_steps is given."""
+    """Share of max_steps with linear warm-up; ignored when warmup_steps is given, and by a run that
+    is extended: it keeps the steps that it had."""
     warmup_steps: NonNegativeInt | None = None
     """Steps of linear warm-up."""
     decay_fraction: Fraction = 0.1
     """wsd: share of max_steps over which the rate decays at the end."""
+    decay_steps: Annotated[NonNegativeInt | None, _NEW] = None
+    """wsd: steps of decay at the end, instead of decay_fraction."""
     decay_shape: Literal["linear", "1-sqrt", "cosine"] = "1-sqrt"
     """wsd: form of the decay."""
 
@@ -231,6 +234,9 @@ class CheckpointConfig:
     """Start another run from a checkpoint (or the newest in a folder of them)."""
     init_optimizer: bool = False
     """Take the optimizer's state from init_from as well as the weights."""
+    init_position: Annotated[bool, _NEW] = False
+    """Go on in the data and count the steps from where init_from stood: a branch of that run, such
+    as its decay."""
     verify: Annotated[Literal["hash", "size", "none"], Changes("nothing")] = "hash"
     """What is compared with the manifest before a checkpoint is loaded."""
 

@@ -1,4 +1,4 @@
-"""Learning rate of a step: a pure function of the config."""
+"""Learning rate of a step: a pure function of the config, and of the warm-up that a run has had."""
 
 from __future__ import annotations
 
@@ -20,20 +20,36 @@ def _share(fraction: float, max_steps: int) -> int:
     return math.ceil(round(fraction * max_steps, 6))
 
 
-def learning_rate(optim: OptimConfig, step: int, max_steps: int) -> float:
-    """Return the learning rate of the update that ends step `step` (1 is the first)."""
-    warmup = warmup_steps(optim, max_steps)
+def decay_begins(optim: OptimConfig, max_steps: int, warmup: int) -> int:
+    """Return the last step at the peak rate."""
+    schedule = optim.schedule
+    if schedule.kind == "constant":
+        return max_steps
+    if schedule.kind == "cosine":
+        return warmup
+    decay = schedule.decay_steps
+    if decay is None:
+        decay = _share(schedule.decay_fraction, max_steps)
+    return max(warmup, max_steps - decay)
+
+
+def learning_rate(
+    optim: OptimConfig, step: int, max_steps: int, warmup: int | None = None
+) -> float:
+    """Return the learning rate of the update that ends step `step` (1 is the first).
+
+    Args:
+        warmup: Steps of warm-up that a run has had that goes on; None: what the config makes of
+            max_steps.
+    """
+    if warmup is None:
+        warmup = warmup_steps(optim, max_steps)
     if step <= warmup:
         return optim.lr * (step / warmup)
-    kind = optim.schedule.kind
-    if kind == "constant":
-        return optim.lr
-    if kind == "cosine":
-        begin, shape = warmup, "cosine"
-    else:
-        begin = max(warmup, max_steps - _share(optim.schedule.decay_fraction, max_steps))
-        shape = optim.schedule.decay_shape
-    if step <= begin:
+    schedule = optim.schedule
+    begin = decay_begins(optim, max_steps, warmup)
+    shape = schedule.decay_shape if schedule.kind == "wsd" else "cosine"
+    if step <= begin or schedule.kind == "constant":
         return optim.lr
     done = min(1.0, (step - begin) / (max_steps - begin))
     remaining = {

@@ -14,8 +14,10 @@ from typing import Any
 
 from loopcoder.backends import Backends
 from loopcoder.checkpoint import format as checkpoints
-from loopcoder.checkpoint.load import Start, check_fits, find_start, load
+from loopcoder.checkpoint.load import load
+from loopcoder.checkpoint.pinned import companions, record_corpus
 from loopcoder.checkpoint.save import Saver
+from loopcoder.checkpoint.start import Start, check_fits, find_start, warmup_of
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.compose import save_config
 from loopcoder.config.identity import config_hash
@@ -90,10 +92,12 @@ class Run:
         self.state = build_state(config, self.ranks, vocab_size)
         self.health = Health(config.optim, self.ranks.device)
         self.evaluator = Evaluator(config, corpus)
-        self.saver = Saver(config, run_dir, self.event)
+        self.saver = Saver(config, run_dir, self.event, companions(corpus))
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
-        self.position = resumed.position if resumed else enter_stage(config.stages, Position())
+        position = start.checkpoint.state().position if start and start.goes_on else Position()
+        self.position = enter_stage(config.stages, position)
+        self.warmup = warmup_of(start, config)
         self._last_saved = self.position.step
         self.writer = self._writer(resumed) if self.ranks.is_main else None
         name = backends.gpu_name if self.ranks.device.type == "cuda" else None
@@ -164,7 +168,7 @@ class Run:
         theta = config.stages[data.before.stage].rope_theta
         self.state.network.set_rope_theta(theta)
         sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains), probe)
-        lr = learning_rate(config.optim, data.after.step, config.train.max_steps)
+        lr = learning_rate(config.optim, data.after.step, config.train.max_steps, self.warmup)
         grad_norm = update(self.state.optimizer, config.optim, lr, sums[1].sum())
         self.health.note(grad_norm, data.after.step)
         return StepResult(sums, grad_norm, lr, probe)
@@ -220,8 +224,10 @@ class Run:
             tokenizer_hash=self.corpus.tokenizer_hash,
             tokenizer_path=str(self.corpus.tokenizer_path),
             corpus=self.corpus.fingerprint,
+            corpus_dir=str(self.corpus.dir.resolve()),
             config_hash=config_hash(self.config),
             world_size=self.ranks.world_size,
+            warmup_steps=self.warmup,
         )
         self.saver.save(self.state.network, self.state.ddp, self.state.optimizer, state)
         self._last_saved = self.position.step
@@ -245,6 +251,7 @@ class Run:
             self.say(note)
         if self.ranks.is_main:
             save_config(self.config, self.run_dir / "config.yaml")
+            record_corpus(self.corpus, self.run_dir)
 
     def _writer(self, resumed: CheckpointState | None) -> MetricsWriter:
         step = resumed.step if resumed else None

@@ -17,7 +17,9 @@ def state_at(step: int, **changes: Any) -> CheckpointState:
         tokenizer_hash="tokenizer",
         tokenizer_path="/corpus/tokenizer.json",
         corpus="corpus",
+        corpus_dir="/corpus",
         config_hash="0123456789",
         world_size=1,
+        warmup_steps=5,
     )
     return CheckpointState(**(fields | changes))

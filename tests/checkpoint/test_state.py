@@ -35,7 +35,7 @@ VERSION_1 = """{
 """As the tiny preset wrote it when there was no other version yet."""
 
 
-def test_version_1_is_read_and_written_as_ever():
+def test_version_1_is_read_as_ever():
     state = CheckpointState.from_json(json.loads(VERSION_1))
     assert state == CheckpointState(
         position=Position(step=40, stage=0, sample=160, samples=160, tokens=20480),
@@ -44,12 +44,12 @@ def test_version_1_is_read_and_written_as_ever():
         tokenizer_hash="ccd3b2b132d4109ef434301447a54ec3",
         tokenizer_path="/cache/sample-0c9816b21df4db05/tokenizer.json",
         corpus="0c9816b21df4db05",
+        corpus_dir="/cache/sample-0c9816b21df4db05",
         config_hash="b9c6bd6e4d",
         world_size=1,
+        warmup_steps=None,
     )
     assert state.step == 40
-    # the same bytes, order of the keys included
-    assert json.dumps(state.to_json(), indent=1) + "\n" == VERSION_1
 
 
 def test_any_state_is_read_back(seed):
@@ -68,7 +68,7 @@ def test_what_is_missing_or_of_another_kind_is_named(name):
         CheckpointState.from_json(content | {name: ["no", "such", "thing"]})
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 3, None, "1"])
 def test_another_version_is_refused(version):
     with pytest.raises(UnknownFormat, match=str(version)):
         CheckpointState.from_json(state_at(3).to_json() | {"format_version": version})

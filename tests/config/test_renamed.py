@@ -115,6 +115,7 @@ AS_1B_WAS = [
     "optim.min_lr=4e-5",
     "optim.base_hidden_size=null",
     "optim.embedding_lr_scale=1",
+    "optim.head_lr_scale=1",
     "data.build.tokenizer_vocab_size=4096",
 ]
 """Initialisation and rates that plt_1b had before docs/recipes.md."""

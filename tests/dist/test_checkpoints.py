@@ -197,7 +197,7 @@ def test_another_number_of_loops_from_any_layout(
 @pytest.mark.dist
 def test_what_another_number_of_loops_means_is_said(ranks: Any, tmp_path: Path, seed: int) -> None:
     from loopcoder.checkpoint.format import find
-    from loopcoder.checkpoint.load import Start, check_fits
+    from loopcoder.checkpoint.start import Start, check_fits
     from loopcoder.errors import InputError
 
     save_in(0, [*cases(1, 2, 1), *cases(1, 2, 2)], tmp_path, seed)

@@ -136,7 +136,7 @@ class Runs:
         monkeypatch.setattr(sweep_module, "train_point", self.train)
         monkeypatch.delenv("RANK", raising=False)
 
-    def train(self, point: Point, config_dir: Path | None) -> int:
+    def train(self, point: Point, config_dir: Path | None, first: Path) -> int:
         self.started.append(point.label)
         code = self.codes.get(point.label, 0)
         point.run_dir.mkdir(parents=True, exist_ok=True)

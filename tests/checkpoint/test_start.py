@@ -12,7 +12,7 @@ import pytest
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.load import Start, check_fits, find_start
+from loopcoder.checkpoint.start import Start, check_fits, find_start
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError

@@ -1,0 +1,122 @@
+"""What a run that goes on keeps: the meaning of its position in the data, and its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.config.data import ResolvedStage
+from loopcoder.config.mixture import lowest_terms
+from loopcoder.config.schema import Config
+from loopcoder.errors import Problem
+from loopcoder.optim.schedule import learning_rate, warmup_steps
+
+_JUMP = 0.01
+"""Relative difference of the learning rate from which on it is said."""
+
+
+def other_position(
+    path: Path, state: CheckpointState, before: Config, config: Config
+) -> Iterator[Problem]:
+    """Yield what would make the position of a checkpoint mean other sequences."""
+    branch = f"checkpoint.init_from={path} run_dir=ANOTHER_FOLDER to start anew from these weights"
+    repeated = "some sequences would be trained twice and others never"
+    if before.seed != config.seed:
+        yield Problem(
+            f"seed={config.seed}, steps up to {state.step} were trained with {before.seed}",
+            f"the order of the data follows from the seed: {repeated}",
+            f"seed={before.seed}, or {branch}",
+        )
+    stage = state.position.stage
+    if stage >= len(config.stages):
+        yield Problem(
+            f"data.stages has {len(config.stages)} of the {len(before.stages)} stages that "
+            f"{path} was trained with, and stands in number {stage + 1}",
+            "its position counts the sequences of that stage",
+            f"data.stages={as_override(before.stages)}, or {branch}",
+        )
+        return
+    for index in range(stage + 1):
+        old, new = before.stages[index], config.stages[index]
+        changed = [
+            f"{name}: {getattr(old, name)} -> {getattr(new, name)}"
+            for name in ("until", "mixture", "seq_length")
+            if _value(old, name) != _value(new, name) and not (name == "until" and index == stage)
+        ]
+        if changed:
+            yield Problem(
+                f"data stage {index + 1} has changed after it was trained up to step {state.step} "
+                f"({', '.join(changed)})",
+                f"the position in it would mean other sequences: {repeated}",
+                f"data.stages={as_override(_from_here(state, before, new))} "
+                f"for the change from here on, or {branch}",
+            )
+            return
+
+
+def _value(stage: ResolvedStage, name: str) -> object:
+    value = getattr(stage, name)
+    return lowest_terms(value) if name == "mixture" else value
+
+
+def _from_here(
+    state: CheckpointState, before: Config, changed: ResolvedStage
+) -> list[ResolvedStage]:
+    """Return the stages as they were trained, then one with the change."""
+    past = list(before.stages[: state.position.stage + 1])
+    past[-1] = ResolvedStage(
+        past[-1].mixture, past[-1].seq_length, past[-1].rope_theta, until=state.position.tokens
+    )
+    return [*past, changed]
+
+
+def as_override(stages: list[ResolvedStage]) -> str:
+    """Write stages as a value of the command line, quoted for a shell."""
+    written = []
+    for stage in stages:
+        mixture = ",".join(f"{d}:{n}" for d, n in lowest_terms(stage.mixture).items())
+        fields = [f"mixture:{{{mixture}}}", f"seq_length:{stage.seq_length}"]
+        fields.append(f"rope_theta:{stage.rope_theta:g}")
+        if stage.until is not None:
+            fields.insert(0, f"until:{stage.until}")
+        written.append("{" + ",".join(fields) + "}")
+    return f"'[{','.join(written)}]'"
+
+
+def trained_warmup(state: CheckpointState, before: Config, config: Config) -> int | None:
+    """Return the steps of warm-up that a run goes on with; None: those that its config makes.
+
+    A share of max_steps was a share of the max_steps of then: a longer run does not warm up again.
+    """
+    old, new = before.optim.schedule, config.optim.schedule
+    if (old.warmup_fraction, old.warmup_steps) != (new.warmup_fraction, new.warmup_steps):
+        return None
+    if state.warmup_steps is not None:
+        return state.warmup_steps
+    return warmup_steps(before.optim, before.train.max_steps)
+
+
+def jump_of_the_rate(state: CheckpointState, before: Config, config: Config) -> str | None:
+    """Return what to say where the learning rate does not go on as the run had planned it."""
+    step, last = state.step, config.train.max_steps
+    if step >= last:
+        return None
+    old_warmup = trained_warmup(state, before, before)
+    now = learning_rate(before.optim, step, before.train.max_steps, old_warmup)
+    planned = now
+    if step < before.train.max_steps:
+        planned = learning_rate(before.optim, step + 1, before.train.max_steps, old_warmup)
+    warmup = trained_warmup(state, before, config)
+    following = learning_rate(config.optim, step + 1, last, warmup)
+    if abs(following - planned) <= _JUMP * max(planned, following):
+        return None
+    cause = "`optim` has changed"
+    if before.optim == config.optim:
+        cause = f"the schedule now ends at step {last} and not at {before.train.max_steps}"
+    return (
+        f"warning: the learning rate jumps from {now:.3g} (step {step}) to {following:.3g} "
+        f"(step {step + 1}), since {cause}. Without a jump: optim.schedule.kind=constant "
+        f"optim.schedule.warmup_steps=0 optim.lr={now:.4g}, or a wsd run (optim=adam_wsd) that is "
+        "extended before its decay begins"
+    )

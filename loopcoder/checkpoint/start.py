@@ -1,0 +1,211 @@
+"""What a run starts from, and whether that fits, before anything long is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.continuing import jump_of_the_rate, other_position, trained_warmup
+from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.config.compose import load_config
+from loopcoder.config.identity import changes
+from loopcoder.config.schema import Config
+from loopcoder.data.corpus import TOKENIZER, Corpus
+from loopcoder.errors import InputError, Problem
+from loopcoder.optim.rates import rate_scales
+from loopcoder.optim.schedule import warmup_steps
+
+_SHAPE = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_kv_heads",
+    "head_dim",
+    "gate",
+    "kv_sharing",
+)
+"""Fields of `model` that decide which weights exist."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a run starts from."""
+
+    checkpoint: Checkpoint
+    resumes: bool
+    """It is this run's own, which goes on; else another run's, from which this one branches."""
+    keeps_position: bool = False
+    """A branch that goes on in the data where the checkpoint stood."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Steps, data and schedule go on where the checkpoint stood."""
+        return self.resumes or self.keeps_position
+
+
+def find_start(config: Config, run_dir: Path) -> Start | None:
+    """Return what the run starts from; None: from its own initial weights.
+
+    A run that has checkpoints of its own continues from them even when init_from is given: the same
+    command again resumes. Raises InputError where resume=require finds nothing, or never would
+    overwrite.
+    """
+    folder = run_dir / "checkpoints"
+    own = layout.complete(folder)
+    mode = config.checkpoint.resume
+    if mode == "never" and own:
+        raise InputError.of(
+            f"checkpoint.resume=never, but {folder} has checkpoints up to step {own[-1].step}",
+            "a new run in this folder would mix with the old one",
+            "run_dir=ANOTHER_FOLDER, or checkpoint.resume=auto to continue",
+        )
+    if mode == "require" and not own:
+        raise InputError.of(
+            f"checkpoint.resume=require, but {folder} has no complete checkpoint",
+            "there is nothing to continue from",
+            "checkpoint.resume=auto to start anew, or the right run_dir=",
+        )
+    if own:
+        return Start(own[-1], resumes=True)
+    if config.checkpoint.init_from:
+        found = layout.find(Path(config.checkpoint.init_from))
+        return Start(found, resumes=False, keeps_position=config.checkpoint.init_position)
+    return None
+
+
+def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) -> list[str]:
+    """Compare a checkpoint with the run that wants to load it, before anything long is done.
+
+    Returns notes for the user: what may differ but is not to differ unnoticed. Raises InputError
+    with every mismatch.
+    """
+    checkpoint = start.checkpoint
+    before, state = load_config(checkpoint.path / layout.CONFIG), checkpoint.state()
+    problems = [
+        *_other_weights(checkpoint, before, config),
+        *_other_text(checkpoint, state, vocab_size, corpus, start.resumes),
+        *_other_loops(checkpoint, before, config, start.resumes),
+        *_other_rates(checkpoint, before, config, start.resumes),
+    ]
+    if start.goes_on:
+        problems += other_position(checkpoint.path, state, before, config)
+    if problems:
+        raise InputError(problems)
+    notes = [] if start.resumes else list(_gates_that_differ(checkpoint, before, config))
+    if not start.goes_on:
+        return notes
+    if jump := jump_of_the_rate(state, before, config):
+        notes.append(jump)
+    if state.corpus != corpus.fingerprint:
+        notes.append(
+            f"warning: the corpus is {corpus.fingerprint}, steps up to {checkpoint.step} were "
+            f"trained on {state.corpus}: from here on it is other data"
+        )
+    if not start.resumes:
+        return notes
+    return notes + [f"changed since step {checkpoint.step}: {c}" for c in changes(before, config)]
+
+
+def warmup_of(start: Start | None, config: Config) -> int:
+    """Return the steps of warm-up: those that a run has had that goes on, else the config's."""
+    warmup = None
+    if start is not None and start.goes_on:
+        before = load_config(start.checkpoint.path / layout.CONFIG)
+        warmup = trained_warmup(start.checkpoint.state(), before, config)
+    return warmup_steps(config.optim, config.train.max_steps) if warmup is None else warmup
+
+
+def _other_weights(checkpoint: Checkpoint, before: Config, config: Config) -> Iterator[Problem]:
+    ours, theirs = config.model, before.model
+    for name in _SHAPE:
+        wanted, found = getattr(ours, name), getattr(theirs, name)
+        if name in ("gate", "kv_sharing") and not (ours.num_loops > 1 and theirs.num_loops > 1):
+            continue
+        if wanted != found:
+            yield Problem(
+                f"model.{name}={wanted}, the checkpoint {checkpoint.path} has {found}",
+                "its weights have another shape or meaning",
+                f"model.{name}={found}, or another run_dir= to train this model from the start",
+            )
+
+
+def _other_text(
+    checkpoint: Checkpoint,
+    state: CheckpointState,
+    vocab_size: int,
+    corpus: Corpus,
+    resumes: bool,
+) -> Iterator[Problem]:
+    if state.vocab_size != vocab_size:
+        yield Problem(
+            f"the vocabulary has {vocab_size} rows, "
+            f"the checkpoint {checkpoint.path} {state.vocab_size}",
+            "the embedding would not fit",
+            f"model.vocab_size={state.vocab_size} with the tokenizer it was trained with",
+        )
+    if state.tokenizer_hash != corpus.tokenizer_hash:
+        copied = checkpoint.path / TOKENIZER
+        tokenizer = copied if copied.is_file() else state.tokenizer_path
+        yield Problem(
+            f"the corpus was tokenised by {corpus.tokenizer_hash}, "
+            f"the checkpoint {checkpoint.path} was trained on {state.tokenizer_hash}",
+            "the same ids mean other text",
+            f"data.build.tokenizer={tokenizer}"
+            + (", or another run_dir=" if resumes else " keeps the ids of these weights"),
+        )
+
+
+def _other_loops(
+    checkpoint: Checkpoint, before: Config, config: Config, resumes: bool
+) -> Iterator[Problem]:
+    path, ours, theirs = checkpoint.path, config.model, before.model
+    if resumes and ours.num_loops != theirs.num_loops:
+        yield Problem(
+            f"model.num_loops={ours.num_loops}, "
+            f"the run in {path.parents[1]} has {theirs.num_loops}",
+            "another number of loops is another run, which may start from these weights",
+            f"run_dir=ANOTHER_FOLDER checkpoint.init_from={path}, "
+            f"or model.num_loops={theirs.num_loops}",
+        )
+    sharded = config.parallel.distributed_optimizer or config.precision.name == "fp32"
+    gates_are_new = ours.has_gates and not theirs.has_gates and not resumes
+    if gates_are_new and config.checkpoint.init_optimizer and not sharded:
+        yield Problem(
+            "checkpoint.init_optimizer=true parallel.distributed_optimizer=false "
+            f"with new gates (num_loops={theirs.num_loops} -> {ours.num_loops})",
+            "megatron-core's plain bf16 optimizer saves its state without names, "
+            "so that nothing can be added to it",
+            "parallel.distributed_optimizer=true, or checkpoint.init_optimizer=false",
+        )
+
+
+def _other_rates(
+    checkpoint: Checkpoint, before: Config, config: Config, resumes: bool
+) -> Iterator[Problem]:
+    """Adam's state is saved by groups of one rate, which megatron-core cannot regroup."""
+    if not (resumes or config.checkpoint.init_optimizer):
+        return
+    fix = f"checkpoint.init_from={checkpoint.path} run_dir=ANOTHER_FOLDER for the weights alone"
+    ours, theirs = (rate_scales(c.model, c.optim) for c in (config, before))
+    for kind in (k for k in ours if ours[k] != theirs[k]):
+        yield Problem(
+            f"each {kind} learns at {ours[kind]:g} * optim.lr, "
+            f"in the checkpoint {checkpoint.path} at {theirs[kind]:g} * optim.lr",
+            "the optimizer's state is kept by groups of one rate: optim.base_hidden_size, "
+            "optim.embedding_lr_scale, optim.head_lr_scale and model.residual_scale stay",
+            f"the values of {checkpoint.path / layout.CONFIG}, or {fix}",
+        )
+
+
+def _gates_that_differ(checkpoint: Checkpoint, before: Config, config: Config) -> Iterator[str]:
+    ours, theirs, path = config.model, before.model, checkpoint.path
+    if ours.has_gates and not theirs.has_gates:
+        yield (
+            f"warning: {path} has no gates (num_loops={theirs.num_loops}): they start at g = 0.5"
+        )
+    elif theirs.has_gates and not ours.has_gates:
+        yield f"the gates of {path} are dropped: num_loops={ours.num_loops} has none"
