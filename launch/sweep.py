@@ -52,6 +52,9 @@ class Point:
     overrides: list[str]
     """All overrides of the run, its run_dir included."""
     config: Config
+    names: tuple[str, ...]
+    """Hashes by which the ledger knows its config: of what was asked for, and, as it was until
+    2026-11-29, of what this machine made of it."""
     run_dir: Path
 
 
@@ -120,14 +123,16 @@ def points(
         axes = [v for v, o in zip(values, swept, strict=True) if o.is_sweep_override()]
         label, unseeded = " ".join(axes), " ".join(v for v in axes if not v.startswith("seed="))
         folder = sweep_dir.expanduser() / f"{index:02d}_{_folder_name(label)}"
+        run_overrides = [*values, f"run_dir={_quoted(str(folder))}"]
         try:
-            config = resolve(compose(values, config_dir), backends)
+            asked = compose(run_overrides, config_dir)
+            config = resolve(asked, backends)
             check(config, processes_to_start(config, backends), backends)
         except InputError as error:
             problems += [replace(p, fact=f"[{label}] {p.fact}") for p in error.problems]
             continue
-        run_overrides = [*values, f"run_dir={_quoted(str(folder))}"]
-        found.append(Point(label, unseeded or only_seeds, run_overrides, config, folder))
+        names = (config_hash(asked), config_hash(config))
+        found.append(Point(label, unseeded or only_seeds, run_overrides, config, names, folder))
     if problems:
         raise InputError(problems)
     return sweep_dir.expanduser(), found
@@ -197,7 +202,7 @@ def _run(point: Point, ledger: Path, config_dir: Path | None, first: Path) -> in
         "wall_s": round(time.time() - started, 3),
         "point": point.run_dir.name,
         "label": point.label,
-        "config_hash": config_hash(point.config),
+        "config_hash": point.names[0],
         "exit_code": code,
     }
     with ledger.open("a", encoding="utf-8") as file:
@@ -212,11 +217,10 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def _last_exit(point: Point, ledger: Path) -> int | None:
-    wanted = (point.run_dir.name, config_hash(point.config))
     codes = [
         record["exit_code"]
         for record in _records(ledger)
-        if (record["point"], record["config_hash"]) == wanted
+        if record["point"] == point.run_dir.name and record["config_hash"] in point.names
     ]
     return codes[-1] if codes else None
 

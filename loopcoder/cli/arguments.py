@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.torchrun import CONFIG_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.config.compose import compose, load_config
+from loopcoder.config.identity import resolve_run_dir
 from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
@@ -77,10 +78,15 @@ def say(text: str) -> None:
 
 
 def composed(arguments: Arguments, backends: Backends) -> Config:
-    """Compose the config, or load the one that our own launcher composed for its workers."""
+    """Compose the config, or load the one that our own launcher composed for its workers.
+
+    Its run_dir is given: that of the overrides, or the one that follows from them.
+    """
     handed = os.environ.get(CONFIG_VARIABLE)
     if handed is None:
-        return resolve(compose(arguments.overrides, arguments.config_dir), backends)
+        asked = compose(arguments.overrides, arguments.config_dir)
+        config = resolve(asked, backends)
+        return replace(config, run_dir=str(resolve_run_dir(asked, config)))
     if arguments.overrides:
         raise InputError.of(
             f"{CONFIG_VARIABLE}={handed} and {' '.join(arguments.overrides)}",

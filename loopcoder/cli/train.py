@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +20,6 @@ from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.cli.arguments import Arguments, composed, parse_arguments, rank, say
 from loopcoder.config.check import check
 from loopcoder.config.compose import conf_dir, group_options, to_yaml
-from loopcoder.config.identity import config_hash, resolve_run_dir
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import load_corpus
@@ -100,7 +98,7 @@ def _train(arguments: Arguments) -> int:
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check(config, size, backends)
-    run_dir = resolve_run_dir(config)
+    run_dir = Path(str(config.run_dir))
     if CONFIG_VARIABLE not in os.environ:
         _announce(config, backends, size, run_dir)
         if not launched and size < backends.gpu_count:
@@ -118,7 +116,7 @@ def _train(arguments: Arguments) -> int:
     else:
         corpus = load_corpus(pinned, verify)
     if not launched and size > 1:
-        return start_workers(replace(config, run_dir=str(run_dir)), size)
+        return start_workers(config, size)
     if not launched:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -131,7 +129,7 @@ def _train(arguments: Arguments) -> int:
 def _announce(config: Config, backends: Backends, size: int, run_dir: Path) -> None:
     processes = f"{size} process{'' if size == 1 else 'es'}"
     say(f"{backends.table()}\n\n{to_yaml(config)}")
-    say(f"config {config_hash(config)}, {processes}, run_dir={run_dir}")
+    say(f"{processes}, run_dir={run_dir}")
 
 
 def _stop_on_signals() -> None:

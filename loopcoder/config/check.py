@@ -257,7 +257,9 @@ def _sinks(config: Config, backends: Backends) -> Iterator[Problem]:
 
 def _checkpoint(config: Config) -> Iterator[Problem]:
     c = config.checkpoint
-    if c.init_from is not None and not Path(c.init_from).expanduser().is_dir():
+    own = Path(config.run_dir or "").expanduser().glob("checkpoints/step_*/manifest.json")
+    continues = config.run_dir is not None and any(own)
+    if c.init_from is not None and not continues and not Path(c.init_from).expanduser().is_dir():
         yield Problem(
             f"checkpoint.init_from={c.init_from}",
             "there is no such folder",

@@ -44,11 +44,21 @@ def changes(before: DataclassInstance, after: DataclassInstance) -> list[str]:
     ]
 
 
-def resolve_run_dir(config: Config) -> Path:
-    """Return the run's folder: `run_dir`, or one under runs/ that the hash names."""
-    if config.run_dir is not None:
-        return Path(config.run_dir).expanduser()
-    return Path("runs") / f"{config.model.name}-r{config.model.num_loops}-{config_hash(config)}"
+def resolve_run_dir(asked: Config, resolved: Config) -> Path:
+    """Return the run's folder: `run_dir`, or one under runs/ that `name` and a hash name.
+
+    The hash is of what was asked for, not of what this machine made of it, so that a run is found
+    again where other kernels are installed.
+
+    Args:
+        resolved: What runs had their hash from until 2026-11-29: a folder with that name, if there
+            is one, is this run's.
+    """
+    if asked.run_dir is not None:
+        return Path(asked.run_dir).expanduser()
+    label = asked.name or f"{asked.model.name}-r{asked.model.num_loops}"
+    folder, former = (Path("runs") / f"{label}-{config_hash(c)}" for c in (asked, resolved))
+    return former if former.exists() and not folder.exists() else folder
 
 
 def _numbers(config: DataclassInstance) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from loopcoder.config.types import (
     STRICT,
     Changes,
     Fraction,
+    Name,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -345,8 +346,10 @@ class Config:
     train: TrainConfig
     eval: EvalConfig
     profile: Annotated[ProfileConfig, Changes("nothing")]
+    name: Annotated[Name | None, Changes("nothing")] = None
+    """Beginning of the default folder's name, instead of <model>-r<loops>."""
     run_dir: Annotated[str | None, Changes("nothing")] = None
-    """Folder of everything this run writes; null: runs/<model>-r<loops>-<hash>."""
+    """Folder of everything this run writes; null: runs/<name>-<hash of what was asked for>."""
     seed: NonNegativeInt = 1234
     """Seed of initialisation and data order."""
 

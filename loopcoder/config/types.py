@@ -32,6 +32,8 @@ class Changes:
     their names."""
 
 
+Name = Annotated[str, Field(pattern=r"^\w[\w.+=,@-]*$")]
+"""Part of a file's name."""
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]

@@ -21,6 +21,7 @@ from loopcoder.config.fields import FieldAt, leaves
 from loopcoder.config.identity import changes, config_hash, corpus_fields, resolve_run_dir
 from loopcoder.config.schema import Config
 from loopcoder.config.types import STRICT, Changes, Effect
+from loopcoder.errors import InputError
 
 EVERYTHING = [
     "data=files", "path=/x", "data.stages=[{until:10,mixture:{text:1}},{}]",
@@ -111,8 +112,45 @@ def test_what_changed_is_said_by_the_names_of_today() -> None:
 def test_the_hash_names_the_run() -> None:
     config = compose([])
     assert len(config_hash(config)) == 10
-    assert resolve_run_dir(config) == Path("runs") / f"plt_tiny-r2-{config_hash(config)}"
-    assert resolve_run_dir(compose(["run_dir=~/x"])) == Path.home() / "x"
+    assert folder_of(config) == Path("runs") / f"plt_tiny-r2-{config_hash(config)}"
+    assert folder_of(compose(["run_dir=~/x"])) == Path.home() / "x"
+    named = compose(["name=baseline"])
+    assert folder_of(named) == Path("runs") / f"baseline-{config_hash(config)}"
+
+
+def folder_of(config: Config, machine: Config | None = None) -> Path:
+    return resolve_run_dir(config, machine or config)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        ["model.kernels=stock", "precision=fp32", "model.layer_spec=torch"],
+        ["model.kernels=cuda", "precision=bf16", "model.layer_spec=te"],
+    ],
+)
+def test_another_machine_finds_the_same_folder(made: list[str]) -> None:
+    """Kernels that were built, or an image with Transformer Engine, begin no new run."""
+    assert folder_of(compose([]), compose(made)) == folder_of(compose([]))
+    # what is asked for is another run
+    assert folder_of(compose(made)) != folder_of(compose([]))
+
+
+def test_a_folder_of_the_former_name_is_found(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked, machine = compose([]), compose(["model.kernels=stock", "precision=fp32"])
+    former = Path("runs") / f"plt_tiny-r2-{config_hash(machine)}"
+    former.mkdir(parents=True)
+    assert folder_of(asked, machine) == former
+    now = Path("runs") / f"plt_tiny-r2-{config_hash(asked)}"
+    now.mkdir()
+    assert folder_of(asked, machine) == now
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "../x", ".hidden", "a b"])
+def test_a_name_is_part_of_a_file_name(name: str) -> None:
+    with pytest.raises(InputError, match="name="):
+        compose([f"name='{name}'"])
 
 
 @dataclass(frozen=True, config=STRICT)

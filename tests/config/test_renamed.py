@@ -100,7 +100,7 @@ def test_a_config_of_3b7e4bd_is_read_and_keeps_its_name(tmp_path: Path) -> None:
     assert config.data.build.sources[0].kind == "sample"
     assert config.data.build.filters.linguist_generated == "auto"
     assert config_hash(config) == "b9c6bd6e4d"
-    assert resolve_run_dir(config) == Path("runs/plt_tiny-r2-b9c6bd6e4d")
+    assert resolve_run_dir(config, config) == Path("runs/plt_tiny-r2-b9c6bd6e4d")
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
 

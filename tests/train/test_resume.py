@@ -6,12 +6,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from loopcoder.checkpoint import format as checkpoints
 from loopcoder.metrics.writer import read_metrics
@@ -133,3 +136,41 @@ def test_branch_from_a_checkpoint(start: Start, tmp_path: Path) -> None:
     )
     two = finish(start(tmp_path / "two", "train.max_steps=1", f"checkpoint.init_from={one}"))
     assert "warning" in two and "gates" in two
+
+
+def test_a_run_keeps_its_corpus_whatever_becomes_of_its_sources(
+    start: Start, documents: Path, tmp_path: Path
+) -> None:
+    """Touched, with more files, with none at all: the same curve. A rebuild says what is other."""
+    source = tmp_path / "source"
+    shutil.copytree(documents, source)
+    own = f"path={source}"
+    finish(start(tmp_path / "whole", own, "train.max_steps=6"))
+    run_dir = tmp_path / "run"
+    finish(start(run_dir, own, "train.max_steps=6", "checkpoint.interval=3"))
+    checkpoint = checkpoints.step_folder(run_dir, 3)
+    for folder in (run_dir, checkpoint):
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        assert len(np.load(folder / "token_bytes.npy")) == tokenizer.get_vocab_size()
+    checkpoints.verify(checkpoints.find(checkpoint), "hash")
+
+    def back_to_3() -> None:
+        (checkpoints.step_folder(run_dir, 6) / checkpoints.MANIFEST).unlink()
+
+    back_to_3()
+    for i in range(10):
+        (source / f"more{i}.py").write_text(f"def more_{i}():\n    return {i}\n" * 50)
+    (source / "text1.txt").touch()
+    output = finish(start(run_dir, own, "train.max_steps=6"))
+    assert "keeps its corpus" in output and "data.rebuild=true" in output
+    assert curve(run_dir) == curve(tmp_path / "whole")
+
+    back_to_3()
+    shutil.rmtree(source)
+    finish(start(run_dir, own, "train.max_steps=6"))
+    assert curve(run_dir) == curve(tmp_path / "whole")
+
+    shutil.copytree(documents, source)
+    (source / "other.txt").write_text("Something else to read. " * 400)
+    output = finish(start(run_dir, own, "train.max_steps=8", "data.rebuild=true"), code=3)
+    assert f"data.build.tokenizer={checkpoints.step_folder(run_dir, 6)}" in output
