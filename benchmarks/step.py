@@ -213,6 +213,9 @@ def dense(layers: int, precision: str, ranks: Any) -> Step:
     from megatron.core.pipeline_parallel.schedules import forward_backward_no_pipelining
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from loopcoder.ops import weight_gradient
+
+    weight_gradient.provide()
     config = TransformerConfig(
         num_layers=layers,
         hidden_size=5120,

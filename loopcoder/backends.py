@@ -79,7 +79,19 @@ class Backends:
         else:
             gpu = "none"
         kernels = ("cuda kernels", self.kernels_fault or "built for this torch")
-        return [("gpu", gpu), kernels, *((name, self.versions.get(name, "-")) for name in PACKAGES)]
+        gradients = ("weight gradients", self._weight_gradients())
+        return [
+            ("gpu", gpu),
+            kernels,
+            gradients,
+            *((name, self.versions.get(name, "-")) for name in PACKAGES),
+        ]
+
+    def _weight_gradients(self) -> str:
+        if not (self.has_gpu and self.has_te):
+            return "added up by autograd, for want of Transformer Engine on a GPU"
+        by = "apex" if _importable("fused_weight_gradient_mlp_cuda") else "Transformer Engine"
+        return f"added in fp32 within their GEMM, the head's by {by}"
 
     def table(self) -> str:
         """Return the record as lines of text."""

@@ -28,9 +28,11 @@ def share_over_loops(ddp: Any, layers: nn.ModuleList) -> None:
     megatron-core's schedules call `ddp.set_is_first_microbatch` before the first microbatch of a
     step.
     """
-    for module in layers.modules():
+    for name, module in layers.named_modules():
         if hasattr(module, "is_first_microbatch"):
             module.is_first_microbatch = False  # type: ignore[assignment]
+        if getattr(module, "fuse_wgrad_accumulation", True) is not True:
+            raise RuntimeError(f"{name} does not add its weight gradient to the main gradient")
     ddp.set_is_first_microbatch = partial(forget_fp8_copies, layers)
     for layer in layers:
         setattr(layer, ALIASES, {f"{n}.weight": _alias(m) for n, m in _fused_linears(layer)})

@@ -3,7 +3,6 @@ names."""
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from loopcoder.config.schema import Config, ModelConfig, PrecisionConfig
 from loopcoder.model.attention import PLTAttention, TECoreAttention, TorchCoreAttention
 from loopcoder.model.layer import PLTLayer
 from loopcoder.model.norm import RMSNorm
+from loopcoder.ops import weight_gradient
 
 _FP8: dict[str, dict[str, Any]] = {
     "fp8_tensorwise": dict(fp8="hybrid", fp8_recipe="tensorwise"),
@@ -38,6 +38,8 @@ def transformer_config(config: Config) -> TransformerConfig:
     """
     model, parallel, precision = config.model, config.parallel, config.precision.name
     te = model.layer_spec == "te"
+    if te:
+        weight_gradient.provide()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     recomputes: dict[str, dict[str, Any]] = {
         "none": {},
@@ -79,9 +81,8 @@ def transformer_config(config: Config) -> TransformerConfig:
         cross_entropy_fusion_impl="te" if te and is_te_min_version("2.20.0") else "native",
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
-        # Weight gradients go straight into the fp32 main gradient where a kernel for it exists.
-        gradient_accumulation_fusion=te
-        and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        # Weight gradients go straight into the fp32 main gradient (weight_gradient.provide).
+        gradient_accumulation_fusion=te,
         **recomputes[parallel.recompute],
         **_fp8(config.precision),
     )

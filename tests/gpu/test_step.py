@@ -215,3 +215,40 @@ def test_layers_at_the_ends_stay_in_bf16(
         assert apart == 0.0
     else:
         assert 0.0 < apart < 1.5 * error(gradients(state), gradients(bf16))
+
+
+@pytest.mark.parametrize("loops", [1, 2])
+def test_weight_gradients_are_fused_without_apex(
+    ranks: Any, seed: int, monkeypatch: pytest.MonkeyPatch, loops: int
+) -> None:
+    """From a plain installation: the head's gradient is that of autograd but for its rounding to
+    bf16, all others are the same, and it takes no more memory."""
+    from megatron.core.tensor_parallel import layers
+
+    from loopcoder.train.step import forward_backward
+
+    monkeypatch.setattr(layers, "_grad_accum_fusion_available", False)
+    monkeypatch.setattr(layers, "fused_weight_gradient_mlp_cuda", None, raising=False)
+    found, peaks = [], []
+    for is_fused in (True, False):
+        state, _ = build(ranks, "bf16", loops)
+        linears = [m for m in state.network.modules() if hasattr(m, "fuse_wgrad_accumulation")]
+        assert linears and all(m.fuse_wgrad_accumulation for m in linears)
+        head = state.network.output_layer
+        assert head.gradient_accumulation_fusion
+        head.gradient_accumulation_fusion = is_fused
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        forward_backward(state, batches(seed, 2), 1)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        grads = {n: p.main_grad.clone() for n, p in state.network.named_parameters()}
+        found.append(grads)
+        del state
+    fused, autograd = found
+    for name, gradient in fused.items():
+        if name == "output_layer.weight":
+            assert 0 < error(gradient, autograd[name]) < 1e-2
+        else:
+            assert torch.equal(gradient, autograd[name]), name
+    assert peaks[0] <= peaks[1]
