@@ -30,7 +30,7 @@ def share_over_loops(ddp: Any, layers: nn.ModuleList) -> None:
     """
     for name, module in layers.named_modules():
         if hasattr(module, "is_first_microbatch"):
-            module.is_first_microbatch = False  # type: ignore[assignment]
+            module.is_first_microbatch = False
         if getattr(module, "fuse_wgrad_accumulation", True) is not True:
             raise RuntimeError(f"{name} does not add its weight gradient to the main gradient")
     ddp.set_is_first_microbatch = partial(forget_fp8_copies, layers)
