@@ -22,6 +22,7 @@ import psutil
 from hydra.core.override_parser.types import Override
 
 from launch.process import run_forwarding
+from launch.torchrun import OVERRIDES_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.config.check import check
 from loopcoder.config.compose import (
@@ -188,7 +189,8 @@ def train_point(point: Point, config_dir: Path | None, first: Path | None = None
     command = [sys.executable, "-m", "loopcoder", "train", *point.overrides]
     if config_dir is not None:
         command += ["--config-dir", str(config_dir)]
-    environ = dict(os.environ) | ({FIRST_VARIABLE: str(first)} if first else {})
+    environ = {k: v for k, v in os.environ.items() if k != OVERRIDES_VARIABLE}
+    environ |= {FIRST_VARIABLE: str(first)} if first else {}
     code, signalled = run_forwarding(command, environ, lambda pid: [psutil.Process(pid)])
     return EXIT_RETRY if signalled and code != EXIT_DONE else code
 

@@ -21,6 +21,8 @@ from loopcoder.errors import EXIT_DONE, EXIT_RETRY
 
 CONFIG_VARIABLE = "LOOPCODER_CONFIG"
 """Path of a composed config: workers load it, so that it is composed once."""
+OVERRIDES_VARIABLE = "LOOPCODER_OVERRIDES"
+"""What was asked for on the command line, for the record of the run."""
 EXIT_VARIABLE = "LOOPCODER_EXIT_FILE"
 """File to which each worker appends its exit code, unless it is 0."""
 

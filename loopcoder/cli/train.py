@@ -7,6 +7,7 @@ that was started after torch was imported can hang.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 from pathlib import Path
@@ -14,14 +15,14 @@ from types import FrameType
 
 from launch.slurm_env import adopt_slurm
 from launch.sweep import FIRST_VARIABLE, sweep
-from launch.torchrun import CONFIG_VARIABLE, start_workers
-from loopcoder.backends import Backends, detect
+from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
+from loopcoder.backends import detect
 from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.cli.arguments import Arguments, composed, parse_arguments, rank, say
+from loopcoder.cli.overview import overview
 from loopcoder.config.check import check
 from loopcoder.config.compose import conf_dir, group_options, to_yaml
 from loopcoder.config.resolve import processes_to_start
-from loopcoder.config.schema import Config
 from loopcoder.data.corpus import load_corpus
 from loopcoder.errors import EXIT_DONE, Preempted
 
@@ -94,13 +95,15 @@ def _train(arguments: Arguments) -> int:
     if arguments.print_config:
         print(to_yaml(config), end="")
         return EXIT_DONE
+    os.environ.setdefault(OVERRIDES_VARIABLE, shlex.join(arguments.overrides))
     adopt_slurm(os.environ)
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check(config, size, backends)
     run_dir = Path(str(config.run_dir))
     if CONFIG_VARIABLE not in os.environ:
-        _announce(config, backends, size, run_dir)
+        say(f"{backends.table()}\n\n{overview(config, arguments.overrides, size)}")
+        say(f"run_dir    {run_dir} (the whole configuration is in its config.yaml)\n")
         if not launched and size < backends.gpu_count:
             batch, micro = config.train.global_batch_size, config.train.micro_batch_size
             gpus = f"using {size} of {backends.gpu_count} GPUs"
@@ -116,20 +119,17 @@ def _train(arguments: Arguments) -> int:
     else:
         corpus = load_corpus(pinned, verify)
     if not launched and size > 1:
-        return start_workers(config, size)
+        return start_workers(config, size)  # which inherit the overrides
     if not launched:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
 
     from loopcoder.train.loop import train
+    from loopcoder.train.provenance import Launch
 
-    return train(config, corpus, backends, run_dir)
-
-
-def _announce(config: Config, backends: Backends, size: int, run_dir: Path) -> None:
-    processes = f"{size} process{'' if size == 1 else 'es'}"
-    say(f"{backends.table()}\n\n{to_yaml(config)}")
-    say(f"{processes}, run_dir={run_dir}")
+    overrides = tuple(shlex.split(os.environ[OVERRIDES_VARIABLE]))
+    launch = Launch(overrides, is_point=first is not None)
+    return train(config, corpus, backends, run_dir, launch)
 
 
 def _stop_on_signals() -> None:

@@ -143,6 +143,13 @@ class ProgressSink:
             self._print(describe_evaluation(record))
 
     def event(self, kind: str, **fields: Any) -> None:
+        if kind in _SAID_OTHERWISE:
+            return
+        if kind == "checkpoint_saved":
+            size, took = human(fields["bytes"]), fields["seconds"]
+            seconds = duration(took) if took >= 10 else f"{took:.1f} s"
+            self._print(f"saved step {fields['step']} ({size}B, {seconds})")
+            return
         values = (f"{k}={v}" for k, v in fields.items() if isinstance(v, str | int | float))
         self._print(" ".join([f"[{kind}]", *values]))
 
@@ -156,6 +163,19 @@ class ProgressSink:
             self._bar.print(line)
         else:
             print(line, file=self._stream, flush=True)
+
+
+_SAID_OTHERWISE = (
+    "run_started",
+    "run_starts",
+    "run_continues",
+    "run_done",
+    "note",
+    "metrics_resumed",
+    "checkpoint_incomplete",
+    "checkpoint_deleted",
+)
+"""Events that are for the record, or that the run says in a sentence."""
 
 
 class _LiveBar:
@@ -328,7 +348,7 @@ class WandbSink:
         self._run.define_metric("*", step_metric="step")
 
     def log(self, record: Record) -> None:
-        self._run.log(dict(record))
+        self._run.log({k: v for k, v in record.items() if k != "time"})
 
     def event(self, kind: str, **fields: Any) -> None:
         """Events are in events.jsonl only."""

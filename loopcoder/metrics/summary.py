@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from loopcoder.metrics.writer import METRICS_FILE
+from loopcoder.config.schema import Config
+from loopcoder.metrics.writer import METRICS_FILE, read_metrics
 
 
 def print_summary(
@@ -13,12 +15,12 @@ def print_summary(
     *,
     steps: int,
     tokens: int,
-    num_loops: int,
+    advice: str | None,
     val_loss: float | None,
     unigram_entropy: float | None,
     plots: Sequence[Path],
 ) -> None:
-    """Print what came out and what to try next.
+    """Print what came out and, as `advice`, what to try next.
 
     The validation loss is compared with the unigram entropy of the same tokens (both in nats per
     token); None leaves the comparison out.
@@ -33,7 +35,25 @@ def print_summary(
         )
     for path in [*plots, run_dir / METRICS_FILE, run_dir / "checkpoints"]:
         print(f"  {path}")
-    print(
-        f"next: loopcoder train -m model.num_loops={num_loops},{num_loops + 1}"
-        "   (what does another loop bring?)"
-    )
+    if advice is not None:
+        print(f"next: {advice}")
+
+
+def next_command(config: Config, overrides: Sequence[str]) -> str:
+    """Return the command that trains one loop more beside what was asked for."""
+    own = ("model.num_loops=", "run_dir=", "name=")
+    kept = [o for o in overrides if not o.startswith(own)]
+    loops = config.model.num_loops
+    sweep = ["loopcoder", "train", "-m", *kept, f"model.num_loops={loops},{loops + 1}"]
+    return f"{shlex.join(sweep)}   (what does another loop bring?)"
+
+
+def print_finished(run_dir: Path, step: int, max_steps: int) -> None:
+    """Say that a run has nothing left to train, and how good it was."""
+    file = run_dir / METRICS_FILE
+    lines = read_metrics(file) if file.exists() else []
+    loss = next((line["val/loss"] for line in reversed(lines) if "val/loss" in line), None)
+    val = "" if loss is None else f", validation loss {loss:.4f}"
+    past = "" if step == max_steps else f", which is past train.max_steps={max_steps}"
+    print(f"already finished: {step} steps{past}{val} ({run_dir})")
+    print(f"more: the same command with train.max_steps={2 * step}")

@@ -18,7 +18,6 @@ upper bounds.
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 
 import yaml
@@ -67,11 +66,12 @@ class Throughput:
 def peak_flops(
     hardware: HardwareConfig, gpu_name: str | None, precision: Precision
 ) -> float | None:
-    """Return the FLOP/s that one device could do at best; None for a GPU not in the table.
+    """Return the FLOP/s that one device could do at best; None for a CPU and an unknown GPU.
 
     In order: the override of HardwareConfig for the precision (fp8_* reads peak_tflops_fp8; bf16,
     and every precision on a CPU, peak_tflops_bf16); the table, by `hardware.name` or, with auto, by
-    `gpu_name` (as torch.cuda.get_device_name returns it); without a GPU, `measure_cpu_flops`.
+    `gpu_name` (as torch.cuda.get_device_name returns it); without a GPU none: what other work
+    leaves of a CPU is no peak.
 
     With FP8 the peak is that of FP8 products although attention and head run in bf16, so that MFU
     does not change its meaning with the share of FP8 layers. Raises InputError when `hardware.name`
@@ -87,7 +87,7 @@ def peak_flops(
     if override is not None:
         return override * 1e12
     if on_cpu:
-        return measure_cpu_flops()
+        return None
     peaks = _table_row(gpu_name if hardware.name == "auto" else hardware.name)
     if peaks is None:
         given = hardware.peak_tflops_bf16 is not None or hardware.peak_tflops_fp8 is not None
@@ -99,27 +99,6 @@ def peak_flops(
             )
         return None
     return peaks[kind] * 1e12 if kind in peaks else None
-
-
-def measure_cpu_flops(seconds: float = 0.2, size: int = 1024) -> float:
-    """Return the FLOP/s of a float32 matrix product on this process's threads, the best of a few.
-
-    Ranks that share the CPU must measure at the same time: each then gets its share, which MFU
-    multiplies by their number.
-    """
-    import torch
-
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    torch.mm(a, b)  # starts the threads and fills the caches
-    fastest = float("inf")
-    deadline = time.perf_counter() + seconds
-    while True:
-        start = time.perf_counter()
-        torch.mm(a, b)
-        end = time.perf_counter()
-        fastest = min(fastest, end - start)
-        if end >= deadline:
-            return 2 * size**3 / fastest
 
 
 def _table_row(name: str | None) -> dict[str, float] | None:

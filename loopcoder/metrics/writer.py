@@ -51,6 +51,7 @@ FIELDS = {
     "batch_size": "sequences of the step's global batch",
     "step_time_s": "wall time per step",
     "data_wait_s": "part of step_time_s spent waiting for the batch",
+    "time": "when it was written, UTC (ISO 8601)",
     "memory_bytes": "peak memory of the rank with most of it: on the GPU, or of its process",
     "val/loss": "mean over the held-out tokens of every domain, nats per token",
     "val/loss/<domain>": "the same over one domain",

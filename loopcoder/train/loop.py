@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.errors import EXIT_DONE, Preempted
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
-from loopcoder.metrics.summary import print_summary
+from loopcoder.metrics.summary import next_command, print_finished, print_summary
 from loopcoder.metrics.throughput import Throughput, peak_flops
 from loopcoder.metrics.writer import MetricsWriter
 from loopcoder.model.flops import train_flops_per_token
@@ -39,7 +40,9 @@ from loopcoder.optim.schedule import learning_rate
 from loopcoder.parallel import mcore
 from loopcoder.train.health import Health
 from loopcoder.train.lock import only_run_in
+from loopcoder.train.plan_of_run import plan_of_run
 from loopcoder.train.profiling import StepProfiler
+from loopcoder.train.provenance import Launch, provenance
 from loopcoder.train.signals import StopSignal
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
@@ -47,7 +50,13 @@ from loopcoder.train.validation import Evaluator
 from loopcoder.train.window import Window, reduce_peak_memory
 
 
-def train(config: Config, corpus: Corpus, backends: Backends, run_dir: Path) -> int:
+def train(
+    config: Config,
+    corpus: Corpus,
+    backends: Backends,
+    run_dir: Path,
+    launch: Launch = Launch(),  # noqa: B008
+) -> int:
     """Train, and return an exit code.
 
     The world is given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; every rank
@@ -56,17 +65,23 @@ def train(config: Config, corpus: Corpus, backends: Backends, run_dir: Path) -> 
     with ExitStack() as held:
         if os.environ.get("RANK", "0") == "0":
             held.enter_context(only_run_in(run_dir))
-        return _train_alone(config, corpus, backends, run_dir)
+        return _train_alone(config, corpus, backends, run_dir, launch)
 
 
-def _train_alone(config: Config, corpus: Corpus, backends: Backends, run_dir: Path) -> int:
+def _train_alone(
+    config: Config, corpus: Corpus, backends: Backends, run_dir: Path, launch: Launch
+) -> int:
     vocab_size = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
     start = find_start(config, run_dir)
     notes = [] if start is None else check_fits(start, config, vocab_size, corpus)
+    if start is not None and start.resumes and start.checkpoint.step >= config.train.max_steps:
+        if os.environ.get("RANK", "0") == "0":
+            print_finished(run_dir, start.checkpoint.step, config.train.max_steps)
+        return EXIT_DONE
     stop = StopSignal()
     mcore.start_processes()
     try:
-        Run(config, corpus, backends, run_dir, vocab_size, start, stop).go(notes)
+        Run(config, corpus, backends, run_dir, vocab_size, start, stop, launch).go(notes)
     finally:
         mcore.shutdown()
     return EXIT_DONE
@@ -84,10 +99,11 @@ class Run:
         vocab_size: int,
         start: Start | None,
         stop: StopSignal,
+        launch: Launch,
     ):
         self.ranks = mcore.initialise(config.parallel, config.seed)
         self.config, self.corpus, self.run_dir = config, corpus, run_dir
-        self.backends, self.start, self.stop = backends, start, stop
+        self.backends, self.start, self.stop, self.launch = backends, start, stop, launch
         self.vocab_size = vocab_size
         self.state = build_state(config, self.ranks, vocab_size)
         self.health = Health(config.optim, self.ranks.device)
@@ -202,6 +218,7 @@ class Run:
                     "stage": data.before.stage,
                     "batch_size": data.size,
                     "memory_bytes": memory,
+                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                     **(self._val if evaluate else {}),
                 }
             )
@@ -233,6 +250,10 @@ class Run:
         self._last_saved = self.position.step
 
     def _restore(self, notes: list[str]) -> None:
+        self.event(
+            "run_started",
+            **provenance(self.launch.overrides, self.backends, self.ranks.world_size),
+        )
         for path in checkpoints.incomplete(self.run_dir / "checkpoints"):
             self.event("checkpoint_incomplete", path=str(path))
             self.say(f"{path.name} has no manifest: a save was interrupted; it is not used")
@@ -245,13 +266,15 @@ class Run:
                 self.state.optimizer.reload_model_params()
             verb = "continues" if resumes else "starts"
             self.event(f"run_{verb}", path=str(checkpoint.path), step=checkpoint.step)
-            self.say(f"{verb} from {checkpoint.path}")
+            self.say(f"{verb} from {checkpoint.path}, step {checkpoint.step}")
         for note in notes:
             self.event("note", text=note)
             self.say(note)
         if self.ranks.is_main:
             save_config(self.config, self.run_dir / "config.yaml")
             record_corpus(self.corpus, self.run_dir)
+            for line in plan_of_run(self.config, self.corpus, self.vocab_size, self.position):
+                self.say(line)
 
     def _writer(self, resumed: CheckpointState | None) -> MetricsWriter:
         step = resumed.step if resumed else None
@@ -276,7 +299,9 @@ class Run:
             self.run_dir,
             steps=self.position.step,
             tokens=self.position.tokens,
-            num_loops=self.config.model.num_loops,
+            advice=None
+            if self.launch.is_point
+            else next_command(self.config, self.launch.overrides),
             val_loss=self._val.get("val/loss"),
             unigram_entropy=self.evaluator.unigram_entropy() if self._val else None,
             plots=plot_run(self.run_dir) if plots else [],

@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
-from launch.torchrun import CONFIG_VARIABLE, EXIT_VARIABLE
+from launch.torchrun import CONFIG_VARIABLE, EXIT_VARIABLE, OVERRIDES_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.cli import data, doctor, train
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", CONFIG_VARIABLE)
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+OURS = (CONFIG_VARIABLE, EXIT_VARIABLE, OVERRIDES_VARIABLE)
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Start every test outside of any launcher, and restore signal handlers."""
-    for name in [*LAUNCHER, EXIT_VARIABLE, *(k for k in os.environ if k.startswith("SLURM_"))]:
+    for name in [*LAUNCHER, *OURS, *(k for k in os.environ if k.startswith("SLURM_"))]:
         monkeypatch.setenv(name, "")  # so that monkeypatch removes what the test sets
         monkeypatch.delenv(name)
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}

@@ -14,6 +14,7 @@ from launch.torchrun import CONFIG_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.cli import main as cli
 from loopcoder.config.compose import compose, load_config, save_config
+from loopcoder.train.provenance import Launch
 from tests.cli.conftest import Loop
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,7 +24,8 @@ def test_train_runs_the_loop_in_this_process(
     loop: Loop, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["train", "run_dir=~/a run", "train.max_steps=3"]) == 0
-    config, corpus, backends, run_dir = loop.called_with
+    config, corpus, backends, run_dir, launch = loop.called_with
+    assert launch == Launch(("run_dir=~/a run", "train.max_steps=3"), is_point=False)
     assert (config.precision.name, config.model.layer_spec) == ("fp32", "torch")
     assert config.train.max_steps == 3
     assert (str(corpus.dir), backends, run_dir) == (
@@ -33,7 +35,8 @@ def test_train_runs_the_loop_in_this_process(
     )
     assert (loop.environ["RANK"], loop.environ["WORLD_SIZE"]) == ("0", "1")
     assert int(loop.environ["MASTER_PORT"]) > 0
-    assert "max_steps: 3" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "3 of " in out and len(out.splitlines()) < 40
 
 
 MISTAKES = {

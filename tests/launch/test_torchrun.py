@@ -19,7 +19,7 @@ FAKE_LOOP = """
 import os, signal, sys, time, types
 from pathlib import Path
 
-def train(config, corpus, backends, run_dir):
+def train(config, corpus, backends, run_dir, launch):
     got = []
     signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
     signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))

@@ -107,7 +107,8 @@ def test_plain_lines_come_by_time_and_at_evaluations() -> None:
             record |= {"val/loss": 1.5, "val/loss/code": 1.25, "val/bpb/code": 0.5}
             record |= {"val/loss/loop0": 2.5, "val/loss/loop1": 1.5}
         sink.log(record)
-    sink.event("checkpoint_saved", step=100)
+    sink.event("checkpoint_saved", step=100, path="/runs/a", bytes=14884316, seconds=0.326)
+    sink.event("run_continues", path="/runs/a", step=100)  # the run says it in a sentence
     sink.close()
     lines = out.getvalue().splitlines()
     steps = [int(line.split()[1].split("/")[0]) for line in lines if line.startswith("step")]
@@ -117,7 +118,7 @@ def test_plain_lines_come_by_time_and_at_evaluations() -> None:
         "eval step 55: val 1.5000  |  code 1.2500 (0.500 bits/byte)  |  by loop 2.5000 -> 1.5000"
         in lines
     )
-    assert lines[-1] == "[checkpoint_saved] step=100"
+    assert lines[-1] == "saved step 100 (14.9MB, 0.3 s)"
 
 
 def test_describe_states_units_and_leaves_out_what_is_absent() -> None:

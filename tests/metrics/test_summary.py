@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from loopcoder.metrics.summary import print_summary
+from loopcoder.config.compose import compose
+from loopcoder.metrics.summary import next_command, print_finished, print_summary
 
 
 def summary(capsys: pytest.CaptureFixture[str], **changes: Any) -> list[str]:
     fields: dict[str, Any] = dict(
-        steps=400, tokens=204_800, num_loops=2, val_loss=4.5, unigram_entropy=6.25, plots=[]
+        steps=400, tokens=204_800, advice="try", val_loss=4.5, unigram_entropy=6.25, plots=[]
     )
     print_summary(Path("/runs/a"), **(fields | changes))
     return capsys.readouterr().out.splitlines()
@@ -26,7 +27,7 @@ def test_the_loss_stands_beside_the_entropy(capsys: pytest.CaptureFixture[str]) 
         "  /runs/a/plots/loss.png",
         "  /runs/a/metrics.jsonl",
         "  /runs/a/checkpoints",
-        "next: loopcoder train -m model.num_loops=2,3   (what does another loop bring?)",
+        "next: try",
     ]
     assert "0.25 over the unigram entropy 6.25" in summary(capsys, val_loss=6.5)[2]
 
@@ -35,3 +36,35 @@ def test_without_an_evaluation_nothing_is_compared(capsys: pytest.CaptureFixture
     lines = summary(capsys, val_loss=None, unigram_entropy=None)
     assert not any("validation" in line for line in lines)
     assert len(lines) == 5
+
+
+def test_no_advice_within_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not any("next:" in line for line in summary(capsys, advice=None))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "command"),
+    [
+        ([], "loopcoder train -m model.num_loops=2,3"),
+        (
+            ["data=files", "path=/a b", "run_dir=runs/x", "optim.lr=1e-3"],
+            "loopcoder train -m data=files 'path=/a b' optim.lr=1e-3 model.num_loops=2,3",
+        ),
+        (["model.num_loops=3", "name=mine"], "loopcoder train -m model.num_loops=3,4"),
+    ],
+)
+def test_the_next_command_keeps_what_was_asked_for(overrides: list[str], command: str) -> None:
+    assert next_command(compose(overrides), overrides).startswith(command + "  ")
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "said"), [(60, "60 steps, "), (20, "past train.max_steps=20")]
+)
+def test_what_is_finished_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, max_steps: int, said: str
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 60, "val/loss": 4.5627}\n{"step": 60}\n')
+    print_finished(tmp_path, 60, max_steps)
+    out = capsys.readouterr().out
+    assert "already finished" in out and said in out and "4.5627" in out
+    assert "train.max_steps=120" in out

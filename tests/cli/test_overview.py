@@ -1,0 +1,36 @@
+"""The dozen lines that a run starts with."""
+
+from __future__ import annotations
+
+from loopcoder.cli.overview import overview
+from loopcoder.config.compose import compose
+
+
+def test_it_is_short_and_has_the_numbers_that_matter() -> None:
+    asked = ["model.num_loops=3", "optim.lr=0.004", "train.max_steps=77"]
+    text = overview(compose(asked), asked, 1)
+    assert len(text.splitlines()) <= 15
+    for part in ("model.num_loops=3 optim.lr=0.004", "R = 3", "0.004", "77 of", "1 process ("):
+        assert part in text, part
+
+
+def test_stages_ramp_layout_and_branch_are_there() -> None:
+    asked = [
+        "data.stages=[{until:5000,mixture:{text:1}},{mixture:{text:1,code:3},seq_length:256}]",
+        "train.batch_ramp={start:4,increment:4,samples:64}",
+        "parallel=tp2_sp",
+        "checkpoint.init_from=/other",
+        "optim=adam_wsd",
+    ]
+    text = overview(compose(asked), asked, 4)
+    for part in (
+        "until 5,000 tokens; then",
+        "1 : 3",
+        "sequences of 256",
+        "(from 4)",
+        "dp 2, tp 2 with sp",
+        "weights from  /other",
+        "wsd",
+    ):
+        assert part in text, part
+    assert "R = 1" in overview(compose(["model.num_loops=1"]), [], 1)
