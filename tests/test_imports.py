@@ -45,7 +45,9 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # The command line alone knows everything.
     "loopcoder.cli": BASE
     | {
+        "loopcoder.checkpoint.format",
         "loopcoder.checkpoint.pinned",
+        "loopcoder.loaded",
         "loopcoder.data",
         "loopcoder.metrics",
         "loopcoder.train",
@@ -53,6 +55,17 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "launch",
     },
     "loopcoder.__main__": {"loopcoder.cli"},
+    # For notebooks: what a run is made of, in one process.
+    "loopcoder.loaded": BASE
+    | MODEL
+    | {
+        "loopcoder.checkpoint",
+        "loopcoder.data",
+        "loopcoder.metrics",
+        "loopcoder.parallel",
+        "loopcoder.train",
+    },
+    "loopcoder": {"loopcoder.loaded"},
     "launch": BASE,
     "data_pipeline": BASE | {"loopcoder.data.corpus", "loopcoder.data.indexed"},
 }

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from launch.torchrun import record_exit
-from loopcoder.cli import data, doctor, train
+from loopcoder.cli import data, doctor, evaluate, train
 from loopcoder.cli.arguments import rank
 from loopcoder.errors import EXIT_DONE, EXIT_RETRY, InputError, LoopcoderError
 
@@ -86,6 +86,7 @@ def _help(argv: list[str]) -> int:
 
 VERBS = {
     "train": Verb(train.run, "train a model, or several with -m"),
+    "evaluate": Verb(evaluate.run, "the validation loss of a checkpoint, on any data"),
     "data": Verb(data.run, "build a corpus and print its folder"),
     "doctor": Verb(doctor.run, "show what this machine has and whether a config fits it"),
     "help": Verb(_help, "this text; `help VERB` for one verb"),

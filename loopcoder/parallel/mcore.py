@@ -70,6 +70,16 @@ def start_processes(timeout_s: float = 1800) -> None:
         dist.init_process_group("gloo", **options)
 
 
+def start_alone() -> None:
+    """Start a world of this process alone, whatever launcher variables are set."""
+    store: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    if torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+        dist.init_process_group("nccl", device_id=device, **store)
+    else:
+        dist.init_process_group("gloo", **store)
+
+
 def initialise(parallel: ParallelConfig, seed: int) -> Ranks:
     """Build the process groups of a layout in the running world, replacing those of an earlier
     one."""

@@ -1,0 +1,206 @@
+"""`loopcoder evaluate`: the validation loss of a checkpoint, on any data and with any loops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.cli.arguments import parse_arguments
+from loopcoder.config.compose import compose, load_config
+from loopcoder.config.schema import Config
+from loopcoder.data.corpus import MANIFEST, TOKENIZER, Corpus, load_corpus
+from loopcoder.errors import EXIT_DONE, InputError
+
+if TYPE_CHECKING:
+    from loopcoder.loaded import LoadedRun
+
+HELP = """\
+Evaluate a checkpoint: its loss on held-out documents, by domain and loop, in nats per token and
+bits per byte. One process; no launcher is needed.
+
+usage: loopcoder evaluate checkpoint=DIR [--all] [--json] [key=value ...]
+
+  loopcoder evaluate checkpoint=runs/plt_tiny-r2-cc8f20c8a9      the newest checkpoint of a run
+  loopcoder evaluate checkpoint=DIR/checkpoints/step_00001000    one of them
+  loopcoder evaluate checkpoint=DIR --all                        every one that is kept
+  loopcoder evaluate checkpoint=DIR model.num_loops=3            with another number of loops
+  loopcoder evaluate checkpoint=DIR data=files path=~/src        on other data, with its tokenizer
+  loopcoder evaluate checkpoint=DIR eval.sequences_per_domain=512
+
+Everything else is as the run had it. Fields that may be given: model.num_loops, precision,
+train.micro_batch_size, eval.*, data.*."""
+
+_SINGLE = ("model.num_loops", "precision", "train.micro_batch_size")
+
+
+def run(argv: list[str]) -> int:
+    """Evaluate, and print a table or, with --json, one object for each checkpoint."""
+    rest = [a for a in argv if a not in ("--all", "--json")]
+    arguments = parse_arguments(rest, takes=["--all", "--json"])
+    if arguments.help:
+        print(HELP)
+        return EXIT_DONE
+    given = [o for o in arguments.overrides if o.startswith("checkpoint=")]
+    others = [o for o in arguments.overrides if not o.startswith("checkpoint=")]
+    if len(given) != 1:
+        raise InputError.of(
+            "loopcoder evaluate " + " ".join(argv),
+            "it evaluates the checkpoint that is named, once",
+            "loopcoder evaluate checkpoint=DIR",
+        )
+    found = checkpoints(Path(given[0].partition("=")[2]), every="--all" in argv)
+    asked = compose(others, arguments.config_dir)
+    trained = load_config(found[-1].path / layout.CONFIG)
+    config = as_asked(trained, asked, others)
+    corpus = corpus_of(found[-1], config, trained, asked, others, arguments.config_dir)
+    results = evaluate(found, config, corpus)
+    if "--json" in argv:
+        for result in results:
+            print(json.dumps(result))
+    else:
+        print(table(results))
+    return EXIT_DONE
+
+
+def checkpoints(path: Path, every: bool) -> list[Checkpoint]:
+    """Return the checkpoint that a path names, or every one of its folder."""
+    newest = layout.find(path)
+    if not every or newest.path == path.expanduser():
+        return [newest]
+    return layout.complete(newest.path.parent)
+
+
+def as_asked(trained: Config, asked: Config, overrides: Sequence[str]) -> Config:
+    """Return the config of a run with what the overrides change of it.
+
+    Raises:
+        InputError: an override that would change nothing here.
+    """
+    config = trained
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        section, _, field = key.partition(".")
+        if section in ("data", "path"):
+            config = replace(config, data=asked.data)
+        elif section == "eval" and field:
+            section_now = replace(config.eval, **{field: getattr(asked.eval, field)})
+            config = replace(config, eval=section_now)
+        elif key == "model.num_loops":
+            config = replace(config, model=replace(config.model, num_loops=asked.model.num_loops))
+        elif key == "precision":
+            config = replace(config, precision=asked.precision)
+        elif key == "train.micro_batch_size":
+            size = asked.train.micro_batch_size
+            config = replace(config, train=replace(config.train, micro_batch_size=size))
+        else:
+            raise InputError.of(
+                override,
+                "a checkpoint is evaluated as its run was trained, but for "
+                + ", ".join([*_SINGLE, "eval.*", "data.*"]),
+                "leave it out",
+            )
+    return config
+
+
+def corpus_of(
+    checkpoint: Checkpoint,
+    config: Config,
+    trained: Config,
+    asked: Config,
+    overrides: Sequence[str],
+    config_dir: Path | None,
+) -> Corpus:
+    """Return the corpus to evaluate on: that of the run, or the one that was asked for, in the
+    tokens of the checkpoint.
+
+    Raises:
+        InputError: it was tokenised by another tokenizer.
+    """
+    from data_pipeline.driver import prepare
+
+    state = checkpoint.state()
+    if config.data == trained.data and (Path(state.corpus_dir) / MANIFEST).is_file():
+        corpus = load_corpus(state.corpus_dir, "size")
+    else:
+        copied = checkpoint.path / TOKENIZER
+        tokenizer = str(copied) if copied.is_file() else state.tokenizer_path
+        data = config.data
+        if data.build.sources:
+            data = replace(data, build=replace(data.build, tokenizer=tokenizer))
+        corpus = prepare(data, report=print, verify="size")
+    if corpus.tokenizer_hash != state.tokenizer_hash:
+        raise InputError.of(
+            f"{corpus.dir} was tokenised by {corpus.tokenizer_hash}, "
+            f"{checkpoint.path} was trained on {state.tokenizer_hash}",
+            "the same ids mean other text",
+            "data=files path=DOCUMENTS, which is tokenised as the checkpoint was, or no data=",
+        )
+    return corpus
+
+
+def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> list[dict[str, Any]]:
+    """Return the fields `val/...` of each checkpoint, with its path, step and loops."""
+    from loopcoder.loaded import load
+    from loopcoder.train.validation import Evaluator
+
+    name = config.precision.name
+    precision: Literal["fp32", "bf16"] | None = None
+    if name == "fp32" or name == "bf16":
+        precision = name
+    results = []
+    for checkpoint in found:
+        loops = config.model.num_loops
+        run: LoadedRun = load(checkpoint.path, num_loops=loops, precision=precision)
+        resolved = replace(config, model=run.config.model)
+        stage = min(checkpoint.state().position.stage, len(config.stages) - 1)
+        values = Evaluator(resolved, corpus)(run.state, stage)
+        results.append(
+            {
+                "checkpoint": str(checkpoint.path),
+                "step": checkpoint.step,
+                "num_loops": loops,
+                "precision": run.config.precision.name,
+                "corpus": str(corpus.dir),
+                **values,
+            }
+        )
+    return results
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return the results as text: a row for all domains, and one for each."""
+    lines = []
+    for result in results:
+        lines.append(
+            f"{result['checkpoint']}: step {result['step']}, R = {result['num_loops']}, "
+            f"{result['precision']}, on {result['corpus']}"
+        )
+        domains = [k.split("/")[2] for k in result if k.startswith("val/bpb/")]
+        rows = [["", "nats per token", "bits per byte", "by loop"]]
+        for name in ["", *domains]:
+            key = f"val/loss/{name}" if name else "val/loss"
+            bits = result.get(f"val/bpb/{name}")
+            by_loop = [
+                f"{result[f'{key}/loop{r}']:.4f}"
+                for r in range(result["num_loops"])
+                if f"{key}/loop{r}" in result
+            ]
+            rows.append(
+                [
+                    name or "all",
+                    f"{result[key]:.4f}",
+                    "" if bits is None else f"{bits:.4f}",
+                    " -> ".join(by_loop),
+                ]
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines += [
+            "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+    return "\n".join(lines)

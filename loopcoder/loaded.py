@@ -1,0 +1,206 @@
+"""A trained model in one process, for notebooks and for evaluation: `loopcoder.load(DIR)`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from loopcoder.backends import Backends, detect
+from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.load import load as load_weights
+from loopcoder.config.compose import load_config
+from loopcoder.config.resolve import resolve
+from loopcoder.config.schema import Config, ParallelConfig
+from loopcoder.data.corpus import TOKENIZER
+from loopcoder.errors import InputError
+from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE, read_metrics
+from loopcoder.model.documents import Documents
+from loopcoder.parallel import mcore
+
+if TYPE_CHECKING:
+    from loopcoder.train.state import TrainState
+
+
+def load(
+    path: str | Path,
+    *,
+    num_loops: int | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+) -> LoadedRun:
+    """Load the weights of a run into this process, on its GPU if it has one.
+
+    No launcher is needed: a world of one process is started, which opens no port. Weights of any
+    layout fit, and any precision and layer specification of a machine that has other packages.
+
+    Args:
+        path: A checkpoint, a folder of them, or a run's folder: the newest complete one.
+        num_loops: Loops to run with instead of those that were trained.
+        precision: `fp32` or `bf16`; None: fp32 on a CPU, and on a GPU what was trained.
+
+    Raises:
+        InputError: there is no complete checkpoint, it is damaged, or another world is running.
+    """
+    checkpoint = layout.find(Path(path))
+    trained = load_config(checkpoint.path / layout.CONFIG)
+    config = for_this_machine(trained, detect(), num_loops, precision)
+    return LoadedRun(checkpoint, trained, config, _state(checkpoint, config))
+
+
+def for_this_machine(
+    config: Config,
+    backends: Backends,
+    num_loops: int | None,
+    precision: Literal["fp32", "bf16"] | None,
+) -> Config:
+    """Return the config with which one process of this machine runs the weights of another."""
+    loops = config.model.num_loops if num_loops is None else num_loops
+    if loops < 1:
+        raise InputError.of(f"num_loops={loops}", "a model runs once at least", "num_loops=1")
+    if precision not in (None, "fp32", "bf16"):
+        why = "weights are run in 32 or 16 bits"
+        raise InputError.of(f"precision={precision}", why, "precision=bf16")
+    if precision is None:
+        fp32 = config.precision.name == "fp32" or not backends.has_gpu
+        precision = "fp32" if fp32 else "bf16"
+    model = replace(config.model, num_loops=loops, layer_spec="auto", kernels="auto")
+    return resolve(
+        replace(
+            config,
+            model=model,
+            parallel=ParallelConfig(),
+            precision=replace(config.precision, name=precision),
+        ),
+        backends,
+    )
+
+
+@cache
+def _alone() -> mcore.Ranks:
+    """Start a world of this process, once for all models that are loaded."""
+    mcore.prepare()
+    if not dist.is_initialized():
+        mcore.start_alone()
+    elif dist.get_world_size() > 1:
+        raise InputError.of(
+            f"a world of {dist.get_world_size()} processes is running",
+            "a model is loaded into one process",
+            "load it in a process that torchrun has not started",
+        )
+    return mcore.initialise(ParallelConfig(), seed=0)
+
+
+def _state(checkpoint: Checkpoint, config: Config) -> TrainState:
+    ranks = _alone()
+    from loopcoder.train.state import TrainState, build_network
+
+    saved = checkpoint.state()
+    network, mcore_config = build_network(config, ranks, saved.vocab_size)
+    network.set_rope_theta(config.stages[saved.position.stage].rope_theta)
+    load_weights(checkpoint, network, None, config)
+    network.eval()
+    return TrainState(ranks, mcore_config, network, ddp=None, optimizer=None, chunks=[])
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """The model of a checkpoint, and what its run has recorded."""
+
+    checkpoint: Checkpoint
+    trained: Config
+    """The config of the run."""
+    config: Config
+    """That with which this process runs the model."""
+    state: TrainState
+
+    @property
+    def model(self) -> Any:
+        """The PLTModel, in evaluation mode."""
+        return self.state.network
+
+    @property
+    def step(self) -> int:
+        return self.checkpoint.step
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run, if the checkpoint still lies in it."""
+        return self.checkpoint.path.resolve().parents[1]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer that the run was trained with, a `tokenizers.Tokenizer`."""
+        from tokenizers import Tokenizer
+
+        copied = self.checkpoint.path / TOKENIZER
+        path = copied if copied.is_file() else Path(self.checkpoint.state().tokenizer_path)
+        if not path.is_file():
+            raise InputError.of(
+                f"{self.checkpoint.path} has no {TOKENIZER}, and {path} is gone",
+                "checkpoints have a copy since 2026-11-29; older ones name that of their corpus",
+                f"put the tokenizer of the corpus at {copied}",
+            )
+        return Tokenizer.from_file(str(path))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of the run's metrics.jsonl; docs/configuration.md names the fields."""
+        return _lines(self.run_dir / METRICS_FILE)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the lines of the run's events.jsonl."""
+        return _lines(self.run_dir / EVENTS_FILE)
+
+    @torch.no_grad()
+    def logits(self, text: str | Sequence[int], *, every_loop: bool = False) -> Tensor:
+        """Run the model on a text, or on token ids.
+
+        Returns:
+            logits in fp32 of the token after each one, [S, vocabulary]; with `every_loop` those of
+            the head on the output of each loop as well, [R, S, vocabulary].
+        """
+        ids = self._ids(text, at_least=1)
+        tokens, documents = self._row(ids)
+        out = self.state.network(tokens, documents, None, every_loop=every_loop)
+        vocabulary = self.tokenizer.get_vocab_size()
+        return out.squeeze(-2).float()[..., :vocabulary]
+
+    @torch.no_grad()
+    def loss(self, text: str | Sequence[int]) -> Tensor:
+        """Return the loss of every token of a text but the first, after each loop, in nats.
+        [R, S-1]"""
+        ids = self._ids(text, at_least=2)
+        tokens, documents = self._row(ids[:-1])
+        labels, _ = self._row(ids[1:])
+        out: Tensor = self.state.network(tokens, documents, labels, every_loop=True)
+        return out[:, 0].float()
+
+    def bits_per_byte(self, text: str) -> float:
+        """Return the loss of a text after the last loop, in bits per byte of UTF-8."""
+        return float(self.loss(text)[-1].sum()) / math.log(2) / len(text.encode())
+
+    def _ids(self, text: str | Sequence[int], at_least: int) -> list[int]:
+        ids = text
+        if isinstance(text, str):
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if len(ids) < at_least:
+            raise InputError.of(
+                f"the text has {len(ids)} tokens", f"it needs {at_least}", "a longer text"
+            )
+        return [int(i) for i in ids]
+
+    def _row(self, ids: list[int]) -> tuple[Tensor, Documents]:
+        device = self.state.ranks.device
+        row = torch.tensor([ids], device=device)
+        return row, Documents.whole_rows(1, len(ids), device)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return read_metrics(path) if path.exists() else []
