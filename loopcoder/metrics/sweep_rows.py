@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from loopcoder.config.schema import Config, ModelConfig
 from loopcoder.metrics.seeds import BySeed, Mean, mean_of, paired_difference
+from loopcoder.metrics.sinks import VAL_DOMAIN
 from loopcoder.metrics.writer import METRICS_FILE, merge_by_step, read_metrics
 
 
@@ -78,7 +78,7 @@ def row_of(run: SweptRun) -> Row:
     speeds = [line["tokens_per_s"] for line in lines if "tokens_per_s" in line]
     val: dict[str, float] = {}
     for line in lines:
-        val |= {k: v for k, v in line.items() if re.fullmatch(r"val/loss(/(?!loop\d+$)[^/]+)?", k)}
+        val |= {k: v for k, v in line.items() if k == "val/loss" or VAL_DOMAIN.fullmatch(k)}
     return Row(
         run=run.label,
         seed=run.config.seed,
