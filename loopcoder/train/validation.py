@@ -44,8 +44,9 @@ class Evaluator:
             few = [f"{len(s.rows)} of {s.domain}" for s in sets if len(s.rows) < asked]
             if few:
                 yield (
-                    f"validation: eval.sequences_per_domain={asked}, but of {length} tokens "
-                    f"there are {', '.join(few)}; each domain counts by its share of the mixture"
+                    f"validation has fewer sequences of {length} tokens than "
+                    f"eval.sequences_per_domain={asked}: {', '.join(few)}; each domain still "
+                    "counts by its share of the mixture"
                 )
 
     @torch.no_grad()
