@@ -45,7 +45,7 @@ from loopcoder.errors import EXIT_DONE, InputError, LoopcoderError, Problem, Tra
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.schedule import learning_rate
 from loopcoder.storage.files import write_json
-from loopcoder.train.validation import Evaluator
+from loopcoder.train.validation import Evaluator, mixture_mean
 
 MEAN_OVER, PROGRESS = 10, 50
 """Steps per entry of the losses, and between lines of progress."""
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
         peer.compile(dynamic=False)
     optimizers = build_optimizers(peer, config.optim, arguments.optimizer)
     history = train(peer, config, corpus, optimizers, report=lambda x: print(x, flush=True))
-    val = evaluate(peer, config, corpus)
+    val = evaluate(peer, config, corpus, history.stage)
     print("  ".join(f"{name} {loss:.4f}" for name, loss in val.items()), flush=True)
     means = [statistics.fmean(x) for x in parts_of(history.losses, MEAN_OVER)]
     result = {
@@ -189,6 +189,8 @@ class History:
     seconds_per_step: list[float]
     """Means of MEAN_OVER steps, with the time that data took."""
     tokens: int
+    stage: int = 0
+    """Index of the data stage of the last step."""
 
 
 def train(
@@ -217,7 +219,7 @@ def train(
             seconds = (time.perf_counter() - began) / len(recent)
             history.losses += losses
             history.seconds_per_step.append(seconds)
-            history.tokens = data.after.tokens
+            history.tokens, history.stage = data.after.tokens, data.before.stage
             mean = statistics.fmean(losses)
             if not math.isfinite(mean):
                 fact = f"a loss of steps {step - len(losses) + 1} to {step} is not finite"
@@ -264,20 +266,20 @@ def summed_loss(peer: Peer, batch: Batch, config: Config, theta: float) -> Tenso
 
 
 @torch.no_grad()
-def evaluate(peer: Peer, config: Config, corpus: Corpus) -> dict[str, float]:
-    """Return the loss on the held-out sequences of `loopcoder train`, over all and by domain, under
-    the names of its metrics."""
-    theta = config.stages[-1].rope_theta
-    sums: dict[str, tuple[float, float]] = {}
-    for held_out in Evaluator(config, corpus).sets:
+def evaluate(peer: Peer, config: Config, corpus: Corpus, stage: int = -1) -> dict[str, float]:
+    """Return the loss on the held-out sequences of `loopcoder train`, weighted by the mixture and
+    by domain, under the names of its metrics; `stage` is the index of the data stage."""
+    theta, mixture = config.stages[stage].rope_theta, config.stages[stage].mixture
+    losses: dict[str, float] = {}
+    for held_out in Evaluator(config, corpus).sets(stage):
         loss = tokens = 0.0
         for batch in held_out.batches(0, 1, config.train.micro_batch_size):
             loss += float(summed_loss(peer, batch, config, theta))
             tokens += float(batch.loss_mask.sum())
-        sums[held_out.domain] = loss, tokens
-    total = [sum(column) for column in zip(*sums.values(), strict=True)]
-    rows = {"val/loss": total} | {f"val/loss/{domain}": s for domain, s in sums.items()}
-    return {name: loss / max(tokens, 1.0) for name, (loss, tokens) in rows.items()}
+        if tokens:
+            losses[held_out.domain] = loss / tokens
+    by_domain = {f"val/loss/{domain}": loss for domain, loss in losses.items()}
+    return {"val/loss": mixture_mean(losses, mixture)} | by_domain
 
 
 def parts_of(values: list[float], length: int) -> list[list[float]]:

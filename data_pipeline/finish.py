@@ -23,7 +23,7 @@ from data_pipeline.readers.ingest import TALLIES, Listed, Read
 from data_pipeline.report import write_report
 from data_pipeline.schema import Tally
 from data_pipeline.shuffle.shards import Total, Written, total_of
-from data_pipeline.shuffle.stages import Assembled, HeldOut, Tokenised
+from data_pipeline.shuffle.stages import Assembled, Checked, HeldOut, Tokenised, counts_file
 from data_pipeline.shuffle.validate import SHARE_TOLERANCE, manifest_problems
 from data_pipeline.tasks.progress import total_cost
 from data_pipeline.tasks.work import Cost, Output, Result, Work
@@ -34,8 +34,10 @@ from loopcoder.data.corpus import (
     REPORT,
     TOKEN_BYTES,
     TOKENIZER,
+    UNIGRAM_ENTROPY,
     load_corpus,
 )
+from loopcoder.data.unigram import unigram_entropy
 from loopcoder.errors import InputError
 from loopcoder.storage.files import FileEntry, synced_entry, write_bytes, write_json
 
@@ -129,6 +131,7 @@ def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
             }
             for domain in work.domains
         },
+        **_unigram_entropy(work),
         "num_shards": len(shards),
         "share_tolerance": max(SHARE_TOLERANCE, _grain(work, planned, len(shards))),
         "files": dict(sorted(_files(work))),
@@ -152,12 +155,31 @@ def _split(split: str, total: Total | Written, shards: Sequence[Written]) -> dic
     }
 
 
+def _unigram_entropy(work: Work) -> dict[str, Any]:
+    """Return the entry of the manifest; none if a part was built before tokens were counted."""
+    shape = len(work.domains), work.result(Tokenizer).vocab_size
+    train = np.zeros(shape, dtype=np.int64)
+    for bucket, checked in enumerate(work.all_done(Checked)):
+        if not checked.files:
+            return {}
+        train += np.load(checked.file(counts_file(work, "train", bucket)))
+    found = {}
+    for index, held in enumerate(work.all_done(HeldOut)):
+        path = counts_file(work, "val", index)
+        if str(path.relative_to(work.folder)) not in held.files:
+            return {}
+        found[held.result.domain] = unigram_entropy(train[index], np.load(held.file(path)))
+    return {UNIGRAM_ENTROPY: found}
+
+
 def _files(work: Work) -> Iterator[tuple[str, FileEntry]]:
     """Yield every file of the corpus but manifest and report; what was hashed is not read again."""
+    corpus = f"{work.corpus.name}/"
     for kind in (Assembled, HeldOut):
         for done in work.all_done(kind):
             for name, entry in done.files.items():
-                yield name.removeprefix(f"{work.corpus.name}/"), entry
+                if name.startswith(corpus):
+                    yield name.removeprefix(corpus), entry
     for name in (TOKENIZER, TOKEN_BYTES):
         yield name, synced_entry(work.corpus / name)
 

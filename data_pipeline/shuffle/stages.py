@@ -3,10 +3,12 @@
 WORK/buckets/    documents to train on, by bucket: see buckets.py and bucket_index.py
 WORK/held_out/   the others, in the same form
 WORK/corpus/     train/ and val/ of the finished folder
+WORK/frequencies/   how often each token is, by shard: see counts_file
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -34,8 +36,9 @@ from data_pipeline.shuffle.shards import Shard, Written, assemble, concatenate
 from data_pipeline.shuffle.validate import pair_problems
 from data_pipeline.tasks.work import Done, Output, Result, Work, damaged
 from data_pipeline.tokenizer.count import BATCH_CHARS, Counts, Encoding, Tokenizer
+from loopcoder.data.unigram import count_tokens
 from loopcoder.errors import InputError, Problem
-from loopcoder.storage.files import FileEntry
+from loopcoder.storage.files import FileEntry, write_bytes
 
 _BUFFER_BYTES = 1 << 27
 
@@ -173,25 +176,37 @@ def write_held_out(work: Work, index: int) -> Output:
         _open(work, done, _held_out_folder(work), number, indexed, config, whole=False)
         for number in range(config.num_buckets)
     )
-    return Output(
-        HeldOut(domain, concatenate(buckets, indexed, prefix, domain, config)), files=_pair(prefix)
-    )
+    written = concatenate(buckets, indexed, prefix, domain, config)
+    data, index_of_data = _pair(prefix)
+    counts = counts_file(work, "val", index)
+    _save(counts, count_tokens(data, config.vocab_size))
+    return Output(HeldOut(domain, written), files=[data, index_of_data, counts])
 
 
 def validate_shards(work: Work, bucket: int) -> Output:
-    """Refuse shards whose content is not sound."""
+    """Refuse shards whose content is not sound; count their tokens while they are read."""
     config, done = _train_config(work), work.done(Assembled, bucket)
     problems: list[Problem] = []
-    for shard in done.result.shards.values():
+    counts = np.zeros((len(work.domains), config.vocab_size), dtype=np.int64)
+    for domain, shard in done.result.shards.items():
         prefix = work.corpus / "train" / shard.written.prefix
         for path in _pair(prefix):
             done.file(path)
         found = (shard.written.documents, shard.written.tokens)
         fix = f"delete {work.folder} and start the same command again"
-        problems += pair_problems(prefix, found, config.vocab_size, config.eod_id, fix)
+        here = counts[work.domains.index(domain)]
+        problems += pair_problems(prefix, found, config.vocab_size, config.eod_id, fix, here)
     if problems:
         raise InputError(problems)
-    return Output(Checked())
+    path = counts_file(work, "train", bucket)
+    _save(path, counts)
+    return Output(Checked(), files=[path])
+
+
+def counts_file(work: Work, split: str, index: int) -> Path:
+    """Return where it stands how often each token is, int64: of `train`, in the shards of a bucket
+    [domains, vocab_size]; of `val`, in the held-out documents of a domain [vocab_size]."""
+    return work.folder / "frequencies" / f"{split}-{index:05}.npy"
 
 
 # What the stages share
@@ -258,6 +273,14 @@ def _open(
             f"data.build.shards={enough}, or data.build.worker_bytes={2 * size}",
         )
     return Bucket(number, files, indexed.kinds, config, work=work.folder, whole=whole)
+
+
+def _save(path: Path, array: NDArray[np.int64]) -> None:
+    # through a buffer: on a full disk np.save raises an OSError without errno
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.parent.mkdir(exist_ok=True)
+    write_bytes(path, buffer.getvalue())
 
 
 def _pair(prefix: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loopcoder.data.corpus import MANIFEST, load_corpus, rebuild
 from loopcoder.data.indexed import check_pair, chunks_of, token_dtype
@@ -60,7 +61,12 @@ def manifest_problems(folder: Path, manifest: Mapping[str, Any], fix: str) -> li
 
 
 def pair_problems(
-    prefix: Path, named: tuple[int, int], vocab_size: int, eod_id: int, fix: str
+    prefix: Path,
+    named: tuple[int, int],
+    vocab_size: int,
+    eod_id: int,
+    fix: str,
+    counts: NDArray[np.int64] | None = None,
 ) -> Iterator[Problem]:
     """Yield what is wrong with the content of one shard, which no hash of our own can tell.
 
@@ -70,6 +76,7 @@ def pair_problems(
         vocab_size: Of the tokenizer.
         eod_id: Of the tokenizer.
         fix: Of every problem.
+        counts: How often each id is in a sound shard is added to it. [vocab_size]
     """
     try:
         found = check_pair(prefix, vocab_size=vocab_size, eod_id=eod_id)
@@ -88,6 +95,8 @@ def pair_problems(
     for ids in chunks_of(path, token_dtype(vocab_size)):
         ends += int(np.count_nonzero(ids == eod_id))
         lowest, highest = min(lowest, int(ids.min())), max(highest, int(ids.max()))
+        if counts is not None and lowest >= 0 and highest < vocab_size:
+            counts += np.bincount(ids, minlength=vocab_size)
     # every document ends in one, so there are more exactly if one is inside
     if ends != documents:
         why = "an EOD inside a document ends it for the masks but not for the index"

@@ -14,6 +14,7 @@ WORK/sample/, tokenizer/        what the tokenizer is trained on, and itself
 WORK/count/00003.npy            tokens of each document of a chunk
 WORK/plan/00003.json            what is taken of a chunk
 WORK/buckets/, held_out/        documents by bucket, and the index of each: see shuffle/stages.py
+WORK/frequencies/               how often each token is in every shard
 WORK/corpus/                    becomes the finished folder
 WORK/logs/STAGE/                what its tasks logged
 """

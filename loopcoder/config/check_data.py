@@ -32,6 +32,8 @@ def check_data(config: Config) -> Iterator[Problem]:
     yield from _shares(config)
     yield from _tokenizer(config)
     yield from _stages(config)
+    for index, length in enumerate(config.eval.lengths or []):
+        yield from _length(config, f"eval.lengths.{index}", length)
 
 
 def _source(key: str, source: SourceConfig, path: str | list[str] | None) -> Iterator[Problem]:
@@ -94,25 +96,11 @@ def _tokenizer(config: Config) -> Iterator[Problem]:
 
 
 def _stages(config: Config) -> Iterator[Problem]:
-    m, p = config.model, config.parallel
     given = bool(config.data.stages)
     last_until = 0
     for index, stage in enumerate(config.stages):
         where = f"data.stages.{index}." if given else "data."
-        length = stage.seq_length
-        if length > m.max_position_embeddings:
-            yield Problem(
-                f"{where}seq_length={length} "
-                f"model.max_position_embeddings={m.max_position_embeddings}",
-                "a sequence is longer than the model's positions",
-                f"{where}seq_length={m.max_position_embeddings}",
-            )
-        if p.sp and length % p.tp:
-            yield Problem(
-                f"{where}seq_length={length} parallel.sp=true parallel.tp={p.tp}",
-                "sequence parallelism gives every process an equal part of the sequence",
-                f"{where}seq_length={next_multiple(length, p.tp)}",
-            )
+        yield from _length(config, f"{where}seq_length", stage.seq_length)
         is_last = index == len(config.stages) - 1
         if is_last and stage.until is not None:
             yield Problem(
@@ -134,3 +122,20 @@ def _stages(config: Config) -> Iterator[Problem]:
                     f"{where}until={last_until + stage.until}",
                 )
             last_until = max(last_until, stage.until)
+
+
+def _length(config: Config, key: str, length: int) -> Iterator[Problem]:
+    """Yield why no sequence can have the length that the field `key` asks for."""
+    m, p = config.model, config.parallel
+    if length > m.max_position_embeddings:
+        yield Problem(
+            f"{key}={length} model.max_position_embeddings={m.max_position_embeddings}",
+            "a sequence is longer than the model's positions",
+            f"{key}={m.max_position_embeddings}",
+        )
+    if p.sp and length % p.tp:
+        yield Problem(
+            f"{key}={length} parallel.sp=true parallel.tp={p.tp}",
+            "sequence parallelism gives every process an equal part of the sequence",
+            f"{key}={next_multiple(length, p.tp)}",
+        )

@@ -120,9 +120,11 @@ def _fp8_shapes(config: Config) -> Iterator[Problem]:
         "model.num_kv_heads*model.head_dim": (m.num_kv_heads * m.head_dim, p.tp),
     }
     tokens_over = p.cp * (p.tp if p.sp else 1)
-    for stage in config.stages:
-        micro, length = config.train.micro_batch_size, stage.seq_length
-        key = f"train.micro_batch_size*data.seq_length ({micro}*{length})"
+    micro = config.train.micro_batch_size
+    lengths = [("data.seq_length", stage.seq_length) for stage in config.stages]
+    lengths += [("eval.lengths", length) for length in config.eval.lengths or []]
+    for field, length in lengths:
+        key = f"train.micro_batch_size*{field} ({micro}*{length})"
         sizes[key] = (micro * length, tokens_over)
     for key, (size, over) in sizes.items():
         if size % over == 0 and (size // over) % multiple:

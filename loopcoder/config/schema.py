@@ -316,7 +316,10 @@ class EvalConfig:
     at_end: bool = True
     """Evaluate after the last step."""
     sequences_per_domain: PositiveInt = 64
-    """Held-out sequences of each domain; fewer if there are fewer."""
+    """Held-out sequences of each domain; fewer if there are fewer, which is said at the start."""
+    lengths: Annotated[list[PositiveInt] | None, _NEW] = None
+    """Lengths of these sequences, in tokens, at which `val/loss/len<length>` is evaluated beside
+    `val/loss`, which is at the length of the current data stage; null: at no other."""
     per_loop: bool = True
     """Also the loss of each loop's output through the head (logit lens)."""
 

@@ -23,6 +23,8 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 TOKEN_BYTES = "token_bytes.npy"
 REPORT = "report.html"
+UNIGRAM_ENTROPY = "unigram_entropy"
+"""Entry of the manifest: that of every domain, in nats per token (see unigram.py)."""
 
 Verify = Literal["hash", "size"]
 """`hash` reads every byte of a corpus; `size` opens no file but the manifest."""

@@ -8,6 +8,7 @@ boundaries (int64).
 from __future__ import annotations
 
 import struct
+import sys
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,8 +150,12 @@ def check_pair(prefix: Path, *, vocab_size: int, eod_id: int) -> tuple[int, int]
     return int(count), tokens
 
 
-def chunks_of(bin_path: Path, dtype: type[np.generic]) -> Iterator[NDArray[Any]]:
-    """Yield the ids of a `.bin`, some MB at a time."""
+def chunks_of(
+    bin_path: Path, dtype: type[np.generic], limit: int | None = None
+) -> Iterator[NDArray[Any]]:
+    """Yield the ids of a `.bin`, or its first `limit`, some MB at a time."""
+    left = sys.maxsize if limit is None else limit
     with open(bin_path, "rb") as file:
-        while len(ids := np.fromfile(file, dtype=dtype, count=_CHUNK_IDS)):
+        while len(ids := np.fromfile(file, dtype=dtype, count=min(left, _CHUNK_IDS))):
             yield ids
+            left -= len(ids)

@@ -20,12 +20,16 @@ from loopcoder.metrics.drawing import (
     series,
     style,
 )
-from loopcoder.metrics.sinks import human, run_title
-from loopcoder.metrics.writer import METRICS_FILE, merge_by_step, read_metrics
+from loopcoder.metrics.sinks import VAL_DOMAIN, human, run_title
+from loopcoder.metrics.writer import METRICS_FILE, Record, merge_by_step, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_OLDER_COLOR = "#999999"
+_OLDER = "weighted by held-out tokens"
+"""Of the validation loss of runs before it was weighted by the mixture."""
 
 _BY_LOOP = {
     "loops": ("val/loss", "the head on every loop's output", "validation loss (nats / token)"),
@@ -66,7 +70,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     return files
 
 
-def _loss(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
+def _loss(fig: Figure, records: list[Record], title: str) -> None:
     ax = fig.subplots()
     steps, losses = series(records, "loss")
     ax.plot(steps, losses, color=FAINT, linewidth=0.7, alpha=0.7, zorder=1)
@@ -74,13 +78,17 @@ def _loss(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
     last = f": {smooth[-1]:.3f}" if smooth else ""
     ax.plot(steps, smooth, color=COLORS[0], linewidth=1.8, label=f"train, smoothed{last}")
     domains = _domains(records)
-    curves = [("val/loss", "validation", INK)] if series(records, "val/loss")[0] else []
+    older, newer = _by_weighting(records)
+    curves = [(newer, "val/loss", "validation", INK)] if newer else []
     if len(domains) > 1:
         curves += [
-            (f"val/loss/{d}", f"validation, {d}", color_of(i + 1)) for i, d in enumerate(domains)
+            (records, f"val/loss/{d}", f"validation, {d}", color_of(i + 1))
+            for i, d in enumerate(domains)
         ]
-    for i, (key, label, color) in enumerate(curves):
-        xs, ys = series(records, key)
+    if older:
+        curves.append((older, "val/loss", f"validation, {_OLDER}", _OLDER_COLOR))
+    for i, (evaluations, key, label, color) in enumerate(curves):
+        xs, ys = series(evaluations, key)
         ax.plot(
             xs,
             ys,
@@ -91,14 +99,14 @@ def _loss(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
             label=f"{label}: {ys[-1]:.3f}{_bits_per_byte(records, key)}",
         )
     style(ax, title, "optimizer step", "loss (nats / token)")
-    _limit_to_curves(ax, [smooth, *(series(records, key)[1] for key, _, _ in curves)])
+    _limit_to_curves(ax, [smooth, *(series(found, key)[1] for found, key, _, _ in curves)])
+    _unigram_line(ax, records)
+    _mark_change_of_weighting(ax, records)
     _token_axis(ax, records)
     ax.legend(frameon=False, fontsize=9)
 
 
-def _by_loop(
-    fig: Figure, records: list[dict[str, Any]], prefix: str, title: str, y_label: str
-) -> None:
+def _by_loop(fig: Figure, records: list[Record], prefix: str, title: str, y_label: str) -> None:
     ax = fig.subplots()
     for i, loop in enumerate(_loops(records, prefix)):
         xs, ys = series(records, f"{prefix}/loop{loop}")
@@ -112,12 +120,57 @@ def _by_loop(
             linewidth=1.6,
             label=f"loop {loop}: {ys[-1]:.3g}",
         )
+    if prefix == "val/loss":
+        older, newer = _by_weighting(records)
+        _mark_change_of_weighting(ax, records)
+        y_label += f",\n{_OLDER}" if older and not newer else ""
     style(ax, title, "optimizer step", y_label)
     _token_axis(ax, records)
     ax.legend(frameon=False, fontsize=9)
 
 
-def _throughput(fig: Figure, records: list[dict[str, Any]], title: str) -> None:
+def _by_weighting(records: list[Record]) -> tuple[list[Record], list[Record]]:
+    """Return the evaluations that weigh domains by their held-out tokens, as runs once did, and
+    those that weigh them by the mixture."""
+    evaluations = [r for r in records if r.get("val/loss") is not None]
+    newer = [r for r in evaluations if r.get("val/weighting") == "mixture"]
+    return [r for r in evaluations if r.get("val/weighting") != "mixture"], newer
+
+
+def _mark_change_of_weighting(ax: Axes, records: list[Record]) -> None:
+    """Draw a vertical line between the last evaluation of the one kind and the first of the other:
+    a step there is none of the model."""
+    older, newer = _by_weighting(records)
+    if older and newer:
+        change = (older[-1]["step"] + newer[0]["step"]) / 2
+        label = "from here on validation is weighted by the mixture"
+        ax.axvline(change, color=_OLDER_COLOR, linewidth=1.0, linestyle=":", label=label)
+
+
+def _unigram_line(ax: Axes, records: list[Record]) -> None:
+    """Draw the unigram entropy, where that leaves the curves at least half of the height."""
+    steps, entropies = series(records, "val/unigram_entropy")
+    if not steps:
+        return
+    low, high = ax.get_ylim()
+    # constant but for another mixture in another data stage
+    first = series(records, "loss")[0][:1] or steps[:1]
+    label = f"unigram entropy: {entropies[-1]:.3f}"
+    ax.plot(
+        [*first, *steps],
+        [entropies[0], *entropies],
+        color=INK,
+        linewidth=1.0,
+        linestyle="--",
+        drawstyle="steps-pre",
+        label=label,
+    )
+    near = [e for e in entropies if 2 * low - high <= e <= 2 * high - low]
+    pad = 0.03 * (high - low)
+    ax.set_ylim(min([low, *(e - pad for e in near)]), max([high, *(e + pad for e in near)]))
+
+
+def _throughput(fig: Figure, records: list[Record], title: str) -> None:
     top, bottom = fig.subplots(2, 1, sharex=True)
     steps, rates = series(records, "tokens_per_s")
     top.plot(steps, rates, color=FAINT, linewidth=0.7)
@@ -164,7 +217,7 @@ def _limit_to_curves(ax: Axes, curves: Sequence[Sequence[float]]) -> None:
         ax.set_ylim(low - pad, high + pad)
 
 
-def _token_axis(ax: Axes, records: list[dict[str, Any]]) -> None:
+def _token_axis(ax: Axes, records: list[Record]) -> None:
     """Mark the tokens trained along the top; not linear in steps while the batch ramps up."""
     steps, tokens = series(records, "tokens")
     if len(steps) < 2:
@@ -205,17 +258,17 @@ def _median(values: Sequence[float]) -> float:
     return ordered[len(ordered) // 2]
 
 
-def _domains(records: list[dict[str, Any]]) -> list[str]:
+def _domains(records: list[Record]) -> list[str]:
     keys = {key for record in records for key in record}
-    return sorted(m[1] for key in keys if (m := re.fullmatch(r"val/loss/(?!loop\d+$)([^/]+)", key)))
+    return sorted(m[1] for key in keys if (m := VAL_DOMAIN.fullmatch(key)))
 
 
-def _loops(records: list[dict[str, Any]], prefix: str) -> list[int]:
+def _loops(records: list[Record], prefix: str) -> list[int]:
     keys = {key for record in records for key in record}
     return sorted(int(m[1]) for key in keys if (m := re.fullmatch(rf"{prefix}/loop(\d+)", key)))
 
 
-def _bits_per_byte(records: list[dict[str, Any]], loss_key: str) -> str:
+def _bits_per_byte(records: list[Record], loss_key: str) -> str:
     values = series(records, loss_key.replace("val/loss", "val/bpb"))[1]
     return f" ({values[-1]:.3f} bits/byte)" if values else ""
 

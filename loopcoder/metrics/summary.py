@@ -22,8 +22,8 @@ def print_summary(
 ) -> None:
     """Print what came out and, as `advice`, what to try next.
 
-    The validation loss is compared with the unigram entropy of the same tokens (both in nats per
-    token); None leaves the comparison out.
+    The validation loss is compared with the unigram entropy of the corpus (both in nats per token,
+    their domains weighted by the mixture); None leaves the comparison out.
     """
     print(f"\ndone: {steps} steps, {tokens:,} tokens")
     if val_loss is not None and unigram_entropy is not None:

@@ -31,6 +31,7 @@ def report_sweep(runs: Sequence[SweptRun], folder: Path, *, plot: bool) -> None:
     parts = [point_table(points) if has_seeds else run_table(rows)]
     if loops is not None:
         parts.append(loop_table(loops))
+    parts += _mixed_weightings(rows)
     print("\n\n".join(parts), flush=True)
     if has_seeds:
         parts.append(run_table(rows))
@@ -51,6 +52,17 @@ def report_sweep(runs: Sequence[SweptRun], folder: Path, *, plot: bool) -> None:
         from loopcoder.metrics.sweep_plot import plot_sweep
 
         plot_sweep(points, folder / "sweep.png")
+
+
+def _mixed_weightings(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield which runs' val/loss does not compare with that of the others."""
+    evaluated = [row for row in rows if row.val]
+    older = [row.run for row in evaluated if row.weighting is None]
+    if 0 < len(older) < len(evaluated):
+        yield (
+            f"val/loss of {', '.join(older)} weighs domains by their held-out tokens, as runs once "
+            "did, that of the others by the mixture: only val/loss/<domain> compares."
+        )
 
 
 def run_table(rows: Sequence[Row]) -> str:

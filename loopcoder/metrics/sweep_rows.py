@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from loopcoder.config.schema import Config, ModelConfig
 from loopcoder.metrics.seeds import BySeed, Mean, mean_of, paired_difference
+from loopcoder.metrics.sinks import VAL_DOMAIN
 from loopcoder.metrics.writer import METRICS_FILE, merge_by_step, read_metrics
 
 
@@ -40,6 +40,8 @@ class Row:
     """val/loss and val/loss/<domain>, by their names in metrics.jsonl."""
     tokens_per_s: float | None
     exit_code: int | None
+    weighting: str | None = None
+    """val/weighting of its last evaluation; None: by held-out tokens, as runs once did."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,11 @@ def row_of(run: SweptRun) -> Row:
     losses = [line["loss"] for line in lines if "loss" in line]
     speeds = [line["tokens_per_s"] for line in lines if "tokens_per_s" in line]
     val: dict[str, float] = {}
+    weighting = None
     for line in lines:
-        val |= {k: v for k, v in line.items() if re.fullmatch(r"val/loss(/(?!loop\d+$)[^/]+)?", k)}
+        if "val/loss" in line:
+            weighting = line.get("val/weighting")
+        val |= {k: v for k, v in line.items() if k == "val/loss" or VAL_DOMAIN.fullmatch(k)}
     return Row(
         run=run.label,
         seed=run.config.seed,
@@ -88,6 +93,7 @@ def row_of(run: SweptRun) -> Row:
         val=val,
         tokens_per_s=statistics.median(speeds) if speeds else None,
         exit_code=run.exit_code,
+        weighting=weighting,
     )
 
 

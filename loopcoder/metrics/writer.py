@@ -53,13 +53,20 @@ FIELDS = {
     "data_wait_s": "part of step_time_s spent waiting for the batch",
     "time": "when it was written, UTC (ISO 8601)",
     "memory_bytes": "peak memory of the rank with most of it: on the GPU, or of its process",
-    "val/loss": "mean over the held-out tokens of every domain, nats per token",
-    "val/loss/<domain>": "the same over one domain",
+    "val/loss": "sum over domains of their share of the data stage's mixture, by tokens, times "
+    "val/loss/<domain>",
+    "val/weighting": "what weighs the domains in val/loss: mixture; lines of runs before 2026-12 "
+    "lack it, and their val/loss is the mean over the held-out tokens of all domains",
+    "val/loss/<domain>": "mean over the held-out tokens of one domain, nats per token",
     "val/bpb/<domain>": "bits per byte of UTF-8: val/loss/<domain> * tokens / bytes / ln 2",
     "val/loss/loop<r>": "val/loss with the head on the output of loop r (logit lens), r from 0",
     "val/loss/<domain>/loop<r>": "the same over one domain",
+    "val/loss/len<n>": "val/loss with sequences of n tokens (eval.lengths); its /<domain>, "
+    "/loop<r> and val/bpb/len<n>/<domain> are as above",
+    "val/unigram_entropy": "cross-entropy of the corpus' held-out tokens under the frequencies of "
+    "its training tokens, domains weighted as in val/loss, nats per token",
 }
-"""Meaning and unit of every field of a line; `<domain>` and `<r>` are placeholders."""
+"""Meaning and unit of every field of a line; `<domain>`, `<r>` and `<n>` are placeholders."""
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

@@ -26,6 +26,7 @@ from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
+from loopcoder.data.unigram import entropies_of
 from loopcoder.errors import EXIT_DONE, Preempted
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
@@ -46,7 +47,7 @@ from loopcoder.train.provenance import Launch, provenance
 from loopcoder.train.signals import StopSignal
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
-from loopcoder.train.validation import Evaluator
+from loopcoder.train.validation import Evaluator, mixture_mean
 from loopcoder.train.window import Window, reduce_peak_memory
 
 
@@ -119,11 +120,14 @@ class Run:
         name = backends.gpu_name if self.ranks.device.type == "cuda" else None
         self._peak_flops = peak_flops(config.hardware, name, config.precision.name)  # type: ignore[arg-type]
         self._val: dict[str, float] = {}
+        self._unigram_entropies: dict[str, float] = {}
+        self._unigram_entropy: float | None = None
 
     def go(self, notes: list[str]) -> None:
         """Restore, train to the end, and leave everything closed."""
         try:
             self._restore(notes)
+            self._prepare_validation()
             self._train()
             self.saver.finish()
             self._conclude()
@@ -202,7 +206,7 @@ class Run:
         memory = reduce_peak_memory(self.ranks.device)
         if evaluate:
             with window.excluding():
-                self._val = self.evaluator(self.state)
+                self._val = self.evaluator(self.state, data.before.stage)
         if self.writer is not None:
             self.writer.log(
                 {
@@ -219,9 +223,19 @@ class Run:
                     "batch_size": data.size,
                     "memory_bytes": memory,
                     "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    **(self._val if evaluate else {}),
+                    **(self._validation(data.before.stage) if evaluate else {}),
                 }
             )
+
+    def _validation(self, stage: int) -> dict[str, Any]:
+        """Return the fields of an evaluation on rank 0."""
+        mixture = self.config.stages[stage].mixture
+        self._unigram_entropy = mixture_mean(self._unigram_entropies, mixture)
+        return {
+            **self._val,
+            "val/weighting": "mixture",
+            "val/unigram_entropy": self._unigram_entropy,
+        }
 
     def _throughput(self, stage: int) -> Throughput:
         seq_length = self.config.stages[stage].seq_length
@@ -276,6 +290,17 @@ class Run:
             for line in plan_of_run(self.config, self.corpus, self.vocab_size, self.position):
                 self.say(line)
 
+    def _prepare_validation(self) -> None:
+        """Say what is short of held-out sequences, and get what the loss is compared with."""
+        if self.config.eval.interval is None and not self.config.eval.at_end:
+            return
+        for note in self.evaluator.shortages():
+            self.event("note", text=note)
+            self.say(note)
+        if self.ranks.is_main:
+            cache = Path(self.config.data.build.cache_dir).expanduser()
+            self._unigram_entropies = entropies_of(self.corpus, cache, self.say)
+
     def _writer(self, resumed: CheckpointState | None) -> MetricsWriter:
         step = resumed.step if resumed else None
         sinks = build_sinks(
@@ -303,7 +328,7 @@ class Run:
             if self.launch.is_point
             else next_command(self.config, self.launch.overrides),
             val_loss=self._val.get("val/loss"),
-            unigram_entropy=self.evaluator.unigram_entropy() if self._val else None,
+            unigram_entropy=self._unigram_entropy,
             plots=plot_run(self.run_dir) if plots else [],
         )
 

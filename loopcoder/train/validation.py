@@ -1,8 +1,9 @@
-"""Loss on held-out documents: by domain, by loop, and in bits per byte."""
+"""Loss on held-out documents: weighted by the mixture, by domain, by loop, and in bits per byte."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -16,37 +17,60 @@ from loopcoder.train.step import losses
 
 
 class Evaluator:
-    """Evaluates the same held-out sequences every time."""
+    """Evaluates the same held-out sequences every time, those of all domains of any data stage."""
 
     def __init__(self, config: Config, corpus: Corpus):
         self.config = config
-        stage = config.stages[-1]
-        self.sets = [
-            HeldOut(corpus, domain, config.data, stage.seq_length, config.eval.sequences_per_domain)
-            for domain in corpus.domains
-            if domain in stage.mixture
-        ]
+        trained = {domain for stage in config.stages for domain in stage.mixture}
+        lengths = {stage.seq_length for stage in config.stages} | set(config.eval.lengths or ())
+        self._sets = {
+            length: [
+                HeldOut(corpus, domain, config.data, length, config.eval.sequences_per_domain)
+                for domain in corpus.domains
+                if domain in trained
+            ]
+            for length in sorted(lengths)
+        }
         self._token_bytes = torch.from_numpy(np.asarray(corpus.token_bytes()))
 
-    def unigram_entropy(self) -> float:
-        """Entropy of the evaluated tokens' own frequencies, in nats per token: what a model without
-        context can reach."""
-        labels = [s.rows[:, 1:][s.valid & (s.rows[:, :-1] != s.eod)] for s in self.sets]
-        counts = torch.bincount(torch.cat(labels)).double()
-        shares = counts[counts > 0] / counts.sum()
-        return float(-(shares * shares.log()).sum())
+    def sets(self, stage: int = -1) -> list[HeldOut]:
+        """Return the held-out sequences of every domain, at the length of a data stage."""
+        return self._sets[self.config.stages[stage].seq_length]
+
+    def shortages(self) -> Iterator[str]:
+        """Yield a sentence for each length at which there are fewer sequences than asked for."""
+        asked = self.config.eval.sequences_per_domain
+        for length, sets in self._sets.items():
+            few = [f"{len(s.rows)} of {s.domain}" for s in sets if len(s.rows) < asked]
+            if few:
+                yield (
+                    f"validation has fewer sequences of {length} tokens than "
+                    f"eval.sequences_per_domain={asked}: {', '.join(few)}; each domain still "
+                    "counts by its share of the mixture"
+                )
 
     @torch.no_grad()
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        """Return the fields of a metrics line; every rank must call it and gets the same."""
+    def __call__(self, state: TrainState, stage: int = -1) -> dict[str, float]:
+        """Evaluate as a data stage trains; every rank must call it and gets the same.
+
+        Args:
+            state: The model.
+            stage: Index of the data stage, whose length, RoPE base and mixture are taken.
+
+        Returns:
+            the fields `val/...` of a metrics line.
+        """
+        here, further = self.config.stages[stage], self.config.eval.lengths or []
         loops = self.config.model.num_loops if self.config.eval.per_loop else 1
-        fields: dict[str, float] = {}
-        overall = torch.zeros(loops + 2, dtype=torch.float64)
-        for held_out in self.sets:
-            sums = self._sums(state, held_out, loops)
-            overall += sums
-            fields |= _fields(f"/{held_out.domain}", sums)
-        return _fields("", overall) | fields
+        state.network.set_rope_theta(here.rope_theta)
+        sums = {
+            length: {s.domain: self._sums(state, s, loops) for s in self._sets[length]}
+            for length in dict.fromkeys([here.seq_length, *further])
+        }
+        fields = _fields(sums[here.seq_length], here.mixture, loops)
+        for length in further:
+            fields |= _fields(sums[length], here.mixture, loops, f"/len{length}")
+        return fields
 
     def _sums(self, state: TrainState, held_out: HeldOut, loops: int) -> torch.Tensor:
         """[loops + 2]: summed loss after each loop (the last is the model's), valid tokens, UTF-8
@@ -70,11 +94,40 @@ class Evaluator:
         return sums.cpu()
 
 
-def _fields(suffix: str, sums: torch.Tensor) -> dict[str, float]:
-    *by_loop, tokens, utf8_bytes = sums.tolist()
-    fields = {f"val/loss{suffix}": by_loop[-1] / max(tokens, 1.0)}
-    if len(by_loop) > 1:
-        fields |= {f"val/loss{suffix}/loop{r}": s / max(tokens, 1.0) for r, s in enumerate(by_loop)}
-    if suffix:
-        fields[f"val/bpb{suffix}"] = by_loop[-1] / math.log(2) / max(utf8_bytes, 1.0)
+def mixture_mean(values: Mapping[str, float], mixture: Mapping[str, float]) -> float:
+    """Return the mean over domains, each with its weight in the mixture.
+
+    A domain without a value does not count; without any, the mean is NaN.
+    """
+    weights = {domain: weight for domain, weight in mixture.items() if domain in values}
+    if not weights:
+        return math.nan
+    return sum(weight * values[d] for d, weight in weights.items()) / sum(weights.values())
+
+
+def _fields(
+    sums: Mapping[str, torch.Tensor], mixture: Mapping[str, float], loops: int, at: str = ""
+) -> dict[str, float]:
+    """Return the fields of what `_sums` found of every domain; `at` comes after `val/loss`."""
+    by_domain: dict[str, list[float]] = {}
+    fields: dict[str, float] = {}
+    for domain, found in sums.items():
+        *by_loop, tokens, utf8_bytes = found.tolist()
+        if tokens == 0:  # nothing but first tokens of documents
+            continue
+        by_domain[domain] = [s / tokens for s in by_loop]
+        fields |= _by_loop(f"val/loss{at}/{domain}", by_domain[domain])
+        fields[f"val/bpb{at}/{domain}"] = by_loop[-1] / math.log(2) / max(utf8_bytes, 1.0)
+    means = [
+        mixture_mean({domain: loss[r] for domain, loss in by_domain.items()}, mixture)
+        for r in range(loops)
+    ]
+    return _by_loop(f"val/loss{at}", means) | fields
+
+
+def _by_loop(name: str, loss: list[float]) -> dict[str, float]:
+    """Name the loss of the model, which is that of its last loop, and of each loop."""
+    fields = {name: loss[-1]}
+    if len(loss) > 1:
+        fields |= {f"{name}/loop{r}": of_loop for r, of_loop in enumerate(loss)}
     return fields

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from loopcoder.config.data import StageConfig
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_NO_RETRY
 from tests.configs import small_config
 from tests.reference import Rounding, errors
@@ -90,6 +91,13 @@ def test_steps_and_evaluation_are_those_of_the_train_loop(ranks, seed, corpus):
     from loopcoder.train.validation import Evaluator
 
     config = small_config(dict(num_loops=1))
+    # 12 steps end in the second of three stages
+    stages = [
+        StageConfig(until=8 * 32 * 8),
+        StageConfig(until=10**6, mixture={"text": 1, "code": 3}, seq_length=24, rope_theta=5e3),
+        StageConfig(mixture={"code": 1}),
+    ]
+    config = replace(config, data=replace(config.data, stages=stages))
     schedule = replace(config.optim.schedule, kind="cosine", warmup_steps=2)
     optim = replace(config.optim, lr=3e-3, min_lr=1e-3, schedule=schedule, clip_grad=0.5)
     config = replace(config, seed=seed, optim=optim, train=replace(config.train, max_steps=12))
@@ -102,6 +110,7 @@ def test_steps_and_evaluation_are_those_of_the_train_loop(ranks, seed, corpus):
     losses = []
     loader = Loader(config, corpus, Position(), 0, 1, pin=False)
     for data in loader:
+        state.network.set_rope_theta(config.stages[data.before.stage].rope_theta)
         loss, tokens = forward_backward(state, data.microbatches, len(corpus.domains)).sum(1)
         lr = learning_rate(optim, data.after.step, config.train.max_steps)
         update(state.optimizer, optim, lr, tokens)
@@ -111,8 +120,9 @@ def test_steps_and_evaluation_are_those_of_the_train_loop(ranks, seed, corpus):
     assert losses[-1] < losses[0]
     assert history.losses == pytest.approx(losses, rel=ROUNDING)
     assert history.tokens == data.after.tokens
-    ours = Evaluator(config, corpus)(state)
-    theirs = evaluate(peer, config, corpus)
+    assert history.stage == data.before.stage == 1
+    ours = Evaluator(config, corpus)(state, data.before.stage)
+    theirs = evaluate(peer, config, corpus, history.stage)
     assert set(theirs) == {"val/loss", "val/loss/text", "val/loss/code"}
     assert theirs == pytest.approx({name: ours[name] for name in theirs}, rel=ROUNDING)
 

@@ -15,6 +15,7 @@ from loopcoder.errors import InputError
 from loopcoder.metrics import plots
 
 matplotlib_image = pytest.importorskip("matplotlib.image")
+Figure = pytest.importorskip("matplotlib.figure").Figure
 
 
 def make_run(run_dir: Path, *, num_loops: int = 2, steps: int = 60, evaluate: bool = True) -> Path:
@@ -93,3 +94,92 @@ def test_smoothing_is_a_centred_mean_without_nan() -> None:
     line[50] = math.nan
     assert all(math.isfinite(v) for v in plots._smooth(line))
     assert plots._smooth([]) == []
+
+
+Records = list[dict[str, Any]]
+
+
+def evaluations(steps: range, **fields: Any) -> Records:
+    return [
+        {"step": s, "loss": 9 - s / 20, "val/loss": 9.5 - s / 20, "val/loss/code": 9 - s / 20}
+        | {"val/loss/text": 10 - s / 20, "val/loss/loop0": 10.5 - s / 20, "val/loss/loop1": 9.5}
+        | fields
+        for s in steps
+    ]
+
+
+def curves(records: Records, *, by_loop: bool = False) -> tuple[dict[str, Any], Any]:
+    """Return the lines of a figure by their labels, and its axes."""
+    fig = Figure()
+    if by_loop:
+        plots._by_loop(fig, records, "val/loss", "title", "loss")
+    else:
+        plots._loss(fig, records, "title")
+    (ax, *_) = fig.axes
+    return {line.get_label(): line for line in ax.lines}, ax
+
+
+NEW = {"val/weighting": "mixture", "val/unigram_entropy": 6.5}
+RESUMED = evaluations(range(10, 50, 10)) + evaluations(range(50, 100, 10), **NEW)
+
+
+def test_the_unigram_entropy_is_a_line_from_the_first_step() -> None:
+    lines, ax = curves([{"step": 1, "loss": 9.0}, *evaluations(range(10, 50, 10), **NEW)])
+    line = lines["unigram entropy: 6.500"]
+    assert set(line.get_ydata()) == {6.5}
+    assert (line.get_xdata()[0], line.get_xdata()[-1]) == (1, 40)
+    low, high = ax.get_ylim()
+    assert low < 6.5 < high
+
+
+def test_the_unigram_entropy_of_stages_has_steps() -> None:
+    records = evaluations(range(10, 50, 10), **NEW)
+    records += evaluations(range(50, 100, 10), **NEW | {"val/unigram_entropy": 6.25})
+    line = curves(records)[0]["unigram entropy: 6.250"]
+    assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == {
+        step: 6.5 if step < 50 else 6.25 for step in range(10, 100, 10)
+    }
+
+
+def test_a_far_unigram_entropy_does_not_flatten_the_curves() -> None:
+    lines, ax = curves(evaluations(range(10, 50, 10), **NEW | {"val/unigram_entropy": 1e3}))
+    assert "unigram entropy: 1000.000" in lines
+    assert ax.get_ylim()[1] < 20
+
+
+def test_the_plot_names_the_old_validation_where_it_changes() -> None:
+    """A run that was begun before validation was weighted by the mixture, and continued since."""
+    lines, _ = curves(RESUMED)
+    older = lines["validation, weighted by held-out tokens: 7.500"]
+    newer = lines["validation: 5.000"]
+    assert list(older.get_xdata()) == [10, 20, 30, 40]
+    assert list(newer.get_xdata()) == [50, 60, 70, 80, 90]
+    assert 40 < lines["from here on validation is weighted by the mixture"].get_xdata()[0] < 50
+    # the domains' own losses mean what they meant
+    assert list(lines["validation, code: 4.500"].get_xdata()) == list(range(10, 100, 10))
+
+
+def test_loops_are_marked_where_the_validation_changes() -> None:
+    lines, ax = curves(RESUMED, by_loop=True)
+    assert 40 < lines["from here on validation is weighted by the mixture"].get_xdata()[0] < 50
+    assert ax.get_ylabel() == "loss"
+
+
+@pytest.mark.parametrize("by_loop", [False, True])
+def test_an_old_run_is_drawn_as_what_it_is(by_loop: bool) -> None:
+    lines, ax = curves(evaluations(range(10, 50, 10)), by_loop=by_loop)
+    assert not [label for label in lines if "from here on" in label or "unigram" in label]
+    named = ax.get_ylabel() if by_loop else " ".join(lines)
+    assert "weighted by held-out tokens" in named
+
+
+@pytest.mark.parametrize("by_loop", [False, True])
+def test_a_new_run_says_nothing_of_it(by_loop: bool) -> None:
+    lines, ax = curves(evaluations(range(10, 50, 10), **NEW), by_loop=by_loop)
+    assert "weighted" not in " ".join([*lines, ax.get_ylabel()])
+
+
+def test_further_lengths_are_no_domains(tmp_path: Path) -> None:
+    records = evaluations(range(10, 50, 10), **NEW, **{"val/loss/len32": 5.0})
+    assert plots._domains(records) == ["code", "text"]
+    assert not [label for label in curves(records)[0] if "len32" in label]

@@ -20,6 +20,7 @@ from loopcoder.metrics.sinks import (
     WandbSink,
     build_sinks,
     describe,
+    describe_evaluation,
     duration,
     human,
 )
@@ -119,6 +120,16 @@ def test_plain_lines_come_by_time_and_at_evaluations() -> None:
         in lines
     )
     assert lines[-1] == "saved step 100 (14.9MB, 0.3 s)"
+
+
+def test_an_evaluation_names_further_lengths_apart_from_domains() -> None:
+    record = {"step": 9, "val/loss": 2.0, "val/loss/code": 1.5, "val/loss/len16": 3.0}
+    record |= {"val/loss/len512": 1.75, "val/loss/len512/code": 1.25, "val/loss/len512/loop0": 4.0}
+    record |= {"val/bpb/len512/code": 0.5, "val/loss/lengthy": 6.0, "val/weighting": "mixture"}
+    assert describe_evaluation(record) == (
+        "eval step 9: val 2.0000  |  code 1.5000  lengthy 6.0000  |  "
+        "by length 16: 3.0000  512: 1.7500"
+    )
 
 
 def test_describe_states_units_and_leaves_out_what_is_absent() -> None:

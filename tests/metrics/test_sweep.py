@@ -149,3 +149,24 @@ def test_the_table_shows_what_is_not_there() -> None:
     )
     assert cells(table)[2] == ["a", "1", "0", "-", "-", "-", "-"]
     assert "90,000" in table
+
+
+@pytest.mark.parametrize("older", [(), (1,), (0, 2), (0, 1, 2)])
+def test_runs_with_the_old_validation_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], older: tuple[int, ...]
+) -> None:
+    runs = [
+        run(
+            tmp_path / str(i),
+            {"step": 1, "loss": 2.0, "tokens": 10, "val/loss": 1.5}
+            | ({} if i in older else {"val/weighting": "mixture"}),
+        )
+        for i in range(3)
+    ]
+    report_sweep(runs, tmp_path, plot=False)
+    printed = capsys.readouterr().out
+    named = f"val/loss of {', '.join(f'lr={i}' for i in older)} weighs domains"
+    assert (named in printed) == (len(older) in (1, 2))
+    assert ("only val/loss/<domain> compares" in (tmp_path / "sweep.md").read_text()) == (
+        len(older) in (1, 2)
+    )
