@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
@@ -148,10 +148,8 @@ def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> lis
     from loopcoder.loaded import load
     from loopcoder.train.validation import Evaluator
 
-    name = config.precision.name
-    precision: Literal["fp32", "bf16"] | None = None
-    if name == "fp32" or name == "bf16":
-        precision = name
+    # None: what suits this machine, for a run in FP8
+    precision: Any = config.precision.name if config.precision.name in ("fp32", "bf16") else None
     results = []
     for checkpoint in found:
         loops = config.model.num_loops
