@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from launch.torchrun import record_exit
+from loopcoder import __version__
 from loopcoder.cli import data, doctor, evaluate, train
 from loopcoder.cli.arguments import rank
 from loopcoder.errors import EXIT_DONE, EXIT_RETRY, InputError, LoopcoderError
@@ -55,6 +56,9 @@ def _dispatch(arguments: list[str]) -> int:
     name = arguments[0] if arguments else "help"
     if name in ("-h", "--help"):
         name = "help"
+    if name in ("-V", "--version"):
+        print(f"loopcoder {__version__}")
+        return EXIT_DONE
     if name not in VERBS:
         nearest = difflib.get_close_matches(name, VERBS, n=1) or ["help"]
         raise InputError.of(
