@@ -28,10 +28,10 @@ from loopcoder.config.compose import (
     compose,
     conf_dir,
     group_options,
-    parse_overrides,
     sweep_axes,
 )
 from loopcoder.config.identity import config_hash
+from loopcoder.config.overrides import parse_overrides, quoted
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem
@@ -123,7 +123,7 @@ def points(
         except InputError as error:
             problems += [replace(p, fact=f"[{label}] {p.fact}") for p in error.problems]
             continue
-        run_overrides = [*values, f"run_dir={_quoted(str(folder))}"]
+        run_overrides = [*values, f"run_dir={quoted(str(folder))}"]
         found.append(Point(label, unseeded or only_seeds, run_overrides, config, folder))
     if problems:
         raise InputError(problems)
@@ -165,10 +165,6 @@ def _folder_name(label: str) -> str:
     return (
         re.sub(r"[^\w.=-]+", "-", re.sub(r"[^\s=]*\.(\w+=)", r"\1", label)).strip("-")[:80] or "run"
     )
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def train_point(point: Point, config_dir: Path | None) -> int:
