@@ -45,7 +45,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # The command line alone knows everything.
     "loopcoder.cli": BASE
     | {"loopcoder.data", "loopcoder.metrics", "loopcoder.train", "data_pipeline", "launch"},
-    "loopcoder.__main__": {"loopcoder.cli"},
+    "loopcoder.__main__": {"loopcoder.cli", "loopcoder.storage"},
     "launch": BASE,
     "data_pipeline": BASE | {"loopcoder.data.corpus", "loopcoder.data.indexed"},
 }

@@ -48,9 +48,10 @@ def run(argv: list[str]) -> int:
 
     try:
         corpus = prepare(config.data, report=report, verify=config.data.verify)
-    except KeyboardInterrupt:
-        report("data: stopped; the same command continues with what is not done yet")
-        raise
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            "data: stopped; the same command continues with what is not done yet"
+        ) from error
     print(corpus.dir)
     return EXIT_DONE
 

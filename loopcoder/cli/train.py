@@ -23,6 +23,7 @@ from loopcoder.config.identity import config_hash, resolve_run_dir
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_DONE, Preempted
+from loopcoder.storage.signals import ended_at_once, heard, leave_terminal, name_of
 
 HELP = """\
 Train a model. Without arguments: a tiny one, on text and code that are already on this machine.
@@ -116,8 +117,8 @@ def _train(arguments: Arguments) -> int:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
 
-    from loopcoder.train.loop import train
-
+    with ended_at_once():
+        from loopcoder.train.loop import train
     return train(config, corpus, backends, run_dir)
 
 
@@ -128,16 +129,21 @@ def _announce(config: Config, backends: Backends, size: int, run_dir: Path) -> N
 
 
 def _stop_on_signals() -> None:
-    """End with 75 when asked to stop before the train loop listens for itself."""
+    """End with 75 and one line when asked to stop before the train loop listens for itself."""
     starter = os.getpid()
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != starter:  # a forked worker of the data pipeline ends as it would have
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        raise Preempted(f"{signal.Signals(number).name} before the first step")
+        if number == signal.SIGHUP:
+            leave_terminal()
+        text = f"{name_of(number)} before the first step; the same command continues"
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt(text)
+        raise Preempted(text)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in heard():
         signal.signal(number, stop)
 
 
