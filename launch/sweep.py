@@ -35,6 +35,7 @@ from loopcoder.config.overrides import parse_overrides, quoted
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem
+from loopcoder.storage.folders import make_folder
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | None, backends: Backends)
             "loopcoder train -m ... without torchrun; each run starts its own processes",
         )
     folder, found = points(overrides, config_dir, backends)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "run_dir")
     ledger = folder / "ledger.jsonl"
     print(f"{len(found)} runs in {folder}", flush=True)
     stopped = None

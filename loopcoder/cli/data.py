@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from loopcoder.backends import detect
-from loopcoder.cli.arguments import composed, parse_arguments
+from loopcoder.cli.arguments import composed, make_cache, parse_arguments
 from loopcoder.config.compose import to_yaml
 from loopcoder.errors import EXIT_DONE, InputError
 
@@ -41,6 +41,7 @@ def run(argv: list[str]) -> int:
     if arguments.print_config:
         print(to_yaml(config), end="")
         return EXIT_DONE
+    make_cache(config.data)
     from data_pipeline.driver import prepare
 
     def report(text: str) -> None:

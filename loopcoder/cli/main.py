@@ -71,6 +71,14 @@ def _unexpected(error: Exception) -> int:
     """Print the traceback of a fault of the program; return the exit code."""
     if isinstance(error, BrokenPipeError) and quietly_without_a_reader():
         return EXIT_RETRY
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.expanduser
+        homeless = InputError.of(
+            "a path begins with ~, and there is no home directory",
+            "HOME is not set, and this user is not in /etc/passwd",
+            "export HOME=DIR, or data.build.cache_dir=DIR and no ~ in other paths",
+        )
+        print_error(homeless)
+        return homeless.exit_code
     traceback.print_exc()
     return 1
 

@@ -16,13 +16,14 @@ from types import FrameType
 from launch.slurm_env import adopt_slurm
 from launch.torchrun import CONFIG_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect
-from loopcoder.cli.arguments import Arguments, composed, parse_arguments, rank, say
+from loopcoder.cli.arguments import Arguments, composed, make_cache, parse_arguments, rank, say
 from loopcoder.config.check import check
 from loopcoder.config.compose import conf_dir, group_options, to_yaml
 from loopcoder.config.identity import config_hash, resolve_run_dir
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_DONE, Preempted
+from loopcoder.storage.folders import make_folder
 from loopcoder.storage.signals import ended_at_once, heard, leave_terminal, name_of
 
 HELP = """\
@@ -100,6 +101,9 @@ def _train(arguments: Arguments) -> int:
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check(config, size, backends)
     run_dir = resolve_run_dir(config)
+    if rank() == 0:
+        make_folder(run_dir, "run_dir")
+        make_cache(config.data)
     if CONFIG_VARIABLE not in os.environ:
         _announce(config, backends, size, run_dir)
         if not launched and size < backends.gpu_count:

@@ -22,8 +22,12 @@ RANKS_SHARE = "TORCHELASTIC_ERROR_FILE"
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Start every test outside of any launcher, and restore signal handlers."""
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Start every test outside of any launcher, in a folder and a home of its own; restore signal
+    handlers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("LOOPCODER_CACHE", raising=False)
     for name in [
         *LAUNCHER,
         EXIT_VARIABLE,

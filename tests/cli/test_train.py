@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -169,6 +170,6 @@ from loopcoder.cli.main import main
 main(["train"])
 """
     command = [sys.executable, "-c", program]
-    assert (
-        subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode == 40
-    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 40
