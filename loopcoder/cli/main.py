@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from loopcoder.cli import data, doctor, train
 from loopcoder.cli.messages import (
+    another_rank_said_why,
     print_error,
     print_interrupted,
     quietly_without_a_reader,
@@ -79,7 +80,9 @@ def _unexpected(error: Exception) -> int:
         )
         print_error(homeless)
         return homeless.exit_code
-    traceback.print_exc()
+    _from_here_on_deaf()
+    if not another_rank_said_why():
+        traceback.print_exc()
     return 1
 
 

@@ -32,6 +32,18 @@ def print_interrupted(error: KeyboardInterrupt) -> None:
     _say_once(str(error) or "Ctrl-C; the same command continues", is_of_all=True)
 
 
+def another_rank_said_why() -> bool:
+    """Say whether this rank's error follows from that of another, whose peers lost it.
+
+    Only ranks that torchrun started know it; the others' words get a second to come.
+    """
+    folder = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not folder:
+        return False
+    time.sleep(2 * _RANK_0_FIRST_S)
+    return any(Path(folder).parents[1].glob("said-*"))
+
+
 def quietly_without_a_reader() -> bool:
     """Say whether who read our output is gone (`| head`), and if so write no more to it."""
     poll = select.poll()

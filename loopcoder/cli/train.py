@@ -6,6 +6,7 @@ that was started after torch was imported can hang.
 
 from __future__ import annotations
 
+import getpass
 import os
 import signal
 import socket
@@ -91,6 +92,7 @@ def _train(arguments: Arguments) -> int:
     # Read when CUDA starts: kernels then run in the order of their launches, on which megatron-core
     # relies to put communication under computation.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    _have_a_user_name()
     backends = detect()
     config = composed(arguments, backends)
     if arguments.print_config:
@@ -149,6 +151,14 @@ def _stop_on_signals() -> None:
 
     for number in heard():
         signal.signal(number, stop)
+
+
+def _have_a_user_name() -> None:
+    """Call this user by a number where nothing has a name: torch names folders by its user."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid())
 
 
 def _free_port() -> int:

@@ -53,6 +53,16 @@ def test_ranks_of_torchrun_say_the_same_once(
     assert words_of(loop, 1, Preempted("SIGTERM before"), monkeypatch, capsys) == ""
 
 
+def test_a_lost_peer_is_no_fault_of_its_own(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv(RANKS_SHARE, str(tmp_path / "0" / "error.json"))
+    lost = RuntimeError("Connection closed by peer")
+    assert "Traceback" in words_of(loop, 1, lost, monkeypatch, capsys)
+    words_of(loop, 0, InputError.of("a", "b", "c"), monkeypatch, capsys)
+    assert words_of(loop, 1, lost, monkeypatch, capsys) == ""
+
+
 @pytest.mark.parametrize("outcome", SAME)
 def test_without_torchrun_the_others_are_brief(
     loop: Loop, outcome: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

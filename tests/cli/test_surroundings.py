@@ -6,6 +6,7 @@ Root may write anywhere, so what stands in the way is a file, or /proc, where no
 from __future__ import annotations
 
 import errno
+import getpass
 import io
 import os
 import sys
@@ -112,6 +113,16 @@ def test_no_home_directory(
     for verb in ("train", "data"):
         assert "HOME" in refused([verb], capsys)
     assert cli.main(["data", "data.build.cache_dir=cache"]) == 0
+
+
+def test_a_user_without_a_name_trains(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is started with any user's number."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch removes what the command sets
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["nobody"])
+    assert cli.main(["train"]) == 0
+    assert getpass.getuser() == str(os.getuid())
 
 
 def test_a_home_that_cannot_be_written(
