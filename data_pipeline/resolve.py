@@ -131,7 +131,7 @@ def _check_near_dedup(data: DataConfig) -> None:
         raise InputError.of(
             "data.build.near_dedup.enabled=true",
             "near copies are found by the package rensa, which is not installed",
-            "pip install 'loopcoder[data]', or data.build.near_dedup.enabled=false",
+            "pip install '.[data]', or data.build.near_dedup.enabled=false",
         )
 
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
 from loopcoder.storage.process import exit_with_parent
+from loopcoder.storage.signals import heard, leave_terminal
 
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+def child_environ() -> dict[str, str]:
+    """Return an environment in which `python -m loopcoder` is this package.
+
+    The working folder, which `-m` would search first, may have a loopcoder.py or launch.py.
+    """
+    environ = os.environ | {"PYTHONSAFEPATH": "1"}
+    root = str(Path(__file__).resolve().parents[1])
+    if not root.endswith("-packages"):  # nor is it site-packages, where Python looks by itself
+        before = environ.get("PYTHONPATH")
+        environ["PYTHONPATH"] = root if not before else f"{root}{os.pathsep}{before}"
+    return environ
 
 
 def run_forwarding(
@@ -22,8 +36,8 @@ def run_forwarding(
 ) -> tuple[int, bool]:
     """Run a command to its end; return its exit code and whether a signal was forwarded meanwhile.
 
-    SIGTERM, SIGINT and SIGUSR1 go to the processes that `targets` names for the child's id; if it
-    names none, nothing worth saving has started, and the child is terminated. Call from the main
+    What asks this process to stop goes to the processes that `targets` names for the child's id; if
+    it names none, nothing worth saving has started, and the child is terminated. Call from the main
     thread.
     """
     # In a session of its own a Ctrl-C reaches the child through `forward` only, and not twice.
@@ -38,15 +52,15 @@ def run_forwarding(
     def forward(number: int, _frame: FrameType | None) -> None:
         nonlocal signalled
         signalled = True
+        if number == signal.SIGHUP:
+            leave_terminal()
         found = targets(process.pid)
         for target in found:
             target.send_signal(number)
         if not found:
             process.terminate()
 
-    # A script's job in the background is started with SIGINT ignored: a Ctrl-C is not for it.
-    heard = [n for n in _FORWARDED if n != signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, forward) for number in heard}
+    before = {number: signal.signal(number, forward) for number in heard()}
     try:
         return process.wait(), signalled
     finally:

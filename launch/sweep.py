@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from hydra.core.override_parser.types import Override
 
-from launch.process import run_forwarding
+from launch.process import child_environ, run_forwarding
 from launch.torchrun import OVERRIDES_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.config.check import check
@@ -29,13 +29,14 @@ from loopcoder.config.compose import (
     compose,
     conf_dir,
     group_options,
-    parse_overrides,
     sweep_axes,
 )
 from loopcoder.config.identity import config_hash
+from loopcoder.config.overrides import parse_overrides, quoted
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem
+from loopcoder.storage.folders import make_folder
 
 FIRST_VARIABLE = "LOOPCODER_FIRST_OF_SWEEP"
 """Run folder of the first point, for the others, so that all are trained on one corpus."""
@@ -83,7 +84,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | None, backends: Backends)
             "loopcoder train -m ... without torchrun; each run starts its own processes",
         )
     folder, found = points(overrides, config_dir, backends)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "run_dir")
     ledger = folder / "ledger.jsonl"
     print(f"{len(found)} runs in {folder}", flush=True)
     stopped = None
@@ -124,7 +125,7 @@ def points(
         axes = [v for v, o in zip(values, swept, strict=True) if o.is_sweep_override()]
         label, unseeded = " ".join(axes), " ".join(v for v in axes if not v.startswith("seed="))
         folder = sweep_dir.expanduser() / f"{index:02d}_{_folder_name(label)}"
-        run_overrides = [*values, f"run_dir={_quoted(str(folder))}"]
+        run_overrides = [*values, f"run_dir={quoted(str(folder))}"]
         try:
             asked = compose(run_overrides, config_dir)
             config = resolve(asked, backends)
@@ -176,10 +177,6 @@ def _folder_name(label: str) -> str:
     )
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def train_point(point: Point, config_dir: Path | None, first: Path | None = None) -> int:
     """Train one point in a process of its own and return its exit code.
 
@@ -189,7 +186,7 @@ def train_point(point: Point, config_dir: Path | None, first: Path | None = None
     command = [sys.executable, "-m", "loopcoder", "train", *point.overrides]
     if config_dir is not None:
         command += ["--config-dir", str(config_dir)]
-    environ = {k: v for k, v in os.environ.items() if k != OVERRIDES_VARIABLE}
+    environ = {k: v for k, v in child_environ().items() if k != OVERRIDES_VARIABLE}
     environ |= {FIRST_VARIABLE: str(first)} if first else {}
     code, signalled = run_forwarding(command, environ, lambda pid: [psutil.Process(pid)])
     return EXIT_RETRY if signalled and code != EXIT_DONE else code

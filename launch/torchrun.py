@@ -14,30 +14,33 @@ from pathlib import Path
 
 import psutil
 
-from launch.process import run_forwarding
+from launch.process import child_environ, run_forwarding
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
-from loopcoder.errors import EXIT_DONE, EXIT_RETRY
+from loopcoder.errors import EXIT_DONE, EXIT_RETRY, EXIT_VARIABLE, Preempted
 
 CONFIG_VARIABLE = "LOOPCODER_CONFIG"
 """Path of a composed config: workers load it, so that it is composed once."""
 OVERRIDES_VARIABLE = "LOOPCODER_OVERRIDES"
 """What was asked for on the command line, for the record of the run."""
-EXIT_VARIABLE = "LOOPCODER_EXIT_FILE"
-"""File to which each worker appends its exit code, unless it is 0."""
 
 
 def start_workers(config: Config, num_processes: int) -> int:
-    """Run `loopcoder train` in processes of this machine and return their exit code."""
+    """Run `loopcoder train` in processes of this machine and return their exit code.
+
+    Raises Preempted when asked to stop before there are workers that could say so.
+    """
     with tempfile.TemporaryDirectory(prefix="loopcoder-") as folder:
         config_path, exit_path = Path(folder, "config.yaml"), Path(folder, "exit_codes")
         save_config(config, config_path)
         threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
-        environ = {"OMP_NUM_THREADS": str(threads)} | os.environ
+        environ = {"OMP_NUM_THREADS": str(threads)} | child_environ()
         environ |= {CONFIG_VARIABLE: str(config_path), EXIT_VARIABLE: str(exit_path)}
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [sys.executable, "-m", "loopcoder.parallel.elastic", "--standalone"]
         command += [f"--nproc-per-node={num_processes}", "-m", "loopcoder", "train"]
         code, signalled = run_forwarding(command, environ, _workers)
+        if signalled and code != EXIT_DONE and not exit_path.exists():
+            raise Preempted("asked to stop; the same command continues")
         return exit_code(code, exit_path, signalled)
 
 
@@ -48,14 +51,6 @@ def _workers(pid: int) -> list[psutil.Process]:
         return [child for child in children if "loopcoder" in child.cmdline()]
     except psutil.Error:
         return []
-
-
-def record_exit(code: int) -> None:
-    """Tell the launcher that started this process with which code it is about to end."""
-    path = os.environ.get(EXIT_VARIABLE)
-    if path is not None and code != EXIT_DONE:
-        with open(path, "a", encoding="ascii") as file:
-            file.write(f"{code}\n")
 
 
 def exit_code(torchrun_code: int, exit_path: Path, signalled: bool) -> int:

@@ -106,7 +106,7 @@ def detect() -> Backends:
     return Backends(count, name, capability, versions, kernels_fault())
 
 
-def require(module: str, fact: str, why: str, fix: str = "pip install 'loopcoder[data]'") -> Any:
+def require(module: str, fact: str, why: str, fix: str = "pip install '.[data]'") -> Any:
     """Import a module and return it; raise InputError with what asks for it if it is missing."""
     try:
         return importlib.import_module(module)

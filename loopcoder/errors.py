@@ -5,6 +5,7 @@ Exit codes are a contract with launchers: 0 done, 3 bad config or input, 75 retr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -13,6 +14,17 @@ EXIT_DONE = 0
 EXIT_BAD_INPUT = 3
 EXIT_RETRY = 75
 EXIT_NO_RETRY = 76
+
+EXIT_VARIABLE = "LOOPCODER_EXIT_FILE"
+"""File to which each worker appends its exit code, unless it is 0."""
+
+
+def record_exit(code: int) -> None:
+    """Tell the launcher that started this process with which code it is about to end."""
+    path = os.environ.get(EXIT_VARIABLE)
+    if path is not None and code != EXIT_DONE:
+        with open(path, "a", encoding="ascii") as file:
+            file.write(f"{code}\n")
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "data_pipeline",
         "launch",
     },
-    "loopcoder.__main__": {"loopcoder.cli"},
+    "loopcoder.__main__": {"loopcoder.cli", "loopcoder.storage"},
     # For notebooks: what a run is made of, in one process.
     "loopcoder.loaded": BASE
     | MODEL

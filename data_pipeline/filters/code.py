@@ -245,6 +245,6 @@ def _enry() -> Any:
         "enry",
         "the filters of code ask for linguist's rules, and enry, which has them, is not installed",
         "without them generated or vendored files would be trained on",
-        "pip install 'loopcoder[data]', or data.build.filters.linguist_generated=false "
+        "pip install '.[data]', or data.build.filters.linguist_generated=false "
         "data.build.filters.linguist_vendored=false",
     )

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,12 @@ def _workers(executor: ExecutorConfig) -> int:
 
 
 def _datatrove(executor: ExecutorConfig, step: _Step, tasks: int, logs: Path) -> Any:
+    if executor.kind == "ray" and find_spec("ray") is None:
+        raise InputError.of(
+            "data.build.executor.kind=ray",
+            "the package ray is not installed",
+            "pip install '.[ray]' in the folder of loopcoder, or data.build.executor.kind=local",
+        )
     common = {"pipeline": [step], "tasks": tasks, "logging_dir": str(logs), "skip_completed": False}
     try:
         if executor.kind == "local":

@@ -299,7 +299,7 @@ def resolve_backend(choice: str) -> Backend:
         raise InputError.of(
             "backend is 'fast'",
             "the package fastokens is not installed",
-            "pip install 'loopcoder[data]', or data.build.tokenizer_backend=reference",
+            "pip install '.[data]', or data.build.tokenizer_backend=reference",
         )
     return "fast" if choice != "reference" and installed else "reference"
 

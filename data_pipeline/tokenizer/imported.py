@@ -44,7 +44,7 @@ def _sentencepiece_problems(path: Path) -> list[Problem]:
         "sentencepiece.sentencepiece_model_pb2",
         f"{path} is no tokenizer.json",
         "whether it is a SentencePiece model can only be told by the package sentencepiece",
-        "pip install 'loopcoder[data]', or " + fix,
+        "pip install '.[data]', or " + fix,
     )
     model = formats.ModelProto()
     try:

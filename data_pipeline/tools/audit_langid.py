@@ -206,7 +206,7 @@ def _magika() -> Any:
         "magika",
         "an audit is asked for, and Magika is not installed",
         "the labels are compared with those of Magika",
-        "pip install 'loopcoder[audit]'",
+        "pip install '.[audit]'",
     )
     return module.Magika()
 

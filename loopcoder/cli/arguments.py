@@ -10,10 +10,12 @@ from pathlib import Path
 from launch.torchrun import CONFIG_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.config.compose import compose, load_config
+from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import resolve_run_dir
 from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
+from loopcoder.storage.folders import make_folder
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,13 @@ def say(text: str) -> None:
     """Print on rank 0."""
     if rank() == 0:
         print(text, flush=True)
+
+
+def make_cache(data: DataConfig) -> None:
+    """Make the folder of corpora before anything long; one that is there may be read-only."""
+    cache = Path(data.build.cache_dir).expanduser()
+    if data.build.sources and not cache.is_dir():
+        make_folder(cache, "data.build.cache_dir")
 
 
 def composed(arguments: Arguments, backends: Backends) -> Config:

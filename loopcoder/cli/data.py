@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from loopcoder.backends import detect
-from loopcoder.cli.arguments import composed, parse_arguments
+from loopcoder.cli.arguments import composed, make_cache, parse_arguments
 from loopcoder.config.compose import to_yaml
 from loopcoder.errors import EXIT_DONE, InputError
 
@@ -41,6 +41,7 @@ def run(argv: list[str]) -> int:
     if arguments.print_config:
         print(to_yaml(config), end="")
         return EXIT_DONE
+    make_cache(config.data)
     from data_pipeline.driver import prepare
 
     def report(text: str) -> None:
@@ -48,9 +49,10 @@ def run(argv: list[str]) -> int:
 
     try:
         corpus = prepare(config.data, report=report, verify=config.data.verify)
-    except KeyboardInterrupt:
-        report("data: stopped; the same command continues with what is not done yet")
-        raise
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            "data: stopped; the same command continues with what is not done yet"
+        ) from error
     print(corpus.dir)
     return EXIT_DONE
 

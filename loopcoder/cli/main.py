@@ -6,16 +6,23 @@ A verb is a file beside this one with a function `run`, and a line in VERBS.
 from __future__ import annotations
 
 import difflib
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from launch.torchrun import record_exit
 from loopcoder import __version__
 from loopcoder.cli import data, doctor, evaluate, train
-from loopcoder.cli.arguments import rank
-from loopcoder.errors import EXIT_DONE, EXIT_RETRY, InputError, LoopcoderError
+from loopcoder.cli.messages import (
+    another_rank_said_why,
+    print_error,
+    print_interrupted,
+    quietly_without_a_reader,
+    tolerate_any_character,
+)
+from loopcoder.errors import EXIT_DONE, EXIT_RETRY, InputError, LoopcoderError, record_exit
 
 USAGE = """\
 loopcoder trains looped code models (Parallel Loop Transformers) on Megatron-core.
@@ -38,18 +45,46 @@ class Verb:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; errors meant for the user print no traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    tolerate_any_character()
     try:
         code = _dispatch(arguments)
+        sys.stdout.flush()  # here, where a reader that is gone is no traceback
     except LoopcoderError as error:
         code = error.exit_code
-        _print_error(error)
-    except KeyboardInterrupt:
+        _from_here_on_deaf()
+        print_error(error)
+    except KeyboardInterrupt as error:
         code = EXIT_RETRY
-    except Exception:
-        traceback.print_exc()
-        code = 1
+        _from_here_on_deaf()
+        print_interrupted(error)
+    except Exception as error:
+        code = _unexpected(error)
     record_exit(code)
     return code
+
+
+def _from_here_on_deaf() -> None:
+    """Say the last words whatever torchrun, which ends us when another rank ended, sends."""
+    if "RANK" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _unexpected(error: Exception) -> int:
+    """Print the traceback of a fault of the program; return the exit code."""
+    if isinstance(error, BrokenPipeError) and quietly_without_a_reader():
+        return EXIT_RETRY
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.expanduser
+        homeless = InputError.of(
+            "a path begins with ~, and there is no home directory",
+            "HOME is not set, and this user is not in /etc/passwd",
+            "export HOME=DIR, or data.build.cache_dir=DIR and no ~ in other paths",
+        )
+        print_error(homeless)
+        return homeless.exit_code
+    _from_here_on_deaf()
+    if not another_rank_said_why():
+        traceback.print_exc()
+    return 1
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -67,18 +102,6 @@ def _dispatch(arguments: list[str]) -> int:
             f"loopcoder {nearest[0]}",
         )
     return VERBS[name].run(arguments[1:])
-
-
-def _print_error(error: LoopcoderError) -> None:
-    """Print the whole message on rank 0 and one line on every other rank."""
-    if rank() > 0:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        print(f"loopcoder: rank {rank()}: {first}", file=sys.stderr)
-    elif isinstance(error, InputError) and len(error.problems) > 1:
-        numbered = "\n".join(f"{i}. {p}" for i, p in enumerate(error.problems, 1))
-        print(f"loopcoder: {len(error.problems)} problems\n{numbered}", file=sys.stderr)
-    else:
-        print(f"loopcoder: {error}", file=sys.stderr)
 
 
 def _help(argv: list[str]) -> int:

@@ -6,6 +6,7 @@ that was started after torch was imported can hang.
 
 from __future__ import annotations
 
+import getpass
 import os
 import shlex
 import signal
@@ -18,13 +19,15 @@ from launch.sweep import FIRST_VARIABLE, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
 from loopcoder.backends import detect
 from loopcoder.checkpoint.pinned import pinned_corpus
-from loopcoder.cli.arguments import Arguments, composed, parse_arguments, rank, say
+from loopcoder.cli.arguments import Arguments, composed, make_cache, parse_arguments, rank, say
 from loopcoder.cli.overview import overview
 from loopcoder.config.check import check
 from loopcoder.config.compose import conf_dir, group_options, to_yaml
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.data.corpus import load_corpus
 from loopcoder.errors import EXIT_DONE, Preempted
+from loopcoder.storage.folders import make_folder
+from loopcoder.storage.signals import ended_at_once, heard, leave_terminal, name_of
 
 HELP = """\
 Train a model. Without arguments: a tiny one, on text and code that are already on this machine.
@@ -90,6 +93,7 @@ def _train(arguments: Arguments) -> int:
     # Read when CUDA starts: kernels then run in the order of their launches, on which megatron-core
     # relies to put communication under computation.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    _have_a_user_name()
     backends = detect()
     config = composed(arguments, backends)
     if arguments.print_config:
@@ -101,6 +105,9 @@ def _train(arguments: Arguments) -> int:
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check(config, size, backends)
     run_dir = Path(str(config.run_dir))
+    if rank() == 0:
+        make_folder(run_dir, "run_dir")
+        make_cache(config.data)
     if CONFIG_VARIABLE not in os.environ:
         say(f"{backends.table()}\n\n{overview(config, arguments.overrides, size)}")
         say(f"run_dir    {run_dir} (the whole configuration is in its config.yaml)\n")
@@ -124,8 +131,9 @@ def _train(arguments: Arguments) -> int:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
 
-    from loopcoder.train.loop import train
-    from loopcoder.train.provenance import Launch
+    with ended_at_once():
+        from loopcoder.train.loop import train
+        from loopcoder.train.provenance import Launch
 
     overrides = tuple(shlex.split(os.environ[OVERRIDES_VARIABLE]))
     launch = Launch(overrides, is_point=first is not None)
@@ -133,17 +141,30 @@ def _train(arguments: Arguments) -> int:
 
 
 def _stop_on_signals() -> None:
-    """End with 75 when asked to stop before the train loop listens for itself."""
+    """End with 75 and one line when asked to stop before the train loop listens for itself."""
     starter = os.getpid()
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != starter:  # a forked worker of the data pipeline ends as it would have
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        raise Preempted(f"{signal.Signals(number).name} before the first step")
+        if number == signal.SIGHUP:
+            leave_terminal()
+        text = f"{name_of(number)} before the first step; the same command continues"
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt(text)
+        raise Preempted(text)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in heard():
         signal.signal(number, stop)
+
+
+def _have_a_user_name() -> None:
+    """Call this user by a number where nothing has a name: torch names folders by its user."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid())
 
 
 def _free_port() -> int:

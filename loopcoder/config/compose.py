@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, overload
 
 import hydra
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -29,7 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from loopcoder.config.fields import FieldAt, as_override
-from loopcoder.config.mistakes import problems_of, unknown_key
+from loopcoder.config.mistakes import not_written_out, problems_of, unknown_key
+from loopcoder.config.overrides import is_text, parse_overrides, quoted
 from loopcoder.config.recipe import register
 from loopcoder.config.renamed import translate
 from loopcoder.config.schema import Config
@@ -44,7 +44,6 @@ register()
 ROOT = "config"
 """Name of the root file of a run, conf/config.yaml."""
 
-_ALIASES = {"path": "data.path"}
 _TAKES_PATH = {"data": "data=files path", "checkpoint": "checkpoint.init_from"}
 """What a path given to a group most likely meant."""
 _OPTIONAL = ("experiment", "variant")
@@ -133,7 +132,11 @@ def _preset(override: Override) -> str:
     """Return the override that Hydra takes; it has no null, only the removal of a group."""
     if override.is_delete() or override.value() is None:
         return f"~{override.key_or_group}"
-    return f"{override.key_or_group}={override.get_value_string()}"
+    value = override.value()
+    names = value if isinstance(value, list) else [value]
+    # Quoted: Hydra refuses a preset whose name looks like a number.
+    text = ",".join(quoted(str(name)) for name in names)
+    return f"{override.key_or_group}={f'[{text}]' if isinstance(value, list) else text}"
 
 
 def _without_a_value(
@@ -153,37 +156,6 @@ def _without_a_value(
             f"loopcoder train -m {' '.join(overrides)}, or for one of its runs add {one}",
         )
     ]
-
-
-def parse_overrides(
-    overrides: Sequence[str], problems: list[Problem], schema: type[Any] = Config
-) -> list[Override]:
-    """Parse overrides and resolve aliases; what cannot be parsed is added to `problems`."""
-    parser, fields = OverridesParser.create(), FieldAt(schema)
-    parsed = []
-    for text in overrides:
-        # Hydra's grammar has no unquoted ~ and the like, and a shell takes the quotes away.
-        key, _, value = text.partition("=")
-        plain = value and not set(value) & set("[]{}()'\",")
-        try:
-            try:
-                override = parser.parse_override(text)
-            except HydraException:
-                override = parser.parse_override(f"{key}='{value}'" if plain else text)
-        except HydraException:
-            problems.append(
-                Problem(
-                    f"cannot read {text!r}",
-                    "an override is key=value; spaces, commas and brackets need quotes",
-                    "loopcoder train train.max_steps=100 'run_dir=\"my run\"'",
-                )
-            )
-            continue
-        alias = _ALIASES.get(override.key_or_group, "")
-        if not fields.at([override.key_or_group]) and fields.at(alias.split(".")):
-            override.key_or_group = alias
-        parsed.append(override)
-    return parsed
 
 
 def group_options(
@@ -279,7 +251,18 @@ def _compose_presets(
     with open_dict(composed):
         del composed["hydra"]
     assert isinstance(axes, dict)
+    for key in map(str, axes):
+        if is_text(FieldAt(Config).at(key.split("."))):
+            _refuse_numbers(key, dirs)
     return composed, {str(key): str(values) for key, values in axes.items()}
+
+
+def _refuse_numbers(key: str, dirs: Sequence[Path]) -> None:
+    """Refuse a preset whose axis of a text is a number in YAML: Hydra hands it on as a text."""
+    for path in (p for d in dirs for p in d.glob("*/*.yaml") if key in p.read_text("utf-8")):
+        axes = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params", default={})
+        if isinstance(axes.get(key, ""), bool | int | float):
+            raise InputError([not_written_out(f"hydra.sweeper.params.{key} in {path}", axes[key])])
 
 
 def _apply(

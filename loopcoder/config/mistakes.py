@@ -118,9 +118,18 @@ def _problem(
     if first["type"] == "missing":
         value = as_override(at.default) if at.default is not MISSING else "VALUE"
         return Problem(f"{key} has no value", why, f"{key}={value}")
+    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
+        return not_written_out(key, first["input"])
     return Problem(
         f"{key}={as_override(first['input'])}", why, f"{key}={_mended(key, first, at, presets)}"
     )
+
+
+def not_written_out(key: str, value: object) -> Problem:
+    """Refuse what a YAML file has for a text and YAML reads as a number, a date or a boolean."""
+    text = as_override(value)
+    why = "must be text; without quotes YAML reads 1.10 as 1.1 and 20241122_10 as a number too"
+    return Problem(f"{key}: {text}", why, f'{key}: "{text}", in quotes, as it was written')
 
 
 def _mended(key: str, detail: ErrorDetails, at: FieldAt, presets: Mapping[str, Any]) -> str:

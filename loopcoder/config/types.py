@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-STRICT = ConfigDict(
-    extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
-)
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 Effect = Literal["nothing", "numbers", "corpus"]
 

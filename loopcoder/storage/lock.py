@@ -28,13 +28,13 @@ def hold(
         needed: A file system without locks is an error; else it is not guarded.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with open(path, "a+", encoding="ascii") as file:
+    with open(path, "a+", encoding="ascii", errors="replace") as file:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _BUSY:
                 file.seek(0)
-                busy(file.read().strip())
+                busy(file.read(80).strip())
                 fcntl.flock(file, kind)
             elif needed:
                 raise

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from loopcoder.errors import InputError
+from loopcoder.storage.folders import make_folder
 from loopcoder.storage.lock import hold
 
 
@@ -14,9 +15,10 @@ from loopcoder.storage.lock import hold
 def only_run_in(run_dir: Path) -> Iterator[None]:
     """Hold `run_dir` for this process.
 
-    Raises InputError if another process has it. A file system without locks is not guarded.
+    Raises InputError if another process has it, or nothing can be written there. A file system
+    without locks is not guarded.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir, "run_dir")
     lock = run_dir / ".lock"
 
     def busy(holder: str) -> None:
@@ -26,5 +28,13 @@ def only_run_in(run_dir: Path) -> Iterator[None]:
             f"wait for it or end it (fuser {lock}), or run_dir=ANOTHER_FOLDER",
         )
 
-    with hold(lock, busy, needed=False):
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold(lock, busy, needed=False))
+        except OSError as error:
+            raise InputError.of(
+                f"cannot lock {lock}: {error.strerror or error}",
+                "it is another user's or no file; with it a run keeps its folder to itself",
+                f"rm -r {lock} if no run of yours or others is there, or run_dir=ANOTHER_FOLDER",
+            ) from error
         yield

@@ -9,24 +9,24 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from loopcoder.storage.signals import heard, leave_terminal
+
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT and SIGUSR1; all ranks agree before any of them acts.
-
-    A SIGINT that was ignored stays ignored: a shell's script starts what runs in the background so,
-    and a Ctrl-C there is for something else.
-    """
+    """Remembers SIGTERM, SIGINT, SIGUSR1 and SIGHUP; all ranks agree before any of them acts."""
 
     def __init__(self) -> None:
         self.name: str | None = None
         self._on_its_way: tuple[torch.cuda.Event, torch.Tensor] | None = None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._remember)
+        for number in heard():
+            signal.signal(number, self._remember)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.name is not None:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
+            # it does not wait for the step
+            raise KeyboardInterrupt("a second Ctrl-C: ended at once, without a checkpoint")
+        if number == signal.SIGHUP:
+            leave_terminal()
         self.name = signal.Signals(number).name
 
     def requested(self, device: torch.device) -> bool:

@@ -15,18 +15,26 @@ import pytest
 from launch.torchrun import CONFIG_VARIABLE, EXIT_VARIABLE, OVERRIDES_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.cli import data, doctor, train
+from loopcoder.storage.signals import ASKS
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 OURS = (CONFIG_VARIABLE, EXIT_VARIABLE, OVERRIDES_VARIABLE)
+RANKS_SHARE = "TORCHELASTIC_ERROR_FILE"
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Start every test outside of any launcher, and restore signal handlers."""
-    for name in [*LAUNCHER, *OURS, *(k for k in os.environ if k.startswith("SLURM_"))]:
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Start every test outside of any launcher, in a folder and a home of its own; restore signal
+    handlers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("LOOPCODER_CACHE", raising=False)
+    slurm = (k for k in os.environ if k.startswith("SLURM_"))
+    for name in [*LAUNCHER, *OURS, RANKS_SHARE, *slurm]:
         monkeypatch.setenv(name, "")  # so that monkeypatch removes what the test sets
         monkeypatch.delenv(name)
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
+    handlers = {n: signal.signal(n, signal.SIG_DFL) for n in ASKS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)

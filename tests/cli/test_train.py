@@ -14,6 +14,7 @@ from launch.torchrun import CONFIG_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.cli import main as cli
 from loopcoder.config.compose import compose, load_config, save_config
+from loopcoder.storage.signals import ASKS, name_of
 from loopcoder.train.provenance import Launch
 from tests.cli.conftest import Loop
 
@@ -85,13 +86,26 @@ def test_one_rank_hashes_the_corpus(loop: Loop, monkeypatch: pytest.MonkeyPatch)
     assert loop.verified == "size"
 
 
+@pytest.mark.parametrize("number", ASKS)
 def test_a_signal_before_the_first_step_is_a_retry(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
 ) -> None:
     driver = sys.modules["data_pipeline.driver"]
-    monkeypatch.setattr(driver, "prepare", lambda data, **_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(driver, "prepare", lambda data, **_: signal.raise_signal(number))
     assert cli.main(["train"]) == 75
     assert loop.called_with == ()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name_of(number) in line and "the same command continues" in line
+
+
+def test_nohup_is_heeded_before_the_first_step(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    driver = sys.modules["data_pipeline.driver"]
+    monkeypatch.setattr(driver, "prepare", lambda data, **_: signal.raise_signal(signal.SIGHUP))
+    assert cli.main(["train"]) == 0
 
 
 def test_under_torchrun_the_environment_stays(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +173,6 @@ from loopcoder.cli.main import main
 main(["train"])
 """
     command = [sys.executable, "-c", program]
-    assert (
-        subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode == 40
-    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 40

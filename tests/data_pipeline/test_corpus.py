@@ -282,7 +282,7 @@ def test_a_megatron_dataset_reads_the_shards(tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.data_full
 def test_a_ray_cluster_gives_the_same_bytes(tmp_path: Path, seed: int) -> None:
-    pytest.importorskip("ray", reason="pip install 'loopcoder[ray]'")
+    pytest.importorskip("ray", reason="pip install '.[ray]'")
     plant(tmp_path, seed)
     local = prepare(settings(tmp_path, tmp_path / "local", seed), report=quiet)
     executor = ExecutorConfig(kind="ray", workers=2)

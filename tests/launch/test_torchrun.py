@@ -21,20 +21,21 @@ from pathlib import Path
 
 def train(config, corpus, backends, run_dir, launch):
     got = []
-    signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
-    signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: got.append(number))
     rank = os.environ["RANK"]
     (run_dir / f"ready{rank}").touch()
     while not ((run_dir / "ready0").exists() and (run_dir / "ready1").exists()):
         time.sleep(0.01)
     if rank == "0" and config.seed == 75:
-        os.kill(int(os.environ["LAUNCHER_PID"]), signal.SIGUSR1)
+        os.kill(int(os.environ["LAUNCHER_PID"]), signal.SIGHUP)
     if rank == "1" and config.seed == 3:
         from loopcoder.errors import InputError
         raise InputError.of("the corpus", "is too small", "data.seq_length=1")
     while not got:
         time.sleep(0.01)
-    return 75
+    from loopcoder.errors import Preempted
+    raise Preempted("stopped after step 7")
 
 if "RANK" in os.environ:
     sys.modules["loopcoder.train.loop"] = types.SimpleNamespace(train=train)
@@ -52,8 +53,14 @@ if "RANK" in os.environ:
     ],
 )
 def test_the_workers_exit_code_survives(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    (tmp_path / "launch.py").write_text("raise RuntimeError('not ours')")
+    (tmp_path / "loopcoder.py").write_text("raise RuntimeError('not ours')")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "sitecustomize.py").write_text(FAKE_LOOP)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
     monkeypatch.setenv("LAUNCHER_PID", str(os.getpid()))
@@ -63,6 +70,10 @@ def test_the_workers_exit_code_survives(
         [f"seed={code}", f"run_dir={tmp_path}", "precision=fp32", "train.micro_batch_size=2"]
     )
     assert start_workers(config, 2) == code
+    output = capfd.readouterr().err
+    assert "Traceback" not in output and "FAILED" not in output and "elastic" not in output
+    assert output.count("loopcoder: ") == 1, output
+    assert ("the corpus" if code == 3 else "stopped after step 7") in output
 
 
 def test_signals_are_forwarded_and_handlers_restored() -> None:

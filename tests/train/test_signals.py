@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from loopcoder.storage.signals import ASKS as HEARD
 from loopcoder.train.signals import StopSignal
 from tests.dist.launch import in_processes
 
-HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CPU = torch.device("cpu")
 
 
@@ -38,7 +38,7 @@ def test_remembers_each_signal(ranks, stop, number):
 
 def test_a_second_ctrl_c_does_not_wait(ranks, stop):
     signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="without a checkpoint"):
         signal.raise_signal(signal.SIGINT)
 
 
@@ -54,7 +54,7 @@ def test_a_launcher_may_repeat_itself(ranks, stop, number):
 
 
 def test_nobody_else_is_deaf():
-    """Signals that are not for stopping do what they did: under nohup, SIGHUP is ignored."""
+    """Signals that are not for stopping do what they did."""
     others = [n for n in signal.valid_signals() if n not in HEARD]
     before = {n: signal.getsignal(n) for n in signal.valid_signals()}
     try:
@@ -65,10 +65,11 @@ def test_nobody_else_is_deaf():
             signal.signal(number, before[number])
 
 
-def test_in_the_background_a_ctrl_c_is_for_others(stop):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell's script starts it
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_is_ignored_is_for_others(stop, number):
+    signal.signal(number, signal.SIG_IGN)  # as a shell's script, and nohup, starts it
     in_background = StopSignal()
-    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(number)
     assert in_background.name is None
     signal.raise_signal(signal.SIGTERM)
     assert in_background.name == "SIGTERM"

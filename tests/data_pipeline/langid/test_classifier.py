@@ -235,7 +235,7 @@ def test_audit_without_magika(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "magika", None)
     with pytest.raises(InputError, match="not installed") as error:
         audit([], share=1)
-    assert error.value.problems[0].fix == "pip install 'loopcoder[audit]'"
+    assert error.value.problems[0].fix == "pip install '.[audit]'"
 
 
 def test_audit_with_magika() -> None:

@@ -141,3 +141,11 @@ def test_slurm_jobs_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         run(Doing(out, {4: "killed"}), [3, 4], executor, tmp_path / "logs")
     with pytest.raises(InputError, match=r"data\.build\.executor\.options=.*partition"):
         run(Doing(out), [0], ExecutorConfig("slurm"), tmp_path / "logs")
+
+
+def test_ray_without_ray_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("data_pipeline.tasks.execute.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"executor.kind=ray(.|\n)*pip install '\.\[ray\]'"):
+        run_tasks(print, [0, 1], ExecutorConfig(kind="ray"), "stage", tmp_path / "logs")

@@ -1,0 +1,97 @@
+"""How a verb that did not finish says why: once, however many ranks have the same to say."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import sys
+import time
+from pathlib import Path
+
+from loopcoder.cli.arguments import rank
+from loopcoder.errors import InputError, LoopcoderError, Preempted, TrainingDiverged
+
+_RANK_0_FIRST_S = 0.5
+"""Seconds for which the others let rank 0 speak first."""
+
+
+def print_error(error: LoopcoderError) -> None:
+    """Print an error that is meant for the user."""
+    if isinstance(error, InputError) and len(error.problems) > 1:
+        numbered = "\n".join(f"{i}. {p}" for i, p in enumerate(error.problems, 1))
+        text = f"{len(error.problems)} problems\n{numbered}"
+    else:
+        text = str(error) or type(error).__name__
+    # every rank stops at the same step, whichever was asked, and diverges at the same
+    _say_once(text, is_of_all=isinstance(error, Preempted | TrainingDiverged))
+
+
+def print_interrupted(error: KeyboardInterrupt) -> None:
+    """Print what a Ctrl-C came to: the words of who raised it, or that nothing is lost."""
+    _say_once(str(error) or "Ctrl-C; the same command continues", is_of_all=True)
+
+
+def another_rank_said_why() -> bool:
+    """Say whether this rank's error follows from that of another, whose peers lost it.
+
+    Only ranks that torchrun started know it; the others' words get a second to come.
+    """
+    folder = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not folder:
+        return False
+    time.sleep(2 * _RANK_0_FIRST_S)
+    return any(Path(folder).parents[1].glob("said-*"))
+
+
+def quietly_without_a_reader() -> bool:
+    """Say whether who read our output is gone (`| head`), and if so write no more to it."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    if not any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    is_one = os.path.samestat(os.fstat(1), os.fstat(2))
+    for descriptor in (1, 2) if is_one else (1,):
+        os.dup2(nowhere, descriptor)
+    return True
+
+
+def tolerate_any_character() -> None:
+    """Print as \\xe4 what the encoding of our output does not have."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _say_once(text: str, *, is_of_all: bool) -> None:
+    """Print a message unless another process of this torchrun has printed the same.
+
+    Without torchrun, rank 0 prints the whole and the others one line, or nothing of what is of all.
+    """
+    sender = f"rank {rank()}: " if rank() > 0 else ""
+    folder = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if folder:
+        if _was_said(Path(folder).parents[1], text, is_of_all):
+            return
+    elif rank() > 0:
+        if is_of_all:
+            return
+        text = text.splitlines()[0]
+    print(f"loopcoder: {sender}{text}", file=sys.stderr)
+
+
+def _was_said(attempt: Path, text: str, is_of_all: bool) -> bool:
+    """Leave a mark of the message in the folder that all ranks of this machine share."""
+    if rank() > 0:
+        time.sleep(_RANK_0_FIRST_S)
+    if is_of_all and any(attempt.glob("said-*")):
+        return True  # torchrun stopped us because of what another rank said
+    name = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+    try:
+        (attempt / f"said-{name}").touch(exist_ok=False)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    return False

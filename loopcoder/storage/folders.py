@@ -1,0 +1,41 @@
+"""Folders that the user names, and what stands in their way."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from pathlib import Path
+
+from loopcoder.errors import InputError
+
+
+def make_folder(folder: Path, setting: str) -> None:
+    """Make a folder that is written to later, and write to it once.
+
+    Args:
+        folder: The folder; it may be there already.
+        setting: Name of the field that gives it.
+
+    Raises:
+        InputError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError.of(
+            f"{setting}={folder}: {error.strerror}", _reason(folder, error), f"{setting}=ANOTHER"
+        ) from error
+
+
+def _reason(folder: Path, error: OSError) -> str:
+    in_the_way = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
+    if in_the_way is not None:
+        return f"{in_the_way} is a file, and a folder is needed there"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "this user may not write there"
+    if error.errno == errno.EROFS:
+        return "its disk is read-only"
+    existing = next((p for p in folder.absolute().parents if p.is_dir()), Path("/"))
+    return f"the system makes no folder in {existing}"

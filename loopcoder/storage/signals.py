@@ -1,0 +1,67 @@
+"""Signals that ask a process to stop, and what it does with them while it is only starting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from loopcoder.errors import EXIT_RETRY, record_exit
+
+ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""What asks to stop, unless it is ignored."""
+_OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+
+
+def heard() -> list[signal.Signals]:
+    """Return the signals that ask this process to stop.
+
+    A Ctrl-C or a SIGHUP that is ignored is for others: a shell's script starts what runs in the
+    background without the first, and nohup without the second.
+    """
+    return [
+        number
+        for number in ASKS
+        if number not in _OF_A_TERMINAL or signal.getsignal(number) != signal.SIG_IGN
+    ]
+
+
+def name_of(number: int) -> str:
+    """Return a signal's name, for people."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def leave_terminal() -> None:
+    """Send what is printed from here on nowhere: a terminal that was closed refuses every write."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """End this process with one line and 75 when it is asked to stop during the block.
+
+    For imports, which have nothing to save: an exception in the middle of one may be swallowed by
+    what imports optional packages. Call from the main thread.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, f"loopcoder: {name_of(number)} before the first step\n".encode())
+        record_exit(EXIT_RETRY)
+        os._exit(EXIT_RETRY)
+
+    before = {number: signal.signal(number, end) for number in heard()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,171 @@
+"""Folders and streams that cannot be used: an error of three parts, or it works all the same.
+
+Root may write anywhere, so what stands in the way is a file, or /proc, where nobody makes folders.
+"""
+
+from __future__ import annotations
+
+import errno
+import getpass
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopcoder.cli import main as cli
+from loopcoder.cli import messages
+from loopcoder.errors import InputError
+from loopcoder.storage.folders import make_folder
+from loopcoder.train.lock import only_run_in
+from tests.cli.conftest import Loop
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command prints that ends for its input, without a traceback."""
+    assert cli.main(arguments) == 3
+    error = capsys.readouterr().err
+    assert "why:" in error and "fix:" in error and "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize("key", ["run_dir", "data.build.cache_dir"])
+@pytest.mark.parametrize("folder", ["/proc/nope", "/proc/a/b", "file", "file/below/it"])
+def test_a_folder_that_cannot_be(
+    loop: Loop, key: str, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").touch()
+    error = refused(["train", f"{key}={folder}"], capsys)
+    assert f"{key}={folder}" in error and f"fix: {key}=ANOTHER" in error
+    assert ("is a file" in error) == folder.startswith("file")
+    assert loop.called_with == () and not loop.verified
+
+
+def test_the_other_verbs_refuse_it_too(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "data.build.cache_dir" in refused(["data", "data.build.cache_dir=/proc/x"], capsys)
+    assert "run_dir=/proc/x" in refused(["train", "-m", "seed=1,2", "run_dir=/proc/x"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (errno.EACCES, "this user may not write there"),
+        (errno.EPERM, "this user may not write there"),
+        (errno.EROFS, "read-only"),
+    ],
+)
+def test_a_folder_that_may_not_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, why: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(InputError, match=why):
+        make_folder(tmp_path, "run_dir")
+
+
+def test_a_cache_that_is_there_may_be_read_only(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("loopcoder.cli.arguments.make_folder", lambda *_: pytest.fail("written"))
+    assert cli.main(["data", f"data.build.cache_dir={tmp_path}"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "unreadable"])
+def test_a_foreign_lock(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / ".lock"
+    if kind == "folder":
+        lock.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(lock)
+    else:
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(lock))
+
+        monkeypatch.setattr("loopcoder.storage.lock.open", refuse, raising=False)
+    with pytest.raises(InputError, match=f"cannot lock {lock}"), only_run_in(tmp_path):
+        pass
+
+
+def test_what_another_program_wrote_into_a_lock_is_no_matter(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_bytes(b"\xe4\xff" * 1000)
+    with only_run_in(tmp_path):
+        with pytest.raises(InputError, match="another process"), only_run_in(tmp_path):
+            pass
+        raised = None
+    assert raised is None
+
+
+def test_errors_of_the_run_are_not_those_of_its_lock(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), only_run_in(tmp_path):
+        raise PermissionError(errno.EACCES, "elsewhere")
+
+
+def test_no_home_directory(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["nobody"])
+    for verb in ("train", "data"):
+        assert "HOME" in refused([verb], capsys)
+    assert cli.main(["data", "data.build.cache_dir=cache"]) == 0
+
+
+def test_a_user_without_a_name_trains(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is started with any user's number."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch removes what the command sets
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["nobody"])
+    assert cli.main(["train"]) == 0
+    assert getpass.getuser() == str(os.getuid())
+
+
+def test_a_home_that_cannot_be_written(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    assert "data.build.cache_dir=/proc/nobody/.cache/loopcoder" in refused(["data"], capsys)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_an_umlaut_is_printed_as_well_as_can_be(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert cli.main(["train", "run_dir=läufe-→-\U0001f642", "--print-config"]) == 0
+    assert "seed: 1234" in out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert cli.main(["train", "run_dir=läufe-→"]) == 0
+    assert "\\u2192" in out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", [["help"], ["doctor"], ["train", "--print-config"], ["train"]])
+def test_a_reader_that_is_gone(
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    verb: list[str],
+) -> None:
+    """As `loopcoder ... | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    usual = os.dup(1)
+    os.dup2(writer, 1)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(os.dup(writer), "w"))
+    try:
+        assert cli.main(verb) == 75
+    finally:
+        os.dup2(usual, 1)
+    assert capfd.readouterr().err == ""
+
+
+def test_other_broken_pipes_are_faults(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not messages.quietly_without_a_reader()
+    loop.outcome = BrokenPipeError(errno.EPIPE, "a socket")
+    assert cli.main(["train"]) == 1
+    assert "Traceback" in capsys.readouterr().err
