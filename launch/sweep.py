@@ -35,6 +35,7 @@ from loopcoder.config.identity import config_hash
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem
+from loopcoder.plan.fit import check_run
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ def points(
         folder = sweep_dir.expanduser() / f"{index:02d}_{_folder_name(label)}"
         try:
             config = resolve(compose(values, config_dir), backends)
-            check(config, processes_to_start(config, backends), backends)
+            size = processes_to_start(config, backends)
+            check(config, size, backends)
+            check_run(config, size, backends)
         except InputError as error:
             problems += [replace(p, fact=f"[{label}] {p.fact}") for p in error.problems]
             continue

@@ -58,6 +58,8 @@ class Backends:
     """Version of each package that is installed; "unknown" where it was not installed by pip."""
     kernels_fault: str | None = NOT_BUILT
     """Why the CUDA extension cannot be used; None: it can."""
+    gpu_memory_bytes: int | None = None
+    """Memory of the first GPU."""
 
     @property
     def has_gpu(self) -> bool:
@@ -76,6 +78,8 @@ class Backends:
         if self.has_gpu and self.compute_capability is not None:
             major, minor = self.compute_capability
             gpu = f"{self.gpu_count} x {self.gpu_name}, compute capability {major}.{minor}"
+            if self.gpu_memory_bytes:
+                gpu += f", {self.gpu_memory_bytes / 2**30:.1f} GiB"
         else:
             gpu = "none"
         kernels = ("cuda kernels", self.kernels_fault or "built for this torch")
@@ -89,9 +93,9 @@ class Backends:
 
 def detect() -> Backends:
     """Look at this machine. Never raises: what cannot be found is not there."""
-    count, name, capability = _cuda_devices()
+    count, name, capability, memory = _cuda_devices()
     versions = {p: v for p, dists in PACKAGES.items() if (v := _version(p, dists)) is not None}
-    return Backends(count, name, capability, versions, kernels_fault())
+    return Backends(count, name, capability, versions, kernels_fault(), memory)
 
 
 def require(module: str, fact: str, why: str, fix: str = "pip install 'loopcoder[data]'") -> Any:
@@ -157,23 +161,25 @@ def _importable(module: str) -> bool:
         return False
 
 
-def _cuda_devices() -> tuple[int, str | None, tuple[int, int] | None]:
-    """Ask the CUDA driver for the number of GPUs, and name and compute capability of the first."""
+def _cuda_devices() -> tuple[int, str | None, tuple[int, int] | None, int | None]:
+    """Ask the CUDA driver for the number of GPUs, and name, compute capability and bytes of memory
+    of the first."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return 0, None, None
+        return 0, None, None, None
     count, device, major, minor = (ctypes.c_int() for _ in range(4))
-    name = ctypes.create_string_buffer(128)
+    name, memory = ctypes.create_string_buffer(128), ctypes.c_size_t()
     calls = (
         (cuda.cuInit, 0),
         (cuda.cuDeviceGetCount, ctypes.byref(count)),
         (cuda.cuDeviceGet, ctypes.byref(device), 0),
         (cuda.cuDeviceGetName, name, len(name), device),
+        (cuda.cuDeviceTotalMem_v2, ctypes.byref(memory), device),
         (cuda.cuDeviceGetAttribute, ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device),
         (cuda.cuDeviceGetAttribute, ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device),
     )
     # A driver without a usable device says so by a non-zero result.
     if any(call(*arguments) != 0 for call, *arguments in calls):
-        return 0, None, None
-    return count.value, name.value.decode(), (major.value, minor.value)
+        return 0, None, None, None
+    return count.value, name.value.decode(), (major.value, minor.value), memory.value

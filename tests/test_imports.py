@@ -26,6 +26,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.ops": BASE,
     "loopcoder.model": BASE | {"loopcoder.ops"},
     "loopcoder.hf": BASE,
+    "loopcoder.plan": BASE
+    | {"loopcoder.data.corpus", "loopcoder.model.flops", "loopcoder.parallel.layout"},
     "loopcoder.data": BASE | MODEL,
     "loopcoder.optim": BASE | MODEL,
     "loopcoder.metrics": BASE,
@@ -44,13 +46,20 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     },
     # The command line alone knows everything.
     "loopcoder.cli": BASE
-    | {"loopcoder.data", "loopcoder.metrics", "loopcoder.train", "data_pipeline", "launch"},
+    | {
+        "loopcoder.data",
+        "loopcoder.metrics",
+        "loopcoder.plan",
+        "loopcoder.train",
+        "data_pipeline",
+        "launch",
+    },
     "loopcoder.__main__": {"loopcoder.cli"},
-    "launch": BASE,
+    "launch": BASE | {"loopcoder.plan"},
     "data_pipeline": BASE | {"loopcoder.data.corpus", "loopcoder.data.indexed"},
 }
 """By room, whose files may also import each other."""
-WITHOUT_TORCH = ("data_pipeline", "launch", "loopcoder.cli", *sorted(BASE))
+WITHOUT_TORCH = ("data_pipeline", "launch", "loopcoder.cli", "loopcoder.plan", *sorted(BASE))
 """Processes of these are started before torch is, or at submit time."""
 
 

@@ -23,6 +23,7 @@ from loopcoder.config.identity import config_hash, resolve_run_dir
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_DONE, Preempted
+from loopcoder.plan.fit import check_run
 
 HELP = """\
 Train a model. Without arguments: a tiny one, on text and code that are already on this machine.
@@ -98,6 +99,7 @@ def _train(arguments: Arguments) -> int:
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check(config, size, backends)
+    may_not_fit = check_run(config, size, backends)
     run_dir = resolve_run_dir(config)
     if CONFIG_VARIABLE not in os.environ:
         _announce(config, backends, size, run_dir)
@@ -105,6 +107,8 @@ def _train(arguments: Arguments) -> int:
             batch, micro = config.train.global_batch_size, config.train.micro_batch_size
             gpus = f"using {size} of {backends.gpu_count} GPUs"
             say(f"{gpus}: {batch} sequences per step, {micro} at once")
+        if may_not_fit is not None:
+            say(may_not_fit)
 
     from data_pipeline.driver import prepare
 

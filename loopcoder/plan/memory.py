@@ -7,8 +7,10 @@ Everything else is marked as an estimate where it is shown.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
+from loopcoder.data.corpus import read_manifest
 from loopcoder.model.flops import parameters
 from loopcoder.plan.activations import activation_bytes, logits_bytes, number_bytes
 from loopcoder.plan.parameters import buffer_of, rank_tensors
@@ -106,11 +108,17 @@ def largest_rank(config: Config, vocab_size: int, world_size: int) -> RankMemory
 
 
 def planned_vocabulary(config: Config) -> int:
-    """Return the rows of embedding and head as far as they are known before there is a corpus: those
-    of the config, or those of a tokenizer of the size that is asked for."""
+    """Return the rows of embedding and head as far as they are known before there is a corpus.
+
+    They are those of the config or of the finished corpus that it names, else those of a tokenizer
+    of the size that is asked for.
+    """
     if config.model.vocab_size is not None:
         return config.model.vocab_size
-    return -(-config.data.build.tokenizer_vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    data, tokens = config.data, config.data.build.tokenizer_vocab_size
+    if not data.build.sources and isinstance(data.path, str):
+        tokens = read_manifest(Path(data.path).expanduser())["tokenizer"]["vocab_size"]
+    return -(-tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 def checkpoint_bytes(config: Config, vocab_size: int) -> int:
