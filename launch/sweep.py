@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 from hydra.core.override_parser.types import Override
 
+from launch.killed import kernel_kills, kill_named
 from launch.process import run_forwarding
 from loopcoder.backends import Backends
 from loopcoder.config.check import check
@@ -35,7 +37,7 @@ from loopcoder.config.identity import config_hash
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem
-from loopcoder.plan.fit import check_run
+from loopcoder.plan.fit import check_run, needs
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ def sweep(overrides: Sequence[str], config_dir: Path | None, backends: Backends)
             print(f"[{number}/{len(found)}] {point.label}: done before", flush=True)
             continue
         print(f"[{number}/{len(found)}] {point.label}", flush=True)
+        kills = kernel_kills()
         code = _run(point, ledger, config_dir)
+        if named := kill_named(code, kills, partial(_needs, point, backends)):
+            print(named, file=sys.stderr)
         if code in (EXIT_BAD_INPUT, EXIT_RETRY):
             stopped = code
             break
@@ -198,6 +203,10 @@ def _run(point: Point, ledger: Path, config_dir: Path | None) -> int:
     with ledger.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
     return code
+
+
+def _needs(point: Point, backends: Backends) -> str:
+    return needs(point.config, processes_to_start(point.config, backends), backends)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

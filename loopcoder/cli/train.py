@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from launch.killed import kernel_kills, kill_named
 from launch.slurm_env import adopt_slurm
 from launch.torchrun import CONFIG_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect
@@ -23,7 +26,7 @@ from loopcoder.config.identity import config_hash, resolve_run_dir
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_DONE, Preempted
-from loopcoder.plan.fit import check_run
+from loopcoder.plan.fit import check_run, needs
 
 HELP = """\
 Train a model. Without arguments: a tiny one, on text and code that are already on this machine.
@@ -115,7 +118,11 @@ def _train(arguments: Arguments) -> int:
     verify = config.data.verify if rank() == 0 else "size"
     corpus = prepare(config.data, report=say, verify=verify)
     if not launched and size > 1:
-        return start_workers(replace(config, run_dir=str(run_dir)), size)
+        kills = kernel_kills()
+        code = start_workers(replace(config, run_dir=str(run_dir)), size)
+        if named := kill_named(code, kills, partial(needs, config, size, backends)):
+            print(named, file=sys.stderr)
+        return code
     if not launched:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}

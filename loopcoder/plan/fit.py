@@ -37,6 +37,15 @@ def check_run(config: Config, world_size: int, backends: Backends) -> str | None
     return check_memory(config, planned_vocabulary(config), world_size, device)
 
 
+def needs(config: Config, world_size: int, backends: Backends) -> str:
+    """Say how much memory a run needs by the estimate, and what there is."""
+    device = device_memory(backends, world_size)
+    processes = 1 if device is None else device.processes
+    _, total = needed_bytes(config, planned_vocabulary(config), world_size, processes)
+    has = "" if device is None else f", {device.name} has {gib(device.total_bytes)}"
+    return f"about {gib(total)} by the estimate{has}"
+
+
 def check_memory(
     config: Config, vocab_size: int, world_size: int, device: DeviceMemory | None
 ) -> str | None:
