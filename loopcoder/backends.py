@@ -7,6 +7,7 @@ have it. What only some inputs and settings need is imported by `require` where 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -40,6 +41,10 @@ KERNELS = Path(__file__).parent / "_kernels.so"
 
 NOT_BUILT = "not built"
 
+KERNELS_WERE_RUN_ON = ((9, 0),)
+"""Compute capabilities on which the extension's tests were run: `model.kernels=auto` takes it
+there."""
+
 _MODULES = {"megatron-core": "megatron.core"}
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute, cuda.h
 
@@ -69,6 +74,11 @@ class Backends:
     def has_te(self) -> bool:
         return self.has("transformer_engine")
 
+    @property
+    def kernels_were_run(self) -> bool:
+        """Whether the CUDA extension was tested on GPUs of this compute capability."""
+        return self.compute_capability in KERNELS_WERE_RUN_ON
+
     def has(self, package: str) -> bool:
         """Say whether a package of `PACKAGES` is installed."""
         return package in self.versions
@@ -82,8 +92,14 @@ class Backends:
                 gpu += f", {self.gpu_memory_bytes / 2**30:.1f} GiB"
         else:
             gpu = "none"
-        kernels = ("cuda kernels", self.kernels_fault or "built for this torch")
-        return [("gpu", gpu), kernels, *((name, self.versions.get(name, "-")) for name in PACKAGES)]
+        kernels = self.kernels_fault or "built for this torch"
+        if self.has_gpu and self.kernels_fault is None and not self.kernels_were_run:
+            kernels += "; not taken by model.kernels=auto, since nobody has run them on this GPU"
+        return [
+            ("gpu", gpu),
+            ("cuda kernels", kernels),
+            *((name, self.versions.get(name, "-")) for name in PACKAGES),
+        ]
 
     def table(self) -> str:
         """Return the record as lines of text."""
@@ -111,11 +127,26 @@ def kernels_fault() -> str | None:
     if not KERNELS.exists():
         return NOT_BUILT
     try:
-        built_for = json.loads(KERNELS.with_suffix(".json").read_text())["torch"]
+        about = json.loads(KERNELS.with_suffix(".json").read_text())
+        built_for = about["torch"]
     except (OSError, ValueError, KeyError):
         return f"nothing says which torch {KERNELS} was built for"
     here = _torch_version()
-    return None if built_for == here else f"built for torch {built_for}, this is torch {here}"
+    if built_for != here:
+        return f"built for torch {built_for}, this is torch {here}"
+    sources = KERNELS.parents[1] / "kernels"  # beside a checkout; an installed package has none
+    if (sources / "ops.cpp").exists() and about.get("sources") != sources_digest(sources):
+        return f"not built from the sources in {sources}"
+    return None
+
+
+def sources_digest(folder: Path) -> str:
+    """Hash names and contents of the extension's sources; setup.py records it with the build."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".cu", ".cuh", ".cpp", ".h")):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _torch_version() -> str | None:
