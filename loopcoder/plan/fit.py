@@ -5,13 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import yaml
+
 from loopcoder.backends import Backends
+from loopcoder.config.compose import conf_dir
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
+from loopcoder.model.flops import parameters
 from loopcoder.plan.device import DeviceMemory, device_memory
 from loopcoder.plan.memory import RankMemory, largest_rank, planned_vocabulary, rank_memory
 
 GIB = 2**30
+_SHAPE = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+)
+"""Fields of a preset on which its memory depends."""
 
 
 def needed_bytes(
@@ -107,8 +121,26 @@ def _fix(config: Config, vocab_size: int, world_size: int, device: DeviceMemory,
         here = processes if device.processes > 1 else 1
         if needed_bytes(changed, vocab_size, processes, here)[0] <= device.total_bytes:
             return text
-    where = "memory" if device.name == "this machine" else f"{device.name}s"
-    return f"a smaller model (model=plt_1b, model=plt_100m), or more {where} than {gib(fixed)}"
+    model = _largest_preset(config, vocab_size, world_size, device)
+    enough = f"a machine with more than {gib(fixed)}"
+    if device.name != "this machine":
+        enough = f"GPUs with more than {gib(fixed)}"
+    return f"model={model}, or {enough}" if model else f"a smaller model, or {enough}"
+
+
+def _largest_preset(
+    config: Config, vocab_size: int, world_size: int, device: DeviceMemory
+) -> str | None:
+    """Return the name of the largest preset of ours whose exact part fits."""
+    found = {}
+    for path in sorted((conf_dir() / "model").glob("*.yaml")):
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model = replace(config.model, **{name: fields[name] for name in _SHAPE})
+        rows = model.vocab_size or vocab_size
+        changed = replace(config, model=model)
+        if needed_bytes(changed, rows, world_size, device.processes)[0] <= device.total_bytes:
+            found[path.stem] = parameters(model, rows)
+    return max(found, key=found.__getitem__, default=None)
 
 
 def _changes(

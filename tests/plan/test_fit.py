@@ -39,7 +39,17 @@ def test_the_7b_model_in_fp32_on_a_small_machine_is_refused() -> None:
     text = refusal(run_of("model=plt_7b", "precision=fp32"), 1, machine(23.5))
     assert "113.5 GiB for weights, gradients and optimizer of one process" in text
     assert "28.4 GiB of weights" in text and "this machine has 23.5 GiB" in text
-    assert "model=plt_1b" in text.split("fix:")[1]
+    assert text.endswith("fix: model=plt_1b, or a machine with more than 113.5 GiB")
+
+
+@pytest.mark.parametrize(
+    ("model", "total", "fix"),
+    [("plt_1b", 9, "model=plt_300m"), ("plt_1b", 4, "model=plt_100m"), ("plt_7b", 0.001, None)],
+)
+def test_the_model_that_is_named_fits(model: str, total: float, fix: str | None) -> None:
+    config = run_of(f"model={model}", "precision=bf16")
+    said = refusal(config, 1, machine(total)).split("fix: ")[1]
+    assert said.startswith(f"{fix}, or " if fix else "a smaller model, or ")
 
 
 @pytest.mark.parametrize(
