@@ -18,7 +18,7 @@ from loopcoder.errors import EXIT_DONE
 from loopcoder.plan.device import device_memory
 from loopcoder.plan.fit import check_memory
 from loopcoder.plan.memory import planned_vocabulary
-from loopcoder.plan.table import rows
+from loopcoder.plan.table import disk_warning, rows
 
 HELP = """\
 Show what this machine has, what a run would take, and whether it can start and fits.
@@ -53,7 +53,8 @@ def run(argv: list[str]) -> int:
 
     check_input(config.data)
     vocab_size, device = planned_vocabulary(config), device_memory(backends, size)
-    print(f"\n{_table(rows(config, vocab_size, size, resolve_run_dir(config), device))}\n")
+    run_dir = resolve_run_dir(config)
+    print(f"\n{_table(rows(config, vocab_size, size, run_dir, device))}\n")
     warning = check_memory(config, vocab_size, size, device)
     processes = f"{size} process{'' if size == 1 else 'es'}"
     what = f"{config.model.name} with precision={config.precision.name}, "
@@ -64,6 +65,8 @@ def run(argv: list[str]) -> int:
         print(f"{what} fits on {processes}, by the estimate above")
     else:
         print(f"{what} can start on {processes}\n{warning}")
+    if too_little := disk_warning(config, vocab_size, run_dir):
+        print(too_little)
     return EXIT_DONE
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from loopcoder.config.schema import Config
 from loopcoder.model.flops import gate_parameters, parameters, train_flops_per_token
 from loopcoder.plan.device import DeviceMemory
-from loopcoder.plan.fit import GIB, gib
+from loopcoder.plan.fit import gib
 from loopcoder.plan.memory import RUNTIME_BYTES, checkpoint_bytes, largest_rank
 from loopcoder.storage.disk import free_bytes
 
@@ -43,9 +43,21 @@ def rows(
         f"{causal / 1e9:.4g}G causal, {full / 1e9:.4g}G full, R={model.num_loops}",
     )
     yield from _memory(config, vocab_size, world_size, device)
-    size = checkpoint_bytes(config, vocab_size)
-    yield "checkpoint", f"{gib(size)}{_kept(config, size)}"
-    yield "  disk", f"{free_bytes(run_dir) / GIB:.1f} GiB free at {run_dir}"
+    size, most = checkpoint_bytes(config, vocab_size), _checkpoints_at_once(config)
+    yield "checkpoint", f"{gib(size)}; up to {most} at a time: {gib(most * size)}"
+    yield "  disk", f"{gib(free_bytes(run_dir))} free at {run_dir}"
+
+
+def disk_warning(config: Config, vocab_size: int, run_dir: Path) -> str | None:
+    """Return a warning where the checkpoints that are kept are more than the disk has free."""
+    needed = checkpoint_bytes(config, vocab_size) * _checkpoints_at_once(config)
+    free = free_bytes(run_dir)
+    if needed <= free:
+        return None
+    return (
+        f"warning: checkpoints come to {gib(needed)}, {run_dir} has {gib(free)} free; "
+        f"a lower checkpoint.keep, or run_dir= on another disk"
+    )
 
 
 def _memory(
@@ -74,11 +86,10 @@ def _memory(
         yield "memory", f"{device.name} has {gib(device.total_bytes)}{free}{shared}"
 
 
-def _kept(config: Config, size: int) -> str:
-    """Return what the kept checkpoints come to: one more is there while the next is written."""
+def _checkpoints_at_once(config: Config) -> int:
+    """Return how many there are at most: one more than are kept, while the next is written."""
     keep, interval = config.checkpoint.keep, config.checkpoint.interval
-    count = config.train.max_steps // interval if interval else 0
-    if keep is None:
-        return f"; all are kept: {max(1, count)} are {gib(max(1, count) * size)}"
-    most = min(keep + 1, count + 1)
-    return f"; at most {most} at a time: {gib(most * size)}"
+    written = config.train.max_steps // interval if interval else 0
+    if config.checkpoint.save_at_end and (not interval or config.train.max_steps % interval):
+        written += 1
+    return written if keep is None else min(keep + 1, written)

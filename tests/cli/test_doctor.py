@@ -10,7 +10,7 @@ import pytest
 from loopcoder.backends import Backends
 from loopcoder.cli import doctor
 from loopcoder.cli import main as cli
-from loopcoder.plan import device
+from loopcoder.plan import device, table
 from tests.cli.conftest import Loop
 
 GIB = 2**30
@@ -59,8 +59,35 @@ def test_doctor_shows_what_a_run_takes(loop: Loop, capsys: pytest.CaptureFixture
         "8.2 GiB",
     )
     assert "estimate" in lines["activations"]
-    assert lines["checkpoint"] == "16.3 GiB; at most 6 at a time: 97.9 GiB"
+    assert lines["checkpoint"] == "16.3 GiB; up to 6 at a time: 97.9 GiB"
     assert "GiB free at runs/plt_1b-r2-" in lines["disk"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "count"),
+    [
+        (["checkpoint.keep=5", "checkpoint.interval=100", "train.max_steps=1000"], 6),
+        (["checkpoint.keep=5", "checkpoint.interval=100", "train.max_steps=250"], 3),
+        (["checkpoint.keep=null", "checkpoint.interval=100", "train.max_steps=1000"], 10),
+        (["checkpoint.interval=null"], 1),
+        (["checkpoint.interval=null", "checkpoint.save_at_end=false"], 0),
+    ],
+)
+def test_checkpoints_that_the_disk_cannot_hold_are_said(
+    loop: Loop,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    count: int,
+) -> None:
+    input_is_fine(loop)
+    monkeypatch.setattr(table, "free_bytes", lambda folder: count * 20 * 10**6)
+    assert cli.main(["doctor", *overrides]) == 0
+    output = capsys.readouterr().out
+    assert f"up to {count} at a time" in output and "warning" not in output
+    monkeypatch.setattr(table, "free_bytes", lambda folder: count * 10**6)
+    assert cli.main(["doctor", *overrides]) == 0
+    assert ("warning: checkpoints come to" in capsys.readouterr().out) == (count > 0)
 
 
 @pytest.mark.parametrize(
