@@ -41,13 +41,18 @@ def extension():
     import torch
     from torch.utils import cpp_extension
 
+    sys.path.insert(0, str(ROOT))  # not where the build is isolated
+    from loopcoder.backends import sources_digest
+
     class Build(cpp_extension.BuildExtension):
         def run(self):
+            sources = sources_digest(ROOT / "kernels")  # before they can change under the compiler
             super().run()
             library = Path(self.get_ext_fullpath("loopcoder._kernels"))
             about = {
                 "torch": torch.__version__,
                 "architectures": [f"sm_{a}" for a in ARCHITECTURES],
+                "sources": sources,
             }
             library.with_name("_kernels.json").write_text(json.dumps(about) + "\n")
 
@@ -64,8 +69,7 @@ def extension():
     # without torch_python, since there are only operators in it; libcudart without its version's
     # number is missing among wheels
     module.libraries = ["c10", "torch", "torch_cpu", "c10_cuda"]
-    runtimes = sorted(Path(cpp_extension.CUDA_HOME).glob("lib*/libcudart.so*"))
-    module.extra_link_args = [str(runtimes[0])]
+    module.extra_link_args = [str(cuda_runtimes(cpp_extension.CUDA_HOME)[0])]
     return {
         "ext_modules": [module],
         "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=True)},
@@ -93,7 +97,15 @@ def find_toolkit():
     home = cpp_extension.CUDA_HOME
     if home is None or not (Path(home) / "bin" / "nvcc").exists():
         return f"no nvcc was found (CUDA {torch.version.cuda} is wanted); set CUDA_HOME"
+    if not cuda_runtimes(home):
+        return f"no libcudart.so was found in {home}; set CUDA_HOME to a whole toolkit"
     return None
+
+
+def cuda_runtimes(home):
+    """Return the libraries libcudart of a toolkit; conda keeps them under targets/."""
+    folders = ("lib*", "targets/*/lib*")
+    return [p for folder in folders for p in sorted(Path(home).glob(f"{folder}/libcudart.so*"))]
 
 
 setup(

@@ -17,6 +17,8 @@ from collections import defaultdict
 from typing import Any
 
 ROWS = (
+    ("gated window", r"loopcoder::.*window_"),
+    ("gate and loop input", r"loopcoder::"),
     ("attention", r"fmha|flash|cudnn.*(sdpa|attn|attention)|sdpa"),
     ("optimizer and gradient norm", r"adam|l2norm|lpnorm"),
     ("FP8 quantisation", r"quantize|cast_transpose|amax|compute_scale|block_scaled|fp8.*cast"),

@@ -89,6 +89,17 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     return load_corpus(folder, verify)
 
 
+def check_input(data: DataConfig) -> None:
+    """Raise InputError for what `prepare` would refuse before it builds anything.
+
+    That is a path that is not there, a domain that no source has, a tokenizer that cannot be read.
+    """
+    if data.build.sources:
+        open_all(resolve_auto(data), domains_of(data))
+    else:
+        _finished(data, "size")
+
+
 def _remove_work(work: Work, folder: Path, report: Report) -> None:
     """Remove the work of a corpus whose builder was killed just after giving it its name."""
     if work.folder.exists() and not work.data.build.keep_work:

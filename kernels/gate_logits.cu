@@ -31,12 +31,12 @@ constexpr int PART_BYTES = TILE_BYTES + HEADS * ROW_BYTES;
 // A block has 64 rows of h and goes along the width, PARTS tiles at a time; a warp has 16 rows of
 // one of them, and all heads.
 template <typename T, int HEADS>
-__global__ void __launch_bounds__(THREADS) forward(const GateLogits p) {
+__global__ void __launch_bounds__(THREADS) gate_forward(const GateLogits p) {
   extern __shared__ __align__(1024) unsigned char memory[];
   const int part = threadIdx.x / (THREADS / PARTS), thread = threadIdx.x % (THREADS / PARTS);
   const int warp = thread / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int first_row = blockIdx.x * ROWS, tiles = p.width / COLUMNS;
-  const uint32_t mine = shared_address(memory) + part * PART_BYTES<HEADS>;
+  const uint32_t mine = shared_start(memory) + part * PART_BYTES<HEADS>;
   const auto place = [&](int tile) {
     return mine + tile / PARTS % STAGES<HEADS> * (PARTS * PART_BYTES<HEADS>);
   };
@@ -121,7 +121,7 @@ constexpr int PREPARE_ROWS = 8;
 
 // A warp has a row.
 template <typename T, int HEADS>
-__global__ void __launch_bounds__(32 * PREPARE_ROWS) prepare(const GateLogits p) {
+__global__ void __launch_bounds__(32 * PREPARE_ROWS) gate_prepare(const GateLogits p) {
   const int row = blockIdx.x * PREPARE_ROWS + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= p.rows) return;
   const float rms = p.rms[row];
@@ -153,14 +153,14 @@ constexpr int STAGES = 4, WARPS = ROWS / 16, THREADS = 32 * WARPS;
 // A block has 64 columns of h and goes down its part of the rows, 64 at a time. Of these a warp
 // has 16 rows for dh, and 16 columns for X.
 template <typename T, int HEADS>
-__global__ void __launch_bounds__(THREADS) backward(const GateLogits p) {
+__global__ void __launch_bounds__(THREADS) gate_backward(const GateLogits p) {
   constexpr int STAGE_BYTES = TILE_BYTES + ROWS * HEADS * 2;
   extern __shared__ __align__(1024) unsigned char memory[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int first_column = blockIdx.x * COLUMNS;
   const int tiles = (p.rows + ROWS - 1) / ROWS, of_part = (tiles + p.parts - 1) / p.parts;
   const int begin = blockIdx.y * of_part, end = min(begin + of_part, tiles);
-  const uint32_t folded = shared_address(memory), stages = folded + HEADS * ROW_BYTES;
+  const uint32_t folded = shared_start(memory), stages = folded + HEADS * ROW_BYTES;
   const T* const hidden = static_cast<const T*>(p.hidden) + first_column;
   T* const d_hidden = static_cast<T*>(p.d_hidden) + first_column;
   const auto load = [&](int tile) {
@@ -226,7 +226,7 @@ constexpr int FINISH_LANES = 8;
 
 // A block has 32 columns; FINISH_LANES threads share the heads of one.
 template <typename T>
-__global__ void __launch_bounds__(32 * FINISH_LANES) finish(const GateLogits p) {
+__global__ void __launch_bounds__(32 * FINISH_LANES) gate_finish(const GateLogits p) {
   __shared__ float sums[FINISH_LANES][32];
   const int lane = threadIdx.x % 32, part_of_heads = threadIdx.x / 32;
   const int column = blockIdx.x * 32 + lane;
@@ -252,7 +252,7 @@ struct Forward {
   template <typename T, int HEADS>
   static cudaError_t launch(const GateLogits& p, cudaStream_t stream) {
     const size_t bytes = logits::STAGES<HEADS> * logits::PARTS * logits::PART_BYTES<HEADS>;
-    return start(logits::forward<T, HEADS>, (p.rows + ROWS - 1) / ROWS, logits::THREADS, bytes,
+    return start(logits::gate_forward<T, HEADS>, (p.rows + ROWS - 1) / ROWS, logits::THREADS, bytes,
                  stream, p);
   }
 };
@@ -260,15 +260,17 @@ struct Forward {
 struct Backward {
   template <typename T, int HEADS>
   static cudaError_t launch(const GateLogits& p, cudaStream_t stream) {
-    const cudaError_t prepared = start(prepare<T, HEADS>, (p.rows + PREPARE_ROWS - 1) / PREPARE_ROWS,
-                                       32 * PREPARE_ROWS, 0, stream, p);
+    const int blocks = (p.rows + PREPARE_ROWS - 1) / PREPARE_ROWS;
+    const cudaError_t prepared =
+        start(gate_prepare<T, HEADS>, blocks, 32 * PREPARE_ROWS, 0, stream, p);
     if (prepared != cudaSuccess) return prepared;
     const size_t bytes =
         HEADS * ROW_BYTES + gradients::STAGES * (TILE_BYTES + ROWS * HEADS * sizeof(T));
-    const cudaError_t run = start(gradients::backward<T, HEADS>, dim3(p.width / COLUMNS, p.parts),
-                                  gradients::THREADS, bytes, stream, p);
+    const dim3 grid(p.width / COLUMNS, p.parts);
+    const cudaError_t run = start(gradients::gate_backward<T, HEADS>, grid, gradients::THREADS,
+                                  bytes, stream, p);
     if (run != cudaSuccess) return run;
-    return start(finish<T>, p.width / 32, 32 * FINISH_LANES, 0, stream, p);
+    return start(gate_finish<T>, p.width / 32, 32 * FINISH_LANES, 0, stream, p);
   }
 };
 

@@ -24,8 +24,8 @@ constexpr int PREPARE_THREADS = 256;
 // A lane has 8 numbers; D/8 lanes a row of one head.
 template <typename T, int D>
 __global__ void __launch_bounds__(PREPARE_THREADS)
-    prepare(const View d_out, const View other, const View gate, const View scaled, float* dot,
-            int seq, int batch, int heads) {
+    window_prepare(const View d_out, const View other, const View gate, const View scaled,
+                   float* dot, int seq, int batch, int heads) {
   constexpr int CHUNKS = D / 8;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * PREPARE_THREADS + threadIdx.x;
   const int chunk = i % CHUNKS;
@@ -59,8 +59,8 @@ struct Prepare {
   static cudaError_t launch(const GatedWindow& p, cudaStream_t stream) {
     const int64_t pieces = static_cast<int64_t>(p.seq) * p.batch * p.heads * (D / 8);
     const unsigned blocks = static_cast<unsigned>((pieces + PREPARE_THREADS - 1) / PREPARE_THREADS);
-    return start(prepare<T, D>, blocks, PREPARE_THREADS, 0, stream, p.d_out, p.global_out, p.gate,
-                 p.out, p.dot, p.seq, p.batch, p.heads);
+    return start(window_prepare<T, D>, blocks, PREPARE_THREADS, 0, stream, p.d_out, p.global_out,
+                 p.gate, p.out, p.dot, p.seq, p.batch, p.heads);
   }
 };
 
@@ -105,7 +105,8 @@ struct Scores {
 };
 
 template <typename T, int D, bool ONE_PASS>
-__global__ void __launch_bounds__(32 * WARPS, 2) backward(const GatedWindow p, const int reach) {
+__global__ void __launch_bounds__(32 * WARPS, 2)
+    window_backward_queries(const GatedWindow p, const int reach) {
   constexpr int BLOCK_BYTES = Block<T, D>::BLOCK_BYTES;
   extern __shared__ __align__(1024) unsigned char memory[];
   const Block<T, D> all(p, ONE_PASS ? 16 * (HELD - 1) : reach, memory);
@@ -268,9 +269,9 @@ struct Walk {
 
 template <typename T, int D>
 __global__ void __launch_bounds__(THREADS, 1)
-    backward(const GatedWindow p, const int reach, const Stages<T, D> stages) {
+    window_backward_keys(const GatedWindow p, const int reach, const Stages<T, D> stages) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  const uint32_t memory = shared_address(shared);
+  const uint32_t memory = shared_start(shared);
   const int group = p.heads / p.kv_heads, items = Walk::items(p);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const float log2_scale = p.scale * LOG2_E;
@@ -371,8 +372,8 @@ cudaError_t launch(const GatedWindow& p, int reach, const Device& device, cudaSt
   const auto bytes = [&] { return stages.count * stages.bytes(stages.rows); };
   if (bytes() > static_cast<size_t>(device.shared_bytes)) stages.rows = 64;
   // one block per multiprocessor: the next keys' queries come while the last ones are worked on
-  return start(backward<T, D>, min(Walk::items(p), device.processors), THREADS, bytes(), stream, p,
-               reach, stages);
+  const int blocks = min(Walk::items(p), device.processors);
+  return start(window_backward_keys<T, D>, blocks, THREADS, bytes(), stream, p, reach, stages);
 }
 
 }  // namespace keys
@@ -385,8 +386,8 @@ struct Backward {
     if (failed != cudaSuccess) return failed;
     if (device.is_sm90 && !p.portable && D == 128 && fits_one_pass(p.window))
       return gated_window_backward_sm90(p, device.processors, stream);
-    failed = queries::Block<T, D>::launch(queries::backward<T, D, true>,
-                                          queries::backward<T, D, false>, p, stream);
+    failed = queries::Block<T, D>::launch(queries::window_backward_queries<T, D, true>,
+                                          queries::window_backward_queries<T, D, false>, p, stream);
     if (failed != cudaSuccess) return failed;
     return keys::launch<T, D>(p, reach_of(p.window), device, stream);
   }

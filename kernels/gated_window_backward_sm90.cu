@@ -31,6 +31,7 @@ __host__ __device__ int tiles_of(const GatedWindow& p) { return (p.seq + ROWS - 
 constexpr int KEY_TILES = 3, STAGES = 2;
 constexpr int STAGES_AT = 2 * KEY_TILES * TILE, SCORES_AT = STAGES_AT + STAGES * 3 * TILE,
               DELTA_AT = SCORES_AT + 2 * 2 * PANEL, BYTES = DELTA_AT + 2 * ROWS * 4;
+static_assert(BYTES <= 227 * 1024, "what a block can ask for on compute capability 9.0");
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -113,9 +114,10 @@ __device__ void multiply_rows(float (&sum)[8][4], uint32_t a, uint32_t b) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS, 1) backward(const GatedWindow p, const int block_tiles) {
+__global__ void __launch_bounds__(THREADS, 1)
+    window_backward_sm90(const GatedWindow p, const int block_tiles) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  const Memory memory{shared_address(shared)};
+  const Memory memory{shared_start(shared)};
   const int kv_head = blockIdx.x, batch = blockIdx.z, group = p.heads / p.kv_heads;
   const int tiles = tiles_of(p), begin = blockIdx.y * block_tiles;
   const int end = min(begin + block_tiles, tiles), last = min(end + 1, tiles);
@@ -270,7 +272,7 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const GatedWindow p, cons
 #else  // the host, and other GPUs, which are not asked to run it
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS, 1) backward(const GatedWindow, const int) {
+__global__ void __launch_bounds__(THREADS, 1) window_backward_sm90(const GatedWindow, const int) {
   __trap();
 }
 
@@ -299,8 +301,8 @@ cudaError_t gated_window_backward_sm90(const GatedWindow& p, int processors, cud
   using namespace sm90;
   const int length = choose_tiles(p, processors);
   const dim3 grid(p.kv_heads, (tiles_of(p) + length - 1) / length, p.batch);
-  return start(p.is_bf16 ? backward<__nv_bfloat16> : backward<__half>, grid, THREADS, BYTES, stream,
-               p, length);
+  return start(p.is_bf16 ? window_backward_sm90<__nv_bfloat16> : window_backward_sm90<__half>,
+               grid, THREADS, BYTES, stream, p, length);
 }
 
 }  // namespace loopcoder

@@ -14,7 +14,8 @@ template <typename T, int D>
 using Block = QueryBlock<T, D, WARPS, TILES>;
 
 template <typename T, int D, bool ONE_PASS>
-__global__ void __launch_bounds__(32 * WARPS, 2) forward(const GatedWindow p, const int reach) {
+__global__ void __launch_bounds__(32 * WARPS, 2)
+    window_forward(const GatedWindow p, const int reach) {
   constexpr int BLOCK_BYTES = Block<T, D>::BLOCK_BYTES;
   extern __shared__ __align__(1024) unsigned char memory[];
   const Block<T, D> all(p, ONE_PASS ? 16 * (HELD - 1) : reach, memory);
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) forward(const GatedWindow p, co
 struct Forward {
   template <typename T, int D>
   static cudaError_t launch(const GatedWindow& p, cudaStream_t stream) {
-    return Block<T, D>::launch(forward<T, D, true>, forward<T, D, false>, p, stream);
+    return Block<T, D>::launch(window_forward<T, D, true>, window_forward<T, D, false>, p, stream);
   }
 };
 

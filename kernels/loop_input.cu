@@ -25,7 +25,7 @@ __device__ uint4 mixed(const uint4& x, float a, const uint4& y, float b) {
 
 // A lane has 8 numbers of the width: `piece` of position `row` = s * batch + b.
 template <typename T>
-__global__ void __launch_bounds__(THREADS) forward(const LoopInput p) {
+__global__ void __launch_bounds__(THREADS) loop_forward(const LoopInput p) {
   const int64_t pieces = p.width / 8, rows = p.seq * p.batch;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x, row = i / pieces;
   if (row >= rows) return;
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(THREADS) forward(const LoopInput p) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS) backward(const LoopInput p) {
+__global__ void __launch_bounds__(THREADS) loop_backward(const LoopInput p) {
   const int64_t pieces = p.width / 8, rows = p.seq * p.batch;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x, row = i / pieces;
   if (row >= rows) return;
@@ -73,11 +73,11 @@ cudaError_t launch(Kernel bf16, Kernel fp16, const LoopInput& p, cudaStream_t st
 }  // namespace
 
 cudaError_t loop_input_forward(const LoopInput& p, cudaStream_t stream) {
-  return launch(forward<__nv_bfloat16>, forward<__half>, p, stream);
+  return launch(loop_forward<__nv_bfloat16>, loop_forward<__half>, p, stream);
 }
 
 cudaError_t loop_input_backward(const LoopInput& p, cudaStream_t stream) {
-  return launch(backward<__nv_bfloat16>, backward<__half>, p, stream);
+  return launch(loop_backward<__nv_bfloat16>, loop_backward<__half>, p, stream);
 }
 
 }  // namespace loopcoder

@@ -21,9 +21,22 @@ using at::Tensor;
 using loopcoder::View;
 
 constexpr int MAX_WINDOW = 256;
+// Of a grid in its second and third dimension: blocks of 64 positions, and rows.
+constexpr int64_t MAX_BLOCKS = 65535, MAX_SEQUENCE = 64 * MAX_BLOCKS;
 
-void check_half(const Tensor& x, const char* name, at::ScalarType type) {
+// The kernels run on one GPU: the current one, which the first tensor chose.
+void check_device(const Tensor& x, const char* name, const Tensor& first) {
   TORCH_CHECK(x.is_cuda(), name, " is on ", x.device(), ": the kernels need a GPU");
+  TORCH_CHECK(x.device() == first.device(), name, " is on ", x.device(), ", not on ",
+              first.device(), " as the first tensor");
+}
+
+// The kernels read and write 16 bytes at a time.
+bool is_aligned(const Tensor& x) { return reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0; }
+
+void check_half(const Tensor& x, const char* name, const Tensor& first) {
+  check_device(x, name, first);
+  const auto type = first.scalar_type();
   TORCH_CHECK(x.scalar_type() == type, name, " is ", x.scalar_type(), ", not ", type);
 }
 
@@ -40,18 +53,24 @@ int check_head_dim(int64_t head_dim) {
   return static_cast<int>(head_dim);
 }
 
-// A tensor [seq, batch, heads, head_dim] that is read 16 bytes at a time.
-View view_of(const Tensor& x, const char* name, at::ScalarType type, at::IntArrayRef shape) {
-  check_half(x, name, type);
+// A stride, 0 in a dimension of size 1: PyTorch leaves any number there, and nothing depends on it.
+int64_t stride_of(const Tensor& x, int dimension) {
+  return x.size(dimension) == 1 ? 0 : x.stride(dimension);
+}
+
+// A tensor [seq, batch, heads, head_dim] of the first one's type, read 16 bytes at a time.
+View view_of(const Tensor& x, const char* name, const Tensor& first, at::IntArrayRef shape) {
+  check_half(x, name, first);
   TORCH_CHECK(x.sizes() == shape, name, " has the shape ", x.sizes(), ", not ", shape);
-  TORCH_CHECK(x.stride(3) == 1 && x.stride(0) % 8 == 0 && x.stride(1) % 8 == 0 &&
-                  x.stride(2) % 8 == 0 && reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0,
+  const View view{x.data_ptr(), stride_of(x, 0), stride_of(x, 1), stride_of(x, 2)};
+  TORCH_CHECK(x.stride(3) == 1 && view.seq % 8 == 0 && view.batch % 8 == 0 &&
+                  view.head % 8 == 0 && is_aligned(x),
               name, " has rows that do not start at multiples of 16 bytes: strides ", x.strides());
-  return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
+  return view;
 }
 
 View gate_view(const Tensor& gate, const Tensor& q) {
-  check_half(gate, "gate", q.scalar_type());
+  check_half(gate, "gate", q);
   TORCH_CHECK(gate.sizes() == q.sizes().slice(0, 3), "gate has the shape ", gate.sizes(),
               ", q has ", q.sizes());
   return {gate.data_ptr(), gate.stride(0), gate.stride(1), gate.stride(2)};
@@ -61,23 +80,25 @@ loopcoder::GatedWindow arguments(const Tensor& q, const Tensor& k, const Tensor&
                                  const Tensor& gate, const std::optional<Tensor>& start,
                                  int64_t window, double scale) {
   TORCH_CHECK(q.dim() == 4 && k.dim() == 4, "q and k are [seq, batch, heads, head_dim]");
-  const auto type = q.scalar_type();
   TORCH_CHECK(window >= 0 && window <= MAX_WINDOW, "window is ", window, ", the kernel takes 0 to ",
               MAX_WINDOW);
   TORCH_CHECK(k.size(2) > 0 && q.size(2) % k.size(2) == 0, q.size(2), " query heads over ",
               k.size(2), " key heads");
-  TORCH_CHECK(q.size(0) < (1 << 30) && q.size(1) < 65536 && k.size(2) < 65536, "q is too long");
+  TORCH_CHECK(q.size(0) <= MAX_SEQUENCE, "q has ", q.size(0), " positions, the kernels take ",
+              MAX_SEQUENCE);
+  TORCH_CHECK(q.size(1) <= MAX_BLOCKS, "q has ", q.size(1), " rows, the kernels take ", MAX_BLOCKS);
   const int64_t kv_shape[] = {q.size(0), q.size(1), k.size(2), q.size(3)};
   loopcoder::GatedWindow args{};
   args.seq = q.size(0), args.batch = q.size(1), args.heads = q.size(2), args.kv_heads = k.size(2);
   args.head_dim = check_head_dim(q.size(3)), args.window = window, args.scale = scale;
   args.is_bf16 = is_bf16(q, "q");
-  args.q = view_of(q, "q", type, q.sizes());
-  args.k = view_of(k, "k", type, kv_shape);
-  args.v = view_of(v, "v", type, kv_shape);
+  args.q = view_of(q, "q", q, q.sizes());
+  args.k = view_of(k, "k", q, kv_shape);
+  args.v = view_of(v, "v", q, kv_shape);
   args.gate = gate_view(gate, q);
   if (start) {
-    TORCH_CHECK(start->is_cuda() && start->scalar_type() == at::kLong && start->is_contiguous() &&
+    check_device(*start, "start", q);
+    TORCH_CHECK(start->scalar_type() == at::kLong && start->is_contiguous() &&
                     start->dim() == 2 && start->size(0) == q.size(1) && start->size(1) == q.size(0),
                 "start is [batch, seq], int64, contiguous");
     args.start = start->const_data_ptr<int64_t>();
@@ -90,12 +111,12 @@ std::tuple<Tensor, Tensor> gated_window_forward(const Tensor& q, const Tensor& k
                                                 const std::optional<Tensor>& start, int64_t window,
                                                 double scale) {
   auto args = arguments(q, k, v, gate, start, window, scale);
-  args.global_out = view_of(global_out, "global_out", q.scalar_type(), q.sizes());
+  args.global_out = view_of(global_out, "global_out", q, q.sizes());
   const c10::cuda::CUDAGuard on(q.device());
   Tensor out = at::empty(q.sizes(), q.options());
   Tensor lse = at::empty({args.batch, args.heads, args.seq}, q.options().dtype(at::kFloat));
   if (q.numel() == 0) return {out, lse};
-  args.out = view_of(out, "out", q.scalar_type(), q.sizes());
+  args.out = view_of(out, "out", q, q.sizes());
   args.lse = lse.mutable_data_ptr<float>();
   C10_CUDA_CHECK(loopcoder::gated_window_forward(args, c10::cuda::getCurrentCUDAStream()));
   return {out, lse};
@@ -104,7 +125,6 @@ std::tuple<Tensor, Tensor> gated_window_forward(const Tensor& q, const Tensor& k
 std::tuple<Tensor, Tensor> gated_window_prepare(const Tensor& d_out, const Tensor& gate,
                                                 const Tensor& global_out) {
   TORCH_CHECK(d_out.dim() == 4, "d_out is [seq, batch, heads, head_dim]");
-  const auto type = d_out.scalar_type();
   loopcoder::GatedWindow args{};
   args.seq = d_out.size(0), args.batch = d_out.size(1), args.heads = d_out.size(2);
   args.head_dim = check_head_dim(d_out.size(3)), args.is_bf16 = is_bf16(d_out, "d_out");
@@ -112,10 +132,10 @@ std::tuple<Tensor, Tensor> gated_window_prepare(const Tensor& d_out, const Tenso
   Tensor scaled = at::empty(d_out.sizes(), d_out.options());
   Tensor dot = at::empty({args.batch, args.heads, args.seq}, d_out.options().dtype(at::kFloat));
   if (d_out.numel() == 0) return {scaled, dot};
-  args.d_out = view_of(d_out, "d_out", type, d_out.sizes());
-  args.global_out = view_of(global_out, "global_out", type, d_out.sizes());
+  args.d_out = view_of(d_out, "d_out", d_out, d_out.sizes());
+  args.global_out = view_of(global_out, "global_out", d_out, d_out.sizes());
   args.gate = gate_view(gate, d_out);
-  args.out = view_of(scaled, "scaled", type, d_out.sizes());
+  args.out = view_of(scaled, "scaled", d_out, d_out.sizes());
   args.dot = dot.mutable_data_ptr<float>();
   C10_CUDA_CHECK(loopcoder::gated_window_prepare(args, c10::cuda::getCurrentCUDAStream()));
   return {scaled, dot};
@@ -131,17 +151,19 @@ std::tuple<Tensor, Tensor, Tensor> gated_window_backward(
   const int64_t kv_shape[] = {args.seq, args.batch, args.kv_heads, args.head_dim};
   Tensor d_k = at::empty(kv_shape, q.options()), d_v = at::empty(kv_shape, q.options());
   Tensor d_gate = at::empty(gate.sizes(), gate.options());
-  if (q.numel() == 0) return {d_k, d_v, d_gate};
+  if (q.numel() == 0) return {d_k.zero_(), d_v.zero_(), d_gate.zero_()};
   const int64_t row_shape[] = {args.batch, args.heads, args.seq};
-  for (const Tensor* rows : {&lse, &dot})
-    TORCH_CHECK(rows->is_cuda() && rows->scalar_type() == at::kFloat && rows->is_contiguous() &&
+  for (const Tensor* rows : {&lse, &dot}) {
+    check_device(*rows, "lse or dot", q);
+    TORCH_CHECK(rows->scalar_type() == at::kFloat && rows->is_contiguous() &&
                     rows->sizes() == at::IntArrayRef(row_shape),
                 "lse and dot are what gated_window_forward and gated_window_prepare returned");
+  }
   Tensor stats = at::empty({args.batch, args.heads, args.seq, 4}, lse.options());
-  args.d_out = view_of(d_out, "d_out", q.scalar_type(), q.sizes());
-  args.d_q = view_of(d_q, "d_q", q.scalar_type(), q.sizes());
-  args.d_k = view_of(d_k, "d_k", q.scalar_type(), kv_shape);
-  args.d_v = view_of(d_v, "d_v", q.scalar_type(), kv_shape);
+  args.d_out = view_of(d_out, "d_out", q, q.sizes());
+  args.d_q = view_of(d_q, "d_q", q, q.sizes());
+  args.d_k = view_of(d_k, "d_k", q, kv_shape);
+  args.d_v = view_of(d_v, "d_v", q, kv_shape);
   args.d_gate = gate_view(d_gate, q);
   args.lse = const_cast<float*>(lse.const_data_ptr<float>());
   args.dot = const_cast<float*>(dot.const_data_ptr<float>());
@@ -150,11 +172,12 @@ std::tuple<Tensor, Tensor, Tensor> gated_window_backward(
   return {d_k, d_v, d_gate};
 }
 
-// A contiguous tensor of x's type, and of the shape that is wanted.
+// A contiguous tensor of x's type, beside it, and of the shape that is wanted.
 void check_like(const Tensor& y, const char* name, const Tensor& x, at::IntArrayRef shape) {
-  check_half(y, name, x.scalar_type());
+  check_half(y, name, x);
   TORCH_CHECK(y.is_contiguous() && y.sizes() == shape, name, " has the shape ", y.sizes(), ", not ",
               shape, ", or is not contiguous");
+  TORCH_CHECK(is_aligned(y), name, " does not start at a multiple of 16 bytes");
 }
 
 // h [seq, batch, width], folded [heads, width].
@@ -199,10 +222,10 @@ std::tuple<Tensor, Tensor, Tensor> gate_logits_backward(const Tensor& d_logits, 
   check_like(d_logits, "d_logits", h, {h.size(0), h.size(1), args.heads});
   check_like(weight, "weight", h, {args.heads, args.width});
   check_like(norm, "norm", h, {args.width});
-  TORCH_CHECK(raw.is_cuda() && raw.scalar_type() == at::kFloat && raw.is_contiguous() &&
-                  raw.sizes() == d_logits.sizes() && rms.is_cuda() &&
-                  rms.scalar_type() == at::kFloat && rms.is_contiguous() &&
-                  rms.numel() == args.rows,
+  check_device(raw, "raw", h), check_device(rms, "rms", h);
+  TORCH_CHECK(raw.scalar_type() == at::kFloat && raw.is_contiguous() &&
+                  raw.sizes() == d_logits.sizes() && rms.scalar_type() == at::kFloat &&
+                  rms.is_contiguous() && rms.numel() == args.rows,
               "raw and rms are what gate_logits_forward returned");
   const c10::cuda::CUDAGuard on(h.device());
   Tensor d_h = at::empty_like(h), d_weight = at::empty_like(weight), d_norm = at::empty_like(norm);
@@ -224,13 +247,14 @@ std::tuple<Tensor, Tensor, Tensor> gate_logits_backward(const Tensor& d_logits, 
 }
 
 // Sequences [seq, batch, width] that are contiguous.
-loopcoder::LoopInput loop_arguments(const Tensor& x, const Tensor& first_token, double a, double b) {
+loopcoder::LoopInput loop_arguments(const Tensor& x, const Tensor& first_token, double a,
+                                    double b) {
   TORCH_CHECK(x.dim() == 3, "the loop input is [seq, batch, width]");
   check_like(x, "x", x, x.sizes());
   TORCH_CHECK(x.size(2) % 8 == 0, "the width ", x.size(2), " is no multiple of 8");
-  TORCH_CHECK(first_token.is_cuda() && first_token.scalar_type() == at::kBool &&
-                  first_token.dim() == 2 && first_token.size(0) == x.size(0) &&
-                  first_token.size(1) == x.size(1),
+  check_device(first_token, "first_token", x);
+  TORCH_CHECK(first_token.scalar_type() == at::kBool && first_token.dim() == 2 &&
+                  first_token.size(0) == x.size(0) && first_token.size(1) == x.size(1),
               "first_token is [seq, batch], bool");
   loopcoder::LoopInput args{};
   args.seq = x.size(0), args.batch = x.size(1), args.width = x.size(2);
@@ -266,7 +290,7 @@ std::tuple<Tensor, Tensor, Tensor> loop_input_backward(const Tensor& d_out,
   const c10::cuda::CUDAGuard on(d_out.device());
   Tensor d_embedding = at::empty_like(d_out), d_hidden = at::empty_like(d_out);
   Tensor d_before = at::empty({has_before, args.batch, args.width}, d_out.options());
-  if (d_out.numel() == 0) return {d_embedding, d_hidden, d_before};
+  if (d_out.numel() == 0) return {d_embedding, d_hidden, d_before.zero_()};
   if (has_before) args.out3 = d_before.mutable_data_ptr();
   args.x = d_out.const_data_ptr();
   args.out = d_embedding.mutable_data_ptr(), args.out2 = d_hidden.mutable_data_ptr();

@@ -27,7 +27,7 @@ struct QueryBlock {
         blocks(reach / 16 + 1),
         group(p.heads / p.kv_heads),
         items(ROWS / 16 * group),
-        keys(shared_address(memory)),
+        keys(shared_start(memory)),
         values(keys + (ROWS + reach) * D * sizeof(T)),
         tiles(values + (ROWS + reach) * D * sizeof(T) + warp * TILES * BLOCK_BYTES) {}
 

@@ -72,6 +72,13 @@ __device__ int at(int row, int chunk) {  // in bytes
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
+// Of a block's dynamic shared memory, which is declared to start at a multiple of 1024 bytes: tiles
+// and wgmma rely on it.
+__device__ inline uint32_t shared_start(const void* memory) {
+  const uint32_t address = shared_address(memory);
+  if (address % 1024) __trap();
+  return address;
+}
 __device__ inline uint4 read_shared(uint32_t address) {
   uint4 x;
   asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"

@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 from hydra.core.override_parser.types import Override
 
+from launch.killed import kernel_kills, kill_named
 from launch.process import child_environ, run_forwarding
 from launch.torchrun import OVERRIDES_VARIABLE
 from loopcoder.backends import Backends
@@ -36,6 +38,7 @@ from loopcoder.config.overrides import parse_overrides, quoted
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem
+from loopcoder.plan.fit import check_run, needs
 from loopcoder.storage.folders import make_folder
 
 FIRST_VARIABLE = "LOOPCODER_FIRST_OF_SWEEP"
@@ -93,7 +96,10 @@ def sweep(overrides: Sequence[str], config_dir: Path | None, backends: Backends)
             print(f"[{number}/{len(found)}] {point.label}: done before", flush=True)
             continue
         print(f"[{number}/{len(found)}] {point.label}", flush=True)
+        kills = kernel_kills()
         code = _run(point, ledger, config_dir, found[0].run_dir)
+        if named := kill_named(code, kills, partial(_needs, point, backends)):
+            print(named, file=sys.stderr)
         if code in (EXIT_BAD_INPUT, EXIT_RETRY):
             stopped = code
             break
@@ -129,7 +135,9 @@ def points(
         try:
             asked = compose(run_overrides, config_dir)
             config = resolve(asked, backends)
-            check(config, processes_to_start(config, backends), backends)
+            size = processes_to_start(config, backends)
+            check(config, size, backends)
+            check_run(config, size, backends)
         except InputError as error:
             problems += [replace(p, fact=f"[{label}] {p.fact}") for p in error.problems]
             continue
@@ -207,6 +215,10 @@ def _run(point: Point, ledger: Path, config_dir: Path | None, first: Path) -> in
     with ledger.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
     return code
+
+
+def _needs(point: Point, backends: Backends) -> str:
+    return needs(point.config, processes_to_start(point.config, backends), backends)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

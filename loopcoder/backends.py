@@ -7,6 +7,7 @@ have it. What only some inputs and settings need is imported by `require` where 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -40,6 +41,10 @@ KERNELS = Path(__file__).parent / "_kernels.so"
 
 NOT_BUILT = "not built"
 
+KERNELS_WERE_RUN_ON = ((9, 0),)
+"""Compute capabilities on which the extension's tests were run: `model.kernels=auto` takes it
+there."""
+
 _MODULES = {"megatron-core": "megatron.core"}
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute, cuda.h
 
@@ -58,6 +63,8 @@ class Backends:
     """Version of each package that is installed; "unknown" where it was not installed by pip."""
     kernels_fault: str | None = NOT_BUILT
     """Why the CUDA extension cannot be used; None: it can."""
+    gpu_memory_bytes: int | None = None
+    """Memory of the first GPU."""
 
     @property
     def has_gpu(self) -> bool:
@@ -66,6 +73,11 @@ class Backends:
     @property
     def has_te(self) -> bool:
         return self.has("transformer_engine")
+
+    @property
+    def kernels_were_run(self) -> bool:
+        """Whether the CUDA extension was tested on GPUs of this compute capability."""
+        return self.compute_capability in KERNELS_WERE_RUN_ON
 
     def has(self, package: str) -> bool:
         """Say whether a package of `PACKAGES` is installed."""
@@ -76,14 +88,17 @@ class Backends:
         if self.has_gpu and self.compute_capability is not None:
             major, minor = self.compute_capability
             gpu = f"{self.gpu_count} x {self.gpu_name}, compute capability {major}.{minor}"
+            if self.gpu_memory_bytes:
+                gpu += f", {self.gpu_memory_bytes / 2**30:.1f} GiB"
         else:
             gpu = "none"
-        kernels = ("cuda kernels", self.kernels_fault or "built for this torch")
-        gradients = ("weight gradients", self._weight_gradients())
+        kernels = self.kernels_fault or "built for this torch"
+        if self.has_gpu and self.kernels_fault is None and not self.kernels_were_run:
+            kernels += "; not taken by model.kernels=auto, since nobody has run them on this GPU"
         return [
             ("gpu", gpu),
-            kernels,
-            gradients,
+            ("cuda kernels", kernels),
+            ("weight gradients", self._weight_gradients()),
             *((name, self.versions.get(name, "-")) for name in PACKAGES),
         ]
 
@@ -101,9 +116,9 @@ class Backends:
 
 def detect() -> Backends:
     """Look at this machine. Never raises: what cannot be found is not there."""
-    count, name, capability = _cuda_devices()
+    count, name, capability, memory = _cuda_devices()
     versions = {p: v for p, dists in PACKAGES.items() if (v := _version(p, dists)) is not None}
-    return Backends(count, name, capability, versions, kernels_fault())
+    return Backends(count, name, capability, versions, kernels_fault(), memory)
 
 
 def require(module: str, fact: str, why: str, fix: str = "pip install '.[data]'") -> Any:
@@ -119,11 +134,26 @@ def kernels_fault() -> str | None:
     if not KERNELS.exists():
         return NOT_BUILT
     try:
-        built_for = json.loads(KERNELS.with_suffix(".json").read_text())["torch"]
+        about = json.loads(KERNELS.with_suffix(".json").read_text())
+        built_for = about["torch"]
     except (OSError, ValueError, KeyError):
         return f"nothing says which torch {KERNELS} was built for"
     here = _torch_version()
-    return None if built_for == here else f"built for torch {built_for}, this is torch {here}"
+    if built_for != here:
+        return f"built for torch {built_for}, this is torch {here}"
+    sources = KERNELS.parents[1] / "kernels"  # beside a checkout; an installed package has none
+    if (sources / "ops.cpp").exists() and about.get("sources") != sources_digest(sources):
+        return f"not built from the sources in {sources}"
+    return None
+
+
+def sources_digest(folder: Path) -> str:
+    """Hash names and contents of the extension's sources; setup.py records it with the build."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".cu", ".cuh", ".cpp", ".h")):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _torch_version() -> str | None:
@@ -169,23 +199,25 @@ def _importable(module: str) -> bool:
         return False
 
 
-def _cuda_devices() -> tuple[int, str | None, tuple[int, int] | None]:
-    """Ask the CUDA driver for the number of GPUs, and name and compute capability of the first."""
+def _cuda_devices() -> tuple[int, str | None, tuple[int, int] | None, int | None]:
+    """Ask the CUDA driver for the number of GPUs, and name, compute capability and bytes of memory
+    of the first."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return 0, None, None
+        return 0, None, None, None
     count, device, major, minor = (ctypes.c_int() for _ in range(4))
-    name = ctypes.create_string_buffer(128)
+    name, memory = ctypes.create_string_buffer(128), ctypes.c_size_t()
     calls = (
         (cuda.cuInit, 0),
         (cuda.cuDeviceGetCount, ctypes.byref(count)),
         (cuda.cuDeviceGet, ctypes.byref(device), 0),
         (cuda.cuDeviceGetName, name, len(name), device),
+        (cuda.cuDeviceTotalMem_v2, ctypes.byref(memory), device),
         (cuda.cuDeviceGetAttribute, ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device),
         (cuda.cuDeviceGetAttribute, ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device),
     )
     # A driver without a usable device says so by a non-zero result.
     if any(call(*arguments) != 0 for call, *arguments in calls):
-        return 0, None, None
-    return count.value, name.value.decode(), (major.value, minor.value)
+        return 0, None, None, None
+    return count.value, name.value.decode(), (major.value, minor.value), memory.value

@@ -1,4 +1,4 @@
-"""`loopcoder doctor`: what this machine has, and whether a config fits it."""
+"""`loopcoder doctor`: what this machine has, and whether a run can start and fits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 from loopcoder.backends import detect
 from loopcoder.cli.arguments import composed, parse_arguments
@@ -13,17 +15,24 @@ from loopcoder.config.check import check
 from loopcoder.config.compose import conf_dir
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.errors import EXIT_DONE
+from loopcoder.plan.device import device_memory
+from loopcoder.plan.fit import check_memory
+from loopcoder.plan.memory import planned_vocabulary
+from loopcoder.plan.table import disk_warning, rows
 
 HELP = """\
-Show what this machine has, and whether a config fits it.
+Show what this machine has, what a run would take, and whether it can start and fits.
 
 usage: loopcoder doctor [key=value ...]
 
-  loopcoder doctor model=plt_7b precision=fp8_tensorwise parallel=tp2"""
+  loopcoder doctor model=plt_7b precision=fp8_tensorwise parallel=tp2
+
+Weights, gradients and optimizer are exact; activations are an estimate. Nothing is built."""
 
 
 def run(argv: list[str]) -> int:
-    """Print a table of this machine; raise InputError where the config does not fit it."""
+    """Print a table of this machine and one of the run; raise InputError where `train` would refuse
+    it at the start."""
     arguments = parse_arguments(argv, takes=[])
     if arguments.help:
         print(HELP)
@@ -39,9 +48,27 @@ def run(argv: list[str]) -> int:
     config = composed(arguments, backends)
     size = processes_to_start(config, backends)
     check(config, size, backends)
-    print(
-        f"\n{config.model.name} with precision={config.precision.name}, "
-        f"model.layer_spec={config.model.layer_spec} fits on "
-        f"{size} process{'' if size == 1 else 'es'}"
-    )
+
+    from data_pipeline.driver import check_input
+
+    check_input(config.data)
+    vocab_size, device = planned_vocabulary(config), device_memory(backends, size)
+    run_dir = Path(str(config.run_dir))
+    print(f"\n{_table(rows(config, vocab_size, size, run_dir, device))}\n")
+    warning = check_memory(config, vocab_size, size, device)
+    processes = f"{size} process{'' if size == 1 else 'es'}"
+    what = f"{config.model.name} with precision={config.precision.name}, "
+    what += f"model.layer_spec={config.model.layer_spec}"
+    if device is None:
+        print(f"{what} can start on {processes}; how much memory there is, is unknown")
+    elif warning is None:
+        print(f"{what} fits on {processes}, by the estimate above")
+    else:
+        print(f"{what} can start on {processes}\n{warning}")
+    if too_little := disk_warning(config, vocab_size, run_dir):
+        print(too_little)
     return EXIT_DONE
+
+
+def _table(lines: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<18}  {value}" for name, value in lines)

@@ -11,9 +11,12 @@ import os
 import shlex
 import signal
 import socket
+import sys
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from launch.killed import kernel_kills, kill_named
 from launch.slurm_env import adopt_slurm
 from launch.sweep import FIRST_VARIABLE, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
@@ -26,6 +29,7 @@ from loopcoder.config.compose import conf_dir, group_options, to_yaml
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.data.corpus import load_corpus
 from loopcoder.errors import EXIT_DONE, Preempted
+from loopcoder.plan.fit import check_run, needs
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.signals import ended_at_once, heard, leave_terminal, name_of
 
@@ -104,6 +108,7 @@ def _train(arguments: Arguments) -> int:
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check(config, size, backends)
+    may_not_fit = check_run(config, size, backends)
     run_dir = Path(str(config.run_dir))
     if rank() == 0:
         make_folder(run_dir, "run_dir")
@@ -115,6 +120,8 @@ def _train(arguments: Arguments) -> int:
             batch, micro = config.train.global_batch_size, config.train.micro_batch_size
             gpus = f"using {size} of {backends.gpu_count} GPUs"
             say(f"{gpus}: {batch} sequences per step, {micro} at once")
+        if may_not_fit is not None:
+            say(may_not_fit)
 
     from data_pipeline.driver import prepare
 
@@ -126,7 +133,11 @@ def _train(arguments: Arguments) -> int:
     else:
         corpus = load_corpus(pinned, verify)
     if not launched and size > 1:
-        return start_workers(config, size)  # which inherit the overrides
+        kills = kernel_kills()
+        code = start_workers(config, size)  # which inherit the overrides
+        if named := kill_named(code, kills, partial(needs, config, size, backends)):
+            print(named, file=sys.stderr)
+        return code
     if not launched:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}

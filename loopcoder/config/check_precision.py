@@ -78,8 +78,8 @@ def _kernels(config: Config, backends: Backends) -> Iterator[Problem]:
     elif backends.kernels_fault is not None:
         yield Problem(
             f"{fact}, the CUDA extension: {backends.kernels_fault}",
-            "it is compiled for one torch, by the nvcc of this machine",
-            f"pip install --no-build-isolation -e ., or {stock}",
+            "it is compiled for one torch and from one version of the sources",
+            f"make kernels, or pip install --no-build-isolation -e ., or {stock}",
         )
     capability = backends.compute_capability
     for value, limit in kernel_limits(config.model, config.precision.name, capability):

@@ -17,8 +17,10 @@ def resolve(config: Config, backends: Backends) -> Config:
     """Replace "auto" in `precision`, `model.layer_spec` and `model.kernels` by what this machine
     can do, and `model.layer_multiple` by the layers that it comes to.
 
-    An extension that was built for another torch is chosen all the same, so that the check says
-    it: to leave it out silently would be the slower run that nobody asked for.
+    An extension that was built for another torch or from other sources is chosen all the same, so
+    that the check says it: to leave it out silently would be the slower run that nobody asked for.
+    It is left out on GPUs on which it was never run, as the table of the machine says;
+    `model.kernels=cuda` insists.
     """
     precision, layer_spec = config.precision.name, config.model.layer_spec
     if precision == "auto":
@@ -27,7 +29,7 @@ def resolve(config: Config, backends: Backends) -> Config:
         layer_spec = "te" if backends.has_te and backends.has_gpu else "torch"
     kernels = config.model.kernels
     if kernels == "auto":
-        is_there = backends.has_gpu and backends.kernels_fault != NOT_BUILT
+        is_there = backends.kernels_were_run and backends.kernels_fault != NOT_BUILT
         fits = not any(kernel_limits(config.model, precision, backends.compute_capability))
         kernels = "cuda" if is_there and fits else "stock"
     return replace(

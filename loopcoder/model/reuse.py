@@ -39,9 +39,24 @@ def share_over_loops(ddp: Any, layers: nn.ModuleList) -> None:
 
 
 def forget_fp8_copies(layers: nn.ModuleList) -> None:
-    """Drop all FP8 copies of weights: the weights have changed."""
+    """Drop all FP8 copies of weights, which have changed.
+
+    Raises RuntimeError where an alias is no longer the weight: later loops would train on a dead
+    one, silently.
+    """
     for module in layers.modules():
         getattr(module, "_fp8_workspaces", {}).clear()
+    for index, layer in enumerate(layers):
+        for name, alias in getattr(layer, ALIASES, {}).items():
+            weight: Any = layer.get_parameter(name)
+            if (alias.data_ptr(), alias.main_grad.data_ptr()) != (
+                weight.data_ptr(),
+                weight.main_grad.data_ptr(),
+            ):
+                raise RuntimeError(
+                    f"{name} of layer {index} or its main_grad has moved to other memory since "
+                    "share_over_loops: later loops would use the old one; call it again"
+                )
 
 
 def in_later_loop(layer: nn.Module) -> Any:

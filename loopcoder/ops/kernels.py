@@ -20,12 +20,12 @@ from loopcoder.backends import KERNELS, kernels_fault
 def load() -> None:
     """Load the extension, once per process.
 
-    Raises RuntimeError where it is missing or was built for another torch; `config/check.py` tells
-    users before that.
+    Raises RuntimeError where it is missing or was built for another torch or from other sources;
+    `config/check.py` tells users before that.
     """
     fault = kernels_fault()
     if fault is not None:
-        raise RuntimeError(f"{fault}: pip install --no-build-isolation -e .")
+        raise RuntimeError(f"{fault}: make kernels, or pip install --no-build-isolation -e .")
     torch.ops.load_library(str(KERNELS))
     _register()
 
@@ -90,8 +90,14 @@ class _GatedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         ops = torch.ops.loopcoder
         gate, q, k, v, lse = ctx.saved_tensors
+        if ctx.inner is None:
+            raise RuntimeError(
+                "the backward pass of gated_attention runs once: it frees the graph of the global "
+                "attention, so retain_graph=True has no effect on it"
+            )
         global_out, inputs = ctx.inner
         ctx.inner = None
         d_out = d_out.contiguous()
@@ -122,6 +128,7 @@ class GateLogits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         d_logits = d_logits.contiguous()
         d_h, d_weight, d_norm = torch.ops.loopcoder.gate_logits_backward(
             d_logits, *ctx.saved_tensors
@@ -150,11 +157,22 @@ class LoopInput(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         (first_token,) = ctx.saved_tensors
         d_embedding, d_hidden, d_before = torch.ops.loopcoder.loop_input_backward(
             d_out.contiguous(), first_token, *ctx.scales, ctx.has_before
         )
         return d_embedding, d_hidden, d_before if ctx.has_before else None, None, None, None
+
+
+def _refuse_second_derivative() -> None:
+    """Call it in a backward pass: with create_graph=True, autograd would leave out what goes
+    through the kernels. (PyTorch's `once_differentiable` refuses some of these cases only.)"""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the CUDA kernels have no second derivative: leave out create_graph=True, or take "
+            "model.kernels=stock"
+        )
 
 
 def _register() -> None:
@@ -169,7 +187,7 @@ def _register() -> None:
 
     @library.register_fake("loopcoder::gated_window_backward")
     def _(d_out, q, k, v, gate, dot, lse, start, window, scale, d_q, portable=False):
-        return k.new_empty(k.shape), k.new_empty(k.shape), torch.empty_like(gate)
+        return k.new_empty(k.shape), k.new_empty(k.shape), gate.new_empty(gate.shape)
 
     @library.register_fake("loopcoder::gated_window_prepare")
     def _(d_out, gate, global_out):
@@ -208,6 +226,7 @@ def _save_window(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 
 def _window_backward(ctx: Any, d_out: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    _refuse_second_derivative()
     ops = torch.ops.loopcoder
     q, k, v, gate, global_out, lse = ctx.saved_tensors
     d_out, d_q = d_out.contiguous(), q.new_zeros(q.shape)

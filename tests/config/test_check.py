@@ -236,6 +236,13 @@ def test_kernels_are_taken_where_they_fit() -> None:
         (H100, ["model=plt_1b"], "stock"),
         (BUILT, ["model=plt_1b"], "cuda"),
         (STALE, ["model=plt_1b"], "cuda"),
+        (replace(BUILT, compute_capability=(10, 0)), ["model=plt_1b"], "stock"),
+        (replace(BUILT, compute_capability=(8, 0)), ["model=plt_1b"], "stock"),
+        (
+            replace(BUILT, compute_capability=(10, 0)),
+            ["model=plt_1b", "model.kernels=cuda"],
+            "cuda",
+        ),
         (BUILT, ["model=plt_1b", "model.num_loops=1"], "stock"),
         (BUILT, ["model=plt_1b", "precision=fp32"], "stock"),
         (BUILT, ["model=plt_1b", "model.window=300"], "stock"),
@@ -261,3 +268,10 @@ def test_a_path_that_no_source_reads_is_an_error() -> None:
     assert not problems("data=files", "path=/x")
     (problem,) = problems("data=files", "path=/x", "data.build.sources=[{kind:files,path:/y}]")
     assert problem.fix == "data=files path=/x"
+
+
+def test_the_table_says_that_auto_leaves_kernels_out_on_other_gpus() -> None:
+    for capability, said in (((9, 0), False), ((8, 0), True), ((10, 0), True)):
+        table = replace(BUILT, compute_capability=capability).table()
+        assert ("nobody has run them on this GPU" in table) == said
+    assert "nobody" not in CPU.table() and "nobody" not in STALE.table()

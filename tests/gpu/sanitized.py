@@ -17,16 +17,28 @@ def main(seed: int) -> None:
     kernels.load()
     ops, rng = torch.ops.loopcoder, random.Random(seed)
     torch.manual_seed(seed)
-    for d, window in ((64, 64), (128, 64), (128, 5), (64, 200), (128, 256)):
+    for d, window, many in (
+        (64, 64, False),
+        (128, 64, False),
+        (128, 5, False),
+        (64, 200, False),
+        (128, 256, False),
+        # A chain of tiles for every multiprocessor of an H100 or H200: then a block of the Hopper
+        # kernel walks through all five tiles, and its ring of keys and its stages wrap.
+        (128, 64, True),
+    ):
         seq, batch, kv_heads = rng.randrange(65, 300), rng.choice([1, 2]), rng.choice([1, 2])
+        if many:
+            seq, batch, kv_heads = 300, 66, 2
+        group = 1 if many else 3
         dtype = rng.choice([torch.bfloat16, torch.float16])
 
         def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.randn(*shape).to("cuda", dtype)
 
-        q, other, d_out, d_q = (draw(seq, batch, 3 * kv_heads, d) for _ in range(4))
+        q, other, d_out, d_q = (draw(seq, batch, group * kv_heads, d) for _ in range(4))
         k, v = (draw(seq, batch, kv_heads, d) for _ in range(2))
-        gate = draw(seq, batch, 3 * kv_heads)
+        gate = draw(seq, batch, group * kv_heads)
         first = torch.rand(batch, seq) < 0.05
         start = torch.where(first, torch.arange(seq), 0).cummax(1).values.cuda()
         _, lse = ops.gated_window_forward(q, k, v, gate, other, start, window, d**-0.5)

@@ -145,6 +145,46 @@ def test_portable_backward(seed: int, dtype: torch.dtype) -> None:
             assert apart(found, expected) <= torch.finfo(dtype).eps, (name, q.shape, window)
 
 
+def worst_row(found: Tensor, expected: Tensor) -> float:
+    """Largest relative error of one head's row: one wrong key in a row is far above it, whatever
+    the length. Rows far below 1 are compared with 1/10."""
+    found, expected = found.float(), expected.float()
+    error, size = (x.norm(dim=-1) for x in (found - expected, expected))
+    floor = 0.1 * expected.shape[-1] ** 0.5
+    return (error / size.clamp_min(floor)).max().item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("seq", "batch", "kv_heads", "group"), [(20_000, 1, 1, 1), (1300, 33, 4, 2)]
+)
+def test_every_row_of_many_tiles(
+    seed: int, dtype: torch.dtype, seq: int, batch: int, kv_heads: int, group: int
+) -> None:
+    """Hopper's kernel where a block has many tiles, so that its rings wrap: row by row what the
+    portable kernels compute. The second case has a chain for every multiprocessor."""
+    torch.manual_seed(seed)
+    ops, scale, heads = torch.ops.loopcoder, 128**-0.5, group * kv_heads
+    q, global_out, d_out, d_q = (
+        torch.randn(seq, batch, heads, 128, device="cuda", dtype=dtype) for _ in range(4)
+    )
+    k, v = (torch.randn(seq, batch, kv_heads, 128, device="cuda", dtype=dtype) for _ in range(2))
+    gate = torch.randn(seq, batch, heads, device="cuda", dtype=dtype)
+    begins = torch.rand(batch, seq, device="cuda") < 0.01  # most windows cross a border of tiles
+    start = torch.where(begins, torch.arange(seq, device="cuda"), 0).cummax(1).values
+    _, lse = ops.gated_window_forward(q, k, v, gate, global_out, start, 64, scale)
+    _, dot = ops.gated_window_prepare(d_out, gate, global_out)
+    results = []
+    for portable in (False, True):
+        sums = d_q.clone()
+        inputs = (d_out, q, k, v, gate, dot, lse, start, 64, scale, sums)
+        results.append([sums, *ops.gated_window_backward(*inputs, portable)])
+    *rows, d_gate = zip(*results, strict=True)
+    for name, (found, expected) in zip(("q", "k", "v"), rows, strict=True):
+        assert worst_row(found, expected) <= 8 * torch.finfo(dtype).eps, name
+    assert apart(*d_gate) <= torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_outside_is_not_touched(seed: int, dtype: torch.dtype) -> None:
     """Outputs of a tile that goes beyond the sequence; NaN in other rows must not leak in."""
@@ -160,6 +200,154 @@ def test_what_is_outside_is_not_touched(seed: int, dtype: torch.dtype) -> None:
     made = ops.gated_window_backward(d_out, q, k, v, gate, prepared[1], lse, None, 64, scale, d_q)
     assert all(x.isfinite().all() for x in (out, lse, d_q, *prepared, *made))
     assert whole[83:].isnan().all()
+
+
+def window_inputs(seq: int = 70, batch: int = 2) -> tuple[list[Tensor], Tensor]:
+    """Return q, k, v, gate, global_out for 4 over 2 heads of 64, and where documents begin."""
+    shapes = [(seq, batch, n, 64) for n in (4, 2, 2)] + [(seq, batch, 4), (seq, batch, 4, 64)]
+    tensors = [torch.randn(*s, device="cuda", dtype=torch.bfloat16) for s in shapes]
+    return tensors, torch.zeros(batch, seq, dtype=torch.int64, device="cuda")
+
+
+def test_every_operator_and_its_fake_agree(seed: int) -> None:
+    """Shapes, strides and aliases, also of a gate that lies heads first."""
+    from torch.library import opcheck
+
+    torch.manual_seed(seed)
+    ops, tests = torch.ops.loopcoder, ("test_schema", "test_faketensor")
+    (q, k, v, gate, global_out), start = window_inputs()
+    gate = gate.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    forward = (q, k, v, gate, global_out, start, 64, 0.125)
+    _, lse = ops.gated_window_forward(*forward)
+    _, dot = ops.gated_window_prepare(q, gate, global_out)
+    backward = (q, q, k, v, gate, dot, lse, start, 64, 0.125, torch.zeros_like(q))
+    h, weight, d_logits = (
+        torch.randn(*s, device="cuda", dtype=torch.bfloat16)
+        for s in ((70, 2, 128), (5, 128), (70, 2, 5))
+    )
+    norm, bias = weight[0].clone(), weight[:, 0].clone()
+    _, raw, rms = ops.gate_logits_forward(h, weight, bias, 1e-5)
+    first = (torch.rand(2, 70, device="cuda") < 0.1).T
+    before = h[:1].clone()
+    for operator, arguments in (
+        (ops.gated_window_forward, forward),
+        (ops.gated_window_prepare, (q, gate, global_out)),
+        (ops.gated_window_backward, backward),
+        (ops.gate_logits_forward, (h, weight, bias, 1e-5)),
+        (ops.gate_logits_backward, (d_logits, raw, rms, h, weight, weight, norm)),
+        (ops.loop_input_forward, (h, h, before, first, 0.7, 0.1)),
+        (ops.loop_input_forward, (h, h, None, first, 0.7, 0.1)),
+        (ops.loop_input_backward, (h, first, 0.7, 0.1, True)),
+        (ops.loop_input_backward, (h, first, 0.7, 0.1, False)),
+    ):
+        opcheck(operator.default, arguments, test_utils=tests)
+
+
+def misaligned(*shape: int) -> Tensor:
+    """A contiguous tensor that starts 2 bytes after a multiple of 16."""
+    numel = torch.Size(shape).numel()
+    return torch.zeros(numel + 1, device="cuda", dtype=torch.bfloat16)[1:].view(shape)
+
+
+def test_what_does_not_start_at_16_bytes_is_refused() -> None:
+    ops = torch.ops.loopcoder
+    x, w = (torch.zeros(*s, device="cuda", dtype=torch.bfloat16) for s in ((9, 1, 64), (3, 64)))
+    first, bias = torch.zeros(9, 1, device="cuda", dtype=torch.bool), w[:, 0].clone()
+    odd = misaligned(9, 1, 64)
+    for call in (
+        lambda: ops.loop_input_forward(odd, x, None, first, 0.7, 0.1),
+        lambda: ops.loop_input_forward(x, odd, None, first, 0.7, 0.1),
+        lambda: ops.loop_input_forward(x, x, misaligned(1, 1, 64), first, 0.7, 0.1),
+        lambda: ops.loop_input_backward(odd, first, 0.7, 0.1, False),
+        lambda: ops.gate_logits_forward(odd, w, bias, 1e-5),
+        lambda: ops.gate_logits_forward(x, misaligned(3, 64), bias, 1e-5),
+    ):
+        with pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+            call()
+    (q, k, v, gate, other), start = window_inputs()
+    with pytest.raises(RuntimeError, match="multiples of 16 bytes"):
+        ops.gated_window_forward(misaligned(*q.shape), k, v, gate, other, start, 64, 0.1)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_of_two_gpus_are_refused() -> None:
+    ops = torch.ops.loopcoder
+    inputs, start = window_inputs()
+    for index in range(1, 5):
+        moved = [x.to("cuda:1") if i == index else x for i, x in enumerate(inputs)]
+        with pytest.raises(RuntimeError, match="is on cuda:1, not on cuda:0"):
+            ops.gated_window_forward(*moved, start, 64, 0.125)
+    with pytest.raises(RuntimeError, match="start is on cuda:1"):
+        ops.gated_window_forward(*inputs, start.to("cuda:1"), 64, 0.125)
+    h = torch.zeros(9, 1, 64, device="cuda", dtype=torch.bfloat16)
+    first = torch.zeros(9, 1, device="cuda:1", dtype=torch.bool)
+    with pytest.raises(RuntimeError, match="first_token is on cuda:1"):
+        ops.loop_input_forward(h, h, None, first, 0.7, 0.1)
+
+
+def test_strides_of_dimensions_of_size_1_do_not_matter() -> None:
+    ops = torch.ops.loopcoder
+    torch.manual_seed(1)
+    q, other = (torch.randn(70, 1, 1, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    gate = torch.randn(70, 1, 1, device="cuda", dtype=torch.bfloat16)
+    expected = ops.gated_window_forward(q, q, q, gate, other, None, 64, 0.125)
+    odd = q.as_strided(q.shape, (64, 1, 3, 1))
+    found = ops.gated_window_forward(odd, odd, odd, gate, other, None, 64, 0.125)
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+def test_a_sequence_that_is_too_long_is_named() -> None:
+    q = torch.empty(4_194_304, 1, 1, 64, device="cuda", dtype=torch.bfloat16)
+    gate = torch.empty(4_194_304, 1, 1, device="cuda", dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="4194304 positions, the kernels take 4194240"):
+        torch.ops.loopcoder.gated_window_forward(q, q, q, gate, q, None, 64, 0.125)
+
+
+def test_gradients_of_nothing_are_zero() -> None:
+    ops = torch.ops.loopcoder
+    q = torch.empty(7, 1, 0, 64, device="cuda", dtype=torch.bfloat16)
+    k = torch.randn(7, 1, 1, 64, device="cuda", dtype=torch.bfloat16)
+    del_me = torch.full_like(k, torch.nan)
+    del del_me  # its memory is what the allocator hands out next
+    rows = torch.empty(1, 0, 7, device="cuda")
+    d_k, d_v, _ = ops.gated_window_backward(
+        q, q, k, k, q[..., 0], rows, rows, None, 64, 0.125, q.clone()
+    )
+    assert (d_k == 0).all() and (d_v == 0).all()
+    x = torch.empty(0, 1, 64, device="cuda", dtype=torch.bfloat16)
+    first = torch.empty(0, 1, device="cuda", dtype=torch.bool)
+    assert (ops.loop_input_backward(x, first, 0.7, 0.1, True)[2] == 0).all()
+
+
+def test_a_second_derivative_is_refused() -> None:
+    from loopcoder.ops.kernels import GateLogits, LoopInput
+
+    (q, k, v, gate, _), start = window_inputs()
+    docs = Documents.packed(start)
+    inputs = [x.requires_grad_() for x in (gate, q, k, v, k.clone(), v.clone())]
+    out = ours(inputs, docs, 64)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(out.sum(), q, create_graph=True)
+    h, weight = (
+        torch.randn(*s, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for s in ((9, 1, 64), (3, 64))
+    )
+    logits = GateLogits.apply(h, weight[0], weight, weight[:, 0], 1e-5)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(logits.sum(), h, create_graph=True)
+    first = torch.zeros(9, 1, device="cuda", dtype=torch.bool)
+    mixed = LoopInput.apply(h, h, None, first, 0.7, 0.1)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(mixed.sum(), h, create_graph=True)
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    (q, k, v, gate, _), start = window_inputs()
+    inputs = [x.requires_grad_() for x in (gate, q, k, v, k.clone(), v.clone())]
+    out = ours(inputs, Documents.packed(start), 64)
+    out.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="runs once"):
+        out.sum().backward()
 
 
 def test_compiled_and_in_a_graph(seed: int) -> None:

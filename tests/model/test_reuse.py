@@ -71,3 +71,28 @@ def test_fp8_copies_are_dropped_at_the_first_microbatch() -> None:
     ddp.set_is_first_microbatch()
     assert not linear._fp8_workspaces
     assert linear.is_first_microbatch is False
+
+
+@pytest.mark.parametrize("moved", ["weight", "main_grad"])
+def test_a_weight_that_moved_is_noticed(moved: str) -> None:
+    """Whoever maps it to other memory (a buffer, another device, a loader) leaves a dead alias."""
+    from loopcoder.model import reuse
+
+    layer = torch.nn.ModuleDict({"fc": torch.nn.Linear(4, 4)})
+    linear: Any = layer["fc"]
+    linear.fuse_wgrad_accumulation = True
+    linear.weight.main_grad = torch.zeros(4, 4)
+    layers = torch.nn.ModuleList([layer])
+    ddp = SimpleNamespace()
+    reuse.share_over_loops(ddp, layers)
+    with torch.no_grad():
+        linear.weight.add_(1.0)  # an update leaves it where it is
+    ddp.set_is_first_microbatch()
+    if moved == "weight":
+        linear.weight.data = linear.weight.data.clone()
+    else:
+        linear.weight.main_grad = linear.weight.main_grad.clone()
+    with pytest.raises(RuntimeError, match=r"fc\.weight of layer 0 .* has moved"):
+        ddp.set_is_first_microbatch()
+    reuse.share_over_loops(ddp, layers)
+    ddp.set_is_first_microbatch()

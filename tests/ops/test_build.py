@@ -59,6 +59,54 @@ def test_a_build_for_another_torch_is_refused(
     assert backends.kernels_fault() is None
 
 
+def test_a_build_of_older_sources_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an update the library still lies there: changed, added and renamed files are seen."""
+    import torch
+
+    library, kernels = tmp_path / "loopcoder" / "_kernels.so", tmp_path / "kernels"
+    library.parent.mkdir()
+    library.write_bytes(b"")
+    monkeypatch.setattr(backends, "KERNELS", library)
+    shutil.copytree(REPOSITORY / "kernels", kernels)
+    about = {"torch": torch.__version__, "sources": backends.sources_digest(kernels)}
+    library.with_suffix(".json").write_text(json.dumps(about))
+    assert backends.kernels_fault() is None
+    (kernels / "notes.txt").write_text("not compiled")
+    assert backends.kernels_fault() is None
+    source = kernels / "loop_input.cu"
+    before = source.read_text()
+    source.write_text(before + "\n")
+    assert backends.kernels_fault() == f"not built from the sources in {kernels}"
+    source.write_text(before)
+    (kernels / "new.cuh").write_text("")
+    assert backends.kernels_fault() is not None
+    (kernels / "new.cuh").unlink()
+    source.rename(kernels / "renamed.cu")
+    assert backends.kernels_fault() is not None
+    shutil.rmtree(kernels)  # as where the package is installed
+    assert backends.kernels_fault() is None
+    library.with_suffix(".json").write_text(json.dumps({"torch": torch.__version__}))
+    shutil.copytree(REPOSITORY / "kernels", kernels)
+    assert backends.kernels_fault() is not None  # built before sources were recorded
+
+
+def test_a_toolkit_of_conda_is_enough_and_half_a_toolkit_is_named(tmp_path: Path) -> None:
+    """conda has libcudart under targets/; where it is nowhere, that was an IndexError."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").touch()
+    wanted = {"LOOPCODER_BUILD_KERNELS": "1", "CUDA_HOME": str(tmp_path)}
+    done = setup(tmp_path, **wanted)
+    assert done.returncode != 0
+    assert f"no libcudart.so was found in {tmp_path}" in done.stderr
+    library = tmp_path / "targets" / "x86_64-linux" / "lib" / "libcudart.so.13"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    done = setup(tmp_path, **wanted)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.compile
 def test_it_compiles_and_registers_its_operators(tmp_path: Path) -> None:
     """In a copy, with the CUDA toolkit of this machine or nvcc from wheels; no GPU is needed."""
@@ -79,6 +127,7 @@ def test_it_compiles_and_registers_its_operators(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     about = json.loads((site / "loopcoder/_kernels.json").read_text())
     assert {"sm_80", "sm_90a"} <= set(about["architectures"])
+    assert about["sources"] == backends.sources_digest(REPOSITORY / "kernels")
     code = """
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode

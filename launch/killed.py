@@ -1,0 +1,37 @@
+"""Processes that the kernel killed: they say nothing themselves, so their parent does."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+"""This container's or, where it has no count, the machine's; each has a line `oom_kill N`."""
+
+
+def kernel_kills(counters: Sequence[Path] = _COUNTERS) -> int:
+    """Return how many processes the kernel has killed so far for want of memory."""
+    for path in counters:
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    return 0
+
+
+def kill_named(code: int, kills_before: int, needs: Callable[[], str]) -> str | None:
+    """Return what to say of a process that failed; None: the kernel did not kill it.
+
+    Args:
+        code: its exit code, negative for a signal; torchrun's is 1 whatever ended a worker.
+        kills_before: `kernel_kills()` before it was started.
+        needs: says what memory it was estimated to need, and what there is.
+    """
+    if code != -signal.SIGKILL and (code != 1 or kernel_kills() <= kills_before):
+        return None
+    return f"loopcoder: killed by the kernel, most likely for want of memory: {needs()}"

@@ -1,0 +1,179 @@
+"""Whether a run fits into memory: what cannot is refused, what may not is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import yaml
+
+from loopcoder.backends import Backends
+from loopcoder.config.compose import conf_dir
+from loopcoder.config.schema import Config
+from loopcoder.errors import InputError
+from loopcoder.model.flops import parameters
+from loopcoder.plan.device import DeviceMemory, device_memory
+from loopcoder.plan.memory import RankMemory, largest_rank, planned_vocabulary, rank_memory
+
+GIB = 2**30
+_SHAPE = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+)
+"""Fields of a preset on which its memory depends."""
+
+
+def needed_bytes(
+    config: Config, vocab_size: int, world_size: int, processes: int
+) -> tuple[int, int]:
+    """Return what one device has to hold: without activations, which is exact, and in all.
+
+    Args:
+        processes: of the run on that device; of a machine that holds only some of a run's, their
+            mean.
+    """
+    pp = config.parallel.pp
+    found = [rank_memory(config, vocab_size, world_size, stage) for stage in range(pp)]
+    if processes == 1:
+        return max(m.fixed_bytes for m in found), max(m.total_bytes for m in found)
+    fixed, total = sum(m.fixed_bytes for m in found), sum(m.total_bytes for m in found)
+    return fixed * processes // pp, total * processes // pp
+
+
+def check_run(config: Config, world_size: int, backends: Backends) -> str | None:
+    """Apply `check_memory` to the device of this process, before there is a corpus."""
+    device = device_memory(backends, world_size)
+    return check_memory(config, planned_vocabulary(config), world_size, device)
+
+
+def needs(config: Config, world_size: int, backends: Backends) -> str:
+    """Say how much memory a run needs by the estimate, and what there is."""
+    device = device_memory(backends, world_size)
+    processes = 1 if device is None else device.processes
+    _, total = needed_bytes(config, planned_vocabulary(config), world_size, processes)
+    has = "" if device is None else f", {device.name} has {gib(device.total_bytes)}"
+    return f"about {gib(total)} by the estimate{has}"
+
+
+def check_memory(
+    config: Config, vocab_size: int, world_size: int, device: DeviceMemory | None
+) -> str | None:
+    """Return a warning where the run may not fit, None where by the estimate it does.
+
+    Args:
+        config: resolved and checked.
+        vocab_size: rows of embedding and head (`plan.memory.planned_vocabulary`).
+        device: None: unknown, and nothing is said.
+
+    Raises:
+        InputError: weights, gradients and optimizer alone are more than the device has.
+    """
+    if device is None:
+        return None
+    fixed, total = needed_bytes(config, vocab_size, world_size, device.processes)
+    one = device.processes == 1
+    who, need = ("one process", "needs") if one else (f"{device.processes} processes", "need")
+    if fixed > device.total_bytes:
+        largest = largest_rank(config, vocab_size, world_size)
+        what = f"{config.model.name} with precision={config.precision.name}"
+        raise InputError.of(
+            f"{what}: {gib(fixed)} for weights, gradients and optimizer of {who}, "
+            f"{device.name} has {gib(device.total_bytes)}",
+            f"they cannot be done without ({described(largest)}), activations come on top",
+            _fix(config, vocab_size, world_size, device, fixed),
+        )
+    if total <= device.free_bytes:
+        return None
+    return (
+        f"warning: this may not fit: {who} {need} about {gib(total)} ({gib(fixed)} for weights, "
+        f"gradients and optimizer, the rest is an estimate), {device.name} has "
+        f"{gib(device.free_bytes)} free; "
+        + (
+            "a smaller train.micro_batch_size or parallel.recompute=full takes less"
+            if fixed <= device.free_bytes
+            else "free memory, or take a smaller model"
+        )
+    )
+
+
+def described(memory: RankMemory) -> str:
+    """Return what the exact part of a rank's memory is made of."""
+    return (
+        f"{memory.parameters:,} parameters: {gib(memory.weights_bytes)} of weights, "
+        f"{gib(memory.gradients_bytes)} of gradients, {gib(memory.optimizer_bytes)} of optimizer "
+        "per process"
+    )
+
+
+def gib(size: float) -> str:
+    """Return a size in GiB with one decimal; a small one in MiB."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _fix(config: Config, vocab_size: int, world_size: int, device: DeviceMemory, fixed: int) -> str:
+    """Return the smallest change after which the exact part fits."""
+    for text, changed, processes in _changes(config, world_size, device):
+        here = processes if device.processes > 1 else 1
+        if needed_bytes(changed, vocab_size, processes, here)[0] <= device.total_bytes:
+            return text
+    model = _largest_preset(config, vocab_size, world_size, device)
+    enough = f"a machine with more than {gib(fixed)}"
+    if device.name != "this machine":
+        enough = f"GPUs with more than {gib(fixed)}"
+    return f"model={model}, or {enough}" if model else f"a smaller model, or {enough}"
+
+
+def _largest_preset(
+    config: Config, vocab_size: int, world_size: int, device: DeviceMemory
+) -> str | None:
+    """Return the name of the largest preset of ours whose exact part fits."""
+    found = {}
+    for path in sorted((conf_dir() / "model").glob("*.yaml")):
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model = replace(config.model, **{name: fields[name] for name in _SHAPE})
+        rows = model.vocab_size or vocab_size
+        changed = replace(config, model=model)
+        if needed_bytes(changed, rows, world_size, device.processes)[0] <= device.total_bytes:
+            found[path.stem] = parameters(model, rows)
+    return max(found, key=found.__getitem__, default=None)
+
+
+def _changes(
+    config: Config, world_size: int, device: DeviceMemory
+) -> Iterator[tuple[str, Config, int]]:
+    """Yield overrides, the config and the processes that they make, the smallest change first."""
+    model, parallel = config.model, config.parallel
+    on_gpus = device.name != "this machine"
+    one_model = parallel.tp * parallel.pp * parallel.cp
+    precisions = [("", config.precision)]
+    if config.precision.name == "fp32":
+        precisions.append(("precision=bf16", replace(config.precision, name="bf16")))
+    layouts = [("", parallel)]
+    if not parallel.distributed_optimizer and world_size > one_model:
+        shards = replace(parallel, distributed_optimizer=True)
+        layouts.append(("parallel.distributed_optimizer=true", shards))
+    for tp in (2, 4, 8) if on_gpus else ():
+        split = (model.num_attention_heads, model.num_kv_heads, model.ffn_hidden_size)
+        if tp > parallel.tp and not any(size % tp for size in split):
+            shards = replace(parallel, tp=tp, distributed_optimizer=True)
+            layouts.append((f"parallel.tp={tp}", shards))
+    sizes = [world_size * n for n in (1, 2, 4, 8, 16, 32, 64)] if on_gpus else [one_model]
+    for size in sizes:
+        for layout_text, layout in layouts:
+            processes = max(size, layout.tp * layout.pp * layout.cp)
+            if processes % (layout.tp * layout.pp * layout.cp):
+                continue
+            for precision_text, precision in precisions:
+                texts = [t for t in (precision_text, layout_text) if t]
+                if processes != world_size and on_gpus:
+                    texts.append(f"on {processes} GPUs")
+                elif processes != world_size:
+                    texts.append(f"parallel.nproc_per_node={processes}")
+                if texts:
+                    changed = replace(config, parallel=layout, precision=precision)
+                    yield " ".join(texts), changed, processes

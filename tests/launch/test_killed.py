@@ -1,0 +1,63 @@
+"""A process that the kernel killed for want of memory is named as such."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import killed, sweep
+from launch.killed import kernel_kills, kill_named
+from loopcoder.backends import Backends
+from loopcoder.cli import main as cli
+from loopcoder.cli import train
+from tests.cli.conftest import Loop, alone, loop
+
+__all__ = ["alone", "loop"]
+
+
+def test_kills_are_counted_where_the_kernel_counts_them(tmp_path: Path) -> None:
+    container, machine = tmp_path / "memory.events", tmp_path / "vmstat"
+    assert kernel_kills((container, machine)) == 0
+    machine.write_text("pgfault 12\noom_kill 7\n")
+    assert kernel_kills((container, machine)) == 7
+    container.write_text("low 0\noom 1\noom_kill 2\noom_group_kill 0\n")
+    assert kernel_kills((container, machine)) == 2
+
+
+def test_a_real_kill_is_named_and_other_ends_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    code = subprocess.run([sys.executable, "-S", "-c", child], check=False).returncode
+    assert "killed by the kernel, most likely for want of memory: 5 GiB" in (
+        kill_named(code, 0, lambda: "5 GiB") or ""
+    )
+    monkeypatch.setattr(killed, "kernel_kills", lambda: 4)
+    assert kill_named(1, 3, lambda: "5 GiB") is not None  # a worker of torchrun
+    for code, before in ((1, 4), (0, 3), (3, 3), (75, 3), (76, 3), (-signal.SIGTERM, 3)):
+        assert kill_named(code, before, lambda: "5 GiB") is None
+
+
+def test_workers_that_were_killed_are_named_with_the_estimate(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kills = iter([0, 1])
+    monkeypatch.setattr(train, "kernel_kills", lambda: next(kills))
+    monkeypatch.setattr(killed, "kernel_kills", lambda: next(kills))
+    monkeypatch.setattr(train, "start_workers", lambda config, size: 1)
+    layout = ["parallel.nproc_per_node=2", "train.micro_batch_size=2"]
+    assert cli.main(["train", *layout]) == 1
+    error = capsys.readouterr().err
+    assert "killed by the kernel" in error
+    assert "GiB by the estimate, this machine has" in error
+
+
+def test_a_point_of_a_sweep_that_was_killed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep, "train_point", lambda point, config_dir, first: -signal.SIGKILL)
+    monkeypatch.delenv("RANK", raising=False)
+    sweep.sweep([f"run_dir={tmp_path}/sweep", "seed=1,2"], None, Backends())
+    assert capsys.readouterr().err.count("GiB by the estimate, this machine has") == 2

@@ -1,0 +1,132 @@
+"""What cannot fit is refused with a change that mends it, what may not is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loopcoder.backends import Backends
+from loopcoder.config.compose import compose
+from loopcoder.config.resolve import resolve
+from loopcoder.config.schema import Config
+from loopcoder.errors import InputError
+from loopcoder.plan import device
+from loopcoder.plan.device import DeviceMemory, device_memory, machine_memory
+from loopcoder.plan.fit import check_memory, needed_bytes
+
+GIB = 2**30
+H200 = Backends(8, "NVIDIA H200", (9, 0), {"transformer_engine": "2.20"}, None, 140 * GIB)
+
+
+def machine(total: float, free: float | None = None, processes: int = 1) -> DeviceMemory:
+    free = total if free is None else free
+    return DeviceMemory("this machine", int(total * GIB), int(free * GIB), processes)
+
+
+def run_of(*overrides: str, backends: Backends | None = None) -> Config:
+    return resolve(compose(list(overrides)), backends or Backends())
+
+
+def refusal(config: Config, world_size: int, memory: DeviceMemory) -> str:
+    with pytest.raises(InputError) as error:
+        check_memory(config, 76_800, world_size, memory)
+    return str(error.value)
+
+
+def test_the_7b_model_in_fp32_on_a_small_machine_is_refused() -> None:
+    text = refusal(run_of("model=plt_7b", "precision=fp32"), 1, machine(23.5))
+    assert "113.5 GiB for weights, gradients and optimizer of one process" in text
+    assert "28.4 GiB of weights" in text and "this machine has 23.5 GiB" in text
+    assert text.endswith("fix: model=plt_1b, or a machine with more than 113.5 GiB")
+
+
+@pytest.mark.parametrize(
+    ("model", "total", "fix"),
+    [("plt_1b", 9, "model=plt_300m"), ("plt_1b", 4, "model=plt_100m"), ("plt_7b", 0.001, None)],
+)
+def test_the_model_that_is_named_fits(model: str, total: float, fix: str | None) -> None:
+    config = run_of(f"model={model}", "precision=bf16")
+    said = refusal(config, 1, machine(total)).split("fix: ")[1]
+    assert said.startswith(f"{fix}, or " if fix else "a smaller model, or ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "fix"),
+    [
+        # 12 bytes a parameter on top, not sharded: 127 GiB and more in fp32 are 113
+        ("precision=bf16 parallel.distributed_optimizer=false", 4, "distributed_optimizer=true"),
+        ("precision=bf16", 1, "parallel.tp=2 on 2 GPUs"),
+        ("precision=fp32 parallel.tp=2", 2, "parallel.tp=4 on 4 GPUs"),
+    ],
+)
+def test_the_fix_on_gpus_fits(overrides: str, gpus: int, fix: str) -> None:
+    config = run_of("model=plt_7b", *overrides.split(), backends=H200)
+    small = DeviceMemory("an H100", 80 * GIB, 80 * GIB, 1)
+    if "precision=fp32" in overrides:
+        small = DeviceMemory("an A100", 40 * GIB, 40 * GIB, 1)
+    assert fix in refusal(config, gpus, small).split("fix:")[1]
+
+
+def test_processes_of_one_machine_share_its_memory() -> None:
+    config = run_of("model=plt_1b", "precision=fp32", "train.micro_batch_size=1")
+    assert check_memory(config, 32_768, 1, machine(200)) is None
+    text = refusal(config, 2, machine(24, processes=2))
+    assert "of 2 processes" in text and text.endswith("fix: parallel.nproc_per_node=1")
+    stages = run_of("model=plt_1b", "precision=fp32", "parallel.pp=2", "train.micro_batch_size=1")
+    one, _ = needed_bytes(config, 32_768, 1, 1)
+    split, _ = needed_bytes(stages, 32_768, 2, 2)
+    assert split == pytest.approx(one, rel=1e-3)
+
+
+def test_what_may_not_fit_is_said_with_numbers() -> None:
+    config = run_of("model=plt_1b", "precision=fp32")
+    warning = check_memory(config, 32_768, 1, machine(64)) or ""
+    assert warning.startswith("warning: this may not fit: one process needs about ")
+    assert "17.3 GiB for weights, gradients and optimizer" in warning
+    assert "64.0 GiB free" in warning and "train.micro_batch_size" in warning
+    busy = check_memory(run_of("precision=fp32"), 1024, 1, machine(64, free=0.2)) or ""
+    assert "0.2 GiB free" in busy
+    assert check_memory(config, 32_768, 1, None) is None
+
+
+def test_a_gpu_has_its_own_memory_and_an_unknown_one_says_nothing() -> None:
+    assert device_memory(H200, 8) == DeviceMemory("NVIDIA H200", 140 * GIB, 140 * GIB, 1)
+    assert device_memory(Backends(8, "NVIDIA H200", (9, 0)), 8) is None
+
+
+def test_a_launcher_says_how_many_processes_share_the_machine() -> None:
+    def processes(**environ: str) -> int:
+        found = device_memory(Backends(), 16, environ)
+        assert found is not None
+        return found.processes
+
+    assert processes() == 16
+    assert processes(RANK="3", LOCAL_WORLD_SIZE="4") == 4
+    assert processes(RANK="3") == 1  # srun over several nodes: better no refusal than a wrong one
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_groups", lambda root: [root / "job", root])
+    everything = psutil.virtual_memory().total + psutil.swap_memory().total
+    assert machine_memory(tmp_path)[0] == everything
+    job = tmp_path / "job"
+    job.mkdir()
+    (job / "memory.max").write_text(f"{2 * GIB}\n")
+    (job / "memory.current").write_text(f"{GIB}\n")
+    (job / "memory.stat").write_text(f"anon 5\ninactive_file {GIB // 2}\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine_memory(tmp_path) == (2 * GIB, 3 * GIB // 2)
+
+
+def test_the_limit_of_an_older_kernel_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_groups", lambda root: [root])
+    (tmp_path / "memory.stat").write_text("total_inactive_file 0\n")
+    (tmp_path / "memory.usage_in_bytes").write_text("0\n")
+    (tmp_path / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert machine_memory(tmp_path)[0] > GIB
+    (tmp_path / "memory.limit_in_bytes").write_text(str(GIB))
+    assert machine_memory(tmp_path) == (GIB, GIB)
