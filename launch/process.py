@@ -15,6 +15,9 @@ import psutil
 from loopcoder.storage.process import exit_with_parent
 from loopcoder.storage.signals import heard, leave_terminal
 
+SWEEP_VARIABLE = "LOOPCODER_SWEEP"
+"""Set for the runs of a sweep, which suggest nothing at their end."""
+
 
 def child_environ() -> dict[str, str]:
     """Return an environment in which `python -m loopcoder` is this package.

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from hydra.core.override_parser.types import Override
 
-from launch.process import child_environ, run_forwarding
+from launch.process import SWEEP_VARIABLE, child_environ, run_forwarding
 from loopcoder.backends import Backends
 from loopcoder.config.check import check
 from loopcoder.config.compose import (
@@ -173,7 +173,8 @@ def train_point(point: Point, config_dir: Path | None) -> int:
     command = [sys.executable, "-m", "loopcoder", "train", *point.overrides]
     if config_dir is not None:
         command += ["--config-dir", str(config_dir)]
-    code, signalled = run_forwarding(command, child_environ(), lambda pid: [psutil.Process(pid)])
+    environ = child_environ() | {SWEEP_VARIABLE: "1"}
+    code, signalled = run_forwarding(command, environ, lambda pid: [psutil.Process(pid)])
     return EXIT_RETRY if signalled and code != EXIT_DONE else code
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from launch.process import SWEEP_VARIABLE
 from launch.slurm_env import adopt_slurm
 from launch.torchrun import CONFIG_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect
@@ -97,11 +99,12 @@ def _train(arguments: Arguments) -> int:
     config = composed(arguments, backends)
     if arguments.print_config:
         print(to_yaml(config), end="")
-        return EXIT_DONE
     adopt_slurm(os.environ)
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check(config, size, backends)
+    if arguments.print_config:
+        return EXIT_DONE
     run_dir = resolve_run_dir(config)
     if rank() == 0:
         make_folder(run_dir, "run_dir")
@@ -118,14 +121,28 @@ def _train(arguments: Arguments) -> int:
     verify = config.data.verify if rank() == 0 else "size"
     corpus = prepare(config.data, report=say, verify=verify)
     if not launched and size > 1:
-        return start_workers(replace(config, run_dir=str(run_dir)), size)
+        code = start_workers(replace(config, run_dir=str(run_dir)), size)
+        return _suggesting(code, arguments, config)
     if not launched:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
 
     with ended_at_once():
         from loopcoder.train.loop import train
-    return train(config, corpus, backends, run_dir)
+    return _suggesting(train(config, corpus, backends, run_dir), arguments, config)
+
+
+def _suggesting(code: int, arguments: Arguments, config: Config) -> int:
+    """Say what to try next, with the user's own overrides, where a run went well."""
+    if code == EXIT_DONE and not os.environ.keys() & {SWEEP_VARIABLE, CONFIG_VARIABLE}:
+        own = ("run_dir=", "model.num_loops=", "checkpoint.resume=")
+        kept = [o for o in arguments.overrides if not o.startswith(own)]
+        if arguments.config_dir is not None:
+            kept += ["--config-dir", str(arguments.config_dir)]
+        loops = config.model.num_loops
+        command = ["loopcoder", "train", "-m", *kept, f"model.num_loops={loops},{loops + 1}"]
+        say(f"next: {shlex.join(command)}   (what does another loop bring?)")
+    return code
 
 
 def _announce(config: Config, backends: Backends, size: int, run_dir: Path) -> None:

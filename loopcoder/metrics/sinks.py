@@ -99,6 +99,10 @@ def run_title(config: Mapping[str, Any]) -> str:
     return " ".join([str(model.get("name", "run")), *([f"R={loops}"] if loops is not None else [])])
 
 
+_SAID = {"note", "run_starts", "run_continues", "run_done", "checkpoint_incomplete"}
+"""Events that the train loop tells the user in a sentence of its own."""
+
+
 class ProgressSink:
     """Show the run: a live bar on a terminal, else a plain line now and then; every evaluation.
 
@@ -143,6 +147,12 @@ class ProgressSink:
             self._print(describe_evaluation(record))
 
     def event(self, kind: str, **fields: Any) -> None:
+        if kind in _SAID:
+            return
+        if kind == "checkpoint_saved" and {"bytes", "seconds"} <= fields.keys():
+            size, seconds = fields["bytes"] / 1e6, fields["seconds"]
+            self._print(f"saved step {fields['step']} ({size:,.0f} MB, {seconds:.1f} s)")
+            return
         values = (f"{k}={v}" for k, v in fields.items() if isinstance(v, str | int | float))
         self._print(" ".join([f"[{kind}]", *values]))
 

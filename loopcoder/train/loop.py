@@ -26,7 +26,7 @@ from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.errors import EXIT_DONE, Preempted
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
-from loopcoder.metrics.summary import print_summary
+from loopcoder.metrics.summary import print_finished, print_summary
 from loopcoder.metrics.throughput import Throughput, peak_flops
 from loopcoder.metrics.writer import MetricsWriter
 from loopcoder.model.flops import train_flops_per_token
@@ -94,7 +94,7 @@ class Run:
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
         self.position = resumed.position if resumed else enter_stage(config.stages, Position())
-        self._last_saved = self.position.step
+        self._last_saved = self._began_at = self.position.step
         self.writer = self._writer(resumed) if self.ranks.is_main else None
         name = backends.gpu_name if self.ranks.device.type == "cuda" else None
         self._peak_flops = peak_flops(config.hardware, name, config.precision.name)  # type: ignore[arg-type]
@@ -262,14 +262,18 @@ class Run:
         """Draw the curves and say what came out."""
         if self.writer is None:
             return
-        self.event("run_done", step=self.position.step)
+        step, max_steps = self.position.step, self.config.train.max_steps
+        if step == self._began_at:
+            self.writer.close()
+            print_finished(self.run_dir, steps=step, max_steps=max_steps)
+            return
+        self.event("run_done", step=step)
         self.writer.close()
         plots = self.config.logging.plots and self.backends.has("matplotlib")
         print_summary(
             self.run_dir,
-            steps=self.position.step,
+            steps=step,
             tokens=self.position.tokens,
-            num_loops=self.config.model.num_loops,
             val_loss=self._val.get("val/loss"),
             unigram_entropy=self.evaluator.unigram_entropy() if self._val else None,
             plots=plot_run(self.run_dir) if plots else [],

@@ -107,7 +107,10 @@ def test_plain_lines_come_by_time_and_at_evaluations() -> None:
             record |= {"val/loss": 1.5, "val/loss/code": 1.25, "val/bpb/code": 0.5}
             record |= {"val/loss/loop0": 2.5, "val/loss/loop1": 1.5}
         sink.log(record)
-    sink.event("checkpoint_saved", step=100)
+    sink.event("checkpoint_saved", step=100, path="/r/c", bytes=14_884_313, seconds=0.326)
+    for kind in ("note", "run_continues", "run_done"):  # the loop has said it in a sentence
+        sink.event(kind, text="twice")
+    sink.event("sink_failed", sink="wandb")
     sink.close()
     lines = out.getvalue().splitlines()
     steps = [int(line.split()[1].split("/")[0]) for line in lines if line.startswith("step")]
@@ -117,7 +120,7 @@ def test_plain_lines_come_by_time_and_at_evaluations() -> None:
         "eval step 55: val 1.5000  |  code 1.2500 (0.500 bits/byte)  |  by loop 2.5000 -> 1.5000"
         in lines
     )
-    assert lines[-1] == "[checkpoint_saved] step=100"
+    assert lines[-2:] == ["saved step 100 (15 MB, 0.3 s)", "[sink_failed] sink=wandb"]
 
 
 def test_describe_states_units_and_leaves_out_what_is_absent() -> None:
