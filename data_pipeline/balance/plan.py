@@ -15,6 +15,8 @@ from data_pipeline.balance.quotas import ChunkQuota, Plan, Supply
 from data_pipeline.balance.shares import SHARES
 from data_pipeline.tasks.work import Output, Result, Work, read_sealed, write_sealed
 from data_pipeline.tokenizer.count import Counts
+from loopcoder.config.data import DataConfig
+from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError
 
 _HISTOGRAM_BINS = 24
@@ -72,7 +74,8 @@ def make_plan(work: Work, _: int) -> Output:
                     Supply(_name(chunk), domain, language, len(tokens), int(tokens.sum()))
                 )
     for domain in work.domains:
-        _check_split(domain, [s for s in supply if s.domain == domain], held[domain])
+        mine = [s for s in supply if s.domain == domain]
+        _check_split(work.data, domain, mine, held[domain]["documents"])
     planned = plan(
         supply,
         shares=_shares(work),
@@ -128,16 +131,23 @@ def _histogram(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
     return np.bincount(np.minimum(powers, _HISTOGRAM_BINS - 1), minlength=_HISTOGRAM_BINS)
 
 
-def _check_split(domain: str, supply: list[Supply], held: Counter[str]) -> None:
-    documents = sum(s.documents for s in supply)
-    if not documents or not held["documents"]:
-        raise InputError.of(
-            f"domain {domain!r} of the corpus has {documents + held['documents']} documents, "
-            f"of which {held['documents']} are held out",
-            "it needs one to train on and one to hold out",
-            f"data.build.val_fraction=0.02, a source with more {domain}, or "
-            f"'~data.mixture.{domain}'",
-        )
+def _check_split(data: DataConfig, domain: str, supply: list[Supply], held: int) -> None:
+    left = sum(s.documents for s in supply)
+    if left and held:
+        return
+    rest = {name: weight for name, weight in data.mixture.items() if name != domain}
+    fix = f"a source with more {domain}"
+    if held > 1:
+        fix = f"data.build.val_fraction={min(0.02, data.build.val_fraction / 2):g}, or {fix}"
+    if rest:
+        fix += f", or 'data.mixture={as_override(rest)}'"
+    found = f"{left + held} document{'' if left + held == 1 else 's'}"
+    are_out = f"{held} {'is' if held == 1 else 'are'} held out"
+    raise InputError.of(
+        f"domain {domain!r} of the corpus has {found}, of which {are_out}",
+        "it needs one to train on and one to hold out",
+        fix,
+    )
 
 
 def _shares(work: Work) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from launch.torchrun import CONFIG_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.config.compose import compose, load_config
 from loopcoder.config.data import DataConfig
+from loopcoder.config.fields import FieldAt
 from loopcoder.config.identity import resolve_run_dir
+from loopcoder.config.mistakes import nearest_keys
 from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
@@ -58,14 +60,22 @@ def parse_arguments(
                 raise InputError.of("--config-dir", "it needs a folder", "--config-dir DIR")
             found = replace(found, config_dir=Path(folder).expanduser())
         elif argument.startswith("-"):
+            given = value if has_value else next(rest, "VALUE")
             raise InputError.of(
                 argument,
                 f"the options of this verb are {options}; everything else is key=value",
-                f"{argument.lstrip('-').replace('-', '_')}=VALUE, or loopcoder train --help",
+                f"{_override_for(name, given)}, or loopcoder help",
             )
         else:
             found.overrides.append(argument)
     return found
+
+
+def _override_for(option: str, value: str) -> str:
+    """Return the override that an option like --max-steps most likely meant."""
+    root, key = FieldAt(Config), option.lstrip("-").replace("-", "_")
+    known = key if root.at(key.split(".")) else next(iter(nearest_keys(root, key)), key)
+    return f"{known}={'VALUE' if '=' in value or value.startswith('-') else value}"
 
 
 def rank() -> int:

@@ -102,12 +102,13 @@ def _train(arguments: Arguments) -> int:
     config = composed(arguments, backends)
     if arguments.print_config:
         print(to_yaml(config), end="")
-        return EXIT_DONE
     os.environ.setdefault(OVERRIDES_VARIABLE, shlex.join(arguments.overrides))
     adopt_slurm(os.environ)
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check(config, size, backends)
+    if arguments.print_config:
+        return EXIT_DONE
     may_not_fit = check_run(config, size, backends)
     run_dir = Path(str(config.run_dir))
     if rank() == 0:

@@ -37,6 +37,7 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
         *_optim(config),
         *check_precision(config, backends),
         *_sinks(config, backends),
+        *_profile(config, backends),
         *_checkpoint(config),
     ]
     if problems:
@@ -252,6 +253,16 @@ def _sinks(config: Config, backends: Backends) -> Iterator[Problem]:
             "logging.tensorboard=on",
             "tensorboard is not installed",
             "pip install tensorboard, or logging.tensorboard=auto",
+        )
+
+
+def _profile(config: Config, backends: Backends) -> Iterator[Problem]:
+    steps = config.profile.memory_steps
+    if steps and not backends.has_gpu:
+        yield Problem(
+            f"profile.memory_steps={as_override(steps)}, no GPU",
+            "the snapshots are of CUDA memory",
+            "profile.memory_steps=[]",
         )
 
 

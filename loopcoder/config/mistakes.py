@@ -14,6 +14,9 @@ from loopcoder.config.fields import MISSING, FieldAt, arms, as_override, leaves
 from loopcoder.config.renamed import new_name
 from loopcoder.errors import Problem
 
+GROUPS = ("experiment", "variant")
+"""Groups of presets that are no section of the schema: they change all of them."""
+
 
 def nearest_keys(root: FieldAt, key: str) -> list[str]:
     """Return the keys that an unknown key may have meant: of the same name, or the nearest."""
@@ -42,13 +45,18 @@ def unknown_key(root: FieldAt, key: str, value: str | None) -> Problem:
     new = new_name(key)
     if new is not None and root.at(new.split(".")) is not None:
         return Problem(written(key), f"{key} is now {new}", written(new))
+    if key in GROUPS and value is not None:
+        why = f"a preset of {key} changes any section, which its file says in its first line"
+        return Problem(f"{key}: {value}", why, "begin the file with `# @package _global_`")
     parent = key.rsplit(".", 1)[0] if "." in key else ""
     siblings = root.at(parent.split(".")) if parent else None
     if siblings is not None and siblings.fields:
         where = f"{parent} has: {', '.join(siblings.fields)}"
     else:
         where = f"there are: {', '.join(root.fields)}"
-    fix = " or ".join(map(written, nearest_keys(root, key))) or "leave it out"
+    groups = [*(name for name, at in root.fields.items() if at.sections), *GROUPS]
+    near = [] if parent else difflib.get_close_matches(key, groups, n=1, cutoff=0.7)
+    fix = " or ".join(map(written, near or nearest_keys(root, key))) or "leave it out"
     return Problem(written(key), f"there is no field {key}; {where}", fix)
 
 

@@ -41,7 +41,7 @@ def print_summary(
 
 def next_command(config: Config, overrides: Sequence[str]) -> str:
     """Return the command that trains one loop more beside what was asked for."""
-    own = ("model.num_loops=", "run_dir=", "name=")
+    own = ("model.num_loops=", "run_dir=", "name=", "checkpoint.resume=")
     kept = [o for o in overrides if not o.startswith(own)]
     loops = config.model.num_loops
     sweep = ["loopcoder", "train", "-m", *kept, f"model.num_loops={loops},{loops + 1}"]

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from launch.sweep import FIRST_VARIABLE
 from launch.torchrun import CONFIG_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.cli import main as cli
 from loopcoder.config.compose import compose, load_config, save_config
+from loopcoder.metrics.summary import next_command
 from loopcoder.storage.signals import ASKS, name_of
 from loopcoder.train.provenance import Launch
 from tests.cli.conftest import Loop
@@ -176,3 +178,51 @@ main(["train"])
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert done.returncode == 40
+
+
+@pytest.mark.parametrize(
+    ("overrides", "command"),
+    [
+        ([], "loopcoder train -m model.num_loops=2,3"),
+        (["seed=7", "run_dir=x"], "loopcoder train -m seed=7 model.num_loops=2,3"),
+        (["model.num_loops=3"], "loopcoder train -m model.num_loops=3,4"),
+        (
+            ["data.mixture={text: 1,code: 3}"],
+            "loopcoder train -m 'data.mixture={text: 1,code: 3}' model.num_loops=2,3",
+        ),
+    ],
+)
+def test_what_to_try_next_has_the_overrides(
+    loop: Loop,
+    overrides: list[str],
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["train", *overrides]) == 0
+    config, *_, launch = loop.called_with
+    assert not launch.is_point
+    assert next_command(config, launch.overrides).startswith(f"{command}   (what")
+    for name in ("RANK", "WORLD_SIZE"):  # set where one process trains
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(FIRST_VARIABLE, "/runs/first")
+    assert cli.main(["train", *overrides]) == 0
+    assert loop.called_with[-1].is_point
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ["train.global_batch_size=6", "train.micro_batch_size=4"],
+        ["optim.min_lr=1"],
+        ["profile.memory_steps=[3]"],
+        ["checkpoint.init_from=/not/there"],
+    ],
+)
+def test_the_config_that_is_shown_is_checked(
+    loop: Loop, mistake: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "--print-config", *mistake]) == 3
+    shown = capsys.readouterr()
+    assert "why:" in shown.err and "seed: 1234" in shown.out
+    assert loop.called_with == () and not loop.verified

@@ -129,6 +129,20 @@ def test_the_reason_names_the_field_and_the_choices() -> None:
     assert "at least 1" in problem.why and "number of passes" in problem.why
 
 
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("modle=plt_1b", "model=plt_1b"),
+        ("experimnt=loop_sweep", "experiment=loop_sweep"),
+        ("precison=bf16", "precision=bf16"),
+        ("variannt=no_shift", "variant=no_shift"),
+    ],
+)
+def test_a_group_that_is_misspelt(override: str, fix: str) -> None:
+    (problem,) = problems_of(override)
+    assert problem.fix == fix
+
+
 def test_a_field_that_is_missing_inside_a_section() -> None:
     problems = problems_of("train.batch_ramp.start=4")
     assert [p.fact for p in problems] == [
@@ -180,6 +194,11 @@ def test_presets_of_the_user(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         compose(["experiment=mine"], tmp_path)
     assert [p.fix for p in caught.value.problems] == ["model.num_loops=4", "logging.wandb=off"]
+
+    file.write_text("model:\n  num_loops: 4\n")  # a section `experiment` of the config
+    with pytest.raises(InputError) as caught:
+        compose(["experiment=mine"], tmp_path)
+    assert "# @package _global_" in caught.value.problems[0].fix
 
     file.write_text("model: [")
     with pytest.raises(InputError, match="do not compose"):

@@ -175,15 +175,18 @@ def test_bad_input_is_found_before_anything_is_built(config: Config, tmp_path: P
     with pytest.raises(InputError) as caught:
         prepare(config(sources=[missing, missing], tokenizer="/no/tokenizer.json"))
     assert len(caught.value.problems) == 3
-    with pytest.raises(InputError, match="no source has documents of the domain 'code'"):
+    with pytest.raises(InputError, match="no source has documents of the domain 'code'") as caught:
         prepare(config(sources=[rows]))
+    assert "'data.mixture={text:1}'" in caught.value.problems[0].fix
     with pytest.raises(InputError, match=r"names \['math', 'text'\]"):
         prepare(config(mixture={"text": 1}, stages=[StageConfig(mixture={"math": 1})]))
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(InputError, match="'text' of the corpus has 1 documents"):
+    with pytest.raises(InputError, match="'text' of the corpus has 1 document,") as caught:
         prepare(config(sources=[rows], mixture={"text": 1}))
-    with pytest.raises(InputError, match="has 30 documents, of which 30 are held out"):
+    assert caught.value.problems[0].fix == "a source with more text"
+    with pytest.raises(InputError, match="has 30 documents, of which 30 are held out") as caught:
         prepare(config(val_fraction=1.0))
+    assert "data.build.val_fraction=0.02, or" in caught.value.problems[0].fix
 
 
 def test_verbs_on_a_finished_corpus(
