@@ -102,8 +102,8 @@ def _train(arguments: Arguments) -> int:
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check(config, size, backends)
-    may_not_fit = check_run(config, size, backends)
     run_dir = resolve_run_dir(config)
+    may_not_fit = check_run(config, size, backends)
     if CONFIG_VARIABLE not in os.environ:
         _announce(config, backends, size, run_dir)
         if not launched and size < backends.gpu_count:

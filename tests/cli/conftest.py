@@ -43,6 +43,7 @@ class Loop:
         loop.train = self.train
         driver: Any = types.ModuleType("data_pipeline.driver")
         driver.prepare = self.prepare
+        driver.check_input = lambda data: None
         monkeypatch.setitem(sys.modules, "loopcoder.train.loop", loop)
         monkeypatch.setitem(sys.modules, "data_pipeline.driver", driver)
         for verb in (data, doctor, train):
