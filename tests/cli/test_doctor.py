@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "detect", Backends)
 
 
-def input_is_fine(loop: Loop) -> None:
-    """The sources of the sample are all installed packages: seconds, and of no account here."""
-    sys.modules["data_pipeline.driver"].check_input = lambda data: None  # type: ignore[attr-defined]
-
-
 def test_doctor_shows_the_machine_and_whether_a_config_fits(
     loop: Loop, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    input_is_fine(loop)
     assert cli.main(["doctor"]) == 0
     output = capsys.readouterr().out
     assert "GiB memory" in output and "plt_tiny" in output and "fits on 1 process" in output
@@ -42,7 +35,6 @@ def test_doctor_shows_the_machine_and_whether_a_config_fits(
 
 
 def test_doctor_shows_what_a_run_takes(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
-    input_is_fine(loop)
     assert cli.main(["doctor", "model=plt_1b", "checkpoint.keep=5"]) == 0
     printed = capsys.readouterr().out.splitlines()
     lines = {line[:18].strip(): line[20:] for line in printed if line}
@@ -80,7 +72,6 @@ def test_checkpoints_that_the_disk_cannot_hold_are_said(
     overrides: list[str],
     count: int,
 ) -> None:
-    input_is_fine(loop)
     monkeypatch.setattr(table, "free_bytes", lambda folder: count * 20 * 10**6)
     assert cli.main(["doctor", *overrides]) == 0
     output = capsys.readouterr().out
@@ -101,7 +92,6 @@ def test_checkpoints_that_the_disk_cannot_hold_are_said(
 def test_what_cannot_fit_is_refused_by_doctor_train_and_sweep(
     loop: Loop, capsys: pytest.CaptureFixture[str], overrides: list[str]
 ) -> None:
-    input_is_fine(loop)
     for verb in (["doctor"], ["train"], ["train", "-m", "seed=1,2"]):
         assert cli.main([*verb, *overrides]) == 3
         output, error = capsys.readouterr()
@@ -113,7 +103,6 @@ def test_what_cannot_fit_is_refused_by_doctor_train_and_sweep(
 
 
 def test_what_may_not_fit_is_said_and_runs(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
-    input_is_fine(loop)
     for verb in ("doctor", "train"):
         assert cli.main([verb, "model=plt_1b"]) == 0
         output = capsys.readouterr().out

@@ -22,7 +22,7 @@ def allocated(config: Config, ranks: Any, vocab_size: int) -> tuple[int, int, in
     from loopcoder.train.state import build_state
 
     state = build_state(config, ranks, vocab_size)
-    update(state.optimizer, config.optim, 1e-3, torch.ones(()))
+    update(state.optimizer, config.optim, 1e-3, torch.ones((), device=ranks.device))
     weights = list(state.network.parameters())
     gradients = [buffer.grad_data for buffer in state.ddp.buffers]
     inner = getattr(state.optimizer, "chained_optimizers", [state.optimizer])
