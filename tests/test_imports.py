@@ -45,6 +45,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # The command line alone knows everything.
     "loopcoder.cli": BASE
     | {
+        "loopcoder.checkpoint.format",
         "loopcoder.checkpoint.pinned",
         "loopcoder.data",
         "loopcoder.metrics",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from launch.torchrun import record_exit
-from loopcoder.cli import data, doctor, train
+from loopcoder.cli import data, doctor, runs, train
 from loopcoder.cli.arguments import rank
 from loopcoder.errors import EXIT_DONE, EXIT_RETRY, InputError, LoopcoderError
 
@@ -86,7 +86,8 @@ def _help(argv: list[str]) -> int:
 
 VERBS = {
     "train": Verb(train.run, "train a model, or several with -m"),
-    "data": Verb(data.run, "build a corpus and print its folder"),
+    "data": Verb(data.run, "build a corpus; list, show and clean what is built"),
+    "runs": Verb(runs.run, "list run folders, or compare them in one table and plot"),
     "doctor": Verb(doctor.run, "show what this machine has and whether a config fits it"),
     "help": Verb(_help, "this text; `help VERB` for one verb"),
 }
