@@ -160,8 +160,8 @@ def clean(argv: list[str]) -> int:
         print(f"{'removed' if removes else 'would go'}: {entry.path} ({in_words(entry.bytes)})")
         if entry.kind == "corpus" and (named := runs.get(entry.fingerprint)):
             print(
-                f"  warning: trained on by {_few([str(path) for path in named])}; to continue such "
-                "a run, the corpus is built again from its sources"
+                f"  warning: trained on by {_few([str(path) for path in named])}; to continue, such "
+                "a run needs it built again"
             )
     print(f"{in_words(freed)} {'freed' if removes else 'to free; --yes removes it'}")
     return EXIT_DONE

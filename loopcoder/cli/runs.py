@@ -58,6 +58,7 @@ def run(argv: list[str]) -> int:
             _unreadable(run_dir, error)
     if "--table" in options:
         return _compare(found, Path(options["--table"]).expanduser())
+    found.sort(key=lambda entry: entry.written)
     differing = differences([entry.config for entry in found])
     if "--json" in options:
         listed = [_plain(*pair) for pair in zip(found, differing, strict=True)]
@@ -88,9 +89,7 @@ def _table(found: Sequence[RunFolder], differing: Sequence[str]) -> str:
             in_words(entry.checkpoint_bytes),
             f"{datetime.fromtimestamp(entry.written):%Y-%m-%d %H:%M}",
         ]
-        for entry, label in sorted(
-            zip(found, differing, strict=True), key=lambda pair: pair[0].written
-        )
+        for entry, label in zip(found, differing, strict=True)
     ]
     return markdown(header, body)
 
