@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -78,8 +78,7 @@ def cache_size(cache: Path | None = None) -> int:
 def entries(cache: Path) -> list[Entry]:
     """Return what is ours in the cache, the oldest first; a lock only where it is left over."""
     found = [entry for path in _children(cache) if (entry := _entry(path))]
-    used = {entry.name for entry in found if entry.kind != "lock"}
-    kept = [entry for entry in found if entry.kind != "lock" or entry.name not in used]
+    kept = [entry for entry in found if entry.kind != "lock" or not _is_used(cache, entry.name)]
     return sorted(kept, key=lambda entry: entry.written)
 
 
@@ -180,7 +179,7 @@ def remove(entry: Entry) -> None:
                 shutil.rmtree(trash)
             elif entry.kind != "lock":
                 shutil.rmtree(entry.path)
-            if not any(path.exists() for path in _of(cache, entry.name)):
+            if not _is_used(cache, entry.name):
                 lock.unlink()
     except OSError as error:
         raise InputError.of(
@@ -190,11 +189,10 @@ def remove(entry: Entry) -> None:
         ) from error
 
 
-def _of(cache: Path, name: str) -> Iterator[Path]:
-    """Yield what a lock may be of."""
-    yield cache / name
-    for kind in ("work", "trash"):
-        yield cache / f".{name}.{kind}"
+def _is_used(cache: Path, name: str) -> bool:
+    """Say whether there is anything that a lock may be of, ours or not."""
+    hidden = (cache / f".{name}.{kind}" for kind in ("work", "trash"))
+    return any(path.exists() for path in (cache / name, *hidden))
 
 
 def _refuse(holder: str) -> None:

@@ -28,7 +28,7 @@ def write_report(manifest: Mapping[str, Any], path: Path) -> Path:
 
 
 def render(manifest: Manifest, shown: Mapping[str, Sequence[Example]] | None = None) -> str:
-    """Return the page; `shown` are documents to look at, by domain."""
+    """Return the page; `shown` are documents to look at, by domain, if there are any."""
     name = at(manifest, "name")
     title = f"Corpus {name}" if name is not None else "Corpus without a name"
     return page(
@@ -36,7 +36,7 @@ def render(manifest: Manifest, shown: Mapping[str, Sequence[Example]] | None = N
         element("h1", title),
         _origin(manifest),
         _summary(manifest),
-        _section("Some documents", examples(shown or {})),
+        _section("Some documents", examples(shown)) if shown else "",
         _section("Languages", languages(manifest)),
         _section("Lengths of documents", lengths(manifest)),
         _section("What was dropped", drops(manifest)),

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from data_pipeline.report.page import Html, element, join, missing
+from data_pipeline.report.page import Html, element, join
 from data_pipeline.report.values import Manifest, as_list, at
 from loopcoder.data.corpus import TOKENIZER
 from loopcoder.data.indexed import read_document
@@ -110,8 +110,6 @@ def _shares(languages: Mapping[str, Any], most: int = 5) -> Iterator[str]:
 
 def examples(shown: Mapping[str, Sequence[Example]]) -> Html:
     """Return documents of every domain as a part of the report."""
-    if not any(shown.values()):
-        return element("p", missing("documents"))
     parts = [
         element("p", "Drawn at random; `loopcoder data show DIR` draws others.", class_="soft")
     ]

@@ -130,7 +130,7 @@ def clean(argv: list[str]) -> int:
             "it removes what you name, and nothing was named",
             "loopcoder data clean --unfinished, --older-than 30, or NAME of loopcoder data list",
         )
-    from data_pipeline.cache import InUse, entries, matching, remove
+    from data_pipeline.cache import entries, matching
 
     oldest = _days(options["--older-than"]) if "--older-than" in options else None
 
@@ -148,23 +148,28 @@ def clean(argv: list[str]) -> int:
         else:
             going.append(entry)
     removes = "--yes" in options
-    freed = 0
-    for entry in going:
-        if removes:
-            try:
-                remove(entry)
-            except InUse:
-                print(f"stays: {entry.path}: a process builds it")
-                continue
-        freed += entry.bytes
-        print(f"{'removed' if removes else 'would go'}: {entry.path} ({in_words(entry.bytes)})")
-        if entry.kind == "corpus" and (named := runs.get(entry.fingerprint)):
-            print(
-                f"  warning: trained on by {_few([str(path) for path in named])}; to continue, such "
-                "a run needs it built again"
-            )
+    freed = sum(_go(entry, runs, removes=removes) for entry in going)
     print(f"{in_words(freed)} {'freed' if removes else 'to free; --yes removes it'}")
     return EXIT_DONE
+
+
+def _go(entry: Entry, runs: dict[str, list[Path]], *, removes: bool) -> int:
+    """Remove an entry, or say that it would go; return the bytes that this frees."""
+    from data_pipeline.cache import InUse, remove
+
+    if removes:
+        try:
+            remove(entry)
+        except InUse:
+            print(f"stays: {entry.path}: a process builds it")
+            return 0
+    print(f"{'removed' if removes else 'would go'}: {entry.path} ({in_words(entry.bytes)})")
+    named = [str(path) for path in runs.get(entry.fingerprint, [])]
+    if entry.kind == "corpus" and named:
+        print(
+            f"  warning: {_few(named)} trained on it; such a run continues once it is built again"
+        )
+    return entry.bytes
 
 
 def _reason_to_keep(entry: Entry, runs: dict[str, list[Path]]) -> str | None:

@@ -127,7 +127,7 @@ def test_a_preset_stands_for_its_fields() -> None:
 def test_labels_of_many_fields_say_what_is_unusual() -> None:
     usual = {f"train.f{i}": 1 for i in range(9)}
     assert labels([usual, usual, usual | {"train.f3": 2.0}]) == ["", "", "train.f3=2"]
-    unusual = {name: 2 for name in usual}
+    unusual = dict.fromkeys(usual, 2)
     assert labels([usual, usual, unusual])[2].endswith("train.f3=2 and 5 more")
 
 
