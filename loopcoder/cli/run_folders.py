@@ -174,9 +174,8 @@ def labels(differing: Sequence[dict[str, Any]], most: int = _MANY) -> list[str]:
     """Write what each run differs in as overrides; of many fields only those that are unusual."""
     many = max((len(own) for own in differing), default=0) > most
     usual = {
-        name: Counter(as_override(own[name]) for own in differing if name in own).most_common(1)
-        for own in differing
-        for name in own
+        name: Counter(as_override(own[name]) for own in differing if name in own).most_common(1)[0]
+        for name in {name for own in differing for name in own}
     }
     found = []
     for own in differing:
@@ -184,7 +183,7 @@ def labels(differing: Sequence[dict[str, Any]], most: int = _MANY) -> list[str]:
         parts = [
             f"{name.removesuffix('.name') if name != 'name' else name}={value}"
             for name, value in shown.items()
-            if not many or value != usual[name][0][0]
+            if not many or value != usual[name][0]
         ]
         more = [f"and {len(parts) - most} more"] if len(parts) > most else []
         found.append(" ".join([*parts[:most], *more]))

@@ -28,12 +28,13 @@ def newest_values(path: Path, names: Collection[str]) -> dict[str, float]:
     except FileNotFoundError:
         return found
     with file:
-        for line in _lines_backwards(file):
-            if not any(key in line for key in missing.values()):
+        for block in _blocks_backwards(file):
+            if not any(key in block for key in missing.values()):
                 continue
-            for name, value in _numbers(line).items():
-                if missing.pop(name, None) is not None:
-                    found[name] = value
+            for line in reversed(block.split(b"\n")):
+                for name, value in _numbers(line).items() if line else ():
+                    if missing.pop(name, None) is not None:
+                        found[name] = value
             if not missing:
                 break
     return found
@@ -54,14 +55,14 @@ def _numbers(line: bytes) -> dict[str, float]:
     return found
 
 
-def _lines_backwards(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a file from its last, of its last `_LIMIT` bytes."""
+def _blocks_backwards(file: BinaryIO) -> Iterator[bytes]:
+    """Yield whole lines of a file, some at a time, from its last, of its last `_LIMIT` bytes."""
     end = file.seek(0, os.SEEK_END)
     first, rest = max(0, end - _LIMIT), b""
     while end > first:
         start = max(first, end - _BLOCK)
         file.seek(start)
-        rest, *lines = (file.read(end - start) + rest).split(b"\n")
-        yield from reversed(lines)
+        rest, _, lines = (file.read(end - start) + rest).partition(b"\n")
+        yield lines
         end = start
     yield rest
