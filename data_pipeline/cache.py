@@ -92,29 +92,34 @@ def _children(cache: Path) -> list[Path]:
 
 
 def _entry(path: Path, *, measure: bool = True) -> Entry | None:
-    """Return what a path in the cache is; None: nothing of ours."""
-    if path.is_symlink():
+    """Return what a path in the cache is; None: nothing of ours, unreadable, or gone meanwhile."""
+    try:
+        manifest = _manifest(path)
+        name_and_kind = _named(path, manifest)
+        if name_and_kind is None or path.is_symlink():
+            return None
+        name, kind = name_and_kind
+        return Entry(
+            name=name,
+            kind=kind,
+            path=path,
+            bytes=size_of(path) if measure else 0,
+            written=_written(path, manifest),
+            manifest=manifest,
+            is_busy=_is_busy(path.parent, name),
+        )
+    except OSError:
         return None
-    manifest: dict[str, Any] = {}
+
+
+def _named(path: Path, manifest: dict[str, Any]) -> tuple[str, Kind] | None:
+    """Return the name of the corpus that a path belongs to, and what of it that is."""
     hidden = _HIDDEN.fullmatch(path.name)
-    kind: Kind
-    if path.is_dir() and hidden and _NAMED.fullmatch(hidden["name"]) and _is_build(path):
-        name, kind = hidden["name"], "work" if hidden["kind"] == "work" else "trash"
-    elif path.is_file() and path.suffix == ".lock" and _NAMED.fullmatch(path.stem):
-        name, kind = path.stem, "lock"
-    elif path.is_dir() and (manifest := _manifest(path)):
-        name, kind = path.name, "corpus"
-    else:
-        return None
-    return Entry(
-        name=name,
-        kind=kind,
-        path=path,
-        bytes=size_of(path) if measure else 0,
-        written=_written(path, manifest),
-        manifest=manifest,
-        is_busy=_is_busy(path.parent, name),
-    )
+    if hidden and _NAMED.fullmatch(hidden["name"]) and path.is_dir() and _is_build(path):
+        return hidden["name"], "work" if hidden["kind"] == "work" else "trash"
+    if path.suffix == ".lock" and _NAMED.fullmatch(path.stem) and path.is_file():
+        return path.stem, "lock"
+    return (path.name, "corpus") if manifest else None
 
 
 def _is_build(folder: Path) -> bool:

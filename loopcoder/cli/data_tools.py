@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loopcoder.cli.options import parse_options
-from loopcoder.cli.run_folders import corpus_of, find_runs
+from loopcoder.cli.run_folders import corpus_of, runs_below
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.metrics.sweep import markdown
 from loopcoder.storage.files import in_words, size_of
@@ -109,7 +109,7 @@ def _few(names: Sequence[str], most: int = 3) -> str:
 def _runs_by_corpus() -> dict[str, list[Path]]:
     """Return the runs in ./runs by the fingerprint of their corpus."""
     found: dict[str, list[Path]] = {}
-    for run_dir in find_runs([Path("runs")]) if Path("runs").is_dir() else []:
+    for run_dir in runs_below(Path("runs")):
         fingerprint = corpus_of(run_dir)
         if fingerprint is not None:
             found.setdefault(fingerprint, []).append(run_dir)

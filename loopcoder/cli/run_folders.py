@@ -63,7 +63,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     problems = []
     for folder in folders:
-        runs = list(_runs_below(folder, _DEPTH))
+        runs = list(runs_below(folder))
         found |= {path.resolve(): path for path in runs if path.resolve() not in found}
         if not runs:
             fact = f"there is no run in {folder}" if folder.is_dir() else f"no folder {folder}"
@@ -75,7 +75,8 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
+def runs_below(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
+    """Yield the folder itself if it is a run, else the runs in it, in the order of their names."""
     try:
         entries = {entry.name: entry for entry in os.scandir(folder)}
     except OSError:
@@ -86,7 +87,7 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
     elif depth and not is_checkpoint:
         for name in sorted(entries):
             if not name.startswith(".") and entries[name].is_dir():
-                yield from _runs_below(folder / name, depth - 1)
+                yield from runs_below(folder / name, depth - 1)
 
 
 def read_run(run_dir: Path) -> RunFolder:

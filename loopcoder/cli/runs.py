@@ -121,7 +121,10 @@ def _plain(entry: RunFolder, differing: dict[str, Any]) -> dict[str, Any]:
 def _compare(found: Sequence[RunFolder], folder: Path) -> int:
     """Write the tables and the plot of these runs as a sweep's."""
     swept = []
-    for candidate in _swept(found):
+    for entry in found:
+        if entry.config is None:
+            print(f"left out: {entry.run_dir}: it has no config.yaml yet", file=sys.stderr)
+    for candidate in _swept([entry for entry in found if entry.config is not None]):
         try:
             row_of(candidate)
         except (InputError, OSError, LookupError, TypeError) as error:
@@ -148,14 +151,13 @@ def _compare(found: Sequence[RunFolder], folder: Path) -> int:
 
 def _swept(found: Sequence[RunFolder]) -> list[SweptRun]:
     """Name the runs as a sweep does: runs that differ in nothing but the seed are one point."""
-    known = [entry for entry in found if entry.config is not None]
-    differing = differences([entry.config for entry in known])
+    differing = differences([entry.config for entry in found])
     short = labels([{k: v for k, v in own.items() if k != "seed"} for own in differing])
     # the whole config decides, since labels are shortened; the same seed twice is no second sample
     seeds: dict[str, set[int]] = {}
     points: dict[str, str] = {}
     runs = []
-    for entry, label in zip(known, short, strict=True):
+    for entry, label in zip(found, short, strict=True):
         assert entry.config is not None
         same = {k: v for k, v in numbers(entry.config).items() if k != "seed"}
         key, seed = json.dumps(same, sort_keys=True), entry.config.seed

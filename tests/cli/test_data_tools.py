@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from data_pipeline import cache as cache_module
+from data_pipeline.cache import cache_size
 from data_pipeline.driver import prepare
 from loopcoder.cli import main as cli
 from loopcoder.data.corpus import Corpus
@@ -95,6 +96,29 @@ def test_the_list_has_what_is_ours_and_names_the_rest(
     assert lines[-1].endswith(f"in {cache}")
 
 
+def test_without_runs_or_cache_there_is_nothing_to_say(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("runs").mkdir()
+    assert data(cache, "list") == 0
+    assert f"| {OLD} " in capsys.readouterr().out
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["data", "list"]) == 0
+    assert capsys.readouterr().out == f"0 B in {tmp_path}/.cache/loopcoder\n"
+    assert cache_size() == 0 < cache_size(cache)
+
+
+def test_what_goes_away_meanwhile_is_left_out(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(*_: object) -> None:
+        raise FileNotFoundError(2, "gone")
+
+    monkeypatch.setattr(cache_module, "_is_build", gone)
+    assert data(cache, "list") == 0
+    assert HALF not in capsys.readouterr().out.split("besides")[0]
+
+
 def test_nothing_goes_without_yes(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = names(cache)
     assert data(cache, "clean", "--older-than", "0") == 0
@@ -150,14 +174,16 @@ def test_what_is_not_ours_has_no_name_here(cache: Path, name: str, tmp_path: Pat
     assert names(cache) == before and (tmp_path / "x").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_cache_of_somebody_else(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cache.chmod(0o555)
-    try:
-        assert data(cache, "clean", OLD, "--yes") == 3
-    finally:
-        cache.chmod(0o755)
-    assert "cannot remove" in capsys.readouterr().err
+def test_a_cache_of_somebody_else(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "rename", refused)  # root may rename anything
+    assert data(cache, "clean", OLD, "--yes") == 3
+    error = capsys.readouterr().err
+    assert f"cannot remove {cache / OLD}" in error and "fix: " in error
 
 
 @pytest.mark.parametrize(

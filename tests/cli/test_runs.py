@@ -101,6 +101,7 @@ def test_old_and_damaged_folders_are_listed_or_named(
     ]
     assert cli.main(["runs"]) == 0
     assert cli.main(["runs", "--table", "t"]) == 0
+    assert "left out: runs/empty: it has no config.yaml" in capsys.readouterr().err
 
 
 def test_runs_say_in_what_they_differ(capsys: pytest.CaptureFixture[str]) -> None:
