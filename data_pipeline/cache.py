@@ -57,6 +57,12 @@ class Entry:
         return self.name.rpartition("-")[2]
 
     @property
+    def is_finished(self) -> bool:
+        """A corpus, or the work of one that was built with data.build.keep_work."""
+        is_kept = self.kind == "work" and (self.path.parent / self.name).is_dir()
+        return self.kind == "corpus" or is_kept
+
+    @property
     def domains(self) -> dict[str, tuple[int | None, int | None]]:
         """Tokens to train on and sequences of each domain; None where a manifest lacks them."""
         found = self.manifest.get("domains")

@@ -91,6 +91,8 @@ def _table(found: Sequence[Entry], runs: dict[str, list[Path]]) -> str:
 
 def _content(entry: Entry) -> str:
     busy = ", in work now" if entry.is_busy else ""
+    if entry.kind == "work" and entry.is_finished:
+        return f"kept work of the corpus{busy}"
     if entry.kind != "corpus":
         return _STATES[entry.kind] + busy
     parts = [
@@ -135,7 +137,7 @@ def clean(argv: list[str]) -> int:
     oldest = _days(options["--older-than"]) if "--older-than" in options else None
 
     def fits(entry: Entry) -> bool:
-        if "--unfinished" in options and entry.kind == "corpus":
+        if "--unfinished" in options and entry.is_finished:
             return False
         return oldest is None or entry.written < oldest
 

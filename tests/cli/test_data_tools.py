@@ -128,11 +128,19 @@ def test_nothing_goes_without_yes(cache: Path, capsys: pytest.CaptureFixture[str
     assert names(cache) == before
 
 
-def test_unfinished_builds_and_leftover_locks_go(cache: Path) -> None:
+def test_unfinished_builds_and_leftover_locks_go(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = names(cache)
     (cache / f".{OLD}.trash" / "train").mkdir(parents=True)  # of a removal that was killed
+    (cache / f".{NEW}.work" / "done").mkdir(parents=True)  # data.build.keep_work
     assert data(cache, "clean", "--unfinished", "--yes") == 0
-    assert names(cache) == before - {f".{HALF}.work", f"{HALF}.lock", f"{GONE}.lock"}
+    left = before - {f".{HALF}.work", f"{HALF}.lock", f"{GONE}.lock"}
+    assert names(cache) == left | {f".{NEW}.work"}
+    assert data(cache, "list") == 0
+    assert "kept work of the corpus" in capsys.readouterr().out
+    assert data(cache, "clean", NEW, "--yes") == 0
+    assert names(cache) == left - {NEW, f"{NEW}.lock"}
 
 
 def test_a_corpus_goes_with_its_lock_by_name_or_age(
