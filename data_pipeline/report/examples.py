@@ -86,7 +86,8 @@ def origin(manifest: Manifest, domain: str) -> str:
     """Return what a corpus knows about the documents of a domain: languages and sources."""
     stats = at(manifest, "domains", domain, "train")
     languages = at(stats, "languages")
-    parts = [f"{at(stats, 'documents'):,} documents"] if at(stats, "documents") else []
+    count = at(stats, "documents")
+    parts = [f"{count:,} document{'' if count == 1 else 's'}"] if count else []
     if isinstance(languages, Mapping) and languages:
         parts.append(", ".join(_shares(languages)))
     sources = [
