@@ -1,16 +1,17 @@
 """The report of a corpus for people: one page of HTML with everything that its manifest says.
 
-It is made from the manifest alone and loads nothing. Where a manifest lacks something, as an older
-one may, the page says that it is not recorded.
+It is made from the manifest, and from some documents of the corpus to look at; it loads nothing.
+Where a manifest lacks something, as an older one may, the page says that it is not recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.report.details import settings, sources, versions
+from data_pipeline.report.examples import Example, drawn, examples
 from data_pipeline.report.languages import languages, lengths
 from data_pipeline.report.page import Html, Number, element, join, missing, page, tiles
 from data_pipeline.report.stages import costs, decontamination, drops, duplicates
@@ -21,13 +22,13 @@ __all__ = ["render", "write_report"]
 
 
 def write_report(manifest: Mapping[str, Any], path: Path) -> Path:
-    """Write the report of a corpus beside it, whole or not at all, and return its path."""
-    write_bytes(path, render(manifest).encode())
+    """Write the report of a corpus into its folder, whole or not at all, and return its path."""
+    write_bytes(path, render(manifest, drawn(path.parent, manifest)).encode())
     return path
 
 
-def render(manifest: Manifest) -> str:
-    """Return the page."""
+def render(manifest: Manifest, shown: Mapping[str, Sequence[Example]] | None = None) -> str:
+    """Return the page; `shown` are documents to look at, by domain, if there are any."""
     name = at(manifest, "name")
     title = f"Corpus {name}" if name is not None else "Corpus without a name"
     return page(
@@ -35,6 +36,7 @@ def render(manifest: Manifest) -> str:
         element("h1", title),
         _origin(manifest),
         _summary(manifest),
+        _section("Some documents", examples(shown)) if shown else "",
         _section("Languages", languages(manifest)),
         _section("Lengths of documents", lengths(manifest)),
         _section("What was dropped", drops(manifest)),

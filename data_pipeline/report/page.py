@@ -29,6 +29,9 @@ p { margin: .4rem 0; max-width: 46rem; }
 .soft, .none { color: var(--soft); }
 .none { font-style: italic; }
 code { font: .88em ui-monospace, "Liberation Mono", monospace; overflow-wrap: anywhere; }
+pre { margin: .2rem 0 1rem; padding: .6rem .8rem; background: var(--card); white-space: pre-wrap;
+  border: 1px solid var(--line); border-radius: 6px; overflow-wrap: anywhere;
+  font: .84em/1.45 ui-monospace, "Liberation Mono", monospace; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .75rem;
   margin: 1.25rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 6px;
@@ -77,10 +80,13 @@ def text(value: object) -> Html:
     """Return anything as HTML: escaped, unless it is HTML already."""
     if isinstance(value, Html):
         return value
-    # lone surrogates and control characters are no characters of a page
-    plain = str(value).encode(errors="backslashreplace").decode()
-    plain = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in plain)
-    return Html(html.escape(plain, quote=True))
+    return Html(html.escape(printable(str(value)), quote=True))
+
+
+def printable(value: str) -> str:
+    """Spell out lone surrogates and control characters, which no page and no terminal shows."""
+    plain = value.encode(errors="backslashreplace").decode()
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in plain)
 
 
 def element(name: str, *content: object, **attributes: object) -> Html:

@@ -56,7 +56,7 @@ from loopcoder.storage.lock import hold
 WORK_FORMAT = 2
 """Of the work folder; raising it refuses to continue a build that an older version began."""
 
-_OWNER, _TASKS_LOCK = "owner", "tasks.lock"
+_OWNER, TASKS_LOCK = "owner", "tasks.lock"
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         mine = replace(self, owner=f"{os.getpid()}-{time.time_ns()}")
         write_bytes(self.folder / _OWNER, mine.owner.encode())
-        with hold(self.folder / _TASKS_LOCK, lambda _: wait()):
+        with hold(self.folder / TASKS_LOCK, lambda _: wait()):
             return mine
 
     @contextlib.contextmanager
@@ -199,7 +199,7 @@ class Work:
         Raises:
             LoopcoderError: another process drives the build by now.
         """
-        with hold(self.folder / _TASKS_LOCK, lambda _: None, shared=True):
+        with hold(self.folder / TASKS_LOCK, lambda _: None, shared=True):
             if (self.folder / _OWNER).read_text() != self.owner:
                 raise LoopcoderError.of(
                     f"this task belongs to a build in {self.folder} whose process was killed",

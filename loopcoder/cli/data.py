@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loopcoder.backends import detect
 from loopcoder.cli.arguments import composed, make_cache, parse_arguments
+from loopcoder.cli.data_tools import clean, list_corpora, show
 from loopcoder.config.compose import to_yaml
 from loopcoder.errors import EXIT_DONE, InputError
 
@@ -16,6 +17,9 @@ Build the corpus of a run, or find it already built, and print its folder.
 usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
        loopcoder data validate DIR
        loopcoder data report DIR
+       loopcoder data show DIR [--domain D] [--documents N] [--seed N]
+       loopcoder data list [--cache DIR]
+       loopcoder data clean [NAME...] [--older-than DAYS] [--unfinished] [--cache DIR] [--yes]
        loopcoder data train-langid PATH... --out FILE
        loopcoder data audit PATH... [--model FILE]
 
@@ -25,6 +29,9 @@ usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
 
   validate      compare a finished corpus with its manifest and with what training relies on
   report        write its report for people, report.html, anew
+  show          print random documents of a finished corpus
+  list          the corpora in the cache, what builds left there, and which runs use them
+  clean         say what of the cache would go, and remove it with --yes
   train-langid  train a classifier for the programming language of code without a name
   audit         compare the languages of code with Magika's, on a sample"""
 
@@ -109,6 +116,9 @@ def _audit(argv: list[str]) -> int:
 _VERBS = {
     "validate": _validate,
     "report": _report,
+    "show": show,
+    "list": list_corpora,
+    "clean": clean,
     "train-langid": _train_langid,
     "audit": _audit,
 }

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loopcoder import __version__
-from loopcoder.cli import data, doctor, evaluate, train
+from loopcoder.cli import data, doctor, evaluate, runs, train
 from loopcoder.cli.messages import (
     another_rank_said_why,
     print_error,
@@ -114,7 +114,8 @@ def _help(argv: list[str]) -> int:
 VERBS = {
     "train": Verb(train.run, "train a model, or several with -m"),
     "evaluate": Verb(evaluate.run, "the validation loss of a checkpoint, on any data"),
-    "data": Verb(data.run, "build a corpus and print its folder"),
+    "data": Verb(data.run, "build a corpus; list, show and clean what is built"),
+    "runs": Verb(runs.run, "list run folders, or compare them in one table and plot"),
     "doctor": Verb(doctor.run, "show what this machine has and whether a config fits it"),
     "help": Verb(_help, "this text; `help VERB` for one verb"),
 }

@@ -44,6 +44,8 @@ register()
 ROOT = "config"
 """Name of the root file of a run, conf/config.yaml."""
 
+_SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The same in C, where PyYAML has it: five times as fast, which counts for hundreds of runs."""
 _TAKES_PATH = {"data": "data=files path", "checkpoint": "checkpoint.init_from"}
 """What a path given to a group most likely meant."""
 _OPTIONAL = ("experiment", "variant")
@@ -336,7 +338,7 @@ def load_config(path: Path, *, schema: type[Any] = Config) -> Any:
     Raises InputError naming every wrong field.
     """
     try:
-        container = yaml.safe_load(path.read_text(encoding="utf-8"))
+        container = yaml.load(path.read_text(encoding="utf-8"), _SAFE_LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError.of(
             f"cannot read the config {path}: {error}",

@@ -34,9 +34,14 @@ def corpus_fields(data: DataConfig) -> dict[str, Any]:
     return dict(first_names({"data": plain})["data"])
 
 
+def numbers(config: DataclassInstance) -> dict[str, Any]:
+    """Return the fields that a run's numbers depend on, by their dotted names."""
+    return dict(_leaves(_numbers(config)))
+
+
 def changes(before: DataclassInstance, after: DataclassInstance) -> list[str]:
     """Return what differs between two configs and changes a run's numbers, one line per field."""
-    old, new = (dict(_leaves(_numbers(c))) for c in (before, after))
+    old, new = numbers(before), numbers(after)
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())

@@ -150,6 +150,36 @@ def check_pair(prefix: Path, *, vocab_size: int, eod_id: int) -> tuple[int, int]
     return int(count), tokens
 
 
+def read_document(prefix: Path, index: int, *, vocab_size: int, most: int) -> NDArray[Any]:
+    """Return the first ids of one document of a `.bin/.idx`, [at most `most`], reading no others.
+
+    Args:
+        prefix: Path of both without suffix.
+        index: Of the document, from 0.
+        vocab_size: Size of the tokenizer, which fixes the type of the ids.
+        most: Ids to read at most.
+
+    Raises:
+        ValueError: the index is damaged or has no such document.
+        OSError: one of them cannot be read.
+    """
+    dtype = token_dtype(vocab_size)
+    with open(prefix.with_name(prefix.name + ".idx"), "rb") as file:
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+            raise ValueError(f"{prefix.name}.idx does not begin like a Megatron index")
+        count = _HEADER.unpack(header)[3]
+        if not 0 <= index < count:
+            raise ValueError(f"{prefix.name}.idx has {count} documents, none is {index}")
+        file.seek(_HEADER.size + 4 * index)
+        length = int(np.fromfile(file, np.int32, 1)[0])
+        file.seek(_HEADER.size + 4 * count + 8 * index)
+        offset = int(np.fromfile(file, np.int64, 1)[0])
+    path = prefix.with_name(prefix.name + ".bin")
+    ids: NDArray[Any] = np.fromfile(path, dtype, min(length, most), offset=offset)
+    return ids
+
+
 def chunks_of(
     bin_path: Path, dtype: type[np.generic], limit: int | None = None
 ) -> Iterator[NDArray[Any]]:

@@ -81,7 +81,7 @@ def run_table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    return _markdown(header, body)
+    return markdown(header, body)
 
 
 def point_table(points: Sequence[PointRow]) -> str:
@@ -105,7 +105,7 @@ def point_table(points: Sequence[PointRow]) -> str:
         "Losses in nats per token; ± is the standard error of the mean over seeds. The difference "
         f"is of val/loss to {points[0].point}, paired by seed."
     )
-    return f"{_markdown(header, body)}\n\n{notes}"
+    return f"{markdown(header, body)}\n\n{notes}"
 
 
 def loop_table(loops: Loops) -> str:
@@ -117,7 +117,7 @@ def loop_table(loops: Loops) -> str:
     if loops.fit:
         name = f"R = {', '.join(map(str, loops.fit.loops))}"
         body.append([name, "", "", "", "", _phi(loops.fit), _range(PHI)])
-    return "\n\n".join([_markdown(header, body), *_loop_notes(loops)])
+    return "\n\n".join([markdown(header, body), *_loop_notes(loops)])
 
 
 def _loop_cells(row: LoopRow, *, has_dense: bool) -> list[str]:
@@ -155,7 +155,8 @@ def _point_json(point: PointRow) -> dict[str, Any]:
     return {"point": plain.pop("point"), **shape, **plain, "exit_code": point.exit_code}
 
 
-def _markdown(header: list[str], body: Sequence[list[str]]) -> str:
+def markdown(header: list[str], body: Sequence[list[str]]) -> str:
+    """Format a table that reads well in a terminal and as Markdown."""
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     lines = [header, ["-" * width for width in widths], *body]
     return "\n".join(

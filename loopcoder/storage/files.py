@@ -91,3 +91,31 @@ def fault_of(path: Path, wanted: Mapping[str, Any], *, contents: bool = True) ->
     except OSError as error:
         return f"{path} cannot be read: {error.strerror or error}"
     return None
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder; links are not followed.
+
+    What cannot be read, or goes away meanwhile, counts as nothing.
+    """
+    try:
+        if not path.is_dir() or path.is_symlink():
+            return path.lstat().st_size
+        with os.scandir(path) as entries:
+            folders, files = [], 0
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    files += entry.stat(follow_symlinks=False).st_size
+    except OSError:
+        return 0
+    return files + sum(size_of(Path(folder)) for folder in folders)
+
+
+def in_words(size_bytes: int) -> str:
+    """Write a size for people: 512 B, 1.4 MB, 20 GB (powers of 1000)."""
+    size, units = float(size_bytes), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 999.5 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.{1 if size < 9.95 and units[0] != 'B' else 0}f} {units[0]}"

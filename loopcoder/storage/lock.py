@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES)
 
@@ -18,7 +19,8 @@ def hold(
 ) -> Iterator[None]:
     """Hold a lock file for the block.
 
-    The file stays afterwards: removing it could remove one that another process has just locked.
+    The file stays afterwards. Who removes it must hold it: others that wait for it then take the
+    file that has its name.
 
     Args:
         path: The lock file, made where it is not there.
@@ -28,18 +30,50 @@ def hold(
         needed: A file system without locks is an error; else it is not guarded.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with open(path, "a+", encoding="ascii", errors="replace") as file:
+    while True:
+        with open(path, "a+", encoding="ascii", errors="replace") as file:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in _BUSY:
+                    file.seek(0)
+                    busy(file.read(80).strip())
+                    fcntl.flock(file, kind)
+                elif needed:
+                    raise
+            if _was_removed(file, path):
+                continue
+            if not shared:
+                file.truncate(0)
+                file.write(f"{os.getpid()}\n")
+                file.flush()
+            yield
+            return
+
+
+def is_held(path: Path, *, also_shared: bool = False) -> bool:
+    """Say whether a process holds a lock file; it makes no file and waits for nobody.
+
+    To ask is to share the lock for some microseconds, so ask where a person wants to know.
+
+    Args:
+        also_shared: Count those that share it, not only one that has it alone.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - the block below closes it
+    except OSError:
+        return False
+    with file:
         try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_EX if also_shared else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in _BUSY:
-                file.seek(0)
-                busy(file.read(80).strip())
-                fcntl.flock(file, kind)
-            elif needed:
-                raise
-        if not shared:
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-        yield
+            return error.errno in _BUSY
+    return False
+
+
+def _was_removed(file: IO[str], path: Path) -> bool:
+    """Say whether an open file has lost its name."""
+    try:
+        return not os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return True

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loopcoder.data.indexed import IndexedWriter, check_pair, token_dtype
+from loopcoder.data.indexed import IndexedWriter, check_pair, read_document, token_dtype
 
 EOD = 7
 
@@ -76,3 +76,24 @@ def test_check_pair_sees_a_changed_index(tmp_path: Path, rng: random.Random) -> 
         (tmp_path / "a.idx").write_bytes(bad)
         with pytest.raises(ValueError):
             check_pair(tmp_path / "a", vocab_size=600, eod_id=EOD)
+
+
+@pytest.mark.parametrize("vocab_size", [600, 200_000])
+def test_one_document_is_read_without_the_others(
+    tmp_path: Path, rng: random.Random, vocab_size: int
+) -> None:
+    documents = [
+        [*(rng.randrange(8, vocab_size) for _ in range(rng.randrange(50))), EOD] for _ in range(40)
+    ]
+    writer = IndexedWriter(tmp_path / "x", vocab_size)
+    writer.append(np.concatenate(documents), np.array([len(ids) for ids in documents]))
+    writer.finish()
+    for index, ids in enumerate(documents):
+        read = read_document(tmp_path / "x", index, vocab_size=vocab_size, most=20)
+        assert read.tolist() == ids[:20]
+    for index in (-1, 40):
+        with pytest.raises(ValueError, match="has 40 documents"):
+            read_document(tmp_path / "x", index, vocab_size=vocab_size, most=20)
+    (tmp_path / "x.idx").write_bytes(b"MMID")
+    with pytest.raises(ValueError, match="does not begin like"):
+        read_document(tmp_path / "x", 0, vocab_size=vocab_size, most=20)

@@ -1,0 +1,269 @@
+"""`loopcoder data list`, `clean` and `show`: the cache of corpora, and a look into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loopcoder.cli.options import parse_options
+from loopcoder.cli.run_folders import corpus_of, runs_below
+from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.metrics.sweep import markdown
+from loopcoder.storage.files import in_words, size_of
+from loopcoder.storage.lock import is_held
+
+if TYPE_CHECKING:
+    from data_pipeline.cache import Entry
+
+LIST_HELP = """\
+List the corpora that are kept for later runs, and what builds left behind.
+
+usage: loopcoder data list [--cache DIR]
+
+  --cache DIR   instead of ~/.cache/loopcoder (data.build.cache_dir)
+
+The runs are those in ./runs that were trained on a corpus. An unfinished build is continued by the
+command that began it."""
+
+CLEAN_HELP = """\
+Show what would be removed from the cache of corpora; with --yes remove it.
+
+usage: loopcoder data clean [NAME...] [--older-than DAYS] [--unfinished] [--cache DIR] [--yes]
+
+  loopcoder data clean --unfinished             builds that did not end, locks without a corpus
+  loopcoder data clean --older-than 30 --yes    everything that was written over 30 days ago
+  loopcoder data clean sample-de90dc211f64d29c  one corpus; names are in `loopcoder data list`
+
+Several conditions must all hold. What is being built, and what a run in ./runs trains on at this
+moment, stays. Runs elsewhere are not known: a run whose corpus is gone builds it again from its
+sources, if these are still the same."""
+
+SHOW_HELP = """\
+Show random documents of a finished corpus, as training reads them.
+
+usage: loopcoder data show DIR [--domain D] [--documents N] [--seed N]
+
+  --domain D      text, code, ...; all that the corpus has if left out
+  --documents N   of each domain (3)
+  --seed N        of the draw (0); another seed shows others"""
+
+_STATES = {"work": "unfinished build", "trash": "half removed", "lock": "lock without a corpus"}
+
+
+def list_corpora(argv: list[str]) -> int:
+    """Print a table of the cache, and what else lies there."""
+    operands, options = parse_options("data list", argv, values=["--cache"])
+    if "--help" in options:
+        print(LIST_HELP)
+        return EXIT_DONE
+    _no_operands("data list", operands)
+    from data_pipeline.cache import cache_size, entries, others
+
+    cache = _cache(options)
+    found = entries(cache)
+    if found:
+        print(f"{_table(found, _runs_by_corpus())}\n")
+    beside = [f"{path.name} ({in_words(size_of(path))})" for path in others(cache)]
+    if beside:
+        print(f"besides, not a corpus: {', '.join(beside)}")
+    print(f"{in_words(cache_size(cache))} in {cache}")
+    return EXIT_DONE
+
+
+def _table(found: Sequence[Entry], runs: dict[str, list[Path]]) -> str:
+    header = ["corpus", "tokens (sequences)", "size", "built", "runs"]
+    return markdown(
+        header,
+        [
+            [
+                entry.name,
+                _content(entry),
+                in_words(entry.bytes),
+                f"{entry.written:%Y-%m-%d %H:%M}",
+                _few([path.name for path in runs.get(entry.fingerprint, [])]) or "-",
+            ]
+            for entry in found
+        ],
+    )
+
+
+def _content(entry: Entry) -> str:
+    busy = ", in work now" if entry.is_busy else ""
+    if entry.kind == "work" and entry.is_finished:
+        return f"kept work of the corpus{busy}"
+    if entry.kind != "corpus":
+        return _STATES[entry.kind] + busy
+    parts = [
+        f"{domain} {'?' if tokens is None else format(tokens, ',')}"
+        f" ({'?' if sequences is None else format(sequences, ',')})"
+        for domain, (tokens, sequences) in entry.domains.items()
+    ]
+    return ", ".join(parts) + busy
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _runs_by_corpus() -> dict[str, list[Path]]:
+    """Return the runs in ./runs by the fingerprint of their corpus."""
+    found: dict[str, list[Path]] = {}
+    for run_dir in runs_below(Path("runs")):
+        fingerprint = corpus_of(run_dir)
+        if fingerprint is not None:
+            found.setdefault(fingerprint, []).append(run_dir)
+    return found
+
+
+def clean(argv: list[str]) -> int:
+    """Print what would go and how much space that frees; remove it if --yes was given."""
+    operands, options = parse_options(
+        "data clean", argv, flags=["--unfinished", "--yes"], values=["--older-than", "--cache"]
+    )
+    if "--help" in options:
+        print(CLEAN_HELP)
+        return EXIT_DONE
+    if not operands and not options.keys() & {"--unfinished", "--older-than"}:
+        raise InputError.of(
+            "loopcoder data clean",
+            "it removes what you name, and nothing was named",
+            "loopcoder data clean --unfinished, --older-than 30, or NAME of loopcoder data list",
+        )
+    from data_pipeline.cache import entries, matching
+
+    oldest = _days(options["--older-than"]) if "--older-than" in options else None
+
+    def fits(entry: Entry) -> bool:
+        if "--unfinished" in options and entry.is_finished:
+            return False
+        return oldest is None or entry.written < oldest
+
+    runs = _runs_by_corpus()
+    going: list[Entry] = []
+    for entry in matching(entries(_cache(options)), operands, fits):
+        kept = _reason_to_keep(entry, runs)
+        if kept:
+            print(f"stays: {entry.path}: {kept}")
+        else:
+            going.append(entry)
+    removes = "--yes" in options
+    freed = sum(_go(entry, runs, removes=removes) for entry in going)
+    print(f"{in_words(freed)} {'freed' if removes else 'to free; --yes removes it'}")
+    return EXIT_DONE
+
+
+def _go(entry: Entry, runs: dict[str, list[Path]], *, removes: bool) -> int:
+    """Remove an entry, or say that it would go; return the bytes that this frees."""
+    from data_pipeline.cache import InUse, remove
+
+    if removes:
+        try:
+            remove(entry)
+        except InUse:
+            print(f"stays: {entry.path}: a process builds it")
+            return 0
+    print(f"{'removed' if removes else 'would go'}: {entry.path} ({in_words(entry.bytes)})")
+    named = [str(path) for path in runs.get(entry.fingerprint, [])]
+    if entry.kind == "corpus" and named:
+        print(
+            f"  warning: {_few(named)} trained on it; such a run continues once it is built again"
+        )
+    return entry.bytes
+
+
+def _reason_to_keep(entry: Entry, runs: dict[str, list[Path]]) -> str | None:
+    if entry.is_busy:
+        return "a process builds it"
+    reading = [run for run in runs.get(entry.fingerprint, []) if is_held(run / ".lock")]
+    return f"{reading[0]} trains on it now" if reading and entry.kind == "corpus" else None
+
+
+def _days(text: str) -> datetime:
+    """Return the moment that lies so many days back."""
+    try:
+        days = float(text)
+        if days < 0:
+            raise ValueError(text)
+        return datetime.now().astimezone() - timedelta(days=days)
+    except (ValueError, OverflowError) as error:
+        raise InputError.of(
+            f"--older-than {text}", "it takes a number of days", "--older-than 30"
+        ) from error
+
+
+def _cache(options: dict[str, str]) -> Path:
+    from data_pipeline.cache import default_cache
+
+    if "--cache" not in options:
+        return default_cache()
+    folder = Path(options["--cache"]).expanduser()
+    if not folder.is_dir():
+        raise InputError.of(
+            f"--cache {folder}", "there is no such folder", "--cache DIR, or leave it out"
+        )
+    return folder
+
+
+def _no_operands(verb: str, operands: Sequence[str]) -> None:
+    if operands:
+        raise InputError.of(
+            f"loopcoder {verb} {operands[0]}", "it takes options only", f"loopcoder {verb}"
+        )
+
+
+def show(argv: list[str]) -> int:
+    """Print random documents of a corpus, by domain."""
+    values = ["--domain", "--documents", "--seed"]
+    operands, options = parse_options("data show", argv, values=values)
+    if "--help" in options:
+        print(SHOW_HELP)
+        return EXIT_DONE
+    if len(operands) != 1:
+        raise InputError.of(
+            f"loopcoder data show {' '.join(operands)}".rstrip(),
+            "it takes the folder of one finished corpus",
+            "loopcoder data show DIR; loopcoder data list names them",
+        )
+    number, seed = _whole(options, "--documents", 3), _whole(options, "--seed", 0)
+    from data_pipeline.report.examples import origin, random_documents
+    from data_pipeline.report.page import printable
+    from loopcoder.data.corpus import load_corpus, rebuild
+
+    corpus = load_corpus(operands[0], "size")
+    chosen = options.get("--domain")
+    if chosen is not None and chosen not in corpus.domains:
+        raise InputError.of(
+            f"--domain {chosen}",
+            f"{corpus.dir} has {' and '.join(corpus.domains)}",
+            f"--domain {corpus.domains[0]}",
+        )
+    for domain in [chosen] if chosen is not None else corpus.domains:
+        try:
+            found = random_documents(corpus.dir, corpus.manifest, domain, number, seed)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise InputError.of(
+                f"the documents of {corpus.dir} cannot be read: {error}",
+                "a file of the corpus was changed after it was built",
+                rebuild(corpus.dir),
+            ) from error
+        print(f"{domain}: {printable(origin(corpus.manifest, domain))}")
+        for example in found:
+            language = f", {example.language}" if example.language else ""
+            print(f"\n--- {example.place}{language}\n{printable(example.text)}")
+        print()
+    return EXIT_DONE
+
+
+def _whole(options: dict[str, str], name: str, default: int) -> int:
+    try:
+        value = int(options.get(name, default))
+        if value < 0:
+            raise ValueError(name)
+        return value
+    except ValueError as error:
+        raise InputError.of(
+            f"{name} {options[name]}", "it takes a whole number, 0 or more", f"{name} {default}"
+        ) from error

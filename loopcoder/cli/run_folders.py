@@ -1,0 +1,191 @@
+"""Folders of runs: where they are, what became of each, in what they differ."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.pinned import RECORD
+from loopcoder.config.compose import load_config
+from loopcoder.config.fields import as_override
+from loopcoder.config.identity import numbers
+from loopcoder.config.schema import Config
+from loopcoder.errors import InputError
+from loopcoder.metrics.tail import newest_values
+from loopcoder.metrics.writer import METRICS_FILE
+from loopcoder.storage.files import size_of
+from loopcoder.storage.lock import is_held
+
+_DEPTH = 4
+"""Folders below a given one in which runs are looked for: runs/sweeps/HASH/POINT is a sweep's."""
+_MANY = 4
+"""Differing fields above which a run's own are shown only where most runs have another value."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run's folder says about it; None where it does not say."""
+
+    run_dir: Path
+    state: str
+    """training, finished, stopped, or never saved."""
+    config: Config | None
+    """None: the run ended before it had written its config."""
+    step: int
+    """Optimizer steps of the newest line of metrics, or of the newest checkpoint."""
+    saved_step: int | None
+    """Step of the newest complete checkpoint."""
+    tokens: int | None
+    loss: float | None
+    val_loss: float | None
+    bytes: int
+    """Of the whole folder."""
+    checkpoint_bytes: int
+    """Of it, what is below checkpoints/."""
+    written: float
+    """When it was last written to, in seconds since 1970."""
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Return the runs in these folders: each a run, a sweep's folder, or a folder of any of them.
+
+    They come in the order of the folders, each once.
+
+    Raises:
+        InputError: with every folder that is not there or holds no run.
+    """
+    found: dict[Path, Path] = {}
+    problems = []
+    for folder in folders:
+        runs = list(runs_below(folder))
+        found |= {path.resolve(): path for path in runs if path.resolve() not in found}
+        if not runs:
+            fact = f"there is no run in {folder}" if folder.is_dir() else f"no folder {folder}"
+            why = "a run's folder has a config.yaml and a metrics.jsonl"
+            fix = "loopcoder runs DIR, or loopcoder train, which writes to runs/"
+            problems += InputError.of(fact, why, fix).problems
+    if problems:
+        raise InputError(problems)
+    return list(found.values())
+
+
+def runs_below(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
+    """Yield the folder itself if it is a run, else the runs in it, in the order of their names."""
+    try:
+        entries = {entry.name: entry for entry in os.scandir(folder)}
+    except OSError:
+        return
+    is_checkpoint = layout.STATE in entries
+    if not is_checkpoint and entries.keys() & {METRICS_FILE, layout.CONFIG, "checkpoints"}:
+        yield folder
+    elif depth and not is_checkpoint:
+        for name in sorted(entries):
+            if not name.startswith(".") and entries[name].is_dir():
+                yield from runs_below(folder / name, depth - 1)
+
+
+def read_run(run_dir: Path) -> RunFolder:
+    """Read what a run's folder says, of its metrics only the end.
+
+    Raises:
+        InputError: its config is damaged.
+        OSError: the folder cannot be read.
+    """
+    saved = layout.complete(run_dir / "checkpoints")
+    config = _config_of(run_dir, saved)
+    newest = newest_values(run_dir / METRICS_FILE, ("step", "tokens", "loss", "val/loss"))
+    saved_step = saved[-1].step if saved else None
+    step = max(int(newest.get("step", 0)), saved_step or 0)
+    if is_held(run_dir / ".lock"):
+        state = "training"
+    elif config is not None and step >= config.train.max_steps:
+        state = "finished"
+    else:
+        state = "stopped" if saved else "never saved"
+    files = (run_dir / name for name in (METRICS_FILE, "events.jsonl", layout.CONFIG))
+    written = [path.stat().st_mtime for path in (run_dir, *files) if path.exists()]
+    return RunFolder(
+        run_dir=run_dir,
+        state=state,
+        config=config,
+        step=step,
+        saved_step=saved_step,
+        tokens=int(newest["tokens"]) if "tokens" in newest else None,
+        loss=newest.get("loss"),
+        val_loss=newest.get("val/loss"),
+        bytes=size_of(run_dir),
+        checkpoint_bytes=size_of(run_dir / "checkpoints"),
+        written=max([*written, *(c.path.stat().st_mtime for c in saved[-1:])]),
+    )
+
+
+def _config_of(run_dir: Path, saved: Sequence[layout.Checkpoint]) -> Config | None:
+    path = run_dir / layout.CONFIG
+    if not path.exists() and saved:
+        path = saved[-1].path / layout.CONFIG
+    return load_config(path) if path.exists() else None
+
+
+def corpus_of(run_dir: Path) -> str | None:
+    """Return the fingerprint of the corpus that a run is trained on, None: it does not say."""
+    saved = layout.complete(run_dir / "checkpoints")
+    files = [run_dir / RECORD, *(c.path / layout.STATE for c in saved[-1:])]
+    for path, key in zip(files, ("fingerprint", "corpus"), strict=False):
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))[key])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return None
+
+
+def differences(configs: Sequence[Config | None]) -> list[dict[str, Any]]:
+    """Return for each run the fields in which the runs differ, by dotted names, with its values.
+
+    Fields of a section whose presets differ are left out where the preset says it already: where
+    all runs of that preset have the same value.
+    """
+    fields = [{} if config is None else numbers(config) for config in configs]
+    known = [own for own in fields if own]
+    names = sorted({name for own in known for name in own})
+    differing = [
+        name
+        for name in names
+        if len({as_override(own.get(name)) for own in known}) > 1
+        and not _follows_from_preset(name, known)
+    ]
+    return [{name: own.get(name) for name in differing} if own else {} for own in fields]
+
+
+def _follows_from_preset(name: str, known: Sequence[dict[str, Any]]) -> bool:
+    """Say whether the preset of a field's section determines the field in these runs."""
+    preset = f"{name.partition('.')[0]}.name"
+    values: dict[str, set[str]] = {}
+    for own in known:
+        values.setdefault(str(own.get(preset)), set()).add(as_override(own.get(name)))
+    return name != preset and all(len(found) == 1 for found in values.values())
+
+
+def labels(differing: Sequence[dict[str, Any]], most: int = _MANY) -> list[str]:
+    """Write what each run differs in as overrides; of many fields only those that are unusual."""
+    many = max((len(own) for own in differing), default=0) > most
+    usual = {
+        name: Counter(as_override(own[name]) for own in differing if name in own).most_common(1)[0]
+        for name in {name for own in differing for name in own}
+    }
+    found = []
+    for own in differing:
+        shown = {name: as_override(value) for name, value in own.items()}
+        parts = [
+            f"{name.removesuffix('.name') if name != 'name' else name}={value}"
+            for name, value in shown.items()
+            if not many or value != usual[name][0]
+        ]
+        more = [f"and {len(parts) - most} more"] if len(parts) > most else []
+        found.append(" ".join([*parts[:most], *more]))
+    return found

@@ -1,0 +1,174 @@
+"""`loopcoder runs`: list run folders, or compare them in the table and plot of a sweep."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from loopcoder.backends import detect
+from loopcoder.cli.options import parse_options
+from loopcoder.cli.run_folders import RunFolder, differences, find_runs, labels, read_run
+from loopcoder.config.identity import numbers
+from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.metrics.sweep import markdown, report_sweep
+from loopcoder.metrics.sweep_rows import SweptRun, row_of
+from loopcoder.storage.files import in_words
+
+HELP = """\
+List run folders: how far each run came, how good it is, in what it differs, how large it is.
+
+usage: loopcoder runs [DIR...] [--json]
+       loopcoder runs [DIR...] --table FOLDER
+
+  loopcoder runs                        the runs in runs/, the newest last
+  loopcoder runs runs/sweeps/HASH       a sweep's; a DIR is a run, a sweep, or a folder of them
+  loopcoder runs A B --table compared   the table and the plot of a sweep, of any runs; the first
+                                        is the one that the others are compared with
+
+states:
+  training      a process has the folder at this moment
+  finished      it reached train.max_steps
+  stopped       it has a checkpoint; the command that started it continues it
+  never saved   it has none; that command starts it anew
+
+  --json          one list of objects, with every differing field and sizes in bytes
+  --table FOLDER  write sweep.md, sweep.json and sweep.png there; seeds of one config are one row"""
+
+
+def run(argv: list[str]) -> int:
+    """List runs; say in one line each which folders cannot be read."""
+    operands, options = parse_options("runs", argv, flags=["--json"], values=["--table"])
+    if "--help" in options:
+        print(HELP)
+        return EXIT_DONE
+    if options.keys() == {"--json", "--table"}:
+        raise InputError.of(
+            "loopcoder runs --json --table", "--table writes its own sweep.json", "one of them"
+        )
+    found = []
+    for run_dir in find_runs([Path(name).expanduser() for name in operands or ["runs"]]):
+        try:
+            found.append(read_run(run_dir))
+        except (InputError, OSError) as error:
+            _unreadable(run_dir, error)
+    if "--table" in options:
+        return _compare(found, Path(options["--table"]).expanduser())
+    found.sort(key=lambda entry: entry.written)
+    differing = differences([entry.config for entry in found])
+    if "--json" in options:
+        listed = [_plain(*pair) for pair in zip(found, differing, strict=True)]
+        print(json.dumps(listed, indent=1))
+    elif found:
+        print(_table(found, labels(differing)))
+    return EXIT_DONE
+
+
+def _unreadable(run_dir: Path, error: Exception) -> None:
+    print(f"left out: {run_dir}: {str(error).splitlines()[0]}", file=sys.stderr)
+
+
+def _table(found: Sequence[RunFolder], differing: Sequence[str]) -> str:
+    header = ["run", "state", "step", "tokens", "loss", "val/loss", "R", "differs in"]
+    header += ["size", "checkpoints", "last written"]
+    body = [
+        [
+            str(entry.run_dir),
+            entry.state,
+            f"{entry.step}/{entry.config.train.max_steps if entry.config else '?'}",
+            _number(entry.tokens, ","),
+            _number(entry.loss, ".4f"),
+            _number(entry.val_loss, ".4f"),
+            str(entry.config.model.num_loops) if entry.config else "-",
+            label or "-",
+            in_words(entry.bytes),
+            in_words(entry.checkpoint_bytes),
+            f"{datetime.fromtimestamp(entry.written):%Y-%m-%d %H:%M}",
+        ]
+        for entry, label in zip(found, differing, strict=True)
+    ]
+    return markdown(header, body)
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def _plain(entry: RunFolder, differing: dict[str, Any]) -> dict[str, Any]:
+    """Return a run as JSON can say it; what is not finite as metrics.jsonl has it."""
+    config = entry.config
+    losses = {"loss": entry.loss, "val/loss": entry.val_loss}
+    return {
+        "run": str(entry.run_dir),
+        "state": entry.state,
+        "step": entry.step,
+        "max_steps": config.train.max_steps if config else None,
+        "saved_step": entry.saved_step,
+        "tokens": entry.tokens,
+        **{k: str(v) if v and not math.isfinite(v) else v for k, v in losses.items()},
+        "num_loops": config.model.num_loops if config else None,
+        "differs": differing,
+        "bytes": entry.bytes,
+        "checkpoint_bytes": entry.checkpoint_bytes,
+        "written": datetime.fromtimestamp(entry.written, UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _compare(found: Sequence[RunFolder], folder: Path) -> int:
+    """Write the tables and the plot of these runs as a sweep's."""
+    swept = []
+    for entry in found:
+        if entry.config is None:
+            print(f"left out: {entry.run_dir}: it has no config.yaml yet", file=sys.stderr)
+    for candidate in _swept([entry for entry in found if entry.config is not None]):
+        try:
+            row_of(candidate)
+        except (InputError, OSError, LookupError, TypeError) as error:
+            _unreadable(candidate.run_dir, error)
+        else:
+            swept.append(candidate)
+    if not swept:
+        raise InputError.of(
+            "no run that can be compared", "a table needs metrics of one run or more",
+            "loopcoder runs DIR shows what there is",
+        )  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        report_sweep(swept, folder, plot=detect().has("matplotlib"))
+    except OSError as error:
+        raise InputError.of(
+            f"cannot write to {folder}: {error.strerror or error}",
+            "the tables and the plot are written there",
+            "--table FOLDER that you may write to",
+        ) from error
+    print(f"\n{folder}")
+    return EXIT_DONE
+
+
+def _swept(found: Sequence[RunFolder]) -> list[SweptRun]:
+    """Name the runs as a sweep does: runs that differ in nothing but the seed are one point."""
+    differing = differences([entry.config for entry in found])
+    short = labels([{k: v for k, v in own.items() if k != "seed"} for own in differing])
+    # the whole config decides, since labels are shortened; the same seed twice is no second sample
+    seeds: dict[str, set[int]] = {}
+    points: dict[str, str] = {}
+    runs = []
+    for entry, label in zip(found, short, strict=True):
+        assert entry.config is not None
+        same = {k: v for k, v in numbers(entry.config).items() if k != "seed"}
+        key, seed = json.dumps(same, sort_keys=True), entry.config.seed
+        if seed in seeds.get(key, ()):
+            key = str(entry.run_dir)
+        seeds.setdefault(key, set()).add(seed)
+        if key not in points:
+            name = label or entry.run_dir.name
+            points[key] = f"{name} ({entry.run_dir})" if name in points.values() else name
+        point = points[key]
+        code = EXIT_DONE if entry.state == "finished" else None
+        named = f"{point} seed={seed}" if any("seed" in own for own in differing) else point
+        runs.append(SweptRun(named, point, entry.config, entry.run_dir, code))
+    return runs

@@ -1,0 +1,68 @@
+"""The newest values of a metrics.jsonl, read from its end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_BLOCK = 1 << 16
+_LIMIT = 1 << 22
+"""Bytes that are read at most: a run without evaluations must not be read to its beginning."""
+
+
+def newest_values(path: Path, names: Collection[str]) -> dict[str, float]:
+    """Return the newest value of each of these fields, as far as the end of the file has them.
+
+    Lines that are torn or no records are passed over; a missing file has no values.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found: dict[str, float] = {}
+    missing = {name: f'"{name}"'.encode() for name in names}
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return found
+    with file:
+        for block in _blocks_backwards(file):
+            if not any(key in block for key in missing.values()):
+                continue
+            for line in reversed(block.split(b"\n")):
+                for name, value in _numbers(line).items() if line else ():
+                    if missing.pop(name, None) is not None:
+                        found[name] = value
+            if not missing:
+                break
+    return found
+
+
+def _numbers(line: bytes) -> dict[str, float]:
+    """Return the numbers of a line; what is not finite is written as a string."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    found: dict[str, float] = {}
+    for name, value in record.items() if isinstance(record, dict) else ():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = value
+        elif value in ("nan", "inf", "-inf"):
+            found[name] = float(value)
+    return found
+
+
+def _blocks_backwards(file: BinaryIO) -> Iterator[bytes]:
+    """Yield whole lines of a file, some at a time, from its last, of its last `_LIMIT` bytes."""
+    end = file.seek(0, os.SEEK_END)
+    first, rest = max(0, end - _LIMIT), b""
+    while end > first:
+        start = max(first, end - _BLOCK)
+        file.seek(start)
+        rest, _, lines = (file.read(end - start) + rest).partition(b"\n")
+        yield lines
+        end = start
+    yield rest

@@ -1,0 +1,186 @@
+"""`loopcoder runs`: what became of runs, from their folders alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopcoder.cli import main as cli
+from loopcoder.cli.run_folders import corpus_of, differences, find_runs, labels
+from loopcoder.config.compose import compose
+from loopcoder.storage.lock import hold
+from tests.cli.run_dirs import checkpoint, run_dir
+
+OLD_CONFIG = Path(__file__).parents[1] / "config" / "config_3b7e4bd.yaml"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, Any]]:
+    assert cli.main(["runs", *arguments, "--json"]) == 0
+    return {Path(entry["run"]).name: entry for entry in json.loads(capsys.readouterr().out)}
+
+
+def test_the_state_of_every_run(capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir(Path("runs/finished"), losses=10, saved=10)
+    run_dir(Path("runs/stopped"), losses=7, saved=5)
+    run_dir(Path("runs/never"), losses=3)
+    working = run_dir(Path("runs/working"), losses=4, saved=2)
+    os.utime(working / "metrics.jsonl", (2e9, 2e9))
+
+    def no(holder: str) -> None:
+        raise AssertionError(holder)
+
+    with hold(working / ".lock", no):
+        found = listed(capsys)
+        assert cli.main(["runs"]) == 0
+    states = {name: entry["state"] for name, entry in found.items()}
+    assert states == {
+        "finished": "finished",
+        "stopped": "stopped",
+        "never": "never saved",
+        "working": "training",
+    }
+    stopped = found["stopped"]
+    assert (stopped["step"], stopped["saved_step"], stopped["max_steps"]) == (7, 5, 10)
+    assert stopped["tokens"] == 32 * 7 and stopped["loss"] == pytest.approx(4.3)
+    assert stopped["val/loss"] == pytest.approx(4.48) and stopped["num_loops"] == 2
+    assert stopped["bytes"] > stopped["checkpoint_bytes"] > 5000
+    assert found["never"]["saved_step"] is None and found["never"]["checkpoint_bytes"] == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].startswith("| run ") and len(table) == 6
+    assert "runs/working" in table[-1] and "2033-05-18" in table[-1]
+
+
+def test_runs_are_found_in_runs_sweeps_and_folders_of_them(tmp_path: Path) -> None:
+    one = run_dir(Path("runs/one"), losses=1, saved=1)
+    point = run_dir(Path("runs/sweeps/abc/00_loops_1"), losses=1)
+    Path("runs/sweeps/abc/ledger.jsonl").write_text("")
+    other = run_dir(Path("else/where"))
+    assert find_runs([Path("runs")]) == [one, point]
+    assert find_runs([Path("runs/sweeps/abc")]) == [point]
+    assert find_runs([one, Path("else"), tmp_path / "runs"]) == [one, other, tmp_path / point]
+
+
+def test_old_and_damaged_folders_are_listed_or_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    old = Path("runs/plt_tiny-r2-b9c6bd6e4d")
+    old.mkdir(parents=True)
+    shutil.copy(OLD_CONFIG, old / "config.yaml")
+    (old / "metrics.jsonl").write_text('{"step": 3, "loss": "nan"}\n{"step": 4, "lo')
+    checkpoint(old, 2, "0123", format_version=1)
+    run_dir(Path("runs/torn"), losses=2)
+    with Path("runs/torn/metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\x00\n{}\n[]\n")
+    Path("runs/empty/checkpoints").mkdir(parents=True)
+    for name, content in {"no_yaml": "a: [", "no_config": "model: 3", "bytes": "\udcff"}.items():
+        (tmp_path / "runs" / name).mkdir()
+        Path("runs", name, "config.yaml").write_text(content, errors="surrogateescape")
+    assert cli.main(["runs", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = {Path(entry["run"]).name: entry for entry in json.loads(captured.out)}
+    assert (found[old.name]["step"], found[old.name]["loss"]) == (3, "nan")
+    assert found[old.name]["num_loops"] == 2 and found[old.name]["state"] == "stopped"
+    assert found["torn"]["step"] == 2
+    assert found["empty"]["state"] == "never saved" and found["empty"]["max_steps"] is None
+    said = captured.err.splitlines()
+    assert [line.split(": ")[:2] for line in said] == [
+        ["left out", "runs/bytes"],
+        ["left out", "runs/no_config"],
+        ["left out", "runs/no_yaml"],
+    ]
+    assert cli.main(["runs"]) == 0
+    assert cli.main(["runs", "--table", "t"]) == 0
+    assert "left out: runs/empty: it has no config.yaml" in capsys.readouterr().err
+
+
+def test_runs_say_in_what_they_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir(Path("runs/a"), "seed=1", "logging.interval=3")
+    run_dir(Path("runs/b"), "seed=2", "model.num_loops=3")
+    found = listed(capsys)
+    assert found["a"]["differs"] == {"model.num_loops": 2, "seed": 1}
+    assert found["b"]["differs"] == {"model.num_loops": 3, "seed": 2}
+    assert cli.main(["runs"]) == 0
+    assert "| model.num_loops=3 seed=2 |" in capsys.readouterr().out
+    assert listed(capsys, "runs/a")["a"]["differs"] == {}
+
+
+def test_a_preset_stands_for_its_fields() -> None:
+    configs = [compose([f"model={m}"]) for m in ("plt_tiny", "plt_20m", "plt_20m")]
+    differing = differences([*configs, None])
+    assert differing[3] == {}
+    assert differing[1] == differing[2] and differing[1]["model.name"] == "plt_20m"
+    assert "model.hidden_size" not in differing[0]
+    other = compose(["model=plt_20m", "model.num_loops=3"])
+    assert differences([*configs, other])[3]["model.num_loops"] == 3
+
+
+def test_labels_of_many_fields_say_what_is_unusual() -> None:
+    usual = {f"train.f{i}": 1 for i in range(9)}
+    assert labels([usual, usual, usual | {"train.f3": 2.0}]) == ["", "", "train.f3=2"]
+    unusual = dict.fromkeys(usual, 2)
+    assert labels([usual, usual, unusual])[2].endswith("train.f3=2 and 5 more")
+
+
+def test_any_runs_make_the_table_and_plot_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir(Path("runs/one"), "seed=1", "model.num_loops=1", losses=10, saved=10)
+    run_dir(Path("runs/two"), "seed=1", losses=10, saved=10)
+    run_dir(Path("runs/three"), "seed=2", losses=4)
+    run_dir(Path("runs/again"), "seed=2", losses=4)
+    torn = run_dir(Path("runs/torn"), losses=2)
+    (torn / "metrics.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 2}\n')
+    assert cli.main(["runs", "runs/one", "runs", "--table", "out/table"]) == 0
+    captured = capsys.readouterr()
+    assert "left out: runs/torn: line 2 of" in captured.err
+    assert {p.name for p in Path("out/table").iterdir()} == {"sweep.md", "sweep.json", "sweep.png"}
+    content = json.loads(Path("out/table/sweep.json").read_text())
+    points = {point["point"]: point for point in content["points"]}
+    # two seeds of one config are one point, a run that was done twice is not
+    assert [point["exit_code"] for point in points.values()] == [0, None, None]
+    assert points["model.num_loops=1"]["mean"]["val/loss"]["seeds"] == 1
+    assert points["model.num_loops=2"]["mean"]["val/loss"]["seeds"] == 2
+    assert "model.num_loops=2 (runs/three)" in points
+    assert content["loops"]["one"] == "model.num_loops=1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "no folder runs"),
+        (["nowhere", "file"], "2 problems"),
+        (["documents"], "there is no run in documents"),
+        (["run/checkpoints/step_00000003"], "there is no run in run/checkpoints"),
+        (["run", "--tabel", "x"], "its options are --json, --table, --help"),
+        (["run", "--table"], "fix: --table VALUE"),
+        (["run", "--table", "t", "--json"], "one of them"),
+        (["run", "--table", "file/below"], "cannot write to file/below"),
+    ],
+)
+def test_mistakes(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("documents/sub").mkdir(parents=True)
+    Path("documents/sub/note.txt").write_text("x")
+    Path("file").write_text("x")
+    run_dir(Path("run"), losses=1, saved=3)
+    assert cli.main(["runs", *arguments]) == 3
+    error = capsys.readouterr().err
+    assert says in error and "fix: " in error
+
+
+def test_the_corpus_of_a_run(tmp_path: Path) -> None:
+    assert corpus_of(run_dir(tmp_path / "new", corpus="aa")) == "aa"
+    older = run_dir(tmp_path / "older")
+    checkpoint(older, 3, "bb", format_version=1)
+    assert corpus_of(older) == "bb"
+    (older / "corpus.json").write_text("{")
+    assert corpus_of(older) == "bb"
+    assert corpus_of(run_dir(tmp_path / "none")) is None
