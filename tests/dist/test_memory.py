@@ -22,7 +22,7 @@ def _allocated_in_layouts(rank: int, layouts: list[Config]) -> list[Any]:
     return out
 
 
-@pytest.mark.dist
+@pytest.mark.dist_full
 def test_layouts_allocate_what_was_planned() -> None:
     """Uneven stages, replicated and split gates, shards of two ranks, on two processes."""
     model = {"num_layers": 3}

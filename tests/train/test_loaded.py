@@ -67,6 +67,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("loaded") / "run"
 
 
+@pytest.mark.dist_full
 def test_a_run_is_loaded_and_evaluated(
     start: Start, run_dir: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:

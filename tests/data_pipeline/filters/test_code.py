@@ -109,7 +109,7 @@ def test_linguist() -> None:
 
 def test_linguist_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "enry", None)
-    with pytest.raises(InputError, match=r"loopcoder\[data\]"):
+    with pytest.raises(InputError, match=r"\.\[data\]"):
         fate_of(LINES)
     assert fate_of(LINES, linguist_generated=False) == ""
 

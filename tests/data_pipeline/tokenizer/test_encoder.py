@@ -224,7 +224,7 @@ def test_choice_of_backend(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
         Encoder(tokenizer_path, backend="quick")  # type: ignore[arg-type]
     without_fastokens(monkeypatch)
     assert Encoder(tokenizer_path).backend == "reference"
-    fix = r"pip install 'loopcoder\[data\]', or data.build.tokenizer_backend=reference"
+    fix = r"pip install '.\[data\]', or data.build.tokenizer_backend=reference"
     with pytest.raises(InputError, match=fix):
         Encoder(tokenizer_path, backend="fast")
 
