@@ -216,7 +216,12 @@ def read_run(folder: Path) -> Record:
     steps = [line for line in lines if "loss" in line]
     first = steps[:KEPT_STEPS]
     loops = sorted({k for line in first for k in line if k.startswith("grad_norm/")})
-    val = {k: v for line in lines for k, v in line.items() if k.startswith("val/")}
+    val = {
+        k: v
+        for line in lines
+        for k, v in line.items()
+        if k.startswith("val/") and isinstance(v, float)
+    }
     speeds = [line["tokens_per_s"] for line in steps[20:] if "tokens_per_s" in line]
     rounded: Record = {
         "steps": steps[-1]["step"],

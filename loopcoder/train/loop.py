@@ -27,7 +27,7 @@ from loopcoder.data.corpus import Corpus
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
-from loopcoder.errors import EXIT_DONE, Preempted
+from loopcoder.errors import EXIT_DONE, LoopcoderError, Preempted
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
 from loopcoder.metrics.summary import next_command, print_finished, print_summary
@@ -39,6 +39,7 @@ from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.optimizer import update
 from loopcoder.optim.schedule import learning_rate
 from loopcoder.parallel import mcore
+from loopcoder.storage.disk import full_disk_raises
 from loopcoder.train.health import Health
 from loopcoder.train.lock import only_run_in
 from loopcoder.train.plan_of_run import plan_of_run
@@ -285,8 +286,9 @@ class Run:
             self.event("note", text=note)
             self.say(note)
         if self.ranks.is_main:
-            save_config(self.config, self.run_dir / "config.yaml")
-            record_corpus(self.corpus, self.run_dir)
+            with full_disk_raises(self.run_dir, _disk_is_full):
+                save_config(self.config, self.run_dir / "config.yaml")
+                record_corpus(self.corpus, self.run_dir)
             for line in plan_of_run(self.config, self.corpus, self.vocab_size, self.position):
                 self.say(line)
 
@@ -340,6 +342,11 @@ class Run:
     def say(self, text: str) -> None:
         if self.ranks.is_main:
             print(text, flush=True)
+
+
+def _disk_is_full(fact: str) -> LoopcoderError:
+    why = "a run writes down its configuration and what decodes its tokens"
+    return LoopcoderError.of(fact, why, "free space there, then start the same command again")
 
 
 def _due(step: int, interval: int | None) -> bool:

@@ -57,3 +57,20 @@ def test_every_study_composes():
     for study in STUDIES.values():
         assert len({p.name for p in study.points}) == len(study.points)
         assert study.cost(study.points[0]) > 1e14
+
+
+def test_what_is_kept_of_a_run(tmp_path):
+    """Numbers of the last evaluation, whatever else its lines say."""
+    import recipes
+
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [
+        {"step": i, "loss": 5.0 - i / 10, "grad_norm": 1.0, "tokens": 8 * i, "time": "now"}
+        for i in range(1, 31)
+    ]
+    lines[-1] |= {"val/loss": 2.123456789, "val/loss/code": 1.5, "val/weighting": "mixture"}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    kept = recipes.read_run(tmp_path)
+    assert kept["val"] == {"val/loss": 2.12346, "val/loss/code": 1.5}
+    assert (kept["steps"], kept["tokens"], len(kept["losses"])) == (30, 240, 3)

@@ -138,6 +138,7 @@ def test_branch_from_a_checkpoint(start: Start, tmp_path: Path) -> None:
     assert "warning" in two and "gates" in two
 
 
+@pytest.mark.dist_full
 def test_a_run_keeps_its_corpus_whatever_becomes_of_its_sources(
     start: Start, documents: Path, tmp_path: Path
 ) -> None:
@@ -145,9 +146,9 @@ def test_a_run_keeps_its_corpus_whatever_becomes_of_its_sources(
     source = tmp_path / "source"
     shutil.copytree(documents, source)
     own = f"path={source}"
-    finish(start(tmp_path / "whole", own, "train.max_steps=6"))
     run_dir = tmp_path / "run"
     finish(start(run_dir, own, "train.max_steps=6", "checkpoint.interval=3"))
+    whole = curve(run_dir)
     checkpoint = checkpoints.step_folder(run_dir, 3)
     for folder in (run_dir, checkpoint):
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -163,12 +164,12 @@ def test_a_run_keeps_its_corpus_whatever_becomes_of_its_sources(
     (source / "text1.txt").touch()
     output = finish(start(run_dir, own, "train.max_steps=6"))
     assert "keeps its corpus" in output and "data.rebuild=true" in output
-    assert curve(run_dir) == curve(tmp_path / "whole")
+    assert curve(run_dir) == whole
 
     back_to_3()
     shutil.rmtree(source)
     finish(start(run_dir, own, "train.max_steps=6"))
-    assert curve(run_dir) == curve(tmp_path / "whole")
+    assert curve(run_dir) == whole
 
     shutil.copytree(documents, source)
     (source / "other.txt").write_text("Something else to read. " * 400)
