@@ -14,13 +14,14 @@ corpus=$(loopcoder data | tail -n 1)
 echo "corpus: $corpus"
 
 # 2. How many loops? The same steps on the same data in the same order, one run after the other,
-#    and one table at the end (sweep.md, sweep.png). Some three minutes. 300 steps are few: at this
-#    point expect R = 2 to be ahead of R = 1 by a few hundredths of a nat, or not at all.
+#    and one table at the end (sweep.md, sweep.png). Some three minutes. 300 steps of a tiny model
+#    are too few for loops to pay: expect about 5.69 for R = 1 and 5.83 for R = 2, nats per token.
 loopcoder train -m data=corpus path="$corpus" model.num_loops=1,2 train.max_steps=300 \
     run_dir="$out/sweep"
 
 # 3. The longer run. Stop it with Ctrl-C whenever you like: the same command goes on. Some three
-#    minutes for 1,000 steps; validation loss about 4.8 nats per token.
+#    minutes for 1,000 steps; validation loss about 5.05 nats per token,
+#    of which the second loop brings 0.11.
 loopcoder train data=corpus path="$corpus" model.num_loops=2 train.max_steps=1000 \
     run_dir="$out/run"
 
