@@ -12,22 +12,13 @@ from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.compose import load_config
 from loopcoder.config.identity import changes
-from loopcoder.config.schema import Config
+from loopcoder.config.schema import SHAPE, Config
 from loopcoder.data.corpus import TOKENIZER, Corpus
 from loopcoder.errors import InputError, Problem
 from loopcoder.optim.rates import rate_scales
 from loopcoder.optim.schedule import warmup_steps
 
-_SHAPE = (
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "num_kv_heads",
-    "head_dim",
-    "gate",
-    "kv_sharing",
-)
+_WEIGHTS = (*SHAPE, "gate", "kv_sharing")
 """Fields of `model` that decide which weights exist."""
 
 
@@ -121,7 +112,7 @@ def warmup_of(start: Start | None, config: Config) -> int:
 
 def _other_weights(checkpoint: Checkpoint, before: Config, config: Config) -> Iterator[Problem]:
     ours, theirs = config.model, before.model
-    for name in _SHAPE:
+    for name in _WEIGHTS:
         wanted, found = getattr(ours, name), getattr(theirs, name)
         if name in ("gate", "kv_sharing") and not (ours.num_loops > 1 and theirs.num_loops > 1):
             continue

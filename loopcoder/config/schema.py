@@ -35,6 +35,17 @@ _NEW = Changes("numbers", since="2026-11-29")
 Precision = Literal["fp32", "bf16", "fp8_tensorwise", "fp8_delayed", "fp8_blockwise"]
 
 
+SHAPE = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_kv_heads",
+    "head_dim",
+)
+"""Fields of ModelConfig that decide how large its matrices are."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
     """A Parallel Loop Transformer: `num_layers` physical layers, executed `num_loops` times."""

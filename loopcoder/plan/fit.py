@@ -9,22 +9,14 @@ import yaml
 
 from loopcoder.backends import Backends
 from loopcoder.config.compose import conf_dir
-from loopcoder.config.schema import Config
+from loopcoder.config.schema import SHAPE, Config
 from loopcoder.errors import InputError
 from loopcoder.model.flops import parameters
 from loopcoder.plan.device import DeviceMemory, device_memory
 from loopcoder.plan.memory import RankMemory, largest_rank, planned_vocabulary, rank_memory
 
 GIB = 2**30
-_SHAPE = (
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "num_kv_heads",
-    "head_dim",
-    "vocab_size",
-)
+_SIZES = (*SHAPE, "vocab_size")
 """Fields of a preset on which its memory depends."""
 
 
@@ -135,7 +127,7 @@ def _largest_preset(
     found = {}
     for path in sorted((conf_dir() / "model").glob("*.yaml")):
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-        model = replace(config.model, **{name: fields[name] for name in _SHAPE})
+        model = replace(config.model, **{name: fields[name] for name in _SIZES})
         rows = model.vocab_size or vocab_size
         changed = replace(config, model=model)
         if needed_bytes(changed, rows, world_size, device.processes)[0] <= device.total_bytes:

@@ -42,7 +42,7 @@ from loopcoder.parallel import mcore
 from loopcoder.storage.disk import full_disk_raises
 from loopcoder.train.health import Health
 from loopcoder.train.lock import only_run_in
-from loopcoder.train.plan_of_run import plan_of_run
+from loopcoder.train.outlook import outlook
 from loopcoder.train.profiling import StepProfiler
 from loopcoder.train.provenance import Launch, provenance
 from loopcoder.train.signals import StopSignal
@@ -289,7 +289,7 @@ class Run:
             with full_disk_raises(self.run_dir, _disk_is_full):
                 save_config(self.config, self.run_dir / "config.yaml")
                 record_corpus(self.corpus, self.run_dir)
-            for line in plan_of_run(self.config, self.corpus, self.vocab_size, self.position):
+            for line in outlook(self.config, self.corpus, self.vocab_size, self.position):
                 self.say(line)
 
     def _prepare_validation(self) -> None:

@@ -37,9 +37,8 @@ def provenance(overrides: Sequence[str], backends: Backends, world_size: int) ->
     }
     if backends.has_gpu:
         fields["gpu"] = f"{backends.gpu_count} x {backends.gpu_name}"
-    for name in ("SLURM_JOB_ID",):
-        if name in os.environ:
-            fields[name.lower()] = os.environ[name]
+    if job := os.environ.get("SLURM_JOB_ID"):
+        fields["slurm_job_id"] = job
     return fields
 
 

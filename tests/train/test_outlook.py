@@ -25,24 +25,24 @@ def corpus(tokens: int) -> Any:
 
 
 def test_parameters_tokens_and_epochs() -> None:
-    from loopcoder.train.plan_of_run import plan_of_run
+    from loopcoder.train.outlook import outlook
 
     config = small_config()
     config = replace(config, train=replace(config.train, max_steps=100))
     # 100 steps of 8 sequences of 32, half of each domain; 3201 tokens make 100 sequences
-    first, second = plan_of_run(config, corpus(3201), 128, Position())
+    first, second = outlook(config, corpus(3201), 128, Position())
     assert "parameters, used in 2 loops" in first and "25.6k tokens in 100 steps" in first
     assert "text 4" in second and "code 4" in second
-    warned = plan_of_run(config, corpus(1601), 128, Position())
+    warned = outlook(config, corpus(1601), 128, Position())
     assert "text 8" in warned[1] and "warning" in warned[2]
     # what a resumed run has left, and the epochs at its end
-    left = plan_of_run(config, corpus(3201), 128, Position(step=75, sample=600, samples=600))
+    left = outlook(config, corpus(3201), 128, Position(step=75, sample=600, samples=600))
     assert "6.4k tokens in 25 steps" in left[0] and "text 4" in left[1]
 
 
 @pytest.mark.parametrize("step", [0, 3, 9])
 def test_a_ramp_counts_as_it_is_trained(step: int) -> None:
-    from loopcoder.train.plan_of_run import plan_of_run
+    from loopcoder.train.outlook import outlook
 
     config = small_config()
     ramp = BatchRampConfig(start=2, increment=2, samples=20)
@@ -51,15 +51,15 @@ def test_a_ramp_counts_as_it_is_trained(step: int) -> None:
     for _ in range(12):
         positions.append(advance(config, positions[-1])[0])
     tokens = positions[-1].tokens - positions[step].tokens
-    (line, *_) = plan_of_run(config, corpus(3201), 128, positions[step])
+    (line, *_) = outlook(config, corpus(3201), 128, positions[step])
     assert f"{human(tokens)} tokens in {12 - step} steps" in line
 
 
 def test_stages_name_the_corpus_alone() -> None:
-    from loopcoder.train.plan_of_run import plan_of_run
+    from loopcoder.train.outlook import outlook
 
     config = small_config()
     stages = [StageConfig(until=100), StageConfig(mixture={"code": 1.0})]
     config = replace(config, data=replace(config.data, stages=stages))
-    lines = plan_of_run(config, corpus(3201), 128, Position())
+    lines = outlook(config, corpus(3201), 128, Position())
     assert lines[1] == "corpus: 3.2k of text, 3.2k of code (tokens)"

@@ -13,7 +13,7 @@ _EPOCHS = 4
 """Up to so many, repeated data is about as good as new (Muennighoff et al., arXiv 2305.16264)."""
 
 
-def plan_of_run(config: Config, corpus: Corpus, vocab_size: int, position: Position) -> list[str]:
+def outlook(config: Config, corpus: Corpus, vocab_size: int, position: Position) -> list[str]:
     """Return the lines that a run starts with; `position` is where it starts."""
     steps, model = config.train.max_steps - position.step, config.model
     sequences = _sequences(config, position, steps)
