@@ -57,7 +57,7 @@ def train(
     corpus: Corpus,
     backends: Backends,
     run_dir: Path,
-    launch: Launch = Launch(),  # noqa: B008
+    launch: Launch,
 ) -> int:
     """Train, and return an exit code.
 
