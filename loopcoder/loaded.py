@@ -110,7 +110,7 @@ def _state(checkpoint: Checkpoint, config: Config) -> TrainState:
     return TrainState(ranks, mcore_config, network, ddp=None, optimizer=None, chunks=[])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedRun:
     """The model of a checkpoint, and what its run has recorded."""
 
@@ -120,6 +120,10 @@ class LoadedRun:
     config: Config
     """That with which this process runs the model."""
     state: TrainState
+
+    def __repr__(self) -> str:
+        m = self.config.model
+        return f"<LoadedRun {m.name}, R = {m.num_loops}, step {self.step}: {self.checkpoint.path}>"
 
     @property
     def model(self) -> Any:

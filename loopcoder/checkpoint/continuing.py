@@ -20,7 +20,10 @@ def other_position(
     path: Path, state: CheckpointState, before: Config, config: Config
 ) -> Iterator[Problem]:
     """Yield what would make the position of a checkpoint mean other sequences."""
-    branch = f"checkpoint.init_from={path} run_dir=ANOTHER_FOLDER to start anew from these weights"
+    branch = (
+        f"checkpoint.init_from={path} checkpoint.init_position=false run_dir=ANOTHER_FOLDER "
+        "to start anew from these weights"
+    )
     repeated = "some sequences would be trained twice and others never"
     if before.seed != config.seed:
         yield Problem(
@@ -98,18 +101,15 @@ def trained_warmup(state: CheckpointState, before: Config, config: Config) -> in
 
 
 def jump_of_the_rate(state: CheckpointState, before: Config, config: Config) -> str | None:
-    """Return what to say where the learning rate does not go on as the run had planned it."""
+    """Return what to say where the schedule has another rate at this step than was trained."""
     step, last = state.step, config.train.max_steps
     if step >= last:
         return None
-    old_warmup = trained_warmup(state, before, before)
+    old_warmup, warmup = (trained_warmup(state, before, c) for c in (before, config))
     now = learning_rate(before.optim, step, before.train.max_steps, old_warmup)
-    planned = now
-    if step < before.train.max_steps:
-        planned = learning_rate(before.optim, step + 1, before.train.max_steps, old_warmup)
-    warmup = trained_warmup(state, before, config)
-    following = learning_rate(config.optim, step + 1, last, warmup)
-    if abs(following - planned) <= _JUMP * max(planned, following):
+    asked, following = (learning_rate(config.optim, s, last, warmup) for s in (step, step + 1))
+    # A decay that begins here is no jump: its schedule has the same rate at this step.
+    if abs(asked - now) <= _JUMP * max(asked, now):
         return None
     cause = "`optim` has changed"
     if before.optim == config.optim:

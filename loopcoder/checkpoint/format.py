@@ -82,6 +82,12 @@ def find(path: Path) -> Checkpoint:
     for folder in (path, path / "checkpoints"):
         if found := complete(folder):
             return found[-1]
+    if not path.exists():
+        raise InputError.of(
+            f"there is no folder {path}",
+            "a checkpoint, a folder of them or a run's folder is looked for there",
+            "the folder as `loopcoder runs` lists it",
+        )
     raise InputError.of(
         f"{path} holds no complete checkpoint",
         f"a checkpoint is a folder step_NNNNNNNN with a {MANIFEST}, which is written last",

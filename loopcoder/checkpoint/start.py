@@ -82,6 +82,16 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
         *_other_loops(checkpoint, before, config, start.resumes),
         *_other_rates(checkpoint, before, config, start.resumes),
     ]
+    if start.keeps_position and config.train.max_steps <= state.step:
+        problems.append(
+            Problem(
+                f"train.max_steps={config.train.max_steps}, {checkpoint.path} is at step "
+                f"{state.step}",
+                "checkpoint.init_position=true counts the steps from there",
+                f"train.max_steps={state.step + config.train.max_steps} for "
+                f"{config.train.max_steps} steps more",
+            )
+        )
     if start.goes_on:
         problems += other_position(checkpoint.path, state, before, config)
     if problems:

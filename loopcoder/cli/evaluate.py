@@ -48,10 +48,11 @@ def run(argv: list[str]) -> int:
     given = [o for o in arguments.overrides if o.startswith("checkpoint=")]
     others = [o for o in arguments.overrides if not o.startswith("checkpoint=")]
     if len(given) != 1:
+        path = next((o for o in others if "=" not in o), "DIR")
         raise InputError.of(
             "loopcoder evaluate " + " ".join(argv),
-            "it evaluates the checkpoint that is named, once",
-            "loopcoder evaluate checkpoint=DIR",
+            "one checkpoint is named, by checkpoint=",
+            f"loopcoder evaluate checkpoint={path}",
         )
     found = checkpoints(Path(given[0].partition("=")[2]), every="--all" in argv)
     asked = compose(others, arguments.config_dir)

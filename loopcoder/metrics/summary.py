@@ -56,4 +56,4 @@ def print_finished(run_dir: Path, step: int, max_steps: int) -> None:
     val = "" if loss is None else f", validation loss {loss:.4f}"
     past = "" if step == max_steps else f", which is past train.max_steps={max_steps}"
     print(f"already finished: {step} steps{past}{val} ({run_dir})")
-    print(f"more: the same command with train.max_steps={2 * step}")
+    print(f"more: the same command with run_dir={run_dir} train.max_steps={2 * step}")

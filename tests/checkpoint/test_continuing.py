@@ -106,7 +106,11 @@ def test_a_branch_has_a_position_of_its_own_unless_it_goes_on(tmp_path):
     start = trained(tmp_path, STAGED)
     check_fits(replace(start, resumes=False), replace(staged(), seed=5), VOCAB, CORPUS)
     goes_on = replace(start, resumes=False, keeps_position=True)
-    assert len(refused(goes_on, replace(staged(), seed=5))) == 2
+    # the seed, the stages, and max_steps, which counts from the start of the trunk
+    found = refused(goes_on, replace(staged(), seed=5))
+    assert len(found) == 3 and "train.max_steps=43 for 3 steps more" in found[0]
+    longer = replace(staged(), seed=5, train=replace(staged().train, max_steps=41))
+    assert len(refused(goes_on, longer)) == 2
     config = small_config()
     options = dict(init_from=str(tmp_path), init_position=True)
     config = replace(config, checkpoint=replace(config.checkpoint, **options))
@@ -179,6 +183,10 @@ def test_a_decay_in_absolute_steps_from_a_branch_of_the_stable_part(tmp_path):
         [6e-3, 6e-3 - 5.8e-3 / 20, 3.1e-3, 2e-4]
     )
     assert rates(scheduled(1000, "wsd", decay_steps=20), None, 980, 1000) == [6e-3, 2e-4]
+    # the decay that was asked for begins where the trunk stood: no jump
+    assert not any("jumps" in note for note in check_fits(start, branch, VOCAB, CORPUS))
+    elsewhere = scheduled(60, "wsd", warmup_steps=5, decay_steps=40, decay_shape="linear")
+    assert any("jumps" in note for note in check_fits(start, elsewhere, VOCAB, CORPUS))
 
 
 def test_state_of_version_1_knows_its_corpus_and_no_warmup():

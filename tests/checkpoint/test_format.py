@@ -106,7 +106,8 @@ def test_find_says_what_a_checkpoint_is(tmp_path, seed, kind):
         path = write(path, 5, seed, manifest=False).path
     elif kind == "a_file":
         path.write_text("x")
-    with pytest.raises(InputError, match="holds no complete checkpoint"):
+    says = "there is no folder" if kind == "nothing" else "holds no complete checkpoint"
+    with pytest.raises(InputError, match=says):
         layout.find(path)
 
 
