@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,9 +48,11 @@ class Study:
     def cost(self, point: Point) -> float:
         """Return the floating-point operations of a run."""
         config = compose([*self.shared, *point.overrides])
+        layers = config.model.num_layers * config.model.layer_multiple
+        model = replace(config.model, num_layers=layers)
         length = config.data.seq_length
         tokens = config.train.max_steps * config.train.global_batch_size * length
-        return train_flops_per_token(config.model, VOCABULARY, length)[0] * tokens
+        return train_flops_per_token(model, VOCABULARY, length)[0] * tokens
 
 
 def by_point(records: Sequence[Record]) -> dict[str, dict[int, float]]:
