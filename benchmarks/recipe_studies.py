@@ -339,11 +339,46 @@ _SHORT = (
 RESIDUAL = Study("residual", _SHORT, tuple(_residual_points()), (1,), rates_table, runs_per_gpu=8)
 RATES = Study("rates", _SHORT, tuple(_rate_points()), (1,), rates_table, runs_per_gpu=8)
 
+# The same at 33M tokens and the recipe's batch, with the embedding's rate apart from the others'.
+
+_LONG_POINTS = {
+    "R=4": ("model.num_loops=4", {20: ("2.4e-3",)}),
+    "R=2": (
+        "model.num_loops=2",
+        {40: ("2.4e-3", "3.4e-3"), 20: ("2.4e-3", "3.4e-3", "4.8e-3"), 10: ("3.4e-3",)},
+    ),
+    "R=1, 8 layers": ("variant=dense_2x", {40: ("1.7e-3",), 20: ("3.4e-3",)}),
+    "R=2, own K/V": ("variant=own_kv", {20: ("2.4e-3",)}),
+    "R=2, no shift": ("variant=no_shift", {20: ("2.4e-3",)}),
+    "R=2, gate bias 2": ("model.gate_bias_init=2", {20: ("2.4e-3",)}),
+    "R=2, gate bias -2": ("model.gate_bias_init=-2", {20: ("2.4e-3",)}),
+    "R=2, b 0.805": ("model.hidden_scale=0.805", {20: ("2.4e-3",)}),
+    "R=2, head x1": ("optim.head_lr_scale=1", {20: ("2.4e-3",)}),
+    "R=1": ("model.num_loops=1", {40: ("2.4e-3", "4.8e-3"), 20: ("3.4e-3", "4.8e-3")}),
+}
+
+
+def _long_points() -> Iterator[Point]:
+    for name, (override, scales) in _LONG_POINTS.items():
+        for scale, rates in scales.items():
+            for rate in rates:
+                changes = (override, f"optim.embedding_lr_scale={scale}", f"optim.lr={rate}")
+                yield Point(f"{name}, embedding x{scale} lr {rate}", changes)
+
+
 # What loops bring: the points of experiment=loop_sweep.
 
 _VARIANTS = ("loops_1", "loops_2", "loops_3", "loops_4", "no_shift", "own_kv", "dense_2x")
 _VARIANT_POINTS = tuple(Point(name, (f"variant={name}",)) for name in _VARIANTS)
 _LOOPS = ("train.tokens=33000000", "eval.sequences_per_domain=128")
+LONG_RATES = Study(
+    "long_rates",
+    ("model=plt_20m", *_LOOPS),
+    tuple(_long_points()),
+    (1,),
+    rates_table,
+    runs_per_gpu=8,
+)
 _PEER = (peer("1e-3", "0.02"), peer("1e-3", "0.044"), peer("2e-3", "0.044"))
 LOOPS_20M = Study(
     "loops_20m",
@@ -399,5 +434,16 @@ def _spike_study(size: str, runs_per_gpu: int) -> Study:
 
 SPIKES = tuple(_spike_study(size, n) for size, n in (("20m", 8), ("100m", 4), ("1b", 1)))
 
-_IN_ORDER = (FIRST, SEARCH, SCALES, BATCHES, RESIDUAL, RATES, LOOPS_20M, *SPIKES, LOOPS_100M)
+_IN_ORDER = (
+    FIRST,
+    SEARCH,
+    SCALES,
+    BATCHES,
+    RESIDUAL,
+    RATES,
+    LONG_RATES,
+    LOOPS_20M,
+    *SPIKES,
+    LOOPS_100M,
+)
 STUDIES = {study.name: study for study in _IN_ORDER}
