@@ -341,24 +341,40 @@ RATES = Study("rates", _SHORT, tuple(_rate_points()), (1,), rates_table, runs_pe
 
 # The same at 33M tokens and the recipe's batch, with the embedding's rate apart from the others'.
 
-_LONG_POINTS = {
-    "R=2": (
-        "model.num_loops=2",
-        {40: ("2.4e-3", "3.4e-3"), 20: ("2.4e-3", "3.4e-3", "4.8e-3")},
+_SLOWER, _SLOW_HEAD, _STRONG_B = (
+    "optim.embedding_lr_scale=20",
+    "optim.head_lr_scale=1",
+    "model.hidden_scale=0.805",
+)
+_LOCAL = "model.gate_bias_init=-2"
+_TWO = {
+    "": (("2.4e-3", "3.4e-3"), ()),
+    ", embedding x20": (("2.4e-3", "3.4e-3", "4.8e-3"), (_SLOWER,)),
+    ", embedding x20, gate bias -2": (("2.4e-3",), (_SLOWER, _LOCAL)),
+    ", embedding x20, b 0.805": (("2.4e-3",), (_SLOWER, _STRONG_B)),
+    ", embedding x20, b 0.805, head x1": (("2.4e-3", "1.7e-3"), (_SLOWER, _STRONG_B, _SLOW_HEAD)),
+    ", embedding x20, b 0.805, gate bias -2": (("2.4e-3",), (_SLOWER, _STRONG_B, _LOCAL)),
+    ", embedding x20, b 0.805, gate bias -2, head x1": (
+        ("1.7e-3",),
+        (_SLOWER, _STRONG_B, _LOCAL, _SLOW_HEAD),
     ),
-    "R=2, gate bias -2": ("model.gate_bias_init=-2", {20: ("2.4e-3",)}),
-    "R=2, b 0.805": ("model.hidden_scale=0.805", {20: ("2.4e-3",)}),
-    "R=1, 8 layers": ("variant=dense_2x", {20: ("3.4e-3",)}),
-    "R=1": ("model.num_loops=1", {40: ("2.4e-3", "4.8e-3"), 20: ("3.4e-3",)}),
+    ", embedding x20, b 1.2": (("2.4e-3",), (_SLOWER, "model.hidden_scale=1.2")),
+}
+_ONE = {
+    ", embedding x20": (("3.4e-3",), (_SLOWER,)),
+    ", embedding x20, head x1": (("3.4e-3", "2.4e-3"), (_SLOWER, _SLOW_HEAD)),
 }
 
 
 def _long_points() -> Iterator[Point]:
-    for name, (override, scales) in _LONG_POINTS.items():
-        for scale, rates in scales.items():
+    yield Point(
+        "R=1, 8 layers, embedding x20 lr 3.4e-3", ("variant=dense_2x", _SLOWER, "optim.lr=3.4e-3")
+    )
+    for loops, changes in ((2, _TWO), (1, _ONE)):
+        for name, (rates, overrides) in changes.items():
             for rate in rates:
-                changes = (override, f"optim.embedding_lr_scale={scale}", f"optim.lr={rate}")
-                yield Point(f"{name}, embedding x{scale} lr {rate}", changes)
+                shared = (f"model.num_loops={loops}", *overrides)
+                yield Point(f"R={loops}{name} lr {rate}", (*shared, f"optim.lr={rate}"))
 
 
 # What loops bring: the points of experiment=loop_sweep.
@@ -427,6 +443,46 @@ def _spike_study(size: str, runs_per_gpu: int) -> Study:
     return Study(f"spikes_{size}", shared, points, (1,), spikes_table, runs_per_gpu)
 
 
+def _calm_points() -> Iterator[Point]:
+    for loops, changes in (
+        (
+            1,
+            (
+                (),
+                (_SLOW_HEAD,),
+                ("optim.embedding_lr_scale=10",),
+                (_SLOW_HEAD, _SLOWER),
+                (_SLOW_HEAD, "optim.embedding_lr_scale=10"),
+                (_SLOW_HEAD, _SLOWER, "optim.lr=1.7e-3"),
+                (_SLOW_HEAD, _SLOWER, "optim.beta2=0.99"),
+            ),
+        ),
+        (
+            2,
+            (
+                (_SLOW_HEAD,),
+                (_SLOW_HEAD, _SLOWER),
+                (_SLOW_HEAD, "optim.embedding_lr_scale=10"),
+                (_SLOW_HEAD, _SLOWER, _STRONG_B),
+                (_SLOW_HEAD, _SLOWER, _STRONG_B, _LOCAL),
+                (_SLOW_HEAD, _SLOWER, _STRONG_B, "optim.lr=8.5e-4"),
+                (_SLOW_HEAD, _SLOWER, _STRONG_B, "optim.beta2=0.99"),
+            ),
+        ),
+    ):
+        for overrides in changes:
+            name = " ".join([f"R={loops}", *overrides])
+            yield Point(name, (f"model.num_loops={loops}", *overrides))
+
+
+CALM = Study(
+    "calm",
+    ("model=plt_20m", *_SPIKES, "train.max_steps=60", "eval.interval=1000", "eval.at_end=false"),
+    tuple(_calm_points()),
+    (1,),
+    spikes_table,
+    runs_per_gpu=7,
+)
 SPIKES = tuple(_spike_study(size, n) for size, n in (("20m", 8), ("100m", 4), ("1b", 1)))
 
 _IN_ORDER = (
@@ -438,6 +494,7 @@ _IN_ORDER = (
     RATES,
     LONG_RATES,
     LOOPS_20M,
+    CALM,
     *SPIKES,
     LOOPS_100M,
 )
