@@ -432,9 +432,11 @@ def spikes_table(records: Sequence[Record]) -> str:
             if i > 0
         )
         norms = " ".join(f"{x:.1f}" for x in record["first_grad_norms"][:3])
-        at_100 = statistics.fmean(losses[90:100])
-        body.append([record["point"], f"{above:+.3f}", norms, f"{at_100:.3f}"])
-    return rows(["model", "highest above", "first gradient norms", "steps 91 to 100"], body)
+        last = losses[90:100] or losses[-10:]
+        body.append([record["point"], f"{above:+.3f}", norms, f"{statistics.fmean(last):.3f}"])
+    return rows(
+        ["model", "highest above", "first gradient norms", "steps 91 to 100 (or last ten)"], body
+    )
 
 
 def _spike_study(size: str, runs_per_gpu: int) -> Study:

@@ -200,6 +200,15 @@ def _other_rates(
             "optim.embedding_lr_scale, optim.head_lr_scale and model.residual_scale stay",
             f"the values of {checkpoint.path / layout.CONFIG}, or {fix}",
         )
+    steps, before_steps = (c.optim.vocabulary_warmup_steps for c in (config, before))
+    if bool(steps) != bool(before_steps):
+        yield Problem(
+            f"optim.vocabulary_warmup_steps={steps}, in the checkpoint {checkpoint.path} "
+            f"{before_steps}",
+            "with 0 embedding and head are in one group with others, with more they are not, and "
+            "the optimizer's state is kept by groups",
+            f"optim.vocabulary_warmup_steps={before_steps}, or {fix}",
+        )
 
 
 def _gates_that_differ(checkpoint: Checkpoint, before: Config, config: Config) -> Iterator[str]:

@@ -182,6 +182,9 @@ class OptimConfig:
     """Learning rate of the embedding as a multiple of `lr`."""
     head_lr_scale: Annotated[PositiveFloat, _NEW] = 1.0
     """Learning rate of the head as a multiple of what base_hidden_size makes of `lr`."""
+    vocabulary_warmup_steps: Annotated[NonNegativeInt, _NEW] = 0
+    """Steps over which the rates of embedding and head grow linearly to what they are, besides the
+    schedule's warm-up: at many times `lr` they overshoot first. 0: the schedule's alone."""
 
 
 @dataclass(frozen=True, config=STRICT)

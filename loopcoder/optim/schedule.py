@@ -58,3 +58,9 @@ def learning_rate(
         "1-sqrt": 1 - math.sqrt(done),
     }[shape]
     return optim.min_lr + (optim.lr - optim.min_lr) * remaining
+
+
+def vocabulary_share(optim: OptimConfig, step: int) -> float:
+    """Return the share of their rate at which embedding and head learn in step `step` (1 is the
+    first): it grows linearly over `optim.vocabulary_warmup_steps`."""
+    return min(1.0, step / max(1, optim.vocabulary_warmup_steps))
