@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from loopcoder.backends import detect
-from loopcoder.cli.arguments import composed, make_cache, parse_arguments
+from loopcoder.cli.arguments import cache_for, composed, parse_arguments
 from loopcoder.cli.data_tools import clean, list_corpora, show
 from loopcoder.config.compose import to_yaml
 from loopcoder.errors import EXIT_DONE, InputError
@@ -48,14 +48,14 @@ def run(argv: list[str]) -> int:
     if arguments.print_config:
         print(to_yaml(config), end="")
         return EXIT_DONE
-    make_cache(config.data)
     from data_pipeline.driver import prepare
 
     def report(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        corpus = prepare(config.data, report=report, verify=config.data.verify)
+        with cache_for(config.data):
+            corpus = prepare(config.data, report=report, verify=config.data.verify)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             "data: stopped; the same command continues with what is not done yet"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loopcoder.config.schema import ModelConfig, OptimConfig
 from loopcoder.model.init import is_output_projection
+from loopcoder.optim.schedule import rate_scales
 
 
 def rate_overrides(model: ModelConfig, optim: OptimConfig) -> dict[ParamKey, Any]:
@@ -28,17 +29,6 @@ def rate_overrides(model: ModelConfig, optim: OptimConfig) -> dict[ParamKey, Any
             "wd_mult": 1 / scale,
         }
         for scale in sorted(set(rate_scales(model, optim).values()) - {1.0})
-    }
-
-
-def rate_scales(model: ModelConfig, optim: OptimConfig) -> dict[str, float]:
-    """Return the rate of each kind of matrix as a multiple of `optim.lr`."""
-    width = (optim.base_hidden_size or model.hidden_size) / model.hidden_size
-    return {
-        "embedding": optim.embedding_lr_scale,
-        "matrix": width,
-        "head": width * optim.head_lr_scale,
-        "output projection": width * model.residual_scale,
     }
 
 
