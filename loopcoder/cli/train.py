@@ -54,6 +54,17 @@ usage: loopcoder train [-m] [--config-dir DIR] [--print-config] [key=value ...]
   loopcoder train -m experiment=loop_sweep         what loops bring: R = 1 to 4 and controls, seeds
   loopcoder train run_dir=DIR                      where everything is written; the same command
                                                    again continues from the newest checkpoint
+  loopcoder train name=first                       the folder is then runs/first-<hash>
+
+a run that is there, with its other settings as they were:
+  loopcoder train run_dir=DIR train.max_steps=4000
+                                                   train it further
+  loopcoder train checkpoint.init_from=DIR run_dir=ANOTHER
+                                                   branch: another run from its newest weights
+  loopcoder train checkpoint.init_from=DIR/checkpoints/step_00001000 run_dir=ANOTHER \\
+      checkpoint.init_optimizer=true checkpoint.init_position=true train.max_steps=1200 \\
+      optim=adam_wsd optim.schedule.decay_steps=200
+                                                   decay a branch: 200 steps from step 1000 on
 
 groups and their presets:
 {groups}
