@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopcoder.cli.corpora import GIVEN, corpus_folder
-from loopcoder.cli.listing import Listed, listing
+from loopcoder.cli.listing import Listed, few, listing
 from loopcoder.cli.options import parse_options
 from loopcoder.cli.run_folders import corpus_of, runs_below
 from loopcoder.errors import EXIT_DONE, InputError
@@ -83,7 +83,7 @@ def _listing(found: Sequence[Entry], runs: dict[str, list[Path]]) -> str:
     listed = []
     for entry in found:
         cells = [in_words(entry.bytes), f"{entry.written:%Y-%m-%d %H:%M}", _content(entry)]
-        names = _few([path.name for path in runs.get(entry.fingerprint, [])])
+        names = few([path.name for path in runs.get(entry.fingerprint, [])])
         listed.append(Listed(entry.name, cells, notes=[f"runs: {names}"] if names else []))
     return listing(["size", "built", "tokens (sequences)"], listed)
 
@@ -118,11 +118,6 @@ def _content(entry: Entry) -> str:
         for domain, (tokens, sequences) in entry.domains.items()
     ]
     return ", ".join(parts) + busy
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _runs_by_corpus() -> dict[str, list[Path]]:
@@ -185,9 +180,7 @@ def _go(entry: Entry, runs: dict[str, list[Path]], *, removes: bool) -> int:
     print(f"{'removed' if removes else 'would go'}: {entry.path} ({in_words(entry.bytes)})")
     named = [str(path) for path in runs.get(entry.fingerprint, [])]
     if entry.kind == "corpus" and named:
-        print(
-            f"  warning: {_few(named)} trained on it; such a run continues once it is built again"
-        )
+        print(f"  warning: {few(named)} trained on it; such a run continues once it is built again")
     return entry.bytes
 
 

@@ -47,6 +47,12 @@ def cut(text: str) -> str:
     return " ".join(p if len(p) <= _LONGEST else p[: _LONGEST - 1] + "…" for p in parts)
 
 
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(
         text,
