@@ -30,6 +30,7 @@ from data_pipeline.tasks.progress import Report, described, left_out, total_cost
 from data_pipeline.tasks.work import Cost, Task, Work, disk_errors
 from loopcoder.config.build import ExecutorConfig
 from loopcoder.config.data import DataConfig
+from loopcoder.config.fields import as_override
 from loopcoder.data.corpus import MANIFEST, Corpus, Verify, load_corpus
 from loopcoder.errors import InputError
 from loopcoder.storage.files import sync_folder
@@ -113,7 +114,7 @@ def _remove_work(work: Work, folder: Path, report: Report) -> None:
 def _finished(data: DataConfig, verify: Verify) -> Corpus:
     if not isinstance(data.path, str):
         raise InputError.of(
-            f"data.build.sources is empty and data.path is {data.path!r}",
+            f"data.build.sources is empty and data.path is {as_override(data.path)}",
             "without sources, the path must be one finished corpus folder",
             "data.path=FOLDER, or data=sample",
         )
@@ -121,7 +122,7 @@ def _finished(data: DataConfig, verify: Verify) -> Corpus:
     missing = [d for d in domains_of(data) if d not in corpus.domains]
     if missing:
         raise InputError.of(
-            f"corpus {corpus.dir} has the domains {list(corpus.domains)}, not {missing}",
+            f"corpus {corpus.dir} has {' and '.join(corpus.domains)}, not {' or '.join(missing)}",
             "data.mixture draws from every domain that it names",
             f"data.mixture={{{', '.join(f'{d}: 1' for d in corpus.domains)}}}",
         )

@@ -22,6 +22,7 @@ from typing import Any
 
 from data_pipeline.tasks.work import disk_errors
 from loopcoder.config.build import ExecutorConfig
+from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError, LoopcoderError, Problem, ProcessLost
 from loopcoder.storage.files import write_json
 
@@ -162,7 +163,7 @@ def _datatrove(executor: ExecutorConfig, step: _Step, tasks: int, logs: Path) ->
         ) from error
     except TypeError as error:
         raise InputError.of(
-            f"data.build.executor.options={executor.options}: {error}",
+            f"data.build.executor.options={as_override(executor.options)}: {error}",
             f"they are arguments of datatrove's {executor.kind} executor",
             "data.build.executor.options={} and add what the message names",
         ) from error

@@ -15,8 +15,8 @@ from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.data.corpus import TOKENIZER, Corpus
 from loopcoder.errors import InputError, Problem
-from loopcoder.optim.rates import rate_scales
-from loopcoder.optim.schedule import warmup_steps
+from loopcoder.model.vocabulary import padded_vocabulary
+from loopcoder.optim.schedule import rate_scales, warmup_steps
 
 _WEIGHTS = (*SHAPE, "gate", "kv_sharing")
 """Fields of `model` that decide which weights exist."""
@@ -68,6 +68,27 @@ def find_start(config: Config, run_dir: Path) -> Start | None:
     return None
 
 
+def check_start(config: Config, run_dir: Path, corpus: Corpus | None = None) -> None:
+    """Compare a run with what it would start from; without a corpus, as far as that needs none.
+
+    Raises:
+        InputError: with every mismatch.
+    """
+    start = find_start(config, run_dir)
+    if start is None:
+        return
+    if corpus is not None:
+        rows = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
+        check_fits(start, config, rows, corpus)
+        return
+    before, state = load_config(start.checkpoint.path / layout.CONFIG), start.checkpoint.state()
+    problems = list(_other_run(start, state, before, config))
+    if config.model.vocab_size is not None:
+        problems += _other_rows(start.checkpoint, state, config.model.vocab_size)
+    if problems:
+        raise InputError(problems)
+
+
 def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) -> list[str]:
     """Compare a checkpoint with the run that wants to load it, before anything long is done.
 
@@ -77,23 +98,10 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
     checkpoint = start.checkpoint
     before, state = load_config(checkpoint.path / layout.CONFIG), checkpoint.state()
     problems = [
-        *_other_weights(checkpoint, before, config),
-        *_other_text(checkpoint, state, vocab_size, corpus, start.resumes),
-        *_other_loops(checkpoint, before, config, start.resumes),
-        *_other_rates(checkpoint, before, config, start.resumes),
+        *_other_run(start, state, before, config),
+        *_other_rows(checkpoint, state, vocab_size),
+        *_other_text(checkpoint, state, corpus, start.resumes),
     ]
-    if start.keeps_position and config.train.max_steps <= state.step:
-        problems.append(
-            Problem(
-                f"train.max_steps={config.train.max_steps}, {checkpoint.path} is at step "
-                f"{state.step}",
-                "checkpoint.init_position=true counts the steps from there",
-                f"train.max_steps={state.step + config.train.max_steps} for "
-                f"{config.train.max_steps} steps more",
-            )
-        )
-    if start.goes_on:
-        problems += other_position(checkpoint.path, state, before, config)
     if problems:
         raise InputError(problems)
     notes = [] if start.resumes else list(_gates_that_differ(checkpoint, before, config))
@@ -120,6 +128,24 @@ def warmup_of(start: Start | None, config: Config) -> int:
     return warmup_steps(config.optim, config.train.max_steps) if warmup is None else warmup
 
 
+def _other_run(
+    start: Start, state: CheckpointState, before: Config, config: Config
+) -> Iterator[Problem]:
+    """Yield what of a checkpoint does not fit, whatever the corpus is."""
+    checkpoint, steps = start.checkpoint, config.train.max_steps
+    yield from _other_weights(checkpoint, before, config)
+    yield from _other_loops(checkpoint, before, config, start.resumes)
+    yield from _other_rates(checkpoint, before, config, start.resumes)
+    if start.keeps_position and steps <= state.step:
+        yield Problem(
+            f"train.max_steps={steps}, {checkpoint.path} is at step {state.step}",
+            "checkpoint.init_position=true counts the steps from there",
+            f"train.max_steps={state.step + steps} for {steps} steps more",
+        )
+    if start.goes_on:
+        yield from other_position(checkpoint.path, state, before, config)
+
+
 def _other_weights(checkpoint: Checkpoint, before: Config, config: Config) -> Iterator[Problem]:
     ours, theirs = config.model, before.model
     for name in _WEIGHTS:
@@ -134,12 +160,8 @@ def _other_weights(checkpoint: Checkpoint, before: Config, config: Config) -> It
             )
 
 
-def _other_text(
-    checkpoint: Checkpoint,
-    state: CheckpointState,
-    vocab_size: int,
-    corpus: Corpus,
-    resumes: bool,
+def _other_rows(
+    checkpoint: Checkpoint, state: CheckpointState, vocab_size: int
 ) -> Iterator[Problem]:
     if state.vocab_size != vocab_size:
         yield Problem(
@@ -148,6 +170,11 @@ def _other_text(
             "the embedding would not fit",
             f"model.vocab_size={state.vocab_size} with the tokenizer it was trained with",
         )
+
+
+def _other_text(
+    checkpoint: Checkpoint, state: CheckpointState, corpus: Corpus, resumes: bool
+) -> Iterator[Problem]:
     if state.tokenizer_hash != corpus.tokenizer_hash:
         copied = checkpoint.path / TOKENIZER
         tokenizer = copied if copied.is_file() else state.tokenizer_path

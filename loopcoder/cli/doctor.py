@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loopcoder.backends import detect
 from loopcoder.cli.arguments import composed, parse_arguments
-from loopcoder.config.check import check
+from loopcoder.cli.checks import check_config
 from loopcoder.config.compose import conf_dir
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.errors import EXIT_DONE
@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
     print(backends.table())
     config = composed(arguments, backends)
     size = processes_to_start(config, backends)
-    check(config, size, backends)
+    check_config(config, size, backends)
 
     from data_pipeline.driver import check_input
 

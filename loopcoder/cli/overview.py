@@ -68,9 +68,18 @@ def _optimizer(config: Config) -> str:
     warmup = f"{s.warmup_fraction:.3g} of the steps"
     if s.warmup_steps is not None:
         warmup = f"{s.warmup_steps} steps"
-    end = "" if s.kind == "constant" else f" to {o.min_lr:.3g}"
+    end, kind = f" to {o.min_lr:.3g}", str(s.kind)
+    if s.kind == "wsd":
+        decay = f"{s.decay_fraction:.3g} of the steps"
+        if s.decay_steps is not None:
+            decay = f"{s.decay_steps} steps"
+        decays = bool(s.decay_fraction if s.decay_steps is None else s.decay_steps)
+        kind = f"wsd, decay over the last {decay}" if decays else "wsd without a decay"
+        end = end if decays else ""
+    elif s.kind == "constant":
+        end = ""
     return (
-        f"Adam, lr {o.lr:.3g}{end} ({s.kind}), warm-up {warmup}, weight decay {o.weight_decay:g}, "
+        f"Adam, lr {o.lr:.3g}{end} ({kind}), warm-up {warmup}, weight decay {o.weight_decay:g}, "
         f"clipped at {o.clip_grad:g}"
     )
 

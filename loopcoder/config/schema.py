@@ -148,9 +148,10 @@ class ScheduleConfig:
     warmup_steps: NonNegativeInt | None = None
     """Steps of linear warm-up."""
     decay_fraction: Fraction = 0.1
-    """wsd: share of max_steps over which the rate decays at the end."""
+    """wsd: share of max_steps over which the rate decays at the end; 0: as decay_steps=0."""
     decay_steps: Annotated[NonNegativeInt | None, _NEW] = None
-    """wsd: steps of decay at the end, instead of decay_fraction."""
+    """wsd: steps of decay at the end, instead of decay_fraction; 0: it stays at its peak to the
+    end, as in a run whose decays are branches."""
     decay_shape: Literal["linear", "1-sqrt", "cosine"] = "1-sqrt"
     """wsd: form of the decay."""
 

@@ -9,6 +9,16 @@ from pathlib import Path
 from loopcoder.config.schema import Config
 from loopcoder.metrics.writer import METRICS_FILE, read_metrics
 
+_OF_ONE_START = (
+    "model.num_loops=",
+    "run_dir=",
+    "name=",
+    "checkpoint.resume=",
+    "checkpoint.init_",
+    "data.rebuild=",
+    "profile.",
+)
+
 
 def print_summary(
     run_dir: Path,
@@ -40,9 +50,9 @@ def print_summary(
 
 
 def next_command(config: Config, overrides: Sequence[str]) -> str:
-    """Return the command that trains one loop more beside what was asked for."""
-    own = ("model.num_loops=", "run_dir=", "name=", "checkpoint.resume=")
-    kept = [o for o in overrides if not o.startswith(own)]
+    """Return the command that trains one loop more beside what was asked for, without what belongs
+    to one start or to one folder."""
+    kept = [o for o in overrides if not o.lstrip("+~").startswith(_OF_ONE_START)]
     loops = config.model.num_loops
     sweep = ["loopcoder", "train", "-m", *kept, f"model.num_loops={loops},{loops + 1}"]
     return f"{shlex.join(sweep)}   (what does another loop bring?)"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loopcoder.config.schema import ModelConfig, OptimConfig
 from loopcoder.model.init import is_output_projection
+from loopcoder.optim.schedule import rate_scales
 
 _VOCABULARY = ("embedding", "head")
 
@@ -38,17 +39,6 @@ def rate_overrides(model: ModelConfig, optim: OptimConfig) -> dict[ParamKey, Any
             **({"is_decoupled_lr": True} if key[1] else {}),
         }
         for key in sorted(kinds)
-    }
-
-
-def rate_scales(model: ModelConfig, optim: OptimConfig) -> dict[str, float]:
-    """Return the rate of each kind of matrix as a multiple of `optim.lr`."""
-    width = (optim.base_hidden_size or model.hidden_size) / model.hidden_size
-    return {
-        "embedding": optim.embedding_lr_scale,
-        "matrix": width,
-        "head": width * optim.head_lr_scale,
-        "output projection": width * model.residual_scale,
     }
 
 

@@ -40,8 +40,8 @@ from loopcoder.optim.optimizer import update
 from loopcoder.optim.schedule import learning_rate, vocabulary_share
 from loopcoder.parallel import mcore
 from loopcoder.storage.disk import full_disk_raises
+from loopcoder.storage.run_lock import only_run_in
 from loopcoder.train.health import Health
-from loopcoder.train.lock import only_run_in
 from loopcoder.train.outlook import outlook
 from loopcoder.train.profiling import StepProfiler
 from loopcoder.train.provenance import Launch, provenance

@@ -59,7 +59,7 @@ def test_only_rank_0_explains_an_error(
         (["trian"], "loopcoder train"),
         (["train", "--config-dir=/not/there"], "no such folder"),
         (["doctor", "precision=fp8_delayed"], "Transformer Engine"),
-        (["data", "validate"], "loopcoder data validate DIR"),
+        (["data", "validate"], "loopcoder data validate CORPUS"),
         (["data", "data.shares=published"], "fix: data.build.shares=published"),
     ],
 )

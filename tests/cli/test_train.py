@@ -226,3 +226,18 @@ def test_the_config_that_is_shown_is_checked(
     shown = capsys.readouterr()
     assert "why:" in shown.err and "seed: 1234" in shown.out
     assert loop.called_with == () and not loop.verified
+
+
+def test_the_help_says_how_to_go_on_from_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "name=first",
+        "train.max_steps=4000",
+        "checkpoint.init_from=DIR run_dir=ANOTHER",
+        "checkpoint.init_position=true",
+        "optim.schedule.decay_steps=200",
+    ):
+        assert part in text, part
+    assert max(map(len, text.splitlines())) <= 100
+    assert "\\\n" in text and "\\\\" not in text

@@ -156,7 +156,7 @@ def test_imported_tokenizer_and_finished_corpus(config: Config, tmp_path: Path) 
     loaded = prepare(config(sources=[], path=str(second.dir)))
     assert loaded == second
     only_text = prepare(config(mixture={"text": 1}))
-    with pytest.raises(InputError, match="not \\['code'\\]"):
+    with pytest.raises(InputError, match="has text, not code"):
         prepare(config(sources=[], path=str(only_text.dir)))
     for path in (None, str(tmp_path / "none")):
         with pytest.raises(InputError):
@@ -178,7 +178,7 @@ def test_bad_input_is_found_before_anything_is_built(config: Config, tmp_path: P
     with pytest.raises(InputError, match="no source has documents of the domain 'code'") as caught:
         prepare(config(sources=[rows]))
     assert "'data.mixture={text:1}'" in caught.value.problems[0].fix
-    with pytest.raises(InputError, match=r"names \['math', 'text'\]"):
+    with pytest.raises(InputError, match="names math and text"):
         prepare(config(mixture={"text": 1}, stages=[StageConfig(mixture={"math": 1})]))
     assert not (tmp_path / "cache").exists()
     with pytest.raises(InputError, match="'text' of the corpus has 1 document,") as caught:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from loopcoder.config.compose import compose
-from loopcoder.optim.rates import rate_overrides, rate_scales
-from loopcoder.optim.schedule import vocabulary_share
+from loopcoder.optim.rates import rate_overrides
+from loopcoder.optim.schedule import rate_scales, vocabulary_share
 from tests.configs import small_config
 from tests.optim.test_optimizer import TOKENS, VOCAB, set_gradients
 
