@@ -14,6 +14,8 @@ EXIT_DONE = 0
 EXIT_BAD_INPUT = 3
 EXIT_RETRY = 75
 EXIT_NO_RETRY = 76
+EXIT_KILLED = 137
+"""As a shell says it of a process that SIGKILL ended."""
 
 EXIT_VARIABLE = "LOOPCODER_EXIT_FILE"
 """File to which each worker appends its exit code, unless it is 0."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from loopcoder import __version__
 from loopcoder.cli import data, doctor, evaluate, runs, train
 from loopcoder.cli.messages import (
-    another_rank_said_why,
+    another_rank_failed_first,
     print_error,
     print_interrupted,
     quietly_without_a_reader,
@@ -81,8 +81,9 @@ def _unexpected(error: Exception) -> int:
         )
         print_error(homeless)
         return homeless.exit_code
+    its_own = not another_rank_failed_first()
     _from_here_on_deaf()
-    if not another_rank_said_why():
+    if its_own:
         traceback.print_exc()
     return 1
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from launch.killed import kernel_kills, kill_named
+from launch.killed import kernel_kills, kill_named, worker_killed
 from launch.slurm_env import adopt_slurm
 from launch.sweep import FIRST_VARIABLE, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
@@ -136,7 +136,8 @@ def _train(arguments: Arguments) -> int:
     if not launched and size > 1:
         kills = kernel_kills()
         code = start_workers(config, size)  # which inherit the overrides
-        if named := kill_named(code, kills, partial(needs, config, size, backends)):
+        estimate = partial(needs, config, size, backends)
+        if named := kill_named(worker_killed(code), kills, estimate):
             print(named, file=sys.stderr)
         return code
     if not launched:
