@@ -31,7 +31,7 @@ from data_pipeline.tasks.work import Cost, Task, Work, disk_errors
 from loopcoder.config.build import ExecutorConfig
 from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import MANIFEST, Corpus, Verify, load_corpus
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import sync_folder
 from loopcoder.storage.lock import hold
 
@@ -175,7 +175,7 @@ def _run_stage(work: Work, stage: Stage, executor: ExecutorConfig, report: Repor
     start = time.monotonic()
     first = tasks - len(missing)
     if first:
-        report(f"data: {stage.title}: {first} of {tasks} tasks were done before")
+        report(f"data: {stage.title}: done before: {first} of {counted(tasks, 'task')}")
     folder = work.marker(stage.name, 0).parent
     with watched(stage.title, tasks, lambda: len(list(folder.glob("*.json"))), report):
         task = Task(work, stage.kind, stage.run)

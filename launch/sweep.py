@@ -37,7 +37,7 @@ from loopcoder.config.identity import config_hash
 from loopcoder.config.overrides import parse_overrides, quoted
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
-from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem
+from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem, counted
 from loopcoder.plan.fit import check_run, needs
 from loopcoder.storage.folders import make_folder
 
@@ -89,7 +89,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | None, backends: Backends)
     folder, found = points(overrides, config_dir, backends)
     make_folder(folder, "run_dir")
     ledger = folder / "ledger.jsonl"
-    print(f"{len(found)} runs in {folder}", flush=True)
+    print(f"{counted(len(found), 'run')} in {folder}", flush=True)
     stopped = None
     for number, point in enumerate(found, 1):
         if is_finished(point, ledger):

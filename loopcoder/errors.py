@@ -29,6 +29,12 @@ def record_exit(code: int) -> None:
             file.write(f"{code}\n")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, for a message: `1 document`, `0 processes`, `2,000 steps`."""
+    plural = "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake in a config or input."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from data_pipeline.tasks.work import disk_errors
 from loopcoder.config.build import ExecutorConfig
-from loopcoder.errors import InputError, LoopcoderError, Problem, ProcessLost
+from loopcoder.errors import InputError, LoopcoderError, Problem, ProcessLost, counted
 from loopcoder.storage.files import write_json
 
 POLL_S = 10.0
@@ -191,8 +191,8 @@ def _lost(tasks: Sequence[int], stage: str, logs: Path) -> Problem:
     named = ", ".join(map(str, tasks[:_NAMED]))
     more = f" and {len(tasks) - _NAMED:,} more" if len(tasks) > _NAMED else ""
     return Problem(
-        f"{len(tasks):,} tasks of stage {stage} died without reporting an error (killed or out of "
-        f"memory): {named}{more}; logs in {logs}",
+        f"{counted(len(tasks), 'task')} of stage {stage} died without reporting an error "
+        f"(killed or out of memory): {named}{more}; logs in {logs}",
         "a process that is killed cannot say why; the end of its log, or that of its machine "
         "(dmesg, sacct), may",
         "start the same command again: it continues with these tasks. If memory ran out, fewer at "

@@ -14,7 +14,7 @@ from loopcoder.config.compose import load_config
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.data.corpus import TOKENIZER, Corpus
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError, Problem, counted
 from loopcoder.optim.rates import rate_scales
 from loopcoder.optim.schedule import warmup_steps
 
@@ -89,7 +89,7 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
                 f"{state.step}",
                 "checkpoint.init_position=true counts the steps from there",
                 f"train.max_steps={state.step + config.train.max_steps} for "
-                f"{config.train.max_steps} steps more",
+                f"{counted(config.train.max_steps, 'step')} more",
             )
         )
     if start.goes_on:

@@ -28,7 +28,7 @@ from loopcoder.config.check import check
 from loopcoder.config.compose import conf_dir, group_options, to_yaml
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.data.corpus import load_corpus
-from loopcoder.errors import EXIT_DONE, Preempted
+from loopcoder.errors import EXIT_DONE, Preempted, counted
 from loopcoder.plan.fit import check_run, needs
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.signals import ended_at_once, heard, leave_terminal, name_of
@@ -120,7 +120,7 @@ def _train(arguments: Arguments) -> int:
         if not launched and size < backends.gpu_count:
             batch, micro = config.train.global_batch_size, config.train.micro_batch_size
             gpus = f"using {size} of {backends.gpu_count} GPUs"
-            say(f"{gpus}: {batch} sequences per step, {micro} at once")
+            say(f"{gpus}: {counted(batch, 'sequence')} per step, {micro} at once")
         if may_not_fit is not None:
             say(may_not_fit)
 

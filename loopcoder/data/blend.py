@@ -14,7 +14,7 @@ import torch
 from loopcoder.config.data import ResolvedStage
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Mixture
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 
 
 class Blend:
@@ -56,9 +56,10 @@ class Blend:
             tokens = max(shards)
             if tokens < stage.seq_length + 1:
                 raise InputError.of(
-                    f"the domain '{domain}' has {tokens} training tokens"
+                    f"the domain '{domain}' has {counted(tokens, 'training token')}"
                     + (" in its largest shard" if len(shards) > 1 else ""),
-                    f"less than one sequence of {stage.seq_length} tokens and its last label",
+                    f"less than one sequence of {counted(stage.seq_length, 'token')} "
+                    "and its last label",
                     f"data.seq_length={max(1, (tokens - 1) // 2)} or less, or more data",
                 )
 

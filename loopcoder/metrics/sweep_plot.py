@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 from loopcoder.metrics.drawing import (
     FAINT,
     MARKERS,
@@ -41,7 +41,7 @@ def plot_sweep(points: Sequence[PointRow], out: Path) -> Path:
     with_loss = [point for point in points if point.loss]
     if not with_loss:
         raise InputError.of(
-            f"none of the {len(points)} points of the sweep has a validation loss",
+            f"none of {counted(len(points), 'point')} of the sweep has a validation loss",
             "the points are compared by it",
             "train them with eval.at_end=true, or a smaller eval.interval=N",
         )
