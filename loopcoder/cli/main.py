@@ -106,8 +106,11 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _help(argv: list[str]) -> int:
-    if argv and argv[0] in VERBS and argv[0] != "help":
-        return VERBS[argv[0]].run(["--help"])
+    verb = next((a for a in argv if a in VERBS and a != "help"), None)
+    if verb is None and any(a.startswith("--config-dir") for a in argv):
+        verb = "train"  # whose presets the folder has
+    if verb is not None:
+        return VERBS[verb].run(["--help", *(a for a in argv if a != verb)])
     print(USAGE.format(verbs="\n".join(f"  {name:<8} {verb.help}" for name, verb in VERBS.items())))
     return EXIT_DONE
 

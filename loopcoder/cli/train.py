@@ -25,7 +25,7 @@ from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.cli.arguments import Arguments, composed, make_cache, parse_arguments, rank, say
 from loopcoder.cli.overview import overview
 from loopcoder.config.check import check
-from loopcoder.config.compose import conf_dir, group_options, to_yaml
+from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_yaml
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.data.corpus import load_corpus
 from loopcoder.errors import EXIT_DONE, Preempted, counted
@@ -67,14 +67,28 @@ def run(argv: list[str]) -> int:
     """Train, or start the processes that do; with -m one run after the other."""
     arguments = parse_arguments(argv)
     if arguments.help:
-        options = group_options([conf_dir()]).items()
-        width = max(len(group) for group, _ in options)
-        groups = "\n".join(f"  {group:<{width}}  {', '.join(names)}" for group, names in options)
-        print(HELP.format(groups=groups))
+        print(HELP.format(groups=_presets(arguments.config_dir)))
         return EXIT_DONE
     if arguments.multirun:
         return _sweep(arguments)
     return _train(arguments)
+
+
+def _presets(config_dir: Path | None) -> str:
+    """Return the lines of the help on presets: a line per group, and the user's own by themselves.
+
+    Raises InputError if there is no such folder.
+    """
+    ours = group_options([conf_dir()])
+    width = max(map(len, ours))
+    lines = [f"  {group:<{width}}  {', '.join(names)}" for group, names in ours.items()]
+    if config_dir is None:
+        return "\n".join(lines)
+    lines.append(f"\nyour own, of {config_dir}:")
+    for group, names in group_options(preset_dirs(config_dir)).items():
+        if own := [name for name in names if name not in ours.get(group, ())]:
+            lines.append(f"  {group:<{width}}  {', '.join(own)}")
+    return "\n".join(lines)
 
 
 def _sweep(arguments: Arguments) -> int:
@@ -102,7 +116,7 @@ def _train(arguments: Arguments) -> int:
     config = composed(arguments, backends)
     if arguments.print_config:
         print(to_yaml(config), end="")
-    os.environ.setdefault(OVERRIDES_VARIABLE, shlex.join(arguments.overrides))
+    os.environ.setdefault(OVERRIDES_VARIABLE, shlex.join(arguments.asked))
     adopt_slurm(os.environ)
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
@@ -115,7 +129,7 @@ def _train(arguments: Arguments) -> int:
         make_folder(run_dir, "run_dir")
         make_cache(config.data)
     if CONFIG_VARIABLE not in os.environ:
-        say(f"{backends.table()}\n\n{overview(config, arguments.overrides, size)}")
+        say(f"{backends.table()}\n\n{overview(config, arguments.asked, size)}")
         say(f"run_dir    {run_dir} (the whole configuration is in its config.yaml)\n")
         if not launched and size < backends.gpu_count:
             batch, micro = config.train.global_batch_size, config.train.micro_batch_size
