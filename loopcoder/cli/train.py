@@ -21,6 +21,7 @@ from launch.slurm_env import adopt_slurm
 from launch.sweep import FIRST_VARIABLE, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
 from loopcoder.backends import detect
+from loopcoder.checkpoint.format import own_checkpoint
 from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.cli.arguments import Arguments, composed, make_cache, parse_arguments, rank, say
 from loopcoder.cli.overview import overview
@@ -125,6 +126,7 @@ def _train(arguments: Arguments) -> int:
         return EXIT_DONE
     may_not_fit = check_run(config, size, backends)
     run_dir = Path(str(config.run_dir))
+    own_checkpoint(run_dir, config.checkpoint.resume)  # refused before a corpus is built
     if rank() == 0:
         make_folder(run_dir, "run_dir")
         make_cache(config.data)
