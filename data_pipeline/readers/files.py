@@ -64,8 +64,8 @@ class FilesSource:
         self._files = [(path, size, k) for (path, size, _), k in zip(listing, kinds, strict=True)]
         if not any(kinds):
             raise InputError.of(
-                f"source {name}: none of {counted(len(listing), 'file')} under {config.path} "
-                "is usable",
+                f"source {name}: of {counted(len(listing), 'file')} under {config.path} "
+                "none is usable",
                 "known are .jsonl and .json.gz, .parquet, prose such as .txt, and source code",
                 "data.path=FOLDER with such files",
             )

@@ -42,7 +42,7 @@ def plot_sweep(points: Sequence[PointRow], out: Path) -> Path:
     with_loss = [point for point in points if point.loss]
     if not with_loss:
         raise InputError.of(
-            f"none of {counted(len(points), 'point')} of the sweep has a validation loss",
+            f"of {counted(len(points), 'point')} of the sweep none has a validation loss",
             "the points are compared by it",
             "train them with eval.at_end=true, or a smaller eval.interval=N",
         )

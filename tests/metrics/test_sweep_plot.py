@@ -33,7 +33,7 @@ def test_of_another_dial(tmp_path: Path) -> None:
 
 def test_an_evaluation_is_needed(tmp_path: Path) -> None:
     points = points_of([swept_run(tmp_path / "a", [])])
-    with pytest.raises(InputError, match="none of 1 point of"):
+    with pytest.raises(InputError, match="of 1 point of the sweep none has"):
         plot_sweep(points, tmp_path / "sweep.png")
     assert not (tmp_path / "sweep.png").exists()
 
