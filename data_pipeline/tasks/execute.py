@@ -24,6 +24,7 @@ from data_pipeline.tasks.work import disk_errors
 from loopcoder.config.build import ExecutorConfig
 from loopcoder.errors import InputError, LoopcoderError, Problem, ProcessLost, counted
 from loopcoder.storage.files import write_json
+from loopcoder.storage.process import use_short_paths_of_ray
 
 POLL_S = 10.0
 """Seconds between looks at a Slurm job."""
@@ -152,6 +153,7 @@ def _datatrove(executor: ExecutorConfig, step: _Step, tasks: int, logs: Path) ->
             return SlurmPipelineExecutor(workers=workers, **common, **executor.options)
         from datatrove.executor import RayPipelineExecutor
 
+        use_short_paths_of_ray()
         return RayPipelineExecutor(workers=workers, **common, **executor.options)
     except ImportError as error:
         package = "'.[data]'" if error.name == "datatrove" else str(error.name)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -52,7 +53,12 @@ if "RANK" in os.environ:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which the workers of `start_workers` run the loop above."""
+    """A folder in which the workers of `start_workers` run the loop above; TMPDIR has a path of 123
+    characters, too long for a socket."""
+    temporary = Path(f"{tmp_path}/".ljust(123, "x"))
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     (tmp_path / "launch.py").write_text("raise RuntimeError('not ours')")
     (tmp_path / "loopcoder.py").write_text("raise RuntimeError('not ours')")
     monkeypatch.chdir(tmp_path)
