@@ -32,7 +32,7 @@ from loopcoder.config.build import ExecutorConfig
 from loopcoder.config.data import DataConfig
 from loopcoder.config.fields import as_override
 from loopcoder.data.corpus import MANIFEST, Corpus, Verify, load_corpus
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import sync_folder
 from loopcoder.storage.lock import hold
 
@@ -176,7 +176,7 @@ def _run_stage(work: Work, stage: Stage, executor: ExecutorConfig, report: Repor
     start = time.monotonic()
     first = tasks - len(missing)
     if first:
-        report(f"data: {stage.title}: {first} of {tasks} tasks were done before")
+        report(f"data: {stage.title}: done before: {first} of {counted(tasks, 'task')}")
     folder = work.marker(stage.name, 0).parent
     with watched(stage.title, tasks, lambda: len(list(folder.glob("*.json"))), report):
         task = Task(work, stage.kind, stage.run)

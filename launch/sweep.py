@@ -37,7 +37,7 @@ from loopcoder.config.identity import config_hash
 from loopcoder.config.overrides import parse_overrides, quoted
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
-from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem
+from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem, counted
 from loopcoder.plan.fit import check_run, needs
 from loopcoder.storage.folders import make_folder
 
@@ -102,7 +102,7 @@ def sweep(
     ledger = folder / "ledger.jsonl"
     _refuse([point for point in found if not is_finished(point, ledger)], refuse)
     make_folder(folder, "run_dir")
-    print(f"{len(found)} runs in {folder}", flush=True)
+    print(f"{counted(len(found), 'run')} in {folder}", flush=True)
     stopped = None
     for number, point in enumerate(found, 1):
         if is_finished(point, ledger):

@@ -21,7 +21,7 @@ from loopcoder.config.compose import load_config
 from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config, ParallelConfig
 from loopcoder.data.corpus import TOKENIZER
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE, read_metrics
 from loopcoder.model.documents import Documents
 from loopcoder.parallel import mcore
@@ -232,7 +232,9 @@ class LoadedRun:
             raise InputError.of(f"token id {wrong[0]}", why, "run.tokenizer.encode(text).ids")
         if len(ids) < at_least:
             raise InputError.of(
-                f"the text has {len(ids)} tokens", f"it needs {at_least}", "a longer text"
+                f"the text has {counted(len(ids), 'token')}",
+                f"it needs {at_least}",
+                "a longer text",
             )
         return [int(i) for i in ids]
 

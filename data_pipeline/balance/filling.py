@@ -186,7 +186,7 @@ def _pool(
             f"domain {domain!r}: {sum(supply.values()):,} tokens, {float(epochs):g} epochs, "
             f"shares {dict(table)}",
             "a domain of the mixture needs documents, a positive number of epochs and shares",
-            f"add documents of {domain}, or '~data.mixture.{domain}'",
+            f"add documents of {domain}, or a data.mixture without it",
         )
     caps = {language: int(tokens * epochs) for language, tokens in supply.items()}
     weights = {name: Fraction(str(w)) for name, w in table.items() if name != OTHERS}

@@ -14,7 +14,7 @@ from loopcoder.config.compose import load_config
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.data.corpus import TOKENIZER, Corpus
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError, Problem, counted
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.schedule import rate_scales, warmup_steps
 
@@ -42,26 +42,10 @@ def find_start(config: Config, run_dir: Path) -> Start | None:
     """Return what the run starts from; None: from its own initial weights.
 
     A run that has checkpoints of its own continues from them even when init_from is given: the same
-    command again resumes. Raises InputError where resume=require finds nothing, or never would
-    overwrite.
+    command again resumes. Raises InputError as `layout.own_checkpoint` does.
     """
-    folder = run_dir / "checkpoints"
-    own = layout.complete(folder)
-    mode = config.checkpoint.resume
-    if mode == "never" and own:
-        raise InputError.of(
-            f"checkpoint.resume=never, but {folder} has checkpoints up to step {own[-1].step}",
-            "a new run in this folder would mix with the old one",
-            "run_dir=ANOTHER_FOLDER, or checkpoint.resume=auto to continue",
-        )
-    if mode == "require" and not own:
-        raise InputError.of(
-            f"checkpoint.resume=require, but {folder} has no complete checkpoint",
-            "there is nothing to continue from",
-            "checkpoint.resume=auto to start anew, or the right run_dir=",
-        )
-    if own:
-        return Start(own[-1], resumes=True)
+    if own := layout.own_checkpoint(run_dir, config.checkpoint.resume):
+        return Start(own, resumes=True)
     if config.checkpoint.init_from:
         found = layout.find(Path(config.checkpoint.init_from))
         return Start(found, resumes=False, keeps_position=config.checkpoint.init_position)
@@ -140,7 +124,7 @@ def _other_run(
         yield Problem(
             f"train.max_steps={steps}, {checkpoint.path} is at step {state.step}",
             "checkpoint.init_position=true counts the steps from there",
-            f"train.max_steps={state.step + steps} for {steps} steps more",
+            f"train.max_steps={state.step + steps} for {counted(steps, 'step')} more",
         )
     if start.goes_on:
         yield from other_position(checkpoint.path, state, before, config)

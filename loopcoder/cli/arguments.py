@@ -31,6 +31,12 @@ class Arguments:
     print_config: bool = False
     help: bool = False
 
+    @property
+    def asked(self) -> list[str]:
+        """What chose the run: the overrides, behind the folder of the presets that they name."""
+        folder = [] if self.config_dir is None else ["--config-dir", str(self.config_dir)]
+        return [*folder, *self.overrides]
+
 
 def parse_arguments(
     arguments: Sequence[str], takes: Collection[str] = ("-m", "--print-config")

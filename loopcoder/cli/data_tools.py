@@ -24,7 +24,7 @@ List the corpora that are kept for later runs, and what builds left behind.
 
 usage: loopcoder data list [--cache DIR] [--json]
 
-  --cache DIR   instead of ~/.cache/loopcoder (data.build.cache_dir)
+  --cache DIR   instead of data.build.cache_dir: $LOOPCODER_CACHE, or ~/.cache/loopcoder
   --json        one list of objects, with sizes in bytes and every run
 
 The runs are those in ./runs that were trained on a corpus. An unfinished build is continued by the

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from launch.killed import kernel_kills, kill_named
+from launch.killed import kernel_kills, kill_named, worker_killed
 from launch.slurm_env import adopt_slurm
 from launch.sweep import FIRST_VARIABLE, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
@@ -27,11 +27,11 @@ from loopcoder.checkpoint.start import check_start
 from loopcoder.cli.arguments import Arguments, cache_for, composed, parse_arguments, rank, say
 from loopcoder.cli.checks import check_config, check_folder
 from loopcoder.cli.overview import overview
-from loopcoder.config.compose import conf_dir, group_options, to_yaml
+from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_yaml
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import load_corpus
-from loopcoder.errors import EXIT_DONE, Preempted
+from loopcoder.errors import EXIT_DONE, Preempted, counted
 from loopcoder.plan.fit import check_run, needs
 from loopcoder.storage.folders import folder_for
 from loopcoder.storage.run_lock import refuse_second
@@ -82,14 +82,28 @@ def run(argv: list[str]) -> int:
     """Train, or start the processes that do; with -m one run after the other."""
     arguments = parse_arguments(argv)
     if arguments.help:
-        options = group_options([conf_dir()]).items()
-        width = max(len(group) for group, _ in options)
-        groups = "\n".join(f"  {group:<{width}}  {', '.join(names)}" for group, names in options)
-        print(HELP.format(groups=groups))
+        print(HELP.format(groups=_presets(arguments.config_dir)))
         return EXIT_DONE
     if arguments.multirun:
         return _sweep(arguments)
     return _train(arguments)
+
+
+def _presets(config_dir: Path | None) -> str:
+    """Return the lines of the help on presets: a line per group, and the user's own by themselves.
+
+    Raises InputError if there is no such folder.
+    """
+    ours = group_options([conf_dir()])
+    width = max(map(len, ours))
+    lines = [f"  {group:<{width}}  {', '.join(names)}" for group, names in ours.items()]
+    if config_dir is None:
+        return "\n".join(lines)
+    lines.append(f"\nyour own, of {config_dir}:")
+    for group, names in group_options(preset_dirs(config_dir)).items():
+        if own := [name for name in names if name not in ours.get(group, ())]:
+            lines.append(f"  {group:<{width}}  {', '.join(own)}")
+    return "\n".join(lines)
 
 
 def _sweep(arguments: Arguments) -> int:
@@ -118,7 +132,7 @@ def _train(arguments: Arguments) -> int:
     config = composed(arguments, backends)
     if arguments.print_config:
         print(to_yaml(config), end="")
-    os.environ.setdefault(OVERRIDES_VARIABLE, shlex.join(arguments.overrides))
+    os.environ.setdefault(OVERRIDES_VARIABLE, shlex.join(arguments.asked))
     adopt_slurm(os.environ)
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
@@ -133,12 +147,12 @@ def _train(arguments: Arguments) -> int:
             made.enter_context(folder_for(run_dir, "run_dir"))
             made.enter_context(cache_for(config.data))
         if CONFIG_VARIABLE not in os.environ:
-            say(f"{backends.table()}\n\n{overview(config, arguments.overrides, size)}")
+            say(f"{backends.table()}\n\n{overview(config, arguments.asked, size)}")
             say(f"run_dir    {run_dir} (the whole configuration is in its config.yaml)\n")
             if not launched and size < backends.gpu_count:
                 batch, micro = config.train.global_batch_size, config.train.micro_batch_size
                 gpus = f"using {size} of {backends.gpu_count} GPUs"
-                say(f"{gpus}: {batch} sequences per step, {micro} at once")
+                say(f"{gpus}: {counted(batch, 'sequence')} per step, {micro} at once")
             if may_not_fit is not None:
                 say(may_not_fit)
         return _start(config, backends, run_dir, size, launched=launched)
@@ -159,7 +173,8 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
     if not launched and size > 1:
         kills = kernel_kills()
         code = start_workers(config, size)  # which inherit the overrides
-        if named := kill_named(code, kills, partial(needs, config, size, backends)):
+        estimate = partial(needs, config, size, backends)
+        if named := kill_named(worker_killed(code), kills, estimate):
             print(named, file=sys.stderr)
         return code
     if not launched:

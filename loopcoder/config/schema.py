@@ -286,7 +286,7 @@ class HardwareConfig:
     name: str = "auto"
     """auto reads the GPU's name."""
     peak_tflops_bf16: PositiveFloat | None = None
-    """Dense bf16 peak per device, in TFLOP/s; null with auto: looked up, or measured on a CPU."""
+    """Dense bf16 peak per device, in TFLOP/s; null: looked up for a GPU; of a CPU there is none."""
     peak_tflops_fp8: PositiveFloat | None = None
     """Dense FP8 peak per device, in TFLOP/s."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loopcoder.config.schema import Config
+from loopcoder.errors import counted
 from loopcoder.metrics.writer import METRICS_FILE, read_metrics
 
 _OF_ONE_START = (
@@ -35,7 +36,7 @@ def print_summary(
     The validation loss is compared with the unigram entropy of the corpus (both in nats per token,
     their domains weighted by the mixture); None leaves the comparison out.
     """
-    print(f"\ndone: {steps} steps, {tokens:,} tokens")
+    print(f"\ndone: {counted(steps, 'step')}, {counted(tokens, 'token')}")
     if val_loss is not None and unigram_entropy is not None:
         side = "under" if val_loss <= unigram_entropy else "over"
         print(
@@ -65,5 +66,5 @@ def print_finished(run_dir: Path, step: int, max_steps: int) -> None:
     loss = next((line["val/loss"] for line in reversed(lines) if "val/loss" in line), None)
     val = "" if loss is None else f", validation loss {loss:.4f}"
     past = "" if step == max_steps else f", which is past train.max_steps={max_steps}"
-    print(f"already finished: {step} steps{past}{val} ({run_dir})")
+    print(f"already finished: {counted(step, 'step')}{past}{val} ({run_dir})")
     print(f"more: the same command with run_dir={run_dir} train.max_steps={2 * step}")

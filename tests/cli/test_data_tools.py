@@ -132,6 +132,20 @@ def test_without_runs_or_cache_there_is_nothing_to_say(
     assert cache_size() == 0 < cache_size(cache)
 
 
+@pytest.mark.parametrize("verb", [["list"], ["clean", "--unfinished", "--yes"]])
+def test_the_cache_is_that_of_a_build(
+    cache: Path,
+    verb: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """LOOPCODER_CACHE was taken by builds alone."""
+    monkeypatch.setenv("LOOPCODER_CACHE", str(cache))
+    assert cli.main(["data", *verb]) == 0
+    output = capsys.readouterr().out
+    assert f"| {OLD} " in output or "removed" in output, output
+
+
 def test_what_goes_away_meanwhile_is_left_out(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,21 @@ def test_bad_input_is_3(
     assert loop.called_with == ()
 
 
+@pytest.mark.parametrize("asked", ["help", "help train", "train --help", "--help train"])
+def test_the_help_lists_presets_of_the_user(
+    loop: Loop, asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for preset in ("mine/experiment/wide", "mine/model/mini", "mine/model/_part"):
+        (tmp_path / preset).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{preset}.yaml").touch()
+    assert cli.main([*asked.split(), "--config-dir", "mine"]) == 0
+    ours, own = capsys.readouterr().out.split("your own, of mine:\n")
+    assert "plt_tiny" in ours and "mini" not in ours
+    first, second, *_ = own.splitlines()
+    assert first.split() == ["experiment", "wide"] and second.split() == ["model", "mini"]
+    assert "plt_tiny" not in own.split("-m, --multirun")[0]
+
+
 def test_every_verb_has_its_help(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["help"], ["--help"], ["help", "train"], ["train", "--help"]):
         assert cli.main(arguments) == 0

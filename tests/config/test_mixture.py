@@ -9,7 +9,7 @@ from math import gcd
 import pytest
 
 from loopcoder.config.check import batch_unit
-from loopcoder.config.mixture import lowest_terms
+from loopcoder.config.mixture import lowest_terms, without
 from loopcoder.data.sampler import Mixture
 from loopcoder.errors import InputError
 
@@ -38,3 +38,10 @@ def test_text_comes_before_code_before_the_others() -> None:
 def test_what_is_no_proportion_is_refused(mixture: dict[str, float]) -> None:
     with pytest.raises(InputError, match="positive weight"):
         lowest_terms(mixture)
+
+
+def test_without_a_domain() -> None:
+    assert without({"text": 1, "code": 3}, "text") == "'data.mixture={code:3}'"
+    left = without({"text": 1.0, "code": 1.5, "sql": 2}, "code")
+    assert left == "'data.mixture={text:1,sql:2}'"
+    assert without({"text": 1}, "text") is None

@@ -54,6 +54,10 @@ def test_stages_conserve_rows(config: Config, source_folder: Path) -> None:
     assert stages["dedup"]["drops"] == {"exact_duplicate": 1}
     for stage in stages.values():
         assert stage["rows_in"] == stage["rows_out"] + sum(stage["drops"].values())
+    beyond = stages["quota"]["drops"]["beyond_quota"]
+    assert beyond > 0 and f"data:   left out: {beyond} beyond_quota" in lines
+    left_over = sum(stages[f"shuffle {domain}"]["drops"]["left_over"] for domain in corpus.domains)
+    assert (f"data:   left out: {left_over} left_over" in lines) == (left_over > 0)
     assert stages["ingest 0-files"]["rows_in"] == 61
     assert stages["hold out"]["rows_in"] == 60
     trained = sum(stages[f"shuffle {domain}"]["rows_out"] for domain in corpus.domains)

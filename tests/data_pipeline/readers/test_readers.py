@@ -232,7 +232,7 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no path"):
         open_source(SourceConfig(kind="files"), 0)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="none of the 0 files"):
+    with pytest.raises(InputError, match="of 0 files under empty none is usable"):
         names("empty")
 
 
