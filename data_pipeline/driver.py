@@ -25,7 +25,7 @@ from data_pipeline.resolve import (
     with_rules,
 )
 from data_pipeline.stages import STAGES, Stage
-from data_pipeline.tasks.execute import run_tasks
+from data_pipeline.tasks.execute import check_executor, run_tasks
 from data_pipeline.tasks.progress import Report, described, left_out, total_cost, watched
 from data_pipeline.tasks.work import Cost, Task, Work, disk_errors
 from loopcoder.config.build import ExecutorConfig
@@ -73,6 +73,7 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     if folder.exists():
         _remove_work(work, folder, report)
         return load_corpus(folder, verify)
+    check_executor(data.build.executor)
     try:
         with disk_errors(cache):
             cache.mkdir(parents=True, exist_ok=True)
@@ -93,12 +94,22 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
 def check_input(data: DataConfig) -> None:
     """Raise InputError for what `prepare` would refuse before it builds anything.
 
-    That is a path that is not there, a domain that no source has, a tokenizer that cannot be read.
+    That is a path that is not there, a domain that no source has, a tokenizer that cannot be read,
+    or what would run the tasks of a corpus that is not there yet.
     """
-    if data.build.sources:
-        open_all(resolve_auto(data), domains_of(data))
-    else:
+    if not data.build.sources:
         _finished(data, "size")
+        return
+    domains = domains_of(data)
+    data = resolve_auto(data)
+    sources = open_all(data, domains)
+    try:
+        check_executor(data.build.executor)
+    except InputError:
+        fingerprint = fingerprint_of(data, sources, weights_of(data, domains))
+        cache = Path(data.build.cache_dir).expanduser()
+        if not (cache / f"{data.name}-{fingerprint}").exists():
+            raise
 
 
 def _remove_work(work: Work, folder: Path, report: Report) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -35,7 +36,7 @@ def load(
     *,
     num_loops: int | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
 ) -> LoadedRun:
     """Load the weights of a run into this process, on its GPU if it has one.
 
@@ -53,28 +54,28 @@ def load(
         InputError: an argument is wrong, there is no complete checkpoint, it is damaged, or another
             world is running.
     """
-    if not isinstance(path, str | Path):
+    if not isinstance(path, str | os.PathLike):
         why = "it is the folder of a run or of a checkpoint"
         raise InputError.of(f"load({path!r})", why, 'loopcoder.load("runs/NAME")')
     backends = detect()
-    _check_device(device, backends)
+    if device is not None:
+        _check_device(str(device), backends)
     checkpoint = layout.find(Path(path))
     trained = load_config(checkpoint.path / layout.CONFIG)
     config = for_this_machine(trained, backends, num_loops, precision)
     return LoadedRun(checkpoint, trained, config, _state(checkpoint, config))
 
 
-def _check_device(device: str | None, backends: Backends) -> None:
+def _check_device(device: str, backends: Backends) -> None:
     """Raise InputError unless `device` is that on which this process computes."""
     here = "cuda" if backends.has_gpu else "cpu"
-    if device in (None, here):
+    if device in (here, f"{here}:0"):
         return
     why, fix = f"this process computes on {here}", "leave device out"
     if device == "cpu":
         fix = "export CUDA_VISIBLE_DEVICES= before Python starts"
-    elif backends.has_gpu and str(device).startswith("cuda:"):
-        number = str(device).removeprefix("cuda:")
-        fix = f"export CUDA_VISIBLE_DEVICES={number} before Python starts"
+    elif backends.has_gpu and device.startswith("cuda:"):
+        fix = f"export CUDA_VISIBLE_DEVICES={device.removeprefix('cuda:')} before Python starts"
     raise InputError.of(f"device={device}", why, fix)
 
 

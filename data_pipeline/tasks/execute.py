@@ -129,13 +129,18 @@ def _workers(executor: ExecutorConfig) -> int:
     return executor.workers or len(os.sched_getaffinity(0))
 
 
-def _datatrove(executor: ExecutorConfig, step: _Step, tasks: int, logs: Path) -> Any:
+def check_executor(executor: ExecutorConfig) -> None:
+    """Raise InputError if what runs the tasks is not installed."""
     if executor.kind == "ray" and find_spec("ray") is None:
         raise InputError.of(
             "data.build.executor.kind=ray",
             "the package ray is not installed",
             "pip install '.[ray]' in the folder of loopcoder, or data.build.executor.kind=local",
         )
+
+
+def _datatrove(executor: ExecutorConfig, step: _Step, tasks: int, logs: Path) -> Any:
+    check_executor(executor)
     common = {"pipeline": [step], "tasks": tasks, "logging_dir": str(logs), "skip_completed": False}
     try:
         if executor.kind == "local":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.driver import prepare
+from data_pipeline.driver import check_input, prepare
 from data_pipeline.tokenizer.spec import EOD
 from loopcoder.cli import main as cli
 from loopcoder.config.build import ExecutorConfig, FimConfig, SourceConfig
@@ -191,6 +191,21 @@ def test_bad_input_is_found_before_anything_is_built(config: Config, tmp_path: P
     with pytest.raises(InputError, match="has 30 documents, of which 30 are held out") as caught:
         prepare(config(val_fraction=1.0))
     assert "data.build.val_fraction=0.02, or" in caught.value.problems[0].fix
+
+
+def test_what_runs_the_tasks_is_looked_for_before_anything_is_made(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus that is there needs none of it."""
+    with_ray = config(executor=ExecutorConfig(kind="ray"))
+    monkeypatch.setattr("data_pipeline.tasks.execute.find_spec", lambda _: None)
+    for refused in (prepare, check_input):
+        with pytest.raises(InputError, match="ray is not installed"):
+            refused(with_ray)
+    assert not (tmp_path / "cache").exists()
+    prepare(config())
+    check_input(with_ray)
+    prepare(with_ray)
 
 
 def test_verbs_on_a_finished_corpus(

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import loopcoder
 from loopcoder import loaded
@@ -79,6 +80,8 @@ print("all is well")
         (dict(precision="fp8"), "precision=fp8", "precision=bf16"),
         (dict(device="nope"), "device=nope", "leave device out"),
         (dict(device="cuda:1"), "device=cuda:1", "leave device out"),
+        (dict(device="cpu", num_loops=0), "num_loops=0", "num_loops=1"),  # and not the device
+        (dict(device=torch.device("cpu"), num_loops=0), "num_loops=0", "num_loops=1"),
         (dict(path="unsaved"), "no complete checkpoint", "of a run"),
         (dict(path="nowhere"), "there is no folder nowhere", "loopcoder runs"),
         (dict(path="unsaved/config.yaml"), "no complete checkpoint", "of a run"),
