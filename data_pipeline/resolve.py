@@ -23,9 +23,8 @@ from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.imported import import_tokenizer
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.data import DataConfig
-from loopcoder.config.fields import as_override
 from loopcoder.config.identity import corpus_fields
-from loopcoder.config.mixture import lowest_terms
+from loopcoder.config.mixture import lowest_terms, without
 from loopcoder.data.corpus import FORMAT_VERSION
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.digest import file_digest
@@ -85,8 +84,8 @@ def open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
             Problem(
                 f"no source has documents of the domain {domain!r}",
                 f"data.mixture takes tokens from it; the sources hold {sorted(found)}",
-                f"add a source with {domain}, set its domain or language_field, "
-                f"or {_without(domain, data)}",
+                f"add a source with {domain}, set its domain or language_field"
+                f"{without(domain, data.mixture)}",
             )
             for domain in domains
             if domain not in found
@@ -101,12 +100,6 @@ def open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
     if problems:
         raise InputError(problems)
     return sources
-
-
-def _without(domain: str, data: DataConfig) -> str:
-    """Return the override that asks for the other domains alone."""
-    rest = {name: weight for name, weight in data.mixture.items() if name != domain}
-    return f"'data.mixture={as_override(rest or {'text': 1, 'code': 1})}'"
 
 
 def _problems_of(check: Callable[[], object]) -> list[Problem]:

@@ -16,7 +16,7 @@ from data_pipeline.balance.shares import SHARES
 from data_pipeline.tasks.work import Output, Result, Work, read_sealed, write_sealed
 from data_pipeline.tokenizer.count import Counts
 from loopcoder.config.data import DataConfig
-from loopcoder.config.fields import as_override
+from loopcoder.config.mixture import without
 from loopcoder.errors import InputError
 
 _HISTOGRAM_BINS = 24
@@ -135,18 +135,15 @@ def _check_split(data: DataConfig, domain: str, supply: list[Supply], held: int)
     left = sum(s.documents for s in supply)
     if left and held:
         return
-    rest = {name: weight for name, weight in data.mixture.items() if name != domain}
     fix = f"a source with more {domain}"
     if held > 1:
         fix = f"data.build.val_fraction={min(0.02, data.build.val_fraction / 2):g}, or {fix}"
-    if rest:
-        fix += f", or 'data.mixture={as_override(rest)}'"
     found = f"{left + held} document{'' if left + held == 1 else 's'}"
     are_out = f"{held} {'is' if held == 1 else 'are'} held out"
     raise InputError.of(
         f"domain {domain!r} of the corpus has {found}, of which {are_out}",
         "it needs one to train on and one to hold out",
-        fix,
+        fix + without(domain, data.mixture),
     )
 
 

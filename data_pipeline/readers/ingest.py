@@ -25,6 +25,7 @@ from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.chunks import Chunk, ChunkWriter
 from data_pipeline.tasks.work import Output, Result, Work, foreign, read_sealed, write_sealed
 from loopcoder.config.data import DataConfig
+from loopcoder.config.mixture import without
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.digest import fingerprint
 from loopcoder.storage.files import write_bytes
@@ -291,8 +292,8 @@ def _check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> N
                     f"domain {domain!r} of the corpus has no documents "
                     f"({reasons or 'nothing was read'})",
                     "the mixture takes tokens from every domain that it names",
-                    f"add a source with {domain}, loosen data.build.filters, or "
-                    f"'~data.mixture.{domain}'",
+                    f"add a source with {domain}, loosen data.build.filters"
+                    f"{without(domain, work.data.mixture)}",
                 )
             )
         elif size < wanted:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from math import gcd, lcm
 
+from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError
 
 _FIRST = ("text", "code")
@@ -30,3 +31,10 @@ def lowest_terms(mixture: Mapping[str, float]) -> dict[str, int]:
     first = [domain for domain in _FIRST if domain in numbers]
     others = sorted(numbers.keys() - set(_FIRST))
     return {domain: numbers[domain] // divisor for domain in (*first, *others)}
+
+
+def without(domain: str, mixture: Mapping[str, float]) -> str:
+    """Return ", or " and the override that asks for the other domains alone; empty: there is
+    none."""
+    rest = {name: weight for name, weight in mixture.items() if name != domain}
+    return f", or 'data.mixture={as_override(rest)}'" if rest else ""

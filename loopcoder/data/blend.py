@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from loopcoder.config.data import ResolvedStage
+from loopcoder.config.mixture import without
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Mixture
 from loopcoder.errors import InputError
@@ -50,7 +51,7 @@ class Blend:
                 raise InputError.of(
                     f"data.mixture has '{domain}', the corpus {', '.join(corpus.domains)}",
                     "a batch cannot be composed of documents that do not exist",
-                    f"'~data.mixture.{domain}', or add a source of that domain",
+                    f"add a source of that domain{without(domain, stage.mixture)}",
                 )
             shards = corpus.shard_tokens(domain, "train")
             tokens = max(shards)

@@ -9,7 +9,8 @@ from math import gcd
 import pytest
 
 from loopcoder.config.check import batch_unit
-from loopcoder.config.mixture import lowest_terms
+from loopcoder.config.compose import compose
+from loopcoder.config.mixture import lowest_terms, without
 from loopcoder.data.sampler import Mixture
 from loopcoder.errors import InputError
 
@@ -38,3 +39,22 @@ def test_text_comes_before_code_before_the_others() -> None:
 def test_what_is_no_proportion_is_refused(mixture: dict[str, float]) -> None:
     with pytest.raises(InputError, match="positive weight"):
         lowest_terms(mixture)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "left"),
+    [
+        ({"text": 1.0, "code": 1.0}, {"code": 1.0}),
+        ({"text": 1.0, "code": 2.5, "math": 0.5}, {"code": 2.5, "math": 0.5}),
+        ({"text": 1.0}, None),
+    ],
+)
+def test_the_other_domains_are_an_override(
+    mixture: dict[str, float], left: dict[str, float] | None
+) -> None:
+    written = without("text", mixture)
+    if left is None:
+        assert written == ""
+    else:
+        assert written.startswith(", or 'data.mixture={")
+        assert compose([written.split("'")[1]]).data.mixture == left
