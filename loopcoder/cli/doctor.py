@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from loopcoder.backends import detect
+from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.cli.arguments import composed, parse_arguments
 from loopcoder.config.check import check
 from loopcoder.config.compose import conf_dir
@@ -51,9 +52,10 @@ def run(argv: list[str]) -> int:
 
     from data_pipeline.driver import check_input
 
-    check_input(config.data)
-    vocab_size, device = planned_vocabulary(config), device_memory(backends, size)
     run_dir = Path(str(config.run_dir))
+    if pinned_corpus(config, run_dir, print) is None:
+        check_input(config.data)
+    vocab_size, device = planned_vocabulary(config), device_memory(backends, size)
     print(f"\n{_table(rows(config, vocab_size, size, run_dir, device))}\n")
     warning = check_memory(config, vocab_size, size, device)
     processes = f"{size} process{'' if size == 1 else 'es'}"
