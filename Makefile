@@ -27,17 +27,21 @@ $(STAMP): pyproject.toml setup.py requirements.lock
 		exit 3; \
 	fi; \
 	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[data,dev]' -c requirements.lock
+	@echo "installing into $(VENV): 5.6 GB, most of it PyTorch's CUDA build; some minutes"
+	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[data,dev]' -c requirements.lock
 	@$(BIN)/python -c 'from loopcoder.backends import kernels_fault as fault; \
 		print("CUDA kernels:", f"{fault()} (make kernels builds them)" if fault() else "built")'
 	@touch $@
 
 $(VENV)/.nvcc: $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[nvcc]' -c requirements.lock
+	@echo "installing nvcc into $(VENV)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[nvcc]' -c requirements.lock
 	@touch $@
 
 kernels: $(VENV)/.nvcc ## build the CUDA kernels into this checkout
-	LOOPCODER_BUILD_KERNELS=1 $(BIN)/python setup.py -q build_ext --inplace
+	@echo "compiling the CUDA kernels: one or two minutes; the compiler's lines are in $(VENV)/kernels.log"
+	@LOOPCODER_BUILD_KERNELS=1 $(BIN)/python setup.py -q build_ext --inplace >$(VENV)/kernels.log 2>&1 || \
+		{ cat $(VENV)/kernels.log >&2; exit 1; }
 
 train: $(STAMP) ## train the tiny preset, or what ARGS="key=value ..." says
 	$(BIN)/loopcoder train $(ARGS)
@@ -55,7 +59,7 @@ test-dist: $(STAMP) ## the long distributed tests (LOOPCODER_TEST_PART=1/17: a p
 	$(call run_tests,-m dist_full)
 
 $(VENV)/.ray: $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[ray]' -c requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[ray]' -c requirements.lock
 	@touch $@
 
 test-data: $(VENV)/.ray ## the long tests of the data pipeline
