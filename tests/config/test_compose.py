@@ -195,10 +195,13 @@ def test_presets_of_the_user(tmp_path: Path) -> None:
         compose(["experiment=mine"], tmp_path)
     assert [p.fix for p in caught.value.problems] == ["model.num_loops=4", "logging.wandb=off"]
 
-    file.write_text("model:\n  num_loops: 4\n")  # a section `experiment` of the config
-    with pytest.raises(InputError) as caught:
-        compose(["experiment=mine"], tmp_path)
-    assert "# @package _global_" in caught.value.problems[0].fix
+    for group in ("experiment", "variant"):
+        (tmp_path / group).mkdir(exist_ok=True)
+        # without its first line it is a section of that name
+        (tmp_path / group / "mine.yaml").write_text("model:\n  num_loops: 4\n")
+        with pytest.raises(InputError) as caught:
+            compose([f"{group}=mine"], tmp_path)
+        assert "# @package _global_" in caught.value.problems[0].fix
 
     file.write_text("model: [")
     with pytest.raises(InputError, match="do not compose"):

@@ -32,6 +32,9 @@ def train(config, corpus, backends, run_dir, launch):
     if rank == "1" and config.seed == 3:
         from loopcoder.errors import InputError
         raise InputError.of("the corpus", "is too small", "data.seq_length=1")
+    if config.seed == 76:
+        from loopcoder.errors import TrainingDiverged
+        raise TrainingDiverged("step 7: the loss is nan")
     while not got:
         time.sleep(0.01)
     from loopcoder.errors import Preempted
@@ -50,6 +53,7 @@ if "RANK" in os.environ:
     [
         75,  # a signal to the launcher reaches every worker, and their 75 comes back
         3,  # one worker fails, torchrun ends the other: the cause comes back
+        pytest.param(76, marks=pytest.mark.dist_full),  # all diverge at the same step
     ],
 )
 def test_the_workers_exit_code_survives(
@@ -73,7 +77,8 @@ def test_the_workers_exit_code_survives(
     output = capfd.readouterr().err
     assert "Traceback" not in output and "FAILED" not in output and "elastic" not in output
     assert output.count("loopcoder: ") == 1, output
-    assert ("the corpus" if code == 3 else "stopped after step 7") in output
+    cause = {3: "the corpus", 75: "stopped after step 7", 76: "the loss is nan"}
+    assert cause[code] in output
 
 
 def test_signals_are_forwarded_and_handlers_restored() -> None:
