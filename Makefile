@@ -11,6 +11,13 @@ CANDIDATES := python3.12 python3 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bi
 PY ?= $(shell for newest in 12 99; do for p in $(CANDIDATES); do \
 	if "$$p" -c "import sys, venv, ensurepip; sys.exit(not 12 <= sys.version_info.minor <= $$newest)" 2>/dev/null; then command -v "$$p"; exit; fi; done; done)
 
+# Installs extras of this checkout as they are locked; with pip's progress bar on a terminal.
+comma := ,
+define pip_install
+@quiet=; [ -t 1 ] || quiet=-q; \
+$(BIN)/python -m pip install --disable-pip-version-check $$quiet -e '.[$(1)]' -c requirements.lock
+endef
+
 .DEFAULT_GOAL := help
 .PHONY: help install kernels train test test-dist test-data test-kernels test-chaos lint format loss-compare docs clean
 
@@ -26,22 +33,21 @@ $(STAMP): pyproject.toml setup.py requirements.lock
 		echo "  pyenv: pyenv install 3.12), or name one: make $(MAKECMDGOALS) PY=/path/to/python3.12" >&2; \
 		exit 3; \
 	fi; \
+	echo "installing into $(VENV): about 5.6 GB, which takes some minutes"; \
 	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
-	@echo "installing into $(VENV): 5.6 GB, most of it PyTorch's CUDA build; some minutes"
-	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[data,dev]' -c requirements.lock
+	$(call pip_install,data$(comma)dev)
 	@$(BIN)/python -c 'from loopcoder.backends import kernels_fault as fault; \
 		print("CUDA kernels:", f"{fault()} (make kernels builds them)" if fault() else "built")'
 	@touch $@
 
 $(VENV)/.nvcc: $(STAMP)
-	@echo "installing nvcc into $(VENV)"
-	@$(BIN)/python -m pip install --disable-pip-version-check -e '.[nvcc]' -c requirements.lock
+	@echo "installing nvcc"
+	$(call pip_install,nvcc)
 	@touch $@
 
 kernels: $(VENV)/.nvcc ## build the CUDA kernels into this checkout
-	@echo "compiling the CUDA kernels: one or two minutes; the compiler's lines are in $(VENV)/kernels.log"
-	@LOOPCODER_BUILD_KERNELS=1 $(BIN)/python setup.py -q build_ext --inplace >$(VENV)/kernels.log 2>&1 || \
-		{ cat $(VENV)/kernels.log >&2; exit 1; }
+	@echo "compiling $(words $(wildcard kernels/*.cu kernels/*.cpp)) sources, which takes a minute or two"
+	@LOOPCODER_BUILD_KERNELS=1 $(BIN)/python setup.py -q build_ext --inplace
 
 train: $(STAMP) ## train the tiny preset, or what ARGS="key=value ..." says
 	$(BIN)/loopcoder train $(ARGS)
@@ -59,7 +65,7 @@ test-dist: $(STAMP) ## the long distributed tests (LOOPCODER_TEST_PART=1/17: a p
 	$(call run_tests,-m dist_full)
 
 $(VENV)/.ray: $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[ray]' -c requirements.lock
+	$(call pip_install,ray)
 	@touch $@
 
 test-data: $(VENV)/.ray ## the long tests of the data pipeline

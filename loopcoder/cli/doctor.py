@@ -20,6 +20,7 @@ from loopcoder.plan.device import device_memory
 from loopcoder.plan.fit import check_memory
 from loopcoder.plan.memory import planned_vocabulary
 from loopcoder.plan.table import disk_warning, rows
+from loopcoder.storage.files import in_words
 
 HELP = """\
 Show what this machine has, what a run would take, and whether it can start and fits.
@@ -50,13 +51,16 @@ def run(argv: list[str]) -> int:
     size = processes_to_start(config, backends)
     check(config, size, backends)
 
+    from data_pipeline.cache import cache_size
     from data_pipeline.driver import check_input
 
     run_dir = Path(str(config.run_dir))
     if pinned_corpus(config, run_dir, print) is None:
         check_input(config.data)
     vocab_size, device = planned_vocabulary(config), device_memory(backends, size)
-    print(f"\n{_table(rows(config, vocab_size, size, run_dir, device))}\n")
+    cache = Path(config.data.build.cache_dir).expanduser()
+    corpora = ("corpora", f"{in_words(cache_size(cache))} in {cache} (loopcoder data list)")
+    print(f"\n{_table([*rows(config, vocab_size, size, run_dir, device), corpora])}\n")
     warning = check_memory(config, vocab_size, size, device)
     processes = f"{size} process{'' if size == 1 else 'es'}"
     what = f"{config.model.name} with precision={config.precision.name}, "

@@ -235,8 +235,8 @@ def _compose_presets(
     root: str, presets: list[str], dirs: Sequence[Path]
 ) -> tuple[DictConfig, dict[str, str]]:
     """Compose presets by Hydra; return their values, and the axes of a sweep that they name."""
-    more = ",".join(quoted(f"file://{folder}") for folder in dirs[1:])
-    search = [f"hydra.searchpath=[{more}]"] if more else []
+    own = ",".join(quoted(f"file://{d}") for d in dirs[1:])
+    search = [f"hydra.searchpath=[{own}]"] if own else []
     try:
         with hydra.initialize_config_dir(str(dirs[0]), version_base="1.3"):
             composed = hydra.compose(root, [*presets, *search], return_hydra_config=True)

@@ -53,6 +53,19 @@ def test_doctor_shows_what_a_run_takes(loop: Loop, capsys: pytest.CaptureFixture
     assert "estimate" in lines["activations"]
     assert lines["checkpoint"] == "16.3 GiB; up to 6 at a time: 97.9 GiB"
     assert "GiB free at runs/plt_1b-r2-" in lines["disk"]
+    assert lines["corpora"].startswith("0 B in ")
+
+
+@pytest.mark.parametrize("size", [0, 3_000, 5_000_000])
+def test_doctor_says_how_large_the_cache_is(
+    loop: Loop, size: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    (cache / ".files-0123456789abcdef.work").mkdir(parents=True)
+    (cache / ".files-0123456789abcdef.work" / "part").write_bytes(bytes(size))
+    assert cli.main(["doctor", f"data.build.cache_dir={cache}"]) == 0
+    said = {0: "0 B", 3_000: "3.0 kB", 5_000_000: "5.0 MB"}[size]
+    assert f"{said} in {cache} (loopcoder data list)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,23 @@ def test_names_of_runs(loop: Loop, name: str) -> None:
     assert loop.called_with[3].name.startswith(f"{name}-")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["a[b]", "[1]", "a,b", "it's", 'say "x"', "a=b", "a(b)", "läufe", "{x}", "a%20b", "1.10"],
+)
+def test_a_folder_of_presets(
+    loop: Loop, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    mine = tmp_path / "presets" / name
+    (mine / "experiment").mkdir(parents=True)
+    (mine / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 5\n")
+    assert cli.main(["train", "--config-dir", str(mine), "experiment=mine"]) == 0
+    assert loop.called_with[0].seed == 5
+    sweep = ["train", "-m", "--print-config", f"--config-dir={mine}", "experiment=mine"]
+    assert cli.main([*sweep, "model.num_loops=1,2"]) == 0
+    assert capsys.readouterr().out.count("seed: 5") == 2
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_evaluate(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []

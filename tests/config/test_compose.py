@@ -210,20 +210,6 @@ def test_presets_of_the_user(tmp_path: Path) -> None:
         compose([], tmp_path / "absent")
 
 
-@pytest.mark.parametrize(
-    "name", ["a[b]", "[1]", "a,b", "a b", "it's", 'say "x"', "a=b", "a(b)", "läufe", "{x}", "a%20b"]
-)
-def test_presets_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
-    mine = tmp_path / name
-    (mine / "experiment").mkdir(parents=True)
-    (mine / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 5\n")
-    (mine / "model").mkdir()
-    text = (conf_dir() / "model" / "plt_tiny.yaml").read_text()
-    (mine / "model" / "own.yaml").write_text(text)
-    config = compose(["experiment=mine", "model=own"], mine)
-    assert (config.seed, config.model.hidden_size) == (5, compose([]).model.hidden_size)
-
-
 def test_yaml_round_trip_is_exact(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     path = tmp_path / "config.yaml"
