@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.tasks.work import TASKS_LOCK
-from loopcoder.config.build import BuildConfig
+from loopcoder.config.compose import compose
 from loopcoder.config.renamed import translate_manifest
 from loopcoder.data.corpus import MANIFEST
 from loopcoder.errors import InputError
@@ -71,8 +71,9 @@ class Entry:
 
 
 def default_cache() -> Path:
-    """Return the folder of corpora where data.build.cache_dir is not set."""
-    return Path(BuildConfig().cache_dir).expanduser()
+    """Return the folder of corpora where data.build.cache_dir is not given: that of the
+    environment, or of the presets."""
+    return Path(compose([]).data.build.cache_dir).expanduser()
 
 
 def cache_size(cache: Path | None = None) -> int:
