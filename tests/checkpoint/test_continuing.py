@@ -176,6 +176,8 @@ def test_the_warmup_is_that_which_was_trained(tmp_path, kind, trained_for, asked
         (scheduled(80, "cosine"), scheduled(80, "cosine"), None),
         (scheduled(1000, "constant"), scheduled(2000, "constant"), None),
         (scheduled(40, "cosine"), scheduled(40, "cosine"), None),  # nothing left to train
+        (scheduled(40, "cosine"), scheduled(41, "cosine"), None),  # one step, at the last rate
+        (scheduled(40, "wsd"), scheduled(41, "wsd"), None),
     ],
 )
 def test_a_jump_of_the_rate_is_said_with_both_values(tmp_path, before, after, jumps):
