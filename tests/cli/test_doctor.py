@@ -144,6 +144,17 @@ def test_input_that_train_would_refuse_is_refused(
     assert "/nonexistent" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("manifest", ["{", "[]", '{"format_version": 2}', '{"tokenizer": {}}', ""])
+def test_a_damaged_corpus_is_refused_by_train_too(
+    manifest: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    for verb in ("doctor", "train"):
+        assert cli.main([verb, "data=corpus", f"path={tmp_path}"]) == 3
+        error = capsys.readouterr().err
+        assert "manifest.json" in error and "fix:" in error and "Traceback" not in error
+
+
 def test_a_corpus_without_a_domain_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
