@@ -136,7 +136,7 @@ def _finished(data: DataConfig, verify: Verify) -> Corpus:
         raise InputError.of(
             f"corpus {corpus.dir} has the domains {list(corpus.domains)}, not {missing}",
             "data.mixture draws from every domain that it names",
-            f"data.mixture={{{', '.join(f'{d}: 1' for d in corpus.domains)}}}",
+            f"'data.mixture={{{','.join(f'{d}:1' for d in corpus.domains)}}}'",
         )
     return corpus
 

@@ -39,7 +39,7 @@ def domains_of(data: DataConfig) -> tuple[str, ...]:
         raise InputError.of(
             f"data.mixture names {sorted(wanted)}",
             f"the domains of a corpus built here are {', '.join(DOMAINS)}",
-            "data.mixture={text: 1, code: 1}",
+            "'data.mixture={text:1,code:1}'",
         )
     return (*(d for d in DOMAINS if d in wanted), *unknown)
 

@@ -3,6 +3,8 @@
 import dataclasses
 import random
 import re
+import shlex
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -269,7 +271,7 @@ def test_a_wrong_value_of_any_field_is_an_error_with_its_name(seed: int) -> None
         ("data.build.shares=foo", "supply, published or must be a mapping",
          "data.build.shares=supply"),
         ("data.build.epochs=0", "greater than 0", "data.build.epochs=1"),
-        ("data.mixture=3", "written {text:1,code:1}", "data.mixture={text:1,code:1}"),
+        ("data.mixture=3", "written {text:1,code:1}", "'data.mixture={text:1,code:1}'"),
         ("data.build.near_dedup.enabled=7", "true or false or must be one of auto",
          "data.build.near_dedup.enabled=auto"),
     ],
@@ -281,3 +283,23 @@ def test_fields_of_several_types_are_named_without_them(override: str, why: str,
     assert problem.fact == override
     assert why in problem.why
     assert problem.fix == fix
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.mixture=3", ["data.mixture={text:1,code:1}"]),
+        ("data.mixtur={text:1,code:3}", ["data.mixture={text:1,code:3}"]),
+        ("data.fim={rate:0}", ["data.build.fim={rate:0}"]),
+        ("wandb_project='my runs'", ["logging.wandb_project=my runs"]),
+        ("model.num_loop=3", ["model.num_loops=3"]),
+    ],
+)
+def test_a_fix_may_be_typed_into_a_shell(override: str, words: list[str]) -> None:
+    """Braces and spaces are quoted: a shell would make several words of them."""
+    (problem,) = problems_of(override)
+    assert shlex.split(problem.fix) == words
+    bash = ["bash", "-c", f"printf '%s\\n' {problem.fix}"]
+    shown = subprocess.run(bash, capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines() == words
+    compose(words)
