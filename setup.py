@@ -10,7 +10,10 @@ LOOPCODER_BUILD_KERNELS=1 makes a missing compiler an error, =0 leaves the exten
 
 import json
 import os
+import re
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -47,7 +50,8 @@ def extension():
     class Build(cpp_extension.BuildExtension):
         def run(self):
             sources = sources_digest(ROOT / "kernels")  # before they can change under the compiler
-            super().run()
+            with ninja_in_brief():
+                super().run()
             library = Path(self.get_ext_fullpath("loopcoder._kernels"))
             about = {
                 "torch": torch.__version__,
@@ -74,6 +78,33 @@ def extension():
         "ext_modules": [module],
         "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=True)},
     }
+
+
+@contextmanager
+def ninja_in_brief():
+    """Print `[1/6] gate_logits.cu` where torch's ninja prints a whole command."""
+    sys.stdout.flush()
+    stdout, (reading, writing) = os.dup(1), os.pipe()
+    os.dup2(writing, 1)
+    os.close(writing)
+
+    def shorten():
+        with open(reading, errors="replace") as lines, open(stdout, "w", closefd=False) as shown:
+            for line in lines:
+                command = re.match(r"(\[\d+/\d+\]) .* -c \S*?([\w.]+\.(?:cu|cpp)) ", line)
+                print(
+                    " ".join(command.groups()) if command else line.rstrip(), file=shown, flush=True
+                )
+
+    thread = threading.Thread(target=shorten)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)  # the last that held the pipe open
+        thread.join()
+        os.close(stdout)
 
 
 def find_toolkit():

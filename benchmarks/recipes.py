@@ -29,7 +29,8 @@ from typing import Any
 
 from fp8_curves import visible_gpus
 from loss_compare import QUIET, REPOSITORY
-from recipe_studies import STUDIES, Point, Study
+from recipe_studies import STUDIES
+from recipe_study import Point, Study
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "recipes"
 KEPT_STEPS = 200

@@ -71,8 +71,8 @@ class Entry:
 
 
 def default_cache() -> Path:
-    """Return the folder of corpora where data.build.cache_dir is not given: that of the
-    environment, or of the presets."""
+    """Return the folder of corpora where data.build.cache_dir is not set: that of LOOPCODER_CACHE,
+    or one in the home folder."""
     return Path(compose([]).data.build.cache_dir).expanduser()
 
 

@@ -30,8 +30,9 @@ from data_pipeline.tasks.progress import Report, described, left_out, total_cost
 from data_pipeline.tasks.work import Cost, Task, Work, disk_errors
 from loopcoder.config.build import ExecutorConfig
 from loopcoder.config.data import DataConfig
+from loopcoder.config.fields import as_override
 from loopcoder.data.corpus import MANIFEST, Corpus, Verify, load_corpus
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import sync_folder
 from loopcoder.storage.lock import hold
 
@@ -126,7 +127,7 @@ def _remove_work(work: Work, folder: Path, report: Report) -> None:
 def _finished(data: DataConfig, verify: Verify) -> Corpus:
     if not isinstance(data.path, str):
         raise InputError.of(
-            f"data.build.sources is empty and data.path is {data.path!r}",
+            f"data.build.sources is empty and data.path is {as_override(data.path)}",
             "without sources, the path must be one finished corpus folder",
             "data.path=FOLDER, or data=sample",
         )
@@ -134,7 +135,7 @@ def _finished(data: DataConfig, verify: Verify) -> Corpus:
     missing = [d for d in domains_of(data) if d not in corpus.domains]
     if missing:
         raise InputError.of(
-            f"corpus {corpus.dir} has the domains {list(corpus.domains)}, not {missing}",
+            f"corpus {corpus.dir} has {' and '.join(corpus.domains)}, not {' or '.join(missing)}",
             "data.mixture draws from every domain that it names",
             f"'data.mixture={{{','.join(f'{d}:1' for d in corpus.domains)}}}'",
         )
@@ -188,7 +189,7 @@ def _run_stage(work: Work, stage: Stage, executor: ExecutorConfig, report: Repor
     start = time.monotonic()
     first = tasks - len(missing)
     if first:
-        report(f"data: {stage.title}: {first} of {tasks} tasks were done before")
+        report(f"data: {stage.title}: done before: {first} of {counted(tasks, 'task')}")
     folder = work.marker(stage.name, 0).parent
     with watched(stage.title, tasks, lambda: len(list(folder.glob("*.json"))), report):
         task = Task(work, stage.kind, stage.run)

@@ -37,7 +37,7 @@ def domains_of(data: DataConfig) -> tuple[str, ...]:
     # a finished corpus may have others
     if (unknown and data.build.sources) or not wanted:
         raise InputError.of(
-            f"data.mixture names {sorted(wanted)}",
+            f"data.mixture names {' and '.join(sorted(wanted)) or 'no domain'}",
             f"the domains of a corpus built here are {', '.join(DOMAINS)}",
             "'data.mixture={text:1,code:1}'",
         )
@@ -83,9 +83,10 @@ def open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
         problems = [
             Problem(
                 f"no source has documents of the domain {domain!r}",
-                f"data.mixture takes tokens from it; the sources hold {sorted(found)}",
+                "data.mixture takes tokens from it; the sources hold "
+                f"{' and '.join(sorted(found))}",
                 f"add a source with {domain}, set its domain or language_field"
-                f"{without(domain, data.mixture)}",
+                + (f", or {rest}" if (rest := without(data.mixture, domain)) else ""),
             )
             for domain in domains
             if domain not in found

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from loopcoder.config.compose import compose  # noqa: E402
 from loopcoder.config.fields import FieldAt, as_override, leaves  # noqa: E402
 from loopcoder.config.schema import Config  # noqa: E402
 
@@ -49,6 +50,28 @@ Not built yet, and refused with an error:
 {not_built}
 """
 
+FIRST = (
+    "model.num_loops",
+    "data.path",
+    "data.mixture",
+    "data.seq_length",
+    "optim.lr",
+    "train.max_steps",
+    "train.tokens",
+    "train.global_batch_size",
+    "train.micro_batch_size",
+    "parallel.nproc_per_node",
+    "eval.interval",
+    "checkpoint.interval",
+    "checkpoint.init_from",
+    "run_dir",
+    "seed",
+)
+"""What one changes at first, in the order of a run's life."""
+
+LAST = "data.build.filters"
+"""The section with the most fields, and the fewest readers."""
+
 NOT_BUILT = {
     "parallel.cp=2": "context parallelism (`parallel.cp` above 1)",
 }
@@ -61,28 +84,54 @@ def render() -> str:
     parts = [
         # not str.format: the preface has braces of its own
         PREFACE.replace("{not_built}", "\n".join(f"- {what}" for what in NOT_BUILT.values())),
+        "## To begin with\n",
+        "The fields that one changes first, with their values in a plain `loopcoder train`. All\n"
+        "others follow.\n",
+        _first(),
         "## The run\n",
         f"{_text(Config.__doc__)}\n",
         _table(Config, "", own),
     ]
-    parts += [part for name, info in _fields(Config).items() for part in _section(name, info)]
+    sections = [part for name, info in _fields(Config).items() for part in _section(name, info)]
+    last = [part for part in sections if part.key.startswith(LAST)]
+    parts += [part.text for part in sections if part not in last] + [part.text for part in last]
     return "\n".join(parts)
 
 
-def _section(key: str, info: Any) -> Iterator[str]:
+def _first() -> str:
+    """Return the table of the fields in FIRST."""
+    lines = ["| field | value | meaning |", "| --- | --- | --- |"]
+    values = asdict(compose([]))
+    for key in FIRST:
+        value: Any = values
+        for part in key.split("."):
+            value = value[part]
+        at = FieldAt(Config).at(key.split("."))
+        assert at is not None, key
+        cells = (f"`{key}`", f"`{as_override(value)}`", _text(at.doc))
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+class _Part(NamedTuple):
+    key: str
+    """The section's, such as `data.build`."""
+    text: str
+
+
+def _section(key: str, info: Any) -> Iterator[_Part]:
     """Yield heading, description and table of a section, then those of the sections inside it."""
     for section in _sections(info.annotation):
-        yield f"## {key}\n"
-        yield f"{_text(section.__doc__)}\n"
+        lines = [f"## {key}\n", f"{_text(section.__doc__)}\n"]
         presets = sorted(p.stem for p in CONF.glob(f"{key}/*.yaml") if not p.name.startswith("_"))
         if presets:
             names = ", ".join(f"`{key}={name}`" for name in presets)
-            yield f"Presets: {names}.\n"
+            lines.append(f"Presets: {names}.\n")
         inner = _fields(section)
         prefix = f"{key}.N." if get_origin(info.annotation) is list else f"{key}."
         if prefix.endswith(".N."):
-            yield "A list; `N` is the place of an entry, from 0.\n"
-        yield _table(section, prefix, list(inner))
+            lines.append("A list; `N` is the place of an entry, from 0.\n")
+        yield _Part(key, "\n".join([*lines, _table(section, prefix, list(inner))]))
         for name, field in inner.items():
             yield from _section(f"{prefix}{name}", field)
 
@@ -147,6 +196,8 @@ def _default(info: Any) -> str:
     if info.is_required():
         return "from conf/"
     value = info.get_default(call_default_factory=True)
+    if is_dataclass(value):
+        return "see below"  # in the table of the section
     return f"`{as_override(value)}`" if value != "" else "empty"
 
 

@@ -6,6 +6,8 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from loopcoder.errors import EXIT_KILLED
+
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 """This container's or, where it has no count, the machine's; each has a line `oom_kill N`."""
 
@@ -24,11 +26,17 @@ def kernel_kills(counters: Sequence[Path] = _COUNTERS) -> int:
     return 0
 
 
+def worker_killed(code: int) -> int:
+    """Return a code of `start_workers` as `kill_named` takes it: 137 is a worker's SIGKILL."""
+    return -signal.SIGKILL if code == EXIT_KILLED else code
+
+
 def kill_named(code: int, kills_before: int, needs: Callable[[], str]) -> str | None:
     """Return what to say of a process that failed; None: the kernel did not kill it.
 
     Args:
-        code: its exit code, negative for a signal; torchrun's is 1 whatever ended a worker.
+        code: its exit code, negative for a signal. A 137 was named by the process itself, whose
+            worker was killed.
         kills_before: `kernel_kills()` before it was started.
         needs: says what memory it was estimated to need, and what there is.
     """

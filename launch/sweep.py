@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from loopcoder.config.identity import config_hash
 from loopcoder.config.overrides import parse_overrides, quoted
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
-from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem
+from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem, counted
 from loopcoder.plan.fit import check_run, needs
 from loopcoder.storage.folders import make_folder
 
@@ -75,8 +75,20 @@ class Sweep:
     """Of the whole: 0, or that of a run that failed."""
 
 
-def sweep(overrides: Sequence[str], config_dir: Path | None, backends: Backends) -> Sweep:
+def sweep(
+    overrides: Sequence[str],
+    config_dir: Path | None,
+    backends: Backends,
+    refuse: Callable[[Config], None] = lambda config: None,
+) -> Sweep:
     """Run every combination of the swept values; a preset may name axes (`sweep_axes`).
+
+    Args:
+        overrides: Those of the command line.
+        config_dir: Folder of the user's presets.
+        backends: Of this machine.
+        refuse: Called with every point that is not finished; raises InputError for one that would
+            not start.
 
     Raises InputError with the problems of all points before the first one starts.
     """
@@ -87,9 +99,10 @@ def sweep(overrides: Sequence[str], config_dir: Path | None, backends: Backends)
             "loopcoder train -m ... without torchrun; each run starts its own processes",
         )
     folder, found = points(overrides, config_dir, backends)
-    make_folder(folder, "run_dir")
     ledger = folder / "ledger.jsonl"
-    print(f"{len(found)} runs in {folder}", flush=True)
+    _refuse([point for point in found if not is_finished(point, ledger)], refuse)
+    make_folder(folder, "run_dir")
+    print(f"{counted(len(found), 'run')} in {folder}", flush=True)
     stopped = None
     for number, point in enumerate(found, 1):
         if is_finished(point, ledger):
@@ -106,6 +119,17 @@ def sweep(overrides: Sequence[str], config_dir: Path | None, backends: Backends)
     codes = [_last_exit(point, ledger) for point in found]
     failed = [code for code in codes if code]
     return Sweep(folder, found, codes, stopped or (failed[0] if failed else EXIT_DONE))
+
+
+def _refuse(unfinished: Sequence[Point], refuse: Callable[[Config], None]) -> None:
+    problems = []
+    for point in unfinished:
+        try:
+            refuse(point.config)
+        except InputError as error:
+            problems += [replace(p, fact=f"[{point.label}] {p.fact}") for p in error.problems]
+    if problems:
+        raise InputError(problems)
 
 
 def points(

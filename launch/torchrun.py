@@ -2,7 +2,7 @@
 
 torchrun itself returns 1 whatever its workers returned, and dies of SIGUSR1. So each worker leaves
 its exit code in a file, and signals go to the workers, who save and stop; torchrun then sees them
-end.
+end. A worker that is killed leaves nothing: `loopcoder.parallel.elastic` returns 137 for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import psutil
 from launch.process import child_environ, run_forwarding
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
-from loopcoder.errors import EXIT_DONE, EXIT_RETRY, EXIT_VARIABLE, Preempted
+from loopcoder.errors import EXIT_DONE, EXIT_KILLED, EXIT_RETRY, EXIT_VARIABLE, Preempted
 
 CONFIG_VARIABLE = "LOOPCODER_CONFIG"
 """Path of a composed config: workers load it, so that it is composed once."""
@@ -54,9 +54,12 @@ def _workers(pid: int) -> list[psutil.Process]:
 
 
 def exit_code(torchrun_code: int, exit_path: Path, signalled: bool) -> int:
-    """Return the run's exit code: the first that a worker left; torchrun then ended the others."""
-    if torchrun_code == EXIT_DONE:
-        return EXIT_DONE
+    """Return the run's exit code: the first that a worker left; torchrun then ended the others.
+
+    137 is that of a worker that was killed, and what the others left follows from it.
+    """
+    if torchrun_code in (EXIT_DONE, EXIT_KILLED):
+        return torchrun_code
     codes = exit_path.read_text(encoding="ascii").split() if exit_path.exists() else []
     if codes:
         return int(codes[0])

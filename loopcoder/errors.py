@@ -14,6 +14,8 @@ EXIT_DONE = 0
 EXIT_BAD_INPUT = 3
 EXIT_RETRY = 75
 EXIT_NO_RETRY = 76
+EXIT_KILLED = 137
+"""As a shell says it of a process that SIGKILL ended."""
 
 EXIT_VARIABLE = "LOOPCODER_EXIT_FILE"
 """File to which each worker appends its exit code, unless it is 0."""
@@ -25,6 +27,12 @@ def record_exit(code: int) -> None:
     if path is not None and code != EXIT_DONE:
         with open(path, "a", encoding="ascii") as file:
             file.write(f"{code}\n")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, for a message: `1 document`, `0 processes`, `2,000 steps`."""
+    plural = "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 @dataclass(frozen=True)

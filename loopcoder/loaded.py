@@ -21,7 +21,7 @@ from loopcoder.config.compose import load_config
 from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config, ParallelConfig
 from loopcoder.data.corpus import TOKENIZER
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE, read_metrics
 from loopcoder.model.documents import Documents
 from loopcoder.parallel import mcore
@@ -35,6 +35,7 @@ def load(
     *,
     num_loops: int | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
+    device: str | None = None,
 ) -> LoadedRun:
     """Load the weights of a run into this process, on its GPU if it has one.
 
@@ -45,14 +46,36 @@ def load(
         path: A checkpoint, a folder of them, or a run's folder: the newest complete one.
         num_loops: Loops to run with instead of those that were trained.
         precision: `fp32` or `bf16`; None: fp32 on a CPU, and on a GPU what was trained.
+        device: `cuda` or `cpu`, only to insist on it: it is the first visible GPU where there is
+            one, else the CPU.
 
     Raises:
-        InputError: there is no complete checkpoint, it is damaged, or another world is running.
+        InputError: an argument is wrong, there is no complete checkpoint, it is damaged, or another
+            world is running.
     """
+    if not isinstance(path, str | Path):
+        why = "it is the folder of a run or of a checkpoint"
+        raise InputError.of(f"load({path!r})", why, 'loopcoder.load("runs/NAME")')
+    backends = detect()
+    _check_device(device, backends)
     checkpoint = layout.find(Path(path))
     trained = load_config(checkpoint.path / layout.CONFIG)
-    config = for_this_machine(trained, detect(), num_loops, precision)
+    config = for_this_machine(trained, backends, num_loops, precision)
     return LoadedRun(checkpoint, trained, config, _state(checkpoint, config))
+
+
+def _check_device(device: str | None, backends: Backends) -> None:
+    """Raise InputError unless `device` is that on which this process computes."""
+    here = "cuda" if backends.has_gpu else "cpu"
+    if device in (None, here):
+        return
+    why, fix = f"this process computes on {here}", "leave device out"
+    if device == "cpu":
+        fix = "export CUDA_VISIBLE_DEVICES= before Python starts"
+    elif backends.has_gpu and str(device).startswith("cuda:"):
+        number = str(device).removeprefix("cuda:")
+        fix = f"export CUDA_VISIBLE_DEVICES={number} before Python starts"
+    raise InputError.of(f"device={device}", why, fix)
 
 
 def for_this_machine(
@@ -62,7 +85,11 @@ def for_this_machine(
     precision: Literal["fp32", "bf16"] | None,
 ) -> Config:
     """Return the config with which one process of this machine runs the weights of another."""
-    loops = config.model.num_loops if num_loops is None else num_loops
+    trained = config.model.num_loops
+    loops = trained if num_loops is None else num_loops
+    if not isinstance(loops, int) or isinstance(loops, bool):
+        why, fix = "it is a whole number", f"num_loops={trained}, as it was trained"
+        raise InputError.of(f"num_loops={loops!r}", why, fix)
     if loops < 1:
         raise InputError.of(f"num_loops={loops}", "a model runs once at least", "num_loops=1")
     if precision not in (None, "fp32", "bf16"):
@@ -194,9 +221,20 @@ class LoadedRun:
         ids = text
         if isinstance(text, str):
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        vocabulary = self.tokenizer.get_vocab_size()
+        try:
+            wrong = [i for i in ids if not 0 <= int(i) < vocabulary]
+        except (TypeError, ValueError) as error:
+            why = "the model reads a text, or a list of token ids"
+            raise InputError.of(f"{type(text).__name__}: {text!r}"[:80], why, "a str") from error
+        if wrong:
+            why = f"the tokenizer has the ids 0 to {vocabulary - 1}"
+            raise InputError.of(f"token id {wrong[0]}", why, "run.tokenizer.encode(text).ids")
         if len(ids) < at_least:
             raise InputError.of(
-                f"the text has {len(ids)} tokens", f"it needs {at_least}", "a longer text"
+                f"the text has {counted(len(ids), 'token')}",
+                f"it needs {at_least}",
+                "a longer text",
             )
         return [int(i) for i in ids]
 

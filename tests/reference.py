@@ -183,11 +183,7 @@ def train(
     """Return what `evaluate` gives for the first step but its logits; the loss and gradient norm of
     every step; and the weights after all of them. Each batch is what `evaluate` takes."""
     weights = {name: w.clone() for name, w in weights.items()}
-    groups = []
-    for name, w in weights.items():
-        rate = _rate(name, model, optim) if w.dim() > 1 else 1.0
-        decay = optim.weight_decay / rate if w.dim() > 1 else 0.0
-        groups.append(dict(params=[w], lr=optim.lr * rate, weight_decay=decay))
+    groups = [dict(params=[w]) for w in weights.values()]
     adam = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2), eps=optim.eps)
     out: dict[str, Tensor] = {}
     for step, batch in enumerate(batches):
@@ -197,19 +193,24 @@ def train(
         for name, w in weights.items():
             w.grad = found[name].clone()
         norm = torch.nn.utils.clip_grad_norm_(weights.values(), optim.clip_grad)
+        for group, (name, w) in zip(adam.param_groups, weights.items(), strict=True):
+            rate = _rate(name, model, optim, step + 1) if w.dim() > 1 else 1.0
+            group["lr"] = optim.lr * rate
+            group["weight_decay"] = optim.weight_decay / rate if w.dim() > 1 else 0.0
         adam.step()
         out[f"step {step} loss"] = found[f"loss {model.num_loops - 1}"]
         out[f"step {step} norm"] = norm
     return out | {f"after {name}": w for name, w in weights.items()}
 
 
-def _rate(name: str, model: ModelConfig, optim: OptimConfig) -> float:
-    """Return the rate of a matrix as a multiple of `optim.lr`, by its released name."""
+def _rate(name: str, model: ModelConfig, optim: OptimConfig, step: int) -> float:
+    """Return the rate of a matrix in a step as a multiple of `optim.lr`, by its released name."""
+    share = min(1.0, step / max(1, optim.vocabulary_warmup_steps))
     if "embed_tokens" in name:
-        return optim.embedding_lr_scale
+        return share * optim.embedding_lr_scale
     width = 1.0 if optim.base_hidden_size is None else optim.base_hidden_size / model.hidden_size
     if "lm_head" in name:
-        return width * optim.head_lr_scale
+        return share * width * optim.head_lr_scale
     is_output = "o_proj" in name or "down_proj" in name
     return width * (model.residual_scale if is_output else 1.0)
 

@@ -49,6 +49,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.checkpoint.format",
         "loopcoder.checkpoint.pinned",
+        "loopcoder.checkpoint.start",
         "loopcoder.loaded",
         "loopcoder.data",
         "loopcoder.metrics",

@@ -187,7 +187,8 @@ def _pool(
             f"domain {domain!r}: {sum(supply.values()):,} tokens, {float(epochs):g} epochs, "
             f"shares {dict(table)}",
             "a domain of the mixture needs documents, a positive number of epochs and shares",
-            f"add documents of {domain}{without(domain, mixture)}",
+            f"add documents of {domain}, or "
+            f"{without(mixture, domain) or 'a data.mixture without it'}",
         )
     caps = {language: int(tokens * epochs) for language, tokens in supply.items()}
     weights = {name: Fraction(str(w)) for name, w in table.items() if name != OTHERS}

@@ -17,7 +17,7 @@ from data_pipeline.tasks.work import Output, Result, Work, read_sealed, write_se
 from data_pipeline.tokenizer.count import Counts
 from loopcoder.config.data import DataConfig
 from loopcoder.config.mixture import without
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 
 _HISTOGRAM_BINS = 24
 """Powers of two of a document's tokens."""
@@ -138,12 +138,14 @@ def _check_split(data: DataConfig, domain: str, supply: list[Supply], held: int)
     fix = f"a source with more {domain}"
     if held > 1:
         fix = f"data.build.val_fraction={min(0.02, data.build.val_fraction / 2):g}, or {fix}"
-    found = f"{left + held} document{'' if left + held == 1 else 's'}"
+    if rest := without(data.mixture, domain):
+        fix += f", or {rest}"
+    found = counted(left + held, "document")
     are_out = f"{held} {'is' if held == 1 else 'are'} held out"
     raise InputError.of(
         f"domain {domain!r} of the corpus has {found}, of which {are_out}",
         "it needs one to train on and one to hold out",
-        fix + without(domain, data.mixture),
+        fix,
     )
 
 

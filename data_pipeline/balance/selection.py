@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.balance.quotas import ChunkQuota, Plan
 from data_pipeline.schema import Tally
+from loopcoder.errors import counted
 
 
 def select(lengths: Sequence[int] | NDArray[np.integer], quota: ChunkQuota) -> NDArray[np.int64]:
@@ -84,8 +85,8 @@ def select_chunk(
         quota = quotas.get((domain, language))
         if quota is None or int(mine.sum()) != quota.supply:
             planned_for = quota.supply if quota else 0
-            counted = f"{int(mine.sum()):,} tokens of {language} ({domain})"
-            wrong.append(f"{counted}, where the plan says {planned_for:,}")
+            found = f"{counted(int(mine.sum()), 'token')} of {language} ({domain})"
+            wrong.append(f"{found}, where the plan says {planned_for:,}")
             continue
         copies[where] = select(mine, quota)
     if wrong:

@@ -49,7 +49,7 @@ from data_pipeline.decontam.hashing import (
 from data_pipeline.decontam.index import Benchmark, Part, strings
 from data_pipeline.schema import Document, Tally
 from loopcoder.config.build import DecontaminateConfig
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 
 BUILTIN = tuple(DecontaminateConfig().benchmarks)
 """Benchmarks whose index is part of the package: by default all of them are looked for."""
@@ -236,7 +236,8 @@ def _benchmark_of_file(path: Path, ngram: int | None) -> Benchmark:
     benchmark = Benchmark.make(path.stem, parts, ngram=ngram)
     if not len(benchmark.hashes):
         raise InputError.of(
-            f"the benchmark {str(path)!r} has {len(parts)} texts, none of {benchmark.ngram} words",
+            f"the benchmark {str(path)!r} has {counted(len(parts), 'text')}, "
+            f"none of {benchmark.ngram} words",
             "nothing could be found with it",
             f"longer texts, or data.build.decontaminate.ngram below {benchmark.ngram}",
         )

@@ -11,6 +11,7 @@ import xxhash
 from data_pipeline.langid.names import canonical, domain_of
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
 from loopcoder.config.build import SourceConfig
+from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError
 
 BAD_ROWS = ("broken_json", "not_an_object", "missing_text", "text_not_a_string", "surrogate")
@@ -147,8 +148,8 @@ class RowReader:
                 f"{num_bad} of the first {num_rows} rows of source {self.source} are unusable: "
                 + ", ".join(f"{n} {r}" for r, n in self.tally.drops.most_common()),
                 f"more than {MAX_BAD_FRACTION:.0%} bad rows mean a wrong file or column",
-                f"check text_field (now {self.config.text_field!r}) and path "
-                f"(now {self.config.path!r}) of the source",
+                f"check text_field (now {self.config.text_field}) and path "
+                f"(now {as_override(self.config.path)}) of the source",
             )
 
 

@@ -35,7 +35,7 @@ from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
 from loopcoder.backends import require
 from loopcoder.config.build import SourceConfig
 from loopcoder.data.corpus import TOKEN_BYTES
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError, Problem, counted
 
 # a compressed .json is jsonl in every public corpus
 _ROWS_PLAIN = (".jsonl", ".ndjson")
@@ -64,7 +64,8 @@ class FilesSource:
         self._files = [(path, size, k) for (path, size, _), k in zip(listing, kinds, strict=True)]
         if not any(kinds):
             raise InputError.of(
-                f"source {name}: none of the {len(listing)} files under {config.path} is usable",
+                f"source {name}: of {counted(len(listing), 'file')} under {config.path} "
+                "none is usable",
                 "known are .jsonl and .json.gz, .parquet, prose such as .txt, and source code",
                 "data.path=FOLDER with such files",
             )

@@ -12,6 +12,7 @@ from data_pipeline.readers.base import RowReader, is_limited, row_domains
 from data_pipeline.schema import Document, Tally
 from loopcoder.backends import require
 from loopcoder.config.build import SourceConfig
+from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError, LoopcoderError
 
 _MARKERS = ("state.json", "dataset_info.json", "dataset_dict.json")
@@ -37,7 +38,7 @@ class HFSource:
         self.domains = row_domains(config)
         if not isinstance(config.path, str):
             raise InputError.of(
-                f"source {name} (kind hf) has the path {config.path!r}",
+                f"source {name} (kind hf) has the path {as_override(config.path)}",
                 "it must be one name of a data set or one folder",
                 _FIX,
             )
@@ -84,8 +85,8 @@ class HFSource:
         names = getattr(rows, "column_names", None)
         if names is not None and self.config.text_field not in names:
             raise InputError.of(
-                f"data set {self.config.path!r} has the columns {names}",
-                f"none of them is text_field={self.config.text_field!r}",
+                f"data set {self.config.path!r} has the columns {', '.join(names)}",
+                f"none of them is text_field={self.config.text_field}",
                 "data.build.sources.0.text_field=COLUMN (0 is the first source)",
             )
         path = f"{self.config.path}:{self.config.split}"

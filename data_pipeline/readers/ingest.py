@@ -292,8 +292,8 @@ def _check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> N
                     f"domain {domain!r} of the corpus has no documents "
                     f"({reasons or 'nothing was read'})",
                     "the mixture takes tokens from every domain that it names",
-                    f"add a source with {domain}, loosen data.build.filters"
-                    f"{without(domain, work.data.mixture)}",
+                    f"add a source with {domain}, or loosen data.build.filters"
+                    + (f", or {rest}" if (rest := without(work.data.mixture, domain)) else ""),
                 )
             )
         elif size < wanted:

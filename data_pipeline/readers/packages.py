@@ -9,6 +9,7 @@ from typing import Any
 from data_pipeline.readers.fetch import fetch_debian, fetch_npm
 from data_pipeline.readers.files import FilesSource
 from loopcoder.config.build import SourceConfig
+from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError
 
 
@@ -23,7 +24,8 @@ class PackagesSource(FilesSource):
         """
         if not config.packages or not isinstance(config.path, str):
             raise InputError.of(
-                f"source {name} has the packages {config.packages} and the path {config.path!r}",
+                f"source {name} has the packages {as_override(config.packages)} and the path "
+                f"{as_override(config.path)}",
                 f"kind {config.kind} reads the packages that it names, kept in one folder",
                 f"'data.build.sources=[{{kind:{config.kind},packages:[NAME]}}]'",
             )

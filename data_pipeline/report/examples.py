@@ -15,6 +15,7 @@ from data_pipeline.report.page import Html, element, join
 from data_pipeline.report.values import Manifest, as_list, at
 from loopcoder.data.corpus import TOKENIZER
 from loopcoder.data.indexed import read_document
+from loopcoder.errors import counted
 
 _MOST_TOKENS = 1200
 """Of a document that are decoded."""
@@ -67,7 +68,8 @@ def _shortened(text: str, *, whole: bool) -> str:
     lines = text.splitlines()
     shown = [line if len(line) <= _CHARS else f"{line[:_CHARS]} ..." for line in lines[:_LINES]]
     if len(lines) > _LINES or not whole:
-        shown.append(f"... ({len(lines) - len(shown):,}{'' if whole else ' or more'} lines)")
+        left = len(lines) - len(shown)
+        shown.append(f"... ({counted(left, 'line') if whole else f'{left:,} or more lines'})")
     return "\n".join(shown)
 
 
@@ -87,7 +89,7 @@ def origin(manifest: Manifest, domain: str) -> str:
     stats = at(manifest, "domains", domain, "train")
     languages = at(stats, "languages")
     count = at(stats, "documents")
-    parts = [f"{count:,} document{'' if count == 1 else 's'}"] if count else []
+    parts = [counted(count, "document")] if count else []
     if isinstance(languages, Mapping) and languages:
         parts.append(", ".join(_shares(languages)))
     sources = [

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.shuffle.buckets import DOCUMENT_BYTES, HEADER_BYTES, MAGIC, ShuffleConfig
 from loopcoder.data.indexed import token_dtype
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError, Problem, counted
 from loopcoder.storage.files import FileEntry
 
 _CHUNK_TOKENS = 1 << 22
@@ -78,7 +78,8 @@ class Bucket:
         if len(twice):
             value = f"{int(high[twice[0]]):016x}{int(low[twice[0]]):016x}"
             raise InputError.of(
-                f"bucket {number} has {len(twice)} documents twice, such as that of hash {value}",
+                f"bucket {number} has {counted(len(twice), 'document')} twice, "
+                f"such as that of hash {value}",
                 "a document's id and copy decide its place and must be unique in the corpus",
                 f"delete {work} and start the same command again; if it happens again, it is a "
                 "bug: report it with this message",

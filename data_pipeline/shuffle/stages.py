@@ -124,6 +124,7 @@ def tokenise(work: Work, chunk: int) -> Output:
         Tokenised([split, quota], train, held_out),
         hashed=train_files | held_out_files,
         bytes_in=int((copies * entries["bytes"]).sum()),
+        left_out=quota.drops,
     )
 
 
@@ -161,7 +162,10 @@ def assemble_shards(work: Work, bucket: int) -> Output:
     shards = assemble(bucket, open_bucket, indexed, out, config)
     files = [path for shard in shards.values() for path in _pair(out / shard.written.prefix)]
     return Output(
-        Assembled(shards), files=files, bytes_in=sum(path.stat().st_size for path in files)
+        Assembled(shards),
+        files=files,
+        bytes_in=sum(path.stat().st_size for path in files),
+        left_out={"left_over": sum(shard.losses.documents_dropped for shard in shards.values())},
     )
 
 

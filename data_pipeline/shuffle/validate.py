@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from loopcoder.data.corpus import MANIFEST, load_corpus, rebuild
 from loopcoder.data.indexed import check_pair, chunks_of, token_dtype
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError, Problem, counted
 
 MAX_DOCUMENTS = 2**31 - 1
 """Of one prefix; megatron-core numbers them in int32 and wraps without a word."""
@@ -100,7 +100,9 @@ def pair_problems(
     # every document ends in one, so there are more exactly if one is inside
     if ends != documents:
         why = "an EOD inside a document ends it for the masks but not for the index"
-        yield Problem(f"{path} has {ends:,} EODs in {documents:,} documents", why, fix)
+        yield Problem(
+            f"{path} has {counted(ends, 'EOD')} in {counted(documents, 'document')}", why, fix
+        )
     if lowest < 0 or highest >= vocab_size:
         why = f"the vocabulary has the ids 0 to {vocab_size - 1}"
         yield Problem(f"{path} has ids from {lowest} to {highest}", why, fix)
@@ -145,7 +147,8 @@ def _proportions(folder: Path, manifest: Mapping[str, Any], fix: str) -> Iterato
         total = sum(count for of, count in sequences.values() if of == domain)
         if (len(train["shards"]), total) != (manifest["num_shards"], train["sequences"]):
             yield Problem(
-                f"{folder} has {len(train['shards'])} shards of {domain} with {total:,} sequences",
+                f"{folder} has {counted(len(train['shards']), 'shard')} of {domain} with "
+                f"{counted(total, 'sequence')}",
                 f"{MANIFEST} says {manifest['num_shards']} with {train['sequences']:,} in all",
                 fix,
             )

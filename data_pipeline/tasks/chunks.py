@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from data_pipeline.schema import Document
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import whole_file
 
 MAX_CHUNK_DOCUMENTS = 1_000_000
@@ -122,7 +122,7 @@ def read_chunk(folder: Path, chunk: Chunk) -> Iterator[Document]:
     except Exception as error:  # of three packages, as the content goes wrong
         raise InputError.of(f"{path} cannot be read: {error}", "it was damaged", fix) from error
     if count != chunk.documents:
-        fact = f"{path} has {count} documents, not {chunk.documents}"
+        fact = f"{path} has {counted(count, 'document')}, not {chunk.documents}"
         raise InputError.of(fact, "it was damaged", fix)
 
 

@@ -22,8 +22,10 @@ from typing import Any
 
 from data_pipeline.tasks.work import disk_errors
 from loopcoder.config.build import ExecutorConfig
-from loopcoder.errors import InputError, LoopcoderError, Problem, ProcessLost
+from loopcoder.config.fields import as_override
+from loopcoder.errors import InputError, LoopcoderError, Problem, ProcessLost, counted
 from loopcoder.storage.files import write_json
+from loopcoder.storage.process import use_short_paths_of_ray
 
 POLL_S = 10.0
 """Seconds between looks at a Slurm job."""
@@ -158,6 +160,7 @@ def _datatrove(executor: ExecutorConfig, step: _Step, tasks: int, logs: Path) ->
             return SlurmPipelineExecutor(workers=workers, **common, **executor.options)
         from datatrove.executor import RayPipelineExecutor
 
+        use_short_paths_of_ray()
         return RayPipelineExecutor(workers=workers, **common, **executor.options)
     except ImportError as error:
         package = "'.[data]'" if error.name == "datatrove" else str(error.name)
@@ -168,7 +171,7 @@ def _datatrove(executor: ExecutorConfig, step: _Step, tasks: int, logs: Path) ->
         ) from error
     except TypeError as error:
         raise InputError.of(
-            f"data.build.executor.options={executor.options}: {error}",
+            f"data.build.executor.options={as_override(executor.options)}: {error}",
             f"they are arguments of datatrove's {executor.kind} executor",
             "data.build.executor.options={} and add what the message names",
         ) from error
@@ -197,8 +200,8 @@ def _lost(tasks: Sequence[int], stage: str, logs: Path) -> Problem:
     named = ", ".join(map(str, tasks[:_NAMED]))
     more = f" and {len(tasks) - _NAMED:,} more" if len(tasks) > _NAMED else ""
     return Problem(
-        f"{len(tasks):,} tasks of stage {stage} died without reporting an error (killed or out of "
-        f"memory): {named}{more}; logs in {logs}",
+        f"{counted(len(tasks), 'task')} of stage {stage} died without reporting an error "
+        f"(killed or out of memory): {named}{more}; logs in {logs}",
         "a process that is killed cannot say why; the end of its log, or that of its machine "
         "(dmesg, sacct), may",
         "start the same command again: it continues with these tasks. If memory ran out, fewer at "

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TypedDict
 
 from data_pipeline.tasks.work import Cost
+from loopcoder.errors import counted
 
 Report = Callable[[str], None]
 
@@ -53,7 +54,9 @@ def _lines(
 ) -> None:
     start = time.monotonic()
     while not stop.wait(_LINE_INTERVAL_S):
-        report(f"data: {title}: {done()} of {total} tasks, {time.monotonic() - start:.0f} s")
+        report(
+            f"data: {title}: {done()} of {counted(total, 'task')}, {time.monotonic() - start:.0f} s"
+        )
 
 
 class StageCost(TypedDict):

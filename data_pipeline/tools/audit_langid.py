@@ -21,6 +21,7 @@ from data_pipeline.langid.classifier import MIN_CONFIDENCE, UNKNOWN, LanguageCla
 from data_pipeline.schema import Document
 from data_pipeline.tools.train_langid import add_paths, documents_of
 from loopcoder.backends import require
+from loopcoder.errors import counted
 
 SHARE = 0.01
 _SEED = 7
@@ -141,9 +142,10 @@ class Audit:
         confused = sorted(self.confused.items(), key=_by_number)[:30]
         return "\n".join(
             (
-                f"Magika {self.magika}: {self.sampled:,} documents of code, {self.unknown:,} of "
-                f"unknown language, {self.incomparable.total():,} in languages that it does not "
-                f"know; of the others it agrees on {self.agreement:.1%}",
+                f"Magika {self.magika}: {counted(self.sampled, 'document')} of code, "
+                f"{self.unknown:,} of unknown language, "
+                f"{self.incomparable.total():,} in languages that it does not know; of the others "
+                f"it agrees on {self.agreement:.1%}",
                 *(
                     f"{name:<{width}}  {n['agreed']:>6} of {n['documents']:<6} "
                     f"{n['agreed'] / n['documents']:.1%}"

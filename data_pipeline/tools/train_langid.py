@@ -38,7 +38,7 @@ from data_pipeline.langid.classifier import (
 from data_pipeline.readers import open_source
 from data_pipeline.schema import Document, Tally
 from loopcoder.config.build import SourceConfig
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import write_bytes, write_json
 
 PARAMETERS = {
@@ -93,8 +93,8 @@ def train_langid(
     languages = sorted(name for name, found in chosen.items() if len(found) >= MIN_DOCUMENTS)
     if len(languages) < 2:
         raise InputError.of(
-            f"{len(languages)} languages have {MIN_DOCUMENTS} different documents: "
-            + ", ".join(f"{n} {len(found)}" for n, found in sorted(chosen.items())),
+            f"{counted(len(languages), 'language')} with at least {MIN_DOCUMENTS} different "
+            "documents: " + ", ".join(f"{n} {len(found)}" for n, found in sorted(chosen.items())),
             "a classifier needs examples of at least two languages",
             "name more folders, or --language-field COLUMN for rows",
         )
@@ -206,9 +206,10 @@ def table(card: dict[str, Any]) -> str:
     rows = sorted(held_out["languages"].items(), key=lambda kv: -kv[1]["documents"])
     width = max(len(name) for name, _ in rows)
     lines = [
-        f"trained on {card['documents']['trained']:,} documents of {len(card['languages'])} "
-        f"languages in {card['seconds']:.0f} s; of {card['documents']['held_out']:,} held out "
-        f"{held_out['accuracy']:.1%} are labelled rightly, {held_out['unknown']:.1%} not at all",
+        f"trained on {counted(card['documents']['trained'], 'document')} of "
+        f"{counted(len(card['languages']), 'language')} in {card['seconds']:.0f} s; "
+        f"of {card['documents']['held_out']:,} held out {held_out['accuracy']:.1%} are "
+        f"labelled rightly, {held_out['unknown']:.1%} not at all",
         *(f"{name:<{width}}  {n['right']:>5} of {n['documents']}" for name, n in rows),
         "most confused: " + ", ".join(f"{a} as {b} {n}" for a, b, n in held_out["confused"][:8]),
     ]

@@ -66,6 +66,28 @@ def complete(folder: Path) -> list[Checkpoint]:
     return found
 
 
+def own_checkpoint(run_dir: Path, resume: Literal["auto", "never", "require"]) -> Checkpoint | None:
+    """Return the checkpoint that a run continues from, if it has one.
+
+    Raises InputError where resume=require finds none, or never would overwrite.
+    """
+    folder = run_dir / "checkpoints"
+    own = complete(folder)
+    if resume == "never" and own:
+        raise InputError.of(
+            f"checkpoint.resume=never, but {folder} has checkpoints up to step {own[-1].step}",
+            "a new run in this folder would mix with the old one",
+            "run_dir=ANOTHER_FOLDER, or checkpoint.resume=auto to continue",
+        )
+    if resume == "require" and not own:
+        raise InputError.of(
+            f"checkpoint.resume=require, but {folder} has no complete checkpoint",
+            "there is nothing to continue from",
+            "checkpoint.resume=auto to start anew, or the right run_dir=",
+        )
+    return own[-1] if own else None
+
+
 def incomplete(folder: Path) -> list[Path]:
     """Return what a killed run left behind: step folders without a manifest."""
     return [p for p in sorted(folder.glob("step_*")) if p.is_dir() and not (p / MANIFEST).is_file()]

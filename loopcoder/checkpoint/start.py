@@ -14,9 +14,9 @@ from loopcoder.config.compose import load_config
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.data.corpus import TOKENIZER, Corpus
-from loopcoder.errors import InputError, Problem
-from loopcoder.optim.rates import rate_scales
-from loopcoder.optim.schedule import warmup_steps
+from loopcoder.errors import InputError, Problem, counted
+from loopcoder.model.vocabulary import padded_vocabulary
+from loopcoder.optim.schedule import rate_scales, warmup_steps
 
 _WEIGHTS = (*SHAPE, "gate", "kv_sharing")
 """Fields of `model` that decide which weights exist."""
@@ -42,30 +42,35 @@ def find_start(config: Config, run_dir: Path) -> Start | None:
     """Return what the run starts from; None: from its own initial weights.
 
     A run that has checkpoints of its own continues from them even when init_from is given: the same
-    command again resumes. Raises InputError where resume=require finds nothing, or never would
-    overwrite.
+    command again resumes. Raises InputError as `layout.own_checkpoint` does.
     """
-    folder = run_dir / "checkpoints"
-    own = layout.complete(folder)
-    mode = config.checkpoint.resume
-    if mode == "never" and own:
-        raise InputError.of(
-            f"checkpoint.resume=never, but {folder} has checkpoints up to step {own[-1].step}",
-            "a new run in this folder would mix with the old one",
-            "run_dir=ANOTHER_FOLDER, or checkpoint.resume=auto to continue",
-        )
-    if mode == "require" and not own:
-        raise InputError.of(
-            f"checkpoint.resume=require, but {folder} has no complete checkpoint",
-            "there is nothing to continue from",
-            "checkpoint.resume=auto to start anew, or the right run_dir=",
-        )
-    if own:
-        return Start(own[-1], resumes=True)
+    if own := layout.own_checkpoint(run_dir, config.checkpoint.resume):
+        return Start(own, resumes=True)
     if config.checkpoint.init_from:
         found = layout.find(Path(config.checkpoint.init_from))
         return Start(found, resumes=False, keeps_position=config.checkpoint.init_position)
     return None
+
+
+def check_start(config: Config, run_dir: Path, corpus: Corpus | None = None) -> None:
+    """Compare a run with what it would start from; without a corpus, as far as that needs none.
+
+    Raises:
+        InputError: with every mismatch.
+    """
+    start = find_start(config, run_dir)
+    if start is None:
+        return
+    if corpus is not None:
+        rows = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
+        check_fits(start, config, rows, corpus)
+        return
+    before, state = load_config(start.checkpoint.path / layout.CONFIG), start.checkpoint.state()
+    problems = list(_other_run(start, state, before, config))
+    if config.model.vocab_size is not None:
+        problems += _other_rows(start.checkpoint, state, config.model.vocab_size)
+    if problems:
+        raise InputError(problems)
 
 
 def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) -> list[str]:
@@ -77,23 +82,10 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
     checkpoint = start.checkpoint
     before, state = load_config(checkpoint.path / layout.CONFIG), checkpoint.state()
     problems = [
-        *_other_weights(checkpoint, before, config),
-        *_other_text(checkpoint, state, vocab_size, corpus, start.resumes),
-        *_other_loops(checkpoint, before, config, start.resumes),
-        *_other_rates(checkpoint, before, config, start.resumes),
+        *_other_run(start, state, before, config),
+        *_other_rows(checkpoint, state, vocab_size),
+        *_other_text(checkpoint, state, corpus, start.resumes),
     ]
-    if start.keeps_position and config.train.max_steps <= state.step:
-        problems.append(
-            Problem(
-                f"train.max_steps={config.train.max_steps}, {checkpoint.path} is at step "
-                f"{state.step}",
-                "checkpoint.init_position=true counts the steps from there",
-                f"train.max_steps={state.step + config.train.max_steps} for "
-                f"{config.train.max_steps} steps more",
-            )
-        )
-    if start.goes_on:
-        problems += other_position(checkpoint.path, state, before, config)
     if problems:
         raise InputError(problems)
     notes = [] if start.resumes else list(_gates_that_differ(checkpoint, before, config))
@@ -120,6 +112,24 @@ def warmup_of(start: Start | None, config: Config) -> int:
     return warmup_steps(config.optim, config.train.max_steps) if warmup is None else warmup
 
 
+def _other_run(
+    start: Start, state: CheckpointState, before: Config, config: Config
+) -> Iterator[Problem]:
+    """Yield what of a checkpoint does not fit, whatever the corpus is."""
+    checkpoint, steps = start.checkpoint, config.train.max_steps
+    yield from _other_weights(checkpoint, before, config)
+    yield from _other_loops(checkpoint, before, config, start.resumes)
+    yield from _other_rates(checkpoint, before, config, start.resumes)
+    if start.keeps_position and steps <= state.step:
+        yield Problem(
+            f"train.max_steps={steps}, {checkpoint.path} is at step {state.step}",
+            "checkpoint.init_position=true counts the steps from there",
+            f"train.max_steps={state.step + steps} for {counted(steps, 'step')} more",
+        )
+    if start.goes_on:
+        yield from other_position(checkpoint.path, state, before, config)
+
+
 def _other_weights(checkpoint: Checkpoint, before: Config, config: Config) -> Iterator[Problem]:
     ours, theirs = config.model, before.model
     for name in _WEIGHTS:
@@ -134,12 +144,8 @@ def _other_weights(checkpoint: Checkpoint, before: Config, config: Config) -> It
             )
 
 
-def _other_text(
-    checkpoint: Checkpoint,
-    state: CheckpointState,
-    vocab_size: int,
-    corpus: Corpus,
-    resumes: bool,
+def _other_rows(
+    checkpoint: Checkpoint, state: CheckpointState, vocab_size: int
 ) -> Iterator[Problem]:
     if state.vocab_size != vocab_size:
         yield Problem(
@@ -148,6 +154,11 @@ def _other_text(
             "the embedding would not fit",
             f"model.vocab_size={state.vocab_size} with the tokenizer it was trained with",
         )
+
+
+def _other_text(
+    checkpoint: Checkpoint, state: CheckpointState, corpus: Corpus, resumes: bool
+) -> Iterator[Problem]:
     if state.tokenizer_hash != corpus.tokenizer_hash:
         copied = checkpoint.path / TOKENIZER
         tokenizer = copied if copied.is_file() else state.tokenizer_path
@@ -199,6 +210,15 @@ def _other_rates(
             "the optimizer's state is kept by groups of one rate: optim.base_hidden_size, "
             "optim.embedding_lr_scale, optim.head_lr_scale and model.residual_scale stay",
             f"the values of {checkpoint.path / layout.CONFIG}, or {fix}",
+        )
+    steps, before_steps = (c.optim.vocabulary_warmup_steps for c in (config, before))
+    if bool(steps) != bool(before_steps):
+        yield Problem(
+            f"optim.vocabulary_warmup_steps={steps}, in the checkpoint {checkpoint.path} "
+            f"{before_steps}",
+            "with 0 embedding and head are in one group with others, with more they are not, and "
+            "the optimizer's state is kept by groups",
+            f"optim.vocabulary_warmup_steps={before_steps}, or {fix}",
         )
 
 

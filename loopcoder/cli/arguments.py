@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from loopcoder.config.mistakes import nearest_keys
 from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
-from loopcoder.storage.folders import make_folder
+from loopcoder.storage.folders import folder_for
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class Arguments:
     multirun: bool = False
     print_config: bool = False
     help: bool = False
+
+    @property
+    def asked(self) -> list[str]:
+        """What chose the run: the overrides, behind the folder of the presets that they name."""
+        folder = [] if self.config_dir is None else ["--config-dir", str(self.config_dir)]
+        return [*folder, *self.overrides]
 
 
 def parse_arguments(
@@ -91,11 +98,12 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def make_cache(data: DataConfig) -> None:
+def cache_for(data: DataConfig) -> AbstractContextManager[None]:
     """Make the folder of corpora before anything long; one that is there may be read-only."""
     cache = Path(data.build.cache_dir).expanduser()
     if data.build.sources and not cache.is_dir():
-        make_folder(cache, "data.build.cache_dir")
+        return folder_for(cache, "data.build.cache_dir")
+    return nullcontext()
 
 
 def composed(arguments: Arguments, backends: Backends) -> Config:

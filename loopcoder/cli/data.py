@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 from loopcoder.backends import detect
-from loopcoder.cli.arguments import composed, make_cache, parse_arguments
-from loopcoder.cli.data_tools import clean, list_corpora, show
+from loopcoder.cli.arguments import cache_for, composed, parse_arguments
+from loopcoder.cli.corpora import GIVEN
+from loopcoder.cli.data_tools import clean, list_corpora, one_corpus, show
+from loopcoder.cli.options import parse_options
 from loopcoder.config.compose import to_yaml
 from loopcoder.errors import EXIT_DONE, InputError
 
@@ -15,10 +17,10 @@ HELP = """\
 Build the corpus of a run, or find it already built, and print its folder.
 
 usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
-       loopcoder data validate DIR
-       loopcoder data report DIR
-       loopcoder data show DIR [--domain D] [--documents N] [--seed N]
-       loopcoder data list [--cache DIR]
+       loopcoder data validate CORPUS
+       loopcoder data report CORPUS
+       loopcoder data show CORPUS [--domain D] [--documents N] [--seed N]
+       loopcoder data list [--cache DIR] [--json]
        loopcoder data clean [NAME...] [--older-than DAYS] [--unfinished] [--cache DIR] [--yes]
        loopcoder data train-langid PATH... --out FILE
        loopcoder data audit PATH... [--model FILE]
@@ -33,7 +35,9 @@ usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
   list          the corpora in the cache, what builds left there, and which runs use them
   clean         say what of the cache would go, and remove it with --yes
   train-langid  train a classifier for the programming language of code without a name
-  audit         compare the languages of code with Magika's, on a sample"""
+  audit         compare the languages of code with Magika's, on a sample
+
+CORPUS is a folder, a name that `loopcoder data list` prints, or the folder of a run."""
 
 
 def run(argv: list[str]) -> int:
@@ -48,14 +52,14 @@ def run(argv: list[str]) -> int:
     if arguments.print_config:
         print(to_yaml(config), end="")
         return EXIT_DONE
-    make_cache(config.data)
     from data_pipeline.driver import prepare
 
     def report(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        corpus = prepare(config.data, report=report, verify=config.data.verify)
+        with cache_for(config.data):
+            corpus = prepare(config.data, report=report, verify=config.data.verify)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             "data: stopped; the same command continues with what is not done yet"
@@ -64,22 +68,18 @@ def run(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-def _corpus_folder(verb: str, argv: list[str]) -> Path | None:
-    """Return the one folder that a verb of `data` is given; None: its help was asked for."""
-    if argv in (["-h"], ["--help"]):
-        print(f"usage: loopcoder data {verb} DIR")
+def _corpus(verb: str, what: str, argv: list[str]) -> Path | None:
+    """Return the folder of the one corpus that a verb is given; None: its help was asked for."""
+    operands, options = parse_options(f"data {verb}", argv, values=["--cache"])
+    if "--help" in options:
+        print(f"{what}\n\nusage: loopcoder data {verb} CORPUS [--cache DIR]\n\n{GIVEN}")
         return None
-    if len(argv) != 1 or argv[0].startswith("-"):
-        raise InputError.of(
-            f"loopcoder data {verb} {' '.join(argv)}",
-            "it takes the folder of a finished corpus and nothing else",
-            f"loopcoder data {verb} DIR",
-        )
-    return Path(argv[0]).expanduser()
+    return one_corpus(f"data {verb}", operands, options)
 
 
 def _validate(argv: list[str]) -> int:
-    folder = _corpus_folder("validate", argv)
+    what = "Compare a finished corpus with its manifest and with what training relies on."
+    folder = _corpus("validate", what, argv)
     if folder is None:
         return EXIT_DONE
     from data_pipeline.shuffle.validate import validate_corpus
@@ -92,7 +92,7 @@ def _validate(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
-    folder = _corpus_folder("report", argv)
+    folder = _corpus("report", "Write the report of a finished corpus, report.html, anew.", argv)
     if folder is None:
         return EXIT_DONE
     from data_pipeline.finish import report_of

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from loopcoder.cli.corpora import GIVEN, corpus_folder
+from loopcoder.cli.listing import Listed, few, listing
 from loopcoder.cli.options import parse_options
 from loopcoder.cli.run_folders import corpus_of, runs_below
 from loopcoder.errors import EXIT_DONE, InputError
-from loopcoder.metrics.sweep import markdown
 from loopcoder.storage.files import in_words, size_of
 from loopcoder.storage.lock import is_held
 
@@ -20,9 +22,10 @@ if TYPE_CHECKING:
 LIST_HELP = """\
 List the corpora that are kept for later runs, and what builds left behind.
 
-usage: loopcoder data list [--cache DIR]
+usage: loopcoder data list [--cache DIR] [--json]
 
-  --cache DIR   instead of ~/.cache/loopcoder (data.build.cache_dir)
+  --cache DIR   instead of data.build.cache_dir: $LOOPCODER_CACHE, or ~/.cache/loopcoder
+  --json        one list of objects, with sizes in bytes and every run
 
 The runs are those in ./runs that were trained on a corpus. An unfinished build is continued by the
 command that began it."""
@@ -40,11 +43,12 @@ Several conditions must all hold. What is being built, and what a run in ./runs 
 moment, stays. Runs elsewhere are not known: a run whose corpus is gone builds it again from its
 sources, if these are still the same."""
 
-SHOW_HELP = """\
+SHOW_HELP = f"""\
 Show random documents of a finished corpus, as training reads them.
 
-usage: loopcoder data show DIR [--domain D] [--documents N] [--seed N]
+usage: loopcoder data show CORPUS [--domain D] [--documents N] [--seed N] [--cache DIR]
 
+{GIVEN}
   --domain D      text, code, ...; all that the corpus has if left out
   --documents N   of each domain (3)
   --seed N        of the draw (0); another seed shows others"""
@@ -53,18 +57,21 @@ _STATES = {"work": "unfinished build", "trash": "half removed", "lock": "lock wi
 
 
 def list_corpora(argv: list[str]) -> int:
-    """Print a table of the cache, and what else lies there."""
-    operands, options = parse_options("data list", argv, values=["--cache"])
+    """Print what is in the cache, and what else lies there."""
+    operands, options = parse_options("data list", argv, flags=["--json"], values=["--cache"])
     if "--help" in options:
         print(LIST_HELP)
         return EXIT_DONE
     _no_operands("data list", operands)
     from data_pipeline.cache import cache_size, entries, others
 
-    cache = _cache(options)
-    found = entries(cache)
+    cache = cache_of(options)
+    found, runs = entries(cache), _runs_by_corpus()
+    if "--json" in options:
+        print(json.dumps([_plain(e, runs.get(e.fingerprint, [])) for e in found], indent=1))
+        return EXIT_DONE
     if found:
-        print(f"{_table(found, _runs_by_corpus())}\n")
+        print(f"{_listing(found, runs)}\n")
     beside = [f"{path.name} ({in_words(size_of(path))})" for path in others(cache)]
     if beside:
         print(f"besides, not a corpus: {', '.join(beside)}")
@@ -72,21 +79,31 @@ def list_corpora(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-def _table(found: Sequence[Entry], runs: dict[str, list[Path]]) -> str:
-    header = ["corpus", "tokens (sequences)", "size", "built", "runs"]
-    return markdown(
-        header,
-        [
-            [
-                entry.name,
-                _content(entry),
-                in_words(entry.bytes),
-                f"{entry.written:%Y-%m-%d %H:%M}",
-                _few([path.name for path in runs.get(entry.fingerprint, [])]) or "-",
-            ]
-            for entry in found
-        ],
-    )
+def _listing(found: Sequence[Entry], runs: dict[str, list[Path]]) -> str:
+    listed = []
+    for entry in found:
+        cells = [in_words(entry.bytes), f"{entry.written:%Y-%m-%d %H:%M}", _content(entry)]
+        names = few([path.name for path in runs.get(entry.fingerprint, [])])
+        listed.append(Listed(entry.name, cells, notes=[f"runs: {names}"] if names else []))
+    return listing(["size", "built", "tokens (sequences)"], listed)
+
+
+def _plain(entry: Entry, runs: Sequence[Path]) -> dict[str, Any]:
+    """Return a thing in the cache as JSON can say it."""
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "path": str(entry.path),
+        "is_finished": entry.is_finished,
+        "is_busy": entry.is_busy,
+        "domains": {
+            domain: {"tokens": tokens, "sequences": sequences}
+            for domain, (tokens, sequences) in entry.domains.items()
+        },
+        "bytes": entry.bytes,
+        "written": entry.written.isoformat(timespec="seconds"),
+        "runs": [str(path) for path in runs],
+    }
 
 
 def _content(entry: Entry) -> str:
@@ -101,11 +118,6 @@ def _content(entry: Entry) -> str:
         for domain, (tokens, sequences) in entry.domains.items()
     ]
     return ", ".join(parts) + busy
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _runs_by_corpus() -> dict[str, list[Path]]:
@@ -143,7 +155,7 @@ def clean(argv: list[str]) -> int:
 
     runs = _runs_by_corpus()
     going: list[Entry] = []
-    for entry in matching(entries(_cache(options)), operands, fits):
+    for entry in matching(entries(cache_of(options)), operands, fits):
         kept = _reason_to_keep(entry, runs)
         if kept:
             print(f"stays: {entry.path}: {kept}")
@@ -168,9 +180,7 @@ def _go(entry: Entry, runs: dict[str, list[Path]], *, removes: bool) -> int:
     print(f"{'removed' if removes else 'would go'}: {entry.path} ({in_words(entry.bytes)})")
     named = [str(path) for path in runs.get(entry.fingerprint, [])]
     if entry.kind == "corpus" and named:
-        print(
-            f"  warning: {_few(named)} trained on it; such a run continues once it is built again"
-        )
+        print(f"  warning: {few(named)} trained on it; such a run continues once it is built again")
     return entry.bytes
 
 
@@ -194,7 +204,8 @@ def _days(text: str) -> datetime:
         ) from error
 
 
-def _cache(options: dict[str, str]) -> Path:
+def cache_of(options: dict[str, str]) -> Path:
+    """Return the folder that --cache names, or the usual one."""
     from data_pipeline.cache import default_cache
 
     if "--cache" not in options:
@@ -214,25 +225,35 @@ def _no_operands(verb: str, operands: Sequence[str]) -> None:
         )
 
 
+def one_corpus(verb: str, operands: Sequence[str], options: dict[str, str]) -> Path:
+    """Return the folder of the one corpus that stands behind a verb.
+
+    Raises:
+        InputError: there is none or several, or it is no corpus.
+    """
+    if len(operands) != 1:
+        raise InputError.of(
+            f"loopcoder {verb} {' '.join(operands)}".rstrip(),
+            "it takes one finished corpus: its folder, its name, or the folder of a run",
+            f"loopcoder {verb} CORPUS; loopcoder data list names what there is",
+        )
+    return corpus_folder(verb, operands[0], cache_of(options))
+
+
 def show(argv: list[str]) -> int:
     """Print random documents of a corpus, by domain."""
-    values = ["--domain", "--documents", "--seed"]
+    values = ["--domain", "--documents", "--seed", "--cache"]
     operands, options = parse_options("data show", argv, values=values)
     if "--help" in options:
         print(SHOW_HELP)
         return EXIT_DONE
-    if len(operands) != 1:
-        raise InputError.of(
-            f"loopcoder data show {' '.join(operands)}".rstrip(),
-            "it takes the folder of one finished corpus",
-            "loopcoder data show DIR; loopcoder data list names them",
-        )
     number, seed = _whole(options, "--documents", 3), _whole(options, "--seed", 0)
+    folder = one_corpus("data show", operands, options)
     from data_pipeline.report.examples import origin, random_documents
     from data_pipeline.report.page import printable
     from loopcoder.data.corpus import load_corpus, rebuild
 
-    corpus = load_corpus(operands[0], "size")
+    corpus = load_corpus(folder, "size")
     chosen = options.get("--domain")
     if chosen is not None and chosen not in corpus.domains:
         raise InputError.of(

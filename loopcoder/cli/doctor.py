@@ -12,10 +12,10 @@ from pathlib import Path
 from loopcoder.backends import detect
 from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.cli.arguments import composed, parse_arguments
-from loopcoder.config.check import check
+from loopcoder.cli.checks import check_config
 from loopcoder.config.compose import conf_dir
 from loopcoder.config.resolve import processes_to_start
-from loopcoder.errors import EXIT_DONE
+from loopcoder.errors import EXIT_DONE, counted
 from loopcoder.plan.device import device_memory
 from loopcoder.plan.fit import check_memory
 from loopcoder.plan.memory import planned_vocabulary
@@ -39,17 +39,21 @@ def run(argv: list[str]) -> int:
     if arguments.help:
         print(HELP)
         return EXIT_DONE
+    from data_pipeline.cache import cache_size
+
     backends = detect()
     cores = len(os.sched_getaffinity(0))
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     print(f"{'python':<18}  {platform.python_version()} {sys.executable}")
-    print(f"{'cpu':<18}  {cores} cores, {memory_bytes / 2**30:.1f} GiB memory")
+    print(f"{'cpu':<18}  {counted(cores, 'core')}, {memory_bytes / 2**30:.1f} GiB memory")
     print(f"{'disk':<18}  {shutil.disk_usage('.').free / 2**30:.1f} GiB free here")
     print(f"{'presets':<18}  {conf_dir()}")
     print(backends.table())
     config = composed(arguments, backends)
+    cache = Path(config.data.build.cache_dir).expanduser()
+    print(f"{'corpora':<18}  {cache_size(cache) / 2**30:.1f} GiB in {cache} (loopcoder data list)")
     size = processes_to_start(config, backends)
-    check(config, size, backends)
+    check_config(config, size, backends)
 
     from data_pipeline.cache import cache_size
     from data_pipeline.driver import check_input
@@ -62,7 +66,7 @@ def run(argv: list[str]) -> int:
     corpora = ("corpora", f"{in_words(cache_size(cache))} in {cache} (loopcoder data list)")
     print(f"\n{_table([*rows(config, vocab_size, size, run_dir, device), corpora])}\n")
     warning = check_memory(config, vocab_size, size, device)
-    processes = f"{size} process{'' if size == 1 else 'es'}"
+    processes = counted(size, "process")
     what = f"{config.model.name} with precision={config.precision.name}, "
     what += f"model.layer_spec={config.model.layer_spec}"
     if device is None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from loopcoder import __version__
 from loopcoder.cli import data, doctor, evaluate, runs, train
 from loopcoder.cli.messages import (
-    another_rank_said_why,
+    another_rank_failed_first,
     print_error,
     print_interrupted,
     quietly_without_a_reader,
@@ -81,8 +81,9 @@ def _unexpected(error: Exception) -> int:
         )
         print_error(homeless)
         return homeless.exit_code
+    its_own = not another_rank_failed_first()
     _from_here_on_deaf()
-    if not another_rank_said_why():
+    if its_own:
         traceback.print_exc()
     return 1
 
@@ -105,8 +106,11 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _help(argv: list[str]) -> int:
-    if argv and argv[0] in VERBS and argv[0] != "help":
-        return VERBS[argv[0]].run(["--help"])
+    verb = next((a for a in argv if a in VERBS and a != "help"), None)
+    if verb is None and any(a.startswith("--config-dir") for a in argv):
+        verb = "train"  # whose presets the folder has
+    if verb is not None:
+        return VERBS[verb].run(["--help", *(a for a in argv if a != verb)])
     print(USAGE.format(verbs="\n".join(f"  {name:<8} {verb.help}" for name, verb in VERBS.items())))
     return EXIT_DONE
 

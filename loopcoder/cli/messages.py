@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -32,16 +33,19 @@ def print_interrupted(error: KeyboardInterrupt) -> None:
     _say_once(str(error) or "Ctrl-C; the same command continues", is_of_all=True)
 
 
-def another_rank_said_why() -> bool:
+def another_rank_failed_first() -> bool:
     """Say whether this rank's error follows from that of another, whose peers lost it.
 
-    Only ranks that torchrun started know it; the others' words get a second to come.
+    Only ranks that torchrun started know it. The others' words get a second to come; of one that
+    was killed without words the torchrun's SIGTERM tells, which this process survives from here on.
     """
     folder = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not folder:
         return False
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     time.sleep(2 * _RANK_0_FIRST_S)
-    return any(Path(folder).parents[1].glob("said-*"))
+    return bool(ended) or any(Path(folder).parents[1].glob("said-*"))
 
 
 def quietly_without_a_reader() -> bool:

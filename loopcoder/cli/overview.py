@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import Config
+from loopcoder.errors import counted
 
 
 def overview(config: Config, overrides: Sequence[str], processes: int) -> str:
@@ -38,8 +39,8 @@ def _model(config: Config) -> str:
         ]
         loops += f" ({', '.join(switches)})"
     return (
-        f"{m.name}: {loops}, {m.num_layers} layers of {m.hidden_size}, MLP {m.ffn_hidden_size}, "
-        f"heads {m.num_attention_heads}/{m.num_kv_heads} of {m.head_dim}"
+        f"{m.name}: {loops}, {counted(m.num_layers, 'layer')} of {m.hidden_size}, "
+        f"MLP {m.ffn_hidden_size}, heads {m.num_attention_heads}/{m.num_kv_heads} of {m.head_dim}"
     )
 
 
@@ -48,7 +49,7 @@ def _data(config: Config) -> str:
     for stage in config.stages:
         weights = lowest_terms(stage.mixture)
         mixture = f"{' : '.join(weights)} = {' : '.join(map(str, weights.values()))}"
-        until = "" if stage.until is None else f" until {stage.until:,} tokens"
+        until = "" if stage.until is None else f" until {counted(stage.until, 'token')}"
         parts.append(f"{mixture}, sequences of {stage.seq_length}{until}")
     path = f" ({config.data.path})" if config.data.path else ""
     return f"{config.data.corpus_name}{path}: {'; then '.join(parts)}"
@@ -58,8 +59,8 @@ def _steps(config: Config) -> str:
     t = config.train
     ramp = "" if t.batch_ramp is None else f" (from {t.batch_ramp.start})"
     return (
-        f"{t.max_steps:,} of {t.global_batch_size} sequences{ramp}, {t.micro_batch_size} at once "
-        f"on each rank"
+        f"{t.max_steps:,} of {counted(t.global_batch_size, 'sequence')}{ramp}, "
+        f"{t.micro_batch_size} at once on each rank"
     )
 
 
@@ -67,10 +68,19 @@ def _optimizer(config: Config) -> str:
     o, s = config.optim, config.optim.schedule
     warmup = f"{s.warmup_fraction:.3g} of the steps"
     if s.warmup_steps is not None:
-        warmup = f"{s.warmup_steps} steps"
-    end = "" if s.kind == "constant" else f" to {o.min_lr:.3g}"
+        warmup = counted(s.warmup_steps, "step")
+    end, kind = f" to {o.min_lr:.3g}", str(s.kind)
+    if s.kind == "wsd":
+        decay = f"{s.decay_fraction:.3g} of the steps"
+        if s.decay_steps is not None:
+            decay = counted(s.decay_steps, "step")
+        decays = bool(s.decay_fraction if s.decay_steps is None else s.decay_steps)
+        kind = f"wsd, decay over the last {decay}" if decays else "wsd without a decay"
+        end = end if decays else ""
+    elif s.kind == "constant":
+        end = ""
     return (
-        f"Adam, lr {o.lr:.3g}{end} ({s.kind}), warm-up {warmup}, weight decay {o.weight_decay:g}, "
+        f"Adam, lr {o.lr:.3g}{end} ({kind}), warm-up {warmup}, weight decay {o.weight_decay:g}, "
         f"clipped at {o.clip_grad:g}"
     )
 
@@ -80,7 +90,7 @@ def _layout(config: Config, processes: int) -> str:
     copies = processes // (p.tp * p.pp * p.cp)
     sizes = f"dp {copies}, tp {p.tp}{' with sp' if p.sp else ''}, pp {p.pp}"
     return (
-        f"{processes} process{'' if processes == 1 else 'es'} ({sizes}), {config.precision.name}, "
+        f"{counted(processes, 'process')} ({sizes}), {config.precision.name}, "
         f"layers by {'Transformer Engine' if m.layer_spec == 'te' else 'torch'}, {m.kernels} "
         "kernels"
     )
@@ -89,5 +99,5 @@ def _layout(config: Config, processes: int) -> str:
 def _intervals(config: Config) -> str:
     named = (("evaluation", config.eval.interval), ("checkpoint", config.checkpoint.interval))
     kept = config.checkpoint.keep
-    texts = [f"{name} {'at the end' if n is None else f'{n} steps'}" for name, n in named]
+    texts = [f"{name} {'at the end' if n is None else counted(n, 'step')}" for name, n in named]
     return ", ".join(texts) + (f" ({kept} kept)" if kept is not None else "")

@@ -69,6 +69,10 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
             fact = f"there is no run in {folder}" if folder.is_dir() else f"no folder {folder}"
             why = "a run's folder has a config.yaml and a metrics.jsonl"
             fix = "loopcoder runs DIR, or loopcoder train, which writes to runs/"
+            if folder.exists() and not folder.is_dir():
+                fact = f"{folder} is a file"
+                around = next((p for p in folder.parents if list(runs_below(p, 0))), None)
+                fix = f"loopcoder runs {around}" if around else fix
             problems += InputError.of(fact, why, fix).problems
     if problems:
         raise InputError(problems)
@@ -141,12 +145,27 @@ def _config_of(run_dir: Path, saved: Sequence[layout.Checkpoint]) -> Config | No
 
 def corpus_of(run_dir: Path) -> str | None:
     """Return the fingerprint of the corpus that a run is trained on, None: it does not say."""
-    saved = layout.complete(run_dir / "checkpoints")
-    files = [run_dir / RECORD, *(c.path / layout.STATE for c in saved[-1:])]
-    for path, key in zip(files, ("fingerprint", "corpus"), strict=False):
+    found = trained_on(run_dir)
+    return None if found is None else found[1]
+
+
+def trained_on(folder: Path) -> tuple[Path | None, str] | None:
+    """Return folder and fingerprint of the corpus that a run, or a checkpoint, is trained on.
+
+    None: it does not say; the folder is None where only the fingerprint is known.
+    """
+    saved = layout.complete(folder / "checkpoints") or layout.complete(folder)
+    states = [folder / layout.STATE, *(c.path / layout.STATE for c in saved[-1:])]
+    for path in (folder / RECORD, *states):
         try:
-            return str(json.loads(path.read_text(encoding="utf-8"))[key])
-        except (OSError, ValueError, LookupError, TypeError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            key, recorded = "fingerprint", content.get("dir")
+            if path.name == layout.STATE:
+                key, recorded = "corpus", content.get("corpus_dir")
+                if recorded is None and "tokenizer_path" in content:  # of format 1
+                    recorded = str(Path(content["tokenizer_path"]).parent)
+            return Path(recorded) if recorded else None, str(content[key])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue
     return None
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from loopcoder.backends import detect
+from loopcoder.cli.listing import Listed, cut, few, listing
 from loopcoder.cli.options import parse_options
 from loopcoder.cli.run_folders import RunFolder, differences, find_runs, labels, read_run
 from loopcoder.config.identity import numbers
 from loopcoder.errors import EXIT_DONE, InputError
-from loopcoder.metrics.sweep import markdown, report_sweep
+from loopcoder.metrics.sinks import human
+from loopcoder.metrics.sweep import report_sweep
 from loopcoder.metrics.sweep_rows import SweptRun, row_of
 from loopcoder.storage.files import in_words
 
@@ -27,8 +29,8 @@ usage: loopcoder runs [DIR...] [--json]
 
   loopcoder runs                        the runs in runs/, the newest last
   loopcoder runs runs/sweeps/HASH       a sweep's; a DIR is a run, a sweep, or a folder of them
-  loopcoder runs A B --table compared   the table and the plot of a sweep, of any runs; the first
-                                        is the one that the others are compared with
+  loopcoder runs A B --table compared   the table and the plot of a sweep, of any runs, named by
+                                        their folders; the others are compared with the first
 
 states:
   training      a process has the folder at this moment
@@ -64,7 +66,7 @@ def run(argv: list[str]) -> int:
         listed = [_plain(*pair) for pair in zip(found, differing, strict=True)]
         print(json.dumps(listed, indent=1))
     elif found:
-        print(_table(found, labels(differing)))
+        print(_listing(found, labels(differing)))
     return EXIT_DONE
 
 
@@ -72,26 +74,28 @@ def _unreadable(run_dir: Path, error: Exception) -> None:
     print(f"left out: {run_dir}: {str(error).splitlines()[0]}", file=sys.stderr)
 
 
-def _table(found: Sequence[RunFolder], differing: Sequence[str]) -> str:
-    header = ["run", "state", "step", "tokens", "loss", "val/loss", "R", "differs in"]
+def _listing(found: Sequence[RunFolder], differing: Sequence[str]) -> str:
+    header = ["state", "step", "tokens", "loss", "val/loss", "R"]
     header += ["size", "checkpoints", "last written"]
-    body = [
-        [
+    entries = [
+        Listed(
             str(entry.run_dir),
-            entry.state,
-            f"{entry.step}/{entry.config.train.max_steps if entry.config else '?'}",
-            _number(entry.tokens, ","),
-            _number(entry.loss, ".4f"),
-            _number(entry.val_loss, ".4f"),
-            str(entry.config.model.num_loops) if entry.config else "-",
-            label or "-",
-            in_words(entry.bytes),
-            in_words(entry.checkpoint_bytes),
-            f"{datetime.fromtimestamp(entry.written):%Y-%m-%d %H:%M}",
-        ]
+            [
+                entry.state,
+                f"{entry.step}/{entry.config.train.max_steps if entry.config else '?'}",
+                "-" if entry.tokens is None else human(entry.tokens),
+                _number(entry.loss, ".4f"),
+                _number(entry.val_loss, ".4f"),
+                str(entry.config.model.num_loops) if entry.config else "-",
+                in_words(entry.bytes),
+                in_words(entry.checkpoint_bytes),
+                f"{datetime.fromtimestamp(entry.written):%Y-%m-%d %H:%M}",
+            ],
+            text=label,
+        )
         for entry, label in zip(found, differing, strict=True)
     ]
-    return markdown(header, body)
+    return listing(header, entries)
 
 
 def _number(value: float | None, spec: str) -> str:
@@ -120,17 +124,18 @@ def _plain(entry: RunFolder, differing: dict[str, Any]) -> dict[str, Any]:
 
 def _compare(found: Sequence[RunFolder], folder: Path) -> int:
     """Write the tables and the plot of these runs as a sweep's."""
-    swept = []
+    readable = []
     for entry in found:
         if entry.config is None:
             print(f"left out: {entry.run_dir}: it has no config.yaml yet", file=sys.stderr)
-    for candidate in _swept([entry for entry in found if entry.config is not None]):
+            continue
         try:
-            row_of(candidate)
+            row_of(SweptRun(str(entry.run_dir), "", entry.config, entry.run_dir, None))
         except (InputError, OSError, LookupError, TypeError) as error:
-            _unreadable(candidate.run_dir, error)
+            _unreadable(entry.run_dir, error)
         else:
-            swept.append(candidate)
+            readable.append(entry)
+    swept = _swept(readable)
     if not swept:
         raise InputError.of(
             "no run that can be compared", "a table needs metrics of one run or more",
@@ -138,7 +143,7 @@ def _compare(found: Sequence[RunFolder], folder: Path) -> int:
         )  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        report_sweep(swept, folder, plot=detect().has("matplotlib"))
+        report_sweep(swept, folder, plot=detect().has("matplotlib"), notes=_differing(readable))
     except OSError as error:
         raise InputError.of(
             f"cannot write to {folder}: {error.strerror or error}",
@@ -149,26 +154,31 @@ def _compare(found: Sequence[RunFolder], folder: Path) -> int:
     return EXIT_DONE
 
 
+def _differing(found: Sequence[RunFolder]) -> list[str]:
+    """Return a list of the folders with what each of them differs in, if they differ."""
+    named = labels(differences([entry.config for entry in found]))
+    lines = [f"{e.run_dir}: {cut(n)}" for e, n in zip(found, named, strict=True) if n]
+    return (
+        ["\n".join(["The runs differ in:", "", *(f"- {line}" for line in lines)])] if lines else []
+    )
+
+
 def _swept(found: Sequence[RunFolder]) -> list[SweptRun]:
-    """Name the runs as a sweep does: runs that differ in nothing but the seed are one point."""
-    differing = differences([entry.config for entry in found])
-    short = labels([{k: v for k, v in own.items() if k != "seed"} for own in differing])
-    # the whole config decides, since labels are shortened; the same seed twice is no second sample
-    seeds: dict[str, set[int]] = {}
-    points: dict[str, str] = {}
-    runs = []
-    for entry, label in zip(found, short, strict=True):
+    """Name the runs by their folders; runs that differ in nothing but the seed are one point."""
+    # the whole config decides; the same seed twice is no second sample
+    points: dict[str, dict[int, RunFolder]] = {}
+    for entry in found:
         assert entry.config is not None
         same = {k: v for k, v in numbers(entry.config).items() if k != "seed"}
         key, seed = json.dumps(same, sort_keys=True), entry.config.seed
-        if seed in seeds.get(key, ()):
+        if seed in points.get(key, {}):
             key = str(entry.run_dir)
-        seeds.setdefault(key, set()).add(seed)
-        if key not in points:
-            name = label or entry.run_dir.name
-            points[key] = f"{name} ({entry.run_dir})" if name in points.values() else name
-        point = points[key]
+        points.setdefault(key, {})[seed] = entry
+    runs = []
+    for entry in found:
+        members = next(p for p in points.values() if entry in p.values())
+        point = few([str(member.run_dir) for member in members.values()])
         code = EXIT_DONE if entry.state == "finished" else None
-        named = f"{point} seed={seed}" if any("seed" in own for own in differing) else point
-        runs.append(SweptRun(named, point, entry.config, entry.run_dir, code))
+        assert entry.config is not None
+        runs.append(SweptRun(str(entry.run_dir), point, entry.config, entry.run_dir, code))
     return runs

@@ -12,25 +12,29 @@ import shlex
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from launch.killed import kernel_kills, kill_named
+from launch.killed import kernel_kills, kill_named, worker_killed
 from launch.slurm_env import adopt_slurm
 from launch.sweep import FIRST_VARIABLE, points, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
-from loopcoder.backends import detect
+from loopcoder.backends import Backends, detect
 from loopcoder.checkpoint.pinned import pinned_corpus
-from loopcoder.cli.arguments import Arguments, composed, make_cache, parse_arguments, rank, say
+from loopcoder.checkpoint.start import check_start
+from loopcoder.cli.arguments import Arguments, cache_for, composed, parse_arguments, rank, say
+from loopcoder.cli.checks import check_config, check_folder
 from loopcoder.cli.overview import overview
-from loopcoder.config.check import check
-from loopcoder.config.compose import conf_dir, group_options, to_yaml
+from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_yaml
 from loopcoder.config.resolve import processes_to_start
+from loopcoder.config.schema import Config
 from loopcoder.data.corpus import load_corpus
-from loopcoder.errors import EXIT_DONE, Preempted
+from loopcoder.errors import EXIT_DONE, Preempted, counted
 from loopcoder.plan.fit import check_run, needs
-from loopcoder.storage.folders import make_folder
+from loopcoder.storage.folders import folder_for
+from loopcoder.storage.run_lock import refuse_second
 from loopcoder.storage.signals import ended_at_once, heard, leave_terminal, name_of
 
 HELP = """\
@@ -50,6 +54,17 @@ usage: loopcoder train [-m] [--config-dir DIR] [--print-config] [key=value ...]
   loopcoder train -m experiment=loop_sweep         what loops bring: R = 1 to 4 and controls, seeds
   loopcoder train run_dir=DIR                      where everything is written; the same command
                                                    again continues from the newest checkpoint
+  loopcoder train name=first                       the folder is then runs/first-<hash>
+
+a run that is there, with its other settings as they were:
+  loopcoder train run_dir=DIR train.max_steps=4000
+                                                   train it further
+  loopcoder train checkpoint.init_from=DIR run_dir=ANOTHER
+                                                   branch: another run from its newest weights
+  loopcoder train checkpoint.init_from=DIR/checkpoints/step_00001000 run_dir=ANOTHER \\
+      checkpoint.init_optimizer=true checkpoint.init_position=true train.max_steps=1200 \\
+      optim=adam_wsd optim.schedule.decay_steps=200
+                                                   decay a branch: 200 steps from step 1000 on
 
 groups and their presets:
 {groups}
@@ -67,10 +82,7 @@ def run(argv: list[str]) -> int:
     """Train, or start the processes that do; with -m one run after the other."""
     arguments = parse_arguments(argv)
     if arguments.help:
-        options = group_options([conf_dir()]).items()
-        width = max(len(group) for group, _ in options)
-        groups = "\n".join(f"  {group:<{width}}  {', '.join(names)}" for group, names in options)
-        print(HELP.format(groups=groups))
+        print(HELP.format(groups=_presets(arguments.config_dir)))
         return EXIT_DONE
     if arguments.multirun:
         return _show_points(arguments) if arguments.print_config else _sweep(arguments)
@@ -79,9 +91,28 @@ def run(argv: list[str]) -> int:
 
 def _show_points(arguments: Arguments) -> int:
     """Print the checked config of every point of a sweep."""
-    for point in points(arguments.overrides, arguments.config_dir, detect())[1]:
+    backends = detect()
+    for point in points(arguments.overrides, arguments.config_dir, backends)[1]:
+        check_folder(point.config, backends)
         print(f"# {point.label}\n{to_yaml(point.config)}---")
     return EXIT_DONE
+
+
+def _presets(config_dir: Path | None) -> str:
+    """Return the lines of the help on presets: a line per group, and the user's own by themselves.
+
+    Raises InputError if there is no such folder.
+    """
+    ours = group_options([conf_dir()])
+    width = max(map(len, ours))
+    lines = [f"  {group:<{width}}  {', '.join(names)}" for group, names in ours.items()]
+    if config_dir is None:
+        return "\n".join(lines)
+    lines.append(f"\nyour own, of {config_dir}:")
+    for group, names in group_options(preset_dirs(config_dir)).items():
+        if own := [name for name in names if name not in ours.get(group, ())]:
+            lines.append(f"  {group:<{width}}  {', '.join(own)}")
+    return "\n".join(lines)
 
 
 def _sweep(arguments: Arguments) -> int:
@@ -90,7 +121,8 @@ def _sweep(arguments: Arguments) -> int:
     from loopcoder.metrics.sweep_rows import SweptRun
 
     backends = detect()
-    done = sweep(arguments.overrides, arguments.config_dir, backends)
+    refuse = partial(check_folder, backends=backends)
+    done = sweep(arguments.overrides, arguments.config_dir, backends, refuse)
     runs = [
         SweptRun(point.label, point.without_seed, point.config, point.run_dir, code)
         for point, code in zip(done.points, done.exit_codes, strict=True)
@@ -109,28 +141,34 @@ def _train(arguments: Arguments) -> int:
     config = composed(arguments, backends)
     if arguments.print_config:
         print(to_yaml(config), end="")
-    os.environ.setdefault(OVERRIDES_VARIABLE, shlex.join(arguments.overrides))
+    os.environ.setdefault(OVERRIDES_VARIABLE, shlex.join(arguments.asked))
     adopt_slurm(os.environ)
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
-    check(config, size, backends)
+    check_config(config, size, backends)
     if arguments.print_config:
         return EXIT_DONE
     may_not_fit = check_run(config, size, backends)
     run_dir = Path(str(config.run_dir))
-    if rank() == 0:
-        make_folder(run_dir, "run_dir")
-        make_cache(config.data)
-    if CONFIG_VARIABLE not in os.environ:
-        say(f"{backends.table()}\n\n{overview(config, arguments.overrides, size)}")
-        say(f"run_dir    {run_dir} (the whole configuration is in its config.yaml)\n")
-        if not launched and size < backends.gpu_count:
-            batch, micro = config.train.global_batch_size, config.train.micro_batch_size
-            gpus = f"using {size} of {backends.gpu_count} GPUs"
-            say(f"{gpus}: {batch} sequences per step, {micro} at once")
-        if may_not_fit is not None:
-            say(may_not_fit)
+    with ExitStack() as made:
+        if rank() == 0:
+            refuse_second(run_dir)
+            made.enter_context(folder_for(run_dir, "run_dir"))
+            made.enter_context(cache_for(config.data))
+        if CONFIG_VARIABLE not in os.environ:
+            say(f"{backends.table()}\n\n{overview(config, arguments.asked, size)}")
+            say(f"run_dir    {run_dir} (the whole configuration is in its config.yaml)\n")
+            if not launched and size < backends.gpu_count:
+                batch, micro = config.train.global_batch_size, config.train.micro_batch_size
+                gpus = f"using {size} of {backends.gpu_count} GPUs"
+                say(f"{gpus}: {counted(batch, 'sequence')} per step, {micro} at once")
+            if may_not_fit is not None:
+                say(may_not_fit)
+        return _start(config, backends, run_dir, size, launched=launched)
 
+
+def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, launched: bool) -> int:
+    """Get the corpus, then train in this process or in processes of their own."""
     from data_pipeline.driver import prepare
 
     verify = config.data.verify if rank() == 0 else "size"
@@ -140,10 +178,12 @@ def _train(arguments: Arguments) -> int:
         corpus = prepare(config.data, report=say, verify=verify)
     else:
         corpus = load_corpus(pinned, verify)
+    check_start(config, run_dir, corpus)  # before anything is written or started
     if not launched and size > 1:
         kills = kernel_kills()
         code = start_workers(config, size)  # which inherit the overrides
-        if named := kill_named(code, kills, partial(needs, config, size, backends)):
+        estimate = partial(needs, config, size, backends)
+        if named := kill_named(worker_killed(code), kills, estimate):
             print(named, file=sys.stderr)
         return code
     if not launched:

@@ -16,7 +16,7 @@ from loopcoder.config.check_precision import check_precision
 from loopcoder.config.fields import as_override, next_multiple
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError, Problem, counted
 
 _NOT_BUILT = (("parallel.cp", "context parallelism"),)
 """Fields that must stay 1 until what they ask for is built: delete a line when it is."""
@@ -98,13 +98,14 @@ def _layout(config: Config, world_size: int, backends: Backends) -> Iterator[Pro
     if world_size % model_size:
         processes = next_multiple(world_size, model_size)
         yield Problem(
-            f"{world_size} processes, parallel.tp={p.tp} parallel.pp={p.pp} parallel.cp={p.cp}",
-            f"one copy of the model takes tp*pp*cp = {model_size} processes",
+            f"{counted(world_size, 'process')}, parallel.tp={p.tp} parallel.pp={p.pp} "
+            f"parallel.cp={p.cp}",
+            f"one copy of the model takes tp*pp*cp = {counted(model_size, 'process')}",
             f"parallel.nproc_per_node={processes}, or parallel.tp=1",
         )
     if backends.has_gpu and (p.nproc_per_node or 1) > backends.gpu_count:
         yield Problem(
-            f"parallel.nproc_per_node={p.nproc_per_node}, {backends.gpu_count} GPUs",
+            f"parallel.nproc_per_node={p.nproc_per_node}, {counted(backends.gpu_count, 'GPU')}",
             "every process needs a GPU of its own",
             f"parallel.nproc_per_node={backends.gpu_count}",
         )
@@ -137,10 +138,11 @@ def _pipeline(config: Config, world_size: int) -> Iterator[Problem]:
             "parallel.chunks_per_loop=1",
         )
     if p.pp > 1 and layers < p.pp * p.chunks_per_loop:
+        parts = "" if p.chunks_per_loop == 1 else f" of each of {p.chunks_per_loop} parts of a loop"
         yield Problem(
             f"model.num_layers={layers} parallel.pp={p.pp} "
             f"parallel.chunks_per_loop={p.chunks_per_loop}",
-            f"each of {p.pp} stages holds a layer of each of {p.chunks_per_loop} parts of a loop",
+            f"each of {p.pp} stages holds a layer{parts}",
             f"parallel.chunks_per_loop={max(1, layers // p.pp)}"
             if p.chunks_per_loop > 1 and layers >= p.pp
             else f"parallel.pp={layers} parallel.chunks_per_loop=1",
@@ -151,7 +153,8 @@ def _pipeline(config: Config, world_size: int) -> Iterator[Problem]:
     if p.pp > 1 and microbatches < p.pp:
         needed = p.pp * config.train.micro_batch_size * dp
         yield Problem(
-            f"parallel.pp={p.pp} with {smallest} sequences per step: {microbatches} microbatches",
+            f"parallel.pp={p.pp} with {counted(smallest, 'sequence')} per step: "
+            f"{counted(microbatches, 'microbatch')}",
             "a pipeline needs at least as many microbatches as it has stages",
             f"train.global_batch_size={next_multiple(config.train.global_batch_size, needed)}"
             if config.train.batch_ramp is None
@@ -191,8 +194,9 @@ def _batch(config: Config, world_size: int) -> Iterator[Problem]:
         if size % per_pass:
             facts.append(f"train.micro_batch_size={t.micro_batch_size}")
             whys.append(
-                f"{dp} data-parallel ranks with {t.micro_batch_size} sequences each "
-                f"do {per_pass} at a time"
+                f"{counted(dp, 'data-parallel rank')} with "
+                f"{counted(t.micro_batch_size, 'sequence')} each "
+                f"{'does' if dp == 1 else 'do'} {per_pass} at a time"
             )
         if size % unit:
             mixtures = [s.mixture for s in config.stages if s.mixture]

@@ -8,7 +8,7 @@ from loopcoder.backends import Backends
 from loopcoder.config.fields import next_multiple
 from loopcoder.config.resolve import kernel_limits
 from loopcoder.config.schema import Config
-from loopcoder.errors import Problem
+from loopcoder.errors import Problem, counted
 
 _FP8_MULTIPLE = {"fp8_tensorwise": 16, "fp8_delayed": 16, "fp8_blockwise": 128}
 """FP8 matrix products take dimensions in multiples of 16, or of the block that has a scale."""
@@ -104,7 +104,7 @@ def _bf16_layers(config: Config) -> Iterator[Problem]:
         )
     elif fields and max(fields.values()) > layers:
         yield Problem(
-            f"{facts} with {layers} layers per pipeline stage",
+            f"{facts} with {counted(layers, 'layer')} per pipeline stage",
             "megatron-core keeps exceptions within one stage",
             " ".join(f"precision.{key}={min(value, layers)}" for key, value in fields.items()),
         )

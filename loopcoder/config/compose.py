@@ -77,7 +77,7 @@ def compose(
     `config_dir` is a folder of the user's own presets, laid out as conf/; `root` is the name of the
     schema's root file. Raises InputError with every unknown key, unknown preset and wrong value.
     """
-    dirs = _preset_dirs(config_dir)
+    dirs = preset_dirs(config_dir)
     problems: list[Problem] = []
     presets: list[str] = []
     values: list[Override] = []
@@ -106,7 +106,7 @@ def sweep_axes(overrides: Sequence[str], config_dir: Path | None = None) -> list
     They are those of Hydra's BasicSweeper, `hydra.sweeper.params`. Presets that are swept
     themselves contribute none: an axis is found before the sweep is expanded.
     """
-    dirs = _preset_dirs(config_dir)
+    dirs = preset_dirs(config_dir)
     options = group_options(dirs)
     problems: list[Problem] = []  # composing the points says them
     presets = [
@@ -119,15 +119,28 @@ def sweep_axes(overrides: Sequence[str], config_dir: Path | None = None) -> list
     return [f"{key}={values}" for key, values in _compose_presets(ROOT, presets, dirs)[1].items()]
 
 
-def _preset_dirs(config_dir: Path | None) -> list[Path]:
-    """Return the folders of presets: ours and, where there is one, the user's."""
+def preset_dirs(config_dir: Path | None) -> list[Path]:
+    """Return the folders of presets: ours and, where there is one, the user's.
+
+    Raises InputError if that does not exist, or has a preset that ours would hide.
+    """
     if config_dir is None:
         return [conf_dir()]
     if not config_dir.is_dir():
         raise InputError.of(
             f"--config-dir {config_dir}", "there is no such folder", "give a folder with presets"
         )
-    return [conf_dir(), config_dir.resolve()]
+    ours, theirs = conf_dir(), config_dir.resolve()
+    for path in sorted(theirs.glob("*/*.yaml")):
+        same = ours / path.relative_to(theirs)
+        if same.exists() and same.read_bytes() != path.read_bytes():
+            raise InputError.of(
+                f"{path} has the name of a preset that comes with loopcoder",
+                f"{same} is found first, so this one would have no effect",
+                f"rename it to {path.with_name(f'my_{path.name}')}: "
+                f"{path.parent.name}=my_{path.stem}",
+            )
+    return [ours, theirs]
 
 
 def _preset(override: Override) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic.dataclasses import dataclass
 
 from loopcoder.config.build import BuildConfig
-from loopcoder.config.types import STRICT, Changes, PositiveFloat, PositiveInt
+from loopcoder.config.types import STRICT, Changes, FolderName, PositiveFloat, PositiveInt
 
 _KINDS = {
     "sample": {"sample"}, "files": {"files"}, "hf": {"hf"}, "packages": {"debian", "npm"}
@@ -46,8 +46,8 @@ class ResolvedStage:
 class DataConfig:
     """Which documents are trained on, in which proportion."""
 
-    name: str
-    """Name of the preset."""
+    name: FolderName
+    """Name of the preset; part of the corpus's name."""
     seq_length: Annotated[PositiveInt, Changes("corpus")]
     """Tokens per sequence."""
     mixture: Annotated[dict[str, PositiveFloat], Changes("corpus")]

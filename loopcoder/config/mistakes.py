@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from types import NoneType
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from loopcoder.config.fields import MISSING, FieldAt, arms, as_override, leaves, typed
 from loopcoder.config.renamed import new_name
+from loopcoder.config.types import PATTERNS
 from loopcoder.errors import Problem
 
 GROUPS = ("experiment", "variant")
@@ -119,6 +121,9 @@ def _problem(
     first = details[0]
     whys = []
     for d in details:
+        if d["type"] == "string_pattern_mismatch":
+            whys.append(PATTERNS[d["ctx"]["pattern"]][0])
+            continue
         limits = {k: as_override(v) for k, v in d.get("ctx", {}).items()}
         text = _WHY.get(d["type"], d["msg"])
         whys.append(text.format(**limits, choices=", ".join(at.choices)) if "{" in text else text)
@@ -130,6 +135,12 @@ def _problem(
         return not_written_out(key, first["input"])
     mended = typed(f"{key}={_mended(key, first, at, presets)}")
     return Problem(f"{key}={as_override(first['input'])}", why, mended)
+
+
+def cleaned(text: str, pattern: str) -> str:
+    """Return a text with a dash for every part that a pattern of `types.py` does not allow; "" if
+    nothing is left."""
+    return re.sub(PATTERNS[pattern][1], "-", text).strip("-")
 
 
 def not_written_out(key: str, value: object) -> Problem:
@@ -145,6 +156,10 @@ def _mended(key: str, detail: ErrorDetails, at: FieldAt, presets: Mapping[str, A
     if "ge" in limits and isinstance(limits["ge"], int):
         return as_override(limits["ge"])
     value = detail["input"]
+    if "pattern" in limits and (clean := cleaned(value, limits["pattern"])):
+        return clean
+    if at.sections and detail["type"] == "dataclass_type":
+        return f"{{{next(iter(at.fields))}:VALUE}}"
     if at.choices:
         # YAML 1.1 reads a bare on/off as a boolean.
         text = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)

@@ -33,8 +33,7 @@ def lowest_terms(mixture: Mapping[str, float]) -> dict[str, int]:
     return {domain: numbers[domain] // divisor for domain in (*first, *others)}
 
 
-def without(domain: str, mixture: Mapping[str, float]) -> str:
-    """Return ", or " and the override that asks for the other domains alone; empty: there is
-    none."""
+def without(mixture: Mapping[str, float], domain: str) -> str | None:
+    """Return the override that leaves a domain out, quoted for a shell; None: no other is left."""
     rest = {name: weight for name, weight in mixture.items() if name != domain}
-    return f", or 'data.mixture={as_override(rest)}'" if rest else ""
+    return f"'data.mixture={as_override(rest)}'" if rest else None

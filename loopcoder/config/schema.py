@@ -148,9 +148,10 @@ class ScheduleConfig:
     warmup_steps: NonNegativeInt | None = None
     """Steps of linear warm-up."""
     decay_fraction: Fraction = 0.1
-    """wsd: share of max_steps over which the rate decays at the end."""
+    """wsd: share of max_steps over which the rate decays at the end; 0: as decay_steps=0."""
     decay_steps: Annotated[NonNegativeInt | None, _NEW] = None
-    """wsd: steps of decay at the end, instead of decay_fraction."""
+    """wsd: steps of decay at the end, instead of decay_fraction; 0: it stays at its peak to the
+    end, as in a run whose decays are branches."""
     decay_shape: Literal["linear", "1-sqrt", "cosine"] = "1-sqrt"
     """wsd: form of the decay."""
 
@@ -182,6 +183,9 @@ class OptimConfig:
     """Learning rate of the embedding as a multiple of `lr`."""
     head_lr_scale: Annotated[PositiveFloat, _NEW] = 1.0
     """Learning rate of the head as a multiple of what base_hidden_size makes of `lr`."""
+    vocabulary_warmup_steps: Annotated[NonNegativeInt, _NEW] = 0
+    """Steps over which the rates of embedding and head grow linearly to what they are, besides the
+    schedule's warm-up: at many times `lr` they overshoot first. 0: the schedule's alone."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -282,7 +286,7 @@ class HardwareConfig:
     name: str = "auto"
     """auto reads the GPU's name."""
     peak_tflops_bf16: PositiveFloat | None = None
-    """Dense bf16 peak per device, in TFLOP/s; null with auto: looked up, or measured on a CPU."""
+    """Dense bf16 peak per device, in TFLOP/s; null: looked up for a GPU; of a CPU there is none."""
     peak_tflops_fp8: PositiveFloat | None = None
     """Dense FP8 peak per device, in TFLOP/s."""
 

@@ -30,8 +30,21 @@ class Changes:
     their names."""
 
 
-Name = Annotated[str, Field(pattern=r"^\w[\w.+=,@-]*$")]
+NAME, FOLDER = r"^\w[\w.+=,@-]*$", r"^[^/\x00]+$"
+Name = Annotated[str, Field(pattern=NAME)]
 """Part of a file's name."""
+FolderName = Annotated[str, Field(pattern=FOLDER)]
+"""Part of a folder's name; Name is stricter, and came when there were such folders."""
+PATTERNS = {
+    NAME: (
+        "it is part of a folder's name: letters, digits and . _ - + = , @, and first a letter, a "
+        "digit or _",
+        r"^\W+|[^\w.+=@-]+",
+    ),
+    FOLDER: ("it is part of a folder's name: one character or more, none of them /", r"[/\x00]+"),
+}
+"""What a text with such a pattern may be, in words, and what of another one is replaced; a comma
+would be quoted on a command line."""
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]

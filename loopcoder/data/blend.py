@@ -15,7 +15,7 @@ from loopcoder.config.data import ResolvedStage
 from loopcoder.config.mixture import without
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Mixture
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 
 
 class Blend:
@@ -51,15 +51,17 @@ class Blend:
                 raise InputError.of(
                     f"data.mixture has '{domain}', the corpus {', '.join(corpus.domains)}",
                     "a batch cannot be composed of documents that do not exist",
-                    f"add a source of that domain{without(domain, stage.mixture)}",
+                    "add a source of that domain"
+                    + (f", or {rest}" if (rest := without(stage.mixture, domain)) else ""),
                 )
             shards = corpus.shard_tokens(domain, "train")
             tokens = max(shards)
             if tokens < stage.seq_length + 1:
                 raise InputError.of(
-                    f"the domain '{domain}' has {tokens} training tokens"
+                    f"the domain '{domain}' has {counted(tokens, 'training token')}"
                     + (" in its largest shard" if len(shards) > 1 else ""),
-                    f"less than one sequence of {stage.seq_length} tokens and its last label",
+                    f"less than one sequence of {counted(stage.seq_length, 'token')} "
+                    "and its last label",
                     f"data.seq_length={max(1, (tokens - 1) // 2)} or less, or more data",
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,12 @@ def style(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
 def color_of(i: int) -> str:
     """Return the color of the curve with index `i`."""
     return COLORS[i % len(COLORS)]
+
+
+def lengths(records: list[dict[str, Any]]) -> list[int]:
+    """Return the lengths of eval.lengths at which there are evaluations (`val/loss/len<n>`)."""
+    keys = {key for record in records for key in record}
+    return sorted(int(m[1]) for key in keys if (m := re.fullmatch(r"val/loss/len(\d+)", key)))
 
 
 def series(records: list[dict[str, Any]], key: str) -> Series:

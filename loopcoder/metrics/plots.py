@@ -16,6 +16,7 @@ from loopcoder.metrics.drawing import (
     MARKERS,
     color_of,
     draw,
+    lengths,
     require_matplotlib,
     series,
     style,
@@ -41,9 +42,9 @@ _BY_LOOP = {
 def plot_run(run_dir: Path) -> list[Path]:
     """Draw what metrics.jsonl holds into run_dir/plots and return the files.
 
-    loss.png always; what was recorded by loop (`_BY_LOOP`) for a looped model;
-    throughput.png where the speed was logged. Raises InputError without matplotlib, metrics.jsonl
-    or a single record.
+    loss.png always; what was recorded by loop (`_BY_LOOP`) for a looped model, its validation at
+    every length of eval.lengths too; throughput.png where the speed was logged. Raises
+    InputError without matplotlib, metrics.jsonl or a single record.
     """
     require_matplotlib()
     records = merge_by_step(read_metrics(run_dir / METRICS_FILE))
@@ -56,7 +57,12 @@ def plot_run(run_dir: Path) -> list[Path]:
     title = run_title(_config(run_dir))
     plots = run_dir / "plots"
     files = [draw(plots / "loss.png", lambda fig: _loss(fig, records, title))]
-    for name, (prefix, what, label) in _BY_LOOP.items():
+    by_length = {
+        f"loops_len{n}": (f"val/loss/len{n}", f"{what}, {n} tokens", label)
+        for n in lengths(records)
+        for _, what, label in [_BY_LOOP["loops"]]
+    }
+    for name, (prefix, what, label) in (_BY_LOOP | by_length).items():
         if len(_loops(records, prefix)) > 1:
             drawn = draw(
                 plots / f"{name}.png",
@@ -85,6 +91,10 @@ def _loss(fig: Figure, records: list[Record], title: str) -> None:
             (records, f"val/loss/{d}", f"validation, {d}", color_of(i + 1))
             for i, d in enumerate(domains)
         ]
+    curves += [
+        (records, f"val/loss/len{n}", f"validation, {n} tokens", color_of(len(curves) + i))
+        for i, n in enumerate(lengths(records), 1)
+    ]
     if older:
         curves.append((older, "val/loss", f"validation, {_OLDER}", _OLDER_COLOR))
     for i, (evaluations, key, label, color) in enumerate(curves):
@@ -120,7 +130,7 @@ def _by_loop(fig: Figure, records: list[Record], prefix: str, title: str, y_labe
             linewidth=1.6,
             label=f"loop {loop}: {ys[-1]:.3g}",
         )
-    if prefix == "val/loss":
+    if prefix.startswith("val/loss"):
         older, newer = _by_weighting(records)
         _mark_change_of_weighting(ax, records)
         y_label += f",\n{_OLDER}" if older and not newer else ""

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loopcoder.config.schema import Config
+from loopcoder.errors import counted
 from loopcoder.metrics.writer import METRICS_FILE, read_metrics
+
+_OF_ONE_START = (
+    "model.num_loops=",
+    "run_dir=",
+    "name=",
+    "checkpoint.resume=",
+    "checkpoint.init_",
+    "data.rebuild=",
+    "profile.",
+)
 
 
 def print_summary(
@@ -25,7 +36,7 @@ def print_summary(
     The validation loss is compared with the unigram entropy of the corpus (both in nats per token,
     their domains weighted by the mixture); None leaves the comparison out.
     """
-    print(f"\ndone: {steps} steps, {tokens:,} tokens")
+    print(f"\ndone: {counted(steps, 'step')}, {counted(tokens, 'token')}")
     if val_loss is not None and unigram_entropy is not None:
         side = "under" if val_loss <= unigram_entropy else "over"
         print(
@@ -40,9 +51,9 @@ def print_summary(
 
 
 def next_command(config: Config, overrides: Sequence[str]) -> str:
-    """Return the command that trains one loop more beside what was asked for."""
-    own = ("model.num_loops=", "run_dir=", "name=", "checkpoint.resume=")
-    kept = [o for o in overrides if not o.startswith(own)]
+    """Return the command that trains one loop more beside what was asked for, without what belongs
+    to one start or to one folder."""
+    kept = [o for o in overrides if not o.lstrip("+~").startswith(_OF_ONE_START)]
     loops = config.model.num_loops
     sweep = ["loopcoder", "train", "-m", *kept, f"model.num_loops={loops},{loops + 1}"]
     return f"{shlex.join(sweep)}   (what does another loop bring?)"
@@ -55,5 +66,5 @@ def print_finished(run_dir: Path, step: int, max_steps: int) -> None:
     loss = next((line["val/loss"] for line in reversed(lines) if "val/loss" in line), None)
     val = "" if loss is None else f", validation loss {loss:.4f}"
     past = "" if step == max_steps else f", which is past train.max_steps={max_steps}"
-    print(f"already finished: {step} steps{past}{val} ({run_dir})")
+    print(f"already finished: {counted(step, 'step')}{past}{val} ({run_dir})")
     print(f"more: the same command with run_dir={run_dir} train.max_steps={2 * step}")

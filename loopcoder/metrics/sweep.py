@@ -15,7 +15,9 @@ from loopcoder.metrics.seeds import Mean
 from loopcoder.metrics.sweep_rows import PointRow, Row, SweptRun, point_rows, row_of
 
 
-def report_sweep(runs: Sequence[SweptRun], folder: Path, *, plot: bool) -> None:
+def report_sweep(
+    runs: Sequence[SweptRun], folder: Path, *, plot: bool, notes: Sequence[str] = ()
+) -> None:
     """Print the tables; write them as sweep.md and sweep.json, and the curves as sweep.png.
 
     A point that ran with several seeds is one row, a mean; sweep.md and sweep.json have the runs
@@ -23,6 +25,7 @@ def report_sweep(runs: Sequence[SweptRun], folder: Path, *, plot: bool) -> None:
 
     Args:
         plot: Draw the curves, if any run has a validation loss.
+        notes: Paragraphs that follow the tables.
     """
     rows = [row_of(run) for run in runs]
     points = point_rows(runs, rows)
@@ -31,7 +34,7 @@ def report_sweep(runs: Sequence[SweptRun], folder: Path, *, plot: bool) -> None:
     parts = [point_table(points) if has_seeds else run_table(rows)]
     if loops is not None:
         parts.append(loop_table(loops))
-    parts += _mixed_weightings(rows)
+    parts += [*_mixed_weightings(rows), *notes]
     print("\n\n".join(parts), flush=True)
     if has_seeds:
         parts.append(run_table(rows))

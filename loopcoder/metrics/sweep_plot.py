@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 from loopcoder.metrics.drawing import (
     FAINT,
     MARKERS,
     Series,
     color_of,
     draw,
+    lengths,
     require_matplotlib,
     style,
 )
@@ -21,7 +22,7 @@ from loopcoder.metrics.loops import differs_in_loops_only
 from loopcoder.metrics.seeds import Mean
 from loopcoder.metrics.sinks import human
 from loopcoder.metrics.sweep_rows import PointRow
-from loopcoder.metrics.writer import METRICS_FILE, merge_by_step, read_metrics
+from loopcoder.metrics.writer import METRICS_FILE, Record, merge_by_step, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +42,7 @@ def plot_sweep(points: Sequence[PointRow], out: Path) -> Path:
     with_loss = [point for point in points if point.loss]
     if not with_loss:
         raise InputError.of(
-            f"none of the {len(points)} points of the sweep has a validation loss",
+            f"of {counted(len(points), 'point')} of the sweep none has a validation loss",
             "the points are compared by it",
             "train them with eval.at_end=true, or a smaller eval.interval=N",
         )
@@ -58,20 +59,24 @@ def _sweep(fig: Figure, points: Sequence[PointRow]) -> None:
 
 
 def _curves(ax: Axes, points: Sequence[PointRow]) -> None:
-    """Draw the validation loss of every point against tokens."""
+    """Draw the validation loss of every point against tokens; thinner that at further lengths."""
     for i, point in enumerate(points):
-        tokens, losses = mean_curve(point.run_dirs)
-        if tokens:
-            ax.plot(
-                tokens,
-                losses,
-                color=color_of(i),
-                marker=MARKERS[i % 7],
-                markersize=4,
-                linewidth=1.6,
-                linestyle=("-", "--", ":")[i // 7 % 3],
-                label=f"{point.point}: {losses[-1]:.3f}",
-            )
+        runs = [records_of(run_dir) for run_dir in point.run_dirs]
+        further = {n: f"val/loss/len{n}" for n in lengths([r for run in runs for r in run])}
+        for length, key in {0: "val/loss", **further}.items():
+            tokens, losses = mean_curve(runs, key)
+            if tokens:
+                name = f"{point.point}, {length} tokens" if length else point.point
+                ax.plot(
+                    tokens,
+                    losses,
+                    color=color_of(i),
+                    marker=MARKERS[i % 7],
+                    markersize=4,
+                    linewidth=0.8 if length else 1.6,
+                    linestyle=("-", "--", ":")[i // 7 % 3],
+                    label=f"{name}: {losses[-1]:.3f}",
+                )
     ax.xaxis.set_major_formatter(lambda value, _: human(value))
     names = {point.model.name for point in points}
     title = f"{names.pop()}: " if len(names) == 1 else ""
@@ -81,15 +86,17 @@ def _curves(ax: Axes, points: Sequence[PointRow]) -> None:
         ax.legend(frameon=False, fontsize=9)
 
 
-def mean_curve(run_dirs: Sequence[Path]) -> Series:
-    """Return tokens and validation loss, the mean over the runs at the tokens that all of them
-    with a validation loss have."""
-    curves = []
-    for run_dir in run_dirs:
-        metrics = run_dir / METRICS_FILE
-        records = merge_by_step(read_metrics(metrics)) if metrics.exists() else []
-        curve = {r["tokens"]: r["val/loss"] for r in records if "val/loss" in r and "tokens" in r}
-        curves += [curve] if curve else []
+def records_of(run_dir: Path) -> list[Record]:
+    """Return a run's metrics, one record per step; none where it has not begun."""
+    metrics = run_dir / METRICS_FILE
+    return merge_by_step(read_metrics(metrics)) if metrics.exists() else []
+
+
+def mean_curve(runs: Sequence[list[Record]], key: str = "val/loss") -> Series:
+    """Return tokens and a value, the mean over the runs at the tokens that all of them with such a
+    value have."""
+    found = [{r["tokens"]: r[key] for r in run if key in r and "tokens" in r} for run in runs]
+    curves = [curve for curve in found if curve]
     if not curves:
         return [], []
     tokens = sorted(set.intersection(*(set(curve) for curve in curves)))

@@ -45,23 +45,28 @@ def build_optimizer(
     return optimizer
 
 
-def update(optimizer: Any, optim: OptimConfig, lr: float, tokens: Tensor) -> Tensor:
+def update(
+    optimizer: Any, optim: OptimConfig, lr: float, tokens: Tensor, vocabulary: float = 1.0
+) -> Tensor:
     """Average and clip the reduced gradients and update the weights, without waiting for the
     device.
 
     Args:
         tokens: what the gradients, those of a summed loss, are divided by. []
+        vocabulary: share of their rate at which embedding and head learn in this step
+            (`schedule.vocabulary_share`).
 
     Returns:
         the global norm of the averaged gradient before clipping, on the device []. Where it is not
         finite the weights and moments were left as they are: see `train.health`.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_mult"]
+        share = vocabulary if group["is_decoupled_lr"] else 1.0
+        group["lr"] = lr * group["lr_mult"] * share
         # Loading a checkpoint brings those it was saved with.
         group["betas"], group["eps"] = (optim.beta1, optim.beta2), optim.eps
         # megatron leaves the multiplication to a scheduler that we do not use.
-        group["weight_decay"] = optim.weight_decay * group["wd_mult"]
+        group["weight_decay"] = optim.weight_decay * group["wd_mult"] / share
     optimizer.prepare_grads()
     divisor = tokens.clamp(min=1.0)
     norm = torch.as_tensor(optimizer.get_grad_norm(), device=tokens.device).reshape(()) / divisor

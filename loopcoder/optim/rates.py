@@ -14,41 +14,39 @@ from torch import Tensor
 
 from loopcoder.config.schema import ModelConfig, OptimConfig
 from loopcoder.model.init import is_output_projection
+from loopcoder.optim.schedule import rate_scales
+
+_VOCABULARY = ("embedding", "head")
 
 
 def rate_overrides(model: ModelConfig, optim: OptimConfig) -> dict[ParamKey, Any]:
-    """Return what megatron-core groups parameters by: one entry per rate other than `optim.lr`.
+    """Return what megatron-core groups parameters by: one entry per rate other than `optim.lr`,
+    and those of embedding and head apart (megatron-core's `is_decoupled_lr`) where they warm up for
+    longer.
 
     Weight decay shrinks every matrix by lr * weight_decay a step, whatever its own rate is, so
     that a width does not change what it comes to over a run.
     """
+    kinds: dict[tuple[float, bool], list[str]] = {}
+    for kind, scale in rate_scales(model, optim).items():
+        longer = optim.vocabulary_warmup_steps > 0 and kind in _VOCABULARY
+        kinds.setdefault((scale, longer), []).append(kind)
+    kinds.pop((1.0, False), None)
     return {
-        ParamKey(with_name_predicate=_with_scale(scale, model, optim)): {
-            "lr_mult": scale,
-            "wd_mult": 1 / scale,
+        ParamKey(with_name_predicate=_is_one_of(kinds[key])): {
+            "lr_mult": key[0],
+            "wd_mult": 1 / key[0],
+            **({"is_decoupled_lr": True} if key[1] else {}),
         }
-        for scale in sorted(set(rate_scales(model, optim).values()) - {1.0})
+        for key in sorted(kinds)
     }
 
 
-def rate_scales(model: ModelConfig, optim: OptimConfig) -> dict[str, float]:
-    """Return the rate of each kind of matrix as a multiple of `optim.lr`."""
-    width = (optim.base_hidden_size or model.hidden_size) / model.hidden_size
-    return {
-        "embedding": optim.embedding_lr_scale,
-        "matrix": width,
-        "head": width * optim.head_lr_scale,
-        "output projection": width * model.residual_scale,
-    }
+def _is_one_of(kinds: list[str]) -> ParamWithNamePredicate:
+    def is_one(parameter: Tensor, name: str) -> bool:
+        return parameter.dim() > 1 and _kind(name) in kinds
 
-
-def _with_scale(scale: float, model: ModelConfig, optim: OptimConfig) -> ParamWithNamePredicate:
-    scales = rate_scales(model, optim)
-
-    def has_scale(parameter: Tensor, name: str) -> bool:
-        return parameter.dim() > 1 and scales[_kind(name)] == scale
-
-    return ParamWithNamePredicate(name=f"rate times {scale:g}", fn=has_scale)
+    return ParamWithNamePredicate(name=f"rate of {' and '.join(kinds)}", fn=is_one)
 
 
 def _kind(name: str) -> str:

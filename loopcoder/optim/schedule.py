@@ -1,10 +1,11 @@
-"""Learning rate of a step: a pure function of the config, and of the warm-up that a run has had."""
+"""Learning rate of a step, and of a kind of matrix: pure functions of the config, and of the
+warm-up that a run has had."""
 
 from __future__ import annotations
 
 import math
 
-from loopcoder.config.schema import OptimConfig
+from loopcoder.config.schema import ModelConfig, OptimConfig
 
 
 def warmup_steps(optim: OptimConfig, max_steps: int) -> int:
@@ -58,3 +59,20 @@ def learning_rate(
         "1-sqrt": 1 - math.sqrt(done),
     }[shape]
     return optim.min_lr + (optim.lr - optim.min_lr) * remaining
+
+
+def vocabulary_share(optim: OptimConfig, step: int) -> float:
+    """Return the share of their rate at which embedding and head learn in step `step` (1 is the
+    first): it grows linearly over `optim.vocabulary_warmup_steps`."""
+    return min(1.0, step / max(1, optim.vocabulary_warmup_steps))
+
+
+def rate_scales(model: ModelConfig, optim: OptimConfig) -> dict[str, float]:
+    """Return the rate of each kind of matrix as a multiple of `optim.lr`."""
+    width = (optim.base_hidden_size or model.hidden_size) / model.hidden_size
+    return {
+        "embedding": optim.embedding_lr_scale,
+        "matrix": width,
+        "head": width * optim.head_lr_scale,
+        "output projection": width * model.residual_scale,
+    }

@@ -235,7 +235,8 @@ def _patch_optimizers() -> None:
     original = clip.clip_grad_by_total_norm_fp32
     wrapped = _with_cuda_type_names(original)
     for module in list(sys.modules.values()):
-        if getattr(module, "clip_grad_by_total_norm_fp32", None) is original:
+        # not getattr, for which lazy modules, such as torch.utils.mkldnn, make what they warn of
+        if getattr(module, "__dict__", {}).get("clip_grad_by_total_norm_fp32") is original:
             module.clip_grad_by_total_norm_fp32 = wrapped  # type: ignore[attr-defined]
 
 

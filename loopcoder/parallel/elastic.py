@@ -11,12 +11,13 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from loopcoder.errors import EXIT_DONE
+from loopcoder.errors import EXIT_DONE, EXIT_KILLED
 from loopcoder.storage.signals import ASKS
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run workers as torchrun does with these arguments; return 0 or, if one failed, 1."""
+    """Run workers as torchrun does with these arguments; return 0, 137 if one was killed (SIGKILL),
+    or 1 if one failed in another way."""
     logging.disable(logging.CRITICAL)
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -27,16 +28,17 @@ def main(arguments: Sequence[str]) -> int:
     except SignalException:
         return 1
     except ChildFailedError as error:
-        for rank, failure in sorted(error.failures.items()):
-            if failure.exitcode < 0 and -failure.exitcode not in ASKS:
-                print(f"loopcoder: rank {rank} was {_ended_by(-failure.exitcode)}", file=sys.stderr)
-        return 1
+        codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
+        for rank, code in codes.items():
+            if code < 0 and -code not in ASKS:
+                print(f"loopcoder: rank {rank} was {_ended_by(-code)}", file=sys.stderr)
+        return EXIT_KILLED if -signal.SIGKILL in codes.values() else 1
     return EXIT_DONE
 
 
 def _ended_by(number: int) -> str:
     if number == signal.SIGKILL:
-        return "killed (SIGKILL), by the kernel if memory ran out: dmesg says so"
+        return "killed (SIGKILL)"
     return f"ended by {signal.Signals(number).name}"
 
 

@@ -10,7 +10,7 @@ import yaml
 from loopcoder.backends import Backends
 from loopcoder.config.compose import conf_dir
 from loopcoder.config.schema import SHAPE, Config
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 from loopcoder.model.flops import parameters
 from loopcoder.plan.device import DeviceMemory, device_memory
 from loopcoder.plan.memory import RankMemory, largest_rank, planned_vocabulary, rank_memory
@@ -163,7 +163,7 @@ def _changes(
             for precision_text, precision in precisions:
                 texts = [t for t in (precision_text, layout_text) if t]
                 if processes != world_size and on_gpus:
-                    texts.append(f"on {processes} GPUs")
+                    texts.append(f"on {counted(processes, 'GPU')}")
                 elif processes != world_size:
                     texts.append(f"parallel.nproc_per_node={processes}")
                 if texts:

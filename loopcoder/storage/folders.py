@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loopcoder.errors import InputError
@@ -27,6 +29,20 @@ def make_folder(folder: Path, setting: str) -> None:
         raise InputError.of(
             f"{setting}={folder}: {error.strerror}", _reason(folder, error), f"{setting}=ANOTHER"
         ) from error
+
+
+@contextmanager
+def folder_for(folder: Path, setting: str) -> Iterator[None]:
+    """Make a folder, as `make_folder`; if it was not there before and nothing is in it after the
+    block, as where a run is refused, it goes again."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder, setting)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # something is in it
+            for path in new:
+                path.rmdir()
 
 
 def _reason(folder: Path, error: OSError) -> str:

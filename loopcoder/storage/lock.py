@@ -59,6 +59,8 @@ def is_held(path: Path, *, also_shared: bool = False) -> bool:
     Args:
         also_shared: Count those that share it, not only one that has it alone.
     """
+    if not path.is_file():  # to open a pipe is to wait for whoever writes to it
+        return False
     try:
         file = open(path, "rb")  # noqa: SIM115 - the block below closes it
     except OSError:

@@ -14,6 +14,7 @@ from multiprocessing.connection import wait
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 """The address of a socket has 107 bytes for its path (unix(7))."""
+_LONGEST_OF_RAY = 107 - len("/ray/session_2026-11-29_11-37-44_240688_1234567/sockets/plasma_store")
 
 
 def exit_with_parent(number: int = signal.SIGKILL) -> None:
@@ -47,3 +48,12 @@ def use_short_socket_paths() -> None:
         util.get_temp_dir()  # makes the folder, which this process keeps and removes at its end
     finally:
         tempfile.tempdir = usual
+
+
+def use_short_paths_of_ray() -> None:
+    """Keep Ray's sockets out of a TMPDIR that is too long for their addresses.
+
+    Call it before Ray starts. RAY_TMPDIR, where it is set, is left as it is.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_OF_RAY:
+        os.environ.setdefault("RAY_TMPDIR", "/tmp")

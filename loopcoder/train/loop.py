@@ -37,11 +37,11 @@ from loopcoder.model.flops import train_flops_per_token
 from loopcoder.model.probe import LoopProbe
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.optimizer import update
-from loopcoder.optim.schedule import learning_rate
+from loopcoder.optim.schedule import learning_rate, vocabulary_share
 from loopcoder.parallel import mcore
 from loopcoder.storage.disk import full_disk_raises
+from loopcoder.storage.run_lock import only_run_in
 from loopcoder.train.health import Health
-from loopcoder.train.lock import only_run_in
 from loopcoder.train.outlook import outlook
 from loopcoder.train.profiling import StepProfiler
 from loopcoder.train.provenance import Launch, provenance
@@ -189,9 +189,11 @@ class Run:
         theta = config.stages[data.before.stage].rope_theta
         self.state.network.set_rope_theta(theta)
         sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains), probe)
-        lr = learning_rate(config.optim, data.after.step, config.train.max_steps, self.warmup)
-        grad_norm = update(self.state.optimizer, config.optim, lr, sums[1].sum())
-        self.health.note(grad_norm, data.after.step)
+        step, optim = data.after.step, config.optim
+        lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
+        share = vocabulary_share(optim, step)
+        grad_norm = update(self.state.optimizer, optim, lr, sums[1].sum(), share)
+        self.health.note(grad_norm, step)
         return StepResult(sums, grad_norm, lr, probe)
 
     def _log(self, result: StepResult, data: StepData, window: Window, evaluate: bool) -> None:

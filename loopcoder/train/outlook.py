@@ -6,6 +6,7 @@ from loopcoder.config.schema import Config
 from loopcoder.data.blend import Blend
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Position, batch_size
+from loopcoder.errors import counted
 from loopcoder.metrics.sinks import human
 from loopcoder.model.flops import parameters, train_flops_per_token
 
@@ -23,7 +24,7 @@ def outlook(config: Config, corpus: Corpus, vocab_size: int, position: Position)
     uses = f", used in {model.num_loops} loops" if model.num_loops > 1 else ""
     lines = [
         f"{parameters(model, vocab_size):,} parameters{uses}; {human(tokens)} tokens in "
-        f"{steps:,} steps, {flops / 1e15:.3g} PFLOP"
+        f"{counted(steps, 'step')}, {flops / 1e15:.3g} PFLOP"
     ]
     sizes = ", ".join(f"{human(corpus.tokens(d, 'train'))} of {d}" for d in corpus.domains)
     if len(config.stages) > 1:

@@ -20,7 +20,7 @@ class Launch:
     """How a run was started."""
 
     overrides: tuple[str, ...] = ()
-    """What was asked for on the command line."""
+    """What was asked for on the command line, `--config-dir DIR` too."""
     is_point: bool = False
     """It is one run of a sweep."""
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.heldout import HeldOut
+from loopcoder.errors import counted
 from loopcoder.train.state import TrainState
 from loopcoder.train.step import losses
 
@@ -44,7 +45,7 @@ class Evaluator:
             few = [f"{len(s.rows)} of {s.domain}" for s in sets if len(s.rows) < asked]
             if few:
                 yield (
-                    f"validation has fewer sequences of {length} tokens than "
+                    f"validation has fewer sequences of {counted(length, 'token')} than "
                     f"eval.sequences_per_domain={asked}: {', '.join(few)}; each domain still "
                     "counts by its share of the mixture"
                 )

@@ -11,14 +11,14 @@ import pytest
 def test_the_optimum_is_that_of_the_parabola(best):
     import math
 
-    from recipe_studies import optimum
+    from recipe_study import optimum
 
     curve = [(rate, 3.0 + 0.1 * math.log2(rate / best) ** 2) for rate in (5e-4, 1e-3, 2e-3)]
     assert optimum(curve) == pytest.approx((best, 0.1))
 
 
 def test_an_optimum_beyond_the_rates_tried_is_none():
-    from recipe_studies import optimum
+    from recipe_study import optimum
 
     assert optimum([(1e-3, 3.0), (2e-3, 2.9), (4e-3, 2.85)]) is None
     assert optimum([(1e-3, 3.0), (2e-3, 3.2), (4e-3, 3.0)]) is None
@@ -26,7 +26,7 @@ def test_an_optimum_beyond_the_rates_tried_is_none():
 
 
 def test_a_spike_is_seen_above_the_steps_before():
-    from recipe_studies import spikes_table
+    from recipe_study import spikes_table
 
     losses = [9.0 - 0.02 * i for i in range(200)]
     losses[120] += 0.8

@@ -167,3 +167,12 @@ def test_other_rates_need_an_optimizer_of_their_own(tmp_path: Path, resumes: boo
     with pytest.raises(InputError, match="each embedding learns at 2") as error:
         check_fits(start, config, VOCAB, CORPUS)
     assert len(error.value.problems) == 1
+
+
+def test_a_longer_warm_up_of_the_vocabulary_is_there_from_the_start_or_never(
+    tmp_path: Path,
+) -> None:
+    start, config = Start(checkpoint(tmp_path, 7), resumes=True), small_config()
+    config = replace(config, optim=replace(config.optim, vocabulary_warmup_steps=20))
+    with pytest.raises(InputError, match="vocabulary_warmup_steps=0, or checkpoint"):
+        check_fits(start, config, VOCAB, CORPUS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -84,8 +85,11 @@ def test_the_list_has_what_is_ours_and_names_the_rest(
     with hold(cache / f"{HALF}.lock", no):
         assert data(cache, "list") == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = {line.split()[1]: line for line in lines if line.startswith("|")}
-    assert rows.keys() == {"corpus", "-" * 18, OLD, NEW, HALF, GONE}
+    assert lines[0].split()[:3] == ["size", "built", "tokens"]
+    starts = [i for i, line in enumerate(lines) if line in (OLD, NEW, HALF, GONE)]
+    rows = {lines[i]: "".join(lines[i + 1 : j]) for i, j in pairwise([*starts, len(lines) - 3])}
+    assert rows.keys() == {OLD, NEW, HALF, GONE}
+    assert max(map(len, lines[:-2])) <= 100
     assert "text 1,234,567 (89)" in rows[OLD] and "mine, older" in rows[OLD]
     assert "mine" not in rows[NEW]
     assert "unfinished build, in work now" in rows[HALF]
@@ -96,12 +100,32 @@ def test_the_list_has_what_is_ours_and_names_the_rest(
     assert lines[-1].endswith(f"in {cache}")
 
 
+def test_the_list_as_json_has_everything(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "abcde":
+        run_dir(Path("runs", name), corpus=OLD.rpartition("-")[2])
+    assert data(cache, "list", "--json") == 0
+    found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert found.keys() == {OLD, NEW, HALF, GONE}
+    assert found[OLD]["runs"] == [f"runs/{name}" for name in "abcde"]
+    assert found[OLD]["domains"] == {"text": {"tokens": 1234567, "sequences": 89}}
+    assert found[OLD]["bytes"] > 3000 and found[OLD]["path"] == str(cache / OLD)
+    assert [found[n]["kind"] for n in (OLD, HALF, GONE)] == ["corpus", "work", "lock"]
+    assert [found[n]["is_finished"] for n in (OLD, HALF)] == [True, False]
+    assert data(cache, "list") == 0
+    assert "  runs: a, b, c and 2 more\n" in capsys.readouterr().out
+
+
+def test_the_list_of_no_cache_is_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
 def test_without_runs_or_cache_there_is_nothing_to_say(
     cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("runs").mkdir()
     assert data(cache, "list") == 0
-    assert f"| {OLD} " in capsys.readouterr().out
+    assert OLD in capsys.readouterr().out.splitlines()
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cli.main(["data", "list"]) == 0
     assert capsys.readouterr().out == f"0 B in {tmp_path}/.cache/loopcoder\n"
@@ -123,9 +147,23 @@ def test_the_cache_is_the_one_that_corpora_are_built_in(
     else:
         option = ["--cache", str(cache)]
     assert cli.main(["data", "list", *option]) == 0
-    assert f"| {OLD} " in capsys.readouterr().out
+    assert f"\n{OLD}\n" in capsys.readouterr().out
     assert cli.main(["data", "clean", "--older-than", "365", *option]) == 0
     assert f"{OLD} (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [["list"], ["clean", "--unfinished", "--yes"]])
+def test_the_cache_is_that_of_a_build(
+    cache: Path,
+    verb: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """LOOPCODER_CACHE was taken by builds alone."""
+    monkeypatch.setenv("LOOPCODER_CACHE", str(cache))
+    assert cli.main(["data", *verb]) == 0
+    output = capsys.readouterr().out
+    assert f"\n{OLD}\n" in output or "removed" in output, output
 
 
 def test_what_goes_away_meanwhile_is_left_out(
@@ -223,8 +261,8 @@ def test_a_cache_of_somebody_else(
         (["clean", "--force"], "its options are --unfinished, --yes, --older-than, --cache"),
         (["clean", "--cache", "/no/such", "--unfinished"], "there is no such folder"),
         (["list", "sample"], "it takes options only"),
-        (["show"], "the folder of one finished corpus"),
-        (["show", "/no/such"], "there is no corpus folder"),
+        (["show"], "one finished corpus"),
+        (["show", "/no/such"], "there is no folder /no/such"),
         (["show", ".", "--documents", "many"], "it takes a whole number"),
     ],
 )
@@ -241,7 +279,7 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_show_decodes_random_documents(
-    config: Callable, source_folder: Path, capsys: pytest.CaptureFixture[str]
+    config: Callable, source_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (source_folder / "bell.txt").write_text("\x1b[31mred <b>\n" + "tokens and gates " * 40 + "\n")
     corpus: Corpus = prepare(config(seq_length=1), report=lambda _: None)
@@ -266,6 +304,12 @@ def test_show_decodes_random_documents(
     assert shown("--seed", "1") == shown("--seed", "1") != shown("--seed", "2")
     assert cli.main(["data", "show", folder, "--domain", "math"]) == 3
     assert "fix: --domain text" in capsys.readouterr().err
+    # by its name, and by the folder of a run
+    trained = run_dir(tmp_path / "trained", corpus=corpus.fingerprint)
+    for given in (corpus.dir.name, str(trained)):
+        for verb in ("show", "validate", "report"):
+            assert cli.main(["data", verb, given, "--cache", str(corpus.dir.parent)]) == 0
+            assert verb == "show" or str(corpus.dir) in capsys.readouterr().out
     # the report has documents too, and nothing of them is markup
     page = (corpus.dir / "report.html").read_text()
     assert "Some documents" in page and page.count("<pre>") == 6

@@ -115,6 +115,17 @@ def test_what_cannot_fit_is_refused_by_doctor_train_and_sweep(
     assert loop.verified == ""  # no corpus was asked for
 
 
+def test_it_says_how_much_the_corpora_take(
+    loop: Loop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOOPCODER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    with (tmp_path / "cache" / "large").open("wb") as file:
+        file.truncate(3 << 29)
+    assert cli.main(["doctor"]) == 0
+    assert f"1.5 GiB in {tmp_path}/cache (loopcoder data list)\n" in capsys.readouterr().out
+
+
 def test_what_may_not_fit_is_said_and_runs(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("doctor", "train"):
         assert cli.main([verb, "model=plt_1b"]) == 0

@@ -61,7 +61,7 @@ def test_only_rank_0_explains_an_error(
         (["trian"], "loopcoder train"),
         (["train", "--config-dir=/not/there"], "no such folder"),
         (["doctor", "precision=fp8_delayed"], "Transformer Engine"),
-        (["data", "validate"], "loopcoder data validate DIR"),
+        (["data", "validate"], "loopcoder data validate CORPUS"),
         (["data", "data.shares=published"], "fix: data.build.shares=published"),
     ],
 )
@@ -79,6 +79,21 @@ def test_its_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"loopcoder {loopcoder.__version__}\n"
     metadata = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert loopcoder.__version__ == metadata["version"]
+
+
+@pytest.mark.parametrize("asked", ["help", "help train", "train --help", "--help train"])
+def test_the_help_lists_presets_of_the_user(
+    loop: Loop, asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for preset in ("mine/experiment/wide", "mine/model/mini", "mine/model/_part"):
+        (tmp_path / preset).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{preset}.yaml").touch()
+    assert cli.main([*asked.split(), "--config-dir", "mine"]) == 0
+    ours, own = capsys.readouterr().out.split("your own, of mine:\n")
+    assert "plt_tiny" in ours and "mini" not in ours
+    first, second, *_ = own.splitlines()
+    assert first.split() == ["experiment", "wide"] and second.split() == ["model", "mini"]
+    assert "plt_tiny" not in own.split("-m, --multirun")[0]
 
 
 def test_every_verb_has_its_help(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:

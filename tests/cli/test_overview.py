@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from loopcoder.cli.overview import overview
 from loopcoder.config.compose import compose
 
@@ -34,3 +36,18 @@ def test_stages_ramp_layout_and_branch_are_there() -> None:
     ):
         assert part in text, part
     assert "R = 1" in overview(compose(["model.num_loops=1"]), [], 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["optim.schedule.decay_steps=0"], "lr 0.003 (wsd without a decay), warm-up"),
+        (["optim.schedule.decay_fraction=0"], "(wsd without a decay)"),
+        (["optim.schedule.decay_steps=7"], "(wsd, decay over the last 7 steps)"),
+        (["optim.schedule.decay_fraction=0.2"], "(wsd, decay over the last 0.2 of the steps)"),
+    ],
+)
+def test_how_long_a_decay_is(asked: list[str], says: str) -> None:
+    text = overview(compose(["optim=adam_wsd", "optim.lr=0.003", *asked]), [], 1)
+    assert says in text
+    assert ("0.003 to" in text) == ("last" in says)

@@ -56,9 +56,9 @@ def test_the_state_of_every_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped["val/loss"] == pytest.approx(4.48) and stopped["num_loops"] == 2
     assert stopped["bytes"] > stopped["checkpoint_bytes"] > 5000
     assert found["never"]["saved_step"] is None and found["never"]["checkpoint_bytes"] == 0
-    table = capsys.readouterr().out.splitlines()
-    assert table[0].startswith("| run ") and len(table) == 6
-    assert "runs/working" in table[-1] and "2033-05-18" in table[-1]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["state", "step"] and len(lines) == 1 + 2 * 4
+    assert lines[-2] == "runs/working" and "2033-05-18" in lines[-1]
 
 
 def test_runs_are_found_in_runs_sweeps_and_folders_of_them(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_runs_say_in_what_they_differ(capsys: pytest.CaptureFixture[str]) -> Non
     assert found["a"]["differs"] == {"model.num_loops": 2, "seed": 1}
     assert found["b"]["differs"] == {"model.num_loops": 3, "seed": 2}
     assert cli.main(["runs"]) == 0
-    assert "| model.num_loops=3 seed=2 |" in capsys.readouterr().out
+    assert "runs/b  model.num_loops=3 seed=2\n" in capsys.readouterr().out
     assert listed(capsys, "runs/a")["a"]["differs"] == {}
 
 
@@ -149,10 +149,17 @@ def test_any_runs_make_the_table_and_plot_of_a_sweep(capsys: pytest.CaptureFixtu
     points = {point["point"]: point for point in content["points"]}
     # two seeds of one config are one point, a run that was done twice is not
     assert [point["exit_code"] for point in points.values()] == [0, None, None]
-    assert points["model.num_loops=1"]["mean"]["val/loss"]["seeds"] == 1
-    assert points["model.num_loops=2"]["mean"]["val/loss"]["seeds"] == 2
-    assert "model.num_loops=2 (runs/three)" in points
-    assert content["loops"]["one"] == "model.num_loops=1"
+    assert points["runs/one"]["mean"]["val/loss"]["seeds"] == 1
+    assert points["runs/again, runs/two"]["mean"]["val/loss"]["seeds"] == 2
+    assert "runs/three" in points and content["loops"]["one"] == "runs/one"
+    assert [row["run"] for row in content["runs"]] == [
+        "runs/one",
+        "runs/again",
+        "runs/three",
+        "runs/two",
+    ]
+    for text in (captured.out, Path("out/table/sweep.md").read_text()):
+        assert "\n- runs/one: model.num_loops=1 seed=1\n" in text
 
 
 @pytest.mark.parametrize(
@@ -186,3 +193,35 @@ def test_the_corpus_of_a_run(tmp_path: Path) -> None:
     (older / "corpus.json").write_text("{")
     assert corpus_of(older) == "bb"
     assert corpus_of(run_dir(tmp_path / "none")) is None
+
+
+def test_no_line_is_wider_than_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Many differing fields, long values and large numbers; --json has the whole."""
+    long = "data.path=[" + ",".join(f"/data/a_folder_of_sources_{i}" for i in range(9)) + "]"
+    many = ["optim.lr=1.25e-5", "optim.beta1=0.875", "train.max_steps=12345678", "seed=77"]
+    run_dir(Path("runs/plt_tiny-r2-cc8f20c8a9"), "data=files", long, losses=3, saved=3)
+    run_dir(Path("runs/a_name_of_some_length-0123456789"), "data=files", *many, "path=/b", losses=9)
+    run_dir(Path("runs/b"), "data=files", "path=/b", "name=b", losses=2)
+    assert cli.main(["runs"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    assert "optim.lr=1.25e-05" in text and "9/12345678" in text and "…" in text
+    found = listed(capsys)
+    paths = found["plt_tiny-r2-cc8f20c8a9"]["differs"]["data.path"]
+    assert len(paths) == 9
+
+
+@pytest.mark.parametrize(
+    ("file", "fix"),
+    [
+        ("run/metrics.jsonl", "fix: loopcoder runs run\n"),
+        ("run/checkpoints/step_00000003/state.json", "fix: loopcoder runs run\n"),
+        ("note.txt", "fix: loopcoder runs DIR"),
+    ],
+)
+def test_a_file_is_called_a_file(file: str, fix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("note.txt").write_text("x")
+    run_dir(Path("run"), losses=1, saved=3)
+    assert cli.main(["runs", file]) == 3
+    error = capsys.readouterr().err
+    assert f"{file} is a file" in error and fix in error

@@ -19,7 +19,7 @@ from loopcoder.cli import main as cli
 from loopcoder.cli import messages
 from loopcoder.errors import InputError
 from loopcoder.storage.folders import make_folder
-from loopcoder.train.lock import only_run_in
+from loopcoder.storage.run_lock import only_run_in
 from tests.cli.conftest import Loop
 
 
@@ -70,7 +70,7 @@ def test_a_folder_that_may_not_be_written(
 def test_a_cache_that_is_there_may_be_read_only(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("loopcoder.cli.arguments.make_folder", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr("loopcoder.cli.arguments.folder_for", lambda *_: pytest.fail("written"))
     assert cli.main(["data", f"data.build.cache_dir={tmp_path}"]) == 0
 
 

@@ -197,6 +197,34 @@ main(["train"])
     assert done.returncode == 40
 
 
+@pytest.mark.parametrize("resume", ["never", "require"])
+def test_what_is_to_be_resumed_is_looked_at_before_the_corpus(
+    loop: Loop, resume: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if resume == "never":
+        (tmp_path / "run/checkpoints/step_00000007").mkdir(parents=True)
+        (tmp_path / "run/checkpoints/step_00000007/manifest.json").touch()
+    assert cli.main(["train", "run_dir=run", f"checkpoint.resume={resume}"]) == 3
+    assert f"checkpoint.resume={resume}, but run/checkpoints has" in capsys.readouterr().err
+    assert loop.verified == "" and loop.called_with == ()
+
+
+def test_a_run_of_own_presets_remembers_their_folder(
+    loop: Loop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "my presets" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\nseed: 5\n")
+    assert cli.main(["train", "experiment=mine", "--config-dir=my presets"]) == 0
+    launch = loop.called_with[-1]
+    assert launch.overrides == ("--config-dir", "my presets", "experiment=mine")
+    assert "asked for  --config-dir 'my presets' experiment=mine\n" in capsys.readouterr().out
+    again = next_command(loop.called_with[0], launch.overrides)
+    assert again.startswith(
+        "loopcoder train -m --config-dir 'my presets' experiment=mine model.num"
+    )
+
+
 @pytest.mark.parametrize(
     ("overrides", "command"),
     [
@@ -243,3 +271,18 @@ def test_the_config_that_is_shown_is_checked(
     shown = capsys.readouterr()
     assert "why:" in shown.err and "seed: 1234" in shown.out
     assert loop.called_with == () and not loop.verified
+
+
+def test_the_help_says_how_to_go_on_from_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "name=first",
+        "train.max_steps=4000",
+        "checkpoint.init_from=DIR run_dir=ANOTHER",
+        "checkpoint.init_position=true",
+        "optim.schedule.decay_steps=200",
+    ):
+        assert part in text, part
+    assert max(map(len, text.splitlines())) <= 100
+    assert "\\\n" in text and "\\\\" not in text

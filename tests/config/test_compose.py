@@ -212,6 +212,46 @@ def test_presets_of_the_user(tmp_path: Path) -> None:
         compose([], tmp_path / "absent")
 
 
+@pytest.mark.parametrize("name", ["my [presets]", "a, b=c", "it's {1: 'x'}", 'say "ä"'])
+def test_presets_of_the_user_in_any_folder(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\nseed: 5\n")
+    assert compose(["experiment=mine"], folder.parent).seed == 5
+
+
+def test_a_preset_of_the_user_that_ours_would_hide_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "optim" / "adam_wsd.yaml"
+    file.parent.mkdir()
+    file.write_text("lr: 1.0\n")
+    with pytest.raises(InputError, match=r"is found first.*\n.*fix: rename.*optim=my_adam_wsd"):
+        compose([], tmp_path)
+    file.write_bytes((conf_dir() / "optim" / "adam_wsd.yaml").read_bytes())  # a copy is no mistake
+    assert compose(["optim=adam_wsd"], tmp_path) == compose(["optim=adam_wsd"])
+
+
+def test_the_presets_in_the_readme_work(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = re.findall(r"^```\n(mkdir -p mine.*?)^```", readme, re.M | re.S)
+    *files, command = block.strip().splitlines()
+    subprocess.run(["bash", "-e", "-c", "\n".join(files)], cwd=tmp_path, check=True)
+    words = shlex.split(command, comments=True)
+    assert words[:4] == ["loopcoder", "train", "--config-dir", "mine"]
+    mine = tmp_path / "mine"
+    config = compose(words[4:], mine)
+    assert (config.model.name, config.model.hidden_size) == ("mini", 192)
+    assert (config.model.num_layers, config.train.max_steps) == (2, 300)
+    # what README says of a model without a recipe
+    plain = compose(["model=mini"], mine)
+    assert (plain.optim.lr, plain.data.seq_length) == (4e-4, 256)
+    assert (plain.train.global_batch_size, plain.train.max_steps) == (16, 400)
+    recipe = mine / "recipe" / "mini.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("# @package _global_\ndefaults: [plt_tiny]\n")
+    tiny = compose(["model=mini"], mine)
+    assert (tiny.optim.lr, tiny.train.max_steps) == (6e-3, 2000)
+
+
 def test_yaml_round_trip_is_exact(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     path = tmp_path / "config.yaml"

@@ -39,6 +39,26 @@ def test_every_key_has_a_row_with_its_docstring():
         assert rows[key].replace("&lt;", "<") == " ".join(at.doc.split())
 
 
+def test_what_one_changes_first_comes_first_and_filters_last():
+    headings = re.findall(r"^## (.*)$", PAGE, re.M)
+    assert headings[:2] == ["To begin with", "The run"]
+    assert headings[-1] == "data.build.filters"
+    first = PAGE.partition("## The run")[0]
+    rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", first, re.M)
+    assert len(rows) == 15
+    compose([f"{key}={value}" for key, value in rows])  # which are values of these fields
+
+
+def test_no_default_is_a_wall():
+    rows = re.findall(r"^\| `([^`]+)` \| [^|]* \| ([^|]*) \| [^|]* \| ", PAGE, re.M)
+    defaults = dict(rows)
+    sections = ("data.build", "data.build.filters", "data.build.decontaminate", "optim.schedule")
+    assert {defaults[key] for key in sections} <= {"see below", "from conf/"}
+    assert {key for key, default in rows if len(default) > 150} == {
+        "data.build.filters.allowed_licences"
+    }
+
+
 @pytest.mark.parametrize("override", GENERATOR["NOT_BUILT"])
 def test_what_the_page_calls_not_built_is_refused(override: str):
     """Delete the line of NOT_BUILT when it is built."""

@@ -9,7 +9,6 @@ from math import gcd
 import pytest
 
 from loopcoder.config.check import batch_unit
-from loopcoder.config.compose import compose
 from loopcoder.config.mixture import lowest_terms, without
 from loopcoder.data.sampler import Mixture
 from loopcoder.errors import InputError
@@ -41,20 +40,8 @@ def test_what_is_no_proportion_is_refused(mixture: dict[str, float]) -> None:
         lowest_terms(mixture)
 
 
-@pytest.mark.parametrize(
-    ("mixture", "left"),
-    [
-        ({"text": 1.0, "code": 1.0}, {"code": 1.0}),
-        ({"text": 1.0, "code": 2.5, "math": 0.5}, {"code": 2.5, "math": 0.5}),
-        ({"text": 1.0}, None),
-    ],
-)
-def test_the_other_domains_are_an_override(
-    mixture: dict[str, float], left: dict[str, float] | None
-) -> None:
-    written = without("text", mixture)
-    if left is None:
-        assert written == ""
-    else:
-        assert written.startswith(", or 'data.mixture={")
-        assert compose([written.split("'")[1]]).data.mixture == left
+def test_without_a_domain() -> None:
+    assert without({"text": 1, "code": 3}, "text") == "'data.mixture={code:3}'"
+    left = without({"text": 1.0, "code": 1.5, "sql": 2}, "code")
+    assert left == "'data.mixture={text:1,sql:2}'"
+    assert without({"text": 1}, "text") is None

@@ -195,7 +195,7 @@ def test_unknown_domain(data):
 def test_too_small_a_domain(corpus, domain):
     tokens = corpus.tokens(domain, "train")
     assert len(epoch(one_domain(corpus, domain, tokens - 1), corpus, domain, 0)) == 1
-    with pytest.raises(InputError, match=f"'{domain}' has {tokens} training tokens") as error:
+    with pytest.raises(InputError, match=f"'{domain}' has {tokens:,} training tokens") as error:
         one_domain(corpus, domain, tokens)
     advised = int(re.search(r"data\.seq_length=(\d+)", error.value.problems[0].fix)[1])
     assert len(epoch(one_domain(corpus, domain, advised), corpus, domain, 0)) >= 1

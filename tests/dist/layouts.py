@@ -98,6 +98,7 @@ def train(state: Any, config: Any, seed: int, isolate: bool) -> dict[str, Any]:
     """Train some steps; return losses, grad norms, first gradients and final weights, whole and on
     every rank."""
     from loopcoder.optim.optimizer import update
+    from loopcoder.optim.schedule import vocabulary_share
     from loopcoder.train.step import forward_backward
 
     ranks = state.ranks
@@ -111,9 +112,9 @@ def train(state: Any, config: Any, seed: int, isolate: bool) -> dict[str, Any]:
             out["gradients"] = gather(state, gradients(state))
             out["loops"] = probe.sums.flatten().tolist()
         out["loss"].append((sums[0].sum() / sums[1].sum()).item())
-        out["grad_norm"].append(
-            update(state.optimizer, config.optim, config.optim.lr, sums[1].sum()).item()
-        )
+        share = vocabulary_share(config.optim, step + 1)
+        norm = update(state.optimizer, config.optim, config.optim.lr, sums[1].sum(), share)
+        out["grad_norm"].append(norm.item())
     out["weights"] = whole_weights(state)
     return out
 

@@ -101,7 +101,7 @@ def test_a_second_derivative_is_refused() -> None:
         torch.randn(*s, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         for s in ((9, 1, 64), (3, 64))
     )
-    logits = GateLogits.apply(h, weight[0], weight, weight[:, 0], 1e-5)
+    logits = GateLogits.apply(h, weight[0], weight, weight[:, 0].contiguous(), 1e-5)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(logits.sum(), h, create_graph=True)
     first = torch.zeros(9, 1, device="cuda", dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +51,7 @@ def test_the_peak_of_a_step_is_near_the_estimate(ranks: Any, loops: int, kernels
         data=replace(config.data, seq_length=LENGTH),
         train=replace(config.train, global_batch_size=4, micro_batch_size=4),
     )
+    gc.collect()  # what an earlier test left in cycles would be freed during the step
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     state = build_state(config, ranks, VOCAB)
@@ -61,4 +63,5 @@ def test_the_peak_of_a_step_is_near_the_estimate(ranks: Any, loops: int, kernels
         update(state.optimizer, config.optim, 1e-4, sums[1].sum())
     peak = torch.cuda.max_memory_allocated() - before
     expected = rank_memory(config, VOCAB, 1, 0).total_bytes - RUNTIME_BYTES
+    print(f"R={loops} {kernels}: {peak / expected:.3f} of the estimate of {expected / 1e9:.2f} GB")
     assert peak == pytest.approx(expected, rel=0.15)

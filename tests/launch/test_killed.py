@@ -54,6 +54,15 @@ def test_workers_that_were_killed_are_named_with_the_estimate(
     assert "GiB by the estimate, this machine has" in error
 
 
+def test_a_killed_worker_is_named_once(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "start_workers", lambda config, size: 137)
+    assert cli.main(["train", "parallel.nproc_per_node=2", "train.micro_batch_size=2"]) == 137
+    assert "GiB by the estimate, this machine has" in capsys.readouterr().err
+    assert kill_named(137, kernel_kills(), lambda: "") is None  # by the sweep that ran it
+
+
 def test_a_point_of_a_sweep_that_was_killed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,12 @@ def train(config, corpus, backends, run_dir, launch):
         time.sleep(0.01)
     if rank == "0" and config.seed == 75:
         os.kill(int(os.environ["LAUNCHER_PID"]), signal.SIGHUP)
+    if config.seed in (0, 1):
+        if rank == str(config.seed):
+            (run_dir / "peer").open("w")
+            os.kill(os.getpid(), signal.SIGKILL)
+        (run_dir / "peer").open().read()
+        raise RuntimeError("Connection closed by peer")
     if rank == "1" and config.seed == 3:
         from loopcoder.errors import InputError
         raise InputError.of("the corpus", "is too small", "data.seq_length=1")
@@ -47,6 +54,25 @@ if "RANK" in os.environ:
 """
 
 
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which the workers of `start_workers` run the loop above; TMPDIR has a path of 123
+    characters, too long for a socket."""
+    temporary = Path(f"{tmp_path}/".ljust(123, "x"))
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    (tmp_path / "launch.py").write_text("raise RuntimeError('not ours')")
+    (tmp_path / "loopcoder.py").write_text("raise RuntimeError('not ours')")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(FAKE_LOOP)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
+    monkeypatch.setenv("LAUNCHER_PID", str(os.getpid()))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize(
     "code",
@@ -57,27 +83,29 @@ if "RANK" in os.environ:
     ],
 )
 def test_the_workers_exit_code_survives(
-    code: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    code: int, world: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "launch.py").write_text("raise RuntimeError('not ours')")
-    (tmp_path / "loopcoder.py").write_text("raise RuntimeError('not ours')")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sitecustomize.py").write_text(FAKE_LOOP)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
-    monkeypatch.setenv("LAUNCHER_PID", str(os.getpid()))
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
     config = compose(
-        [f"seed={code}", f"run_dir={tmp_path}", "precision=fp32", "train.micro_batch_size=2"]
+        [f"seed={code}", f"run_dir={world}", "precision=fp32", "train.micro_batch_size=2"]
     )
     assert start_workers(config, 2) == code
     output = capfd.readouterr().err
     assert "Traceback" not in output and "FAILED" not in output and "elastic" not in output
     assert output.count("loopcoder: ") == 1, output
     assert ("the corpus" if code == 3 else "stopped after step 7") in output
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_is_the_cause(
+    rank: int, world: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(world / "peer")
+    config = compose(
+        [f"seed={rank}", f"run_dir={world}", "precision=fp32", "train.micro_batch_size=2"]
+    )
+    assert start_workers(config, 2) == 137
+    assert capfd.readouterr().err == f"loopcoder: rank {rank} was killed (SIGKILL)\n"
 
 
 def test_signals_are_forwarded_and_handlers_restored() -> None:
@@ -109,3 +137,4 @@ def test_the_first_code_is_the_cause(tmp_path: Path) -> None:
     assert exit_code(-15, path, signalled=True) == 75
     path.write_text("76\n75\n75\n")
     assert exit_code(1, path, signalled=False) == 76
+    assert exit_code(137, path, signalled=False) == 137

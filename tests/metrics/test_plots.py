@@ -183,3 +183,23 @@ def test_further_lengths_are_no_domains(tmp_path: Path) -> None:
     records = evaluations(range(10, 50, 10), **NEW, **{"val/loss/len32": 5.0})
     assert plots._domains(records) == ["code", "text"]
     assert not [label for label in curves(records)[0] if "len32" in label]
+
+
+def test_further_lengths_are_drawn_and_named(tmp_path: Path) -> None:
+    lengths = {"val/loss/len1024": 5.5, "val/loss/len32": 5.0}
+    records = evaluations(range(10, 50, 10), **NEW, **lengths)
+    lines, ax = curves(records)
+    assert {"validation, 32 tokens: 5.000", "validation, 1024 tokens: 5.500"} <= lines.keys()
+    colors = [line.get_color() for line in lines.values()]
+    assert len(set(colors)) == len(colors) - 1  # the entropy has the ink of the validation loss
+    low, high = ax.get_ylim()
+    assert low < 5 < high
+
+
+def test_the_loops_at_a_further_length_have_a_figure(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        loops = {"val/loss/len64": 2.5, "val/loss/len64/loop0": 3.0, "val/loss/len64/loop1": 2.5}
+        file.write(json.dumps({"step": 60, **loops}) + "\n")
+    names = [file.name for file in plots.plot_run(run)]
+    assert names == ["loss.png", "loops.png", "loops_len64.png", "throughput.png"]

@@ -51,6 +51,20 @@ def test_no_advice_within_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
             "loopcoder train -m data=files 'path=/a b' optim.lr=1e-3 model.num_loops=2,3",
         ),
         (["model.num_loops=3", "name=mine"], "loopcoder train -m model.num_loops=3,4"),
+        (["data.rebuild=true", "seed=3"], "loopcoder train -m seed=3 model.num_loops=2,3"),
+        (
+            [
+                "checkpoint.init_from=/r/a",
+                "checkpoint.init_optimizer=true",
+                "+checkpoint.init_position=true",
+                "checkpoint.keep=5",
+            ],
+            "loopcoder train -m checkpoint.keep=5 model.num_loops=2,3",
+        ),
+        (
+            ["checkpoint.resume=require", "profile.trace_steps=[3]", "profile.memory_steps=[3]"],
+            "loopcoder train -m model.num_loops=2,3",
+        ),
     ],
 )
 def test_the_next_command_keeps_what_was_asked_for(overrides: list[str], command: str) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from loopcoder.errors import InputError
-from loopcoder.metrics.sweep_plot import mean_curve, plot_sweep
+from loopcoder.metrics.sweep_plot import _curves, mean_curve, plot_sweep, records_of
 from loopcoder.metrics.sweep_rows import PointRow, SweptRun, point_rows, row_of
 from tests.metrics.points import loop_sweep, swept_run
-from tests.metrics.test_plots import assert_is_a_plot
+from tests.metrics.test_plots import Figure, assert_is_a_plot
 
 
 def points_of(runs: list[SweptRun]) -> list[PointRow]:
@@ -32,13 +33,31 @@ def test_of_another_dial(tmp_path: Path) -> None:
 
 def test_an_evaluation_is_needed(tmp_path: Path) -> None:
     points = points_of([swept_run(tmp_path / "a", [])])
-    with pytest.raises(InputError, match="none of the 1 points"):
+    with pytest.raises(InputError, match="of 1 point of the sweep none has"):
         plot_sweep(points, tmp_path / "sweep.png")
     assert not (tmp_path / "sweep.png").exists()
 
 
 def test_a_curve_is_the_mean_where_all_runs_are(tmp_path: Path) -> None:
     runs = [swept_run(tmp_path / "a", [4.0, 3.0, 2.0]), swept_run(tmp_path / "b", [2.0, 2.0])]
-    dirs = [run.run_dir for run in runs]
-    assert mean_curve([*dirs, tmp_path / "absent"]) == ([100, 200], [3.0, 2.5])
-    assert mean_curve([tmp_path / "absent"]) == ([], [])
+    records = [records_of(run.run_dir) for run in runs]
+    nothing = records_of(tmp_path / "absent")
+    assert mean_curve([*records, nothing]) == ([100, 200], [3.0, 2.5])
+    assert mean_curve([nothing]) == ([], [])
+
+
+def test_further_lengths_are_curves_of_their_own(tmp_path: Path) -> None:
+    runs = [swept_run(tmp_path / str(i), [4.0, 3.0 + i], point=f"lr={i}") for i in range(2)]
+    for run in runs:
+        file = run.run_dir / "metrics.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        longer = [line | {"val/loss/len64": line["val/loss"] - 1} for line in lines]
+        file.write_text("".join(json.dumps(line) + "\n" for line in longer))
+    axes = Figure().subplots()
+    _curves(axes, points_of(runs))
+    assert [line.get_label() for line in axes.lines] == [
+        "lr=0: 3.000",
+        "lr=0, 64 tokens: 2.000",
+        "lr=1: 4.000",
+        "lr=1, 64 tokens: 3.000",
+    ]

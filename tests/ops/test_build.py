@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,23 @@ def test_a_toolkit_of_conda_is_enough_and_half_a_toolkit_is_named(tmp_path: Path
     library.touch()
     done = setup(tmp_path, **wanted)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_source_is_a_line_and_what_the_compiler_says_stays(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOOPCODER_BUILD_KERNELS", "0")
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    in_brief = runpy.run_path(str(REPOSITORY / "setup.py"))["ninja_in_brief"]
+    command = (
+        "/cuda/bin/nvcc -MF build/a.o.d -I/x -c -c /src/kernels/gate_logits.cu -o build/a.o -O3"
+    )
+    failed = "FAILED: [code=2] build/a.o\n/src/kernels/gate_logits.cu(7): error: expected a ;\n"
+    with pytest.raises(RuntimeError), in_brief():
+        os.write(1, f"[1/2] {command}\n[2/2] c++ -c a/ops.cpp -o b\n{failed}".encode())
+        raise RuntimeError
+    os.write(1, b"after it\n")
+    assert capfd.readouterr().out == f"[1/2] gate_logits.cu\n[2/2] ops.cpp\n{failed}after it\n"
 
 
 @pytest.mark.compile

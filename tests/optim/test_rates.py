@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from loopcoder.config.compose import compose
-from loopcoder.optim.rates import rate_overrides, rate_scales
+from loopcoder.optim.rates import rate_overrides
+from loopcoder.optim.schedule import rate_scales, vocabulary_share
 from tests.configs import small_config
 from tests.optim.test_optimizer import TOKENS, VOCAB, set_gradients
 
@@ -37,14 +38,30 @@ def test_decay_is_the_same_for_all_matrices():
     assert [o["lr_mult"] * o["wd_mult"] for o in overrides] == pytest.approx([1.0, 1.0])
 
 
+def test_the_vocabulary_warms_up_for_as_long_as_it_says():
+    optim = replace(compose(["model=plt_tiny"]).optim, vocabulary_warmup_steps=4)
+    assert [vocabulary_share(optim, step) for step in (1, 2, 4, 5)] == [0.25, 0.5, 1.0, 1.0]
+    assert vocabulary_share(replace(optim, vocabulary_warmup_steps=0), 1) == 1.0
+
+
+def test_embedding_and_head_have_groups_of_their_own_where_they_warm_up_longer():
+    """Though all learn at one rate in the end; megatron-core tells them apart in a checkpoint."""
+    config = compose(["model=plt_tiny"])
+    optim = replace(config.optim, vocabulary_warmup_steps=4)
+    (override,) = rate_overrides(config.model, optim).values()
+    assert override == {"lr_mult": 1.0, "wd_mult": 1.0, "is_decoupled_lr": True}
+
+
+@pytest.mark.parametrize("longer", [0, 4])
 @pytest.mark.parametrize("distributed", [True, False])
-def test_every_parameter_moves_at_its_own_rate(ranks, seed, distributed):
+def test_every_parameter_moves_at_its_own_rate(ranks, seed, distributed, longer):
     """Several updates against torch's AdamW with a group for each kind, written out by hand."""
     from loopcoder.optim.optimizer import update
     from loopcoder.train.state import build_state
 
     config = small_config(dict(residual_scale=0.5), distributed_optimizer=distributed)
     fields = dict(base_hidden_size=8, embedding_lr_scale=3.0, head_lr_scale=2.0)
+    fields |= dict(vocabulary_warmup_steps=longer)
     optim = replace(config.optim, weight_decay=0.2, clip_grad=0.0, **fields)
     config = replace(config, optim=optim)
     state = build_state(config, ranks, VOCAB)
@@ -71,12 +88,14 @@ def test_every_parameter_moves_at_its_own_rate(ranks, seed, distributed):
     generator = torch.Generator().manual_seed(seed)
     for step in range(1, 4):
         gradients = set_gradients(state, generator)
-        update(state.optimizer, optim, 1e-2 / step, TOKENS)
+        update(state.optimizer, optim, 1e-2 / step, TOKENS, vocabulary_share(optim, step))
         for group in reference.param_groups:
             name = group["name"]
             copies[name].grad = gradients[name]
-            group["lr"] = 1e-2 / step * rate(name)
-            group["weight_decay"] = 0.2 / rate(name) if copies[name].dim() > 1 else 0.0
+            in_vocabulary = "word_embeddings" in name or "output_layer" in name
+            own = rate(name) * (step / longer if longer and in_vocabulary else 1.0)
+            group["lr"] = 1e-2 / step * own
+            group["weight_decay"] = 0.2 / own if copies[name].dim() > 1 else 0.0
         reference.step()
         for name, p in state.network.named_parameters():
             torch.testing.assert_close(

@@ -122,3 +122,10 @@ def test_more_warmup_means_a_lower_rate_in_it(drawn):
     config = optim("cosine", warmup_steps=warmup + 1)
     longer = replace(config, schedule=replace(config.schedule, warmup_steps=warmup + 5))
     assert learning_rate(longer, 1, max_steps) < learning_rate(config, 1, max_steps)
+
+
+@pytest.mark.parametrize("none", [dict(decay_steps=0), dict(decay_fraction=0.0)])
+def test_a_decay_of_no_steps_stays_at_the_peak(drawn, none):
+    max_steps, warmup, _ = drawn
+    lr = rates(optim("wsd", warmup_steps=warmup, **none), max_steps)
+    assert lr == rates(optim("constant", warmup_steps=warmup), max_steps)

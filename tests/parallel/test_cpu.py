@@ -161,6 +161,17 @@ def test_random_regions_leave_the_outer_stream_alone(seed):
         raise ZeroDivisionError
 
 
+def test_lazy_modules_are_not_asked(monkeypatch):
+    """torch.utils.mkldnn of a newer torch warned of what it then made."""
+    asked = []
+    lazy = types.ModuleType("lazy")
+    lazy.__getattr__ = asked.append
+    monkeypatch.setitem(sys.modules, "lazy", lazy)
+    monkeypatch.setattr(cpu, "_with_cuda_type_names", lambda function: function)  # it is already
+    cpu._patch_optimizers()
+    assert "clip_grad_by_total_norm_fp32" not in asked
+
+
 def test_cuda_type_names_inside_megatrons_optimizers_only():
     """megatron accepts no parameters but those that call themselves torch.cuda.*Tensor."""
     x = torch.zeros(2)

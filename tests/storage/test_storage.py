@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ from loopcoder.storage.digest import file_digest
 from loopcoder.storage.disk import DISK_FULL, full_disk_raises, is_disk_full
 from loopcoder.storage.files import fault_of, synced_entry, whole_file, write_json
 from loopcoder.storage.lock import hold
+from loopcoder.storage.process import use_short_paths_of_ray
 
 
 def test_write_json_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
@@ -117,6 +119,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from loopcoder.storage.lock import hold
+from loopcoder.storage.process import use_short_paths_of_ray
 with hold(Path(sys.argv[1]), lambda _: sys.exit("busy"), shared=sys.argv[2] == "shared"):
     print("held", flush=True)
     time.sleep(60)
@@ -243,7 +246,20 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("length", [70, 76, 90])
+@pytest.mark.parametrize(("length", "moved"), [(30, False), (39, False), (40, True), (123, True)])
+def test_ray_is_kept_out_of_a_long_tmpdir(length, moved, monkeypatch):
+    """Its sockets are TMPDIR/ray/session_.../sockets/plasma_store, at most 107 bytes."""
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/".ljust(length, "x"))
+    monkeypatch.setenv("RAY_TMPDIR", "")  # so that monkeypatch removes what is set
+    monkeypatch.delenv("RAY_TMPDIR")
+    use_short_paths_of_ray()
+    assert os.environ.get("RAY_TMPDIR") == ("/tmp" if moved else None)
+    monkeypatch.setenv("RAY_TMPDIR", "/mine")
+    use_short_paths_of_ray()
+    assert os.environ["RAY_TMPDIR"] == "/mine"
+
+
+@pytest.mark.parametrize("length", [70, 76, 123])
 def test_children_are_reached_from_a_long_tmpdir(tmp_path, length):
     """76 bytes are one more than leave room for the names that multiprocessing adds."""
     script = tmp_path / "talker.py"

@@ -10,7 +10,7 @@ import pytest
 
 from loopcoder.checkpoint import format as checkpoints
 from loopcoder.metrics.writer import read_metrics
-from loopcoder.train.lock import only_run_in
+from loopcoder.storage.run_lock import only_run_in
 from tests.train.conftest import Start, finish
 
 

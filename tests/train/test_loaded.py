@@ -6,10 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import loopcoder
+from loopcoder import loaded
+from loopcoder.backends import Backends
+from loopcoder.errors import InputError
 from loopcoder.metrics.writer import read_metrics
+from tests.cli.run_dirs import run_dir as saved_run
 from tests.train.conftest import Start, finish
 
 SCRIPT = """
@@ -60,6 +67,54 @@ for call in (lambda: run.loss("a"[:0]), lambda: loopcoder.load(run_dir / "plots"
         raise AssertionError("no error")
 print("all is well")
 """
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "fix"),
+    [
+        (dict(num_loops="x"), "num_loops='x'", "num_loops=2, as it was trained"),
+        (dict(num_loops=2.0), "num_loops=2.0", "num_loops=2, as it was trained"),
+        (dict(num_loops=True), "num_loops=True", "num_loops=2, as it was trained"),
+        (dict(num_loops=0), "num_loops=0", "num_loops=1"),
+        (dict(precision="fp8"), "precision=fp8", "precision=bf16"),
+        (dict(device="nope"), "device=nope", "leave device out"),
+        (dict(device="cuda:1"), "device=cuda:1", "leave device out"),
+        (dict(path="unsaved"), "no complete checkpoint", "of a run"),
+        (dict(path="nowhere"), "there is no folder nowhere", "loopcoder runs"),
+        (dict(path="unsaved/config.yaml"), "no complete checkpoint", "of a run"),
+        (dict(path=None), "load(None)", "loopcoder.load("),
+    ],
+)
+def test_wrong_arguments_say_what_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], says: str, fix: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loaded, "detect", Backends)
+    saved_run(Path("run"), losses=5, saved=5)
+    saved_run(Path("unsaved"), losses=1)
+    with pytest.raises(InputError) as caught:
+        loopcoder.load(**({"path": "run"} | arguments))
+    (problem,) = caught.value.problems
+    assert says in problem.fact and fix in problem.fix and problem.why
+
+
+def test_one_device_of_a_gpu_machine_is_chosen_before_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded, "detect", lambda: Backends(2, "NVIDIA H100"))
+    for device, fix in (("cpu", "CUDA_VISIBLE_DEVICES= "), ("cuda:1", "CUDA_VISIBLE_DEVICES=1 ")):
+        with pytest.raises(InputError) as caught:
+            loopcoder.load(tmp_path, device=device)
+        assert fix in caught.value.problems[0].fix
+
+
+@pytest.mark.parametrize("text", [5, None, ["a"], [3, -1], [10**9]])
+def test_what_is_no_text_is_refused(text: Any) -> None:
+    run = loaded.LoadedRun(*4 * [None])  # type: ignore[arg-type]
+    run.__dict__["tokenizer"] = SimpleNamespace(get_vocab_size=lambda: 300)
+    with pytest.raises(InputError) as caught:
+        run.loss(text)
+    assert caught.value.problems[0].fix
 
 
 @pytest.fixture(scope="module")

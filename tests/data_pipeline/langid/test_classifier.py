@@ -99,7 +99,7 @@ def test_max_documents(tmp_path: Path, rng: random.Random) -> None:
 
 def test_too_little_to_train_on(tmp_path: Path, rng: random.Random) -> None:
     given = [d for d in documents(rng, 30) if d.language == "C"]
-    with pytest.raises(InputError, match=r"1 languages have 20 .*C 30"):
+    with pytest.raises(InputError, match=r"1 language with at least 20 .*C 30"):
         train_langid(given, tmp_path / "m")
     assert not list(tmp_path.iterdir())
 

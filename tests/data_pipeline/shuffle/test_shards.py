@@ -331,7 +331,7 @@ def test_a_document_that_comes_twice(tmp_path: Path, seed: int) -> None:
     config = settings(num_buckets=1)
     records = make(seed, 50)
     indexed = into_buckets(tmp_path / "b", config, [records[:1], records])
-    with pytest.raises(InputError, match=r"(?s)has 1 documents twice.*delete .* report it"):
+    with pytest.raises(InputError, match=r"(?s)has 1 document twice.*delete .* report it"):
         shard(0, tmp_path / "b", indexed, tmp_path / "out", config)
 
 

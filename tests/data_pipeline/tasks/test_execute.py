@@ -13,7 +13,7 @@ import pytest
 from data_pipeline.tasks import execute
 from data_pipeline.tasks.execute import run_tasks
 from loopcoder.config.build import ExecutorConfig
-from loopcoder.errors import InputError, LoopcoderError
+from loopcoder.errors import InputError, LoopcoderError, counted
 
 
 class Doing:
@@ -81,7 +81,9 @@ def test_a_killed_task_is_named(tmp_path: Path) -> None:
         run(Doing(out, {203: "killed"}), [5, 17, 203], ExecutorConfig(workers=2), tmp_path / "logs")
     lost = sorted({"5", "17", "203"} - set(done(out)), key=int)
     assert "203" in lost  # the pool ends with the killed one; others may not have begun
-    assert f"{len(lost)} tasks of stage count died without reporting an error" in str(error.value)
+    assert f"{counted(len(lost), 'task')} of stage count died without reporting an error" in str(
+        error.value
+    )
     assert f": {', '.join(lost)}; logs in {tmp_path / 'logs'}" in str(error.value)
     assert "fix: start the same command again" in str(error.value)
 
@@ -137,7 +139,7 @@ def test_slurm_jobs_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert done(out) == ["1", "2"]
     with pytest.raises(InputError, match="file 0 is bad"):
         run(Doing(out, {0: "input"}), [0], executor, tmp_path / "logs")
-    with pytest.raises(LoopcoderError, match=r"1 tasks of stage count died .*: 4; logs in"):
+    with pytest.raises(LoopcoderError, match=r"1 task of stage count died .*: 4; logs in"):
         run(Doing(out, {4: "killed"}), [3, 4], executor, tmp_path / "logs")
     with pytest.raises(InputError, match=r"data\.build\.executor\.options=.*partition"):
         run(Doing(out), [0], ExecutorConfig("slurm"), tmp_path / "logs")

@@ -1,0 +1,95 @@
+"""Which corpus a verb of `loopcoder data` is given: a folder, a name in the cache, or a run's."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from loopcoder.checkpoint import format as checkpoints
+from loopcoder.cli.run_folders import runs_below, trained_on
+from loopcoder.data.corpus import MANIFEST
+from loopcoder.errors import InputError
+
+GIVEN = """\
+  CORPUS        its folder, its name as `loopcoder data list` prints it, or the folder of a run or
+                of a checkpoint that was trained on it
+  --cache DIR   where names are looked up, instead of ~/.cache/loopcoder"""
+
+
+def corpus_folder(verb: str, given: str, cache: Path) -> Path:
+    """Return the folder of the finished corpus that is meant.
+
+    Args:
+        verb: As it is typed, such as `data show`.
+        given: What stands behind it.
+        cache: Folder of corpora, for names.
+
+    Raises:
+        InputError: there is none, with what to type instead.
+    """
+    path = Path(given).expanduser()
+    if (path / MANIFEST).is_file() and not (path / checkpoints.STATE).is_file():
+        return path
+    if path.is_dir():
+        return _of_run(verb, path, cache)
+    if path.exists():
+        meant = path.parent if (path.parent / MANIFEST).is_file() else "DIR"
+        why = "a corpus is a folder with its shards and a manifest"
+        raise InputError.of(f"{given} is a file", why, f"loopcoder {verb} {meant}")
+    if len(path.parts) == 1:
+        return _named(verb, given, cache)
+    raise InputError.of(
+        f"there is no folder {given}",
+        "it is that of a finished corpus, or of a run that was trained on one",
+        f"{_nearest(verb, path.name, cache)}; loopcoder data list names what there is",
+    )
+
+
+def _named(verb: str, name: str, cache: Path) -> Path:
+    if (cache / name / MANIFEST).is_file():
+        return cache / name
+    if (cache / f".{name}.work").is_dir():
+        raise InputError.of(
+            f"{name} is not finished",
+            "a build of it was stopped, or is in work",
+            "the command that began it, which continues; loopcoder data list shows both",
+        )
+    raise InputError.of(
+        f"there is no corpus {name} in {cache}, and no folder of that name here",
+        "a corpus is called as its folder is, such as sample-de90dc211f64d29c",
+        f"{_nearest(verb, name, cache)}; loopcoder data list names what there is",
+    )
+
+
+def _nearest(verb: str, name: str, cache: Path) -> str:
+    """Return the command for the corpus whose name is nearest."""
+    names = [path.parent.name for path in cache.glob(f"*/{MANIFEST}")]
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"loopcoder {verb} {found[0] if found else 'NAME'}"
+
+
+def _of_run(verb: str, folder: Path, cache: Path) -> Path:
+    """Return the corpus that the run in a folder was trained on."""
+    trained = trained_on(folder)
+    if trained is None:
+        runs = [run for run in runs_below(folder) if trained_on(run)]
+        if runs and runs != [folder]:
+            why = "each of them says which corpus it was trained on"
+            raise InputError.of(f"{folder} holds runs", why, f"loopcoder {verb} {runs[0]}")
+        raise InputError.of(
+            f"{folder} is neither a finished corpus nor a run that was trained on one",
+            f"a corpus has a {MANIFEST}, which is written last; a run has a corpus.json or a "
+            "checkpoint",
+            f"loopcoder {verb} NAME, as loopcoder data list prints it; for documents first "
+            f"loopcoder data data=files path={folder}",
+        )
+    recorded, fingerprint = trained
+    in_cache = sorted(cache.glob(f"*-{fingerprint}/{MANIFEST}"))
+    for path in ([recorded / MANIFEST] if recorded else []) + in_cache:
+        if path.is_file():
+            return path.parent
+    raise InputError.of(
+        f"{recorded or fingerprint}, which {folder} was trained on, is gone",
+        f"its run says so, and {cache} has no corpus {fingerprint} either",
+        "the command of the run, which builds it again; loopcoder data list names what there is",
+    )

@@ -1,0 +1,167 @@
+"""What the config, the machine and the run's folder refuse is refused at once, by every verb that
+looks at a run, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import sweep as sweep_module
+from loopcoder.cli import main as cli
+from loopcoder.errors import InputError
+from loopcoder.storage.folders import folder_for
+from loopcoder.storage.lock import hold
+from loopcoder.storage.run_lock import only_run_in, refuse_second
+from tests.cli.conftest import Loop
+from tests.cli.run_dirs import run_dir
+
+
+@pytest.fixture(autouse=True)
+def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point that is not refused fails the test instead of being trained."""
+    monkeypatch.setattr(sweep_module, "train_point", lambda *_: pytest.fail("started"))
+
+
+MISTAKES = {
+    "never": (["run_dir=old", "checkpoint.resume=never"], "has checkpoints up to step 5"),
+    "require": (["run_dir=a/new", "checkpoint.resume=require"], "nothing to continue from"),
+    "require by name": (["name=new", "checkpoint.resume=require"], "nothing to continue from"),
+    "memory_steps": (["run_dir=a/new", "profile.memory_steps=[3]"], "fix: profile.memory_steps=[]"),
+    "hardware": (["run_dir=a/new", "hardware.name=abacus"], "or hardware.name=auto"),
+    "another width": (["run_dir=old", "model.hidden_size=64"], "fix: model.hidden_size="),
+    "other loops": (["run_dir=old", "model.num_loops=3"], "fix: run_dir=ANOTHER_FOLDER"),
+    "another seed": (["run_dir=old", "seed=5"], "fix: seed=1234"),
+    "other rows": (["run_dir=old", "model.vocab_size=4096"], "fix: model.vocab_size=128"),
+    "a branch of another width": (
+        ["run_dir=a/new", "checkpoint.init_from=old", "model.num_layers=3"],
+        "fix: model.num_layers=",
+    ),
+    "a branch of nothing": (
+        ["run_dir=a/new", "checkpoint.init_from=unsaved"],
+        "holds no complete checkpoint",
+    ),
+    "a branch that is over": (
+        [
+            "run_dir=a/new",
+            "checkpoint.init_from=old",
+            "checkpoint.init_position=true",
+            "train.max_steps=5",
+        ],
+        "fix: train.max_steps=10",
+    ),
+}
+
+
+def everything(folder: Path = Path()) -> set[str]:
+    return {str(path) for path in folder.rglob("*")}
+
+
+VERBS = ("train --print-config", "doctor", "train -m")
+OF_EVERY_VERB = ("never", "require", "memory_steps", "a branch of another width")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "verb"),
+    [(m, "train") for m in MISTAKES] + [(m, v) for m in OF_EVERY_VERB for v in VERBS],
+)
+def test_it_is_refused_at_once_by_every_verb(
+    loop: Loop, capsys: pytest.CaptureFixture[str], mistake: str, verb: str
+) -> None:
+    overrides, says = MISTAKES[mistake]
+    run_dir(Path("old"), losses=5, saved=5)
+    run_dir(Path("unsaved"), losses=1)
+    if verb == "train -m":  # every point has a folder of its own
+        if "run_dir=old" in overrides:
+            run_dir(Path("sweep/00_beta1=0.8"), losses=5, saved=5)
+        overrides = [o for o in overrides if not o.startswith(("run_dir=", "name="))]
+        overrides += ["run_dir=sweep", "optim.beta1=0.8,0.7"]
+    before = everything()
+    assert cli.main([*verb.split(), *overrides]) == 3
+    error = capsys.readouterr().err
+    assert says in error and "why: " in error and "fix: " in error
+    assert loop.called_with == () and not loop.verified
+    assert everything() == before
+
+
+def test_a_finished_point_of_a_sweep_is_not_refused(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """resume=never and the same sweep again: what is done is skipped, not refused."""
+    monkeypatch.setattr(sweep_module, "is_finished", lambda point, ledger: True)
+    run_dir(Path("sweep/00_seed=1"), "seed=1", losses=10, saved=10)
+    run_dir(Path("sweep/01_seed=2"), "seed=2", losses=10, saved=10)
+    assert cli.main(["train", "-m", "run_dir=sweep", "seed=1,2", "checkpoint.resume=never"]) == 0
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise InputError.of("a source is empty", "no documents", "another")
+
+
+def of_another_tokenizer(*_: Any, **__: Any) -> Any:
+    return types.SimpleNamespace(
+        dir=Path("/c"), vocab_size=128, tokenizer_path="/c/t", tokenizer_hash="x", fingerprint="y"
+    )
+
+
+@pytest.mark.parametrize(("prepare", "says"), [(refuse, "empty"), (of_another_tokenizer, "ids")])
+def test_what_the_corpus_refuses_leaves_no_folder(
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    prepare: Any,
+    says: str,
+) -> None:
+    run_dir(Path("old"), losses=5, saved=5)
+    monkeypatch.setattr(sys.modules["data_pipeline.driver"], "prepare", prepare)
+    before = everything()
+    branch = ["checkpoint.init_from=old", "data.build.cache_dir=b/cache"]
+    for processes in (1, 2):
+        command = ["train", "run_dir=a/new", *branch, f"parallel.nproc_per_node={processes}"]
+        command.append("train.micro_batch_size=1")
+        assert cli.main(command) == 3
+        assert says in capsys.readouterr().err and everything() == before
+    assert loop.called_with == ()
+    Path("there").mkdir()
+    assert cli.main(["train", "run_dir=there", *branch]) == 3
+    assert everything() == before | {"there"}  # it was not ours to remove
+
+
+def test_a_corpus_that_is_refused_leaves_no_cache(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["data_pipeline.driver"], "prepare", refuse)
+    assert cli.main(["data", "data.build.cache_dir=b/cache"]) == 3
+    assert everything() == set()
+
+
+def test_a_folder_stays_where_something_is_in_it() -> None:
+    with folder_for(Path("a/b"), "run_dir"):
+        Path("a/note").touch()
+    assert everything() == {"a", "a/note"}
+
+
+def test_a_run_that_is_refused_leaves_no_lock() -> None:
+    with pytest.raises(InputError), only_run_in(Path("run")):
+        refuse()
+    assert everything() == {"run"}
+    with pytest.raises(InputError), only_run_in(Path("run")):
+        Path("run/metrics.jsonl").touch()
+        refuse()
+    assert everything() == {"run", "run/metrics.jsonl", "run/.lock"}
+
+
+def test_a_run_in_work_refuses_a_second_before_its_corpus(
+    loop: Loop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_dir(Path("old"), losses=5, saved=5)
+    with hold(folder / ".lock", refuse):
+        assert cli.main(["train", "run_dir=old", "train.max_steps=20"]) == 3
+        assert cli.main(["doctor", "run_dir=old", "train.max_steps=20"]) == 0
+    assert "another process is training in old" in capsys.readouterr().err
+    assert not loop.verified
+    refuse_second(folder)
+    refuse_second(Path("nowhere"))
