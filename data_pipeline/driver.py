@@ -66,9 +66,8 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     weights = weights_of(data, domains)
     fingerprint = fingerprint_of(data, sources, weights)
     cache = Path(data.build.cache_dir).expanduser()
-    folder = cache / f"{data.name}-{fingerprint}"
-    # hidden, since the documents may lie in a folder above
-    work = Work(cache / f".{folder.name}.work", data, fingerprint, domains, weights)
+    folder = _folder(cache, data, fingerprint)
+    work = Work(_work_of(folder), data, fingerprint, domains, weights)
     # outside the lock, so that a cache that one may only read serves as well
     if folder.exists():
         _remove_work(work, folder, report)
@@ -108,8 +107,22 @@ def check_input(data: DataConfig) -> None:
     except InputError:
         fingerprint = fingerprint_of(data, sources, weights_of(data, domains))
         cache = Path(data.build.cache_dir).expanduser()
-        if not (cache / f"{data.name}-{fingerprint}").exists():
+        if not _folder(cache, data, fingerprint).exists():
             raise
+
+
+def _folder(cache: Path, data: DataConfig, fingerprint: str) -> Path:
+    """Return the folder of a corpus; what was built or begun under the name of the preset, as all
+    were until 2026-11-29, stays where it is."""
+    former = cache / f"{data.name}-{fingerprint}"
+    if former.exists() or _work_of(former).exists():
+        return former
+    return cache / f"{data.corpus_name}-{fingerprint}"
+
+
+def _work_of(folder: Path) -> Path:
+    """Return the work folder of a corpus: hidden, since the documents may lie in a folder above."""
+    return folder.with_name(f".{folder.name}.work")
 
 
 def _remove_work(work: Work, folder: Path, report: Report) -> None:
@@ -135,7 +148,7 @@ def _finished(data: DataConfig, verify: Verify) -> Corpus:
         raise InputError.of(
             f"corpus {corpus.dir} has {' and '.join(corpus.domains)}, not {' or '.join(missing)}",
             "data.mixture draws from every domain that it names",
-            f"data.mixture={{{', '.join(f'{d}: 1' for d in corpus.domains)}}}",
+            f"'data.mixture={{{','.join(f'{d}:1' for d in corpus.domains)}}}'",
         )
     return corpus
 

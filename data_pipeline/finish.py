@@ -96,7 +96,7 @@ def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
     tallies = _tallies(work, [total.tally for total in totals.values()])
     return {
         "format_version": FORMAT_VERSION,
-        "name": work.data.name,
+        "name": work.data.corpus_name,
         "fingerprint": work.fingerprint,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(sys.argv),

@@ -23,9 +23,8 @@ from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.imported import import_tokenizer
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.data import DataConfig
-from loopcoder.config.fields import as_override
 from loopcoder.config.identity import corpus_fields
-from loopcoder.config.mixture import lowest_terms
+from loopcoder.config.mixture import lowest_terms, without
 from loopcoder.data.corpus import FORMAT_VERSION
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.digest import file_digest
@@ -40,7 +39,7 @@ def domains_of(data: DataConfig) -> tuple[str, ...]:
         raise InputError.of(
             f"data.mixture names {' and '.join(sorted(wanted)) or 'no domain'}",
             f"the domains of a corpus built here are {', '.join(DOMAINS)}",
-            "data.mixture={text: 1, code: 1}",
+            "'data.mixture={text:1,code:1}'",
         )
     return (*(d for d in DOMAINS if d in wanted), *unknown)
 
@@ -86,8 +85,8 @@ def open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
                 f"no source has documents of the domain {domain!r}",
                 "data.mixture takes tokens from it; the sources hold "
                 f"{' and '.join(sorted(found))}",
-                f"add a source with {domain}, set its domain or language_field, "
-                f"or {_without(domain, data)}",
+                f"add a source with {domain}, set its domain or language_field"
+                + (f", or {rest}" if (rest := without(data.mixture, domain)) else ""),
             )
             for domain in domains
             if domain not in found
@@ -102,12 +101,6 @@ def open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
     if problems:
         raise InputError(problems)
     return sources
-
-
-def _without(domain: str, data: DataConfig) -> str:
-    """Return the override that asks for the other domains alone."""
-    rest = {name: weight for name, weight in data.mixture.items() if name != domain}
-    return f"'data.mixture={as_override(rest or {'text': 1, 'code': 1})}'"
 
 
 def _problems_of(check: Callable[[], object]) -> list[Problem]:

@@ -148,8 +148,9 @@ def points(
     only_seeds = " ".join(str(o.input_line) for o in swept if o.is_sweep_override())
     if problems:
         raise InputError(problems)
-    name = hashlib.sha256(json.dumps([list(overrides), str(config_dir)]).encode()).hexdigest()[:10]
-    sweep_dir = Path(str(folders[-1].value())) if folders else Path("runs/sweeps") / name
+    sweep_dir = Path("runs/sweeps") / _folder_of(overrides, parsed, config_dir)
+    if folders:
+        sweep_dir = Path(str(folders[-1].value()))
     found = []
     for index, values in enumerate(itertools.product(*choices)):
         axes = [v for v, o in zip(values, swept, strict=True) if o.is_sweep_override()]
@@ -170,6 +171,16 @@ def points(
     if problems:
         raise InputError(problems)
     return sweep_dir.expanduser(), found
+
+
+def _folder_of(
+    overrides: Sequence[str], parsed: Sequence[Override], config_dir: Path | None
+) -> str:
+    """Return the name of a sweep's folder: like a run's, of `name` and a hash."""
+    rest = [o for o in overrides if not o.startswith("name=")]
+    hashed = hashlib.sha256(json.dumps([rest, str(config_dir)]).encode()).hexdigest()[:10]
+    names = [o for o in parsed if o.key_or_group == "name" and not o.is_sweep_override()]
+    return f"{names[-1].value()}-{hashed}" if names else hashed
 
 
 class _GroupLister:

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from data_pipeline.balance.quotas import ChunkQuota, LanguageQuota, Plan, Supply
 from data_pipeline.balance.shares import OTHERS
-from loopcoder.config.mixture import lowest_terms
+from loopcoder.config.mixture import lowest_terms, without
 from loopcoder.errors import InputError, Problem
 
 _FEW_DOCUMENTS = 16
@@ -49,7 +49,7 @@ def plan(
     """
     weights = lowest_terms(mixture)
     tables, by_language = _collect(supply)
-    pools = [_pool(domain, tables, shares, max_epochs) for domain in weights]
+    pools = [_pool(domain, tables, shares, max_epochs, mixture) for domain in weights]
     unit = min(pool.largest() // weights[pool.domain] for pool in pools)
     total = sum(weights.values())
     wanted_unit = unit if target_tokens is None else target_tokens // total
@@ -177,6 +177,7 @@ def _pool(
     tables: Mapping[tuple[str, str], tuple[int, int]],
     shares: Mapping[str, Mapping[str, float]],
     max_epochs: float | Mapping[str, float],
+    mixture: Mapping[str, float],
 ) -> _Pool:
     epochs = Fraction(str(max_epochs[domain] if isinstance(max_epochs, Mapping) else max_epochs))
     table = shares.get(domain, {OTHERS: 1})
@@ -186,7 +187,8 @@ def _pool(
             f"domain {domain!r}: {sum(supply.values()):,} tokens, {float(epochs):g} epochs, "
             f"shares {dict(table)}",
             "a domain of the mixture needs documents, a positive number of epochs and shares",
-            f"add documents of {domain}, or a data.mixture without it",
+            f"add documents of {domain}, or "
+            f"{without(mixture, domain) or 'a data.mixture without it'}",
         )
     caps = {language: int(tokens * epochs) for language, tokens in supply.items()}
     weights = {name: Fraction(str(w)) for name, w in table.items() if name != OTHERS}

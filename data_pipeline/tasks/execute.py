@@ -137,6 +137,12 @@ def check_executor(executor: ExecutorConfig) -> None:
             "the package ray is not installed",
             "pip install '.[ray]' in the folder of loopcoder, or data.build.executor.kind=local",
         )
+    if executor.kind == "slurm" and shutil.which("sbatch") is None:
+        raise InputError.of(
+            "data.build.executor.kind=slurm",
+            "there is no sbatch here, which submits the jobs",
+            "the same command on a machine of the cluster, or data.build.executor.kind=local",
+        )
 
 
 def _datatrove(executor: ExecutorConfig, step: _Step, tasks: int, logs: Path) -> Any:

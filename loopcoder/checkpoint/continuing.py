@@ -108,8 +108,9 @@ def jump_of_the_rate(state: CheckpointState, before: Config, config: Config) -> 
     old_warmup, warmup = (trained_warmup(state, before, c) for c in (before, config))
     now = learning_rate(before.optim, step, before.train.max_steps, old_warmup)
     asked, following = (learning_rate(config.optim, s, last, warmup) for s in (step, step + 1))
-    # A decay that begins here is no jump: its schedule has the same rate at this step.
-    if abs(asked - now) <= _JUMP * max(asked, now):
+    # A decay that begins here is no jump: its schedule has the same rate at this step. Nor is one
+    # that ends at the next step, where it has come to the rate that this one ended with.
+    if any(abs(rate - now) <= _JUMP * max(rate, now) for rate in (asked, following)):
         return None
     cause = "`optim` has changed"
     if before.optim == config.optim:

@@ -81,7 +81,9 @@ def parse_arguments(
 def _override_for(option: str, value: str) -> str:
     """Return the override that an option like --max-steps most likely meant."""
     root, key = FieldAt(Config), option.lstrip("-").replace("-", "_")
-    known = key if root.at(key.split(".")) else next(iter(nearest_keys(root, key)), key)
+    known = key if root.at(key.split(".")) else next(iter(nearest_keys(root, key)), None)
+    if known is None:
+        return "leave it out"
     return f"{known}={'VALUE' if '=' in value or value.startswith('-') else value}"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from loopcoder.backends import detect
+from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.cli.arguments import composed, parse_arguments
 from loopcoder.cli.checks import check_config
 from loopcoder.config.compose import conf_dir
@@ -19,6 +20,7 @@ from loopcoder.plan.device import device_memory
 from loopcoder.plan.fit import check_memory
 from loopcoder.plan.memory import planned_vocabulary
 from loopcoder.plan.table import disk_warning, rows
+from loopcoder.storage.files import in_words
 
 HELP = """\
 Show what this machine has, what a run would take, and whether it can start and fits.
@@ -53,12 +55,16 @@ def run(argv: list[str]) -> int:
     size = processes_to_start(config, backends)
     check_config(config, size, backends)
 
+    from data_pipeline.cache import cache_size
     from data_pipeline.driver import check_input
 
-    check_input(config.data)
-    vocab_size, device = planned_vocabulary(config), device_memory(backends, size)
     run_dir = Path(str(config.run_dir))
-    print(f"\n{_table(rows(config, vocab_size, size, run_dir, device))}\n")
+    if pinned_corpus(config, run_dir, print) is None:
+        check_input(config.data)
+    vocab_size, device = planned_vocabulary(config), device_memory(backends, size)
+    cache = Path(config.data.build.cache_dir).expanduser()
+    corpora = ("corpora", f"{in_words(cache_size(cache))} in {cache} (loopcoder data list)")
+    print(f"\n{_table([*rows(config, vocab_size, size, run_dir, device), corpora])}\n")
     warning = check_memory(config, vocab_size, size, device)
     processes = counted(size, "process")
     what = f"{config.model.name} with precision={config.precision.name}, "

@@ -52,7 +52,7 @@ def _data(config: Config) -> str:
         until = "" if stage.until is None else f" until {counted(stage.until, 'token')}"
         parts.append(f"{mixture}, sequences of {stage.seq_length}{until}")
     path = f" ({config.data.path})" if config.data.path else ""
-    return f"{config.data.name}{path}: {'; then '.join(parts)}"
+    return f"{config.data.corpus_name}{path}: {'; then '.join(parts)}"
 
 
 def _steps(config: Config) -> str:

@@ -90,8 +90,15 @@ def runs_below(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
         yield folder
     elif depth and not is_checkpoint:
         for name in sorted(entries):
-            if not name.startswith(".") and entries[name].is_dir():
+            if not name.startswith(".") and _is_folder(entries[name]):
                 yield from runs_below(folder / name, depth - 1)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where this user may not look
+        return False
 
 
 def read_run(run_dir: Path) -> RunFolder:

@@ -19,7 +19,7 @@ from types import FrameType
 
 from launch.killed import kernel_kills, kill_named, worker_killed
 from launch.slurm_env import adopt_slurm
-from launch.sweep import FIRST_VARIABLE, sweep
+from launch.sweep import FIRST_VARIABLE, points, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect
 from loopcoder.checkpoint.pinned import pinned_corpus
@@ -71,7 +71,7 @@ groups and their presets:
 
   -m, --multirun     several runs: every combination of the comma-separated values
   --config-dir DIR   presets of your own, in a folder laid out as the groups above
-  --print-config     show the resolved configuration and stop
+  --print-config     show the resolved and checked configuration (of each point) and stop
 
 torchrun and srun start one `python -m loopcoder train ...` per process; without them loopcoder
 starts parallel.nproc_per_node processes itself.
@@ -85,8 +85,17 @@ def run(argv: list[str]) -> int:
         print(HELP.format(groups=_presets(arguments.config_dir)))
         return EXIT_DONE
     if arguments.multirun:
-        return _sweep(arguments)
+        return _show_points(arguments) if arguments.print_config else _sweep(arguments)
     return _train(arguments)
+
+
+def _show_points(arguments: Arguments) -> int:
+    """Print the checked config of every point of a sweep."""
+    backends = detect()
+    for point in points(arguments.overrides, arguments.config_dir, backends)[1]:
+        check_folder(point.config, backends)
+        print(f"# {point.label}\n{to_yaml(point.config)}---")
+    return EXIT_DONE
 
 
 def _presets(config_dir: Path | None) -> str:

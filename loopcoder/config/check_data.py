@@ -14,7 +14,7 @@ def check_data(config: Config) -> Iterator[Problem]:
     """Yield what of this config no corpus can be built from, or no run can read from one."""
     data = config.data
     if not data.mixture:
-        yield Problem("data.mixture={}", "nothing to train on", "data.mixture={text:1,code:1}")
+        yield Problem("data.mixture={}", "nothing to train on", "'data.mixture={text:1,code:1}'")
     if not data.build.sources and data.path is None:
         why = f"data={data.name} needs the folder of a finished corpus"
         yield Problem(f"data={data.name} data.path=null", why, "path=DIR")

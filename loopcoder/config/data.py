@@ -11,6 +11,11 @@ from pydantic.dataclasses import dataclass
 from loopcoder.config.build import BuildConfig
 from loopcoder.config.types import STRICT, Changes, FolderName, PositiveFloat, PositiveInt
 
+_KINDS = {
+    "sample": {"sample"}, "files": {"files"}, "hf": {"hf"}, "packages": {"debian", "npm"}
+}  # fmt: skip
+"""Kinds of the sources that the presets of `data` have."""
+
 
 @dataclass(frozen=True, config=STRICT)
 class StageConfig:
@@ -67,3 +72,12 @@ class DataConfig:
     """Read the sources again when a run goes on; else it keeps the corpus that it was trained on,
     whatever became of its sources."""
     build: Annotated[BuildConfig, Changes("corpus")] = field(default_factory=BuildConfig)
+
+    @property
+    def corpus_name(self) -> str:
+        """What a corpus is called: the name of the preset, or the kinds of the sources where they
+        are others than the preset's."""
+        kinds = {source.kind for source in self.build.sources}
+        if kinds and kinds.isdisjoint(_KINDS.get(self.name, kinds)):
+            return "-".join(sorted(kinds))
+        return self.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from functools import cache
@@ -136,6 +137,11 @@ def as_override(value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return str(value)
+
+
+def typed(override: str) -> str:
+    """Quote an override for a shell, if that would read it as something else: braces, spaces."""
+    return shlex.quote(override) if set(override) & set("{} '\"$;&|<>()*?\\") else override
 
 
 def next_multiple(value: int, of: int) -> int:

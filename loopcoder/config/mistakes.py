@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from loopcoder.config.fields import MISSING, FieldAt, arms, as_override, leaves
+from loopcoder.config.fields import MISSING, FieldAt, arms, as_override, leaves, typed
 from loopcoder.config.renamed import new_name
 from loopcoder.config.types import PATTERNS
 from loopcoder.errors import Problem
@@ -46,7 +46,7 @@ def unknown_key(root: FieldAt, key: str, value: str | None) -> Problem:
 
     new = new_name(key)
     if new is not None and root.at(new.split(".")) is not None:
-        return Problem(written(key), f"{key} is now {new}", written(new))
+        return Problem(written(key), f"{key} is now {new}", typed(written(new)))
     if key in GROUPS and value is not None:
         why = f"a preset of {key} changes any section, which its file says in its first line"
         return Problem(f"{key}: {value}", why, "begin the file with `# @package _global_`")
@@ -58,7 +58,7 @@ def unknown_key(root: FieldAt, key: str, value: str | None) -> Problem:
         where = f"there are: {', '.join(root.fields)}"
     groups = [*(name for name, at in root.fields.items() if at.sections), *GROUPS]
     near = [] if parent else difflib.get_close_matches(key, groups, n=1, cutoff=0.7)
-    fix = " or ".join(map(written, near or nearest_keys(root, key))) or "leave it out"
+    fix = " or ".join(typed(written(k)) for k in near or nearest_keys(root, key)) or "leave it out"
     return Problem(written(key), f"there is no field {key}; {where}", fix)
 
 
@@ -130,12 +130,11 @@ def _problem(
     why = " or ".join(dict.fromkeys(whys)) + (f": {' '.join(at.doc.split())}" if at.doc else "")
     if first["type"] == "missing":
         value = as_override(at.default) if at.default is not MISSING else "VALUE"
-        return Problem(f"{key} has no value", why, f"{key}={value}")
+        return Problem(f"{key} has no value", why, typed(f"{key}={value}"))
     if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
         return not_written_out(key, first["input"])
-    return Problem(
-        f"{key}={as_override(first['input'])}", why, f"{key}={_mended(key, first, at, presets)}"
-    )
+    mended = typed(f"{key}={_mended(key, first, at, presets)}")
+    return Problem(f"{key}={as_override(first['input'])}", why, mended)
 
 
 def cleaned(text: str, pattern: str) -> str:

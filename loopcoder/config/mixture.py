@@ -23,7 +23,7 @@ def lowest_terms(mixture: Mapping[str, float]) -> dict[str, int]:
         raise InputError.of(
             f"the mixture is {dict(mixture)}",
             "every domain of a corpus has a positive weight",
-            "data.mixture={text:1,code:1}",
+            "'data.mixture={text:1,code:1}'",
         )
     whole = lcm(*(weight.denominator for weight in exact.values()))
     numbers = {domain: int(weight * whole) for domain, weight in exact.items()}

@@ -365,7 +365,7 @@ class Config:
     eval: EvalConfig
     profile: Annotated[ProfileConfig, Changes("nothing")]
     name: Annotated[Name | None, Changes("nothing")] = None
-    """Beginning of the default folder's name, instead of <model>-r<loops>."""
+    """Beginning of the default folder's name, instead of <model>-r<loops>; of a sweep's as well."""
     run_dir: Annotated[str | None, Changes("nothing")] = None
     """Folder of everything this run writes; null: runs/<name>-<hash of what was asked for>."""
     seed: NonNegativeInt = 1234

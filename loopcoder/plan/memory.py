@@ -117,7 +117,8 @@ def planned_vocabulary(config: Config) -> int:
         return config.model.vocab_size
     data, tokens = config.data, config.data.build.tokenizer_vocab_size
     if not data.build.sources and isinstance(data.path, str):
-        tokens = read_manifest(Path(data.path).expanduser())["tokenizer"]["vocab_size"]
+        manifest = read_manifest(Path(data.path).expanduser())
+        tokens = manifest.get("tokenizer", {}).get("vocab_size", tokens)  # opening it says more
     return -(-tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 

@@ -152,6 +152,19 @@ def test_a_longer_run_does_not_warm_up_again(tmp_path, recorded):
     assert warmup_of(start, longer) == (recorded or 3)
 
 
+@pytest.mark.parametrize("kind", ["wsd", "cosine", "constant"])
+@pytest.mark.parametrize(("trained_for", "asked"), [(50, 1000), (50, 70), (1000, 45)])
+def test_the_warmup_is_that_which_was_trained(tmp_path, kind, trained_for, asked):
+    """Of any schedule, made longer or shorter; a branch that begins anew has its own."""
+    before, after = scheduled(trained_for, kind), scheduled(asked, kind)
+    had = warmup_steps(before.optim, trained_for)
+    start = trained(tmp_path, before, warmup_steps=had)
+    for goes_on in (start, replace(start, resumes=False, keeps_position=True)):
+        assert warmup_of(goes_on, after) == had != warmup_steps(after.optim, asked)
+    anew = replace(start, resumes=False)
+    assert warmup_of(anew, after) == warmup_steps(after.optim, asked)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "jumps"),
     [
@@ -163,6 +176,8 @@ def test_a_longer_run_does_not_warm_up_again(tmp_path, recorded):
         (scheduled(80, "cosine"), scheduled(80, "cosine"), None),
         (scheduled(1000, "constant"), scheduled(2000, "constant"), None),
         (scheduled(40, "cosine"), scheduled(40, "cosine"), None),  # nothing left to train
+        (scheduled(40, "cosine"), scheduled(41, "cosine"), None),  # one step, at the last rate
+        (scheduled(40, "wsd"), scheduled(41, "wsd"), None),
     ],
 )
 def test_a_jump_of_the_rate_is_said_with_both_values(tmp_path, before, after, jumps):

@@ -84,6 +84,27 @@ def test_every_mismatch_is_named_at_once(tmp_path: Path, resumes: bool) -> None:
     ]
 
 
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize(
+    ("branches", "fix"), [(False, "or another run_dir="), (True, "keeps the ids of these weights")]
+)
+def test_another_tokenizer_is_mended_where_it_stands(
+    tmp_path: Path, branches: bool, fix: str, copied: bool
+) -> None:
+    """A branch has another run_dir already; the tokenizer is the checkpoint's own, if it has it."""
+    start = Start(checkpoint(tmp_path, 7), not branches)
+    tokenizer = start.checkpoint.path / "tokenizer.json"
+    if copied:
+        tokenizer.write_text("{}")
+    other: Any = SimpleNamespace(tokenizer_hash="another", fingerprint="corpus")
+    with pytest.raises(InputError) as error:
+        check_fits(start, small_config(), VOCAB, other)
+    (problem,) = error.value.problems
+    assert fix in problem.fix and ("run_dir" in problem.fix) == (not branches)
+    path = tokenizer if copied else "/corpus/tokenizer.json"
+    assert problem.fix.startswith(f"data.build.tokenizer={path}")
+
+
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [(1, 2, "warning"), (2, 1, "dropped"), (2, 3, None), (3, 3, None)],

@@ -28,6 +28,8 @@ def test_options_are_told_from_overrides() -> None:
         (["--lr=1e-3"], "fix: optim.lr=1e-3"),
         (["--num_loops", "seed=1"], "fix: model.num_loops=VALUE"),
         (["--model", "plt_1b"], "fix: model=plt_1b"),
+        (["-n", "2"], "fix: leave it out"),
+        (["--zzz=2"], "fix: leave it out"),
         (["--config-dir"], "it needs a folder"),
         (["--config-dir="], "it needs a folder"),
     ],

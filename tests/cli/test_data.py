@@ -4,11 +4,13 @@ tests/data_pipeline/test_driver.py."""
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loopcoder.cli import main as cli
+from loopcoder.config.compose import load_config
 from tests.cli.conftest import Loop
 
 
@@ -20,6 +22,18 @@ def test_data_prints_the_folder_of_the_corpus(
     assert loop.verified == "hash" and loop.called_with == ()
     assert cli.main(["data", "data.verify=size"]) == 0
     assert loop.verified == "size"
+
+
+def test_print_config_builds_nothing(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["data", "--print-config", "data=files", "path=/x", "data.build.val_fraction=0.125"]
+    assert cli.main(asked) == 0
+    Path("c.yaml").write_text(capsys.readouterr().out)
+    data = load_config(Path("c.yaml")).data
+    assert (data.path, data.build.val_fraction) == ("/x", 0.125)
+    assert cli.main([*asked, "data.build.val_fraction=2"]) == 3
+    for verb in (["data", "validate"], ["doctor"], ["evaluate"], ["runs"], ["data", "list"]):
+        assert cli.main([*verb, "--print-config"]) == 3  # and not ignored
+    assert loop.verified == "" and loop.called_with == ()
 
 
 def test_a_build_that_is_stopped_can_be_started_again(

@@ -132,6 +132,26 @@ def test_without_runs_or_cache_there_is_nothing_to_say(
     assert cache_size() == 0 < cache_size(cache)
 
 
+@pytest.mark.parametrize("given", ["environment", "home", "option"])
+def test_the_cache_is_the_one_that_corpora_are_built_in(
+    cache: Path, given: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option: list[str] = []
+    monkeypatch.delenv("LOOPCODER_CACHE", raising=False)
+    if given == "environment":
+        monkeypatch.setenv("LOOPCODER_CACHE", str(cache))
+    elif given == "home":
+        monkeypatch.setenv("HOME", str(cache.parent / "home"))
+        (cache.parent / "home" / ".cache").mkdir(parents=True)
+        (cache.parent / "home" / ".cache" / "loopcoder").symlink_to(cache)
+    else:
+        option = ["--cache", str(cache)]
+    assert cli.main(["data", "list", *option]) == 0
+    assert f"\n{OLD}\n" in capsys.readouterr().out
+    assert cli.main(["data", "clean", "--older-than", "365", *option]) == 0
+    assert f"{OLD} (" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verb", [["list"], ["clean", "--unfinished", "--yes"]])
 def test_the_cache_is_that_of_a_build(
     cache: Path,

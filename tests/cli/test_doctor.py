@@ -53,6 +53,19 @@ def test_doctor_shows_what_a_run_takes(loop: Loop, capsys: pytest.CaptureFixture
     assert "estimate" in lines["activations"]
     assert lines["checkpoint"] == "16.3 GiB; up to 6 at a time: 97.9 GiB"
     assert "GiB free at runs/plt_1b-r2-" in lines["disk"]
+    assert lines["corpora"].startswith("0 B in ")
+
+
+@pytest.mark.parametrize("size", [0, 3_000, 5_000_000])
+def test_doctor_says_how_large_the_cache_is(
+    loop: Loop, size: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    (cache / ".files-0123456789abcdef.work").mkdir(parents=True)
+    (cache / ".files-0123456789abcdef.work" / "part").write_bytes(bytes(size))
+    assert cli.main(["doctor", f"data.build.cache_dir={cache}"]) == 0
+    said = {0: "0 B", 3_000: "3.0 kB", 5_000_000: "5.0 MB"}[size]
+    assert f"{said} in {cache} (loopcoder data list)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -140,6 +153,17 @@ def test_input_that_train_would_refuse_is_refused(
     here = [o.replace("{here}", str(tmp_path)) for o in overrides]
     assert cli.main(["doctor", *here]) == 3
     assert "/nonexistent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", '{"format_version": 2}', '{"tokenizer": {}}', ""])
+def test_a_damaged_corpus_is_refused_by_train_too(
+    manifest: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    for verb in ("doctor", "train"):
+        assert cli.main([verb, "data=corpus", f"path={tmp_path}"]) == 3
+        error = capsys.readouterr().err
+        assert "manifest.json" in error and "fix:" in error and "Traceback" not in error
 
 
 def test_a_corpus_without_a_domain_is_refused(

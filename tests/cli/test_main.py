@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import loopcoder
 from launch.torchrun import EXIT_VARIABLE
 from loopcoder.cli import main as cli
 from loopcoder.errors import InputError, Preempted, TrainingDiverged
@@ -69,6 +71,14 @@ def test_bad_input_is_3(
     assert cli.main(arguments) == 3
     assert says in capsys.readouterr().err
     assert loop.called_with == ()
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_its_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([option]) == 0
+    assert capsys.readouterr().out == f"loopcoder {loopcoder.__version__}\n"
+    metadata = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert loopcoder.__version__ == metadata["version"]
 
 
 @pytest.mark.parametrize("asked", ["help", "help train", "train --help", "--help train"])

@@ -66,6 +66,8 @@ def test_runs_are_found_in_runs_sweeps_and_folders_of_them(tmp_path: Path) -> No
     point = run_dir(Path("runs/sweeps/abc/00_loops_1"), losses=1)
     Path("runs/sweeps/abc/ledger.jsonl").write_text("")
     other = run_dir(Path("else/where"))
+    Path("runs/circle").symlink_to("circle")
+    Path("runs/gone").symlink_to("nowhere")
     assert find_runs([Path("runs")]) == [one, point]
     assert find_runs([Path("runs/sweeps/abc")]) == [point]
     assert find_runs([one, Path("else"), tmp_path / "runs"]) == [one, other, tmp_path / point]

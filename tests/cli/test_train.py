@@ -164,6 +164,23 @@ def test_print_config_prints_a_config(
     assert loop.called_with == ()
 
 
+def test_print_config_of_a_sweep_prints_every_point(
+    loop: Loop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["train", "-m", "model.num_loops=1,3", "seed=5", f"run_dir={tmp_path / 'sweep'}"]
+    assert cli.main([*asked, "--print-config"]) == 0
+    first, second, rest = capsys.readouterr().out.split("---\n")
+    assert first.startswith("# model.num_loops=1\n") and rest == ""
+    (tmp_path / "c.yaml").write_text(second)
+    config = load_config(tmp_path / "c.yaml")
+    assert (config.model.num_loops, config.seed) == (3, 5)
+    assert str(config.run_dir) == str(tmp_path / "sweep" / "01_num_loops=3")
+    for mistake in ("optim.min_lr=1", "train.micro_batch_size=3", "model=plt_7b"):
+        assert cli.main([*asked, "--print-config", mistake]) == 3
+        assert "why:" in capsys.readouterr().err
+    assert loop.called_with == () and not (tmp_path / "sweep").exists()
+
+
 def test_torch_comes_after_the_corpus() -> None:
     """The data pipeline starts processes, so nothing on the way to it may import torch."""
     program = """

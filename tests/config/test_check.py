@@ -275,3 +275,21 @@ def test_the_table_says_that_auto_leaves_kernels_out_on_other_gpus() -> None:
         table = replace(BUILT, compute_capability=capability).table()
         assert ("nobody has run them on this GPU" in table) == said
     assert "nobody" not in CPU.table() and "nobody" not in STALE.table()
+
+
+@pytest.mark.parametrize(
+    ("machine", "apex", "says"),
+    [
+        (CPU, False, "added up by autograd"),
+        (BARE_GPU, False, "added up by autograd"),
+        (H100, False, "the head's by Transformer Engine"),
+        (A100, False, "the head's by Transformer Engine"),
+        (H100, True, "the head's by apex"),
+    ],
+)
+def test_the_table_says_how_weight_gradients_are_added(
+    machine: Backends, apex: bool, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopcoder.backends._importable", lambda module: apex)
+    (line,) = [row for row in machine.table().splitlines() if row.startswith("weight gradients")]
+    assert says in line

@@ -197,10 +197,13 @@ def test_presets_of_the_user(tmp_path: Path) -> None:
         compose(["experiment=mine"], tmp_path)
     assert [p.fix for p in caught.value.problems] == ["model.num_loops=4", "logging.wandb=off"]
 
-    file.write_text("model:\n  num_loops: 4\n")  # a section `experiment` of the config
-    with pytest.raises(InputError) as caught:
-        compose(["experiment=mine"], tmp_path)
-    assert "# @package _global_" in caught.value.problems[0].fix
+    for group in ("experiment", "variant"):
+        (tmp_path / group).mkdir(exist_ok=True)
+        # without its first line it is a section of that name
+        (tmp_path / group / "mine.yaml").write_text("model:\n  num_loops: 4\n")
+        with pytest.raises(InputError) as caught:
+            compose([f"{group}=mine"], tmp_path)
+        assert "# @package _global_" in caught.value.problems[0].fix
 
     file.write_text("model: [")
     with pytest.raises(InputError, match="do not compose"):
@@ -308,7 +311,7 @@ def test_a_wrong_value_of_any_field_is_an_error_with_its_name(seed: int) -> None
         ("data.build.shares=foo", "supply, published or must be a mapping",
          "data.build.shares=supply"),
         ("data.build.epochs=0", "greater than 0", "data.build.epochs=1"),
-        ("data.mixture=3", "written {text:1,code:1}", "data.mixture={text:1,code:1}"),
+        ("data.mixture=3", "written {text:1,code:1}", "'data.mixture={text:1,code:1}'"),
         ("data.build.near_dedup.enabled=7", "true or false or must be one of auto",
          "data.build.near_dedup.enabled=auto"),
     ],
@@ -320,3 +323,23 @@ def test_fields_of_several_types_are_named_without_them(override: str, why: str,
     assert problem.fact == override
     assert why in problem.why
     assert problem.fix == fix
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.mixture=3", ["data.mixture={text:1,code:1}"]),
+        ("data.mixtur={text:1,code:3}", ["data.mixture={text:1,code:3}"]),
+        ("data.fim={rate:0}", ["data.build.fim={rate:0}"]),
+        ("wandb_project='my runs'", ["logging.wandb_project=my runs"]),
+        ("model.num_loop=3", ["model.num_loops=3"]),
+    ],
+)
+def test_a_fix_may_be_typed_into_a_shell(override: str, words: list[str]) -> None:
+    """Braces and spaces are quoted: a shell would make several words of them."""
+    (problem,) = problems_of(override)
+    assert shlex.split(problem.fix) == words
+    bash = ["bash", "-c", f"printf '%s\\n' {problem.fix}"]
+    shown = subprocess.run(bash, capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines() == words
+    compose(words)

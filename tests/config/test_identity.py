@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import random
 from collections.abc import Iterator
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -14,6 +14,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from launch.sweep import points
+from loopcoder.backends import Backends
+from loopcoder.cli.arguments import Arguments, composed
 from loopcoder.config.build import BuildConfig, SourceConfig
 from loopcoder.config.compose import compose
 from loopcoder.config.data import DataConfig, StageConfig
@@ -28,6 +31,7 @@ EVERYTHING = [
     "train.batch_ramp={start:8,increment:8,samples:64}",
 ]  # fmt: skip
 SCHEMA = TypeAdapter(Config)
+H100 = Backends(8, "NVIDIA H100", (9, 0), {"transformer_engine": "2.20"}, None, 80 * 2**30)
 
 
 def all_leaves(at: FieldAt, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, FieldAt]]:
@@ -134,6 +138,34 @@ def test_another_machine_finds_the_same_folder(made: list[str]) -> None:
     assert folder_of(compose([]), compose(made)) == folder_of(compose([]))
     # what is asked for is another run
     assert folder_of(compose(made)) != folder_of(compose([]))
+
+
+def test_a_sweep_is_found_on_another_machine() -> None:
+    """The folder of the sweep, those of its points, and what its ledger calls them."""
+    command = ["model.num_loops=1,2", "train.micro_batch_size=2"]
+    (folder, plain), (other, rebuilt) = (points(command, None, b) for b in (Backends(), H100))
+    assert folder == other
+    assert plain[0].config.precision != rebuilt[0].config.precision
+    assert [p.run_dir for p in plain] == [p.run_dir for p in rebuilt]
+    assert [p.names[0] for p in plain] == [p.names[0] for p in rebuilt]
+
+
+def test_the_command_line_finds_the_same_folder(monkeypatch: Any, tmp_path: Path) -> None:
+    """Without and with a GPU, Transformer Engine, kernels, and kernels for another torch."""
+    monkeypatch.chdir(tmp_path)
+    bare = replace(H100, versions={}, kernels_fault="not built")
+    machines = [
+        Backends(),
+        bare,
+        replace(bare, compute_capability=(8, 0)),
+        replace(H100, kernels_fault="built for torch 2.10.0"),
+        H100,
+    ]
+    for asked in (["model=plt_1b"], ["model=plt_1b", "name=mine"], ["precision=bf16"]):
+        found = [composed(Arguments(asked), machine) for machine in machines]
+        assert len({config.run_dir for config in found}) == 1
+        made = {(c.precision.name, c.model.layer_spec, c.model.kernels) for c in found}
+        assert len(made) >= 2, made
 
 
 def test_a_folder_of_the_former_name_is_found(tmp_path: Path, monkeypatch: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_every_old_spelling_names_the_new_one_with_the_value() -> None:
 )  # fmt: skip
 def test_the_fix_can_be_given(before: str, after: str) -> None:
     (problem,) = problems_of(before)
-    assert (problem.fact, problem.fix) == (before, after)
+    assert (problem.fact, shlex.split(problem.fix)) == (before, [after])
     compose([after])
 
 
@@ -88,8 +89,8 @@ def test_old_names_in_presets_of_the_user(tmp_path: Path) -> None:
     found = {p.fix for p in problems_of("data=mine", "seed=-1", config_dir=tmp_path)}
     assert found == {
         "data.build.shares=published",
-        "data.build.sources=[{kind:files,path:/d}]",
-        "data.build.filters={min_words:3}",
+        "'data.build.sources=[{kind:files,path:/d}]'",
+        "'data.build.filters={min_words:3}'",
         "seed=0",
     }
 

@@ -56,7 +56,7 @@ def test_a_clean_name_is_taken(name: str) -> None:
     ],
 )
 def test_an_entry_that_is_a_section_is_shown_as_one(override: str, fix: str) -> None:
-    assert problem_of(override).fix == fix
+    assert problem_of(override).fix.strip("'") == fix
 
 
 @pytest.mark.parametrize(

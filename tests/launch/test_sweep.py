@@ -115,6 +115,19 @@ def test_the_folder_is_named_by_the_command() -> None:
     assert points(["seed=1,2"], None, CPU)[0] != points(["seed=1,3"], None, CPU)[0]
 
 
+def test_a_sweep_has_a_name_too() -> None:
+    plain, _ = points(["seed=1,2"], None, CPU)
+    for name in ("widths", "1.10", "007"):
+        folder, found = points(["seed=1,2", f"name={name}"], None, CPU)
+        assert folder == plain.with_name(f"{name}-{plain.name}")
+        assert [p.label for p in found] == ["seed=1", "seed=2"]
+    with pytest.raises(InputError, match="name=a/b"):
+        points(["seed=1,2", "name=a/b"], None, CPU)
+    assert points(["seed=1,2", "name=widths", "run_dir=x"], None, CPU)[0] == Path("x")
+    _, found = points(["name=a,b"], None, CPU)
+    assert [p.config.name for p in found] == ["a", "b"]
+
+
 def test_every_point_is_checked_before_any_starts() -> None:
     with pytest.raises(InputError) as caught:
         points(["model.num_loops=0,1", "train.micro_batch_size=3,4"], None, CPU)

@@ -39,6 +39,9 @@ def train(config, corpus, backends, run_dir, launch):
     if rank == "1" and config.seed == 3:
         from loopcoder.errors import InputError
         raise InputError.of("the corpus", "is too small", "data.seq_length=1")
+    if config.seed == 76:
+        from loopcoder.errors import TrainingDiverged
+        raise TrainingDiverged("stopped after step 7: the loss is nan")
     while not got:
         time.sleep(0.01)
     from loopcoder.errors import Preempted
@@ -76,6 +79,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         75,  # a signal to the launcher reaches every worker, and their 75 comes back
         3,  # one worker fails, torchrun ends the other: the cause comes back
+        pytest.param(76, marks=pytest.mark.dist_full),  # all diverge at the same step
     ],
 )
 def test_the_workers_exit_code_survives(

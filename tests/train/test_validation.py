@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -340,4 +341,9 @@ def test_a_run_records_what_its_validation_means(
     assert output.count("\nvalidation has fewer sequences") == 3
     events = read_metrics(run_dir / "events.jsonl")
     notes = [e["text"] for e in events if e["kind"] == "note"]
+    began = events[0]
+    assert began["kind"] == "run_started" and f"run_dir={run_dir}" in began["command"]
+    assert {"commit", "host", "python", "torch", "megatron_core", "processes"} <= began.keys()
+    times = [datetime.fromisoformat(record["time"]) for record in records]
+    assert sorted(times) == times and times[0].tzinfo is not None
     assert [line.split(" tokens")[0].split()[-1] for line in notes] == ["32", "48", "64"]

@@ -145,6 +145,19 @@ def test_slurm_jobs_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         run(Doing(out), [0], ExecutorConfig("slurm"), tmp_path / "logs")
 
 
+def test_slurm_without_slurm_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    slurm = ExecutorConfig("slurm", options={"time": "1:00:00", "partition": "cpu"})
+    with pytest.raises(InputError, match=r"executor.kind=slurm(.|\n)*no sbatch(.|\n)*kind=local"):
+        run_tasks(print, [0, 1], slurm, "stage", tmp_path / "logs")
+
+
+def test_options_of_another_executor_are_named(tmp_path: Path) -> None:
+    wrong = ExecutorConfig(workers=2, options={"partition": "cpu"})
+    with pytest.raises(InputError, match=r"executor\.options=(.|\n)*partition"):
+        run_tasks(print, [0, 1], wrong, "stage", tmp_path / "logs")
+
+
 def test_ray_without_ray_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

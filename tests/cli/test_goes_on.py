@@ -1,0 +1,103 @@
+"""The same command again asks for nothing that the run has already: sources, tokenizer, weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopcoder.cli import main as cli
+from loopcoder.cli import train
+from tests.cli.conftest import Loop
+from tests.cli.run_dirs import checkpoint, run_dir
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """The finished corpus of the runs."""
+    folder = tmp_path / "cache" / "corpus"
+    folder.mkdir(parents=True)
+    domains = {"text": {"train": {"tokens": 9}}, "code": {"train": {"tokens": 9}}}
+    manifest = {"format_version": 2, "fingerprint": "recorded", "domains": domains}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def sources_changed(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand for sources that are gone or others: reading them would be another corpus."""
+    read: list[str] = []
+
+    def refuse(data: Any, **_: Any) -> Any:
+        read.append(data.name)
+        return loop.prepare(data, None, "hash")
+
+    driver = sys.modules["data_pipeline.driver"]
+    monkeypatch.setattr(driver, "prepare", refuse)
+    monkeypatch.setattr(driver, "check_input", refuse)
+    monkeypatch.setattr(train, "load_corpus", lambda folder, verify: folder)
+    monkeypatch.setattr(train, "check_start", lambda *_: None)  # which reads the corpus
+    return read
+
+
+def stopped(corpus: Path, *overrides: str) -> list[str]:
+    """Leave a run that was stopped at step 3; return the command that continues it."""
+    folder = run_dir(Path("run"), *overrides, losses=3)
+    checkpoint(folder, 3, "recorded", corpus_dir=str(corpus))
+    return [*overrides, f"run_dir={folder}"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data=sample"],  # whose documents are what is installed: `make kernels` changed it
+        ["data=packages"],
+        ["data=files", "path=/gone"],
+        ["data=files", "path=/gone/*.jsonl", "data.build.tokenizer=/gone/tokenizer.json"],
+        ["data=hf", "path=/gone", "data.build.language_classifier=/gone"],
+        ["checkpoint.init_from=/gone"],
+        ["checkpoint.init_from=/gone", "checkpoint.init_optimizer=true"],
+        ["checkpoint.init_from=/gone", "checkpoint.init_position=true"],
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["train.max_steps=2010"]])
+def test_the_same_command_and_more_steps_continue(
+    loop: Loop,
+    corpus: Path,
+    sources_changed: list[str],
+    overrides: list[str],
+    more: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = [*stopped(corpus, *overrides), *more]
+    assert cli.main(["train", *command]) == 0
+    assert loop.called_with[1] == corpus and sources_changed == []
+    assert f"keeps its corpus {corpus}" in capsys.readouterr().out
+    assert cli.main(["doctor", *command]) == 0
+    assert sources_changed == []
+    # what is asked for is what is new
+    assert cli.main(["train", *command, "data.rebuild=true"]) == 0
+    assert len(sources_changed) == 1
+
+
+@pytest.mark.parametrize(
+    "asked", ["data.build.val_fraction=0.1", "path=/other", "data.build.tokenizer_vocab_size=640"]
+)
+def test_another_corpus_is_built(
+    loop: Loop, corpus: Path, sources_changed: list[str], asked: str
+) -> None:
+    command = [*stopped(corpus, "data=files", "path=/gone"), asked]
+    assert cli.main(["train", *command]) == 0
+    assert len(sources_changed) == 1 and loop.called_with[1] != corpus
+
+
+def test_an_interrupted_first_save_still_needs_the_weights(
+    loop: Loop, corpus: Path, sources_changed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = stopped(corpus, "checkpoint.init_from=/gone")
+    Path("run/checkpoints/step_00000003/manifest.json").unlink()
+    assert cli.main(["train", *command]) == 3
+    assert "checkpoint.init_from=/gone" in capsys.readouterr().err

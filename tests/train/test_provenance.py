@@ -1,0 +1,56 @@
+"""What a run records of its command, code and machine."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from loopcoder.backends import Backends
+from loopcoder.train import provenance as module
+from loopcoder.train.provenance import provenance
+
+HERE = Backends(versions={"torch": "2.11.0", "megatron-core": "0.19.2"})
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["run_dir=a b", "seed=7"], ["data.mixture={text: 1,code: 3}"]]
+)
+def test_the_command_can_be_given_again(overrides: list[str]) -> None:
+    found = provenance(overrides, HERE, 2)
+    assert shlex.split(found["command"]) == ["loopcoder", "train", *overrides]
+    assert (found["host"], found["processes"]) == (socket.gethostname(), 2)
+    assert (found["torch"], found["megatron_core"]) == ("2.11.0", "0.19.2")
+    assert found["python"].startswith("3.") and "gpu" not in found
+
+
+def test_gpus_and_the_job_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    found = provenance([], Backends(4, "NVIDIA H200", (9, 0)), 4)
+    assert (found["gpu"], found["slurm_job_id"]) == ("4 x NVIDIA H200", "77")
+
+
+def test_the_commit_is_that_of_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "loopcoder" / "train" / "provenance.py"
+    source.parent.mkdir(parents=True)
+    source.touch()
+    monkeypatch.setattr(module, "__file__", str(source))
+    assert provenance([], HERE, 1)["commit"] is None  # an installed package
+
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD")[:12]
+    assert provenance([], HERE, 1)["commit"] == commit
+    source.write_text("changed = 1\n")
+    assert provenance([], HERE, 1)["commit"] == f"{commit}+"
