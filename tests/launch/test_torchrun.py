@@ -78,7 +78,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "code",
     [
         75,  # a signal to the launcher reaches every worker, and their 75 comes back
-        3,  # one worker fails, torchrun ends the other: the cause comes back
+        # one worker fails, torchrun ends the other: the cause comes back
+        pytest.param(3, marks=pytest.mark.dist_full),
         pytest.param(76, marks=pytest.mark.dist_full),  # all diverge at the same step
     ],
 )
@@ -96,7 +97,7 @@ def test_the_workers_exit_code_survives(
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.dist_full)])
 def test_a_killed_worker_is_the_cause(
     rank: int, world: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,7 @@ def test_kill_and_stop(start: Start, tmp_path: Path, uninterrupted: Path, seed: 
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.dist_full
 def test_background_saves_resume_alike(start: Start, tmp_path: Path) -> None:
     """Saved in the background, in bf16: the checkpoint is complete and continues like a
     saved-at-once one."""
@@ -120,6 +121,7 @@ def test_background_saves_resume_alike(start: Start, tmp_path: Path) -> None:
     assert curve(run_dir) == curve(tmp_path / "whole")
 
 
+@pytest.mark.dist_full
 def test_branch_from_a_checkpoint(start: Start, tmp_path: Path) -> None:
     first = tmp_path / "first"
     finish(start(first, "train.max_steps=6", "checkpoint.interval=3"))
