@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import yaml
-
 from loopcoder.backends import Backends
-from loopcoder.config.compose import conf_dir
+from loopcoder.config.compose import compose, conf_dir
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.errors import InputError, counted
 from loopcoder.model.flops import parameters
@@ -18,6 +16,9 @@ from loopcoder.plan.memory import RankMemory, largest_rank, planned_vocabulary, 
 GIB = 2**30
 _SIZES = (*SHAPE, "vocab_size")
 """Fields of a preset on which its memory depends."""
+_SHARDED = "parallel.distributed_optimizer=true"
+_FIXED, _TOTAL = 0, 1
+"""Of what `needed_bytes` returns."""
 
 
 def needed_bytes(
@@ -77,7 +78,7 @@ def check_memory(
             f"{what}: {gib(fixed)} for weights, gradients and optimizer of {who}, "
             f"{device.name} has {gib(device.total_bytes)}",
             f"they cannot be done without ({described(largest)}), activations come on top",
-            _fix(config, vocab_size, world_size, device, fixed),
+            _fix(config, vocab_size, world_size, device, total),
         )
     if total <= device.free_bytes:
         return None
@@ -107,31 +108,35 @@ def gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
-def _fix(config: Config, vocab_size: int, world_size: int, device: DeviceMemory, fixed: int) -> str:
-    """Return the smallest change after which the exact part fits."""
-    for text, changed, processes in _changes(config, world_size, device):
-        here = processes if device.processes > 1 else 1
-        if needed_bytes(changed, vocab_size, processes, here)[0] <= device.total_bytes:
-            return text
+def _fix(config: Config, vocab_size: int, world_size: int, device: DeviceMemory, total: int) -> str:
+    """Return the smallest change after which all fits by the estimate, else the exact part."""
+    changes = list(_changes(config, world_size, device))
+    for part in (_TOTAL, _FIXED):
+        for text, changed, processes in changes:
+            here = processes if device.processes > 1 else 1
+            if needed_bytes(changed, vocab_size, processes, here)[part] <= device.total_bytes:
+                return text
     model = _largest_preset(config, vocab_size, world_size, device)
-    enough = f"a machine with more than {gib(fixed)}"
-    if device.name != "this machine":
-        enough = f"GPUs with more than {gib(fixed)}"
-    return f"model={model}, or {enough}" if model else f"a smaller model, or {enough}"
+    enough = "a machine" if device.name == "this machine" else "GPUs"
+    return f"{f'model={model}' if model else 'a smaller model'}, or {enough} with {gib(total)}"
 
 
 def _largest_preset(
     config: Config, vocab_size: int, world_size: int, device: DeviceMemory
 ) -> str | None:
-    """Return the name of the largest preset of ours whose exact part fits."""
+    """Return the name of the largest preset of ours that fits with its recipe."""
     found = {}
     for path in sorted((conf_dir() / "model").glob("*.yaml")):
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-        model = replace(config.model, **{name: fields[name] for name in _SIZES})
-        rows = model.vocab_size or vocab_size
-        changed = replace(config, model=model)
-        if needed_bytes(changed, rows, world_size, device.processes)[0] <= device.total_bytes:
-            found[path.stem] = parameters(model, rows)
+        preset = compose([f"model={path.stem}"])
+        changed = replace(
+            config,
+            model=replace(config.model, **{n: getattr(preset.model, n) for n in _SIZES}),
+            data=replace(config.data, seq_length=preset.data.seq_length),
+            train=preset.train,
+        )
+        rows = preset.model.vocab_size or vocab_size
+        if needed_bytes(changed, rows, world_size, device.processes)[_TOTAL] <= device.total_bytes:
+            found[path.stem] = parameters(preset.model, rows)
     return max(found, key=found.__getitem__, default=None)
 
 
@@ -148,12 +153,13 @@ def _changes(
     layouts = [("", parallel)]
     if not parallel.distributed_optimizer and world_size > one_model:
         shards = replace(parallel, distributed_optimizer=True)
-        layouts.append(("parallel.distributed_optimizer=true", shards))
+        layouts.append((_SHARDED, shards))
     for tp in (2, 4, 8) if on_gpus else ():
         split = (model.num_attention_heads, model.num_kv_heads, model.ffn_hidden_size)
         if tp > parallel.tp and not any(size % tp for size in split):
             shards = replace(parallel, tp=tp, distributed_optimizer=True)
-            layouts.append((f"parallel.tp={tp}", shards))
+            sharded = "" if parallel.distributed_optimizer else f" {_SHARDED}"
+            layouts.append((f"parallel.tp={tp}{sharded}", shards))
     sizes = [world_size * n for n in (1, 2, 4, 8, 16, 32, 64)] if on_gpus else [one_model]
     for size in sizes:
         for layout_text, layout in layouts:

@@ -17,6 +17,7 @@ from loopcoder.plan.device import DeviceMemory, device_memory, machine_memory
 from loopcoder.plan.fit import check_memory, needed_bytes
 
 GIB = 2**30
+SHARDED = "parallel.distributed_optimizer=true"
 H200 = Backends(8, "NVIDIA H200", (9, 0), {"transformer_engine": "2.20"}, None, 140 * GIB)
 
 
@@ -39,26 +40,32 @@ def test_the_7b_model_in_fp32_on_a_small_machine_is_refused() -> None:
     text = refusal(run_of("model=plt_7b", "precision=fp32"), 1, machine(23.5))
     assert "113.5 GiB for weights, gradients and optimizer of one process" in text
     assert "28.4 GiB of weights" in text and "this machine has 23.5 GiB" in text
-    assert text.endswith("fix: model=plt_1b, or a machine with more than 113.5 GiB")
+    # with activations, of which 113.5 GiB says nothing
+    assert text.endswith("fix: model=plt_tiny, or a machine with 327.3 GiB")
 
 
 @pytest.mark.parametrize(
     ("model", "total", "fix"),
-    [("plt_1b", 9, "model=plt_300m"), ("plt_1b", 4, "model=plt_100m"), ("plt_7b", 0.001, None)],
+    [("plt_7b", 80, "plt_1b"), ("plt_7b", 40, "plt_100m"), ("plt_1b", 4, "plt_tiny")],
 )
-def test_the_model_that_is_named_fits(model: str, total: float, fix: str | None) -> None:
+def test_the_model_that_is_named_fits(model: str, total: float, fix: str) -> None:
+    """With activations, and with the batch of its own recipe."""
     config = run_of(f"model={model}", "precision=bf16")
-    said = refusal(config, 1, machine(total)).split("fix: ")[1]
-    assert said.startswith(f"{fix}, or " if fix else "a smaller model, or ")
+    assert refusal(config, 1, machine(total)).split("fix: ")[1].startswith(f"model={fix}, or ")
+    assert check_memory(run_of(f"model={fix}", "precision=bf16"), 76_800, 1, machine(total)) is None
+
+
+def test_where_no_model_fits_none_is_named() -> None:
+    config = run_of("model=plt_7b", "precision=bf16")
+    assert refusal(config, 1, machine(0.001)).split("fix: ")[1].startswith("a smaller model, or ")
 
 
 @pytest.mark.parametrize(
     ("overrides", "gpus", "fix"),
     [
-        # 12 bytes a parameter on top, not sharded: 127 GiB and more in fp32 are 113
-        ("precision=bf16 parallel.distributed_optimizer=false", 4, "distributed_optimizer=true"),
-        ("precision=bf16", 1, "parallel.tp=2 on 2 GPUs"),
-        ("precision=fp32 parallel.tp=2", 2, "parallel.tp=4 on 4 GPUs"),
+        ("precision=bf16 parallel.distributed_optimizer=false", 4, f"parallel.tp=2 {SHARDED}"),
+        ("precision=bf16", 1, "parallel.tp=4 on 4 GPUs"),
+        ("precision=fp32 parallel.tp=2", 2, "precision=bf16 parallel.tp=8 on 8 GPUs"),
     ],
 )
 def test_the_fix_on_gpus_fits(overrides: str, gpus: int, fix: str) -> None:
@@ -66,7 +73,16 @@ def test_the_fix_on_gpus_fits(overrides: str, gpus: int, fix: str) -> None:
     small = DeviceMemory("an H100", 80 * GIB, 80 * GIB, 1)
     if "precision=fp32" in overrides:
         small = DeviceMemory("an A100", 40 * GIB, 40 * GIB, 1)
-    assert fix in refusal(config, gpus, small).split("fix:")[1]
+    assert refusal(config, gpus, small).endswith(f"fix: {fix}")
+    changes, _, count = fix.partition(" on ")
+    mended = run_of(
+        "model=plt_7b",
+        *(o for o in overrides.split() if o.partition("=")[0] not in changes),
+        *changes.split(),
+        backends=H200,
+    )
+    gpus = int(count.split()[0]) if count else gpus
+    assert check_memory(mended, 76_800, gpus, small) is None
 
 
 def test_processes_of_one_machine_share_its_memory() -> None:
