@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.data import ResolvedStage
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import Config
 from loopcoder.errors import Problem
-from loopcoder.optim.schedule import learning_rate, warmup_steps
+from loopcoder.optim.schedule import branching_step, learning_rate, warmup_steps
 
 _JUMP = 0.01
 """Relative difference of the learning rate from which on it is said."""
@@ -100,8 +101,14 @@ def trained_warmup(state: CheckpointState, before: Config, config: Config) -> in
     return warmup_steps(before.optim, before.train.max_steps)
 
 
-def jump_of_the_rate(state: CheckpointState, before: Config, config: Config) -> str | None:
-    """Return what to say where the schedule has another rate at this step than was trained."""
+def jump_of_the_rate(
+    state: CheckpointState, before: Config, config: Config, others: Sequence[Checkpoint] = ()
+) -> str | None:
+    """Return what to say where the schedule has another rate at this step than was trained.
+
+    Args:
+        others: Complete checkpoints of the run.
+    """
     step, last = state.step, config.train.max_steps
     if step >= last:
         return None
@@ -115,9 +122,17 @@ def jump_of_the_rate(state: CheckpointState, before: Config, config: Config) -> 
     cause = "`optim` has changed"
     if before.optim == config.optim:
         cause = f"the schedule now ends at step {last} and not at {before.train.max_steps}"
+    branching = branching_step(before.optim, before.train.max_steps, old_warmup)
+    stable = [c for c in others if branching is not None and c.step <= branching]
+    branch = "a wsd run (optim=adam_wsd) that is extended before its decay begins"
+    if stable:
+        branch = (
+            f"from step {stable[-1].step}, before the decay: run_dir=ANOTHER_FOLDER "
+            f"checkpoint.init_from={stable[-1].path} checkpoint.init_optimizer=true "
+            "checkpoint.init_position=true"
+        )
     return (
         f"warning: the learning rate jumps from {now:.3g} (step {step}) to {following:.3g} "
         f"(step {step + 1}), since {cause}. Without a jump: optim.schedule.kind=constant "
-        f"optim.schedule.warmup_steps=0 optim.lr={now:.4g}, or a wsd run (optim=adam_wsd) that is "
-        "extended before its decay begins"
+        f"optim.schedule.warmup_steps=0 optim.lr={now:.4g}, or {branch}"
     )

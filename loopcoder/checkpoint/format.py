@@ -158,14 +158,17 @@ def _corrupt(checkpoint: Checkpoint, fact: str) -> InputError:
     )
 
 
-def prune(folder: Path, keep: int | None) -> list[Checkpoint]:
+def prune(folder: Path, keep: int | None, spared: int | None = None) -> list[Checkpoint]:
     """Delete all but the newest `keep` complete checkpoints, and return what was deleted.
+
+    Args:
+        spared: Step whose checkpoint stays besides.
 
     The manifest goes first, so that a checkpoint half deleted is never taken for a complete one.
     """
     if keep is None:
         return []
-    doomed = complete(folder)[:-keep]
+    doomed = [c for c in complete(folder) if c.step != spared][:-keep]
     for checkpoint in doomed:
         (checkpoint.path / MANIFEST).unlink()
         shutil.rmtree(checkpoint.path)

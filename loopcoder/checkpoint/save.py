@@ -19,6 +19,7 @@ from loopcoder.checkpoint.writers import BackgroundWriter, use_result_queue
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
 from loopcoder.errors import LoopcoderError
+from loopcoder.optim.schedule import branching_step
 from loopcoder.storage.disk import free_bytes, is_disk_full
 from loopcoder.storage.files import FileEntry, synced_entry, write_json
 
@@ -143,7 +144,9 @@ class Saver:
             bytes=size,
             seconds=round(time.monotonic() - began, 3),
         )
-        for old in layout.prune(folder.parent, self.config.checkpoint.keep):
+        steps = self.config.train.max_steps
+        spared = branching_step(self.config.optim, steps, state.warmup_steps)
+        for old in layout.prune(folder.parent, self.config.checkpoint.keep, spared):
             self.report("checkpoint_deleted", step=old.step, path=str(old.path))
 
     def _failed(self, folder: Path, error: BaseException) -> LoopcoderError:

@@ -91,7 +91,8 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
     notes = [] if start.resumes else list(_gates_that_differ(checkpoint, before, config))
     if not start.goes_on:
         return notes
-    if jump := jump_of_the_rate(state, before, config):
+    others = layout.complete(checkpoint.path.parent)
+    if jump := jump_of_the_rate(state, before, config, others):
         notes.append(jump)
     if state.corpus != corpus.fingerprint:
         notes.append(

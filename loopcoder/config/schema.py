@@ -236,9 +236,11 @@ class CheckpointConfig:
     """When to save, and what to start from."""
 
     interval: Annotated[PositiveInt | None, Changes("nothing")] = 100
-    """Steps between checkpoints; null saves only at the end."""
+    """Steps between checkpoints; null saves only at the end. A wsd run has one more, where its
+    decay begins."""
     keep: Annotated[PositiveInt | None, Changes("nothing")] = 3
-    """Newest checkpoints that stay on disk; null keeps all."""
+    """Newest checkpoints that stay on disk, besides the one where a wsd run begins to decay; null
+    keeps all."""
     save_at_end: Annotated[bool, Changes("nothing")] = True
     """Save after the last step."""
     async_save: Annotated[bool, Changes("nothing")] = False

@@ -34,6 +34,18 @@ def decay_begins(optim: OptimConfig, max_steps: int, warmup: int) -> int:
     return max(warmup, max_steps - decay)
 
 
+def branching_step(optim: OptimConfig, max_steps: int, warmup: int | None) -> int | None:
+    """Return the last step before a wsd run decays, which can be extended and branched from without
+    a jump of the rate; None where nothing decays, or all of it does.
+
+    Args:
+        warmup: as in `learning_rate`.
+    """
+    had = warmup_steps(optim, max_steps) if warmup is None else warmup
+    begins = decay_begins(optim, max_steps, had)
+    return begins if optim.schedule.kind == "wsd" and had < begins < max_steps else None
+
+
 def learning_rate(
     optim: OptimConfig, step: int, max_steps: int, warmup: int | None = None
 ) -> float:

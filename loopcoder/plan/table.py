@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loopcoder.config.schema import Config
 from loopcoder.model.flops import gate_parameters, parameters, train_flops_per_token
+from loopcoder.optim.schedule import branching_step
 from loopcoder.plan.device import DeviceMemory
 from loopcoder.plan.fit import gib
 from loopcoder.plan.memory import RUNTIME_BYTES, checkpoint_bytes, largest_rank
@@ -92,4 +93,8 @@ def _checkpoints_at_once(config: Config) -> int:
     written = config.train.max_steps // interval if interval else 0
     if config.checkpoint.save_at_end and (not interval or config.train.max_steps % interval):
         written += 1
+    branch = branching_step(config.optim, config.train.max_steps, None)
+    if interval and branch is not None:
+        written += branch % interval > 0
+        keep = None if keep is None else keep + 1
     return written if keep is None else min(keep + 1, written)

@@ -37,7 +37,7 @@ from loopcoder.model.flops import train_flops_per_token
 from loopcoder.model.probe import LoopProbe
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.optimizer import update
-from loopcoder.optim.schedule import learning_rate, vocabulary_share
+from loopcoder.optim.schedule import branching_step, learning_rate, vocabulary_share
 from loopcoder.parallel import mcore
 from loopcoder.storage.disk import full_disk_raises
 from loopcoder.storage.run_lock import only_run_in
@@ -160,10 +160,7 @@ class Run:
                 stopping = self.stop.requested(self.ranks.device)
                 if logged or stopping:
                     self._log(result, data, window, evaluate)
-                save = _due(step, config.checkpoint.interval) or (
-                    step == last and config.checkpoint.save_at_end
-                )
-                if save or stopping:
+                if self._saves_after(step) or stopping:
                     with window.excluding():
                         self._save()
                 if stopping and step < last:
@@ -244,6 +241,17 @@ class Run:
         seq_length = self.config.stages[stage].seq_length
         causal, full = train_flops_per_token(self.config.model, self.vocab_size, seq_length)
         return Throughput(causal, full, self._peak_flops, self.ranks.world_size)
+
+    def _saves_after(self, step: int) -> bool:
+        """Say whether there is a checkpoint of a step: at intervals, where a wsd run begins to
+        decay, and at the end."""
+        saved, last = self.config.checkpoint, self.config.train.max_steps
+        if step == last and saved.save_at_end:
+            return True
+        if saved.interval is None:
+            return False
+        branching = branching_step(self.config.optim, last, self.warmup)
+        return step == branching or _due(step, saved.interval)
 
     def _save(self) -> None:
         if self._last_saved == self.position.step:

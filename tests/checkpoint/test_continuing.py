@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,6 +189,23 @@ def test_a_jump_of_the_rate_is_said_with_both_values(tmp_path, before, after, ju
         now, following = rates(before, start, 40) + rates(after, start, 41)
         assert jumps in said[0] and f"{now:.3g}" in said[0] and f"{following:.3g}" in said[0]
         assert f"optim.lr={now:.4g}" in said[0]
+
+
+def test_a_run_that_has_decayed_is_told_where_it_can_go_on(tmp_path):
+    """The checkpoint before the decay is there (`Saver` spares it) and branches without a jump."""
+    before = scheduled(40, "wsd", decay_steps=10)
+    start = trained(tmp_path, before)
+    folder = start.checkpoint.path.parent
+    stable = folder / "step_00000030"
+    shutil.copytree(start.checkpoint.path, stable)
+    said = [n for n in check_fits(start, scheduled(80, "wsd"), VOCAB, CORPUS) if "jumps" in n]
+    assert (
+        f"from step 30, before the decay: run_dir=ANOTHER_FOLDER checkpoint.init_from={stable}"
+        in said[0]
+    )
+    (stable / "manifest.json").unlink()
+    said = [n for n in check_fits(start, scheduled(80, "wsd"), VOCAB, CORPUS) if "jumps" in n]
+    assert "before the decay:" not in said[0]
 
 
 def test_a_decay_in_absolute_steps_from_a_branch_of_the_stable_part(tmp_path):

@@ -226,6 +226,15 @@ def test_prune_keeps_the_newest(tmp_path, seed):
     assert killed.path.exists()  # not a checkpoint: not counted, not touched
 
 
+def test_prune_spares_a_step(tmp_path, seed):
+    folder = tmp_path / "checkpoints"
+    for step in (5, 40, 10, 30, 20):
+        write(tmp_path, step, seed)
+    assert [c.step for c in layout.prune(folder, 2, spared=10)] == [5, 20]
+    assert [c.step for c in layout.complete(folder)] == [10, 30, 40]
+    assert [c.step for c in layout.prune(folder, 2, spared=11)] == [10]
+
+
 def test_prune_killed_halfway_leaves_nothing_that_looks_complete(tmp_path, seed, monkeypatch):
     for step in (1, 2, 3):
         write(tmp_path, step, seed)

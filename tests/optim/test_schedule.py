@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from loopcoder.config.schema import OptimConfig, ScheduleConfig
-from loopcoder.optim.schedule import learning_rate, warmup_steps
+from loopcoder.optim.schedule import branching_step, learning_rate, warmup_steps
 
 SHAPES = {
     "linear": lambda done: 1 - done,
@@ -45,6 +45,18 @@ def test_warmup_is_linear_and_ends_at_the_peak(drawn, kind):
     assert lr[1 : warmup + 1] == pytest.approx([4e-4 * s / warmup for s in range(1, warmup + 1)])
     assert lr[warmup] == (4e-4 if warmup else 0.0)
     assert max(lr) <= 4e-4
+
+
+def test_a_run_can_be_branched_from_until_it_decays(drawn):
+    max_steps, warmup, decay = drawn
+    lr = rates(optim("wsd", warmup_steps=warmup, decay_steps=decay), max_steps)
+    step = branching_step(optim("wsd", decay_steps=decay), max_steps, warmup)
+    at_peak = [s for s in range(warmup, max_steps) if lr[s] == 4e-4]
+    assert step == (max_steps - decay if max_steps - decay > warmup else None)
+    if step is not None:
+        assert step == at_peak[-1]
+    for config in (optim("cosine"), optim("constant"), optim("wsd", decay_steps=0)):
+        assert branching_step(config, max_steps, warmup) is None
 
 
 @pytest.mark.parametrize("kind", ["cosine", "wsd"])
