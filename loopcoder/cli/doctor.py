@@ -39,8 +39,6 @@ def run(argv: list[str]) -> int:
     if arguments.help:
         print(HELP)
         return EXIT_DONE
-    from data_pipeline.cache import cache_size
-
     backends = detect()
     cores = len(os.sched_getaffinity(0))
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -50,8 +48,6 @@ def run(argv: list[str]) -> int:
     print(f"{'presets':<18}  {conf_dir()}")
     print(backends.table())
     config = composed(arguments, backends)
-    cache = Path(config.data.build.cache_dir).expanduser()
-    print(f"{'corpora':<18}  {cache_size(cache) / 2**30:.1f} GiB in {cache} (loopcoder data list)")
     size = processes_to_start(config, backends)
     check_config(config, size, backends)
 
