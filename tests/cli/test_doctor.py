@@ -123,7 +123,7 @@ def test_it_says_how_much_the_corpora_take(
     with (tmp_path / "cache" / "large").open("wb") as file:
         file.truncate(3 << 29)
     assert cli.main(["doctor"]) == 0
-    assert f"1.5 GiB in {tmp_path}/cache (loopcoder data list)\n" in capsys.readouterr().out
+    assert f"1.6 GB in {tmp_path}/cache (loopcoder data list)\n" in capsys.readouterr().out
 
 
 def test_what_may_not_fit_is_said_and_runs(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
