@@ -13,7 +13,7 @@ from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli.arguments import parse_arguments
 from loopcoder.config.compose import compose, load_config
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import MANIFEST, TOKENIZER, Corpus, load_corpus
+from loopcoder.data.corpus import MANIFEST, TOKENIZER, Corpus, in_use, load_corpus
 from loopcoder.errors import EXIT_DONE, InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def run(argv: list[str]) -> int:
     trained = load_config(found[-1].path / layout.CONFIG)
     config = as_asked(trained, asked, others)
     corpus = corpus_of(found[-1], config, trained, asked, others, arguments.config_dir)
-    results = evaluate(found, config, corpus)
+    with in_use(corpus.dir):
+        results = evaluate(found, config, corpus)
     if "--json" in argv:
         for result in results:
             print(json.dumps(result))
