@@ -64,15 +64,15 @@ def pinned_corpus(
 
 def record_corpus(corpus: Corpus, run_dir: Path) -> None:
     """Write down in a run's folder which corpus it is trained on, with what decodes its tokens."""
-    for file in companions(corpus):
+    for file in companions(corpus.dir):
         shutil.copyfile(file, run_dir / file.name)
     content = {"dir": str(corpus.dir.resolve()), "fingerprint": corpus.fingerprint}
     write_json(run_dir / RECORD, content)
 
 
-def companions(corpus: Corpus) -> list[Path]:
-    """Return the files of a corpus that decode its tokens."""
-    return [corpus.dir / TOKENIZER, corpus.dir / TOKEN_BYTES]
+def companions(folder: Path) -> list[Path]:
+    """Return the files that decode the tokens of a corpus: its own, or a run folder's copies."""
+    return [folder / TOKENIZER, folder / TOKEN_BYTES]
 
 
 def _record(run_dir: Path) -> _Record | None:

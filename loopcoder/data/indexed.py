@@ -7,6 +7,7 @@ boundaries (int64).
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from array import array
@@ -31,6 +32,13 @@ _CHUNK_IDS = 1 << 22
 def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
     """Return the type of token ids on disk: megatron-core's rule, uint16 below 65,500 ids."""
     return np.uint16 if vocab_size < 65500 else np.int32
+
+
+def check_there(prefix: str) -> None:
+    """Raise OSError unless both files of a dataset are there: megatron-core asserts it, and its
+    object that was never made prints a traceback of its own."""
+    for suffix in (".idx", ".bin"):
+        os.stat(prefix + suffix)
 
 
 class IndexedWriter:

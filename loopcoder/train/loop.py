@@ -118,7 +118,7 @@ class Run:
         self.state = build_state(config, self.ranks, vocab_size)
         self.health = Health(config.optim, self.ranks.device)
         self.evaluator = Evaluator(config, corpus)
-        self.saver = Saver(config, run_dir, self.event, companions(corpus))
+        self.saver = Saver(config, run_dir, self.event, companions(run_dir))
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
         position = start.checkpoint.state().position if start and start.goes_on else Position()
