@@ -73,7 +73,7 @@ def test_every_way_to_name_a_corpus(cache: Path, tmp_path: Path) -> None:
         ("documents", "neither a finished corpus nor a run", "data data=files path=documents"),
         ("new", "neither a finished corpus nor a run", "data VERB NAME"),
         ("sweep", "sweep holds runs", "data VERB sweep/01"),
-        ("gone", "/gone, which gone was trained on, is gone", "the command of the run"),
+        ("gone", "/gone, which gone was trained on, is gone", "data VERB FOLDER, or --cache DIR"),
         (f"cache/{NAME}/manifest.json", "is a file", f"data VERB cache/{NAME}"),
         ("documents/a.txt", "is a file", "data VERB DIR"),
     ],
