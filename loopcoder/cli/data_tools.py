@@ -41,8 +41,8 @@ usage: loopcoder data clean [NAME...] [--older-than DAYS] [--unfinished] [--cach
   loopcoder data clean sample-de90dc211f64d29c  one corpus; names are in `loopcoder data list`
 
 Several conditions must all hold. What is being built or read at this moment stays, whichever folder
-the run is in. A run that continues later and finds its corpus gone builds it again from its sources,
-if these are still the same."""
+the run is in. A run that continues later and finds its corpus gone builds it again from its
+sources, if these are still the same."""
 
 SHOW_HELP = f"""\
 Show random documents of a finished corpus, as training reads them.

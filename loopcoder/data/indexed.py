@@ -7,7 +7,6 @@ boundaries (int64).
 
 from __future__ import annotations
 
-import os
 import struct
 import sys
 from array import array
@@ -38,7 +37,7 @@ def check_there(prefix: str) -> None:
     """Raise OSError unless both files of a dataset are there: megatron-core asserts it, and its
     object that was never made prints a traceback of its own."""
     for suffix in (".idx", ".bin"):
-        os.stat(prefix + suffix)
+        Path(prefix + suffix).stat()
 
 
 class IndexedWriter:

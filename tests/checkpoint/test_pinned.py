@@ -135,7 +135,7 @@ def test_a_cache_that_was_moved_still_has_it(tmp_path, corpus, leave, monkeypatc
     shutil.rmtree(moved)
     assert pinned_corpus(config(), tmp_path / "run", said.append) is None
     assert "data=corpus path=FOLDER" in said[1]
-    with pytest.raises(InputError, match="is gone, and .* has no fingerprint"):
+    with pytest.raises(InputError, match=r"is gone, and .* has no fingerprint"):
         pinned_corpus(given, tmp_path / "given", print)
 
 

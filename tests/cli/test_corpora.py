@@ -101,6 +101,7 @@ def test_one_corpus_is_given(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         assert cli.main(["data", verb, *arguments]) == 3
         assert f"fix: loopcoder data {verb} CORPUS" in capsys.readouterr().err
     assert cli.main(["data", verb, "--help"]) == 0
-    assert f"usage: loopcoder data {verb} CORPUS" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"usage: loopcoder data {verb} CORPUS" in printed and "$LOOPCODER_CACHE" in printed
     assert cli.main(["data", verb, "x", "--cache", "/no/such"]) == 3
     assert "there is no such folder" in capsys.readouterr().err

@@ -98,9 +98,7 @@ def test_resume_modes(start: Start, finished: Path, tmp_path: Path) -> None:
     # what changed is said, not hidden
     tokenizer = f"data.build.tokenizer={checkpoints.find(longer).state().tokenizer_path}"
     other = [tokenizer, "data.rebuild=true"]
-    output = finish(
-        start(longer, "train.max_steps=4", "optim.lr=1e-3", "optim.beta2=0.9", *other)
-    )
+    output = finish(start(longer, "train.max_steps=4", "optim.lr=1e-3", "optim.beta2=0.9", *other))
     assert "changed since step 3: optim.lr: 0.006 -> 0.001" in output
     assert "warning: the corpus is" in output and "other data" in output
 
