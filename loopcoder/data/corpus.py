@@ -132,7 +132,11 @@ def in_use(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             held.enter_context(shared(folder / MANIFEST))
         if not (folder / MANIFEST).is_file():
-            read_manifest(folder)  # which says what is missing
+            raise InputError.of(
+                f"the corpus {folder} was removed just before it was read",
+                "somebody moved it, or ran loopcoder data clean",
+                "the same command again, which builds it from its sources if it has any",
+            )
         yield
 
 

@@ -253,7 +253,7 @@ def test_what_a_process_elsewhere_reads_stays(
     assert names(cache) == before
     assert data(cache, "clean", NEW, "--yes") == 0
     assert names(cache) == before - {NEW, f"{NEW}.lock"}
-    with pytest.raises(InputError, match="there is no corpus folder"), in_use(cache / NEW):
+    with pytest.raises(InputError, match="was removed just before"), in_use(cache / NEW):
         pass
 
 
