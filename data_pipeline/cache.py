@@ -26,7 +26,7 @@ from loopcoder.config.renamed import translate_manifest
 from loopcoder.data.corpus import MANIFEST
 from loopcoder.errors import InputError
 from loopcoder.storage.files import size_of
-from loopcoder.storage.lock import hold, is_held
+from loopcoder.storage.lock import hold, is_held, without_readers
 
 Kind = Literal["corpus", "work", "trash", "lock"]
 
@@ -50,6 +50,8 @@ class Entry:
     """Of a corpus, in the words of this version; else empty."""
     is_busy: bool
     """A process builds or removes it at this moment."""
+    is_read: bool
+    """A process trains on it, or reads it in another way, at this moment."""
 
     @property
     def fingerprint(self) -> str:
@@ -114,6 +116,7 @@ def _entry(path: Path, *, measure: bool = True) -> Entry | None:
             written=_written(path, manifest),
             manifest=manifest,
             is_busy=_is_busy(path.parent, name),
+            is_read=kind == "corpus" and is_held(path / MANIFEST, also_shared=True),
         )
     except OSError:
         return None
@@ -164,7 +167,7 @@ def _lock(cache: Path, name: str) -> Path:
 
 
 class InUse(Exception):
-    """Another process builds or removes what was to be removed."""
+    """What was to be removed is in use; the message is what another process does with it."""
 
 
 def remove(entry: Entry) -> None:
@@ -173,7 +176,7 @@ def remove(entry: Entry) -> None:
     A corpus loses its name first, so that what a kill leaves is never taken for a corpus.
 
     Raises:
-        InUse: it is being built, here or by tasks that outlived their driver.
+        InUse: it is being built, here or by tasks that outlived their driver, or it is read.
         InputError: this user may not remove it.
     """
     cache = entry.path.parent
@@ -185,6 +188,7 @@ def remove(entry: Entry) -> None:
             if entry.kind == "work" and tasks.exists():
                 held.enter_context(hold(tasks, _refuse))
             if entry.kind == "corpus":
+                held.enter_context(without_readers(entry.path / MANIFEST, _refuse_to_readers))
                 trash = cache / f".{entry.name}.trash"
                 shutil.rmtree(trash, ignore_errors=True)
                 entry.path.rename(trash)
@@ -207,8 +211,12 @@ def _is_used(cache: Path, name: str) -> bool:
     return any(path.exists() for path in (cache / name, *hidden))
 
 
-def _refuse(holder: str) -> None:
-    raise InUse(holder)
+def _refuse(_holder: str) -> None:
+    raise InUse("a process builds it")
+
+
+def _refuse_to_readers() -> None:
+    raise InUse("a process reads it")
 
 
 def matching(found: list[Entry], names: list[str], fits: Callable[[Entry], bool]) -> list[Entry]:

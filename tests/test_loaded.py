@@ -61,7 +61,7 @@ def saved(ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Save
     run_dir.mkdir()
     save_config(config, run_dir / "config.yaml")
     record_corpus(corpus, run_dir)
-    saver = Saver(config, run_dir, lambda *_, **__: None, companions(corpus))
+    saver = Saver(config, run_dir, lambda *_, **__: None, companions(corpus.dir))
     about = dict(
         vocab_size=vocab_size, tokenizer_hash=corpus.tokenizer_hash, corpus=corpus.fingerprint,
         corpus_dir=str(corpus.dir), tokenizer_path=str(corpus.tokenizer_path),
@@ -159,7 +159,7 @@ def test_other_data_is_read_in_the_tokens_of_the_checkpoint(
 @pytest.mark.parametrize("where", ["run", "checkpoints/step_00000003", "checkpoints/step_00000006"])
 def test_what_decodes_lies_in_the_run_and_in_each_checkpoint(saved: Saved, where: str) -> None:
     folder = saved.run_dir if where == "run" else saved.run_dir / where
-    for file in companions(saved.corpus):
+    for file in companions(saved.corpus.dir):
         assert (folder / file.name).read_bytes() == file.read_bytes()
     if where != "run":
         layout.verify(layout.find(folder), "hash")

@@ -32,6 +32,8 @@ class _Record:
     folder: Path
     fingerprint: str
     data: DataConfig
+    is_saved: bool
+    """Of a checkpoint, whose weights know the tokens of this corpus alone."""
 
 
 def pinned_corpus(
@@ -42,51 +44,88 @@ def pinned_corpus(
 
     Args:
         sibling: Folder of a run whose corpus this one takes as long as it has none of its own.
+
+    Raises:
+        InputError: the run was given a finished corpus, which is gone.
     """
-    if config.data.rebuild or not config.data.build.sources:
+    if config.data.rebuild:
         return None
     record = _record(run_dir) or (_record(sibling) if sibling else None)
-    if record is None or _sources(record.data) != _sources(config.data):
+    if record is None or _sources(record.data, record) != _sources(config.data, record):
         return None
-    if not (record.folder / MANIFEST).is_file():
-        report(f"data: {record.folder}, which this run was trained on, is gone: built again")
+    given = None if config.data.build.sources else Path(str(config.data.path)).expanduser()
+    if given is not None and (given / MANIFEST).is_file():
         return None
-    manifest = read_manifest(record.folder)
+    cache = Path(config.data.build.cache_dir).expanduser()
+    folder = where_is(record.folder, record.fingerprint, cache)
+    if folder is None:
+        fact, fix = gone(record.folder, record.fingerprint, cache)
+        if given is not None:
+            raise InputError.of(fact, "a run goes on with the tokens it was trained on", fix)
+        report(f"data: {fact}: built again from its sources; if it was moved, {fix}")
+        return None
+    manifest = read_manifest(folder)
     needed = {domain for stage in config.stages for domain in stage.mixture}
     if manifest["fingerprint"] != record.fingerprint or not needed <= manifest["domains"].keys():
         return None
-    report(
-        f"data: this run keeps its corpus {record.folder}; "
+    report(_kept(folder, record, config.data))
+    return folder
+
+
+def where_is(recorded: Path | None, fingerprint: str, cache: Path) -> Path | None:
+    """Return the folder of a finished corpus: where it was, or else in the cache of today; None:
+    nowhere."""
+    places = [*([recorded] if recorded else []), *sorted(cache.glob(f"*-{fingerprint}"))]
+    return next((place for place in places if (place / MANIFEST).is_file()), None)
+
+
+def gone(recorded: Path, fingerprint: str, cache: Path) -> tuple[str, str]:
+    """Return the fact of a corpus that is nowhere, and what helps."""
+    return (
+        f"{recorded}, which this run was trained on, is gone, and {cache} has no {fingerprint}",
+        "data=corpus path=FOLDER where it is now",
+    )
+
+
+def _kept(folder: Path, record: _Record, data: DataConfig) -> str:
+    moved = "" if folder == record.folder else f" (it was {record.folder})"
+    other = ""
+    if data.build.tokenizer != record.data.build.tokenizer:
+        other = f", tokenised by {record.data.build.tokenizer} and not by {data.build.tokenizer}"
+    return (
+        f"data: this run keeps its corpus {folder}{moved}{other}; "
         "data.rebuild=true reads the sources again"
     )
-    return record.folder
 
 
 def record_corpus(corpus: Corpus, run_dir: Path) -> None:
     """Write down in a run's folder which corpus it is trained on, with what decodes its tokens."""
-    for file in companions(corpus):
+    for file in companions(corpus.dir):
         shutil.copyfile(file, run_dir / file.name)
     content = {"dir": str(corpus.dir.resolve()), "fingerprint": corpus.fingerprint}
     write_json(run_dir / RECORD, content)
 
 
-def companions(corpus: Corpus) -> list[Path]:
-    """Return the files of a corpus that decode its tokens."""
-    return [corpus.dir / TOKENIZER, corpus.dir / TOKEN_BYTES]
+def companions(folder: Path) -> list[Path]:
+    """Return the files that decode the tokens of a corpus: its own, or a run folder's copies."""
+    return [folder / TOKENIZER, folder / TOKEN_BYTES]
 
 
 def _record(run_dir: Path) -> _Record | None:
     if own := layout.complete(run_dir / "checkpoints"):
         state = own[-1].state()
         data = load_config(own[-1].path / layout.CONFIG).data
-        return _Record(Path(state.corpus_dir), state.corpus, data)
+        return _Record(Path(state.corpus_dir), state.corpus, data, is_saved=True)
     try:
         content = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
         data = load_config(run_dir / layout.CONFIG).data
-        return _Record(Path(content["dir"]), content["fingerprint"], data)
+        return _Record(Path(content["dir"]), content["fingerprint"], data, is_saved=False)
     except (OSError, ValueError, KeyError, TypeError, InputError):
         return None  # a run that was killed before it had written both
 
 
-def _sources(data: DataConfig) -> dict[str, object]:
-    return {name: value for name, value in corpus_fields(data).items() if name not in _TRAINED}
+def _sources(data: DataConfig, record: _Record) -> dict[str, object]:
+    """Return what of `data` asks for another corpus than the one on record."""
+    # weights that were saved know one tokenizer: another would be refused
+    ignored = (*_TRAINED, "tokenizer") if record.is_saved else _TRAINED
+    return {name: value for name, value in corpus_fields(data).items() if name not in ignored}

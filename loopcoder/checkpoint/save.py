@@ -18,7 +18,7 @@ from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.checkpoint.writers import BackgroundWriter, use_result_queue
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
-from loopcoder.errors import LoopcoderError
+from loopcoder.errors import EXIT_RETRY, LoopcoderError
 from loopcoder.optim.schedule import branching_step
 from loopcoder.storage.disk import free_bytes, is_disk_full
 from loopcoder.storage.files import FileEntry, synced_entry, write_json
@@ -41,6 +41,12 @@ def sharded_state(network: Any, optimizer: Any | None, *, is_loading: bool) -> d
             model, is_loading=is_loading, metadata=metadata
         )
     return state
+
+
+class IncompleteRun(LoopcoderError):
+    """A file of the run's folder is gone; the same command writes it again."""
+
+    exit_code = EXIT_RETRY
 
 
 class Saver:
@@ -173,12 +179,18 @@ def _fresh(folder: Path) -> None:
 
 def _not_saved(folder: Path, error: BaseException) -> LoopcoderError:
     """Say what failed. megatron's writer swallows the reason, so the free space is looked at."""
+    why = "without checkpoints a run is lost when it ends; older ones are intact"
     full = is_disk_full(error) or free_bytes(folder) < _FULL_BYTES
+    if isinstance(error, FileNotFoundError) and not full:
+        return IncompleteRun.of(
+            f"could not save {folder}: {error.filename or error} is missing",
+            f"somebody removed or moved it while the run wrote there; {why}",
+            "start the same command again, which writes the files of a run anew",
+        )
     cause = "the disk is full" if full else f"{type(error).__name__}: {error}"
+    fix = "free space there (or lower checkpoint.keep)" if full else f"see to {folder.parent}"
     return LoopcoderError.of(
-        f"could not save {folder}: {cause}",
-        "without checkpoints a run is lost when it ends; older ones are intact",
-        "free space there (or lower checkpoint.keep), then start the same command again",
+        f"could not save {folder}: {cause}", why, f"{fix}, then start the same command again"
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.continuing import jump_of_the_rate, other_position, trained_warmup
 from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.sources import other_sources
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.compose import load_config
 from loopcoder.config.identity import changes
@@ -127,7 +128,9 @@ def _other_run(
             "checkpoint.init_position=true counts the steps from there",
             f"train.max_steps={state.step + steps} for {counted(steps, 'step')} more",
         )
-    if start.goes_on:
+    other = list(other_sources(before, config)) if start.resumes else []
+    yield from other
+    if start.goes_on and not other:
         yield from other_position(checkpoint.path, state, before, config)
 
 

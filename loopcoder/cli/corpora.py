@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 from loopcoder.checkpoint import format as checkpoints
+from loopcoder.checkpoint.pinned import where_is
 from loopcoder.cli.run_folders import runs_below, trained_on
 from loopcoder.data.corpus import MANIFEST
 from loopcoder.errors import InputError
@@ -13,7 +14,7 @@ from loopcoder.errors import InputError
 GIVEN = """\
   CORPUS        its folder, its name as `loopcoder data list` prints it, or the folder of a run or
                 of a checkpoint that was trained on it
-  --cache DIR   where names are looked up, instead of ~/.cache/loopcoder"""
+  --cache DIR   where names are looked up, instead of $LOOPCODER_CACHE, or ~/.cache/loopcoder"""
 
 
 def corpus_folder(verb: str, given: str, cache: Path) -> Path:
@@ -84,12 +85,12 @@ def _of_run(verb: str, folder: Path, cache: Path) -> Path:
             f"loopcoder data data=files path={folder}",
         )
     recorded, fingerprint = trained
-    in_cache = sorted(cache.glob(f"*-{fingerprint}/{MANIFEST}"))
-    for path in ([recorded / MANIFEST] if recorded else []) + in_cache:
-        if path.is_file():
-            return path.parent
+    corpus = where_is(recorded, fingerprint, cache)
+    if corpus is not None:
+        return corpus
     raise InputError.of(
         f"{recorded or fingerprint}, which {folder} was trained on, is gone",
         f"its run says so, and {cache} has no corpus {fingerprint} either",
-        "the command of the run, which builds it again; loopcoder data list names what there is",
+        f"loopcoder {verb} FOLDER, or --cache DIR, where it is now; loopcoder data list names what "
+        "there is; the command of the run builds it again",
     )

@@ -11,6 +11,7 @@ from loopcoder.cli.corpora import GIVEN
 from loopcoder.cli.data_tools import clean, list_corpora, one_corpus, show
 from loopcoder.cli.options import parse_options
 from loopcoder.config.compose import to_yaml
+from loopcoder.data.corpus import in_use
 from loopcoder.errors import EXIT_DONE, InputError
 
 HELP = """\
@@ -84,7 +85,8 @@ def _validate(argv: list[str]) -> int:
         return EXIT_DONE
     from data_pipeline.shuffle.validate import validate_corpus
 
-    problems = validate_corpus(folder)
+    with in_use(folder):
+        problems = validate_corpus(folder)
     if problems:
         raise InputError(problems)
     print(f"{folder} is sound")
@@ -97,7 +99,8 @@ def _report(argv: list[str]) -> int:
         return EXIT_DONE
     from data_pipeline.finish import report_of
 
-    print(report_of(folder))
+    with in_use(folder):
+        print(report_of(folder))
     return EXIT_DONE
 
 

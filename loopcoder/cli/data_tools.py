@@ -12,6 +12,7 @@ from loopcoder.cli.corpora import GIVEN, corpus_folder
 from loopcoder.cli.listing import Listed, few, listing
 from loopcoder.cli.options import parse_options
 from loopcoder.cli.run_folders import corpus_of, runs_below
+from loopcoder.data.corpus import MANIFEST, in_use
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.storage.files import in_words, size_of
 from loopcoder.storage.lock import is_held
@@ -39,8 +40,8 @@ usage: loopcoder data clean [NAME...] [--older-than DAYS] [--unfinished] [--cach
   loopcoder data clean --older-than 30 --yes    everything that was written over 30 days ago
   loopcoder data clean sample-de90dc211f64d29c  one corpus; names are in `loopcoder data list`
 
-Several conditions must all hold. What is being built, and what a run in ./runs trains on at this
-moment, stays. Runs elsewhere are not known: a run whose corpus is gone builds it again from its
+Several conditions must all hold. What is being built or read at this moment stays, whichever folder
+the run is in. A run that continues later and finds its corpus gone builds it again from its
 sources, if these are still the same."""
 
 SHOW_HELP = f"""\
@@ -96,6 +97,7 @@ def _plain(entry: Entry, runs: Sequence[Path]) -> dict[str, Any]:
         "path": str(entry.path),
         "is_finished": entry.is_finished,
         "is_busy": entry.is_busy,
+        "is_read": entry.is_read,
         "domains": {
             domain: {"tokens": tokens, "sequences": sequences}
             for domain, (tokens, sequences) in entry.domains.items()
@@ -107,7 +109,7 @@ def _plain(entry: Entry, runs: Sequence[Path]) -> dict[str, Any]:
 
 
 def _content(entry: Entry) -> str:
-    busy = ", in work now" if entry.is_busy else ""
+    busy = ", in work now" if entry.is_busy else ", in use now" if entry.is_read else ""
     if entry.kind == "work" and entry.is_finished:
         return f"kept work of the corpus{busy}"
     if entry.kind != "corpus":
@@ -174,8 +176,8 @@ def _go(entry: Entry, runs: dict[str, list[Path]], *, removes: bool) -> int:
     if removes:
         try:
             remove(entry)
-        except InUse:
-            print(f"stays: {entry.path}: a process builds it")
+        except InUse as use:
+            print(f"stays: {entry.path}: {use}")
             return 0
     print(f"{'removed' if removes else 'would go'}: {entry.path} ({in_words(entry.bytes)})")
     named = [str(path) for path in runs.get(entry.fingerprint, [])]
@@ -188,7 +190,11 @@ def _reason_to_keep(entry: Entry, runs: dict[str, list[Path]]) -> str | None:
     if entry.is_busy:
         return "a process builds it"
     reading = [run for run in runs.get(entry.fingerprint, []) if is_held(run / ".lock")]
-    return f"{reading[0]} trains on it now" if reading and entry.kind == "corpus" else None
+    if reading and entry.kind == "corpus":
+        return f"{reading[0]} trains on it now"
+    if entry.is_read:
+        return f"a process reads it (fuser {entry.path / MANIFEST} says which)"
+    return None
 
 
 def _days(text: str) -> datetime:
@@ -249,12 +255,18 @@ def show(argv: list[str]) -> int:
         return EXIT_DONE
     number, seed = _whole(options, "--documents", 3), _whole(options, "--seed", 0)
     folder = one_corpus("data show", operands, options)
+    with in_use(folder):
+        _print_documents(folder, options.get("--domain"), number, seed)
+    return EXIT_DONE
+
+
+def _print_documents(folder: Path, chosen: str | None, number: int, seed: int) -> None:
+    """Print random documents of one domain of a corpus, or of all."""
     from data_pipeline.report.examples import origin, random_documents
     from data_pipeline.report.page import printable
     from loopcoder.data.corpus import load_corpus, rebuild
 
     corpus = load_corpus(folder, "size")
-    chosen = options.get("--domain")
     if chosen is not None and chosen not in corpus.domains:
         raise InputError.of(
             f"--domain {chosen}",
@@ -275,7 +287,6 @@ def show(argv: list[str]) -> int:
             language = f", {example.language}" if example.language else ""
             print(f"\n--- {example.place}{language}\n{printable(example.text)}")
         print()
-    return EXIT_DONE
 
 
 def _whole(options: dict[str, str], name: str, default: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.pinned import gone, where_is
 from loopcoder.cli.arguments import parse_arguments
 from loopcoder.config.compose import compose, load_config
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import MANIFEST, TOKENIZER, Corpus, load_corpus
+from loopcoder.data.corpus import TOKENIZER, Corpus, in_use, load_corpus
 from loopcoder.errors import EXIT_DONE, InputError
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ usage: loopcoder evaluate checkpoint=DIR [--all] [--json] [key=value ...]
 Everything else is as the run had it. Fields that may be given: model.num_loops, precision,
 train.micro_batch_size, eval.*, data.*."""
 
+_AT_LENGTH = r"val/loss/len\d+"
+"""Field of an evaluation at a length of `eval.lengths`."""
 _SINGLE = ("model.num_loops", "precision", "train.micro_batch_size")
 
 
@@ -58,8 +63,9 @@ def run(argv: list[str]) -> int:
     asked = compose(others, arguments.config_dir)
     trained = load_config(found[-1].path / layout.CONFIG)
     config = as_asked(trained, asked, others)
-    corpus = corpus_of(found[-1], config, trained, asked, others, arguments.config_dir)
-    results = evaluate(found, config, corpus)
+    corpus = corpus_of(found[-1], config, trained, Path(asked.data.build.cache_dir).expanduser())
+    with in_use(corpus.dir):
+        results = evaluate(found, config, corpus)
     if "--json" in argv:
         for result in results:
             print(json.dumps(result))
@@ -86,6 +92,8 @@ def as_asked(trained: Config, asked: Config, overrides: Sequence[str]) -> Config
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         section, _, field = key.partition(".")
+        if key == "data.build.cache_dir":
+            continue  # where corpora are, whichever it is
         if section in ("data", "path"):
             config = replace(config, data=asked.data)
         elif section == "eval" and field:
@@ -108,32 +116,36 @@ def as_asked(trained: Config, asked: Config, overrides: Sequence[str]) -> Config
     return config
 
 
-def corpus_of(
-    checkpoint: Checkpoint,
-    config: Config,
-    trained: Config,
-    asked: Config,
-    overrides: Sequence[str],
-    config_dir: Path | None,
-) -> Corpus:
+def corpus_of(checkpoint: Checkpoint, config: Config, trained: Config, cache: Path) -> Corpus:
     """Return the corpus to evaluate on: that of the run, or the one that was asked for, in the
     tokens of the checkpoint.
 
+    Args:
+        config: With the data that is asked for.
+        trained: The config of the run.
+        cache: Where corpora are today; the run's config may name another folder.
+
     Raises:
-        InputError: it was tokenised by another tokenizer.
+        InputError: it was tokenised by another tokenizer, or is gone and has no sources.
     """
     from data_pipeline.driver import prepare
 
-    state = checkpoint.state()
-    if config.data == trained.data and (Path(state.corpus_dir) / MANIFEST).is_file():
-        corpus = load_corpus(state.corpus_dir, "size")
-    else:
+    state, data = checkpoint.state(), config.data
+    if data == trained.data:
+        folder = where_is(Path(state.corpus_dir), state.corpus, cache)
+        if folder is not None:
+            return load_corpus(folder, "size")
+        fact, fix = gone(Path(state.corpus_dir), state.corpus, cache)
+        if not data.build.sources:
+            why = "a checkpoint is evaluated on the held-out documents of its corpus"
+            raise InputError.of(fact, why, fix)
+        _say(f"data: {fact}: built again from its sources; if it was moved, {fix}")
+    if data.build.sources:
         copied = checkpoint.path / TOKENIZER
         tokenizer = str(copied) if copied.is_file() else state.tokenizer_path
-        data = config.data
-        if data.build.sources:
-            data = replace(data, build=replace(data.build, tokenizer=tokenizer))
-        corpus = prepare(data, report=print, verify="size")
+        build = replace(data.build, tokenizer=tokenizer, cache_dir=str(cache))
+        data = replace(data, build=build)
+    corpus = prepare(data, report=_say, verify="size")
     if corpus.tokenizer_hash != state.tokenizer_hash:
         raise InputError.of(
             f"{corpus.dir} was tokenised by {corpus.tokenizer_hash}, "
@@ -142,6 +154,11 @@ def corpus_of(
             "data=files path=DOCUMENTS, which is tokenised as the checkpoint was, or no data=",
         )
     return corpus
+
+
+def _say(text: str) -> None:
+    """Print what is no result."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> list[dict[str, Any]]:
@@ -179,20 +196,18 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             f"{result['checkpoint']}: step {result['step']}, R = {result['num_loops']}, "
             f"{result['precision']}, on {result['corpus']}"
         )
-        domains = [k.split("/")[2] for k in result if k.startswith("val/bpb/")]
         rows = [["", "nats per token", "bits per byte", "by loop"]]
-        for name in ["", *domains]:
-            key = f"val/loss/{name}" if name else "val/loss"
-            bits = result.get(f"val/bpb/{name}")
+        for at in _sections(result):
             by_loop = [
-                f"{result[f'{key}/loop{r}']:.4f}"
+                f"{result[f'val/loss{at}/loop{r}']:.4f}"
                 for r in range(result["num_loops"])
-                if f"{key}/loop{r}" in result
+                if f"val/loss{at}/loop{r}" in result
             ]
+            bits = result.get(f"val/bpb{at}")
             rows.append(
                 [
-                    name or "all",
-                    f"{result[key]:.4f}",
+                    _label(at),
+                    f"{result[f'val/loss{at}']:.4f}",
                     "" if bits is None else f"{bits:.4f}",
                     " -> ".join(by_loop),
                 ]
@@ -203,3 +218,22 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             for row in rows
         ]
     return "\n".join(lines)
+
+
+def _sections(result: Mapping[str, Any]) -> list[str]:
+    """Return what stands behind `val/loss` of each row: that of all domains before each of them,
+    first at the length of the data stage."""
+    names = [key.removeprefix("val/bpb") for key in result if key.startswith("val/bpb/")]
+    lengths = [key.removeprefix("val/loss") for key in result if re.fullmatch(_AT_LENGTH, key)]
+    return [
+        section
+        for at in ["", *lengths]
+        for section in [at, *(n for n in names if n.rpartition("/")[0] == at)]
+    ]
+
+
+def _label(section: str) -> str:
+    """Name a row: the domain, and the length of its sequences unless it is the data stage's."""
+    found = re.fullmatch(r"(?:/len(\d+))?(?:/(.+))?", section)
+    length, domain = found.groups() if found else (None, section)
+    return (domain or "all") + (f" at {length} tokens" if length else "")

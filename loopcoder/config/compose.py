@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 register()
+OmegaConf.register_new_resolver(
+    "env_or", lambda name, default: os.environ.get(name) or default, replace=True
+)
 
 ROOT = "config"
 """Name of the root file of a run, conf/config.yaml."""

@@ -14,6 +14,7 @@ import torch
 from loopcoder.config.data import ResolvedStage
 from loopcoder.config.mixture import without
 from loopcoder.data.corpus import Corpus
+from loopcoder.data.indexed import check_there
 from loopcoder.data.sampler import Mixture
 from loopcoder.errors import InputError, counted
 
@@ -82,6 +83,7 @@ class Blend:
 
         logging.getLogger("megatron.core.datasets.gpt_dataset").setLevel(logging.ERROR)
         prefix = self.corpus.prefixes(domain, "train")[shard]
+        check_there(prefix)
         seed = self._seed(domain, epoch, shard)
         config = GPTDatasetConfig(
             random_seed=int(seed.generate_state(1)[0]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 
 from loopcoder.config.renamed import translate_manifest
 from loopcoder.data.indexed import check_pair
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.files import fault_of
+from loopcoder.storage.lock import shared
 
 FORMAT_VERSION = 2
 """Of the manifest and of what the pipeline makes of its input; raising it rebuilds every corpus."""
@@ -115,6 +117,39 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
     except (KeyError, TypeError, AttributeError) as e:
         why = f"an entry is missing or of the wrong kind: {e!r}"
         raise InputError.of(f"{folder / MANIFEST} was altered", why, rebuild(folder)) from e
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keep `loopcoder data clean` from removing a corpus that is read in the block.
+
+    Nothing is written: a corpus that this user may only read serves as well.
+
+    Raises:
+        InputError: it was removed meanwhile.
+    """
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(shared(folder / MANIFEST))
+        if not (folder / MANIFEST).is_file():
+            raise InputError.of(
+                f"the corpus {folder} was removed just before it was read",
+                "somebody moved it, or ran loopcoder data clean",
+                "the same command again, which builds it from its sources if it has any",
+            )
+        yield
+
+
+def lost(corpus: Corpus) -> LoopcoderError | None:
+    """Return the error of a corpus that is no longer what was opened; None: all files are there."""
+    problem = next(_faults(corpus.dir, corpus.manifest, "size"), None)
+    if problem is None:
+        return None
+    return LoopcoderError.of(
+        f"the corpus {corpus.dir} was taken away while it was read: {problem.fact}",
+        "it was removed, moved or changed, or its disk is gone; a run reads it until it ends",
+        "the same command once it is back there, or with data=corpus path=FOLDER where it is now",
+    )
 
 
 def rebuild(folder: Path) -> str:

@@ -10,6 +10,7 @@ import torch
 from loopcoder.config.data import DataConfig
 from loopcoder.data.batch import Batch, make_batch
 from loopcoder.data.corpus import Corpus
+from loopcoder.data.indexed import check_there
 
 
 class HeldOut:
@@ -27,6 +28,7 @@ class HeldOut:
         self.domain, self.data, self.eod = domain, data, corpus.eod_id
         self.domain_id = corpus.domains.index(domain)
         (prefix,) = corpus.prefixes(domain, "val")
+        check_there(prefix)
         documents = IndexedDataset(prefix)
         wanted = sequences * seq_length + 1
         parts: list[np.ndarray] = []

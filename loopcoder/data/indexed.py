@@ -33,6 +33,13 @@ def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
     return np.uint16 if vocab_size < 65500 else np.int32
 
 
+def check_there(prefix: str) -> None:
+    """Raise OSError unless both files of a dataset are there: megatron-core asserts it, and its
+    object that was never made prints a traceback of its own."""
+    for suffix in (".idx", ".bin"):
+        Path(prefix + suffix).stat()
+
+
 class IndexedWriter:
     """Appends documents to `<prefix>.bin`; `finish` adds `<prefix>.idx` and gives both their names.
 

@@ -71,6 +71,8 @@ class Loader:
     ):
         self._config, self._corpus, self._pin = config, corpus, pin
         self._position, self._dp = position, (dp_rank, dp_size)
+        self.error: BaseException | None = None
+        """Why there are no steps beyond those that are ready; iterating raises it after them."""
         self._blends: dict[int, Blend] = {}
         # Wrong data of any stage is found here, in the calling thread, before the first step.
         for stage in config.stages[position.stage :]:
@@ -98,6 +100,7 @@ class Loader:
                     data = StepData(pinned, data.before, data.after, data.size)
                 self._put(data)
         except BaseException as error:  # handed to the training thread, which raises it
+            self.error = error
             self._put(error)
 
     def _put(self, item: StepData | BaseException) -> None:

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -49,6 +49,44 @@ def hold(
                 file.flush()
             yield
             return
+
+
+@contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Share the lock of a file that is only read, for the block; it stays as it is.
+
+    It waits for a process that has the lock alone. A file system without locks is not guarded.
+
+    Raises:
+        OSError: the file cannot be opened for reading.
+    """
+    with open(path, "rb") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def without_readers(path: Path, busy: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a file that others share while they read it, alone and without waiting.
+
+    A file system without locks is not guarded.
+
+    Args:
+        path: The file, which stays as it is.
+        busy: Called if another process has the lock; raises.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    # NFS locks a file alone for those only who may write to it
+    with open(path, "r+b" if os.access(path, os.W_OK) else "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _BUSY:
+                busy()
+        yield
 
 
 def is_held(path: Path, *, also_shared: bool = False) -> bool:

@@ -23,7 +23,7 @@ from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.compose import save_config
 from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus
+from loopcoder.data.corpus import Corpus, in_use, lost
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
@@ -67,7 +67,15 @@ def train(
     with ExitStack() as held:
         if os.environ.get("RANK", "0") == "0":
             held.enter_context(only_run_in(run_dir))
-        return _train_alone(config, corpus, backends, run_dir, launch)
+        held.enter_context(in_use(corpus.dir))
+        try:
+            return _train_alone(config, corpus, backends, run_dir, launch)
+        except LoopcoderError:
+            raise
+        except Exception as error:  # of megatron-core, numpy or the system
+            if taken_away := lost(corpus):
+                raise taken_away from error
+            raise
 
 
 def _train_alone(
@@ -110,7 +118,7 @@ class Run:
         self.state = build_state(config, self.ranks, vocab_size)
         self.health = Health(config.optim, self.ranks.device)
         self.evaluator = Evaluator(config, corpus)
-        self.saver = Saver(config, run_dir, self.event, companions(corpus))
+        self.saver = Saver(config, run_dir, self.event, companions(run_dir))
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
         position = start.checkpoint.state().position if start and start.goes_on else Position()
@@ -157,6 +165,8 @@ class Run:
                 window.add(data)
                 self.position = data.after
                 self.saver.poll()
+                if loader.error is not None:  # what is trained is saved before it is raised
+                    self.stop.name = "no data"
                 stopping = self.stop.requested(self.ranks.device)
                 if logged or stopping:
                     self._log(result, data, window, evaluate)
@@ -165,6 +175,8 @@ class Run:
                         self._save()
                 if stopping and step < last:
                     self.saver.finish()
+                    if loader.error is not None:
+                        raise loader.error
                     raise Preempted.of(
                         f"stopped after step {step} of {last}: its checkpoint is complete",
                         "the run was asked to stop; nothing is lost",

@@ -13,6 +13,7 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.config.compose import compose, save_config
 from loopcoder.config.schema import Config
+from loopcoder.errors import InputError
 from tests.checkpoint.states import state_at
 
 
@@ -110,3 +111,44 @@ def test_a_torn_record_is_none(tmp_path, corpus, torn):
     with_record(tmp_path / "run", corpus, config())
     (tmp_path / "run" / "corpus.json").write_text(torn)
     assert pinned_corpus(config(), tmp_path / "run", print) is None
+
+
+@pytest.mark.parametrize("leave", [with_checkpoint, with_record])
+def test_a_cache_that_was_moved_still_has_it(tmp_path, corpus, leave, monkeypatch):
+    """Looked up by the fingerprint, under whatever name of the preset; also what was given."""
+    moved = tmp_path / "today" / "renamed-fingerprint"
+    moved.parent.mkdir()
+    given = compose(["data=corpus", f"path={corpus}"])
+    leave(tmp_path / "run", corpus, config())
+    leave(tmp_path / "given", corpus, given)
+    assert pinned_corpus(given, tmp_path / "given", print) is None  # it opens what it is given
+    corpus.rename(moved)
+    monkeypatch.setenv("LOOPCODER_CACHE", str(moved.parent))
+    said: list[str] = []
+    assert pinned_corpus(config(), tmp_path / "run", said.append) == moved
+    assert str(moved) in said[0] and str(corpus) in said[0]
+    monkeypatch.delenv("LOOPCODER_CACHE")
+    for other in (config, lambda o: compose(["data=corpus", f"path={corpus}", o])):
+        asked = other(f"data.build.cache_dir={moved.parent}")
+        run_dir = tmp_path / ("run" if other is config else "given")
+        assert pinned_corpus(asked, run_dir, print) == moved
+    shutil.rmtree(moved)
+    assert pinned_corpus(config(), tmp_path / "run", said.append) is None
+    assert "data=corpus path=FOLDER" in said[1]
+    with pytest.raises(InputError, match=r"is gone, and .* has no fingerprint"):
+        pinned_corpus(given, tmp_path / "given", print)
+
+
+def test_the_tokenizer_of_saved_weights_is_kept(tmp_path, corpus):
+    """After `data.rebuild=true data.build.tokenizer=X` the command of before goes on."""
+    rebuilt = config("data.rebuild=true", "data.build.tokenizer=/x/tokenizer.json")
+    with_checkpoint(tmp_path / "run", corpus, rebuilt)
+    said: list[str] = []
+    for asked in (config(), config("data.build.tokenizer=/y"), config("data.seq_length=64")):
+        assert pinned_corpus(asked, tmp_path / "run", said.append) == corpus
+        other = asked.data.build.tokenizer
+        assert f"tokenised by /x/tokenizer.json and not by {other}" in said[-1]
+    assert pinned_corpus(rebuilt, tmp_path / "run", print) is None
+    # nothing was trained on its tokens yet
+    with_record(tmp_path / "new", corpus, rebuilt)
+    assert pinned_corpus(config(), tmp_path / "new", print) is None

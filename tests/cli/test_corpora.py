@@ -73,7 +73,7 @@ def test_every_way_to_name_a_corpus(cache: Path, tmp_path: Path) -> None:
         ("documents", "neither a finished corpus nor a run", "data data=files path=documents"),
         ("new", "neither a finished corpus nor a run", "data VERB NAME"),
         ("sweep", "sweep holds runs", "data VERB sweep/01"),
-        ("gone", "/gone, which gone was trained on, is gone", "the command of the run"),
+        ("gone", "/gone, which gone was trained on, is gone", "data VERB FOLDER, or --cache DIR"),
         (f"cache/{NAME}/manifest.json", "is a file", f"data VERB cache/{NAME}"),
         ("documents/a.txt", "is a file", "data VERB DIR"),
     ],
@@ -101,6 +101,7 @@ def test_one_corpus_is_given(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         assert cli.main(["data", verb, *arguments]) == 3
         assert f"fix: loopcoder data {verb} CORPUS" in capsys.readouterr().err
     assert cli.main(["data", verb, "--help"]) == 0
-    assert f"usage: loopcoder data {verb} CORPUS" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"usage: loopcoder data {verb} CORPUS" in printed and "$LOOPCODER_CACHE" in printed
     assert cli.main(["data", verb, "x", "--cache", "/no/such"]) == 3
     assert "there is no such folder" in capsys.readouterr().err

@@ -14,7 +14,8 @@ from data_pipeline import cache as cache_module
 from data_pipeline.cache import cache_size
 from data_pipeline.driver import prepare
 from loopcoder.cli import main as cli
-from loopcoder.data.corpus import Corpus
+from loopcoder.data.corpus import Corpus, in_use
+from loopcoder.errors import InputError
 from loopcoder.storage.lock import hold
 from tests.cli.run_dirs import checkpoint, run_dir
 from tests.data_pipeline.conftest import config, source_folder
@@ -230,6 +231,30 @@ def test_what_is_in_use_stays(cache: Path, capsys: pytest.CaptureFixture[str]) -
     assert f"stays: {cache / f'.{HALF}.work'}: a process builds it" in output
     assert f"stays: {cache / NEW}: runs/mine trains on it now" in output
     assert names(cache) == before - {f"{GONE}.lock"}
+
+
+def test_what_a_process_elsewhere_reads_stays(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run in another folder, an evaluation, `data show`: all hold what they read."""
+    before = names(cache)
+    with in_use(cache / NEW), in_use(cache / NEW):
+        for chosen in ([NEW], ["--older-than", "0"]):
+            capsys.readouterr()
+            assert data(cache, "clean", *chosen) == 0
+            assert f"stays: {cache / NEW}: a process reads it" in capsys.readouterr().out
+        assert data(cache, "list") == 0
+        assert "in use now" in capsys.readouterr().out
+        # one that came after the look at it
+        found = next(e for e in cache_module.entries(cache) if e.name == NEW)
+        with pytest.raises(cache_module.InUse, match="reads it"):
+            cache_module.remove(found)
+        assert data(cache, "clean", NEW, "--yes") == 0
+    assert names(cache) == before
+    assert data(cache, "clean", NEW, "--yes") == 0
+    assert names(cache) == before - {NEW, f"{NEW}.lock"}
+    with pytest.raises(InputError, match="was removed just before"), in_use(cache / NEW):
+        pass
 
 
 @pytest.mark.parametrize("name", ["packages", ".hidden.work", "y-6666666666666666", "link", "../x"])

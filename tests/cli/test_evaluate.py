@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from loopcoder.cli import evaluate as module
 from loopcoder.cli.evaluate import as_asked, run, table
 from loopcoder.config.compose import compose
+from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
+from tests.cli.run_dirs import checkpoint, run_dir
 
 
 @pytest.mark.parametrize(
@@ -51,3 +57,70 @@ def test_the_table_has_domains_and_loops() -> None:
     lines = table([result]).splitlines()
     assert "R = 2" in lines[0] and "4.0000 -> 3.0000" in lines[2]
     assert lines[3].split() == ["code", "2.0000", "1.5000"]
+
+
+def test_every_length_has_its_rows_once_with_their_domains() -> None:
+    result = {"checkpoint": "/c", "step": 3, "num_loops": 1, "precision": "fp32", "corpus": "/d"}
+    loss = 1.0
+    for at in ("", "/len64", "/len128"):
+        result[f"val/loss{at}"] = (loss := loss + 1)
+        for domain in ("text", "code"):
+            result[f"val/loss{at}/{domain}"] = (loss := loss + 1)
+            result[f"val/bpb{at}/{domain}"] = loss / 2
+    rows = [line.split("  ") for line in table([result]).splitlines()[2:]]
+    assert [row[1] for row in rows] == [
+        f"{name}{at}"
+        for at in ("", " at 64 tokens", " at 128 tokens")
+        for name in ("all", "text", "code")
+    ]
+    values = [float(next(cell for cell in row[2:] if cell)) for row in rows]
+    assert values == [float(n) for n in range(2, 11)]
+
+
+def corpus_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Leave a manifest; opening a corpus gives its folder."""
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    opened = partial(SimpleNamespace, tokenizer_hash="tokenizer")
+    monkeypatch.setattr(module, "load_corpus", lambda found, _: opened(dir=found))
+    return folder
+
+
+@pytest.mark.parametrize("way", ["LOOPCODER_CACHE", "data.build.cache_dir"])
+def test_the_corpus_is_looked_up_in_the_cache_of_today(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's config names the cache of then, which was moved."""
+    folder = run_dir(tmp_path / "run", "data=files", "path=/gone", "data.build.cache_dir=/then")
+    checkpoint(folder, 3, "abc", corpus_dir="/then/files-abc")
+    moved = corpus_at(tmp_path / "now" / "files-abc", monkeypatch)
+    looked_at: list[Path] = []
+
+    def evaluated(_found: object, config: Config, corpus: Any) -> list[Any]:
+        assert config.data.path == "/gone"
+        looked_at.append(corpus.dir)
+        return []
+
+    monkeypatch.setattr(module, "evaluate", evaluated)
+    arguments = [f"checkpoint={folder}"]
+    if way == "LOOPCODER_CACHE":
+        monkeypatch.setenv(way, str(moved.parent))
+    else:
+        arguments.append(f"{way}={moved.parent}")
+    assert run(arguments) == 0
+    assert looked_at == [moved]
+
+
+def test_a_corpus_that_is_nowhere_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOOPCODER_CACHE", str(tmp_path / "now"))
+    built = run_dir(tmp_path / "built", "data=files", "path=/gone")
+    given = run_dir(tmp_path / "given", "data=corpus", "path=/then/files-abc")
+    for folder in (built, given):
+        checkpoint(folder, 3, "abc", corpus_dir="/then/files-abc")
+        with pytest.raises(InputError) as error:
+            run([f"checkpoint={folder}"])
+        said = str(error.value) + capsys.readouterr().err
+        assert "/then/files-abc" in said and str(tmp_path / "now") in said
+        assert "data=corpus path=FOLDER where it is now" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from loopcoder.cli import main as cli
 from loopcoder.cli import train
+from loopcoder.config.compose import compose
+from loopcoder.config.identity import corpus_fields
 from tests.cli.conftest import Loop
 from tests.cli.run_dirs import checkpoint, run_dir
 
@@ -84,14 +87,70 @@ def test_the_same_command_and_more_steps_continue(
 
 
 @pytest.mark.parametrize(
-    "asked", ["data.build.val_fraction=0.1", "path=/other", "data.build.tokenizer_vocab_size=640"]
+    "asked",
+    [
+        ["data.build.val_fraction=0.1"],
+        ["data.build.tokenizer_vocab_size=640"],
+        ["path=/other", "data.rebuild=true"],
+    ],
 )
 def test_another_corpus_is_built(
-    loop: Loop, corpus: Path, sources_changed: list[str], asked: str
+    loop: Loop, corpus: Path, sources_changed: list[str], asked: list[str]
 ) -> None:
-    command = [*stopped(corpus, "data=files", "path=/gone"), asked]
+    command = [*stopped(corpus, "data=files", "path=/gone"), *asked]
     assert cli.main(["train", *command]) == 0
     assert len(sources_changed) == 1 and loop.called_with[1] != corpus
+
+
+@pytest.mark.parametrize(
+    ("before", "asked"),
+    [
+        (["data=files", "path=~/src"], []),
+        (["data=files", "path=~/my src"], ["data=files", "path=/other"]),
+        (["data=hf", "path=me/code", "data.mixture={code:1}"], ["optim.lr=1e-3"]),
+        (["data=packages", "data.seq_length=64"], ["data.seq_length=64"]),
+        (["data=corpus", "path=/finished"], []),
+        (["data=sample", "data.build.val_fraction=0.1"], ["data=files", "path=/x"]),
+        (
+            ["data=files", "path=[/a,/b]", "data.build.sources.0.domain=code", "data.stages=[{}]"],
+            ["data=files", "path=/a"],
+        ),
+    ],
+)
+def test_overrides_that_were_left_out_are_named_before_anything_is_built(
+    loop: Loop,
+    corpus: Path,
+    sources_changed: list[str],
+    before: list[str],
+    asked: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The sample would be built, and its tokenizer refused with a fix that goes on with it."""
+    run = stopped(corpus, *before)[-1]
+    for verb in ("train", "doctor"):
+        assert cli.main([verb, *asked, run, "train.max_steps=7"]) == 3
+        error = capsys.readouterr().err
+        assert sources_changed == [] and loop.called_with == ()
+        assert f"this run was started with {before[0]}" in error and "problems" not in error
+    fix = shlex.split(error.partition("fix: ")[2])
+    then, now = compose(before).data, compose(fix).data
+    assert corpus_fields(now) == corpus_fields(then) and now.stages == then.stages
+    assert all("=" in override for override in fix)
+    if before[0] != "data=corpus":
+        assert cli.main(["train", *fix, run, "train.max_steps=7"]) == 0
+        assert sources_changed == [] and loop.called_with[1] == corpus
+
+
+def test_a_finished_corpus_or_a_new_start_may_be_asked_for(
+    loop: Loop, corpus: Path, sources_changed: list[str]
+) -> None:
+    run = stopped(corpus, "data=files", "path=/gone")[-1]
+    assert cli.main(["train", "data=corpus", f"path={corpus}", run]) == 0
+    assert cli.main(["train", "data.rebuild=true", run]) == 0
+    # a wrong path is corrected while nothing is trained
+    Path("run/checkpoints/step_00000003/manifest.json").unlink()
+    assert cli.main(["train", "data=files", "path=/right", run]) == 0
+    assert len(sources_changed) == 3
 
 
 def test_an_interrupted_first_save_still_needs_the_weights(

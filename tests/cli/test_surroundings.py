@@ -43,6 +43,14 @@ def test_a_folder_that_cannot_be(
     assert loop.called_with == () and not loop.verified
 
 
+@pytest.mark.parametrize("verb", ["train", "data"])
+def test_the_current_folder_is_no_cache(
+    loop: Loop, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([verb, "data.build.cache_dir="]) == 3
+    assert "data.build.cache_dir is empty" in capsys.readouterr().err
+
+
 def test_the_other_verbs_refuse_it_too(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
     assert "data.build.cache_dir" in refused(["data", "data.build.cache_dir=/proc/x"], capsys)
     assert "run_dir=/proc/x" in refused(["train", "-m", "seed=1,2", "run_dir=/proc/x"], capsys)

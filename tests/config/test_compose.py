@@ -173,6 +173,9 @@ def test_path_is_short_for_the_path_of_the_data() -> None:
 def test_cache_dir_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOOPCODER_CACHE", "/somewhere")
     assert compose([]).data.build.cache_dir == "/somewhere"
+    for data in ("sample", "files", "hf", "packages"):
+        monkeypatch.setenv("LOOPCODER_CACHE", "")  # as good as unset, not the current folder
+        assert compose([f"data={data}"]).data.build.cache_dir == "~/.cache/loopcoder"
     monkeypatch.delenv("LOOPCODER_CACHE")
     assert compose([]).data.build.cache_dir == "~/.cache/loopcoder"
 

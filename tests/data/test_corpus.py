@@ -17,8 +17,9 @@ import pytest
 
 from data_pipeline.driver import prepare
 from loopcoder.config.data import DataConfig
-from loopcoder.data.corpus import Corpus, Verify, load_corpus
-from loopcoder.errors import InputError
+from loopcoder.data.corpus import Corpus, Verify, load_corpus, lost
+from loopcoder.data.indexed import check_there
+from loopcoder.errors import EXIT_NO_RETRY, InputError
 from loopcoder.storage.digest import file_digest
 
 VERIFY: tuple[Verify, ...] = ("hash", "size")
@@ -61,6 +62,24 @@ def test_every_file_is_checked(corpus: Corpus, rng: random.Random) -> None:
                 load_corpus(corpus.dir, verify)
         path.write_bytes(good)
     load_corpus(corpus.dir)
+
+
+def test_a_corpus_that_is_taken_away_is_named(corpus: Corpus, rng: random.Random) -> None:
+    """Moved, cut off, or without one of its files: an error of three parts."""
+    assert lost(corpus) is None
+    prefix = Path(corpus.prefixes("code", "train")[0])
+    index = prefix.with_name(f"{prefix.name}.idx")
+    good = index.read_bytes()
+    index.write_bytes(good[: rng.randrange(len(good))])
+    assert f"{index} has" in str(lost(corpus))
+    index.unlink()
+    with pytest.raises(FileNotFoundError, match=r"\.idx"):
+        check_there(str(prefix))
+    assert f"{index} is missing" in str(lost(corpus))
+    corpus.dir.rename(corpus.dir.with_name("moved"))
+    error = lost(corpus)
+    assert error is not None and error.exit_code == EXIT_NO_RETRY
+    assert "data=corpus path=" in str(error).partition("fix: ")[2]
 
 
 def test_manifest_itself(corpus: Corpus, tmp_path: Path) -> None:

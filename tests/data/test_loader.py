@@ -113,6 +113,7 @@ def test_an_error_in_the_thread_is_raised_after_the_steps_before_it(corpus, conf
     assert [in_time(lambda: next(steps)).before.step for _ in range(2)] == [0, 1]
     with pytest.raises(OSError, match="the disk went away"):
         in_time(lambda: next(steps))
+    assert loader.error is not None  # known before the steps that are ready are done
     close_in_time(loader)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import threading
 from pathlib import Path
 
 import pytest
 
-from loopcoder.storage.lock import hold, is_held
+from loopcoder.storage.lock import hold, is_held, shared, without_readers
 
 
 class Busy(Exception):
@@ -50,3 +52,28 @@ def test_who_waits_for_a_lock_that_is_removed_holds_the_next_one(tmp_path: Path)
         pass
     free.set()
     thread.join()
+
+
+def test_a_file_that_is_read_is_not_taken_and_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy() -> None:
+        raise Busy("read")
+
+    file = tmp_path / "manifest.json"
+    file.write_text("content")
+    file.chmod(0o444)
+    with shared(file), shared(file):
+        assert is_held(file, also_shared=True)
+        with pytest.raises(Busy), without_readers(file, busy):
+            pass
+    with without_readers(file, busy):
+        assert is_held(file)
+    assert file.read_text() == "content" and not is_held(file, also_shared=True)
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with shared(file), without_readers(file, busy):
+        pass

@@ -10,6 +10,7 @@ import pytest
 
 from loopcoder.checkpoint import format as checkpoints
 from loopcoder.metrics.writer import read_metrics
+from loopcoder.storage.lock import is_held
 from loopcoder.storage.run_lock import only_run_in
 from tests.train.conftest import Start, finish
 
@@ -95,12 +96,38 @@ def test_resume_modes(start: Start, finished: Path, tmp_path: Path) -> None:
     finish(start(longer, "train.max_steps=3", "checkpoint.resume=require"))
     assert [r["step"] for r in read_metrics(longer / "metrics.jsonl")] == [1, 2, 3]
     # what changed is said, not hidden
-    same_tokenizer = f"data.build.tokenizer={checkpoints.find(longer).state().tokenizer_path}"
-    output = finish(
-        start(longer, "train.max_steps=4", "optim.lr=1e-3", "optim.beta2=0.9", same_tokenizer)
-    )
+    tokenizer = f"data.build.tokenizer={checkpoints.find(longer).state().tokenizer_path}"
+    other = [tokenizer, "data.rebuild=true"]
+    output = finish(start(longer, "train.max_steps=4", "optim.lr=1e-3", "optim.beta2=0.9", *other))
     assert "changed since step 3: optim.lr: 0.006 -> 0.001" in output
     assert "warning: the corpus is" in output and "other data" in output
+
+
+@pytest.mark.dist_full
+def test_a_corpus_that_is_taken_away_is_a_checkpoint_and_an_error(
+    start: Start, tmp_path: Path
+) -> None:
+    """It is missed when the second stage opens its shards, which the loader does steps before."""
+    cache, run_dir = tmp_path / "cache", tmp_path / "run"
+    stages = "data.stages=[{until:5120,mixture:{text:1}},{mixture:{code:1}}]"
+    asked = [stages, "train.max_steps=40", f"data.build.cache_dir={cache}", "data.prefetch_steps=4"]
+    process = start(run_dir, *asked)
+    assert process.stdout is not None
+    printed = ""
+    while "step 1" not in printed and (line := process.stdout.readline()):
+        printed += line
+    (folder,) = cache.glob("files-*[0-9a-f]")
+    assert is_held(folder / "manifest.json", also_shared=True)
+    folder.rename(tmp_path / "moved")
+    output = printed + finish(process, code=76)
+    assert f"the corpus {folder} was taken away" in output and "fix: " in output
+    assert "AssertionError" not in output and "Traceback" not in output
+    (saved,) = checkpoints.complete(run_dir / "checkpoints")
+    assert 10 < saved.step < 20
+    assert (saved.path / "tokenizer.json").is_file()
+    # where it is now, it is the run's corpus
+    output = finish(start(run_dir, *asked, "data=corpus", f"path={tmp_path / 'moved'}"))
+    assert f"continues from {saved.path}" in output and "other data" not in output
 
 
 def test_two_runs_in_one_folder(start: Start, finished: Path) -> None:
