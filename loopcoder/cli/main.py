@@ -19,10 +19,16 @@ from loopcoder.cli.messages import (
     another_rank_failed_first,
     print_error,
     print_interrupted,
-    quietly_without_a_reader,
-    tolerate_any_character,
 )
-from loopcoder.errors import EXIT_DONE, EXIT_RETRY, InputError, LoopcoderError, record_exit
+from loopcoder.cli.streams import lasting_output
+from loopcoder.errors import (
+    EXIT_DONE,
+    EXIT_NO_RETRY,
+    EXIT_RETRY,
+    InputError,
+    LoopcoderError,
+    record_exit,
+)
 
 USAGE = """\
 loopcoder trains looped code models (Parallel Loop Transformers) on Megatron-core.
@@ -43,12 +49,31 @@ class Verb:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code; errors meant for the user print no traceback."""
+    """Run one verb and return its exit code; errors meant for the user print no traceback.
+
+    Output that nobody takes changes nothing; where a full disk takes away what a command is there
+    to print, it has failed.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    tolerate_any_character()
+    with lasting_output() as out:
+        code = _run(arguments)
+        sys.stdout.flush()
+        if code == EXIT_DONE and any(o.is_full for o in out) and not _trains(arguments):
+            code = EXIT_NO_RETRY
+            print("loopcoder: no space left for what is printed", file=sys.stderr)
+    record_exit(code)
+    return code
+
+
+def _trains(arguments: Sequence[str]) -> bool:
+    """Say whether a command is there to train, not for what it prints."""
+    return arguments[:1] == ["train"] and not {"-h", "--help", "--print-config"} & {*arguments}
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one verb; print its error, if any, and return the exit code."""
     try:
         code = _dispatch(arguments)
-        sys.stdout.flush()  # here, where a reader that is gone is no traceback
     except LoopcoderError as error:
         code = error.exit_code
         _from_here_on_deaf()
@@ -59,7 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_interrupted(error)
     except Exception as error:
         code = _unexpected(error)
-    record_exit(code)
     return code
 
 
@@ -71,8 +95,6 @@ def _from_here_on_deaf() -> None:
 
 def _unexpected(error: Exception) -> int:
     """Print the traceback of a fault of the program; return the exit code."""
-    if isinstance(error, BrokenPipeError) and quietly_without_a_reader():
-        return EXIT_RETRY
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.expanduser
         homeless = InputError.of(
             "a path begins with ~, and there is no home directory",

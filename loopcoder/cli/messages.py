@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import select
 import signal
 import sys
 import time
@@ -46,26 +45,6 @@ def another_rank_failed_first() -> bool:
     signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     time.sleep(2 * _RANK_0_FIRST_S)
     return bool(ended) or any(Path(folder).parents[1].glob("said-*"))
-
-
-def quietly_without_a_reader() -> bool:
-    """Say whether who read our output is gone (`| head`), and if so write no more to it."""
-    poll = select.poll()
-    poll.register(1, select.POLLOUT)
-    if not any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0)):
-        return False
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    is_one = os.path.samestat(os.fstat(1), os.fstat(2))
-    for descriptor in (1, 2) if is_one else (1,):
-        os.dup2(nowhere, descriptor)
-    return True
-
-
-def tolerate_any_character() -> None:
-    """Print as \\xe4 what the encoding of our output does not have."""
-    for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", None) == "strict":
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _say_once(text: str, *, is_of_all: bool) -> None:

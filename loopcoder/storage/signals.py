@@ -6,7 +6,7 @@ import os
 import signal
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from loopcoder.errors import EXIT_RETRY, record_exit
@@ -55,7 +55,8 @@ def ended_at_once() -> Iterator[None]:
         if number == signal.SIGHUP:
             leave_terminal()
         if os.environ.get("RANK", "0") == "0":
-            os.write(2, f"loopcoder: {name_of(number)} before the first step\n".encode())
+            with suppress(OSError):  # nobody reads it
+                os.write(2, f"loopcoder: {name_of(number)} before the first step\n".encode())
         record_exit(EXIT_RETRY)
         os._exit(EXIT_RETRY)
 

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from loopcoder.cli import main as cli
-from loopcoder.cli import messages
 from loopcoder.errors import InputError
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.run_lock import only_run_in
@@ -144,28 +143,78 @@ def test_an_umlaut_is_printed_as_well_as_can_be(
     assert "\\u2192" in out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("verb", [["help"], ["doctor"], ["train", "--print-config"], ["train"]])
+PRINTING = [["--version"], ["help"], ["doctor"], ["runs"], ["data", "list"]]
+PRINTING += [["train", "--help"], ["train", "--print-config"]]
+
+
+@pytest.fixture
+def a_run() -> None:
+    """A folder that `loopcoder runs` lists."""
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/metrics.jsonl").touch()
+
+
+def printed_to(
+    descriptor: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch, **how: Any
+) -> int:
+    with os.fdopen(descriptor, "w", **how) as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        return cli.main(arguments)
+
+
+@pytest.mark.parametrize("verb", [*PRINTING, ["train"]], ids=" ".join)
+@pytest.mark.parametrize("buffering", [-1, 1])
 def test_a_reader_that_is_gone(
     loop: Loop,
+    a_run: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    verb: list[str],
+    buffering: int,
+) -> None:
+    """As `loopcoder ... | head -1`: it has what it wanted."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert printed_to(writer, verb, monkeypatch, buffering=buffering) == 0
+    assert capfd.readouterr().err == ""
+    assert bool(loop.called_with) == (verb == ["train"])
+
+
+@pytest.mark.parametrize("verb", PRINTING, ids=" ".join)
+def test_a_full_disk_that_takes_the_output_away(
+    loop: Loop,
+    a_run: None,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     verb: list[str],
 ) -> None:
-    """As `loopcoder ... | head -1`."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    usual = os.dup(1)
-    os.dup2(writer, 1)
-    monkeypatch.setattr(sys, "stdout", os.fdopen(os.dup(writer), "w"))
-    try:
-        assert cli.main(verb) == 75
-    finally:
-        os.dup2(usual, 1)
-    assert capfd.readouterr().err == ""
+    assert printed_to(os.open("/dev/full", os.O_WRONLY), verb, monkeypatch) == 76
+    assert capfd.readouterr().err == "loopcoder: no space left for what is printed\n"
+
+
+@pytest.mark.parametrize("mode", [os.O_WRONLY, os.O_RDONLY])
+def test_training_goes_on_without_its_output(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], mode: int
+) -> None:
+    assert printed_to(os.open("/dev/full", mode), ["train"], monkeypatch) == 0
+    loop.outcome = 75
+    assert printed_to(os.open("/dev/full", mode), ["train"], monkeypatch) == 75
+    assert loop.called_with and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("verb", [*PRINTING, ["train"]], ids=" ".join)
+def test_streams_that_are_closed(
+    loop: Loop, a_run: None, monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    """As `>&- 2>&-`."""
+    loop.outcome = 0
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(verb) == 0
+    assert cli.main(["nope"]) == 3
 
 
 def test_other_broken_pipes_are_faults(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not messages.quietly_without_a_reader()
     loop.outcome = BrokenPipeError(errno.EPIPE, "a socket")
     assert cli.main(["train"]) == 1
     assert "Traceback" in capsys.readouterr().err
