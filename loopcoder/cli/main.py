@@ -25,10 +25,12 @@ from loopcoder.errors import (
     EXIT_DONE,
     EXIT_NO_RETRY,
     EXIT_RETRY,
+    DiskFull,
     InputError,
     LoopcoderError,
     record_exit,
 )
+from loopcoder.storage.disk import is_disk_full
 
 USAGE = """\
 loopcoder trains looped code models (Parallel Loop Transformers) on Megatron-core.
@@ -103,6 +105,14 @@ def _unexpected(error: Exception) -> int:
         )
         print_error(homeless)
         return homeless.exit_code
+    if is_disk_full(error):
+        full = DiskFull.of(
+            str(error),
+            "there is no room for what has to be written (or no quota is left)",
+            "free space there, or export TMPDIR=FOLDER if it is a temporary file",
+        )
+        print_error(full)
+        return full.exit_code
     its_own = not another_rank_failed_first()
     _from_here_on_deaf()
     if its_own:

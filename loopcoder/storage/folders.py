@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from loopcoder.errors import InputError
+from loopcoder.errors import DiskFull, InputError
+from loopcoder.storage.disk import is_disk_full
 
 
 def make_folder(folder: Path, setting: str) -> None:
@@ -20,12 +21,19 @@ def make_folder(folder: Path, setting: str) -> None:
 
     Raises:
         InputError: it cannot be made, or nothing can be written there.
+        DiskFull: its disk has no room.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if is_disk_full(error):
+            raise DiskFull.of(
+                f"{setting}={folder}: {error.strerror}",
+                "there must be room for what is written there",
+                f"free space there, or {setting}=ANOTHER",
+            ) from error
         raise InputError.of(
             f"{setting}={folder}: {error.strerror}", _reason(folder, error), f"{setting}=ANOTHER"
         ) from error

@@ -27,7 +27,7 @@ from loopcoder.data.corpus import Corpus
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
-from loopcoder.errors import EXIT_DONE, LoopcoderError, Preempted
+from loopcoder.errors import EXIT_DONE, DiskFull, Preempted
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
 from loopcoder.metrics.summary import next_command, print_finished, print_summary
@@ -346,9 +346,9 @@ class Run:
             print(text, flush=True)
 
 
-def _disk_is_full(fact: str) -> LoopcoderError:
+def _disk_is_full(fact: str) -> DiskFull:
     why = "a run writes down its configuration and what decodes its tokens"
-    return LoopcoderError.of(fact, why, "free space there, then start the same command again")
+    return DiskFull.of(fact, why, "free space there, then start the same command again")
 
 
 def _due(step: int, interval: int | None) -> bool:

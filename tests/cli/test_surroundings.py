@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from loopcoder.cli import main as cli
-from loopcoder.errors import InputError
+from loopcoder.errors import DiskFull, InputError
+from loopcoder.storage.disk import DISK_FULL
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.run_lock import only_run_in
 from tests.cli.conftest import Loop
@@ -64,6 +65,53 @@ def test_a_folder_that_may_not_be_written(
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(InputError, match=why):
         make_folder(tmp_path, "run_dir")
+
+
+@pytest.mark.parametrize("number", sorted(DISK_FULL))
+@pytest.mark.parametrize("called", ["tempfile.TemporaryFile", "pathlib.Path.mkdir"])
+@pytest.mark.parametrize("verb", [["train"], ["data"], ["train", "-m", "seed=1,2"]], ids=" ".join)
+def test_a_full_disk_before_the_start(
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    called: str,
+    verb: list[str],
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(called, refuse)
+    assert cli.main(verb) == 76
+    error = capsys.readouterr().err
+    assert os.strerror(number) in error and "why: there must be room" in error
+    assert "fix: free space there" in error and "Traceback" not in error
+
+
+def test_a_full_disk_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("loopcoder.storage.run_lock.hold", refuse)
+    with pytest.raises(DiskFull, match="No space left") as error, only_run_in(tmp_path):
+        pass
+    assert "rm -r" not in str(error.value)
+
+
+@pytest.mark.parametrize("verb", ["train", "data"])
+def test_a_full_disk_elsewhere(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    """Such as that of TMPDIR."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+
+    monkeypatch.setattr(loop, "prepare", refuse)
+    monkeypatch.setattr(sys.modules["data_pipeline.driver"], "prepare", refuse)
+    assert cli.main([verb]) == 76
+    error = capsys.readouterr().err
+    assert "'/tmp/x'" in error and "fix:" in error and "Traceback" not in error
 
 
 def test_a_cache_that_is_there_may_be_read_only(
