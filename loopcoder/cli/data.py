@@ -12,6 +12,7 @@ from loopcoder.cli.data_tools import clean, list_corpora, one_corpus, show
 from loopcoder.cli.options import parse_options
 from loopcoder.config.compose import to_yaml
 from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.storage.signals import interrupted_by_signals
 
 HELP = """\
 Build the corpus of a run, or find it already built, and print its folder.
@@ -52,6 +53,7 @@ def run(argv: list[str]) -> int:
     if arguments.print_config:
         print(to_yaml(config), end="")
         return EXIT_DONE
+    interrupted_by_signals("stopped it")
     from data_pipeline.driver import prepare
 
     def report(text: str) -> None:

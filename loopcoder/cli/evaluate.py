@@ -15,6 +15,7 @@ from loopcoder.config.compose import compose, load_config
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import MANIFEST, TOKENIZER, Corpus, load_corpus
 from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
 if TYPE_CHECKING:
     from loopcoder.loaded import LoadedRun
@@ -45,6 +46,7 @@ def run(argv: list[str]) -> int:
     if arguments.help:
         print(HELP)
         return EXIT_DONE
+    interrupted_by_signals("before the end of the evaluation; nothing is lost, start it again")
     given = [o for o in arguments.overrides if o.startswith("checkpoint=")]
     others = [o for o in arguments.overrides if not o.startswith("checkpoint=")]
     if len(given) != 1:
@@ -146,8 +148,9 @@ def corpus_of(
 
 def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> list[dict[str, Any]]:
     """Return the fields `val/...` of each checkpoint, with its path, step and loops."""
-    from loopcoder.loaded import load
-    from loopcoder.train.validation import Evaluator
+    with ended_at_once():
+        from loopcoder.loaded import load
+        from loopcoder.train.validation import Evaluator
 
     # None: what suits this machine, for a run in FP8
     precision: Any = config.precision.name if config.precision.name in ("fp32", "bf16") else None

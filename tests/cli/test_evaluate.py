@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
+from loopcoder.cli import evaluate
+from loopcoder.cli import main as cli
 from loopcoder.cli.evaluate import as_asked, run, table
 from loopcoder.config.compose import compose
 from loopcoder.errors import InputError
+from loopcoder.storage.signals import ASKS, name_of
+
+
+@pytest.mark.parametrize("number", ASKS)
+def test_a_signal_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    monkeypatch.setattr(evaluate, "checkpoints", lambda *_, **__: signal.raise_signal(number))
+    assert cli.main(["evaluate", "checkpoint=DIR"]) == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name_of(number) in line and "start it again" in line
 
 
 @pytest.mark.parametrize(
