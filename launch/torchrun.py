@@ -2,7 +2,8 @@
 
 torchrun itself returns 1 whatever its workers returned, and dies of SIGUSR1 and its like. So each
 worker leaves its exit code in a file, and signals go to the workers, who save and stop; torchrun
-then sees them end. A worker that is killed leaves nothing: `loopcoder.parallel.elastic` returns 137 for it.
+then sees them end. A worker that is killed leaves nothing:
+`loopcoder.parallel.elastic` returns 137 for it.
 """
 
 from __future__ import annotations

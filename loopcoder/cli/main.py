@@ -20,7 +20,7 @@ from loopcoder.cli.messages import (
     print_error,
     print_interrupted,
 )
-from loopcoder.cli.streams import lasting_output
+from loopcoder.cli.streams import is_utf8, lasting_output
 from loopcoder.errors import (
     EXIT_DONE,
     EXIT_NO_RETRY,
@@ -127,6 +127,13 @@ def _dispatch(arguments: list[str]) -> int:
     if name in ("-V", "--version"):
         print(f"loopcoder {__version__}")
         return EXIT_DONE
+    unreadable = next((a for a in arguments if "=" in a and not is_utf8(a)), None)
+    if unreadable is not None:
+        raise InputError.of(
+            unreadable,
+            "it is not UTF-8, in which configurations and records are written",
+            "a name of letters that are UTF-8 (convmv renames files)",
+        )
     if name not in VERBS:
         nearest = difflib.get_close_matches(name, VERBS, n=1) or ["help"]
         raise InputError.of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -48,7 +49,8 @@ def lasting_output() -> Iterator[list[Output]]:
     """Let every print of the block succeed; yield the standard output, if it is a file at all.
 
     A standard stream that is closed is /dev/null. What the encoding does not have is printed as
-    \\xe4. Our streams are put back after the block, and all that was printed is written by then.
+    \\xe4; of a file's name that is not UTF-8, its bytes. Our streams are put back after
+    the block, and all that was printed is written by then.
     """
     _open_closed_ones()
     before = sys.stdout, sys.stderr
@@ -60,6 +62,24 @@ def lasting_output() -> Iterator[list[Output]]:
         sys.stderr.flush()
     finally:
         sys.stdout, sys.stderr = before
+
+
+def is_utf8(text: str) -> bool:
+    """Say whether a text can be written as UTF-8; an argument or a name of other bytes cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _any_character(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    code = ord(error.object[error.start])
+    if 0xDC80 <= code <= 0xDCFF:  # what Python makes of a byte that is not UTF-8 (PEP 383)
+        return bytes([code - 0xDC00]), error.start + 1
+    error.end = error.start + 1
+    return codecs.backslashreplace_errors(error)
+
+
+_ANY_CHARACTER = "loopcoder.any_character"
+codecs.register_error(_ANY_CHARACTER, _any_character)
 
 
 def _open_closed_ones() -> None:
@@ -75,17 +95,16 @@ def _open_closed_ones() -> None:
 
 def _lasting(stream: TextIO) -> tuple[TextIO, list[Output]]:
     """Return a stream as `lasting_output` has it; one that is no file is only reconfigured."""
-    errors = "backslashreplace" if stream.errors == "strict" else stream.errors
     if not isinstance(stream, io.TextIOWrapper):
         return stream, []
     if not isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO):
-        stream.reconfigure(errors=errors)
+        stream.reconfigure(errors=_ANY_CHARACTER)
         return stream, []
     output = Output(stream.fileno(), "wb", closefd=False)
     lasting = io.TextIOWrapper(
         output if stream.write_through else io.BufferedWriter(output),
         stream.encoding,
-        errors,
+        _ANY_CHARACTER,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )

@@ -9,13 +9,16 @@ import errno
 import getpass
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import loopcoder
 from loopcoder.cli import main as cli
+from loopcoder.config.compose import load_config
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.storage.disk import DISK_FULL
 from loopcoder.storage.folders import make_folder
@@ -189,6 +192,44 @@ def test_an_umlaut_is_printed_as_well_as_can_be(
     assert "seed: 1234" in out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
     assert cli.main(["train", "run_dir=läufe-→"]) == 0
     assert "\\u2192" in out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_name_of_other_bytes_is_printed_as_it_is(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    name = os.fsdecode(b"l\xfcufe-\xff")
+    Path("runs", name).mkdir(parents=True)
+    Path("runs", name, "metrics.jsonl").touch()
+    for errors in ("strict", "surrogateescape"):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors)
+        monkeypatch.setattr(sys, "stdout", out)
+        assert cli.main(["runs"]) == 0
+        assert b"l\xfcufe-\xff" in out.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "verb", [["train"], ["data"], ["doctor"], ["evaluate"], ["train", "--print-config"]]
+)
+@pytest.mark.parametrize("key", ["run_dir", "path", "checkpoint"])
+def test_a_name_of_other_bytes_is_refused(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, verb: list[str], key: str
+) -> None:
+    given = key.encode() + b"=l\xfcufe"
+    error = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stderr", error)
+    assert cli.main([*verb, os.fsdecode(given)]) == 3
+    text = error.buffer.getvalue()  # type: ignore[attr-defined]
+    assert given in text and b"why: it is not UTF-8" in text and not loop.called_with
+
+
+def test_an_umlaut_in_a_locale_without(tmp_path: Path) -> None:
+    root = str(Path(loopcoder.__file__).parents[1])
+    environ = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": root}
+    command = [sys.executable, "-m", "loopcoder", "train", "--print-config", "run_dir=läufe"]
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, check=False)
+    (tmp_path / "config.yaml").write_bytes(done.stdout)
+    assert load_config(tmp_path / "config.yaml").run_dir == "läufe"
 
 
 PRINTING = [["--version"], ["help"], ["doctor"], ["runs"], ["data", "list"]]
