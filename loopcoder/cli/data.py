@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from loopcoder.cli.corpora import GIVEN
 from loopcoder.cli.data_tools import clean, list_corpora, one_corpus, show
 from loopcoder.cli.options import parse_options
 from loopcoder.config.compose import to_yaml
+from loopcoder.config.fields import typed
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.storage.signals import interrupted_by_signals
 
@@ -45,6 +47,8 @@ def run(argv: list[str]) -> int:
     """Build the corpus of a config and print its folder, or run one of the verbs below `data`."""
     if argv and argv[0] in _VERBS:
         return _VERBS[argv[0]](argv[1:])
+    if argv and "=" not in argv[0] and not argv[0].startswith("-"):
+        raise _no_verb(argv)
     arguments = parse_arguments(argv, takes=["--print-config"])
     if arguments.help:
         print(HELP)
@@ -68,6 +72,16 @@ def run(argv: list[str]) -> int:
         ) from error
     print(corpus.dir)
     return EXIT_DONE
+
+
+def _no_verb(argv: list[str]) -> InputError:
+    """Return the error for what is neither a verb below `data` nor an override."""
+    near = difflib.get_close_matches(argv[0], _VERBS, n=1)
+    fix = " ".join(["loopcoder data", *near, *argv[1:]]) if near else "loopcoder data --help"
+    if not near and Path(argv[0]).expanduser().exists():
+        fix = f"loopcoder data data=files {typed(f'path={argv[0]}')}"
+    why = f"it is no key=value, and the verbs below data are {', '.join(_VERBS)}"
+    return InputError.of(f"loopcoder data {argv[0]}", why, fix)
 
 
 def _corpus(verb: str, what: str, argv: list[str]) -> Path | None:

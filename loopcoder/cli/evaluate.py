@@ -49,7 +49,7 @@ def run(argv: list[str]) -> int:
     interrupted_by_signals("before the end of the evaluation; nothing is lost, start it again")
     given = [o for o in arguments.overrides if o.startswith("checkpoint=")]
     others = [o for o in arguments.overrides if not o.startswith("checkpoint=")]
-    if len(given) != 1:
+    if len(given) != 1 or given[0] == "checkpoint=":
         path = next((o for o in others if "=" not in o), "DIR")
         raise InputError.of(
             "loopcoder evaluate " + " ".join(argv),

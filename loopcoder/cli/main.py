@@ -148,6 +148,8 @@ def _help(argv: list[str]) -> int:
     verb = next((a for a in argv if a in VERBS and a != "help"), None)
     if verb is None and any(a.startswith("--config-dir") for a in argv):
         verb = "train"  # whose presets the folder has
+    if verb is None and argv and not argv[0].startswith("-") and argv[0] != "help":
+        return _dispatch([argv[0]])  # which is no verb
     if verb is not None:
         return VERBS[verb].run(["--help", *(a for a in argv if a != verb)])
     print(USAGE.format(verbs="\n".join(f"  {name:<8} {verb.help}" for name, verb in VERBS.items())))

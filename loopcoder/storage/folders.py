@@ -54,6 +54,10 @@ def folder_for(folder: Path, setting: str) -> Iterator[None]:
 
 
 def _reason(folder: Path, error: OSError) -> str:
+    links = (path for path in (folder, *folder.parents) if path.is_symlink())
+    dangling = next((path for path in links if not path.exists()), None)
+    if dangling is not None:
+        return f"{dangling} is a link to {dangling.readlink()}, which is not there"
     in_the_way = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
     if in_the_way is not None:
         return f"{in_the_way} is a file, and a folder is needed there"
