@@ -21,7 +21,7 @@ from launch.sweep import FIRST_VARIABLE, points, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect
 from loopcoder.checkpoint.pinned import pinned_corpus
-from loopcoder.checkpoint.start import check_start
+from loopcoder.checkpoint.start import check_start, finished_at
 from loopcoder.cli.arguments import Arguments, cache_for, composed, parse_arguments, rank, say
 from loopcoder.cli.checks import check_config, check_folder
 from loopcoder.cli.overview import overview
@@ -30,6 +30,7 @@ from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import load_corpus
 from loopcoder.errors import EXIT_DONE, counted
+from loopcoder.metrics.summary import print_finished
 from loopcoder.plan.fit import check_run, needs
 from loopcoder.storage.folders import folder_for
 from loopcoder.storage.run_lock import refuse_second
@@ -151,6 +152,11 @@ def _train(arguments: Arguments) -> int:
     with ExitStack() as made:
         if rank() == 0:
             refuse_second(run_dir)
+        if (done := finished_at(config, run_dir)) is not None:
+            if rank() == 0:
+                print_finished(run_dir, done, config.train.max_steps)
+            return EXIT_DONE
+        if rank() == 0:
             made.enter_context(folder_for(run_dir, "run_dir"))
             made.enter_context(cache_for(config.data))
         if CONFIG_VARIABLE not in os.environ:
