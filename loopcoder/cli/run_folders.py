@@ -157,7 +157,7 @@ def _origin(run_dir: Path, recorded: str | None) -> str | None:
     Args:
         recorded: What that config has.
     """
-    origin, is_known = None, False
+    starts: list[str | None] = []
     with (
         suppress(OSError, ValueError, LookupError, TypeError),
         (run_dir / EVENTS_FILE).open(encoding="utf-8") as file,
@@ -165,13 +165,15 @@ def _origin(run_dir: Path, recorded: str | None) -> str | None:
         for line in file:
             event = json.loads(line) if '"run_' in line else {}
             if event.get("kind") == "run_continues":
+                del starts[-1]  # what it began from is what the start before had
                 break
             if event.get("kind") == "run_started":
-                origin, is_known = None, True
+                starts.append(None)
             elif event.get("kind") == "run_starts":
-                origin = str(event["path"])
-    if not is_known:
+                starts[-1] = str(event["path"])
+    if not starts:
         return recorded
+    origin = starts[-1]
     is_as_written = recorded and origin and Path(recorded).resolve() in _with_parents(origin)
     return recorded if is_as_written else origin
 
