@@ -15,6 +15,7 @@ import xxhash
 
 from data_pipeline.decontam.match import BUILTIN, open_index
 from data_pipeline.langid.classifier import LanguageClassifier
+from data_pipeline.langid.names import members_of
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
@@ -84,7 +85,8 @@ def open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
             Problem(
                 f"no source has documents of the domain {domain!r}",
                 "data.mixture takes tokens from it; the sources hold "
-                f"{' and '.join(sorted(found))}",
+                f"{' and '.join(sorted(found))}"
+                + (f"; {members}" if (members := members_of(domain)) else ""),
                 f"add a source with {domain}, set its domain or language_field"
                 + (f", or {rest}" if (rest := without(data.mixture, domain)) else ""),
             )

@@ -38,7 +38,7 @@ from loopcoder.config.overrides import parse_overrides, quoted
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem, counted
-from loopcoder.plan.fit import check_run, needs
+from loopcoder.plan.fit import Needs, check_run, needs
 from loopcoder.storage.folders import make_folder
 
 FIRST_VARIABLE = "LOOPCODER_FIRST_OF_SWEEP"
@@ -252,7 +252,7 @@ def _run(point: Point, ledger: Path, config_dir: Path | None, first: Path) -> in
     return code
 
 
-def _needs(point: Point, backends: Backends) -> str:
+def _needs(point: Point, backends: Backends) -> Needs:
     return needs(point.config, processes_to_start(point.config, backends), backends)
 
 

@@ -1,8 +1,9 @@
 """Start the processes of one machine through torchrun, and propagate their exit code.
 
-torchrun itself returns 1 whatever its workers returned, and dies of SIGUSR1. So each worker leaves
-its exit code in a file, and signals go to the workers, who save and stop; torchrun then sees them
-end. A worker that is killed leaves nothing: `loopcoder.parallel.elastic` returns 137 for it.
+torchrun itself returns 1 whatever its workers returned, and dies of SIGUSR1 and its like. So each
+worker leaves its exit code in a file, and signals go to the workers, who save and stop; torchrun
+then sees them end. A worker that is killed leaves nothing:
+`loopcoder.parallel.elastic` returns 137 for it.
 """
 
 from __future__ import annotations

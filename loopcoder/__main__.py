@@ -7,12 +7,24 @@ from pathlib import Path
 
 def main() -> int:
     """Run the command line; Ctrl-C while it is imported ends with one line."""
+    _read_names_as_utf8()
     _leave_working_folder()
     from loopcoder.storage.signals import ended_at_once
 
     with ended_at_once():
         from loopcoder.cli.main import main as run
     return run()
+
+
+def _read_names_as_utf8() -> None:
+    """Start again in UTF-8 mode where a locale has another encoding for the names of files.
+
+    What we write is UTF-8; in such a locale Python has single bytes for an umlaut in a name, which
+    no file of UTF-8 may hold.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _leave_working_folder() -> None:

@@ -77,6 +77,12 @@ class InputError(LoopcoderError):
         return cls([Problem(fact, why, fix)])
 
 
+class DiskFull(InputError):
+    """There is no room for what has to be written; the same command would end the same way."""
+
+    exit_code = EXIT_NO_RETRY
+
+
 class Preempted(LoopcoderError):
     """The run was asked to stop and has saved its state; start the same command again."""
 

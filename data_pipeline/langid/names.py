@@ -197,6 +197,17 @@ def domain_of(language: str) -> str:
     return "text" if language in _PROSE else "code"
 
 
+def members_of(domain: str) -> str:
+    """Say which names make a file one of a domain, or "" for a domain that names do not tell."""
+    if domain not in ("text", "code"):
+        return ""
+    extensions = ", ".join(f".{e}" for exts in _PROSE.values() for e in exts.split())
+    text = f"{extensions} and README, LICENSE and the like without an extension"
+    if domain == "text":
+        return f"of files, {text} are text; Markdown and HTML count as code"
+    return f"of files, those in a programming language are code, and Markdown and HTML; not {text}"
+
+
 def canonical(language: str) -> str:
     """Return the usual spelling of a language that a data set names, or the name as it is."""
     return _ALIASES.get(language.strip().lower(), language.strip())

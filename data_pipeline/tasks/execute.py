@@ -23,7 +23,7 @@ from typing import Any
 from data_pipeline.tasks.work import disk_errors
 from loopcoder.config.build import ExecutorConfig
 from loopcoder.config.fields import as_override
-from loopcoder.errors import InputError, LoopcoderError, Problem, ProcessLost, counted
+from loopcoder.errors import DiskFull, InputError, LoopcoderError, Problem, ProcessLost, counted
 from loopcoder.storage.files import write_json
 from loopcoder.storage.process import use_short_paths_of_ray
 
@@ -114,6 +114,7 @@ class _Step:
             self.run(task)
         except InputError as error:
             fault = {"task": task, "problems": [[p.fact, p.why, p.fix] for p in error.problems]}
+            fault["disk_full"] = isinstance(error, DiskFull)
         except Exception:
             fault = {"task": task, "traceback": traceback.format_exc()}
         path = self.faults / f"{place:05d}.{'json' if fault else 'ok'}"
@@ -197,7 +198,8 @@ def _raise_faults(step: _Step, stage: str, logs: Path, *, lost_too: bool = True)
         kind = LoopcoderError if crashed else ProcessLost
         raise kind("\n".join(texts))
     if problems:
-        raise InputError([Problem(*p) for p in problems])
+        is_full = any(fault.get("disk_full") for fault in found)
+        raise (DiskFull if is_full else InputError)([Problem(*p) for p in problems])
 
 
 def _lost(tasks: Sequence[int], stage: str, logs: Path) -> Problem:

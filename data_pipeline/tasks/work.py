@@ -39,7 +39,7 @@ from data_pipeline.schema import Document
 from data_pipeline.tasks.chunks import Chunk, read_chunk
 from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import TOKENIZER
-from loopcoder.errors import InputError, LoopcoderError
+from loopcoder.errors import DiskFull, InputError, LoopcoderError
 from loopcoder.storage.digest import fingerprint
 from loopcoder.storage.disk import full_disk_raises
 from loopcoder.storage.files import (
@@ -354,7 +354,7 @@ def disk_errors(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Turn a full disk into an error for the user; what was begun is done again by the next run."""
     return full_disk_raises(
         folder,
-        lambda fact: InputError.of(
+        lambda fact: DiskFull.of(
             fact,
             "the stages of a corpus need up to twice the size of its documents beside it",
             "free some space and start the same command again: it continues where it was",

@@ -8,7 +8,6 @@ so it sees one document in a hundred, chosen by a hash of the document's id.
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import xxhash
 
 from data_pipeline.langid.classifier import MIN_CONFIDENCE, UNKNOWN, LanguageClassifier, label
 from data_pipeline.schema import Document
+from data_pipeline.tools.arguments import Parser
 from data_pipeline.tools.train_langid import add_paths, documents_of
 from loopcoder.backends import require
 from loopcoder.errors import counted
@@ -216,7 +216,7 @@ def _magika() -> Any:
 def main(argv: Sequence[str] | None = None, report: Callable[[str], object] = print) -> int:
     """Audit from the command line; return the exit code."""
     name, about = "loopcoder data audit", (__doc__ or "").split("\n", maxsplit=1)[0]
-    parser = argparse.ArgumentParser(name, description=about)
+    parser = Parser(name, description=about)
     add_paths(parser)
     parser.add_argument("--model", type=Path, help="classifier, for code without a name")
     parser.add_argument("--share", type=float, default=SHARE, help="share of the documents, 0 to 1")

@@ -37,6 +37,7 @@ from data_pipeline.langid.classifier import (
 )
 from data_pipeline.readers import open_source
 from data_pipeline.schema import Document, Tally
+from data_pipeline.tools.arguments import Parser
 from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import write_bytes, write_json
@@ -240,9 +241,7 @@ def add_paths(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None, report: Callable[[str], object] = print) -> int:
     """Train from the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
-        "loopcoder data train-langid", description=__doc__.split("\n")[0]
-    )
+    parser = Parser("loopcoder data train-langid", description=__doc__.split("\n")[0])
     add_paths(parser)
     parser.add_argument("--out", required=True, type=Path, help="file of the classifier")
     parser.add_argument(

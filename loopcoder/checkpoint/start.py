@@ -53,6 +53,12 @@ def find_start(config: Config, run_dir: Path) -> Start | None:
     return None
 
 
+def finished_at(config: Config, run_dir: Path) -> int | None:
+    """Return the step at which a run has nothing left to train; None: it has."""
+    own = layout.own_checkpoint(run_dir, config.checkpoint.resume)
+    return own.step if own is not None and own.step >= config.train.max_steps else None
+
+
 def check_start(config: Config, run_dir: Path, corpus: Corpus | None = None) -> None:
     """Compare a run with what it would start from; without a corpus, as far as that needs none.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from loopcoder.cli.corpora import GIVEN
 from loopcoder.cli.data_tools import clean, list_corpora, one_corpus, show
 from loopcoder.cli.options import parse_options
 from loopcoder.config.compose import to_yaml
+from loopcoder.config.fields import typed
 from loopcoder.data.corpus import in_use
 from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.storage.signals import interrupted_by_signals
 
 HELP = """\
 Build the corpus of a run, or find it already built, and print its folder.
@@ -45,6 +48,8 @@ def run(argv: list[str]) -> int:
     """Build the corpus of a config and print its folder, or run one of the verbs below `data`."""
     if argv and argv[0] in _VERBS:
         return _VERBS[argv[0]](argv[1:])
+    if argv and "=" not in argv[0] and not argv[0].startswith("-"):
+        raise _no_verb(argv)
     arguments = parse_arguments(argv, takes=["--print-config"])
     if arguments.help:
         print(HELP)
@@ -53,6 +58,7 @@ def run(argv: list[str]) -> int:
     if arguments.print_config:
         print(to_yaml(config), end="")
         return EXIT_DONE
+    interrupted_by_signals("stopped it")
     from data_pipeline.driver import prepare
 
     def report(text: str) -> None:
@@ -67,6 +73,16 @@ def run(argv: list[str]) -> int:
         ) from error
     print(corpus.dir)
     return EXIT_DONE
+
+
+def _no_verb(argv: list[str]) -> InputError:
+    """Return the error for what is neither a verb below `data` nor an override."""
+    near = difflib.get_close_matches(argv[0], _VERBS, n=1)
+    fix = " ".join(["loopcoder data", *near, *argv[1:]]) if near else "loopcoder data --help"
+    if not near and Path(argv[0]).expanduser().exists():
+        fix = f"loopcoder data data=files {typed(f'path={argv[0]}')}"
+    why = f"it is no key=value, and the verbs below data are {', '.join(_VERBS)}"
+    return InputError.of(f"loopcoder data {argv[0]}", why, fix)
 
 
 def _corpus(verb: str, what: str, argv: list[str]) -> Path | None:

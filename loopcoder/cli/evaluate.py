@@ -18,6 +18,7 @@ from loopcoder.config.compose import compose, load_config
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import TOKENIZER, Corpus, in_use, load_corpus
 from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
 if TYPE_CHECKING:
     from loopcoder.loaded import LoadedRun
@@ -50,9 +51,10 @@ def run(argv: list[str]) -> int:
     if arguments.help:
         print(HELP)
         return EXIT_DONE
+    interrupted_by_signals("before the end of the evaluation; nothing is lost, start it again")
     given = [o for o in arguments.overrides if o.startswith("checkpoint=")]
     others = [o for o in arguments.overrides if not o.startswith("checkpoint=")]
-    if len(given) != 1:
+    if len(given) != 1 or given[0] == "checkpoint=":
         path = next((o for o in others if "=" not in o), "DIR")
         raise InputError.of(
             "loopcoder evaluate " + " ".join(argv),
@@ -163,8 +165,9 @@ def _say(text: str) -> None:
 
 def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> list[dict[str, Any]]:
     """Return the fields `val/...` of each checkpoint, with its path, step and loops."""
-    from loopcoder.loaded import load
-    from loopcoder.train.validation import Evaluator
+    with ended_at_once():
+        from loopcoder.loaded import load
+        from loopcoder.train.validation import Evaluator
 
     # None: what suits this machine, for a run in FP8
     precision: Any = config.precision.name if config.precision.name in ("fp32", "bf16") else None

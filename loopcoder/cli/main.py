@@ -19,10 +19,18 @@ from loopcoder.cli.messages import (
     another_rank_failed_first,
     print_error,
     print_interrupted,
-    quietly_without_a_reader,
-    tolerate_any_character,
 )
-from loopcoder.errors import EXIT_DONE, EXIT_RETRY, InputError, LoopcoderError, record_exit
+from loopcoder.cli.streams import is_utf8, lasting_output
+from loopcoder.errors import (
+    EXIT_DONE,
+    EXIT_NO_RETRY,
+    EXIT_RETRY,
+    DiskFull,
+    InputError,
+    LoopcoderError,
+    record_exit,
+)
+from loopcoder.storage.disk import is_disk_full
 
 USAGE = """\
 loopcoder trains looped code models (Parallel Loop Transformers) on Megatron-core.
@@ -43,12 +51,31 @@ class Verb:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code; errors meant for the user print no traceback."""
+    """Run one verb and return its exit code; errors meant for the user print no traceback.
+
+    Output that nobody takes changes nothing; where a full disk takes away what a command is there
+    to print, it has failed.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    tolerate_any_character()
+    with lasting_output() as out:
+        code = _run(arguments)
+        sys.stdout.flush()
+        if code == EXIT_DONE and any(o.is_full for o in out) and not _trains(arguments):
+            code = EXIT_NO_RETRY
+            print("loopcoder: no space left for what is printed", file=sys.stderr)
+    record_exit(code)
+    return code
+
+
+def _trains(arguments: Sequence[str]) -> bool:
+    """Say whether a command is there to train, not for what it prints."""
+    return arguments[:1] == ["train"] and not {"-h", "--help", "--print-config"} & {*arguments}
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one verb; print its error, if any, and return the exit code."""
     try:
         code = _dispatch(arguments)
-        sys.stdout.flush()  # here, where a reader that is gone is no traceback
     except LoopcoderError as error:
         code = error.exit_code
         _from_here_on_deaf()
@@ -59,7 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_interrupted(error)
     except Exception as error:
         code = _unexpected(error)
-    record_exit(code)
     return code
 
 
@@ -71,8 +97,6 @@ def _from_here_on_deaf() -> None:
 
 def _unexpected(error: Exception) -> int:
     """Print the traceback of a fault of the program; return the exit code."""
-    if isinstance(error, BrokenPipeError) and quietly_without_a_reader():
-        return EXIT_RETRY
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.expanduser
         homeless = InputError.of(
             "a path begins with ~, and there is no home directory",
@@ -81,6 +105,14 @@ def _unexpected(error: Exception) -> int:
         )
         print_error(homeless)
         return homeless.exit_code
+    if is_disk_full(error):
+        full = DiskFull.of(
+            str(error),
+            "there is no room for what has to be written (or no quota is left)",
+            "free space there, or export TMPDIR=FOLDER if it is a temporary file",
+        )
+        print_error(full)
+        return full.exit_code
     its_own = not another_rank_failed_first()
     _from_here_on_deaf()
     if its_own:
@@ -95,6 +127,13 @@ def _dispatch(arguments: list[str]) -> int:
     if name in ("-V", "--version"):
         print(f"loopcoder {__version__}")
         return EXIT_DONE
+    unreadable = next((a for a in arguments if "=" in a and not is_utf8(a)), None)
+    if unreadable is not None:
+        raise InputError.of(
+            unreadable,
+            "it is not UTF-8, in which configurations and records are written",
+            "a name of letters that are UTF-8 (convmv renames files)",
+        )
     if name not in VERBS:
         nearest = difflib.get_close_matches(name, VERBS, n=1) or ["help"]
         raise InputError.of(
@@ -109,6 +148,8 @@ def _help(argv: list[str]) -> int:
     verb = next((a for a in argv if a in VERBS and a != "help"), None)
     if verb is None and any(a.startswith("--config-dir") for a in argv):
         verb = "train"  # whose presets the folder has
+    if verb is None and argv and not argv[0].startswith("-") and argv[0] != "help":
+        return _dispatch([argv[0]])  # which is no verb
     if verb is not None:
         return VERBS[verb].run(["--help", *(a for a in argv if a != verb)])
     print(USAGE.format(verbs="\n".join(f"  {name:<8} {verb.help}" for name, verb in VERBS.items())))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import select
 import signal
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 from loopcoder.cli.arguments import rank
 from loopcoder.errors import InputError, LoopcoderError, Preempted, TrainingDiverged
@@ -36,8 +37,9 @@ def print_interrupted(error: KeyboardInterrupt) -> None:
 def another_rank_failed_first() -> bool:
     """Say whether this rank's error follows from that of another, whose peers lost it.
 
-    Only ranks that torchrun started know it. The others' words get a second to come; of one that
-    was killed without words the torchrun's SIGTERM tells, which this process survives from here on.
+    Only ranks that torchrun started know it. The others' words get a second to come. One that was
+    killed without words is no longer there, or torchrun's SIGTERM tells, which this process
+    survives from here on.
     """
     folder = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not folder:
@@ -45,27 +47,17 @@ def another_rank_failed_first() -> bool:
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     time.sleep(2 * _RANK_0_FIRST_S)
-    return bool(ended) or any(Path(folder).parents[1].glob("said-*"))
+    return bool(ended) or any(Path(folder).parents[1].glob("said-*")) or _a_peer_is_gone()
 
 
-def quietly_without_a_reader() -> bool:
-    """Say whether who read our output is gone (`| head`), and if so write no more to it."""
-    poll = select.poll()
-    poll.register(1, select.POLLOUT)
-    if not any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0)):
+def _a_peer_is_gone() -> bool:
+    """Say whether torchrun, our parent, has fewer workers left than it started here."""
+    try:
+        children = psutil.Process(os.getppid()).children()
+        left = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    except psutil.Error:
         return False
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    is_one = os.path.samestat(os.fstat(1), os.fstat(2))
-    for descriptor in (1, 2) if is_one else (1,):
-        os.dup2(nowhere, descriptor)
-    return True
-
-
-def tolerate_any_character() -> None:
-    """Print as \\xe4 what the encoding of our output does not have."""
-    for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", None) == "strict":
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    return len(left) < int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _say_once(text: str, *, is_of_all: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Sequence
 
 from loopcoder.errors import InputError
@@ -39,10 +40,12 @@ def parse_options(
                     f"loopcoder {verb} {name}", "a value belongs behind it", f"{name} VALUE"
                 )
         elif argument.startswith("-") and argument != "-":
+            known = [*flags, *values, "--help"]
+            near = difflib.get_close_matches(name, known, n=1)
             raise InputError.of(
                 f"loopcoder {verb} {argument}",
-                f"its options are {', '.join([*flags, *values, '--help'])}",
-                f"loopcoder {verb} --help",
+                f"its options are {', '.join(known)}",
+                f"{near[0]}{has_value}{value}" if near else f"loopcoder {verb} --help",
             )
         else:
             operands.append(argument)

@@ -6,7 +6,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from loopcoder.config.identity import numbers
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
 from loopcoder.metrics.tail import newest_values
-from loopcoder.metrics.writer import METRICS_FILE
+from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE
 from loopcoder.storage.files import size_of
 from loopcoder.storage.lock import is_held
 
@@ -140,7 +141,45 @@ def _config_of(run_dir: Path, saved: Sequence[layout.Checkpoint]) -> Config | No
     path = run_dir / layout.CONFIG
     if not path.exists() and saved:
         path = saved[-1].path / layout.CONFIG
-    return load_config(path) if path.exists() else None
+    if not path.exists():
+        return None
+    config = load_config(path)
+    origin = _origin(run_dir, config.checkpoint.init_from)
+    return replace(config, checkpoint=replace(config.checkpoint, init_from=origin))
+
+
+def _origin(run_dir: Path, recorded: str | None) -> str | None:
+    """Return the checkpoint that a run's weights began from, as far as its events say.
+
+    Its config is that of the newest command, whose init_from a run with checkpoints of its own does
+    not use.
+
+    Args:
+        recorded: What that config has.
+    """
+    starts: list[str | None] = []
+    with (
+        suppress(OSError, ValueError, LookupError, TypeError),
+        (run_dir / EVENTS_FILE).open(encoding="utf-8") as file,
+    ):
+        for line in file:
+            event = json.loads(line) if '"run_' in line else {}
+            if event.get("kind") == "run_continues":
+                del starts[-1]  # what it began from is what the start before had
+                break
+            if event.get("kind") == "run_started":
+                starts.append(None)
+            elif event.get("kind") == "run_starts":
+                starts[-1] = str(event["path"])
+    if not starts:
+        return recorded
+    origin = starts[-1]
+    is_as_written = recorded and origin and Path(recorded).resolve() in _with_parents(origin)
+    return recorded if is_as_written else origin
+
+
+def _with_parents(path: str) -> list[Path]:
+    return [Path(path).resolve(), *Path(path).resolve().parents]
 
 
 def corpus_of(run_dir: Path) -> str | None:
@@ -176,7 +215,7 @@ def differences(configs: Sequence[Config | None]) -> list[dict[str, Any]]:
     Fields of a section whose presets differ are left out where the preset says it already: where
     all runs of that preset have the same value.
     """
-    fields = [{} if config is None else numbers(config) for config in configs]
+    fields = [{} if config is None else _told(numbers(config)) for config in configs]
     known = [own for own in fields if own]
     names = sorted({name for own in known for name in own})
     differing = [
@@ -186,6 +225,15 @@ def differences(configs: Sequence[Config | None]) -> list[dict[str, Any]]:
         and not _follows_from_preset(name, known)
     ]
     return [{name: own.get(name) for name in differing} if own else {} for own in fields]
+
+
+def _told(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields without the paths of sources that `data.path` says already."""
+    sources, path = fields.get("data.build.sources"), fields.get("data.path")
+    if not path or not sources:
+        return fields
+    rest = [{k: v for k, v in source.items() if (k, v) != ("path", path)} for source in sources]
+    return fields | {"data.build.sources": rest}
 
 
 def _follows_from_preset(name: str, known: Sequence[dict[str, Any]]) -> bool:

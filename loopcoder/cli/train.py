@@ -9,13 +9,11 @@ from __future__ import annotations
 import getpass
 import os
 import shlex
-import signal
 import socket
 import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from launch.killed import kernel_kills, kill_named, worker_killed
 from launch.slurm_env import adopt_slurm
@@ -23,7 +21,7 @@ from launch.sweep import FIRST_VARIABLE, points, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect
 from loopcoder.checkpoint.pinned import pinned_corpus
-from loopcoder.checkpoint.start import check_start
+from loopcoder.checkpoint.start import check_start, finished_at
 from loopcoder.cli.arguments import Arguments, cache_for, composed, parse_arguments, rank, say
 from loopcoder.cli.checks import check_config, check_folder
 from loopcoder.cli.overview import overview
@@ -31,11 +29,12 @@ from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_ya
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import load_corpus
-from loopcoder.errors import EXIT_DONE, Preempted, counted
+from loopcoder.errors import EXIT_DONE, counted
+from loopcoder.metrics.summary import print_finished
 from loopcoder.plan.fit import check_run, needs
 from loopcoder.storage.folders import folder_for
 from loopcoder.storage.run_lock import refuse_second
-from loopcoder.storage.signals import ended_at_once, heard, leave_terminal, name_of
+from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
 HELP = """\
 Train a model. Without arguments: a tiny one, on text and code that are already on this machine.
@@ -132,7 +131,7 @@ def _sweep(arguments: Arguments) -> int:
 
 
 def _train(arguments: Arguments) -> int:
-    _stop_on_signals()
+    interrupted_by_signals("before the first step; the same command continues")
     # Read when CUDA starts: kernels then run in the order of their launches, on which megatron-core
     # relies to put communication under computation.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
@@ -153,6 +152,11 @@ def _train(arguments: Arguments) -> int:
     with ExitStack() as made:
         if rank() == 0:
             refuse_second(run_dir)
+        if (done := finished_at(config, run_dir)) is not None:
+            if rank() == 0:
+                print_finished(run_dir, done, config.train.max_steps)
+            return EXIT_DONE
+        if rank() == 0:
             made.enter_context(folder_for(run_dir, "run_dir"))
             made.enter_context(cache_for(config.data))
         if CONFIG_VARIABLE not in os.environ:
@@ -197,25 +201,6 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
     overrides = tuple(shlex.split(os.environ[OVERRIDES_VARIABLE]))
     launch = Launch(overrides, is_point=first is not None)
     return train(config, corpus, backends, run_dir, launch)
-
-
-def _stop_on_signals() -> None:
-    """End with 75 and one line when asked to stop before the train loop listens for itself."""
-    starter = os.getpid()
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != starter:  # a forked worker of the data pipeline ends as it would have
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        if number == signal.SIGHUP:
-            leave_terminal()
-        text = f"{name_of(number)} before the first step; the same command continues"
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt(text)
-        raise Preempted(text)
-
-    for number in heard():
-        signal.signal(number, stop)
 
 
 def _have_a_user_name() -> None:

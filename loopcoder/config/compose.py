@@ -315,6 +315,7 @@ def _apply(
             reason = str(error).splitlines()[0]
             problems.append(Problem(line, f"it cannot be set: {reason}", f"leave out {line}"))
     try:
+        _refer_as_text(schema, config, overrides)
         after = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
@@ -324,6 +325,16 @@ def _apply(
         after = before
     assert isinstance(after, dict) and isinstance(before, dict)
     return after, before  # type: ignore[return-value]
+
+
+def _refer_as_text(schema: type[Any], config: DictConfig, overrides: list[Override]) -> None:
+    """Make a text of what a text field refers to: the number in `run_dir=${seed}`."""
+    for override in overrides:
+        key = override.key_or_group
+        if "${" in str(override.input_line) and is_text(FieldAt(schema).at(key.split("."))):
+            value = OmegaConf.select(config, key)
+            if isinstance(value, int | float):
+                OmegaConf.update(config, key, str(value))
 
 
 def _validate[T](

@@ -39,7 +39,7 @@ def parse_overrides(
     parsed = []
     for text in overrides:
         try:
-            parsed.append(_read(parser, root, text))
+            override = _read(parser, root, text)
         except HydraException:
             problems.append(
                 Problem(
@@ -48,6 +48,13 @@ def parse_overrides(
                     "loopcoder train train.max_steps=100 'run_dir=\"my run\"'",
                 )
             )
+            continue
+        if override._value == "" and is_text(_field(root, override.key_or_group)):
+            why = "it is empty, as where a variable of the shell is not set"
+            key = override.key_or_group
+            problems.append(Problem(text, why, f"{key}=VALUE, or leave {key}= out"))
+        else:
+            parsed.append(override)
     return parsed
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from loopcoder.errors import EXIT_DONE, EXIT_KILLED
-from loopcoder.storage.signals import ASKS
+from loopcoder.storage.signals import ASKS, OF_A_SCHEDULER
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,6 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    for number in OF_A_SCHEDULER:  # Slurm sends it to all processes; the workers know what to do
+        signal.signal(number, lambda *_: None)
     try:
         run(parse_args(arguments))
     except SignalException:

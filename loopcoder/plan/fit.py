@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from loopcoder.backends import Backends
 from loopcoder.config.compose import compose, conf_dir
@@ -44,13 +45,23 @@ def check_run(config: Config, world_size: int, backends: Backends) -> str | None
     return check_memory(config, planned_vocabulary(config), world_size, device)
 
 
-def needs(config: Config, world_size: int, backends: Backends) -> str:
-    """Say how much memory a run needs by the estimate, and what there is."""
+class Needs(NamedTuple):
+    """How much memory a run needs by the estimate, and what there is."""
+
+    text: str
+    is_small: bool
+    """It is less than half of what this machine has: memory is no likely reason for its end."""
+
+
+def needs(config: Config, world_size: int, backends: Backends) -> Needs:
+    """Compare the estimate of a run's memory with its device."""
     device = device_memory(backends, world_size)
     processes = 1 if device is None else device.processes
     _, total = needed_bytes(config, planned_vocabulary(config), world_size, processes)
     has = "" if device is None else f", {device.name} has {gib(device.total_bytes)}"
-    return f"about {gib(total)} by the estimate{has}"
+    on_machine = device is not None and device.name == "this machine"
+    is_small = on_machine and 2 * total < device.total_bytes  # type: ignore[union-attr]
+    return Needs(f"about {gib(total)} by the estimate{has}", is_small)
 
 
 def check_memory(

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from loopcoder.errors import InputError
+from loopcoder.errors import DiskFull, InputError
+from loopcoder.storage.disk import is_disk_full
 
 
 def make_folder(folder: Path, setting: str) -> None:
@@ -20,12 +21,19 @@ def make_folder(folder: Path, setting: str) -> None:
 
     Raises:
         InputError: it cannot be made, or nothing can be written there.
+        DiskFull: its disk has no room.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if is_disk_full(error):
+            raise DiskFull.of(
+                f"{setting}={folder}: {error.strerror}",
+                "there must be room for what is written there",
+                f"free space there, or {setting}=ANOTHER",
+            ) from error
         raise InputError.of(
             f"{setting}={folder}: {error.strerror}", _reason(folder, error), f"{setting}=ANOTHER"
         ) from error
@@ -46,6 +54,10 @@ def folder_for(folder: Path, setting: str) -> Iterator[None]:
 
 
 def _reason(folder: Path, error: OSError) -> str:
+    links = (path for path in (folder, *folder.parents) if path.is_symlink())
+    dangling = next((path for path in links if not path.exists()), None)
+    if dangling is not None:
+        return f"{dangling} is a link to {dangling.readlink()}, which is not there"
     in_the_way = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
     if in_the_way is not None:
         return f"{in_the_way} is a file, and a folder is needed there"

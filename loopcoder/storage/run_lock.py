@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from loopcoder.errors import InputError
+from loopcoder.errors import DiskFull, InputError
+from loopcoder.storage.disk import is_disk_full
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.lock import hold, is_held
 
@@ -16,7 +17,8 @@ from loopcoder.storage.lock import hold, is_held
 def only_run_in(run_dir: Path) -> Iterator[None]:
     """Hold `run_dir` for this process.
 
-    Raises InputError if another process has it, or nothing can be written there. A file system
+    Raises InputError if another process has it, or nothing can be written there (DiskFull, where
+    there is no room). A file system
     without locks is not guarded. A run that is refused before it has written anything leaves no
     lock.
     """
@@ -26,6 +28,12 @@ def only_run_in(run_dir: Path) -> Iterator[None]:
         try:
             held.enter_context(hold(lock, partial(_busy, run_dir), needed=False))
         except OSError as error:
+            if is_disk_full(error):
+                raise DiskFull.of(
+                    f"cannot write {lock}: {error.strerror}",
+                    "a run writes checkpoints there, and this file has not even room for a number",
+                    "free space there, or run_dir=ANOTHER_FOLDER",
+                ) from error
             raise InputError.of(
                 f"cannot lock {lock}: {error.strerror or error}",
                 "it is another user's or no file; with it a run keeps its folder to itself",

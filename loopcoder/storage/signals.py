@@ -6,13 +6,15 @@ import os
 import signal
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from loopcoder.errors import EXIT_RETRY, record_exit
 
-ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""What asks to stop, unless it is ignored."""
+OF_A_SCHEDULER = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""What Slurm's --signal and a limit of CPU time send some time before the end."""
+ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *OF_A_SCHEDULER)
+"""What asks to stop, unless it is ignored. SIGQUIT does not: it ends a process that hangs."""
 _OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 
 
@@ -43,6 +45,26 @@ def leave_terminal() -> None:
     os.close(nowhere)
 
 
+def interrupted_by_signals(what: str) -> None:
+    """Raise KeyboardInterrupt, with the signal's name and `what`, when asked to stop from here on.
+
+    No exception of ours, which a library may catch for an error of its own. Call from the main
+    thread.
+    """
+    starter = os.getpid()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != starter:  # a forked worker of the data pipeline ends as it would have
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if number == signal.SIGHUP:
+            leave_terminal()
+        raise KeyboardInterrupt(f"{name_of(number)} {what}")
+
+    for number in heard():
+        signal.signal(number, stop)
+
+
 @contextmanager
 def ended_at_once() -> Iterator[None]:
     """End this process with one line and 75 when it is asked to stop during the block.
@@ -55,7 +77,8 @@ def ended_at_once() -> Iterator[None]:
         if number == signal.SIGHUP:
             leave_terminal()
         if os.environ.get("RANK", "0") == "0":
-            os.write(2, f"loopcoder: {name_of(number)} before the first step\n".encode())
+            with suppress(OSError):  # nobody reads it
+                os.write(2, f"loopcoder: {name_of(number)} before the first step\n".encode())
         record_exit(EXIT_RETRY)
         os._exit(EXIT_RETRY)
 

@@ -18,7 +18,7 @@ from loopcoder.checkpoint import format as checkpoints
 from loopcoder.checkpoint.load import load
 from loopcoder.checkpoint.pinned import companions, record_corpus
 from loopcoder.checkpoint.save import Saver
-from loopcoder.checkpoint.start import Start, check_fits, find_start, warmup_of
+from loopcoder.checkpoint.start import Start, check_fits, find_start, finished_at, warmup_of
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.compose import save_config
 from loopcoder.config.identity import config_hash
@@ -27,7 +27,7 @@ from loopcoder.data.corpus import Corpus, in_use, lost
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
-from loopcoder.errors import EXIT_DONE, LoopcoderError, Preempted
+from loopcoder.errors import EXIT_DONE, DiskFull, Preempted
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
 from loopcoder.metrics.summary import next_command, print_finished, print_summary
@@ -84,9 +84,9 @@ def _train_alone(
     vocab_size = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
     start = find_start(config, run_dir)
     notes = [] if start is None else check_fits(start, config, vocab_size, corpus)
-    if start is not None and start.resumes and start.checkpoint.step >= config.train.max_steps:
+    if (done := finished_at(config, run_dir)) is not None:
         if os.environ.get("RANK", "0") == "0":
-            print_finished(run_dir, start.checkpoint.step, config.train.max_steps)
+            print_finished(run_dir, done, config.train.max_steps)
         return EXIT_DONE
     stop = StopSignal()
     mcore.start_processes()
@@ -366,9 +366,9 @@ class Run:
             print(text, flush=True)
 
 
-def _disk_is_full(fact: str) -> LoopcoderError:
+def _disk_is_full(fact: str) -> DiskFull:
     why = "a run writes down its configuration and what decodes its tokens"
-    return LoopcoderError.of(fact, why, "free space there, then start the same command again")
+    return DiskFull.of(fact, why, "free space there, then start the same command again")
 
 
 def _due(step: int, interval: int | None) -> bool:

@@ -13,7 +13,7 @@ from loopcoder.storage.signals import heard, leave_terminal
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT, SIGUSR1 and SIGHUP; all ranks agree before any of them acts."""
+    """Remembers the signals that ask to stop; all ranks agree before any of them acts."""
 
     def __init__(self) -> None:
         self.name: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,23 @@ from typing import Any
 import pytest
 
 from loopcoder.cli import evaluate as module
+from loopcoder.cli import main as cli
 from loopcoder.cli.evaluate import as_asked, run, table
 from loopcoder.config.compose import compose
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
+from loopcoder.storage.signals import ASKS, name_of
 from tests.cli.run_dirs import checkpoint, run_dir
+
+
+@pytest.mark.parametrize("number", ASKS)
+def test_a_signal_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    monkeypatch.setattr(module, "checkpoints", lambda *_, **__: signal.raise_signal(number))
+    assert cli.main(["evaluate", "checkpoint=DIR"]) == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name_of(number) in line and "start it again" in line
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,29 @@ def test_an_interrupted_first_save_still_needs_the_weights(
     Path("run/checkpoints/step_00000003/manifest.json").unlink()
     assert cli.main(["train", *command]) == 3
     assert "checkpoint.init_from=/gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["train.max_steps=2"], ["data=files", "path=/gone"]])
+@pytest.mark.parametrize("rank", ["", "0", "1"])
+def test_a_finished_run_says_so_before_anything_is_loaded(
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    rank: str,
+) -> None:
+    checkpoint(run_dir(Path("run"), losses=10), 10)
+    if rank:
+        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, value)
+    command = ["train", "run_dir=run", "train.max_steps=10", "train.micro_batch_size=2", *more]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert out.count("already finished: 10 steps") == (rank != "1")
+    assert not loop.verified and not loop.called_with
+
+
+def test_a_run_that_is_not_finished_goes_on(loop: Loop, sources_changed: list[str]) -> None:
+    checkpoint(run_dir(Path("run"), losses=10), 10)
+    assert cli.main(["train", "run_dir=run", "train.max_steps=11"]) == 0
+    assert loop.called_with

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,10 +58,27 @@ def test_a_lost_peer_is_no_fault_of_its_own(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv(RANKS_SHARE, str(tmp_path / "0" / "error.json"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     lost = RuntimeError("Connection closed by peer")
     assert "Traceback" in words_of(loop, 1, lost, monkeypatch, capsys)
     words_of(loop, 0, InputError.of("a", "b", "c"), monkeypatch, capsys)
     assert words_of(loop, 1, lost, monkeypatch, capsys) == ""
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_peer_that_was_killed_without_words(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    left: int,
+) -> None:  # fmt: skip
+    """Its SIGTERM from torchrun came while the loop was still closing its files."""
+    states = ["running"] * (1 + left) + ["zombie"] * (3 - left)
+    workers = [SimpleNamespace(status=lambda state=state: state) for state in states]
+    parent = SimpleNamespace(children=lambda: workers)
+    monkeypatch.setattr("psutil.Process", lambda pid: parent)
+    monkeypatch.setenv(RANKS_SHARE, str(tmp_path / "0" / "error.json"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    words = words_of(loop, 0, RuntimeError("Connection reset by peer"), monkeypatch, capsys)
+    assert ("Traceback" in words) == (left == 2)
 
 
 @pytest.mark.parametrize("outcome", SAME)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from loopcoder.cli import main as cli
-from loopcoder.cli.run_folders import corpus_of, differences, find_runs, labels
+from loopcoder.cli.run_folders import corpus_of, differences, find_runs, labels, read_run
 from loopcoder.config.compose import compose
 from loopcoder.storage.lock import hold
 from tests.cli.run_dirs import checkpoint, run_dir
@@ -225,3 +225,51 @@ def test_a_file_is_called_a_file(file: str, fix: str, capsys: pytest.CaptureFixt
     assert cli.main(["runs", file]) == 3
     error = capsys.readouterr().err
     assert f"{file} is a file" in error and fix in error
+
+
+def differing(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """What `loopcoder runs` says of each run, in the order of their folders."""
+    assert cli.main(["runs", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    return [entry["differs"] for entry in sorted(listed, key=lambda entry: entry["run"])]
+
+
+@pytest.mark.parametrize("preset", ["files", "hf"])
+def test_a_path_is_said_once(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        run_dir(Path("runs", name), f"data={preset}", f"path=/src/{name}", losses=1)
+    assert differing(capsys) == [{"data.path": "/src/a"}, {"data.path": "/src/b"}]
+
+
+def test_sources_that_differ_otherwise_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, field in (("a", "text"), ("b", "content")):
+        sources = f"data.build.sources=[{{kind:files,path:/src,text_field:{field}}}]"
+        run_dir(Path("runs", name), "data=files", "path=/src", sources, losses=1)
+    assert [list(fields) for fields in differing(capsys)] == [["data.build.sources"]] * 2
+
+
+STARTED, CONTINUES = {"kind": "run_started"}, {"kind": "run_continues", "path": "x"}
+BRANCHED = {"kind": "run_starts", "path": "/first/checkpoints/step_00000003"}
+OLD, FRESH = [{"kind": "eval"}], [STARTED, {"kind": "saved"}, STARTED, CONTINUES]
+
+
+@pytest.mark.parametrize(
+    ("events", "recorded", "said"),
+    [
+        (FRESH, "/nope", None),
+        ([STARTED, BRANCHED, STARTED, CONTINUES], "/nope", BRANCHED["path"]),
+        ([STARTED, BRANCHED, STARTED, CONTINUES], None, BRANCHED["path"]),
+        ([STARTED, BRANCHED], "/first", "/first"),
+        ([STARTED, STARTED, BRANCHED, STARTED, CONTINUES], "/first", "/first"),
+        (OLD, "/first", "/first"),
+        ([], "/first", "/first"),
+    ],
+)
+def test_where_a_run_came_from_is_what_its_first_start_had(
+    events: list[dict[str, str]], recorded: str | None, said: str | None
+) -> None:
+    asked = [f"checkpoint.init_from={recorded}"] if recorded else []
+    folder = run_dir(Path("runs/a"), *asked, losses=1)
+    (folder / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    config = read_run(folder).config
+    assert config is not None and config.checkpoint.init_from == said

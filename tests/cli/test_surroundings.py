@@ -9,15 +9,18 @@ import errno
 import getpass
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import loopcoder
 from loopcoder.cli import main as cli
-from loopcoder.cli import messages
-from loopcoder.errors import InputError
+from loopcoder.config.compose import load_config
+from loopcoder.errors import DiskFull, InputError
+from loopcoder.storage.disk import DISK_FULL
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.run_lock import only_run_in
 from tests.cli.conftest import Loop
@@ -73,6 +76,53 @@ def test_a_folder_that_may_not_be_written(
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(InputError, match=why):
         make_folder(tmp_path, "run_dir")
+
+
+@pytest.mark.parametrize("number", sorted(DISK_FULL))
+@pytest.mark.parametrize("called", ["tempfile.TemporaryFile", "pathlib.Path.mkdir"])
+@pytest.mark.parametrize("verb", [["train"], ["data"], ["train", "-m", "seed=1,2"]], ids=" ".join)
+def test_a_full_disk_before_the_start(
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    called: str,
+    verb: list[str],
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(called, refuse)
+    assert cli.main(verb) == 76
+    error = capsys.readouterr().err
+    assert os.strerror(number) in error and "why: there must be room" in error
+    assert "fix: free space there" in error and "Traceback" not in error
+
+
+def test_a_full_disk_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("loopcoder.storage.run_lock.hold", refuse)
+    with pytest.raises(DiskFull, match="No space left") as error, only_run_in(tmp_path):
+        pass
+    assert "rm -r" not in str(error.value)
+
+
+@pytest.mark.parametrize("verb", ["train", "data"])
+def test_a_full_disk_elsewhere(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    """Such as that of TMPDIR."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+
+    monkeypatch.setattr(loop, "prepare", refuse)
+    monkeypatch.setattr(sys.modules["data_pipeline.driver"], "prepare", refuse)
+    assert cli.main([verb]) == 76
+    error = capsys.readouterr().err
+    assert "'/tmp/x'" in error and "fix:" in error and "Traceback" not in error
 
 
 def test_a_cache_that_is_there_may_be_read_only(
@@ -152,28 +202,116 @@ def test_an_umlaut_is_printed_as_well_as_can_be(
     assert "\\u2192" in out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("verb", [["help"], ["doctor"], ["train", "--print-config"], ["train"]])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_name_of_other_bytes_is_printed_as_it_is(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    name = os.fsdecode(b"l\xfcufe-\xff")
+    Path("runs", name).mkdir(parents=True)
+    Path("runs", name, "metrics.jsonl").touch()
+    for errors in ("strict", "surrogateescape"):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors)
+        monkeypatch.setattr(sys, "stdout", out)
+        assert cli.main(["runs"]) == 0
+        assert b"l\xfcufe-\xff" in out.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "verb", [["train"], ["data"], ["doctor"], ["evaluate"], ["train", "--print-config"]]
+)
+@pytest.mark.parametrize("key", ["run_dir", "path", "checkpoint"])
+def test_a_name_of_other_bytes_is_refused(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, verb: list[str], key: str
+) -> None:
+    given = key.encode() + b"=l\xfcufe"
+    error = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stderr", error)
+    assert cli.main([*verb, os.fsdecode(given)]) == 3
+    text = error.buffer.getvalue()  # type: ignore[attr-defined]
+    assert given in text and b"why: it is not UTF-8" in text and not loop.called_with
+
+
+def test_an_umlaut_in_a_locale_without(tmp_path: Path) -> None:
+    root = str(Path(loopcoder.__file__).parents[1])
+    environ = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": root}
+    command = [sys.executable, "-m", "loopcoder", "train", "--print-config", "run_dir=läufe"]
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, check=False)
+    (tmp_path / "config.yaml").write_bytes(done.stdout)
+    assert load_config(tmp_path / "config.yaml").run_dir == "läufe"
+
+
+PRINTING = [["--version"], ["help"], ["doctor"], ["runs"], ["data", "list"]]
+PRINTING += [["train", "--help"], ["train", "--print-config"]]
+
+
+@pytest.fixture
+def a_run() -> None:
+    """A folder that `loopcoder runs` lists."""
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/metrics.jsonl").touch()
+
+
+def printed_to(
+    descriptor: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch, **how: Any
+) -> int:
+    with os.fdopen(descriptor, "w", **how) as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        return cli.main(arguments)
+
+
+@pytest.mark.parametrize("verb", [*PRINTING, ["train"]], ids=" ".join)
+@pytest.mark.parametrize("buffering", [-1, 1])
 def test_a_reader_that_is_gone(
     loop: Loop,
+    a_run: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    verb: list[str],
+    buffering: int,
+) -> None:
+    """As `loopcoder ... | head -1`: it has what it wanted."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert printed_to(writer, verb, monkeypatch, buffering=buffering) == 0
+    assert capfd.readouterr().err == ""
+    assert bool(loop.called_with) == (verb == ["train"])
+
+
+@pytest.mark.parametrize("verb", PRINTING, ids=" ".join)
+def test_a_full_disk_that_takes_the_output_away(
+    loop: Loop,
+    a_run: None,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     verb: list[str],
 ) -> None:
-    """As `loopcoder ... | head -1`."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    usual = os.dup(1)
-    os.dup2(writer, 1)
-    monkeypatch.setattr(sys, "stdout", os.fdopen(os.dup(writer), "w"))
-    try:
-        assert cli.main(verb) == 75
-    finally:
-        os.dup2(usual, 1)
-    assert capfd.readouterr().err == ""
+    assert printed_to(os.open("/dev/full", os.O_WRONLY), verb, monkeypatch) == 76
+    assert capfd.readouterr().err == "loopcoder: no space left for what is printed\n"
+
+
+@pytest.mark.parametrize("mode", [os.O_WRONLY, os.O_RDONLY])
+def test_training_goes_on_without_its_output(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], mode: int
+) -> None:
+    assert printed_to(os.open("/dev/full", mode), ["train"], monkeypatch) == 0
+    loop.outcome = 75
+    assert printed_to(os.open("/dev/full", mode), ["train"], monkeypatch) == 75
+    assert loop.called_with and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("verb", [*PRINTING, ["train"]], ids=" ".join)
+def test_streams_that_are_closed(
+    loop: Loop, a_run: None, monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    """As `>&- 2>&-`."""
+    loop.outcome = 0
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(verb) == 0
+    assert cli.main(["nope"]) == 3
 
 
 def test_other_broken_pipes_are_faults(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not messages.quietly_without_a_reader()
     loop.outcome = BrokenPipeError(errno.EPIPE, "a socket")
     assert cli.main(["train"]) == 1
     assert "Traceback" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,27 @@ def test_bad_input_is_found_before_anything_is_built(config: Config, tmp_path: P
     with pytest.raises(InputError, match="has 30 documents, of which 30 are held out") as caught:
         prepare(config(val_fraction=1.0))
     assert "data.build.val_fraction=0.02, or" in caught.value.problems[0].fix
+
+
+@pytest.mark.parametrize(
+    ("files", "lacks", "says"),
+    [
+        (("a.py", "b.md"), "text", r"\.txt, .*\.rst, .* are text; Markdown and HTML count as code"),
+        (("a.html",), "text", r"\.tex, .* are text"),
+        (("a.txt", "README"), "code", r"in a programming language are code"),
+    ],
+)
+def test_what_makes_a_file_of_a_domain_is_said(
+    config: Config, tmp_path: Path, files: tuple[str, ...], lacks: str, says: str
+) -> None:
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for name in files:
+        (folder / name).write_text("x = 1\n" * 30)
+    fact = f"no source has documents of the domain '{lacks}'"
+    with pytest.raises(InputError, match=fact) as caught:
+        prepare(config(sources=[SourceConfig(kind="files", path=str(folder))]))
+    assert re.search(says, caught.value.problems[0].why)
 
 
 def test_what_runs_the_tasks_is_looked_for_before_anything_is_made(

@@ -18,7 +18,7 @@ from data_pipeline.driver import prepare
 from data_pipeline.shuffle import stages as shuffle
 from data_pipeline.tasks.work import write_sealed
 from data_pipeline.tokenizer import train as vocabulary
-from loopcoder.errors import InputError, LoopcoderError
+from loopcoder.errors import DiskFull, InputError, LoopcoderError
 from tests.data_pipeline.builds import Config, child, documents, hashes, left
 
 FAILURES = [
@@ -46,9 +46,9 @@ def test_a_failed_build_continues(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, name, fail)
-        wanted = {OSError: InputError, RuntimeError: (LoopcoderError, RuntimeError)}
+        wanted = {OSError: DiskFull, RuntimeError: (LoopcoderError, RuntimeError)}
         kind = wanted.get(type(error), type(error))
-        with pytest.raises(kind, match="no space left" if kind is InputError else None):
+        with pytest.raises(kind, match="no space left" if kind is DiskFull else None):
             prepare(config())
     assert [p.name[-5:] for p in left(config(), ".work")] == [".work"]
     lines: list[str] = []

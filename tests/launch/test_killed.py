@@ -14,9 +14,32 @@ from launch.killed import kernel_kills, kill_named
 from loopcoder.backends import Backends
 from loopcoder.cli import main as cli
 from loopcoder.cli import train
+from loopcoder.config.compose import compose
+from loopcoder.config.resolve import resolve
+from loopcoder.plan.fit import Needs, needs
 from tests.cli.conftest import Loop, alone, loop
 
 __all__ = ["alone", "loop"]
+
+
+LARGE, SMALL = Needs("5 GiB", False), Needs("5 GiB of 500", True)
+
+
+@pytest.mark.parametrize("code", [-signal.SIGKILL, killed.worker_killed(137)])
+def test_a_small_run_was_hardly_killed_for_memory(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(killed, "kernel_kills", lambda: 3)
+    text = kill_named(code, 3, lambda: SMALL) or ""
+    assert "from outside" in text and "hardly" in text and "5 GiB of 500" in text
+    assert "by the kernel for want of memory" in (kill_named(code, 2, lambda: SMALL) or "")
+
+
+@pytest.mark.parametrize(("preset", "small"), [("plt_tiny", True), ("plt_1b", False)])
+def test_what_is_small(monkeypatch: pytest.MonkeyPatch, preset: str, small: bool) -> None:
+    monkeypatch.setattr("loopcoder.plan.device.machine_memory", lambda: (24 << 30, 20 << 30))
+    config = resolve(compose([f"model={preset}", "data.seq_length=128"]), Backends())
+    assert needs(config, 1, Backends()).is_small == small
 
 
 def test_kills_are_counted_where_the_kernel_counts_them(tmp_path: Path) -> None:
@@ -31,13 +54,14 @@ def test_kills_are_counted_where_the_kernel_counts_them(tmp_path: Path) -> None:
 def test_a_real_kill_is_named_and_other_ends_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     child = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     code = subprocess.run([sys.executable, "-S", "-c", child], check=False).returncode
+    monkeypatch.setattr(killed, "kernel_kills", lambda: 0)
     assert "killed by the kernel, most likely for want of memory: 5 GiB" in (
-        kill_named(code, 0, lambda: "5 GiB") or ""
+        kill_named(code, 0, lambda: LARGE) or ""
     )
     monkeypatch.setattr(killed, "kernel_kills", lambda: 4)
-    assert kill_named(1, 3, lambda: "5 GiB") is not None  # a worker of torchrun
+    assert kill_named(1, 3, lambda: LARGE) is not None  # a worker of torchrun
     for code, before in ((1, 4), (0, 3), (3, 3), (75, 3), (76, 3), (-signal.SIGTERM, 3)):
-        assert kill_named(code, before, lambda: "5 GiB") is None
+        assert kill_named(code, before, lambda: LARGE) is None
 
 
 def test_workers_that_were_killed_are_named_with_the_estimate(
@@ -60,7 +84,7 @@ def test_a_killed_worker_is_named_once(
     monkeypatch.setattr(train, "start_workers", lambda config, size: 137)
     assert cli.main(["train", "parallel.nproc_per_node=2", "train.micro_batch_size=2"]) == 137
     assert "GiB by the estimate, this machine has" in capsys.readouterr().err
-    assert kill_named(137, kernel_kills(), lambda: "") is None  # by the sweep that ran it
+    assert kill_named(137, kernel_kills(), lambda: LARGE) is None  # by the sweep that ran it
 
 
 def test_a_point_of_a_sweep_that_was_killed_is_named(

@@ -42,7 +42,7 @@ def test_a_second_ctrl_c_does_not_wait(ranks, stop):
         signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_launcher_may_repeat_itself(ranks, stop, number):
     """Launchers send their signal to the process and to its group, or warn and then terminate."""
     try:
@@ -63,6 +63,10 @@ def test_nobody_else_is_deaf():
     finally:
         for number in HEARD:
             signal.signal(number, before[number])
+
+
+def test_slurm_s_and_a_limit_s_are_requests():
+    assert {signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU} < set(HEARD)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])

@@ -15,7 +15,7 @@ from data_pipeline.shuffle import stages
 from data_pipeline.stages import STAGES
 from data_pipeline.tasks.work import Task, Work
 from loopcoder.config.data import DataConfig
-from loopcoder.errors import InputError
+from loopcoder.errors import DiskFull, InputError
 from tests.data_pipeline.works import work_left
 
 Config = Callable[..., DataConfig]
@@ -42,7 +42,7 @@ def test_a_full_disk(work: Work) -> None:
         marker.unlink()
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
         try:
-            with pytest.raises(InputError, match="no space left") as error:
+            with pytest.raises(DiskFull, match="no space left") as error:
                 task(work, name)(0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
