@@ -27,7 +27,12 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.model": BASE | {"loopcoder.ops"},
     "loopcoder.hf": BASE,
     "loopcoder.plan": BASE
-    | {"loopcoder.data.corpus", "loopcoder.model.flops", "loopcoder.parallel.layout"},
+    | {
+        "loopcoder.data.corpus",
+        "loopcoder.model.flops",
+        "loopcoder.optim.schedule",
+        "loopcoder.parallel.layout",
+    },
     "loopcoder.data": BASE | MODEL,
     "loopcoder.optim": BASE | MODEL,
     "loopcoder.metrics": BASE,

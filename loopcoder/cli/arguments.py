@@ -102,14 +102,8 @@ def cache_for(data: DataConfig) -> AbstractContextManager[None]:
     """Make the folder of corpora before anything long; one that is there may be read-only.
 
     Raises:
-        InputError: it has no name, or cannot be made.
+        InputError: it cannot be made.
     """
-    if data.build.sources and not data.build.cache_dir.strip():
-        raise InputError.of(
-            "data.build.cache_dir is empty",
-            "corpora would be built in the current folder",
-            "data.build.cache_dir=DIR, or leave it out: $LOOPCODER_CACHE, or ~/.cache/loopcoder",
-        )
     cache = Path(data.build.cache_dir).expanduser()
     if data.build.sources and not cache.is_dir():
         return folder_for(cache, "data.build.cache_dir")

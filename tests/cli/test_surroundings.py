@@ -51,7 +51,7 @@ def test_the_current_folder_is_no_cache(
     loop: Loop, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([verb, "data.build.cache_dir="]) == 3
-    assert "data.build.cache_dir is empty" in capsys.readouterr().err
+    assert "data.build.cache_dir=\n    why: it is empty" in capsys.readouterr().err
 
 
 def test_the_other_verbs_refuse_it_too(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:

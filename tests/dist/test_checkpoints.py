@@ -181,11 +181,6 @@ def test_any_layout_continues_any_other(ranks: Any, tmp_path: Path, seed: int, w
 CHANGES = [(2, 1, True), (2, 3, True), (1, 2, True), (1, 2, False)]
 
 
-@pytest.mark.dist
-def test_another_number_of_loops(ranks: Any, tmp_path: Path, seed: int) -> None:
-    check_other_loops(2, ["tp2 sp"], CHANGES[1:3], tmp_path, seed)
-
-
 @pytest.mark.dist_full
 @pytest.mark.parametrize("world", [2, 4])
 def test_another_number_of_loops_from_any_layout(
