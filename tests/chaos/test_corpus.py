@@ -36,7 +36,7 @@ try:
     prepare(DataConfig(**json.loads(sys.argv[1])))
 except InputError as error:
     print(error)
-    sys.exit(3)
+    sys.exit(error.exit_code)
 """
 
 
