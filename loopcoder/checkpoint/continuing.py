@@ -127,7 +127,8 @@ def jump_of_the_rate(
     branch = "a wsd run (optim=adam_wsd) that is extended before its decay begins"
     if stable:
         branch = (
-            f"from step {stable[-1].step}, before the decay: run_dir=ANOTHER_FOLDER "
+            f"from step {stable[-1].step}, before the decay (not kept by a run that goes on past "
+            "it): run_dir=ANOTHER_FOLDER "
             f"checkpoint.init_from={stable[-1].path} checkpoint.init_optimizer=true "
             "checkpoint.init_position=true"
         )

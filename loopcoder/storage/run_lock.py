@@ -17,10 +17,12 @@ from loopcoder.storage.lock import hold, is_held
 def only_run_in(run_dir: Path) -> Iterator[None]:
     """Hold `run_dir` for this process.
 
-    Raises InputError if another process has it, or nothing can be written there (DiskFull, where
-    there is no room). A file system
-    without locks is not guarded. A run that is refused before it has written anything leaves no
-    lock.
+    A file system without locks is not guarded. A run that is refused before it has written
+    anything leaves no lock.
+
+    Raises:
+        InputError: another process has it, or nothing can be written there.
+        DiskFull: there is no room.
     """
     make_folder(run_dir, "run_dir")
     lock = run_dir / ".lock"
