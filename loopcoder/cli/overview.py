@@ -79,8 +79,12 @@ def _optimizer(config: Config) -> str:
         end = end if decays else ""
     elif s.kind == "constant":
         end = ""
+    vocabulary = ""
+    if o.vocabulary_warmup_steps:
+        vocabulary = f" (embedding and head {counted(o.vocabulary_warmup_steps, 'step')})"
     return (
-        f"Adam, lr {o.lr:.3g}{end} ({kind}), warm-up {warmup}, weight decay {o.weight_decay:g}, "
+        f"Adam, lr {o.lr:.3g}{end} ({kind}), warm-up {warmup}{vocabulary}, "
+        f"weight decay {o.weight_decay:g}, "
         f"clipped at {o.clip_grad:g}"
     )
 

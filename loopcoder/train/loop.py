@@ -348,8 +348,9 @@ class Run:
             self.run_dir,
             steps=self.position.step,
             tokens=self.position.tokens,
+            # beside a branch a sweep from scratch says nothing
             advice=None
-            if self.launch.is_point
+            if self.launch.is_point or self.config.checkpoint.init_from
             else next_command(self.config, self.launch.overrides),
             val_loss=self._val.get("val/loss"),
             unigram_entropy=self._unigram_entropy,
