@@ -329,7 +329,8 @@ _CALM_POINTS: dict[int, tuple[tuple[str, tuple[str, ...]], ...]] = {
         (" embedding x10, head x1", _scales(10, 1)),
         (" embedding x20, head x1, half the rate", (*_scales(20, 1), "optim.lr=1.7e-3")),
         (" embedding x20, head x1, beta2 0.99", (*_scales(20, 1), "optim.beta2=0.99")),
-        *((f" warm-up {n}", (_warm(n),)) for n in (50, 100, 200)),
+        *((f" warm-up {n}", (_warm(n),)) for n in (50, 100, 200, 400)),
+        *((f" head x1, warm-up {n}", (*_scales(40, 1), _warm(n))) for n in (100, 200)),
     ),
     2: (
         (" head x1", _scales(40, 1)),
@@ -347,7 +348,7 @@ _CALM_POINTS: dict[int, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ),
         *((f" b 0.805, gate bias -2, warm-up {n}", (_B, _LOCAL, _warm(n))) for n in (50, 100, 200)),
     ),
-    4: ((" b 0.805, gate bias -2, warm-up 100", (_B, _LOCAL, _warm(100))),),
+    4: tuple((f" b 0.805, gate bias -2, warm-up {n}", (_B, _LOCAL, _warm(n))) for n in (100, 200)),
 }
 
 
