@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from recipe_study import Point, Study, losses_table, rates_table, spikes_table
+from recipe_study import Point, Study, losses_table, rates_table
 
 # The first test: scale of the embedding x (a, b) x residual, at 20M.
 
@@ -34,6 +34,11 @@ def _first_points() -> Iterator[Point]:
             )
 
 
+_PLAIN = (
+    "model.gate_bias_init=0",
+    "optim.head_lr_scale=1",
+    "optim.vocabulary_warmup_steps=0",
+)
 _SMALL = (
     "model=plt_20m",
     "data.seq_length=2048",
@@ -53,6 +58,7 @@ FIRST = Study(
         "model.head_init_std=0.02",
         "optim.base_hidden_size=512",
         "optim.embedding_lr_scale=1",
+        *_PLAIN,
     ),
     tuple(_first_points()),
     (1, 2),
@@ -79,6 +85,7 @@ _BASE = (
     "optim.lr=1e-3",
     "optim.min_lr=1e-4",
     "optim.embedding_lr_scale=10",
+    *_PLAIN,
 )
 _CHANGES = {
     "base": (),
@@ -176,9 +183,9 @@ BATCHES = Study(
     runs_per_gpu=6,
 )
 
-# From here on the recipe of the time.
+# From here on the recipe that these gave.
 
-_RECIPE = (
+FIRST_RECIPE = (
     "model.hidden_scale=0.447",
     "model.gate_bias_init=0",
     "optim.embedding_lr_scale=40",
@@ -236,7 +243,7 @@ def _rate_points() -> Iterator[Point]:
 
 _SHORT = (
     "model=plt_20m",
-    *_RECIPE,
+    *FIRST_RECIPE,
     "data.isolate_documents=false",
     "train.tokens=10300000",
     "train.global_batch_size=4",
@@ -245,132 +252,3 @@ _SHORT = (
 )
 RESIDUAL = Study("residual", _SHORT, tuple(_residual_points()), (1,), rates_table, runs_per_gpu=8)
 RATES = Study("rates", _SHORT, tuple(_rate_points()), (1,), rates_table, runs_per_gpu=8)
-
-# At 33M tokens and the recipe's batch: one loop catches up with two; what do two need?
-
-_B, _LOCAL = "model.hidden_scale=0.805", "model.gate_bias_init=-2"
-
-
-def _scales(embedding: int, head: int) -> tuple[str, str]:
-    return f"optim.embedding_lr_scale={embedding}", f"optim.head_lr_scale={head}"
-
-
-def _warm(steps: int) -> str:
-    return f"optim.vocabulary_warmup_steps={steps}"
-
-
-_LONG_POINTS = (
-    ("R=2", ("2.4e-3", "3.4e-3"), ()),
-    ("R=2, embedding x20", ("2.4e-3", "3.4e-3", "4.8e-3"), _scales(20, 4)),
-    ("R=2, embedding x20, gate bias -2", ("2.4e-3",), (*_scales(20, 4), _LOCAL)),
-    ("R=2, embedding x20, b 0.805", ("2.4e-3",), (*_scales(20, 4), _B)),
-    ("R=2, embedding x20, b 0.805, head x1", ("2.4e-3", "1.7e-3"), (*_scales(20, 1), _B)),
-    ("R=2, embedding x20, b 0.805, gate bias -2", ("2.4e-3",), (*_scales(20, 4), _B, _LOCAL)),
-    (
-        "R=2, embedding x20, b 0.805, gate bias -2, head x1",
-        ("1.7e-3",),
-        (*_scales(20, 1), _B, _LOCAL),
-    ),
-    ("R=2, embedding x20, b 1.2", ("2.4e-3",), (*_scales(20, 4), "model.hidden_scale=1.2")),
-    ("R=2, b 0.805, gate bias -2", ("1.7e-3", "2.4e-3"), (_B, _LOCAL)),
-    ("R=2, b 0.805, gate bias -2, warm-up 100", ("1.7e-3",), (_B, _LOCAL, _warm(100))),
-    (
-        "R=2, embedding x20, b 0.805, gate bias -4",
-        ("2.4e-3",),
-        (*_scales(20, 4), _B, "model.gate_bias_init=-4"),
-    ),
-    ("R=1", ("2.4e-3", "4.8e-3"), ()),
-    ("R=1, warm-up 100", ("3.4e-3",), (_warm(100),)),
-    ("R=1, embedding x80", ("2.4e-3",), _scales(80, 4)),
-    ("R=1, embedding x20", ("3.4e-3",), _scales(20, 4)),
-    ("R=1, embedding x20, head x1", ("3.4e-3", "2.4e-3"), _scales(20, 1)),
-)
-_DENSE = (("20", "3.4e-3"), ("40", "1.7e-3"), ("80", "1.7e-3"))
-
-
-def _long_points() -> Iterator[Point]:
-    for name, rates, changes in _LONG_POINTS:
-        for rate in rates:
-            shared = (f"model.num_loops={name[2]}", *changes)
-            yield Point(f"{name} lr {rate}", (*shared, f"optim.lr={rate}"))
-    for scale, rate in _DENSE:
-        changes = ("variant=dense_2x", f"optim.embedding_lr_scale={scale}", f"optim.lr={rate}")
-        yield Point(f"R=1, 8 layers, embedding x{scale} lr {rate}", changes)
-
-
-LONG_RATES = Study(
-    "long_rates",
-    ("model=plt_20m", *_RECIPE, "train.tokens=33000000", "eval.sequences_per_domain=128"),
-    tuple(_long_points()),
-    (1,),
-    rates_table,
-    runs_per_gpu=8,
-)
-
-# Which of these begin without spikes: 4 x 8192 tokens a step, 10 steps of warm-up.
-
-SHORT_WARMUP = (
-    "data.seq_length=8192",
-    "train.global_batch_size=4",
-    "train.micro_batch_size=1",
-    "train.max_steps=200",
-    "optim.schedule.warmup_steps=10",
-    "logging.loop_gradients=true",
-    "eval.sequences_per_domain=16",
-)
-
-_RATE = {1: "3.4e-3", 2: "1.7e-3", 4: "1.7e-3"}
-_CALM_POINTS: dict[int, tuple[tuple[str, tuple[str, ...]], ...]] = {
-    1: (
-        ("", ()),
-        (" head x1", _scales(40, 1)),
-        (" embedding x10", _scales(10, 4)),
-        (" embedding x20, head x1", _scales(20, 1)),
-        (" embedding x10, head x1", _scales(10, 1)),
-        (" embedding x20, head x1, half the rate", (*_scales(20, 1), "optim.lr=1.7e-3")),
-        (" embedding x20, head x1, beta2 0.99", (*_scales(20, 1), "optim.beta2=0.99")),
-        *((f" warm-up {n}", (_warm(n),)) for n in (50, 100, 200, 400)),
-        *((f" head x1, warm-up {n}", (*_scales(40, 1), _warm(n))) for n in (100, 200)),
-    ),
-    2: (
-        (" head x1", _scales(40, 1)),
-        (" embedding x20, head x1", _scales(20, 1)),
-        (" embedding x10, head x1", _scales(10, 1)),
-        (" embedding x20, head x1, b 0.805", (*_scales(20, 1), _B)),
-        (" embedding x20, head x1, b 0.805, gate bias -2", (*_scales(20, 1), _B, _LOCAL)),
-        (
-            " embedding x20, head x1, b 0.805, half the rate",
-            (*_scales(20, 1), _B, "optim.lr=8.5e-4"),
-        ),
-        (
-            " embedding x20, head x1, b 0.805, beta2 0.99",
-            (*_scales(20, 1), _B, "optim.beta2=0.99"),
-        ),
-        *((f" b 0.805, gate bias -2, warm-up {n}", (_B, _LOCAL, _warm(n))) for n in (50, 100, 200)),
-    ),
-    4: tuple((f" b 0.805, gate bias -2, warm-up {n}", (_B, _LOCAL, _warm(n))) for n in (100, 200)),
-}
-
-
-def _calm_points() -> Iterator[Point]:
-    for loops, changes in _CALM_POINTS.items():
-        for name, overrides in changes:
-            shared = (f"model.num_loops={loops}", f"optim.lr={_RATE[loops]}")
-            yield Point(f"R={loops}{name}", (*shared, *overrides))
-
-
-CALM = Study(
-    "calm",
-    (
-        "model=plt_20m",
-        *_RECIPE,
-        *SHORT_WARMUP,
-        "train.max_steps=60",
-        "eval.interval=1000",
-        "eval.at_end=false",
-    ),
-    tuple(_calm_points()),
-    (1,),
-    spikes_table,
-    runs_per_gpu=8,
-)

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from recipe_search import (
-    BATCHES,
+from recipe_long import (
     CALM,
-    FIRST,
     LONG_RATES,
-    RATES,
-    RESIDUAL,
-    SCALES,
-    SEARCH,
+    LOOPS,
+    LOOPS_FIRST,
     SHORT_WARMUP,
-    peer,
+    SPIKES_FIRST,
+    VARIANTS,
 )
+from recipe_search import BATCHES, FIRST, RATES, RESIDUAL, SCALES, SEARCH, peer
 from recipe_study import Point, Study, losses_table, spikes_table
 
 # What loops bring: the points of experiment=loop_sweep.
 
-_VARIANTS = ("loops_1", "loops_2", "loops_3", "loops_4", "no_shift", "own_kv", "dense_2x")
-_VARIANT_POINTS = tuple(Point(name, (f"variant={name}",)) for name in _VARIANTS)
-_LOOPS = ("train.tokens=33000000", "eval.sequences_per_domain=128")
-_PEER = (peer("1e-3", "0.02"), peer("1e-3", "0.044"), peer("2e-3", "0.044"))
+_VARIANT_POINTS = tuple(Point(name, (f"variant={name}",)) for name in VARIANTS)
+_PEERS = (peer("1e-3", "0.02"), peer("1e-3", "0.044"), peer("2e-3", "0.044"))
+PEERS_20M = Study(
+    "peers_20m", ("model=plt_20m", *LOOPS), _PEERS, (1, 2), losses_table, runs_per_gpu=8
+)
 LOOPS_20M = Study(
     "loops_20m",
-    ("model=plt_20m", *_LOOPS),
-    (*_VARIANT_POINTS, *_PEER),
+    ("model=plt_20m", *LOOPS),
+    _VARIANT_POINTS,
     (1, 2, 3),
     losses_table,
     runs_per_gpu=8,
 )
 LOOPS_100M = Study(
     "loops_100m",
-    ("model=plt_100m", *_LOOPS),
+    ("model=plt_100m", *LOOPS),
     _VARIANT_POINTS,
     (1,),
     losses_table,
@@ -50,5 +49,17 @@ def _spike_study(size: str, runs_per_gpu: int) -> Study:
 
 SPIKES = tuple(_spike_study(size, n) for size, n in (("20m", 8), ("100m", 4), ("1b", 1)))
 
-_SEARCH = (FIRST, SEARCH, SCALES, BATCHES, RESIDUAL, RATES, LONG_RATES, CALM)
-STUDIES = {study.name: study for study in (*_SEARCH, LOOPS_20M, *SPIKES, LOOPS_100M)}
+_SEARCH = (
+    FIRST,
+    SEARCH,
+    SCALES,
+    BATCHES,
+    RESIDUAL,
+    RATES,
+    LOOPS_FIRST,
+    SPIKES_FIRST,
+    LONG_RATES,
+    CALM,
+)
+_ANSWERS = (SPIKES[0], LOOPS_20M, PEERS_20M, *SPIKES[1:], LOOPS_100M)
+STUDIES = {study.name: study for study in (*_SEARCH, *_ANSWERS)}
