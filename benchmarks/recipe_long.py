@@ -101,6 +101,35 @@ LONG_RATES = Study(
     runs_per_gpu=8,
 )
 
+# Embedding and head that warm up over 200 steps cost one loop 0.5 nats: what does it need?
+
+_ONE_LOOP = (
+    ("3.4e-3", 40, 1, 0),
+    ("3.4e-3", 40, 1, 100),
+    ("3.4e-3", 80, 1, 100),
+    ("3.4e-3", 80, 1, 0),
+    ("1.7e-3", 80, 4, 0),
+    ("1.7e-3", 80, 1, 100),
+    ("1.7e-3", 160, 1, 100),
+    ("1.7e-3", 160, 4, 0),
+)
+
+
+def _one_loop_points() -> Iterator[Point]:
+    for rate, embedding, head, warm in _ONE_LOOP:
+        changes = (*_scales(embedding, head), _warm(warm), f"optim.lr={rate}")
+        yield Point(f"embedding x{embedding} head x{head} warm-up {warm} lr {rate}", changes)
+
+
+ONE_LOOP = Study(
+    "one_loop",
+    ("model=plt_20m", *FIRST_RECIPE, *LOOPS, "model.num_loops=1"),
+    tuple(_one_loop_points()),
+    (1,),
+    losses_table,
+    runs_per_gpu=8,
+)
+
 # Which of these begin without spikes: 4 x 8192 tokens a step, 10 steps of warm-up.
 
 _RATE = {1: "3.4e-3", 2: "1.7e-3", 4: "1.7e-3"}

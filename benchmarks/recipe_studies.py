@@ -7,6 +7,7 @@ from recipe_long import (
     LONG_RATES,
     LOOPS,
     LOOPS_FIRST,
+    ONE_LOOP,
     SHORT_WARMUP,
     SPIKES_FIRST,
     VARIANTS,
@@ -60,6 +61,7 @@ _SEARCH = (
     SPIKES_FIRST,
     LONG_RATES,
     CALM,
+    ONE_LOOP,
 )
 _ANSWERS = (SPIKES[0], LOOPS_20M, PEERS_20M, *SPIKES[1:], LOOPS_100M)
 STUDIES = {study.name: study for study in (*_SEARCH, *_ANSWERS)}
