@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from recipe_search import FIRST_RECIPE
-from recipe_study import Point, Study, losses_table, rates_table, spikes_table
+from recipe_study import Point, Study, loops_table, losses_table, rates_table, spikes_table
 
 # What it brings at 33M tokens, and how it begins with 10 steps of warm-up.
 
@@ -16,7 +16,7 @@ LOOPS_FIRST = Study(
     ("model=plt_20m", *LOOPS, *FIRST_RECIPE),
     tuple(Point(name, (f"variant={name}",)) for name in VARIANTS),
     (1, 2),
-    losses_table,
+    loops_table,
     runs_per_gpu=8,
 )
 SHORT_WARMUP = (
@@ -104,6 +104,7 @@ LONG_RATES = Study(
 # Embedding and head that warm up over 200 steps cost one loop 0.5 nats: what does it need?
 
 _ONE_LOOP = (
+    ("3.4e-3", 40, 4, 200),
     ("3.4e-3", 40, 1, 0),
     ("3.4e-3", 40, 1, 100),
     ("3.4e-3", 80, 1, 100),
@@ -119,13 +120,16 @@ def _one_loop_points() -> Iterator[Point]:
     for rate, embedding, head, warm in _ONE_LOOP:
         changes = (*_scales(embedding, head), _warm(warm), f"optim.lr={rate}")
         yield Point(f"embedding x{embedding} head x{head} warm-up {warm} lr {rate}", changes)
+    yield Point(
+        "8 layers, embedding x40 head x4 warm-up 200 lr 3.4e-3", ("variant=dense_2x", _warm(200))
+    )
 
 
 ONE_LOOP = Study(
     "one_loop",
     ("model=plt_20m", *FIRST_RECIPE, *LOOPS, "model.num_loops=1"),
     tuple(_one_loop_points()),
-    (1,),
+    (1, 2, 3),
     losses_table,
     runs_per_gpu=8,
 )

@@ -13,7 +13,7 @@ from recipe_long import (
     VARIANTS,
 )
 from recipe_search import BATCHES, FIRST, RATES, RESIDUAL, SCALES, SEARCH, peer
-from recipe_study import Point, Study, losses_table, spikes_table
+from recipe_study import Point, Study, loops_table, losses_table, spikes_table
 
 # What loops bring: the points of experiment=loop_sweep.
 
@@ -27,7 +27,7 @@ LOOPS_20M = Study(
     ("model=plt_20m", *LOOPS),
     _VARIANT_POINTS,
     (1, 2, 3),
-    losses_table,
+    loops_table,
     runs_per_gpu=8,
 )
 LOOPS_100M = Study(
@@ -35,7 +35,7 @@ LOOPS_100M = Study(
     ("model=plt_100m", *LOOPS),
     _VARIANT_POINTS,
     (1,),
-    losses_table,
+    loops_table,
     runs_per_gpu=3,
 )
 

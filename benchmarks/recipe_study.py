@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from loopcoder.config.compose import compose
+from loopcoder.metrics.seeds import Mean, mean_of, paired_difference
 from loopcoder.model.flops import train_flops_per_token
 
 VOCABULARY = 16384
@@ -78,6 +79,28 @@ def losses_table(records: Sequence[Record]) -> str:
     return rows(["point", "mean", "by seed"], body)
 
 
+def loops_table(records: Sequence[Record]) -> str:
+    """One row for each point: the mean over its seeds, and by how much it differs from the first
+    point and from the dense one of as many FLOPs, paired by seed; with standard errors."""
+    losses = by_point(records)
+    first, dense = losses.get("loops_1", {}), losses.get("dense_2x", {})
+    body = []
+    for name, by_seed in losses.items():
+        cells = [
+            "-" if to is by_seed else _mean(paired_difference(by_seed, to), "+.4f")
+            for to in (first, dense)
+        ]
+        seeds = " ".join(f"{by_seed[seed]:.4f}" for seed in sorted(by_seed))
+        body.append([name, _mean(mean_of(list(by_seed.values()))), seeds, *cells])
+    return rows(["point", "mean", "by seed", "less loops_1", "less dense_2x"], body)
+
+
+def _mean(mean: Mean | None, spec: str = ".4f") -> str:
+    if mean is None:
+        return "-"
+    return f"{mean.mean:{spec}}" + ("" if mean.error is None else f" ± {mean.error:.4f}")
+
+
 def rates_table(records: Sequence[Record]) -> str:
     """The best rate of each model, by a parabola in log2 of the rate through all points, and how
     far above it the parabola is at the recipe's rate."""
@@ -112,18 +135,38 @@ def optimum(curve: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
 
 
 def spikes_table(records: Sequence[Record]) -> str:
-    """The furthest that a loss of the first 200 steps lies above the mean of the ten before."""
+    """The furthest that a loss of the first 200 steps lies above the mean of the ten before: as it
+    is, and less the median of what the other runs of the study rise there: they have the same
+    batches, so that is the text's part."""
+    rises = [_rises(record["first_losses"]) for record in records]
     body = []
-    for record in records:
+    for i, record in enumerate(records):
+        others = [rise for rise in rises[:i] + rises[i + 1 :] if len(rise) >= len(rises[i])]
+        own = [
+            rise - max(0.0, statistics.median(other[step] for other in others))
+            for step, rise in enumerate(rises[i] if others else ())
+        ]
         losses = record["first_losses"]
-        above = max(
-            loss - statistics.fmean(losses[max(0, i - 10) : i])
-            for i, loss in enumerate(losses)
-            if i > 0
-        )
         norms = " ".join(f"{x:.1f}" for x in record["first_grad_norms"][:3])
         last = losses[90:100] or losses[-10:]
-        body.append([record["point"], f"{above:+.3f}", norms, f"{statistics.fmean(last):.3f}"])
+        figures = [f"{max(rises[i]):+.3f}", f"{max(own):+.3f}" if own else "-"]
+        body.append([record["point"], *figures, norms, f"{statistics.fmean(last):.3f}"])
     return rows(
-        ["model", "highest above", "first gradient norms", "steps 91 to 100 (or last ten)"], body
+        [
+            "model",
+            "highest above",
+            "beyond the text's",
+            "first gradient norms",
+            "steps 91 to 100 (or last ten)",
+        ],
+        body,
     )
+
+
+def _rises(losses: Sequence[float]) -> list[float]:
+    """Return how far each loss but the first lies above the mean of the ten before it."""
+    return [
+        loss - statistics.fmean(losses[max(0, i - 10) : i])
+        for i, loss in enumerate(losses)
+        if i > 0
+    ]

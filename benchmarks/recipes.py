@@ -1,6 +1,6 @@
 """The runs behind docs/recipes.md: which initialisation, which rate, what loops bring.
 
-    python benchmarks/recipes.py run --corpus DIR --seconds 560 [STUDY ...]
+    python benchmarks/recipes.py run --corpus DIR --seconds 560 [STUDY ...] [--only POINT]
     python benchmarks/recipes.py tables [STUDY ...]
 
 `run` trains what benchmarks/results/recipes lacks, study by study, several small models on each GPU
@@ -23,7 +23,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def main() -> int:
     run = verbs.add_parser("run")
     run.add_argument("--corpus", type=Path, required=True, help="folder of a finished corpus")
     run.add_argument("--seconds", type=float, default=560.0, help="end by then")
+    run.add_argument("--only", action="append", metavar="POINT", help="no other point; repeatable")
     run.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(STUDIES))
     tables = verbs.add_parser("tables")
     tables.add_argument("studies", nargs="*", metavar="STUDY")
@@ -59,7 +61,18 @@ def main() -> int:
         for study in studies:
             print(f"{study.name}\n\n{study.table(records(arguments.results, study))}\n")
         return 0
+    if arguments.only:
+        studies = [replace(s, points=_named(s, arguments.only, parser)) for s in studies]
     return Runner(arguments.corpus, arguments.results, arguments.seconds).run(studies)
+
+
+def _named(
+    study: Study, names: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[Point, ...]:
+    points = tuple(point for point in study.points if point.name in names)
+    if len(points) < len(set(names)):
+        parser.error(f"{study.name} has {', '.join(repr(p.name) for p in study.points)}")
+    return points
 
 
 def records(results: Path, study: Study) -> list[Record]:

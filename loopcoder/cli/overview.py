@@ -80,7 +80,7 @@ def _optimizer(config: Config) -> str:
     elif s.kind == "constant":
         end = ""
     vocabulary = ""
-    if o.vocabulary_warmup_steps:
+    if o.vocabulary_warmup_steps > 1:
         vocabulary = f" (embedding and head {counted(o.vocabulary_warmup_steps, 'step')})"
     return (
         f"Adam, lr {o.lr:.3g}{end} ({kind}), warm-up {warmup}{vocabulary}, "

@@ -34,6 +34,50 @@ def test_a_spike_is_seen_above_the_steps_before():
     assert "+0.690" in spikes_table([record])  # the ten steps before are 0.11 higher on average
 
 
+def test_a_rise_that_runs_of_the_same_batches_share_is_the_text():
+    from recipe_study import spikes_table
+
+    def record(name: str, spikes: dict[int, float]) -> dict[str, object]:
+        losses = [8.0 + spikes.get(i, 0.0) for i in range(100)]
+        return {"point": name, "first_losses": losses, "first_grad_norms": [1.0]}
+
+    text = {50: 0.6}
+    table = spikes_table(
+        [record("R=1", text), record("R=2", {50: 0.7}), record("R=3", {**text, 30: 0.5})]
+    )
+    row = {line.split(" | ")[0]: line.split(" | ")[1:3] for line in table.split("\n")[2:]}
+    assert row["| R=1"] == ["+0.600", "+0.000"]
+    assert row["| R=2"] == ["+0.700", "+0.100"]
+    assert row["| R=3"] == ["+0.600", "+0.500"]
+
+
+def test_loops_are_compared_by_seed():
+    """Worked out by hand: differences -0.1 and -0.3, so -0.2 with an error of 0.1."""
+    from recipe_study import loops_table
+
+    losses = {"loops_1": {1: 3.0, 2: 3.4}, "loops_2": {2: 3.1, 1: 2.9}, "dense_2x": {1: 2.8}}
+    table = loops_table(
+        [
+            {"point": name, "seed": seed, "val": {"val/loss": loss}}
+            for name, by_seed in losses.items()
+            for seed, loss in by_seed.items()
+        ]
+    )
+    assert "| loops_1 | 3.2000 ± 0.2000 | 3.0000 3.4000 | - | +0.2000 |" in table
+    assert "| loops_2 | 3.0000 ± 0.1000 | 2.9000 3.1000 | -0.2000 ± 0.1000 | +0.1000 |" in table
+    assert "| dense_2x | 2.8000 | 2.8000 | -0.2000 | - |" in table
+
+
+def test_a_point_that_a_study_lacks_is_refused(monkeypatch, capsys, tmp_path):
+    import recipes
+
+    command = ["recipes.py", "run", "--corpus", str(tmp_path), "loops_20m", "--only", "loops_9"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit):
+        recipes.main()
+    assert "loops_20m has 'loops_1', 'loops_2'" in capsys.readouterr().err
+
+
 def test_records_come_in_the_order_of_the_study_and_the_last_of_a_run_counts(tmp_path):
     import recipes
     from recipe_studies import STUDIES

@@ -49,13 +49,15 @@ def test_the_numbers_of_every_preset():
 
 
 @pytest.mark.parametrize("preset", SIZES)
-def test_loops_share_everything_but_their_number_and_the_rate_of_one(preset):
-    """The rate of R = 1 is twice that of all others, as measured; the sequences of one pass may
-    differ, which changes no number."""
+def test_loops_share_everything_but_their_number_and_two_numbers_of_one(preset):
+    """R = 1 has twice the rate of all others and no warm-up of embedding and head beyond the
+    schedule's, as measured; the sequences of one pass may differ, which changes no number."""
     configs = [compose([f"model={preset}", f"model.num_loops={r}"]) for r in (1, 2, 3, 4)]
     one, two = configs[0].optim, configs[1].optim
     assert one.lr / two.lr == pytest.approx(2, rel=0.03)  # both have two digits
-    assert replace(one, lr=two.lr, min_lr=two.min_lr) == two
+    assert (one.vocabulary_warmup_steps, two.vocabulary_warmup_steps) == (1, 200)
+    same = dict(lr=two.lr, min_lr=two.min_lr, vocabulary_warmup_steps=200)
+    assert replace(one, **same) == two
     for config in configs:
         assert config.optim == (one if config.model.num_loops == 1 else two)
         assert config.eval == configs[0].eval
@@ -79,6 +81,21 @@ def test_what_is_given_changes_what_depends_on_it():
 
     steps = compose(["model=plt_20m", "train.max_steps=5"])
     assert (warmup_steps(steps.optim, 5), steps.eval.interval) == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("override", "steps"),
+    [
+        ("train.max_steps=1008", 1),  # 5%: 51 steps
+        ("train.max_steps=980", 200),  # 49
+        ("optim.schedule.warmup_steps=10", 200),
+        ("optim.schedule.warmup_steps=50", 1),
+        ("optim.vocabulary_warmup_steps=7", 7),
+    ],
+)
+def test_one_loop_warms_up_embedding_and_head_where_the_schedule_is_too_short(override, steps):
+    config = compose(["model=plt_20m", "model.num_loops=1", override])
+    assert config.optim.vocabulary_warmup_steps == steps
 
 
 def test_the_batch_holds_the_mixture_exactly():
