@@ -194,14 +194,14 @@ FIRST_RECIPE = (
 )
 # Does a smaller residual make the best rate of R = 2 that of R = 1 (study `rates`)?
 
-_WIDTHS = {
+WIDTHS = {
     256: ("model.hidden_size=256", "model.ffn_hidden_size=1408", "model.num_attention_heads=2"),
     512: (),
     1024: ("model.hidden_size=1024", "model.ffn_hidden_size=5632", "model.num_attention_heads=8"),
 }
 
 
-def _at_rate(name: str, power: int, *overrides: str) -> Point:
+def at_rate(name: str, power: int, *overrides: str) -> Point:
     """A point at 1e-3 times a power of the root of 2."""
     rate = 1e-3 * 2 ** (power / 2)
     return Point(f"{name} lr {rate:.2e}", (*overrides, f"optim.lr={rate:.4g}"))
@@ -211,11 +211,11 @@ def _residual_points() -> Iterator[Point]:
     looped, half = "model.num_loops=2", "model.residual_scale=0.5"
     for width, powers in ((512, (-1, 0, 1, 2, 3)), (256, (0, 2, 3))):
         for power in powers:
-            yield _at_rate(f"width {width} residual 1/R", power, *_WIDTHS[width], looped, half)
+            yield at_rate(f"width {width} residual 1/R", power, *WIDTHS[width], looped, half)
     slower = "optim.embedding_lr_scale=20"
-    yield _at_rate("width 512 residual 1, embedding x20", 2, looped, slower)
+    yield at_rate("width 512 residual 1, embedding x20", 2, looped, slower)
     for power in (2, 3):
-        yield _at_rate("width 512 residual 1/R, embedding x20", power, looped, half, slower)
+        yield at_rate("width 512 residual 1/R, embedding x20", power, looped, half, slower)
 
 
 # Does the rate hold over widths and loops? Steps of the root of 2.
@@ -236,19 +236,21 @@ def _rate_points() -> Iterator[Point]:
     for (width, loops), powers in _POWERS.items():
         for power in powers:
             name = f"width {width} R={loops}"
-            yield _at_rate(name, power, *_WIDTHS[width], f"model.num_loops={loops}")
+            yield at_rate(name, power, *WIDTHS[width], f"model.num_loops={loops}")
     for power in _DENSE_POWERS:
-        yield _at_rate("width 512 R=1, 8 layers", power, "variant=dense_2x")
+        yield at_rate("width 512 R=1, 8 layers", power, "variant=dense_2x")
 
 
-_SHORT = (
+SHORT = (
     "model=plt_20m",
-    *FIRST_RECIPE,
     "data.isolate_documents=false",
     "train.tokens=10300000",
     "train.global_batch_size=4",
     "train.micro_batch_size=4",
     "eval.sequences_per_domain=128",
 )
-RESIDUAL = Study("residual", _SHORT, tuple(_residual_points()), (1,), rates_table, runs_per_gpu=8)
-RATES = Study("rates", _SHORT, tuple(_rate_points()), (1,), rates_table, runs_per_gpu=8)
+_RATE_STUDIES = (("residual", _residual_points), ("rates", _rate_points))
+RESIDUAL, RATES = (
+    Study(name, (*SHORT, *FIRST_RECIPE), tuple(points()), (1,), rates_table, runs_per_gpu=8)
+    for name, points in _RATE_STUDIES
+)

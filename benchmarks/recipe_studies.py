@@ -12,8 +12,19 @@ from recipe_long import (
     SPIKES_FIRST,
     VARIANTS,
 )
-from recipe_search import BATCHES, FIRST, RATES, RESIDUAL, SCALES, SEARCH, peer
-from recipe_study import Point, Study, loops_table, losses_table, spikes_table
+from recipe_search import (
+    BATCHES,
+    FIRST,
+    RATES,
+    RESIDUAL,
+    SCALES,
+    SEARCH,
+    SHORT,
+    WIDTHS,
+    at_rate,
+    peer,
+)
+from recipe_study import Point, Study, loops_table, losses_table, rates_table, spikes_table
 
 # What loops bring: the points of experiment=loop_sweep.
 
@@ -50,6 +61,27 @@ def _spike_study(size: str, runs_per_gpu: int) -> Study:
 
 SPIKES = tuple(_spike_study(size, n) for size, n in (("20m", 8), ("100m", 4), ("1b", 1)))
 
+# The rate of two loops and four with the recipe as it is; that of one is study `rates`.
+
+_POWERS = {
+    (256, 2): (-4, -3, -2, -1, 0),
+    (512, 2): (-4, -3, -2, -1, 0),
+    (1024, 2): (-4, -3, -2, -1),
+    (512, 4): (-4, -3, -2, -1),
+}
+RATES_LOOPED = Study(
+    "rates_looped",
+    SHORT,
+    tuple(
+        at_rate(f"width {width} R={loops}", power, *WIDTHS[width], f"model.num_loops={loops}")
+        for (width, loops), powers in _POWERS.items()
+        for power in powers
+    ),
+    (1,),
+    rates_table,
+    runs_per_gpu=8,
+)
+
 _SEARCH = (
     FIRST,
     SEARCH,
@@ -63,5 +95,5 @@ _SEARCH = (
     CALM,
     ONE_LOOP,
 )
-_ANSWERS = (SPIKES[0], LOOPS_20M, PEERS_20M, *SPIKES[1:], LOOPS_100M)
+_ANSWERS = (SPIKES[0], LOOPS_20M, PEERS_20M, *SPIKES[1:], LOOPS_100M, RATES_LOOPED)
 STUDIES = {study.name: study for study in (*_SEARCH, *_ANSWERS)}
