@@ -354,7 +354,7 @@ def check_bf16(result: tuple[Any, ...], *, same_bits: bool = True) -> None:
     if case.parallel.get("tp", 1) == 1 and same_bits:
         # Every product is the same bit for bit. Only the order differs in which microbatches and
         # loops are added to an fp32 main gradient: about one rounding for each of some 16 terms
-        # (0.1 of it seen in 90 runs).
+        # (0.1 of it seen in 40 runs).
         order = 16 * torch.finfo(torch.float32).eps
         bounds = dict.fromkeys(("loss", "grad_norm", "gradients"), order)
     elif case.parallel.get("tp", 1) == 1:
