@@ -28,7 +28,7 @@ ROWS = (
     ("SwiGLU", r"swiglu|silu|geglu"),
     ("cross-entropy", r"cross_entropy|softmax|online"),
     ("communication", r"nccl"),
-    ("copies and zeroing", r"memset|memcpy|copy|fill"),
+    ("copies and zeroing", r"memset|memcpy|(?<!__to_)copy|fill"),  # not casts fused into others
 )
 OTHER, IDLE = "other elementwise", "GPU idle"
 STEPS = 3
@@ -71,11 +71,7 @@ def main() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         profiled = timed(step)
     kernels = durations(profiler)
-    rows: dict[str, float] = defaultdict(float)
-    for name, (_, ms) in kernels.items():
-        rows[row_of(name)] += ms
-    busy = sum(rows.values())
-    rows[IDLE] = profiled - busy
+    rows = rows_of(kernels, profiled)
     what = f"dense {depth}" if arguments.dense else f"R={arguments.loops} L={arguments.layers}"
     print(f"\n{what}, {arguments.precision}, {torch.cuda.get_device_name()}")
     print(f"step {plain:.1f} ms, {profiled:.1f} ms with the profiler; {limits()}\n")
@@ -107,6 +103,15 @@ def durations(profiler: Any) -> dict[str, tuple[float, float]]:
             ms = event.self_device_time_total / STEPS / 1e3
             out[event.key] = (event.count / STEPS, ms)
     return out
+
+
+def rows_of(kernels: dict[str, tuple[float, float]], step_ms: float) -> dict[str, float]:
+    """Return milliseconds by row, which sum to a step."""
+    rows: dict[str, float] = defaultdict(float)
+    for name, (_, ms) in kernels.items():
+        rows[row_of(name)] += ms
+    rows[IDLE] = step_ms - sum(rows.values())
+    return rows
 
 
 def row_of(kernel: str) -> str:

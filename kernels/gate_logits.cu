@@ -251,7 +251,8 @@ __global__ void __launch_bounds__(32 * FINISH_LANES) gate_finish(const GateLogit
 struct Forward {
   template <typename T, int HEADS>
   static cudaError_t launch(const GateLogits& p, cudaStream_t stream) {
-    const size_t bytes = logits::STAGES<HEADS> * logits::PARTS * logits::PART_BYTES<HEADS>;
+    constexpr size_t bytes = logits::STAGES<HEADS> * logits::PARTS * logits::PART_BYTES<HEADS>;
+    static_assert(bytes <= SHARED_BYTES_80, "the stages do not fit into shared memory");
     return start(logits::gate_forward<T, HEADS>, (p.rows + ROWS - 1) / ROWS, logits::THREADS, bytes,
                  stream, p);
   }
@@ -264,8 +265,9 @@ struct Backward {
     const cudaError_t prepared =
         start(gate_prepare<T, HEADS>, blocks, 32 * PREPARE_ROWS, 0, stream, p);
     if (prepared != cudaSuccess) return prepared;
-    const size_t bytes =
+    constexpr size_t bytes =
         HEADS * ROW_BYTES + gradients::STAGES * (TILE_BYTES + ROWS * HEADS * sizeof(T));
+    static_assert(bytes <= SHARED_BYTES_80, "the stages do not fit into shared memory");
     const dim3 grid(p.width / COLUMNS, p.parts);
     const cudaError_t run = start(gradients::gate_backward<T, HEADS>, grid, gradients::THREADS,
                                   bytes, stream, p);

@@ -9,12 +9,12 @@ namespace loopcoder {
 constexpr float LOG2_E = 1.4426950408889634f;
 
 // The window in whole blocks of 16 keys.
-inline int reach_of(int window) { return (window + 15) / 16 * 16; }
+constexpr int reach_of(int window) { return (window + 15) / 16 * 16; }
 
 // Blocks of 16 keys that 16 queries hold in registers. Up to a window of 64 these are all, and
 // kernels with ONE_PASS know their number.
 constexpr int HELD = 5;
-inline bool fits_one_pass(int window) { return window <= 16 * (HELD - 1); }
+constexpr bool fits_one_pass(int window) { return window <= 16 * (HELD - 1); }
 
 // The backward pass over queries and keys at once, for head_dim 128 and windows that fit one pass;
 // compute capability 9.0 only.

@@ -21,6 +21,8 @@ struct alignas(16) RowStats {
   int32_t unused;
 };
 
+constexpr int MAX_WINDOW = 256;  // keys before its own that a query can see
+
 struct GatedWindow {
   int seq, batch, heads, kv_heads, head_dim, window;
   bool is_bf16, portable;  // portable: without the kernels that are for one architecture

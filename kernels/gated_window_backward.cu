@@ -212,7 +212,7 @@ template <typename T, int D>
 struct Stages {
   int count, rows;
 
-  static __host__ __device__ size_t bytes(int rows) {
+  static __host__ __device__ constexpr size_t bytes(int rows) {
     return rows * (2 * D * sizeof(T) + sizeof(RowStats));
   }
   __device__ uint32_t q(uint32_t memory, int i) const { return memory + i % count * bytes(rows); }
@@ -368,9 +368,11 @@ __global__ void __launch_bounds__(THREADS, 1)
 // All queries of a block's keys in one stage where two such stages fit, else pieces of 64.
 template <typename T, int D>
 cudaError_t launch(const GatedWindow& p, int reach, const Device& device, cudaStream_t stream) {
-  Stages<T, D> stages{2, KEYS + reach};
+  constexpr int COUNT = 2, PIECE = 64;
+  static_assert(COUNT * Stages<T, D>::bytes(PIECE) <= SHARED_BYTES_80, "the pieces do not fit");
+  Stages<T, D> stages{COUNT, KEYS + reach};
   const auto bytes = [&] { return stages.count * stages.bytes(stages.rows); };
-  if (bytes() > static_cast<size_t>(device.shared_bytes)) stages.rows = 64;
+  if (bytes() > static_cast<size_t>(device.shared_bytes)) stages.rows = PIECE;
   // one block per multiprocessor: the next keys' queries come while the last ones are worked on
   const int blocks = min(Walk::items(p), device.processors);
   return start(window_backward_keys<T, D>, blocks, THREADS, bytes(), stream, p, reach, stages);

@@ -31,7 +31,7 @@ __host__ __device__ int tiles_of(const GatedWindow& p) { return (p.seq + ROWS - 
 constexpr int KEY_TILES = 3, STAGES = 2;
 constexpr int STAGES_AT = 2 * KEY_TILES * TILE, SCORES_AT = STAGES_AT + STAGES * 3 * TILE,
               DELTA_AT = SCORES_AT + 2 * 2 * PANEL, BYTES = DELTA_AT + 2 * ROWS * 4;
-static_assert(BYTES <= 227 * 1024, "what a block can ask for on compute capability 9.0");
+static_assert(BYTES <= SHARED_BYTES_90, "the ring does not fit into shared memory");
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 

@@ -7,6 +7,9 @@
 
 namespace loopcoder {
 
+// Shared memory that a block can ask for on compute capability 8.0, and on 9.0.
+constexpr size_t SHARED_BYTES_80 = 163 * 1024, SHARED_BYTES_90 = 227 * 1024;
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t start(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
                   cudaStream_t stream, Arguments... arguments) {

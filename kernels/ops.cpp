@@ -18,9 +18,9 @@
 namespace {
 
 using at::Tensor;
+using loopcoder::MAX_WINDOW;
 using loopcoder::View;
 
-constexpr int MAX_WINDOW = 256;
 // Of a grid in its second and third dimension: blocks of 64 positions, and rows.
 constexpr int64_t MAX_BLOCKS = 65535, MAX_SEQUENCE = 64 * MAX_BLOCKS;
 

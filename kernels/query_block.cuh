@@ -49,14 +49,19 @@ struct QueryBlock {
     store_rows<D>(tile, head_of<T>(view, batch, head(i)), view.seq, first(i), p.seq, lane);
   }
 
+  static constexpr size_t bytes(int reach) {
+    return 2 * (ROWS + reach) * D * sizeof(T) + WARPS * TILES * BLOCK_BYTES;
+  }
+
   template <typename Kernel>
   static cudaError_t launch(Kernel one_pass, Kernel any, const GatedWindow& p,
                             cudaStream_t stream) {
+    static_assert(bytes(16 * (HELD - 1)) <= SHARED_BYTES_80, "one pass does not fit anywhere");
+    static_assert(bytes(reach_of(MAX_WINDOW)) <= SHARED_BYTES_90, "the widest window does not fit");
     const bool fits = fits_one_pass(p.window);
     const int reach = fits ? 16 * (HELD - 1) : reach_of(p.window);
-    const size_t bytes = 2 * (ROWS + reach) * D * sizeof(T) + WARPS * TILES * BLOCK_BYTES;
     const dim3 grid(p.kv_heads, (p.seq + ROWS - 1) / ROWS, p.batch);
-    return start(fits ? one_pass : any, grid, THREADS, bytes, stream, p, reach);
+    return start(fits ? one_pass : any, grid, THREADS, bytes(reach), stream, p, reach);
   }
 };
 

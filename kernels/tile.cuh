@@ -73,10 +73,12 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 // Of a block's dynamic shared memory, which is declared to start at a multiple of 1024 bytes: tiles
-// and wgmma rely on it.
+// and wgmma rely on it. The compiler believes the declaration and would leave a plain check out.
 __device__ inline uint32_t shared_start(const void* memory) {
   const uint32_t address = shared_address(memory);
-  if (address % 1024) __trap();
+  uint32_t found;
+  asm volatile("mov.b32 %0, %1;" : "=r"(found) : "r"(address));
+  if (found % 1024) __trap();
   return address;
 }
 __device__ inline uint4 read_shared(uint32_t address) {

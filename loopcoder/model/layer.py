@@ -19,7 +19,7 @@ from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor
 
 from loopcoder.model.documents import Documents
-from loopcoder.model.reuse import in_later_loop
+from loopcoder.model.reuse import in_loop
 from loopcoder.model.shared_kv import KV, SharedKV
 
 
@@ -126,8 +126,7 @@ class PLTBlock(TransformerBlock):
                 layer = self.layers[index]
                 shared = shared_kv.of(index) if shared_kv is not None and loop_idx > 0 else None
                 with self._fp8_context(layer):
-                    run = layer if loop_idx == 0 else in_later_loop(layer)
-                    hidden, k, v = self._run(run, hidden, shared, docs, rope)
+                    hidden, k, v = self._run(in_loop(layer, loop_idx), hidden, shared, docs, rope)
                 if shared_kv is not None and loop_idx == 0:
                     hidden = shared_kv.keep(index, hidden, (k, v))
         return hidden

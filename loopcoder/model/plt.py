@@ -32,6 +32,7 @@ from loopcoder.config.schema import ModelConfig
 from loopcoder.model.documents import Documents
 from loopcoder.model.layer import PLTBlock
 from loopcoder.model.probe import LoopProbe
+from loopcoder.model.reuse import in_loop
 from loopcoder.model.shared_kv import EMBEDDING, SharedKV
 from loopcoder.model.specs import block_submodules
 from loopcoder.ops import kernels as cuda
@@ -202,7 +203,7 @@ class PLTModel(LanguageModule):
         hidden = self.decoder(hidden, loop_idx, gated, docs, rope, chunk.part)
         if not self.post_process or chunk.part < len(self.decoder.parts) - 1:
             return hidden, None
-        normed = self.decoder.final_layernorm(hidden)
+        normed = in_loop(self.decoder.final_layernorm, loop_idx)(hidden)
         is_read = every_loop or loop_idx == self.model.num_loops - 1
         output = self.read_out(normed, labels) if is_read else None
         if probe is not None:
@@ -221,6 +222,14 @@ class PLTModel(LanguageModule):
         before = None if self.previous_position is None else self.previous_position(hidden)
         mix = cuda.LoopInput.apply if self.uses_cuda_kernels else loop_input
         return mix(embedding, hidden, before, first_token, a, b)
+
+    def used_in_every_loop(self) -> torch.nn.ModuleList:
+        """Return the modules of this stage whose gradients come from every loop: the layers, and
+        the final norm where it ends every loop."""
+        modules = torch.nn.ModuleList(self.decoder.layers)
+        if self.post_process and self.model.norm_per_loop:
+            modules.append(self.decoder.final_layernorm)
+        return modules
 
     def read_out(self, normed: Tensor, labels: Tensor | None) -> Tensor:
         """Apply the head, and the loss where labels are given."""

@@ -1,6 +1,7 @@
 """What loop 0 leaves for later loops: the keys and values of every layer, and the embedding.
 
 Both kinds below are explicit arguments, never state of a layer, so that microbatches cannot mix.
+Both add the gradients of later loops up in fp32, so that loop 0 gets the same bits from either.
 """
 
 from __future__ import annotations
@@ -18,38 +19,43 @@ EMBEDDING = "embedding"
 
 
 class SharedKV:
-    """For all loops in one autograd graph: gradients reach loop 0 through the tensors
-    themselves."""
+    """For all loops in one autograd graph.
+
+    Later loops use the values, and their gradients are collected in a slot: autograd would add them
+    up in the type of the values. The backward pass of loop 0 takes the sum from there; an edge of
+    the graph from each use to `keep` makes it wait for all of them.
+    """
 
     def __init__(self) -> None:
-        self._by_key: dict[Any, Any] = {}
+        self._by_key: dict[Any, tuple[_Slot, Tensor]] = {}
 
     def keep(self, key: Any, hidden: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
-        """Store tensors of loop 0; return `hidden` to go on with."""
-        self._by_key[key] = tensors
+        """Store tensors of loop 0; `hidden`, which is returned, carries their gradients back."""
+        slot = _Slot(tensors)
+        hidden, edge = _HandBack.apply(slot, hidden, *tensors)
+        # not in the slot, which the graph holds: a circle would never be freed
+        self._by_key[key] = slot, edge
         return hidden
 
     def of(self, key: Any) -> Any:
         """Return the tensors that loop 0 kept, for use in a later loop."""
-        return self._by_key[key]
+        slot, edge = self._by_key[key]
+        return _Collect.apply(slot, self._reach(edge))
+
+    def _reach(self, edge: Tensor) -> Tensor:
+        """Return what a use is connected to."""
+        return edge
 
 
 class DetachedSharedKV(SharedKV):
     """For loops that are chunks of a pipeline, each with an autograd graph of its own.
 
-    Later loops use the values, and their gradients are collected here in fp32. The backward pass
-    of loop 0's chunk, which comes after those of all later loops of the same microbatch, takes
-    them from here. The sum is the exact gradient.
+    No edge leads from one graph to another: the backward pass of loop 0's chunk comes after those
+    of all later loops of the same microbatch by the schedule.
     """
 
-    def keep(self, key: Any, hidden: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
-        """Store tensors of loop 0; `hidden`, which is returned, carries their gradients back."""
-        slot = self._by_key[key] = _Slot(tensors)
-        return _HandBack.apply(slot, hidden, *tensors)
-
-    def of(self, key: Any) -> Any:
-        """Return the values that loop 0 kept, for use in a later loop."""
-        return _Collect.apply(self._by_key[key], torch.zeros((), requires_grad=True))
+    def _reach(self, edge: Tensor) -> Tensor:
+        return edge.detach().requires_grad_()
 
 
 class _Slot:
@@ -57,13 +63,17 @@ class _Slot:
 
     def __init__(self, tensors: tuple[Tensor, ...]):
         self.tensors = tuple(t.detach() for t in tensors)
-        self.grads: list[Tensor] | None = None
+        self.grads: tuple[Tensor, ...] | None = None
+        """As they came from one loop; the sum of more is in fp32, or wider."""
 
     def add(self, grads: tuple[Tensor, ...]) -> None:
         if self.grads is None:
-            self.grads = [g.float() for g in grads]
+            self.grads = grads
         else:
-            self.grads = [total.add_(g) for total, g in zip(self.grads, grads, strict=True)]
+            pairs = zip(self.grads, grads, strict=True)
+            self.grads = tuple(
+                a.to(torch.promote_types(a.dtype, torch.float32)) + b for a, b in pairs
+            )
 
     def take(self) -> list[Tensor | None]:
         grads, self.grads = self.grads, None
@@ -74,23 +84,24 @@ class _Slot:
 
 class _HandBack(torch.autograd.Function):
     """Identity of `hidden`; its backward pass also hands the kept tensors what was collected for
-    them."""
+    them. The second output has no numbers: uses hang on it."""
 
     @staticmethod
-    def forward(ctx: Any, slot: _Slot, hidden: Tensor, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, slot: _Slot, hidden: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
         ctx.slot = slot
-        return hidden.view_as(hidden)
+        ctx.set_materialize_grads(False)
+        return hidden.view_as(hidden), hidden.new_empty(0)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         return None, grad, *ctx.slot.take()
 
 
 class _Collect(torch.autograd.Function):
-    """Values of a slot; its backward pass adds to the slot and goes no further."""
+    """Values of a slot; its backward pass adds to the slot and gives the edge nothing."""
 
     @staticmethod
-    def forward(ctx: Any, slot: _Slot, anchor: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, slot: _Slot, edge: Tensor) -> tuple[Tensor, ...]:
         ctx.slot = slot
         return tuple(t.view_as(t) for t in slot.tensors)
 

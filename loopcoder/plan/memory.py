@@ -86,17 +86,19 @@ def rank_memory(
         # megatron-core shards fp32 weights as views of themselves
         optimizer_bytes=owned * (8 if size == 4 else 12),
         fp8_bytes=2 * layers if config.precision.name.startswith("fp8") else 0,
-        loop_gradients_bytes=layers * size if _waits_for_loop_0(config) else 0,
+        loop_gradients_bytes=layers * size if _waits_for_loop_0(config, gradient) else 0,
         activations_bytes=activation_bytes(config, pp_rank, max(1, per_rank), length),
         logits_bytes=logits_bytes(config, vocab_size, length) if has_head else 0,
     )
 
 
-def _waits_for_loop_0(config: Config) -> bool:
+def _waits_for_loop_0(config: Config, gradient: int) -> bool:
     """Say whether autograd adds up the gradients of loops by itself: Transformer Engine's layers
-    add them to the buffer at once, and a pipeline's loops have graphs of their own."""
+    add them to the buffer at once, as all do where it is wider than the weights (`gradient` bytes
+    per number; model/reuse.py), and a pipeline's loops have graphs of their own."""
     model = config.model
-    return model.num_loops > 1 and model.layer_spec != "te" and config.parallel.pp == 1
+    in_one_graph = model.num_loops > 1 and config.parallel.pp == 1
+    return in_one_graph and model.layer_spec != "te" and gradient == number_bytes(config)
 
 
 def largest_rank(config: Config, vocab_size: int, world_size: int) -> RankMemory:

@@ -79,7 +79,7 @@ def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
         ),
         network,
     )
-    share_over_loops(ddp, network.decoder.layers)
+    share_over_loops(ddp, network.used_in_every_loop(), config.model.num_loops)
     optimizer = build_optimizer(
         ddp, config.model, config.optim, parallel, mcore_config.params_dtype
     )

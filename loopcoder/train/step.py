@@ -102,7 +102,7 @@ def losses(state: TrainState, batches: list[Batch], *, every_loop: bool) -> Iter
         for each microbatch [R or 1, B, S] in fp32, the same on all pipeline stages. Call it without
         gradients; all ranks of a pipeline must.
     """
-    forget_fp8_copies(state.network.decoder.layers)
+    forget_fp8_copies(state.network.used_in_every_loop())
     if state.chunks:
         return _losses_of_pipeline(state, batches, every_loop)
     one = (state.network(b.tokens, b.documents, b.labels, every_loop=every_loop) for b in batches)

@@ -336,8 +336,11 @@ def compare_bf16(world: int, cases: list[Case]) -> dict[str, tuple[Any, ...]]:
     return {case.name: (seed, case, *three) for case, *three in results}
 
 
-def check_bf16(result: tuple[Any, ...]) -> None:
-    """Assert that a layout changes a bf16 run by no more than bf16 itself does."""
+def check_bf16(result: tuple[Any, ...], *, same_bits: bool = True) -> None:
+    """Assert that a layout changes a bf16 run by no more than bf16 itself does.
+
+    `same_bits`: one input gives the same bits each time, which cuDNN's attention does not.
+    """
     seed, case, layout, bf16, fp32 = result
     # Later steps drift apart, since Adam's first updates are signs, also of noise. Only their loss
     # is held, to the mean rounding error of bf16 (9e-4 seen), loosely: fp32 proves the update.
@@ -346,11 +349,15 @@ def check_bf16(result: tuple[Any, ...]) -> None:
         r | {kind: r[kind][:1] for kind in ("loss", "grad_norm")} for r in (layout, bf16, fp32)
     )
     found, rounding = differences(layout, bf16), differences(bf16, fp32)
-    # A scalar has a floor, since it may agree with fp32 by accident. Seen in 300 runs each way:
-    # 2e-7, 0.2 and 0.2 of these bounds without tensor parallelism; 0.5, 0.3 and 0.8 with it.
-    if case.parallel.get("tp", 1) == 1:
-        # The forward pass is the same bit for bit; only the gradients of later loops for loop 0's
-        # K/V and embedding are added in another order, or in fp32.
+    # A scalar has a floor, since it may agree with fp32 by accident. Seen in 300 runs with tensor
+    # parallelism: 0.5, 0.3 and 0.8 of these bounds.
+    if case.parallel.get("tp", 1) == 1 and same_bits:
+        # Every product is the same bit for bit. Only the order differs in which microbatches and
+        # loops are added to an fp32 main gradient: about one rounding for each of some 16 terms
+        # (0.1 of it seen in 40 runs).
+        order = 16 * torch.finfo(torch.float32).eps
+        bounds = dict.fromkeys(("loss", "grad_norm", "gradients"), order)
+    elif case.parallel.get("tp", 1) == 1:
         bounds = {
             "loss": 1e-6,
             "grad_norm": max(rounding["grad_norm"], 2**-9),

@@ -62,4 +62,4 @@ def results(ranks: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_layout_changes_bf16_no_more_than_bf16_does(results: dict[str, Any], name: str) -> None:
-    check_bf16(results[name])
+    check_bf16(results[name], same_bits=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from loopcoder import backends
+from tests.ops.kernel_names import kernels_of_library, kernels_of_sources, short
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -146,6 +147,8 @@ def test_it_compiles_and_registers_its_operators(tmp_path: Path) -> None:
     about = json.loads((site / "loopcoder/_kernels.json").read_text())
     assert {"sm_80", "sm_90a"} <= set(about["architectures"])
     assert about["sources"] == backends.sources_digest(REPOSITORY / "kernels")
+    names = {short(name) for name in kernels_of_library(site / "loopcoder/_kernels.so")}
+    assert names == set(kernels_of_sources())  # which are unique
     code = """
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode

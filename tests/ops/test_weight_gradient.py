@@ -88,4 +88,4 @@ def test_a_layer_that_does_not_fuse_is_no_silent_fallback(ranks):
     layer = nn.Linear(2, 2)
     layer.fuse_wgrad_accumulation = False
     with pytest.raises(RuntimeError, match="does not add its weight gradient"):
-        share_over_loops(SimpleNamespace(), nn.ModuleList([layer]))
+        share_over_loops(SimpleNamespace(), nn.ModuleList([layer]), 2)

@@ -13,7 +13,7 @@ from loopcoder.config.compose import compose
 from loopcoder.model.flops import parameters
 from loopcoder.parallel.layout import stage_layers
 from loopcoder.plan.activations import microbatches_in_flight
-from loopcoder.plan.memory import RUNTIME_BYTES, checkpoint_bytes, largest_rank
+from loopcoder.plan.memory import RUNTIME_BYTES, checkpoint_bytes, largest_rank, rank_memory
 from loopcoder.plan.parameters import buffer_of, rank_tensors
 from tests.configs import small_config
 from tests.plan.allocated import allocated, planned
@@ -94,6 +94,24 @@ def test_the_released_model_as_it_was_measured(overrides: str, gpus: int, peak: 
     fixed = ["model=plt_7b", "model.layer_spec=te", "model.kernels=cuda"]
     memory = largest_rank(compose([*fixed, *overrides.split()]), 76_800, gpus)
     assert (memory.total_bytes - RUNTIME_BYTES) / 2**30 == pytest.approx(peak, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bytes_each"),
+    [
+        ("precision=fp32", 4),
+        ("precision=bf16", 0),  # added to an fp32 buffer loop by loop
+        ("precision=bf16 precision.grad_reduce_in_fp32=false", 2),
+        ("precision=fp32 parallel=pp2", 0),
+        ("precision=fp32 model.num_loops=1", 0),
+    ],
+)
+def test_gradients_wait_for_loop_0_where_autograd_adds_them(
+    overrides: str, bytes_each: int
+) -> None:
+    config = compose(["model.layer_spec=torch", "model.num_loops=2", *overrides.split()])
+    layers = [n for part, n in rank_tensors(config, 256, 0) if part in ("layers", "gates")]
+    assert rank_memory(config, 256, 2, 0).loop_gradients_bytes == bytes_each * sum(layers)
 
 
 def test_microbatches_in_flight() -> None:
