@@ -18,36 +18,63 @@ from loopcoder.train.step import losses
 
 
 class Evaluator:
-    """Evaluates the same held-out sequences every time, those of all domains of any data stage."""
+    """Evaluates the same held-out tokens every time, those of all domains of any data stage.
+
+    In a data stage they are `eval.sequences_per_domain` sequences of its length. Further lengths
+    (`eval.lengths`) cut the same tokens into fewer or more sequences, so that nothing but how far a
+    token sees back differs between them.
+    """
 
     def __init__(self, config: Config, corpus: Corpus):
-        self.config = config
+        self.config, self._further = config, list(dict.fromkeys(config.eval.lengths or ()))
         trained = {domain for stage in config.stages for domain in stage.mixture}
-        lengths = {stage.seq_length for stage in config.stages} | set(config.eval.lengths or ())
+        of_stages = sorted({stage.seq_length for stage in config.stages})
         self._sets = {
-            length: [
-                HeldOut(corpus, domain, config.data, length, config.eval.sequences_per_domain)
+            (covered, length): [
+                HeldOut(
+                    corpus,
+                    domain,
+                    config.data,
+                    length,
+                    config.eval.sequences_per_domain * covered,
+                )
                 for domain in corpus.domains
                 if domain in trained
             ]
-            for length in sorted(lengths)
+            for covered in of_stages
+            for length in sorted({covered, *self._further})
         }
         self._token_bytes = torch.from_numpy(np.asarray(corpus.token_bytes()))
 
-    def sets(self, stage: int = -1) -> list[HeldOut]:
-        """Return the held-out sequences of every domain, at the length of a data stage."""
-        return self._sets[self.config.stages[stage].seq_length]
+    def sets(self, stage: int = -1, length: int | None = None) -> list[HeldOut]:
+        """Return the held-out sequences of every domain that are evaluated in a data stage.
+
+        Args:
+            stage: Index of the data stage.
+            length: One of `eval.lengths`; None: the stage's own.
+        """
+        covered = self.config.stages[stage].seq_length
+        return self._sets[covered, length or covered]
 
     def shortages(self) -> Iterator[str]:
-        """Yield a sentence for each length at which there are fewer sequences than asked for."""
+        """Yield a sentence for each length of a data stage at which there are fewer sequences than
+        asked for, and one for each further length of which there is no whole sequence."""
         asked = self.config.eval.sequences_per_domain
-        for length, sets in self._sets.items():
+        for (covered, length), sets in self._sets.items():
             few = [f"{len(s.rows)} of {s.domain}" for s in sets if len(s.rows) < asked]
-            if few:
+            if length == covered and few:
                 yield (
                     f"validation has fewer sequences of {counted(length, 'token')} than "
                     f"eval.sequences_per_domain={asked}: {', '.join(few)}; each domain still "
                     "counts by its share of the mixture"
+                )
+            less = [f"{s.num_tokens:,} of {s.domain}" for s in sets if s.num_tokens < length]
+            if length != covered and less:
+                yield (
+                    f"validation at {counted(length, 'token')} (eval.lengths) has no whole "
+                    f"sequence: the tokens are those of {counted(asked, 'sequence')} of "
+                    f"{covered:,} (eval.sequences_per_domain), {', '.join(less)}; none sees "
+                    "farther back than these reach"
                 )
 
     @torch.no_grad()
@@ -61,11 +88,11 @@ class Evaluator:
         Returns:
             the fields `val/...` of a metrics line.
         """
-        here, further = self.config.stages[stage], self.config.eval.lengths or []
+        here, further = self.config.stages[stage], self._further
         loops = self.config.model.num_loops if self.config.eval.per_loop else 1
         state.network.set_rope_theta(here.rope_theta)
         sums = {
-            length: {s.domain: self._sums(state, s, loops) for s in self._sets[length]}
+            length: {s.domain: self._sums(state, s, loops) for s in self.sets(stage, length)}
             for length in dict.fromkeys([here.seq_length, *further])
         }
         fields = _fields(sums[here.seq_length], here.mixture, loops)
