@@ -342,6 +342,11 @@ class EvalConfig:
     per_loop: bool = True
     """Also the loss of each loop's output through the head (logit lens)."""
 
+    @property
+    def happens(self) -> bool:
+        """Whether anything is evaluated while training."""
+        return self.interval is not None or self.at_end
+
 
 @dataclass(frozen=True, config=STRICT)
 class ProfileConfig:

@@ -27,7 +27,7 @@ from loopcoder.data.corpus import Corpus, in_use, lost
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
-from loopcoder.errors import EXIT_DONE, DiskFull, LoopcoderError, Preempted
+from loopcoder.errors import EXIT_DONE, DiskFull, LoopcoderError, OutOfMemory, Preempted
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
 from loopcoder.metrics.summary import next_command, print_finished, print_summary
@@ -42,6 +42,7 @@ from loopcoder.parallel import mcore
 from loopcoder.storage.disk import full_disk_raises
 from loopcoder.storage.run_lock import only_run_in
 from loopcoder.train.health import Health
+from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
 from loopcoder.train.profiling import StepProfiler
 from loopcoder.train.provenance import Launch, provenance
@@ -117,7 +118,7 @@ class Run:
         self.vocab_size = vocab_size
         self.state = build_state(config, self.ranks, vocab_size)
         self.health = Health(config.optim, self.ranks.device)
-        self.evaluator = Evaluator(config, corpus)
+        self.evaluator = Evaluator(config, corpus, run_dir)
         self.saver = Saver(config, run_dir, self.event, companions(run_dir))
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
@@ -194,11 +195,12 @@ class Run:
 
     def _step(self, data: StepData, probe: LoopProbe | None) -> StepResult:
         """Train one step; loss and gradient norm stay on the device until they are logged."""
-        config = self.config
+        config, optim = self.config, self.config.optim
         theta = config.stages[data.before.stage].rope_theta
         self.state.network.set_rope_theta(theta)
-        sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains), probe)
-        step, optim = data.after.step, config.optim
+        step = data.after.step
+        with named_out_of_memory(f"step {step}", smaller_step(config, self.run_dir)):
+            sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains), probe)
         lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
         share = vocabulary_share(optim, step)
         grad_norm = update(self.state.optimizer, optim, lr, sums[1].sum(), share)
@@ -218,7 +220,7 @@ class Run:
         memory = reduce_peak_memory(self.ranks.device)
         if evaluate:
             with window.excluding():
-                self._val = self.evaluator(self.state, data.before.stage)
+                self._val = self._evaluate(data.before.stage)
         if self.writer is not None:
             self.writer.log(
                 {
@@ -238,6 +240,16 @@ class Run:
                     **(self._validation(data.before.stage) if evaluate else {}),
                 }
             )
+
+    def _evaluate(self, stage: int) -> dict[str, float]:
+        """Evaluate; what is trained is saved before it is said that memory does not suffice."""
+        try:
+            return self.evaluator(self.state, stage)
+        except OutOfMemory:
+            if self.ranks.world_size == 1:  # others may wait for this one in a collective
+                self._save()
+                self.saver.finish()
+            raise
 
     def _validation(self, stage: int) -> dict[str, Any]:
         """Return the fields of an evaluation on rank 0."""
@@ -316,7 +328,7 @@ class Run:
 
     def _prepare_validation(self) -> None:
         """Say what is short of held-out sequences, and get what the loss is compared with."""
-        if self.config.eval.interval is None and not self.config.eval.at_end:
+        if not self.config.eval.happens:
             return
         for note in self.evaluator.shortages():
             self.event("note", text=note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.heldout import HeldOut
 from loopcoder.errors import counted
+from loopcoder.train.out_of_memory import named_out_of_memory, smaller_evaluation
 from loopcoder.train.state import TrainState
 from loopcoder.train.step import losses
 
@@ -25,7 +27,12 @@ class Evaluator:
     token sees back differs between them.
     """
 
-    def __init__(self, config: Config, corpus: Corpus):
+    def __init__(self, config: Config, corpus: Corpus, run_dir: Path | None = None):
+        """
+        Args:
+            run_dir: of a run that trains: errors say how it continues.
+        """
+        self._run_dir = run_dir
         self.config, self._further = config, list(dict.fromkeys(config.eval.lengths or ()))
         trained = {domain for stage in config.stages for domain in stage.mixture}
         of_stages = sorted({stage.seq_length for stage in config.stages})
@@ -87,18 +94,31 @@ class Evaluator:
 
         Returns:
             the fields `val/...` of a metrics line.
+
+        Raises:
+            OutOfMemory: there is too little for the sequences of a length.
         """
         here, further = self.config.stages[stage], self._further
         loops = self.config.model.num_loops if self.config.eval.per_loop else 1
         state.network.set_rope_theta(here.rope_theta)
         sums = {
-            length: {s.domain: self._sums(state, s, loops) for s in self.sets(stage, length)}
+            length: self._by_domain(state, stage, length, loops)
             for length in dict.fromkeys([here.seq_length, *further])
         }
         fields = _fields(sums[here.seq_length], here.mixture, loops)
         for length in further:
             fields |= _fields(sums[length], here.mixture, loops, f"/len{length}")
         return fields
+
+    def _by_domain(
+        self, state: TrainState, stage: int, length: int, loops: int
+    ) -> dict[str, torch.Tensor]:
+        field = "eval.lengths" if length in self._further else "data.seq_length"
+        micro = counted(self.config.train.micro_batch_size, "sequence")
+        what = f"an evaluation at {counted(length, 'token')} ({field}, {micro} at once)"
+        fix = smaller_evaluation(self.config, length, stage, self._run_dir)
+        with named_out_of_memory(what, fix):
+            return {s.domain: self._sums(state, s, loops) for s in self.sets(stage, length)}
 
     def _sums(self, state: TrainState, held_out: HeldOut, loops: int) -> torch.Tensor:
         """[loops + 2]: summed loss after each loop (the last is the model's), valid tokens, UTF-8
