@@ -18,7 +18,14 @@ from loopcoder.checkpoint import format as checkpoints
 from loopcoder.checkpoint.load import load
 from loopcoder.checkpoint.pinned import companions, record_corpus
 from loopcoder.checkpoint.save import Saver
-from loopcoder.checkpoint.start import Start, check_fits, find_start, finished_at, warmup_of
+from loopcoder.checkpoint.start import (
+    Start,
+    check_fits,
+    early_notes,
+    find_start,
+    finished_at,
+    warmup_of,
+)
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.compose import save_config
 from loopcoder.config.identity import config_hash
@@ -84,6 +91,7 @@ def _train_alone(
 ) -> int:
     vocab_size = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
     start = find_start(config, run_dir)
+    said = early_notes(config, run_dir)
     notes = [] if start is None else check_fits(start, config, vocab_size, corpus)
     if (done := finished_at(config, run_dir)) is not None:
         if os.environ.get("RANK", "0") == "0":
@@ -92,7 +100,7 @@ def _train_alone(
     stop = StopSignal()
     mcore.start_processes()
     try:
-        Run(config, corpus, backends, run_dir, vocab_size, start, stop, launch).go(notes)
+        Run(config, corpus, backends, run_dir, vocab_size, start, stop, launch).go(said, notes)
     finally:
         mcore.shutdown()
     return EXIT_DONE
@@ -133,10 +141,11 @@ class Run:
         self._unigram_entropies: dict[str, float] = {}
         self._unigram_entropy: float | None = None
 
-    def go(self, notes: list[str]) -> None:
-        """Restore, train to the end, and leave everything closed."""
+    def go(self, said: list[str], notes: list[str]) -> None:
+        """Restore, train to the end, and leave everything closed; `said` are notes that the command
+        line has printed already."""
         try:
-            self._restore(notes)
+            self._restore(said, notes)
             self._prepare_validation()
             self._train()
             self.saver.finish()
@@ -298,7 +307,7 @@ class Run:
         self.saver.save(self.state.network, self.state.ddp, self.state.optimizer, state)
         self._last_saved = self.position.step
 
-    def _restore(self, notes: list[str]) -> None:
+    def _restore(self, said: list[str], notes: list[str]) -> None:
         self.event(
             "run_started",
             **provenance(self.launch.overrides, self.backends, self.ranks.world_size),
@@ -316,9 +325,10 @@ class Run:
             verb = "continues" if resumes else "starts"
             self.event(f"run_{verb}", path=str(checkpoint.path), step=checkpoint.step)
             self.say(f"{verb} from {checkpoint.path}, step {checkpoint.step}")
-        for note in notes:
+        for note in dict.fromkeys([*said, *notes]):
             self.event("note", text=note)
-            self.say(note)
+            if note not in said:
+                self.say(note)
         if self.ranks.is_main:
             with full_disk_raises(self.run_dir, _disk_is_full):
                 save_config(self.config, self.run_dir / "config.yaml")
