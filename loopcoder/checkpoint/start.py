@@ -15,6 +15,7 @@ from loopcoder.config.compose import load_config
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.data.corpus import TOKENIZER, Corpus
+from loopcoder.data.sampler import Position, enter_stage, unreached
 from loopcoder.errors import InputError, Problem, counted
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.schedule import rate_scales, unreached_rate, warmup_steps
@@ -111,11 +112,14 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
 
 
 def early_notes(config: Config, run_dir: Path) -> list[str]:
-    """Return what is to be said of a run's learning rates before there is a corpus or a model."""
+    """Return what is to be said of a run's schedules before there is a corpus or a model."""
     start = find_start(config, run_dir)
+    goes_on = start is not None and start.goes_on
+    position = start.checkpoint.state().position if start and goes_on else Position()
     found = [
         unreached_rate(config.optim, config.train.max_steps),
-        _jump(start, config) if start is not None and start.goes_on else None,
+        *unreached(config, enter_stage(config.stages, position)),
+        _jump(start, config) if start and goes_on else None,
     ]
     return [note for note in found if note is not None]
 

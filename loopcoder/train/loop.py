@@ -91,8 +91,8 @@ def _train_alone(
 ) -> int:
     vocab_size = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
     start = find_start(config, run_dir)
-    said = early_notes(config, run_dir)
     notes = [] if start is None else check_fits(start, config, vocab_size, corpus)
+    said = early_notes(config, run_dir)
     if (done := finished_at(config, run_dir)) is not None:
         if os.environ.get("RANK", "0") == "0":
             print_finished(run_dir, done, config.train.max_steps)
