@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loopcoder.errors import InputError, counted
+from loopcoder.errors import InputError
 from loopcoder.metrics.drawing import (
     COLORS,
     FAINT,
@@ -58,7 +58,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     plots = run_dir / "plots"
     files = [draw(plots / "loss.png", lambda fig: _loss(fig, records, title))]
     by_length = {
-        f"loops_len{n}": (f"val/loss/len{n}", f"{what}, {counted(n, 'token')}", label)
+        f"loops_len{n}": (f"val/loss/len{n}", f"{what}, {n} tokens", label)
         for n in lengths(records)
         for _, what, label in [_BY_LOOP["loops"]]
     }
@@ -92,12 +92,7 @@ def _loss(fig: Figure, records: list[Record], title: str) -> None:
             for i, d in enumerate(domains)
         ]
     curves += [
-        (
-            records,
-            f"val/loss/len{n}",
-            f"validation, {counted(n, 'token')}",
-            color_of(len(curves) + i),
-        )
+        (records, f"val/loss/len{n}", f"validation, {n} tokens", color_of(len(curves) + i))
         for i, n in enumerate(lengths(records), 1)
     ]
     if older:

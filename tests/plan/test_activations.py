@@ -90,7 +90,7 @@ def evaluated_bytes(config: Config, ranks: Any, vocab_size: int, length: int) ->
     activities = [torch.profiler.ProfilerActivity.CPU]
     with (
         torch.no_grad(),
-        torch.profiler.profile(activities=activities, profile_memory=True) as seen,
+        torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as seen,
     ):
         network(tokens, docs, tokens, every_loop=True)
     changes = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
