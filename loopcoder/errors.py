@@ -83,6 +83,12 @@ class DiskFull(InputError):
     exit_code = EXIT_NO_RETRY
 
 
+class OutOfMemory(LoopcoderError):
+    """A GPU or the machine had no memory left; the same command would end the same way."""
+
+    exit_code = EXIT_NO_RETRY
+
+
 class Preempted(LoopcoderError):
     """The run was asked to stop and has saved its state; start the same command again."""
 

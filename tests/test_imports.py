@@ -58,6 +58,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.loaded",
         "loopcoder.data",
         "loopcoder.metrics",
+        "loopcoder.optim.schedule",
         "loopcoder.plan",
         "loopcoder.train",
         "data_pipeline",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from loopcoder.checkpoint.format import Checkpoint
@@ -10,8 +11,8 @@ from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.data import ResolvedStage
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import Config
-from loopcoder.errors import Problem
-from loopcoder.optim.schedule import branching_step, learning_rate, warmup_steps
+from loopcoder.errors import Problem, counted
+from loopcoder.optim.schedule import branching_step, decay_length, learning_rate, warmup_steps
 
 _JUMP = 0.01
 """Relative difference of the learning rate from which on it is said."""
@@ -119,6 +120,12 @@ def jump_of_the_rate(
     # that ends at the next step, where it has come to the rate that this one ended with.
     if any(abs(rate - now) <= _JUMP * max(rate, now) for rate in (asked, following)):
         return None
+    jump = (
+        f"warning: the learning rate jumps from {now:.3g} (step {step}) to {following:.3g} "
+        f"(step {step + 1})"
+    )
+    if mend := _shorter_decay(config, step, now, warmup):
+        return f"{jump}, since {mend}"
     cause = "`optim` has changed"
     if before.optim == config.optim:
         cause = f"the schedule now ends at step {last} and not at {before.train.max_steps}"
@@ -133,7 +140,26 @@ def jump_of_the_rate(
             "checkpoint.init_position=true"
         )
     return (
-        f"warning: the learning rate jumps from {now:.3g} (step {step}) to {following:.3g} "
-        f"(step {step + 1}), since {cause}. Without a jump: optim.schedule.kind=constant "
+        f"{jump}, since {cause}. Without a jump: optim.schedule.kind=constant "
         f"optim.schedule.warmup_steps=0 optim.lr={now:.4g}, or {branch}"
+    )
+
+
+def _shorter_decay(config: Config, step: int, now: float, warmup: int | None) -> str | None:
+    """Return what to say of a decay that is longer than what is left of a run, where one that
+    begins at this step is no jump."""
+    optim, last = config.optim, config.train.max_steps
+    schedule, length, left = optim.schedule, decay_length(optim, last), last - step
+    fitting = replace(optim, schedule=replace(schedule, decay_steps=left))
+    rate = learning_rate(fitting, step, last, warmup)
+    if schedule.kind != "wsd" or length <= left or abs(rate - now) > _JUMP * max(rate, now):
+        return None
+    asked, longer = f"optim.schedule.decay_fraction={schedule.decay_fraction:g}", ""
+    if schedule.decay_steps is not None:
+        asked = f"optim.schedule.decay_steps={schedule.decay_steps}"
+        longer = f", or train.max_steps={step + length}"
+    return (
+        f"the decay takes {counted(length, 'step')} ({asked}), and {counted(left, 'step')} "
+        f"{'is' if left == 1 else 'are'} left up to train.max_steps={last}. Without a jump: "
+        f"optim.schedule.decay_steps={left}{longer}"
     )

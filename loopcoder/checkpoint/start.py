@@ -15,9 +15,10 @@ from loopcoder.config.compose import load_config
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.data.corpus import TOKENIZER, Corpus
+from loopcoder.data.sampler import Position, enter_stage, unreached
 from loopcoder.errors import InputError, Problem, counted
 from loopcoder.model.vocabulary import padded_vocabulary
-from loopcoder.optim.schedule import rate_scales, warmup_steps
+from loopcoder.optim.schedule import rate_scales, unreached_rate, warmup_steps
 
 _WEIGHTS = (*SHAPE, "gate", "kv_sharing")
 """Fields of `model` that decide which weights exist."""
@@ -98,8 +99,7 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
     notes = [] if start.resumes else list(_gates_that_differ(checkpoint, before, config))
     if not start.goes_on:
         return notes
-    others = layout.complete(checkpoint.path.parent)
-    if jump := jump_of_the_rate(state, before, config, others):
+    if jump := _jump(start, config):
         notes.append(jump)
     if state.corpus != corpus.fingerprint:
         notes.append(
@@ -109,6 +109,26 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
     if not start.resumes:
         return notes
     return notes + [f"changed since step {checkpoint.step}: {c}" for c in changes(before, config)]
+
+
+def early_notes(config: Config, run_dir: Path) -> list[str]:
+    """Return what is to be said of a run's schedules before there is a corpus or a model."""
+    start = find_start(config, run_dir)
+    goes_on = start is not None and start.goes_on
+    position = start.checkpoint.state().position if start and goes_on else Position()
+    found = [
+        unreached_rate(config.optim, config.train.max_steps),
+        *unreached(config, enter_stage(config.stages, position)),
+        _jump(start, config) if start and goes_on else None,
+    ]
+    return [note for note in found if note is not None]
+
+
+def _jump(start: Start, config: Config) -> str | None:
+    checkpoint = start.checkpoint
+    before = load_config(checkpoint.path / layout.CONFIG)
+    others = layout.complete(checkpoint.path.parent)
+    return jump_of_the_rate(checkpoint.state(), before, config, others)
 
 
 def warmup_of(start: Start | None, config: Config) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from loopcoder.backends import detect
 from loopcoder.checkpoint.pinned import pinned_corpus
+from loopcoder.checkpoint.start import early_notes
 from loopcoder.cli.arguments import composed, parse_arguments
 from loopcoder.cli.checks import check_config
 from loopcoder.config.compose import conf_dir
@@ -71,6 +72,8 @@ def run(argv: list[str]) -> int:
         print(f"{what} fits on {processes}, by the estimate above")
     else:
         print(f"{what} can start on {processes}\n{warning}")
+    for note in early_notes(config, run_dir):
+        print(note)
     if too_little := disk_warning(config, vocab_size, run_dir):
         print(too_little)
     return EXIT_DONE

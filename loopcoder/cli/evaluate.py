@@ -14,10 +14,11 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.pinned import gone, where_is
 from loopcoder.cli.arguments import parse_arguments
+from loopcoder.config.check_data import check_lengths
 from loopcoder.config.compose import compose, load_config
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import TOKENIZER, Corpus, in_use, load_corpus
-from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.errors import EXIT_DONE, InputError, counted
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def run(argv: list[str]) -> int:
     asked = compose(others, arguments.config_dir)
     trained = load_config(found[-1].path / layout.CONFIG)
     config = as_asked(trained, asked, others)
+    if config.eval != trained.eval and (wrong := list(check_lengths(config))):
+        raise InputError(wrong)
     corpus = corpus_of(found[-1], config, trained, Path(asked.data.build.cache_dir).expanduser())
     with in_use(corpus.dir):
         results = evaluate(found, config, corpus)
@@ -239,4 +242,4 @@ def _label(section: str) -> str:
     """Name a row: the domain, and the length of its sequences unless it is the data stage's."""
     found = re.fullmatch(r"(?:/len(\d+))?(?:/(.+))?", section)
     length, domain = found.groups() if found else (None, section)
-    return (domain or "all") + (f" at {length} tokens" if length else "")
+    return (domain or "all") + (f" at {counted(int(length), 'token')}" if length else "")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import Config
 from loopcoder.errors import counted
+from loopcoder.optim.schedule import branching_step
 
 
 def overview(config: Config, overrides: Sequence[str], processes: int) -> str:
@@ -102,6 +103,15 @@ def _layout(config: Config, processes: int) -> str:
 
 def _intervals(config: Config) -> str:
     named = (("evaluation", config.eval.interval), ("checkpoint", config.checkpoint.interval))
-    kept = config.checkpoint.keep
     texts = [f"{name} {'at the end' if n is None else counted(n, 'step')}" for name, n in named]
-    return ", ".join(texts) + (f" ({kept} kept)" if kept is not None else "")
+    return ", ".join(texts) + _kept(config)
+
+
+def _kept(config: Config) -> str:
+    """Say which checkpoints stay: the newest, and the one where a wsd run begins to decay."""
+    keep, interval = config.checkpoint.keep, config.checkpoint.interval
+    branch = branching_step(config.optim, config.train.max_steps, None)
+    texts = [] if keep is None else [f"{keep} kept"]
+    if interval is not None and branch is not None:
+        texts.append(f"and the one of step {branch:,}, where the decay begins")
+    return f" ({', '.join(texts)})" if texts else ""

@@ -11,6 +11,7 @@ import os
 import shlex
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from launch.sweep import FIRST_VARIABLE, points, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect
 from loopcoder.checkpoint.pinned import pinned_corpus
-from loopcoder.checkpoint.start import check_start, finished_at
+from loopcoder.checkpoint.start import check_start, early_notes, finished_at
 from loopcoder.cli.arguments import Arguments, cache_for, composed, parse_arguments, rank, say
 from loopcoder.cli.checks import check_config, check_folder
 from loopcoder.cli.overview import overview
@@ -94,7 +95,14 @@ def _show_points(arguments: Arguments) -> int:
     for point in points(arguments.overrides, arguments.config_dir, backends)[1]:
         check_folder(point.config, backends)
         print(f"# {point.label}\n{to_yaml(point.config)}---")
+        _print_aside(early_notes(point.config, Path(str(point.config.run_dir))), f"{point.label}: ")
     return EXIT_DONE
+
+
+def _print_aside(notes: Sequence[str], before: str = "") -> None:
+    """Print notes where a printed configuration stays what it is."""
+    for note in notes:
+        print(f"{before}{note}", file=sys.stderr)
 
 
 def _presets(config_dir: Path | None) -> str:
@@ -145,10 +153,11 @@ def _train(arguments: Arguments) -> int:
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check_config(config, size, backends)
+    run_dir = Path(str(config.run_dir))
     if arguments.print_config:
+        _print_aside(early_notes(config, run_dir))
         return EXIT_DONE
     may_not_fit = check_run(config, size, backends)
-    run_dir = Path(str(config.run_dir))
     with ExitStack() as made:
         if rank() == 0:
             refuse_second(run_dir)
@@ -166,8 +175,9 @@ def _train(arguments: Arguments) -> int:
                 batch, micro = config.train.global_batch_size, config.train.micro_batch_size
                 gpus = f"using {size} of {backends.gpu_count} GPUs"
                 say(f"{gpus}: {counted(batch, 'sequence')} per step, {micro} at once")
-            if may_not_fit is not None:
-                say(may_not_fit)
+            for note in [may_not_fit, *early_notes(config, run_dir)]:
+                if note is not None:
+                    say(note)
         return _start(config, backends, run_dir, size, launched=launched)
 
 

@@ -32,7 +32,26 @@ def check_data(config: Config) -> Iterator[Problem]:
     yield from _shares(config)
     yield from _tokenizer(config)
     yield from _stages(config)
-    for index, length in enumerate(config.eval.lengths or []):
+    yield from check_lengths(config)
+
+
+def check_lengths(config: Config) -> Iterator[Problem]:
+    """Yield why validation cannot be at the lengths that are asked for."""
+    lengths = config.eval.lengths or []
+    useful = [length for length in dict.fromkeys(lengths) if length > 1]
+    if useful != lengths:
+        whys = []
+        if 1 in lengths:
+            whys.append("in a sequence of 1 token nothing is predicted from a token before it")
+        if len(set(lengths)) < len(lengths):
+            whys.append("every length is evaluated once")
+        yield Problem(
+            f"eval.lengths={as_override(lengths)}",
+            ", and ".join(whys),
+            f"eval.lengths={as_override(useful or None)}",
+        )
+        return
+    for index, length in enumerate(lengths):
         yield from _length(config, f"eval.lengths.{index}", length)
 
 

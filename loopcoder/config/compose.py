@@ -28,8 +28,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from loopcoder.config.fields import FieldAt, as_override
-from loopcoder.config.mistakes import not_written_out, problems_of, unknown_key
+from loopcoder.config.fields import FieldAt, as_override, typed
+from loopcoder.config.mistakes import is_list, not_written_out, problems_of, unknown_key
 from loopcoder.config.overrides import is_text, parse_overrides, quoted
 from loopcoder.config.recipe import register
 from loopcoder.config.renamed import translate
@@ -208,6 +208,9 @@ def _problem_of(
     written = text.partition("=")[2]
     if override.is_sweep_override():
         why = "a comma-separated list starts one run per value"
+        if is_list(root.at(key.split(".")), written):
+            fix = typed(f"{key}=[{written}]")
+            return Problem(text, "this field takes a list, written [a,b]", fix)
         if schema is not Config:
             return Problem(text, "it takes one value", f"'{key}=\"{written}\"'")
         return Problem(text, why, f"loopcoder train -m {text}")

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
-from pydantic import ValidationError
+import yaml
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from loopcoder.config.fields import MISSING, FieldAt, arms, as_override, leaves, typed
@@ -137,6 +138,23 @@ def _problem(
     return Problem(f"{key}={as_override(first['input'])}", why, mended)
 
 
+def is_list(at: FieldAt | None, written: str) -> bool:
+    """Say whether a field takes what was written with commas, but only as a list."""
+    try:
+        values = yaml.safe_load(f"[{written}]")
+    except yaml.YAMLError:
+        return False
+    return at is not None and _takes(at, values) and not _takes(at, values[0])
+
+
+def _takes(at: FieldAt, value: Any) -> bool:
+    try:
+        TypeAdapter(at.annotation).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
 def cleaned(text: str, pattern: str) -> str:
     """Return a text with a dash for every part that a pattern of `types.py` does not allow; "" if
     nothing is left."""
@@ -158,6 +176,8 @@ def _mended(key: str, detail: ErrorDetails, at: FieldAt, presets: Mapping[str, A
     value = detail["input"]
     if "pattern" in limits and (clean := cleaned(value, limits["pattern"])):
         return clean
+    if detail["type"] == "list_type" and _takes(at, [value]):
+        return as_override([value])
     if at.sections and detail["type"] == "dataclass_type":
         return f"{{{next(iter(at.fields))}:VALUE}}"
     if at.choices:

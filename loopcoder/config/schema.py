@@ -333,12 +333,19 @@ class EvalConfig:
     at_end: bool = True
     """Evaluate after the last step."""
     sequences_per_domain: PositiveInt = 64
-    """Held-out sequences of each domain; fewer if there are fewer, which is said at the start."""
+    """Held-out sequences of each domain, of the length of the current data stage; fewer if there
+    are fewer, which is said at the start."""
     lengths: Annotated[list[PositiveInt] | None, _NEW] = None
-    """Lengths of these sequences, in tokens, at which `val/loss/len<length>` is evaluated beside
-    `val/loss`, which is at the length of the current data stage; null: at no other."""
+    """Further lengths, in tokens: `val/loss/len<length>` is the loss of the same tokens as
+    `val/loss`, which is at the length of the current data stage, in sequences of another length;
+    null: at no other."""
     per_loop: bool = True
     """Also the loss of each loop's output through the head (logit lens)."""
+
+    @property
+    def happens(self) -> bool:
+        """Whether anything is evaluated while training."""
+        return self.interval is not None or self.at_end
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -14,15 +14,21 @@ from loopcoder.data.indexed import check_there
 
 
 class HeldOut:
-    """The first sequences of a domain's held-out documents, laid end to end; the last one is
-    padded.
+    """The first tokens of a domain's held-out documents, laid end to end and cut into sequences;
+    the last one is padded.
 
-    Padding instead of dropping means that a handful of short documents still gives a loss.
+    Padding instead of dropping means that a handful of short documents still gives a loss, and that
+    the labels are the same ones whatever the length.
     """
 
     def __init__(
-        self, corpus: Corpus, domain: str, data: DataConfig, seq_length: int, sequences: int
+        self, corpus: Corpus, domain: str, data: DataConfig, seq_length: int, num_tokens: int
     ):
+        """
+        Args:
+            seq_length: tokens of a sequence.
+            num_tokens: labels in all, or as many as there are.
+        """
         from megatron.core.datasets.indexed_dataset import IndexedDataset
 
         self.domain, self.data, self.eod = domain, data, corpus.eod_id
@@ -30,7 +36,7 @@ class HeldOut:
         (prefix,) = corpus.prefixes(domain, "val")
         check_there(prefix)
         documents = IndexedDataset(prefix)
-        wanted = sequences * seq_length + 1
+        wanted = num_tokens + 1
         parts: list[np.ndarray] = []
         have = 0
         for document in range(len(documents)):
@@ -46,6 +52,11 @@ class HeldOut:
         self.rows = torch.from_numpy(np.stack([padded[s : s + seq_length + 1] for s in starts]))
         label_index = torch.from_numpy(starts)[:, None] + torch.arange(1, seq_length + 1)
         self.valid = label_index < len(ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Labels that there are, those that begin a document included."""
+        return int(self.valid.sum())
 
     def batches(self, dp_rank: int, dp_size: int, micro_batch_size: int) -> Iterator[Batch]:
         """Yield this rank's part; every rank yields equally many (rows that fill up count

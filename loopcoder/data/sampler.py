@@ -6,6 +6,7 @@ any step, and resuming costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -15,6 +16,7 @@ import numpy as np
 from loopcoder.config.data import ResolvedStage
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import BatchRampConfig, Config
+from loopcoder.errors import counted
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,53 @@ def enter_stage(stages: list[ResolvedStage], position: Position) -> Position:
         return position
     following = Position(position.step, position.stage + 1, 0, position.samples, position.tokens)
     return enter_stage(stages, following)
+
+
+def position_at(config: Config, position: Position, step: int) -> Position:
+    """Return the position after step `step` of a run that stands at another one; only in a ramp of
+    the batch it is walked to."""
+    train = config.train
+    while position.step < step:
+        if train.batch_ramp is not None and position.samples < train.batch_ramp.samples:
+            position, _ = advance(config, position)
+            continue
+        stage, steps = config.stages[position.stage], step - position.step
+        tokens = train.global_batch_size * stage.seq_length
+        if stage.until is not None and position.stage < len(config.stages) - 1:
+            steps = min(steps, max(1, -(-(stage.until - position.tokens) // tokens)))
+        taken = steps * train.global_batch_size
+        after = Position(
+            step=position.step + steps,
+            stage=position.stage,
+            sample=position.sample + taken,
+            samples=position.samples + taken,
+            tokens=position.tokens + steps * tokens,
+        )
+        position = enter_stage(config.stages, after)
+    return position
+
+
+def unreached(config: Config, position: Position) -> Iterator[str]:
+    """Yield what to say of a batch that does not come to its full size, and of data stages that do
+    not begin, before a run ends that stands at a position."""
+    train, stages = config.train, config.stages
+    if position.step >= train.max_steps:
+        return
+    last = position_at(config, position, train.max_steps - 1)  # where its last step begins
+    if train.batch_ramp is not None and last.samples < train.batch_ramp.samples:
+        size = batch_size(train.global_batch_size, train.batch_ramp, last.samples)
+        yield (
+            f"the batch ends at {size} of {counted(train.global_batch_size, 'sequence')}: "
+            f"train.batch_ramp.samples={train.batch_ramp.samples} is more than what "
+            f"train.max_steps={train.max_steps} takes, {last.samples + size}"
+        )
+    if last.stage < len(stages) - 1:
+        until, (end, _) = stages[last.stage].until, advance(config, last)
+        yield (
+            f"data stage {last.stage + 2} of {len(stages)} does not begin: "
+            f"data.stages.{last.stage}.until={until} is not less than the tokens that "
+            f"train.max_steps={train.max_steps} takes, {end.tokens}"
+        )
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,15 @@ def decay_begins(optim: OptimConfig, max_steps: int, warmup: int) -> int:
         return max_steps
     if schedule.kind == "cosine":
         return warmup
-    decay = schedule.decay_steps
-    if decay is None:
-        decay = _share(schedule.decay_fraction, max_steps)
-    return max(warmup, max_steps - decay)
+    return max(warmup, max_steps - decay_length(optim, max_steps))
+
+
+def decay_length(optim: OptimConfig, max_steps: int) -> int:
+    """Return the steps over which a wsd run decays, as they are asked for."""
+    schedule = optim.schedule
+    if schedule.decay_steps is not None:
+        return schedule.decay_steps
+    return _share(schedule.decay_fraction, max_steps)
 
 
 def branching_step(optim: OptimConfig, max_steps: int, warmup: int | None) -> int | None:
@@ -77,6 +82,18 @@ def vocabulary_share(optim: OptimConfig, step: int) -> float:
     """Return the share of their rate at which embedding and head learn in step `step` (1 is the
     first): it grows linearly over `optim.vocabulary_warmup_steps`."""
     return min(1.0, step / max(1, optim.vocabulary_warmup_steps))
+
+
+def unreached_rate(optim: OptimConfig, max_steps: int) -> str | None:
+    """Return what to say of a run that ends before embedding and head have warmed up."""
+    steps = optim.vocabulary_warmup_steps
+    if steps <= max_steps:
+        return None
+    share = vocabulary_share(optim, max_steps)
+    return (
+        f"embedding and head end at {share:.2g} of their rate: "
+        f"optim.vocabulary_warmup_steps={steps} is more than train.max_steps={max_steps}"
+    )
 
 
 def rate_scales(model: ModelConfig, optim: OptimConfig) -> dict[str, float]:

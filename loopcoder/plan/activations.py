@@ -1,7 +1,9 @@
-"""What the forward pass keeps for the backward pass on one rank: an estimate, stated as such.
+"""What the forward pass keeps for the backward pass on one rank, and what one of an evaluation
+holds: estimates, stated as such.
 
-It counts the large tensors of a layer's run by name. What allocators and libraries need on the way
-is not in it. On small models it is compared with what autograd really saves (`tests/plan`).
+They count the large tensors of a layer's run by name. What allocators and libraries need on the
+way is not in them. On small models the first is compared with what autograd really saves
+(`tests/plan`).
 """
 
 from __future__ import annotations
@@ -62,16 +64,23 @@ def microbatches_in_flight(pp: int, pp_rank: int, microbatches: int, chunks: int
 
 def layer_bytes(config: Config, *, gated: bool) -> int:
     """Estimate what one run of a layer keeps per token, in bytes: `gated` in a later loop."""
-    model, tp, size = config.model, config.parallel.tp, number_bytes(config)
-    ffn = model.ffn_hidden_size // tp
+    return 2 * _norm_bytes(config) + _attention_bytes(config, gated=gated) + _mlp_bytes(config)
+
+
+def _attention_bytes(config: Config, *, gated: bool) -> int:
+    model, size = config.model, number_bytes(config)
     q, kv = _heads(config, model.num_attention_heads), _heads(config, model.num_kv_heads)
-    into = _into_product_bytes(config)
     # v is a part of what the projection returned, which therefore stays whole.
     projected = size * (q + 2 * kv) + size * (q + kv)
+    output = _into_product_bytes(config) * q
+    return projected + output + (_two_attentions(config, q) if gated else 0)
+
+
+def _mlp_bytes(config: Config) -> int:
+    size, ffn = number_bytes(config), config.model.ffn_hidden_size // config.parallel.tp
     # Plain PyTorch also keeps SiLU of one half, and the other half by itself.
-    mlp = size * 2 * ffn + into * ffn + (0 if model.layer_spec == "te" else 2 * size * ffn)
-    attention = into * q + (_two_attentions(config, q) if gated else 0)
-    return 2 * _norm_bytes(config) + projected + mlp + attention
+    halves = 0 if config.model.layer_spec == "te" else 2 * size * ffn
+    return size * 2 * ffn + _into_product_bytes(config) * ffn + halves
 
 
 def _recomputed_bytes(config: Config) -> int:
@@ -122,6 +131,62 @@ def _mask_bytes(config: Config, seq_length: int) -> int:
         return 0
     attentions = 2 * model.num_loops - 1 if model.has_gates else model.num_loops
     return attentions * config.train.micro_batch_size * seq_length**2 * number_bytes(config)
+
+
+def evaluation_bytes(config: Config, vocab_size: int, pp_rank: int, seq_length: int) -> int:
+    """Estimate what a rank holds of a microbatch of an evaluation at the fullest moment.
+
+    Without a backward pass only loop 0's keys and values, the embedding and the masks stay; an
+    attention, an MLP or the logits after a loop come on top.
+    """
+    model, parallel, size = config.model, config.parallel, number_bytes(config)
+    chunks = model.num_loops * parallel.chunks_per_loop
+    in_flight = microbatches_in_flight(parallel.pp, pp_rank, parallel.pp, chunks)
+    tokens = config.train.micro_batch_size * seq_length
+    stage = stage_layers(model.num_layers, parallel.pp, parallel.chunks_per_loop, pp_rank)
+    q, kv = _heads(config, model.num_attention_heads), _heads(config, model.num_kv_heads)
+    shared = sum(map(len, stage)) * (q + 3 * kv) if model.has_gates else 0
+    held = tokens * size * (shared + 2 * _hidden(config)) + _borders_bytes(config, seq_length)
+    masks = _rows_of_masks(config) * seq_length**2 * size  # as numbers that are added
+    attention = tokens * _attention_bytes(config, gated=model.has_gates) + masks
+    layer = max(attention, tokens * _mlp_bytes(config)) + 2 * tokens * _norm_bytes(config)
+    logits = _read_out_bytes(config, vocab_size, pp_rank, seq_length)
+    in_fp32 = logits if size == 4 else 3 * logits  # for the loss
+    return round(in_flight * held + max(layer, in_fp32))
+
+
+def evaluation_floor_bytes(config: Config, vocab_size: int, pp_rank: int, seq_length: int) -> int:
+    """Return the part of it that is arithmetic: the logits of a microbatch, and its masks."""
+    logits = _read_out_bytes(config, vocab_size, pp_rank, seq_length)
+    return logits + _borders_bytes(config, seq_length)
+
+
+def _read_out_bytes(config: Config, vocab_size: int, pp_rank: int, seq_length: int) -> int:
+    """Logits of a microbatch as the head returns them, on the stage that has it."""
+    parallel, tokens = config.parallel, config.train.micro_batch_size * seq_length
+    has_head = pp_rank == parallel.pp - 1
+    return number_bytes(config) * tokens * vocab_size // parallel.tp if has_head else 0
+
+
+def _borders_bytes(config: Config, seq_length: int) -> int:
+    """What `model/documents.py` keeps of a microbatch for plain PyTorch: distances in int64, which
+    all rows share, and a mask for documents and one for windows."""
+    model = config.model
+    windows = model.has_gates and model.kernels != "cuda"
+    masks = config.data.isolate_documents + windows
+    if model.layer_spec == "te" or not masks:
+        return 0
+    return seq_length**2 * (8 + _rows_of_masks(config) * masks)
+
+
+def _rows_of_masks(config: Config) -> int:
+    """Rows of which attention gets a mask: of windows alone one is enough for all."""
+    model = config.model
+    if model.layer_spec == "te":
+        return 0
+    if config.data.isolate_documents:
+        return config.train.micro_batch_size
+    return int(model.has_gates and model.kernels != "cuda")
 
 
 def _hidden(config: Config) -> int:

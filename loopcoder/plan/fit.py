@@ -8,11 +8,18 @@ from typing import NamedTuple
 
 from loopcoder.backends import Backends
 from loopcoder.config.compose import compose, conf_dir
+from loopcoder.config.fields import as_override
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.errors import InputError, counted
 from loopcoder.model.flops import parameters
 from loopcoder.plan.device import DeviceMemory, device_memory
-from loopcoder.plan.memory import RankMemory, largest_rank, planned_vocabulary, rank_memory
+from loopcoder.plan.memory import (
+    RankMemory,
+    largest_rank,
+    longest_evaluated,
+    planned_vocabulary,
+    rank_memory,
+)
 
 GIB = 2**30
 _SIZES = (*SHAPE, "vocab_size")
@@ -31,12 +38,20 @@ def needed_bytes(
         processes: of the run on that device; of a machine that holds only some of a run's, their
             mean.
     """
-    pp = config.parallel.pp
-    found = [rank_memory(config, vocab_size, world_size, stage) for stage in range(pp)]
+    found = _stages(config, vocab_size, world_size)
+    fixed, total = [m.fixed_bytes for m in found], [m.total_bytes for m in found]
+    return _on_device(fixed, processes), _on_device(total, processes)
+
+
+def _stages(config: Config, vocab_size: int, world_size: int) -> list[RankMemory]:
+    stages = range(config.parallel.pp)
+    return [rank_memory(config, vocab_size, world_size, stage) for stage in stages]
+
+
+def _on_device(by_stage: list[int], processes: int) -> int:
     if processes == 1:
-        return max(m.fixed_bytes for m in found), max(m.total_bytes for m in found)
-    fixed, total = sum(m.fixed_bytes for m in found), sum(m.total_bytes for m in found)
-    return fixed * processes // pp, total * processes // pp
+        return max(by_stage)
+    return sum(by_stage) * processes // len(by_stage)
 
 
 def check_run(config: Config, world_size: int, backends: Backends) -> str | None:
@@ -75,7 +90,8 @@ def check_memory(
         device: None: unknown, and nothing is said.
 
     Raises:
-        InputError: weights, gradients and optimizer alone are more than the device has.
+        InputError: weights, gradients and optimizer alone are more than the device has, or what an
+            evaluation at `eval.lengths` cannot do without besides.
     """
     if device is None:
         return None
@@ -91,8 +107,25 @@ def check_memory(
             f"they cannot be done without ({described(largest)}), activations come on top",
             _fix(config, vocab_size, world_size, device, total),
         )
+    evaluation = _Evaluation(config, vocab_size, world_size, device)
+    if evaluation.least_bytes > device.total_bytes and evaluation.can_be_less:
+        raise InputError.of(
+            f"eval.lengths={as_override(config.eval.lengths)}: {gib(evaluation.least_bytes)} for "
+            f"an evaluation at {counted(evaluation.longest, 'token')} of {who}, {device.name} has "
+            f"{gib(device.total_bytes)}",
+            "its logits and masks cannot be done without, nor weights, gradients and optimizer "
+            f"beside them ({gib(fixed)})",
+            evaluation.fix(device.total_bytes),
+        )
     if total <= device.free_bytes:
         return None
+    if evaluation.training_bytes <= device.free_bytes:
+        return (
+            f"warning: an evaluation may not fit: at {counted(evaluation.longest, 'token')} {who} "
+            f"{need} about {gib(total)} ({gib(fixed)} for weights, gradients and optimizer, the "
+            f"rest is an estimate), {device.name} has {gib(device.free_bytes)} free; "
+            f"{evaluation.fix(device.free_bytes)} takes less"
+        )
     return (
         f"warning: this may not fit: {who} {need} about {gib(total)} ({gib(fixed)} for weights, "
         f"gradients and optimizer, the rest is an estimate), {device.name} has "
@@ -103,6 +136,44 @@ def check_memory(
             else "free memory, or take a smaller model"
         )
     )
+
+
+class _Evaluation:
+    """What validation at `eval.lengths` takes of a device, besides what training does."""
+
+    def __init__(
+        self, config: Config, vocab_size: int, world_size: int, device: DeviceMemory
+    ) -> None:
+        self.config, self.device = config, device
+        self._sizes = vocab_size, world_size
+        self.longest = longest_evaluated(config)
+        self.least_bytes = self._least(config)
+        plain = self._at(None)
+        self.training_bytes = self._total(plain)
+        """Of the same run at no further length."""
+        self.can_be_less = self._least(plain) < self.least_bytes
+
+    def fix(self, available: int) -> str:
+        """Return the lengths that fit by the estimate, or smaller microbatches."""
+        lengths = self.config.eval.lengths or []
+        kept = [n for n in lengths if self._total(self._at([n])) <= available]
+        texts = [f"eval.lengths={as_override(kept or None)}"]
+        train = self.config.train
+        one = replace(self.config, train=replace(train, micro_batch_size=1))
+        if train.micro_batch_size > 1 and self._total(one) <= available:
+            texts.append("train.micro_batch_size=1")
+        return ", or ".join(texts)
+
+    def _at(self, lengths: list[int] | None) -> Config:
+        return replace(self.config, eval=replace(self.config.eval, lengths=lengths))
+
+    def _least(self, config: Config) -> int:
+        found = _stages(config, *self._sizes)
+        least = [m.fixed_bytes + m.evaluation_floor_bytes for m in found]
+        return _on_device(least, self.device.processes)
+
+    def _total(self, config: Config) -> int:
+        return needed_bytes(config, *self._sizes, self.device.processes)[_TOTAL]
 
 
 def described(memory: RankMemory) -> str:

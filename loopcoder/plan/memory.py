@@ -12,7 +12,13 @@ from pathlib import Path
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
 from loopcoder.data.corpus import read_manifest
 from loopcoder.model.flops import parameters
-from loopcoder.plan.activations import activation_bytes, logits_bytes, number_bytes
+from loopcoder.plan.activations import (
+    activation_bytes,
+    evaluation_bytes,
+    evaluation_floor_bytes,
+    logits_bytes,
+    number_bytes,
+)
 from loopcoder.plan.parameters import buffer_of, rank_tensors
 
 RUNTIME_BYTES = 1 << 30
@@ -39,6 +45,10 @@ class RankMemory:
     """Estimate."""
     logits_bytes: int
     """Estimate."""
+    evaluation_bytes: int
+    """Estimate: of an evaluation at its longest length, instead of the three above."""
+    evaluation_floor_bytes: int
+    """What such an evaluation cannot do without: logits and masks."""
 
     @property
     def fixed_bytes(self) -> int:
@@ -49,7 +59,7 @@ class RankMemory:
     def estimated_bytes(self) -> int:
         """What comes on top of it: an estimate."""
         backward = self.loop_gradients_bytes + self.activations_bytes + self.logits_bytes
-        return RUNTIME_BYTES + self.fp8_bytes + backward
+        return RUNTIME_BYTES + self.fp8_bytes + max(backward, self.evaluation_bytes)
 
     @property
     def total_bytes(self) -> int:
@@ -79,6 +89,7 @@ def rank_memory(
     per_rank = config.train.global_batch_size // (config.train.micro_batch_size * dp_size)
     length = max(stage.seq_length for stage in config.stages)
     has_head = pp_rank == parallel.pp - 1
+    longest = longest_evaluated(config)
     return RankMemory(
         parameters=numel,
         weights_bytes=buffer.numel * size,
@@ -89,7 +100,16 @@ def rank_memory(
         loop_gradients_bytes=layers * size if _waits_for_loop_0(config, gradient) else 0,
         activations_bytes=activation_bytes(config, pp_rank, max(1, per_rank), length),
         logits_bytes=logits_bytes(config, vocab_size, length) if has_head else 0,
+        evaluation_bytes=evaluation_bytes(config, vocab_size, pp_rank, longest),
+        evaluation_floor_bytes=evaluation_floor_bytes(config, vocab_size, pp_rank, longest),
     )
+
+
+def longest_evaluated(config: Config) -> int:
+    """Return the tokens of the longest sequence that validation reads; 0: there is none."""
+    if not config.eval.happens:
+        return 0
+    return max([*(stage.seq_length for stage in config.stages), *(config.eval.lengths or [])])
 
 
 def _waits_for_loop_0(config: Config, gradient: int) -> bool:

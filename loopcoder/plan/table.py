@@ -10,7 +10,12 @@ from loopcoder.model.flops import gate_parameters, parameters, train_flops_per_t
 from loopcoder.optim.schedule import branching_step
 from loopcoder.plan.device import DeviceMemory
 from loopcoder.plan.fit import gib
-from loopcoder.plan.memory import RUNTIME_BYTES, checkpoint_bytes, largest_rank
+from loopcoder.plan.memory import (
+    RUNTIME_BYTES,
+    checkpoint_bytes,
+    largest_rank,
+    longest_evaluated,
+)
 from loopcoder.storage.disk import free_bytes
 
 
@@ -77,6 +82,12 @@ def _memory(
         yield (
             "  loops",
             f"{gib(memory.loop_gradients_bytes)}, estimate: gradients that wait for loop 0",
+        )
+    if longest := longest_evaluated(config):
+        yield (
+            "  evaluation",
+            f"{gib(memory.evaluation_bytes)}, estimate: {micro} x {longest} tokens at once, "
+            "when no activations are held",
         )
     if memory.fp8_bytes:
         yield "  FP8", f"{gib(memory.fp8_bytes)}, estimate: copies of the weights"

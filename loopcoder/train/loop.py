@@ -18,7 +18,14 @@ from loopcoder.checkpoint import format as checkpoints
 from loopcoder.checkpoint.load import load
 from loopcoder.checkpoint.pinned import companions, record_corpus
 from loopcoder.checkpoint.save import Saver
-from loopcoder.checkpoint.start import Start, check_fits, find_start, finished_at, warmup_of
+from loopcoder.checkpoint.start import (
+    Start,
+    check_fits,
+    early_notes,
+    find_start,
+    finished_at,
+    warmup_of,
+)
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.compose import save_config
 from loopcoder.config.identity import config_hash
@@ -27,7 +34,7 @@ from loopcoder.data.corpus import Corpus, in_use, lost
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
-from loopcoder.errors import EXIT_DONE, DiskFull, LoopcoderError, Preempted
+from loopcoder.errors import EXIT_DONE, DiskFull, LoopcoderError, OutOfMemory, Preempted
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
 from loopcoder.metrics.summary import next_command, print_finished, print_summary
@@ -42,6 +49,7 @@ from loopcoder.parallel import mcore
 from loopcoder.storage.disk import full_disk_raises
 from loopcoder.storage.run_lock import only_run_in
 from loopcoder.train.health import Health
+from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
 from loopcoder.train.profiling import StepProfiler
 from loopcoder.train.provenance import Launch, provenance
@@ -84,6 +92,7 @@ def _train_alone(
     vocab_size = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
     start = find_start(config, run_dir)
     notes = [] if start is None else check_fits(start, config, vocab_size, corpus)
+    said = early_notes(config, run_dir)
     if (done := finished_at(config, run_dir)) is not None:
         if os.environ.get("RANK", "0") == "0":
             print_finished(run_dir, done, config.train.max_steps)
@@ -91,7 +100,7 @@ def _train_alone(
     stop = StopSignal()
     mcore.start_processes()
     try:
-        Run(config, corpus, backends, run_dir, vocab_size, start, stop, launch).go(notes)
+        Run(config, corpus, backends, run_dir, vocab_size, start, stop, launch).go(said, notes)
     finally:
         mcore.shutdown()
     return EXIT_DONE
@@ -117,7 +126,7 @@ class Run:
         self.vocab_size = vocab_size
         self.state = build_state(config, self.ranks, vocab_size)
         self.health = Health(config.optim, self.ranks.device)
-        self.evaluator = Evaluator(config, corpus)
+        self.evaluator = Evaluator(config, corpus, run_dir)
         self.saver = Saver(config, run_dir, self.event, companions(run_dir))
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
@@ -132,10 +141,11 @@ class Run:
         self._unigram_entropies: dict[str, float] = {}
         self._unigram_entropy: float | None = None
 
-    def go(self, notes: list[str]) -> None:
-        """Restore, train to the end, and leave everything closed."""
+    def go(self, said: list[str], notes: list[str]) -> None:
+        """Restore, train to the end, and leave everything closed; `said` are notes that the command
+        line has printed already."""
         try:
-            self._restore(notes)
+            self._restore(said, notes)
             self._prepare_validation()
             self._train()
             self.saver.finish()
@@ -194,11 +204,12 @@ class Run:
 
     def _step(self, data: StepData, probe: LoopProbe | None) -> StepResult:
         """Train one step; loss and gradient norm stay on the device until they are logged."""
-        config = self.config
+        config, optim = self.config, self.config.optim
         theta = config.stages[data.before.stage].rope_theta
         self.state.network.set_rope_theta(theta)
-        sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains), probe)
-        step, optim = data.after.step, config.optim
+        step = data.after.step
+        with named_out_of_memory(f"step {step}", smaller_step(config, self.run_dir)):
+            sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains), probe)
         lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
         share = vocabulary_share(optim, step)
         grad_norm = update(self.state.optimizer, optim, lr, sums[1].sum(), share)
@@ -218,7 +229,7 @@ class Run:
         memory = reduce_peak_memory(self.ranks.device)
         if evaluate:
             with window.excluding():
-                self._val = self.evaluator(self.state, data.before.stage)
+                self._val = self._evaluate(data.before.stage)
         if self.writer is not None:
             self.writer.log(
                 {
@@ -238,6 +249,16 @@ class Run:
                     **(self._validation(data.before.stage) if evaluate else {}),
                 }
             )
+
+    def _evaluate(self, stage: int) -> dict[str, float]:
+        """Evaluate; what is trained is saved before it is said that memory does not suffice."""
+        try:
+            return self.evaluator(self.state, stage)
+        except OutOfMemory:
+            if self.ranks.world_size == 1:  # others may wait for this one in a collective
+                self._save()
+                self.saver.finish()
+            raise
 
     def _validation(self, stage: int) -> dict[str, Any]:
         """Return the fields of an evaluation on rank 0."""
@@ -286,7 +307,7 @@ class Run:
         self.saver.save(self.state.network, self.state.ddp, self.state.optimizer, state)
         self._last_saved = self.position.step
 
-    def _restore(self, notes: list[str]) -> None:
+    def _restore(self, said: list[str], notes: list[str]) -> None:
         self.event(
             "run_started",
             **provenance(self.launch.overrides, self.backends, self.ranks.world_size),
@@ -304,9 +325,10 @@ class Run:
             verb = "continues" if resumes else "starts"
             self.event(f"run_{verb}", path=str(checkpoint.path), step=checkpoint.step)
             self.say(f"{verb} from {checkpoint.path}, step {checkpoint.step}")
-        for note in notes:
+        for note in dict.fromkeys([*said, *notes]):
             self.event("note", text=note)
-            self.say(note)
+            if note not in said:
+                self.say(note)
         if self.ranks.is_main:
             with full_disk_raises(self.run_dir, _disk_is_full):
                 save_config(self.config, self.run_dir / "config.yaml")
@@ -316,7 +338,7 @@ class Run:
 
     def _prepare_validation(self) -> None:
         """Say what is short of held-out sequences, and get what the loss is compared with."""
-        if self.config.eval.interval is None and not self.config.eval.at_end:
+        if not self.config.eval.happens:
             return
         for note in self.evaluator.shortages():
             self.event("note", text=note)

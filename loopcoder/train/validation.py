@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,41 +14,74 @@ from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.heldout import HeldOut
 from loopcoder.errors import counted
+from loopcoder.train.out_of_memory import named_out_of_memory, smaller_evaluation
 from loopcoder.train.state import TrainState
 from loopcoder.train.step import losses
 
 
 class Evaluator:
-    """Evaluates the same held-out sequences every time, those of all domains of any data stage."""
+    """Evaluates the same held-out tokens every time, those of all domains of any data stage.
 
-    def __init__(self, config: Config, corpus: Corpus):
-        self.config = config
+    In a data stage they are `eval.sequences_per_domain` sequences of its length. Further lengths
+    (`eval.lengths`) cut the same tokens into fewer or more sequences, so that nothing but how far a
+    token sees back differs between them.
+    """
+
+    def __init__(self, config: Config, corpus: Corpus, run_dir: Path | None = None):
+        """
+        Args:
+            run_dir: of a run that trains: errors say how it continues.
+        """
+        self._run_dir = run_dir
+        self.config, self._further = config, list(dict.fromkeys(config.eval.lengths or ()))
         trained = {domain for stage in config.stages for domain in stage.mixture}
-        lengths = {stage.seq_length for stage in config.stages} | set(config.eval.lengths or ())
+        of_stages = sorted({stage.seq_length for stage in config.stages})
         self._sets = {
-            length: [
-                HeldOut(corpus, domain, config.data, length, config.eval.sequences_per_domain)
+            (covered, length): [
+                HeldOut(
+                    corpus,
+                    domain,
+                    config.data,
+                    length,
+                    config.eval.sequences_per_domain * covered,
+                )
                 for domain in corpus.domains
                 if domain in trained
             ]
-            for length in sorted(lengths)
+            for covered in of_stages
+            for length in sorted({covered, *self._further})
         }
         self._token_bytes = torch.from_numpy(np.asarray(corpus.token_bytes()))
 
-    def sets(self, stage: int = -1) -> list[HeldOut]:
-        """Return the held-out sequences of every domain, at the length of a data stage."""
-        return self._sets[self.config.stages[stage].seq_length]
+    def sets(self, stage: int = -1, length: int | None = None) -> list[HeldOut]:
+        """Return the held-out sequences of every domain that are evaluated in a data stage.
+
+        Args:
+            stage: Index of the data stage.
+            length: One of `eval.lengths`; None: the stage's own.
+        """
+        covered = self.config.stages[stage].seq_length
+        return self._sets[covered, length or covered]
 
     def shortages(self) -> Iterator[str]:
-        """Yield a sentence for each length at which there are fewer sequences than asked for."""
+        """Yield a sentence for each length of a data stage at which there are fewer sequences than
+        asked for, and one for each further length of which there is no whole sequence."""
         asked = self.config.eval.sequences_per_domain
-        for length, sets in self._sets.items():
+        for (covered, length), sets in self._sets.items():
             few = [f"{len(s.rows)} of {s.domain}" for s in sets if len(s.rows) < asked]
-            if few:
+            if length == covered and few:
                 yield (
                     f"validation has fewer sequences of {counted(length, 'token')} than "
                     f"eval.sequences_per_domain={asked}: {', '.join(few)}; each domain still "
                     "counts by its share of the mixture"
+                )
+            less = [f"{s.num_tokens:,} of {s.domain}" for s in sets if s.num_tokens < length]
+            if length != covered and less:
+                yield (
+                    f"validation at {counted(length, 'token')} (eval.lengths) has no whole "
+                    f"sequence: the tokens are those of {counted(asked, 'sequence')} of "
+                    f"{covered:,} (eval.sequences_per_domain), {', '.join(less)}; none sees "
+                    "farther back than these reach"
                 )
 
     @torch.no_grad()
@@ -60,18 +94,31 @@ class Evaluator:
 
         Returns:
             the fields `val/...` of a metrics line.
+
+        Raises:
+            OutOfMemory: there is too little for the sequences of a length.
         """
-        here, further = self.config.stages[stage], self.config.eval.lengths or []
+        here, further = self.config.stages[stage], self._further
         loops = self.config.model.num_loops if self.config.eval.per_loop else 1
         state.network.set_rope_theta(here.rope_theta)
         sums = {
-            length: {s.domain: self._sums(state, s, loops) for s in self._sets[length]}
+            length: self._by_domain(state, stage, length, loops)
             for length in dict.fromkeys([here.seq_length, *further])
         }
         fields = _fields(sums[here.seq_length], here.mixture, loops)
         for length in further:
             fields |= _fields(sums[length], here.mixture, loops, f"/len{length}")
         return fields
+
+    def _by_domain(
+        self, state: TrainState, stage: int, length: int, loops: int
+    ) -> dict[str, torch.Tensor]:
+        field = "eval.lengths" if length in self._further else "data.seq_length"
+        micro = counted(self.config.train.micro_batch_size, "sequence")
+        what = f"an evaluation at {counted(length, 'token')} ({field}, {micro} at once)"
+        fix = smaller_evaluation(self.config, length, stage, self._run_dir)
+        with named_out_of_memory(what, fix):
+            return {s.domain: self._sums(state, s, loops) for s in self.sets(stage, length)}
 
     def _sums(self, state: TrainState, held_out: HeldOut, loops: int) -> torch.Tensor:
         """[loops + 2]: summed loss after each loop (the last is the model's), valid tokens, UTF-8

@@ -220,6 +220,44 @@ def test_a_decay_in_absolute_steps_from_a_branch_of_the_stable_part(tmp_path):
     assert any("jumps" in note for note in check_fits(start, elsewhere, VOCAB, CORPUS))
 
 
+@pytest.mark.parametrize(
+    ("last", "asked", "fixes"),
+    [
+        (60, dict(decay_steps=30), ["decay_steps=20", "max_steps=70"]),
+        (41, dict(decay_steps=2), ["decay_steps=1", "max_steps=42"]),
+        (60, dict(decay_fraction=0.5), ["decay_steps=20"]),
+        (60, dict(decay_steps=50, decay_shape="linear"), ["decay_steps=20", "max_steps=90"]),
+    ],
+)
+@pytest.mark.parametrize("resumes", [True, False])
+def test_a_decay_that_is_longer_than_what_is_left_is_named(tmp_path, resumes, last, asked, fixes):
+    """It was said that `optim` has changed, which a branch that decays always does."""
+    trunk = scheduled(1000, "wsd", warmup_steps=5)
+    start = replace(trained(tmp_path, trunk), resumes=resumes, keeps_position=not resumes)
+    (said,) = jumps(start, scheduled(last, "wsd", warmup_steps=5, **asked))
+    assert f"({'optim.schedule.'}{next(iter(asked))}={next(iter(asked.values()))}" in said
+    assert f"{last - 40} step" in said and "`optim` has changed" not in said
+    offered = said.partition("Without a jump: ")[2]
+    assert [f.rpartition(".")[2] for f in offered.split(", or ")] == fixes
+    for fix in fixes:
+        name, _, value = fix.partition("=")
+        end = int(value) if name == "max_steps" else last
+        steps = int(value) if name == "decay_steps" else asked["decay_steps"]
+        mended = asked | {"decay_steps": steps}
+        assert jumps(start, scheduled(end, "wsd", warmup_steps=5, **mended)) == []
+
+
+def jumps(start: Start, config: Config) -> list[str]:
+    return [note for note in check_fits(start, config, VOCAB, CORPUS) if "rate jumps" in note]
+
+
+def test_a_decay_that_no_length_mends_keeps_its_cause(tmp_path):
+    """Where the rate had fallen already, or has another peak, a shorter decay jumps as well."""
+    start = trained(tmp_path, scheduled(45, "wsd", warmup_steps=5, decay_steps=10))
+    (said,) = jumps(start, scheduled(60, "wsd", warmup_steps=5, decay_steps=30))
+    assert "`optim` has changed" in said and "optim.schedule.kind=constant" in said
+
+
 def test_state_of_version_1_knows_its_corpus_and_no_warmup():
     content = state_at(3).to_json() | {"format_version": 1}
     del content["warmup_steps"], content["corpus_dir"]

@@ -172,3 +172,18 @@ def test_a_corpus_without_a_domain_is_refused(
     (tmp_path / "code.py").write_text("x = 1\n")
     assert cli.main(["doctor", "data=files", f"path={tmp_path}", "data.mixture={klingon:1}"]) == 3
     assert "klingon" in capsys.readouterr().err
+
+
+def test_a_validation_length_that_no_memory_holds(
+    loop: Loop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was accepted, and ended the run at its first evaluation."""
+    for verb in ("doctor", "train"):
+        assert cli.main([verb, "precision=fp32", "eval.lengths=[64,100000]"]) == 3
+        error = capsys.readouterr().err
+        assert "an evaluation at 100,000 tokens" in error and "fix: eval.lengths=[64]" in error
+    assert loop.called_with == () and not Path("runs").exists()
+    assert cli.main(["doctor", "precision=fp32", "eval.lengths=[64,32768]"]) == 0
+    output = capsys.readouterr().out
+    assert "x 32768 tokens at once, when no activations are held" in output
+    assert "may not fit: at 32,768 tokens" in output and "eval.lengths=[64]" in output

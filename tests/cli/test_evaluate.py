@@ -90,6 +90,25 @@ def test_every_length_has_its_rows_once_with_their_domains() -> None:
     assert values == [float(n) for n in range(2, 11)]
 
 
+def test_one_token_is_no_plural() -> None:
+    """A run of then may have had sequences of one token."""
+    result = {"checkpoint": "/c", "step": 3, "num_loops": 1, "precision": "fp32", "corpus": "/d"}
+    lengths = {"val/loss": 3.0, "val/loss/len1": 4.0, "val/loss/len4096": 2.0}
+    text = table([result | lengths])
+    assert "all at 1 token  " in text and "all at 4,096 tokens" in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "fix"), [("[64,64]", "[64]"), ("[1]", "null"), ("[999999]", "131072")]
+)
+def test_lengths_that_say_nothing_are_refused(tmp_path: Path, asked: str, fix: str) -> None:
+    folder = run_dir(tmp_path / "run")
+    checkpoint(folder, 3, "abc")
+    with pytest.raises(InputError, match=r"eval\.lengths") as error:
+        run([f"checkpoint={folder}", f"eval.lengths={asked}"])
+    assert str(error.value).endswith(fix)
+
+
 def corpus_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Leave a manifest; opening a corpus gives its folder."""
     folder.mkdir(parents=True)

@@ -186,3 +186,72 @@ def test_a_run_that_is_not_finished_goes_on(loop: Loop, sources_changed: list[st
     checkpoint(run_dir(Path("run"), losses=10), 10)
     assert cli.main(["train", "run_dir=run", "train.max_steps=11"]) == 0
     assert loop.called_with
+
+
+@pytest.mark.parametrize(
+    ("before", "more", "says"),
+    [
+        ([], ["train.max_steps=20"], "the schedule now ends at step 20 and not at 10"),
+        ([], ["optim.lr=0.1"], "since `optim` has changed"),
+        (["optim=adam_wsd"], ["optim.schedule.decay_steps=9"], "the decay takes 9 steps ("),
+        (["optim=adam_wsd"], ["optim.schedule.decay_fraction=0.8"], "the decay takes 8 steps ("),
+        (["optim=adam_wsd"], ["optim.schedule.decay_steps=7"], None),
+        ([], ["optim.lr=0.1", "train.max_steps=3"], None),  # nothing is left to train
+    ],
+)
+def test_a_jump_of_the_rate_is_said_before_the_corpus_is_opened(
+    loop: Loop,
+    corpus: Path,
+    sources_changed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    before: list[str],
+    more: list[str],
+    says: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It was said once the model was built and training went on."""
+    said: list[str] = []
+
+    def opened(folder: Path, verify: str) -> Path:
+        said.append(capsys.readouterr().out)
+        return folder
+
+    monkeypatch.setattr(train, "load_corpus", opened)
+    folder = Path("run")
+    before = [*before, "data=sample", "train.max_steps=10", "optim.schedule.warmup_steps=0"]
+    run_dir(folder, *before, losses=3)
+    checkpoint(folder, 3, "recorded", corpus_dir=str(corpus), warmup_steps=0)
+    command = [*before, f"run_dir={folder}", *more]
+    assert cli.main(["train", *command]) == 0
+    text = says or "jumps from"
+    said.append(capsys.readouterr().out if says is None else "")
+    assert "".join(said).count(text) == (says is not None)
+    capsys.readouterr()
+    assert cli.main(["doctor", *command]) == 0
+    assert capsys.readouterr().out.count(text) == (says is not None)
+    assert cli.main(["train", "--print-config", *command]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count(text) == (says is not None) and "jumps" not in printed.out
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("optim.vocabulary_warmup_steps=200", "=200 is more than train.max_steps=5"),
+        ("train.batch_ramp={start:8,increment:8,samples:64}", "the batch ends at "),
+        ("data.stages=[{until:9000000},{}]", "data stage 2 of 2 does not begin"),
+    ],
+)
+def test_what_a_run_does_not_come_to_is_said(
+    loop: Loop, asked: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [asked, "train.max_steps=5", "train.global_batch_size=32"]
+    for verb in (["train"], ["doctor"], ["train", "--print-config"]):
+        assert cli.main([*verb, *short]) == 0
+        printed = capsys.readouterr()
+        assert (printed.err if "--print-config" in verb else printed.out).count(says) == 1
+    assert cli.main(["train", "-m", "--print-config", "seed=1,2", *short]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count(says) == 2 and "\nseed=2: " in printed.err
+    assert cli.main(["train", *short, "train.max_steps=100000"]) == 0
+    assert says not in capsys.readouterr().out

@@ -51,3 +51,23 @@ def test_how_long_a_decay_is(asked: list[str], says: str) -> None:
     text = overview(compose(["optim=adam_wsd", "optim.lr=0.003", *asked]), [], 1)
     assert says in text
     assert ("0.003 to" in text) == ("last" in says)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ([], "checkpoint 100 steps (3 kept, and the one of step 900, where the decay begins)"),
+        (["checkpoint.interval=70"], "70 steps (3 kept, and the one of step 900, where"),
+        (["checkpoint.keep=null"], "100 steps (and the one of step 900, where"),
+        (["optim.schedule.decay_steps=250"], "(3 kept, and the one of step 750, where"),
+        (["train.max_steps=20000"], "the one of step 18,000, where"),
+        # nothing decays, or nothing is saved on the way
+        (["optim.schedule.decay_steps=0"], "checkpoint 100 steps (3 kept)"),
+        (["checkpoint.interval=null"], "checkpoint at the end (3 kept)"),
+        (["optim=adam_cosine"], "checkpoint 100 steps (3 kept)"),
+    ],
+)
+def test_the_checkpoint_before_a_decay_is_counted(asked: list[str], says: str) -> None:
+    wsd = ["optim=adam_wsd", "train.max_steps=1000", "checkpoint.interval=100", "checkpoint.keep=3"]
+    (line,) = (li for li in overview(compose([*wsd, *asked]), [], 1).splitlines() if "every" in li)
+    assert says in line and ("decay" in line) == ("decay" in says or "where" in says)

@@ -346,3 +346,31 @@ def test_a_fix_may_be_typed_into_a_shell(override: str, words: list[str]) -> Non
     shown = subprocess.run(bash, capture_output=True, text=True, check=True).stdout
     assert shown.splitlines() == words
     compose(words)
+
+
+@pytest.mark.parametrize(
+    ("asked", "fix"),
+    [
+        ("eval.lengths=64", "eval.lengths=[64]"),
+        ("eval.lengths=64,128", "eval.lengths=[64,128]"),
+        ("profile.trace_steps=5", "profile.trace_steps=[5]"),
+        ("profile.memory_steps=3,4", "profile.memory_steps=[3,4]"),
+        (
+            "data.build.decontaminate.benchmarks=humaneval",
+            "data.build.decontaminate.benchmarks=[humaneval]",
+        ),
+        ("data.build.sources.0.packages=vim", "data.build.sources.0.packages=[vim]"),
+        ("data.stages={seq_length:128}", "'data.stages=[{seq_length:128}]'"),
+        ("data.build.sources={kind:sample}", "'data.build.sources=[{kind:sample}]'"),
+        # what is wrong as an entry as well
+        ("eval.lengths=0", "eval.lengths=null"),
+        ("eval.lengths=short", "eval.lengths=null"),
+        # a text or a list of them: each may be a run
+        ("data.path=a,b", "loopcoder train -m data.path=a,b"),
+    ],
+)
+def test_one_value_of_a_list_is_offered_in_brackets(asked: str, fix: str) -> None:
+    (problem,) = problems_of(asked)
+    assert problem.fix == fix
+    if not fix.startswith("loopcoder"):
+        compose([*shlex.split(fix)])

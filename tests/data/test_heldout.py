@@ -15,7 +15,7 @@ from tests.data.corpora import stream
 def held_out(corpus, data, seed: int, sequences: int, domain: str = "text", **fields):
     config = data(**fields)
     seq_length = random.Random(seed).randint(6, 40)
-    return HeldOut(corpus, domain, config, seq_length, sequences), seq_length
+    return HeldOut(corpus, domain, config, seq_length, sequences * seq_length), seq_length
 
 
 @pytest.mark.parametrize("sequences", [1, 3, 10**6], ids=["one", "three", "all"])
@@ -36,7 +36,7 @@ def test_rows_are_the_documents_in_order(corpus, data, seed, domain, sequences):
 def test_shorter_than_a_sequence(corpus, data):
     """A handful of tokens still gives a loss."""
     ids = stream(corpus, "code", "val")
-    held = HeldOut(corpus, "code", data(), 10 * len(ids), 5)
+    held = HeldOut(corpus, "code", data(), 10 * len(ids), 50 * len(ids))
     assert held.rows.shape == (1, 10 * len(ids) + 1)
     assert held.valid.sum() == len(ids) - 1
     (batch,) = held.batches(0, 1, 1)

@@ -21,8 +21,10 @@ from loopcoder.data.sampler import (
     advance,
     batch_size,
     enter_stage,
+    position_at,
     samples_of_rank,
     samples_of_step,
+    unreached,
 )
 from tests.configs import small_config
 
@@ -81,6 +83,41 @@ def test_any_position_continues_the_walk(rng):
     for start in rng.sample(range(300), 10):
         saved = json.loads(json.dumps(whole[start][0].as_dict()))
         assert walk(config, Position(**saved), 300 - start) == whole[start:]
+
+
+def test_a_position_far_away_is_that_of_the_walk(rng):
+    for _ in range(20):
+        config = staged(rng)
+        if rng.random() < 0.5:
+            config = replace(config, train=replace(config.train, batch_ramp=None))
+        positions = [before for before, _ in walk(config, Position(), 200)]
+        for _ in range(10):
+            start, end = sorted(rng.sample(range(200), 2))
+            assert position_at(config, positions[start], end) == positions[end]
+
+
+def test_what_a_run_does_not_come_to_is_said(rng):
+    """A batch that does not come to its full size, and a stage that does not begin."""
+    for _ in range(20):
+        config, steps = staged(rng), rng.randint(1, 200)
+        config = replace(config, train=replace(config.train, max_steps=steps))
+        walked = walk(config, Position(), steps)
+        said = list(unreached(config, walked[rng.randrange(steps)][0]))
+        (last, size), full = walked[-1], config.train.global_batch_size
+        begun, stages = last.stage + 1, len(config.stages)
+        ramps = last.samples < config.train.batch_ramp.samples
+        assert [note.split()[1] for note in said] == ["batch"] * ramps + ["stage"] * (
+            begun < stages
+        )
+        if ramps:
+            assert f"ends at {size} of {full} sequence" in said[0]
+            assert said[0].endswith(f"max_steps={steps} takes, {last.samples + size}")
+        if begun < stages:
+            assert f"stage {begun + 1} of {stages} does not begin" in said[-1]
+            assert said[-1].endswith(
+                f", {last.tokens + size * config.stages[last.stage].seq_length}"
+            )
+        assert list(unreached(config, replace(last, step=steps))) == []
 
 
 def test_a_stage_ends_at_the_first_step_that_reaches_until():

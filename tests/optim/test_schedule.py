@@ -10,8 +10,9 @@ from itertools import pairwise
 
 import pytest
 
+from loopcoder.config.compose import compose
 from loopcoder.config.schema import OptimConfig, ScheduleConfig
-from loopcoder.optim.schedule import branching_step, learning_rate, warmup_steps
+from loopcoder.optim.schedule import branching_step, learning_rate, unreached_rate, warmup_steps
 
 SHAPES = {
     "linear": lambda done: 1 - done,
@@ -141,3 +142,17 @@ def test_a_decay_of_no_steps_stays_at_the_peak(drawn, none):
     max_steps, warmup, _ = drawn
     lr = rates(optim("wsd", warmup_steps=warmup, **none), max_steps)
     assert lr == rates(optim("constant", warmup_steps=warmup), max_steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "last", "share"), [(200, 5, "0.025"), (10, 9, "0.9"), (3, 1, "0.33")]
+)
+def test_a_run_that_ends_before_embedding_and_head_have_warmed_up(
+    steps: int, last: int, share: str
+) -> None:
+    optim = compose([f"optim.vocabulary_warmup_steps={steps}"]).optim
+    said = unreached_rate(optim, last) or ""
+    assert f"end at {share} of their rate" in said
+    assert f"vocabulary_warmup_steps={steps} " in said and said.endswith(f"max_steps={last}")
+    assert unreached_rate(optim, steps) is None
+    assert unreached_rate(compose([]).optim, 1) is None

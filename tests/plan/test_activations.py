@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -10,7 +11,12 @@ import torch
 
 from loopcoder.config.compose import compose
 from loopcoder.config.schema import Config
-from loopcoder.plan.activations import activation_bytes, layer_bytes
+from loopcoder.plan.activations import (
+    activation_bytes,
+    evaluation_bytes,
+    evaluation_floor_bytes,
+    layer_bytes,
+)
 from loopcoder.plan.memory import largest_rank
 from tests.configs import small_config
 
@@ -68,6 +74,55 @@ def test_it_is_what_autograd_saves(
         estimate -= tokens * max(layer_bytes(config, gated=g) for g in (False, gated))
     found = saved_bytes(config, ranks) - 4 * tokens * 128  # softmax of the logits
     assert estimate == pytest.approx(found, rel=0.1 if recompute == "full" else 0.05)
+
+
+def evaluated_bytes(config: Config, ranks: Any, vocab_size: int, length: int) -> int:
+    """Most bytes that a forward pass without gradients holds at once, by what torch allocates."""
+    from loopcoder.model.documents import Documents
+    from loopcoder.train.state import build_network
+
+    network, _ = build_network(config, ranks, vocab_size)
+    shape = (config.train.micro_batch_size, length)
+    tokens = torch.randint(vocab_size, shape)
+    start = torch.zeros(shape, dtype=torch.int64)
+    packed = config.data.isolate_documents
+    docs = Documents.packed(start) if packed else Documents.whole_rows(*shape, start.device)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with (
+        torch.no_grad(),
+        torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as seen,
+    ):
+        network(tokens, docs, tokens, every_loop=True)
+    changes = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in changes))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("model", "vocab_size", "length", "isolated"),
+    [
+        ({"num_loops": 2}, 128, 1024, True),
+        ({"num_loops": 1}, 128, 1024, True),
+        ({"num_loops": 3}, 128, 1024, False),
+        ({"kv_sharing": "own"}, 128, 1024, True),
+        ({"num_loops": 2}, 16384, 256, True),
+    ],
+)
+def test_an_evaluation_takes_what_torch_allocates(
+    ranks: Any,
+    precision: str,
+    model: dict[str, Any],
+    vocab_size: int,
+    length: int,
+    isolated: bool,
+) -> None:
+    config = config_of(model, precision, "none")
+    config = replace(config, data=replace(config.data, isolate_documents=isolated))
+    found = evaluated_bytes(config, ranks, vocab_size, length)
+    print(evaluation_bytes(config, vocab_size, 0, length) / found)
+    assert evaluation_bytes(config, vocab_size, 0, length) == pytest.approx(found, rel=0.15)
+    assert evaluation_floor_bytes(config, vocab_size, 0, length) <= found
 
 
 def test_it_shrinks_with_what_is_split_or_made_again() -> None:

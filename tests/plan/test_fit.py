@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -146,3 +147,58 @@ def test_the_limit_of_an_older_kernel_counts(
     assert machine_memory(tmp_path)[0] > GIB
     (tmp_path / "memory.limit_in_bytes").write_text(str(GIB))
     assert machine_memory(tmp_path) == (GIB, GIB)
+
+
+LONG = "eval.lengths=[64,65536]"
+
+
+def test_a_length_that_no_memory_holds_is_refused_before_the_start() -> None:
+    """Masks of 65,536 x 65,536 tokens: it ended in a traceback at the first evaluation."""
+    config = run_of("precision=fp32", LONG)
+    text = refusal(config, 1, machine(23.5))
+    assert text.startswith("eval.lengths=[64,65536]: ")
+    assert "an evaluation at 65,536 tokens of one process" in text and "has 23.5 GiB" in text
+    assert text.endswith("fix: eval.lengths=[64]")
+    assert (
+        check_memory(run_of("precision=fp32", "eval.lengths=[64]"), 1024, 1, machine(23.5)) is None
+    )
+    only = run_of("precision=fp32", "eval.lengths=[65536]")
+    assert refusal(only, 1, machine(23.5)).endswith("fix: eval.lengths=null")
+
+
+@pytest.mark.parametrize(
+    ("interval", "at_end"), [("null", "false"), ("null", "true"), ("7", "false")]
+)
+def test_what_is_never_evaluated_takes_nothing(interval: str, at_end: str) -> None:
+    config = run_of("precision=fp32", LONG, f"eval.interval={interval}", f"eval.at_end={at_end}")
+    if (interval, at_end) == ("null", "false"):
+        assert check_memory(config, 1024, 1, machine(23.5)) is None
+    else:
+        assert "eval.lengths" in refusal(config, 1, machine(23.5))
+
+
+def test_a_length_that_may_not_fit_is_said_with_what_does() -> None:
+    config = run_of("precision=fp32", "eval.lengths=[512,16384]", "train.micro_batch_size=2")
+    warning = check_memory(config, 1024, 1, machine(64, free=6)) or ""
+    assert warning.startswith("warning: an evaluation may not fit: at 16,384 tokens one process")
+    assert (
+        "6.0 GiB free" in warning and "eval.lengths=[512], or train.micro_batch_size=1" in warning
+    )
+    assert check_memory(config, 1024, 1, machine(64)) is None
+    one = replace(config, train=replace(config.train, micro_batch_size=1))
+    less = needed_bytes(one, 1024, 1, 1)[1] / GIB - 0.1
+    warning = check_memory(config, 1024, 1, machine(64, free=less)) or ""
+    assert warning.endswith("eval.lengths=[512] takes less")
+
+
+def test_on_a_gpu_logits_count() -> None:
+    """Transformer Engine has no masks; two processes of a machine have two evaluations."""
+    backends = replace(H200, gpu_memory_bytes=80 * GIB)
+    gpu = DeviceMemory("an H100", 80 * GIB, 80 * GIB, 1)
+    overrides = ["model=plt_1b", "precision=bf16", "train.micro_batch_size=4"]
+    config = run_of(*overrides, "eval.lengths=[131072]", backends=backends)
+    text = refusal(config, 8, gpu)
+    assert "at 131,072 tokens" in text and "fix: eval.lengths=null" in text
+    tiny = run_of("precision=fp32", "eval.lengths=[24576]", "train.micro_batch_size=1")
+    assert check_memory(tiny, 1024, 1, machine(20)) is None
+    assert "of 2 processes" in refusal(tiny, 2, machine(10, processes=2))

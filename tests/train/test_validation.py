@@ -144,6 +144,44 @@ def test_a_domain_without_a_loss_counts_nothing(corpus: Corpus, state: Any) -> N
     assert math.isnan(evaluator(state)["val/loss"])
 
 
+@pytest.mark.parametrize("lengths", [[12, 7, 40], [2, 48], [1000]], ids=str)
+def test_every_length_covers_the_same_tokens(corpus: Corpus, lengths: list[int]) -> None:
+    """Once as many sequences as of the stage's length, so of other text."""
+    from loopcoder.train.validation import Evaluator
+
+    config = configured(5, lengths=lengths)
+    evaluator = Evaluator(config, corpus)
+    for plain, own in zip(Evaluator(configured(5), corpus).sets(), evaluator.sets(), strict=True):
+        assert torch.equal(plain.rows, own.rows) and torch.equal(plain.valid, own.valid)
+    for length in lengths:
+        for own, held in zip(evaluator.sets(), evaluator.sets(-1, length), strict=True):
+            assert held.rows.shape[1] == length + 1
+            assert len(held.rows) == -(-own.num_tokens // length)
+            for tokens in (slice(None, -1), slice(1, None)):
+                assert torch.equal(held.rows[:, tokens][held.valid], own.rows[:, tokens][own.valid])
+
+
+def test_a_loss_that_needs_no_context_is_the_same_at_every_length(
+    corpus: Corpus, state: Any
+) -> None:
+    from loopcoder.train.validation import Evaluator
+
+    found = Evaluator(configured(5, lengths=[3, 17, 90, 2000]), corpus)(state)
+    for length in (3, 17, 90, 2000):
+        for name in ("", "/text", "/code"):
+            further = found[f"val/loss/len{length}{name}"]
+            assert further == pytest.approx(found[f"val/loss{name}"], rel=1e-6)
+
+
+def test_a_length_of_which_there_is_no_whole_sequence_is_said(corpus: Corpus) -> None:
+    from loopcoder.train.validation import Evaluator
+
+    evaluator = Evaluator(configured(2, lengths=[64, 65, 32]), corpus)
+    (line,) = evaluator.shortages()
+    assert "validation at 65 tokens (eval.lengths) has no whole sequence" in line
+    assert "2 sequences of 32" in line and "64 of text" in line and "64 of code" in line
+
+
 @pytest.mark.parametrize("asked", [2, 1000])
 def test_what_is_short_is_said(corpus: Corpus, asked: int) -> None:
     from loopcoder.train.validation import Evaluator
@@ -235,7 +273,8 @@ def test_further_lengths(corpus: Corpus, state: Any) -> None:
         kind, *rest = name.removeprefix("val/").split("/")
         assert found["/".join(["val", kind, "len24", *rest])] == value
         assert "/".join(["val", kind, "len12", *rest]) in found
-    assert found["val/loss/len12"] != found["val/loss"]
+    # the same tokens, and this model does not read the tokens before
+    assert found["val/loss/len12"] == pytest.approx(found["val/loss"], rel=1e-6)
     # in another stage the same lengths, with its mixture
     found = evaluator(state, 2)
     assert found["val/loss/len12"] == found["val/loss/len12/code"]
@@ -254,7 +293,8 @@ def test_without_stages_the_sequences_are_those_of_the_config(
 
     config = configured(3)
     for held in Evaluator(config, corpus).sets():
-        plain = HeldOut(corpus, held.domain, config.data, config.data.seq_length, 3)
+        length = config.data.seq_length
+        plain = HeldOut(corpus, held.domain, config.data, length, 3 * length)
         assert torch.equal(held.rows, plain.rows) and torch.equal(held.valid, plain.valid)
 
 
@@ -337,8 +377,8 @@ def test_a_run_records_what_its_validation_means(
     assert first == pytest.approx((entropy["text"] + entropy["code"]) / 2, rel=1e-12)
     assert last == entropy["code"]
     assert f"the unigram entropy {last:.2f}" in output
-    # at each of the three lengths, once
-    assert output.count("\nvalidation has fewer sequences") == 3
+    # at the length of each stage, once; the further length cuts the same tokens
+    assert output.count("\nvalidation has fewer sequences") == 2
     events = read_metrics(run_dir / "events.jsonl")
     notes = [e["text"] for e in events if e["kind"] == "note"]
     began = events[0]
@@ -346,4 +386,4 @@ def test_a_run_records_what_its_validation_means(
     assert {"commit", "host", "python", "torch", "megatron_core", "processes"} <= began.keys()
     times = [datetime.fromisoformat(record["time"]) for record in records]
     assert sorted(times) == times and times[0].tzinfo is not None
-    assert [line.split(" tokens")[0].split()[-1] for line in notes] == ["32", "48", "64"]
+    assert [line.split(" tokens")[0].split()[-1] for line in notes] == ["32", "64"]
