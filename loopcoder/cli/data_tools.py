@@ -54,12 +54,13 @@ usage: loopcoder data show CORPUS [--domain D] [--documents N] [--seed N] [--cac
   --documents N   of each domain (3)
   --seed N        of the draw (0); another seed shows others"""
 
+_CACHE = {"--cache": "DIR"}
 _STATES = {"work": "unfinished build", "trash": "half removed", "lock": "lock without a corpus"}
 
 
 def list_corpora(argv: list[str]) -> int:
     """Print what is in the cache, and what else lies there."""
-    operands, options = parse_options("data list", argv, flags=["--json"], values=["--cache"])
+    operands, options = parse_options("data list", argv, flags=["--json"], values=_CACHE)
     if "--help" in options:
         print(LIST_HELP)
         return EXIT_DONE
@@ -134,8 +135,9 @@ def _runs_by_corpus() -> dict[str, list[Path]]:
 
 def clean(argv: list[str]) -> int:
     """Print what would go and how much space that frees; remove it if --yes was given."""
+    values = {"--older-than": "DAYS"} | _CACHE
     operands, options = parse_options(
-        "data clean", argv, flags=["--unfinished", "--yes"], values=["--older-than", "--cache"]
+        "data clean", argv, flags=["--unfinished", "--yes"], values=values
     )
     if "--help" in options:
         print(CLEAN_HELP)
@@ -248,7 +250,7 @@ def one_corpus(verb: str, operands: Sequence[str], options: dict[str, str]) -> P
 
 def show(argv: list[str]) -> int:
     """Print random documents of a corpus, by domain."""
-    values = ["--domain", "--documents", "--seed", "--cache"]
+    values = {"--domain": "D", "--documents": "N", "--seed": "N"} | _CACHE
     operands, options = parse_options("data show", argv, values=values)
     if "--help" in options:
         print(SHOW_HELP)

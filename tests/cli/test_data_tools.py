@@ -283,7 +283,10 @@ def test_a_cache_of_somebody_else(
         (["clean"], "nothing was named"),
         (["clean", "--older-than", "soon"], "it takes a number of days"),
         (["clean", "--older-than", "-1"], "it takes a number of days"),
-        (["clean", "--force"], "its options are --unfinished, --yes, --older-than, --cache"),
+        (
+            ["clean", "--force"],
+            "its options are --unfinished, --yes, --older-than DAYS, --cache DIR",
+        ),
         (["clean", "--cache", "/no/such", "--unfinished"], "there is no such folder"),
         (["list", "sample"], "it takes options only"),
         (["show"], "one finished corpus"),
