@@ -11,6 +11,7 @@ from pathlib import Path
 
 from loopcoder.backends import detect
 from loopcoder.checkpoint.pinned import pinned_corpus
+from loopcoder.checkpoint.start import unused_origin
 from loopcoder.cli.arguments import composed, parse_arguments
 from loopcoder.cli.checks import check_config
 from loopcoder.config.compose import conf_dir
@@ -55,6 +56,8 @@ def run(argv: list[str]) -> int:
     from data_pipeline.driver import check_input
 
     run_dir = Path(str(config.run_dir))
+    if unused := unused_origin(config, run_dir):
+        print(unused)
     if pinned_corpus(config, run_dir, print) is None:
         check_input(config.data)
     vocab_size, device = planned_vocabulary(config), device_memory(backends, size)

@@ -186,3 +186,53 @@ def test_a_run_that_is_not_finished_goes_on(loop: Loop, sources_changed: list[st
     checkpoint(run_dir(Path("run"), losses=10), 10)
     assert cli.main(["train", "run_dir=run", "train.max_steps=11"]) == 0
     assert loop.called_with
+
+
+OWN = ["run", "run/", "run/checkpoints", "./run/checkpoints/step_00000003", "link"]
+
+
+@pytest.mark.parametrize("origin", OWN)
+def test_a_run_that_is_to_start_from_itself_says_that_it_goes_on(
+    loop: Loop,
+    corpus: Path,
+    sources_changed: list[str],
+    origin: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = [*stopped(corpus), f"checkpoint.init_from={origin}"]
+    Path("link").symlink_to("run")
+    says = f"checkpoint.init_from={origin} changes nothing: this run goes on from its own newest"
+    assert cli.main(["doctor", *command]) == 0
+    assert says in capsys.readouterr().out
+    assert cli.main(["train", *command]) == 0
+    assert "weights from" not in capsys.readouterr().out
+    assert cli.main(["train", *command, "train.max_steps=3"]) == 0  # finished
+    assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("origin", ["run/checkpoints/step_00000002", "other"])
+def test_a_start_that_is_not_used_is_said(
+    loop: Loop, corpus: Path, origin: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An older checkpoint of its own; another run, from which it did not begin."""
+    command = stopped(corpus)
+    checkpoint(run_dir(Path("other"), losses=7), 7, "recorded", corpus_dir=str(corpus))
+    checkpoint(Path("run"), 2, "recorded", corpus_dir=str(corpus))
+    assert cli.main(["doctor", *command, f"checkpoint.init_from={origin}"]) == 0
+    said = capsys.readouterr().out
+    assert f"warning: checkpoint.init_from={origin} is not used" in said
+    assert "newest checkpoint, step 3; run_dir=ANOTHER_FOLDER branches from there" in said
+
+
+@pytest.mark.parametrize("origin", ["run", "run/checkpoints", "run/checkpoints/step_00000003"])
+@pytest.mark.parametrize("verb", ["train", "train --print-config", "doctor"])
+def test_a_run_without_checkpoints_cannot_start_from_itself(
+    loop: Loop, verb: str, origin: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir(Path("run"), losses=3)
+    command = ["run_dir=run", f"checkpoint.init_from={origin}"]
+    assert cli.main([*verb.split(), *command, "train.global_batch_size=7"]) == 3
+    error = capsys.readouterr().err
+    assert "2 problems" in error  # beside what else is wrong
+    assert f"checkpoint.init_from={origin} is of this run itself" in error
+    assert "fix: checkpoint.init_from=null, or the folder of another run" in error
