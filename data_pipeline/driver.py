@@ -94,7 +94,7 @@ def check_input(data: DataConfig) -> None:
     """Raise InputError for what `prepare` would refuse before it builds anything.
 
     That is a path that is not there, a domain that no source has, a tokenizer that cannot be read,
-    or what would run the tasks of a corpus that is not there yet.
+    a corpus that is there and damaged, or what would run the tasks of one that is not there yet.
     """
     if not data.build.sources:
         _finished(data, "size")
@@ -102,13 +102,12 @@ def check_input(data: DataConfig) -> None:
     domains = domains_of(data)
     data = resolve_auto(data)
     sources = open_all(data, domains)
-    try:
+    fingerprint = fingerprint_of(data, sources, weights_of(data, domains))
+    folder = _folder(Path(data.build.cache_dir).expanduser(), data, fingerprint)
+    if folder.exists():
+        load_corpus(folder, "size")
+    else:
         check_executor(data.build.executor)
-    except InputError:
-        fingerprint = fingerprint_of(data, sources, weights_of(data, domains))
-        cache = Path(data.build.cache_dir).expanduser()
-        if not _folder(cache, data, fingerprint).exists():
-            raise
 
 
 def _folder(cache: Path, data: DataConfig, fingerprint: str) -> Path:

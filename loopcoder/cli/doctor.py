@@ -16,6 +16,7 @@ from loopcoder.cli.arguments import composed, parse_arguments
 from loopcoder.cli.checks import check_config
 from loopcoder.config.compose import conf_dir
 from loopcoder.config.resolve import processes_to_start
+from loopcoder.data.corpus import load_corpus
 from loopcoder.errors import EXIT_DONE, counted
 from loopcoder.plan.device import device_memory
 from loopcoder.plan.fit import check_memory
@@ -58,8 +59,11 @@ def run(argv: list[str]) -> int:
     run_dir = Path(str(config.run_dir))
     if unused := unused_origin(config, run_dir):
         print(unused)
-    if pinned_corpus(config, run_dir, print) is None:
+    pinned = pinned_corpus(config, run_dir, print)
+    if pinned is None:
         check_input(config.data)
+    else:
+        load_corpus(pinned, "size")
     vocab_size, device = planned_vocabulary(config), device_memory(backends, size)
     cache = Path(config.data.build.cache_dir).expanduser()
     corpora = ("corpora", f"{in_words(cache_size(cache))} in {cache} (loopcoder data list)")
