@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from loopcoder.backends import detect
+from loopcoder.backends import detect, refuse_missing
 from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.checkpoint.start import unused_origin
 from loopcoder.cli.arguments import composed, parse_arguments
@@ -49,6 +49,7 @@ def run(argv: list[str]) -> int:
     print(f"{'disk':<18}  {shutil.disk_usage('.').free / 2**30:.1f} GiB free here")
     print(f"{'presets':<18}  {conf_dir()}")
     print(backends.table())
+    refuse_missing()
     config = composed(arguments, backends)
     size = processes_to_start(config, backends)
     check_config(config, size, backends)

@@ -20,7 +20,7 @@ from launch.killed import kernel_kills, kill_named, worker_killed
 from launch.slurm_env import adopt_slurm
 from launch.sweep import FIRST_VARIABLE, points, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
-from loopcoder.backends import Backends, detect
+from loopcoder.backends import Backends, detect, refuse_missing
 from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.checkpoint.start import check_start, find_start, finished_at, unused_origin
 from loopcoder.cli.arguments import Arguments, cache_for, composed, parse_arguments, rank, say
@@ -120,6 +120,7 @@ def _sweep(arguments: Arguments) -> int:
     from loopcoder.metrics.sweep import report_sweep
     from loopcoder.metrics.sweep_rows import SweptRun
 
+    refuse_missing()
     backends = detect()
     refuse = partial(check_folder, backends=backends)
     done = sweep(arguments.overrides, arguments.config_dir, backends, refuse)
@@ -137,6 +138,7 @@ def _train(arguments: Arguments) -> int:
     # relies to put communication under computation.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     _have_a_user_name()
+    refuse_missing()
     backends = detect()
     config = composed(arguments, backends)
     if arguments.print_config:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from loopcoder.cli import doctor, train
 from loopcoder.cli import main as cli
-from loopcoder.cli import train
 from loopcoder.config.compose import compose
 from loopcoder.config.identity import corpus_fields
 from tests.cli.conftest import Loop
@@ -41,7 +41,8 @@ def sources_changed(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     driver = sys.modules["data_pipeline.driver"]
     monkeypatch.setattr(driver, "prepare", refuse)
     monkeypatch.setattr(driver, "check_input", refuse)
-    monkeypatch.setattr(train, "load_corpus", lambda folder, verify: folder)
+    for verb in (train, doctor):
+        monkeypatch.setattr(verb, "load_corpus", lambda folder, verify: folder)
     monkeypatch.setattr(train, "check_start", lambda *_: None)  # which reads the corpus
     return read
 
@@ -212,7 +213,11 @@ def test_a_run_that_is_to_start_from_itself_says_that_it_goes_on(
 
 @pytest.mark.parametrize("origin", ["run/checkpoints/step_00000002", "other"])
 def test_a_start_that_is_not_used_is_said(
-    loop: Loop, corpus: Path, origin: str, capsys: pytest.CaptureFixture[str]
+    loop: Loop,
+    corpus: Path,
+    sources_changed: list[str],
+    origin: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """An older checkpoint of its own; another run, from which it did not begin."""
     command = stopped(corpus)
