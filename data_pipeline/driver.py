@@ -31,9 +31,11 @@ from data_pipeline.tasks.work import Cost, Task, Work, disk_errors
 from loopcoder.config.build import ExecutorConfig
 from loopcoder.config.data import DataConfig
 from loopcoder.config.fields import as_override
+from loopcoder.config.identity import as_folder
 from loopcoder.data.corpus import MANIFEST, Corpus, Verify, load_corpus
 from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import sync_folder
+from loopcoder.storage.folders import is_there
 from loopcoder.storage.lock import hold
 
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EROFS)
@@ -111,12 +113,11 @@ def check_input(data: DataConfig) -> None:
 
 
 def _folder(cache: Path, data: DataConfig, fingerprint: str) -> Path:
-    """Return the folder of a corpus; what was built or begun under the name of the preset, as all
-    were until 2026-11-29, stays where it is."""
-    former = cache / f"{data.name}-{fingerprint}"
-    if former.exists() or _work_of(former).exists():
-        return former
-    return cache / f"{data.corpus_name}-{fingerprint}"
+    """Return the folder of a corpus; what was built or begun under the name of the preset, or under
+    one that is not made safe, as all were until 2026-11-29, stays where it is."""
+    formers = [cache / f"{name}-{fingerprint}" for name in (data.name, data.corpus_name)]
+    there = (f for f in formers if is_there(f) or is_there(_work_of(f)))
+    return next(there, cache / f"{as_folder(data.corpus_name)}-{fingerprint}")
 
 
 def _work_of(folder: Path) -> Path:

@@ -34,7 +34,7 @@ from loopcoder.config.compose import (
     group_options,
     sweep_axes,
 )
-from loopcoder.config.identity import config_hash
+from loopcoder.config.identity import as_folder, config_hash
 from loopcoder.config.overrides import parse_overrides, quoted
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
@@ -231,7 +231,7 @@ def _folder_of(
     rest = [o for o in overrides if not o.startswith("name=")]
     hashed = hashlib.sha256(json.dumps([rest, str(config_dir)]).encode()).hexdigest()[:10]
     names = [o for o in parsed if o.key_or_group == "name" and not o.is_sweep_override()]
-    return f"{names[-1].value()}-{hashed}" if names else hashed
+    return f"{as_folder(str(names[-1].value()))}-{hashed}" if names else hashed
 
 
 class _GroupLister:
@@ -266,9 +266,8 @@ def _choices(
 
 def _folder_name(label: str) -> str:
     """Shorten `model.num_loops=2 seed=1` to num_loops=2-seed=1."""
-    return (
-        re.sub(r"[^\w.=-]+", "-", re.sub(r"[^\s=]*\.(\w+=)", r"\1", label)).strip("-")[:80] or "run"
-    )
+    short = re.sub(r"[^\w.=-]+", "-", re.sub(r"[^\s=]*\.(\w+=)", r"\1", label)).strip("-")
+    return short.encode()[:80].decode(errors="ignore") or "run"
 
 
 def train_point(point: Point, config_dir: Path | None, first: Path | None = None) -> int:

@@ -291,3 +291,12 @@ def test_a_torn_line_is_none(tmp_path: Path, runs: Runs) -> None:
         assert sweep_module.is_finished(point, ledger)
     ledger.unlink()
     assert not sweep_module.is_finished(point, ledger)
+
+
+def test_points_have_names_that_a_file_system_takes() -> None:
+    values = ["a/b", "../up", "\u6f22" * 120, "x" * 300]
+    for value in values:
+        name = sweep_module._folder_name(f"path={value} seed=1")
+        assert "/" not in name and len(name.encode()) <= 80
+    folder, found = points([f"name={'n' * 250}", "seed=1,2"], None, CPU)
+    assert len(folder.name) < 200 and [p.label for p in found] == ["seed=1", "seed=2"]
