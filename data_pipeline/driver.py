@@ -32,7 +32,14 @@ from loopcoder.config.build import ExecutorConfig
 from loopcoder.config.data import DataConfig
 from loopcoder.config.fields import as_override
 from loopcoder.config.identity import as_folder
-from loopcoder.data.corpus import MANIFEST, Corpus, Verify, load_corpus
+from loopcoder.data.corpus import (
+    MANIFEST,
+    Corpus,
+    Verify,
+    check_domains,
+    load_corpus,
+    read_manifest,
+)
 from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import sync_folder
 from loopcoder.storage.folders import is_there
@@ -142,15 +149,11 @@ def _finished(data: DataConfig, verify: Verify) -> Corpus:
             "without sources, the path must be one finished corpus folder",
             "data.path=FOLDER, or data=sample",
         )
-    corpus = load_corpus(data.path, verify)
-    missing = [d for d in domains_of(data) if d not in corpus.domains]
-    if missing:
-        raise InputError.of(
-            f"corpus {corpus.dir} has {' and '.join(corpus.domains)}, not {' or '.join(missing)}",
-            "data.mixture draws from every domain that it names",
-            f"'data.mixture={{{','.join(f'{d}:1' for d in corpus.domains)}}}'",
-        )
-    return corpus
+    folder = Path(data.path).expanduser()
+    check_domains(
+        folder, read_manifest(folder), list(domains_of(data))
+    )  # before every byte is read
+    return load_corpus(folder, verify)
 
 
 def _lock(folder: Path, report: Report) -> AbstractContextManager[None]:

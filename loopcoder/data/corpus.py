@@ -125,6 +125,17 @@ def _refuse_altered(folder: Path, faults: Sequence[str], most: int = 5) -> None:
         raise InputError.of(f"{folder / MANIFEST} was altered", why + more, rebuild(folder))
 
 
+def check_domains(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str]) -> None:
+    """Raise InputError unless a corpus has every domain that a mixture names."""
+    there = list(manifest["domains"])
+    if missing := [domain for domain in wanted if domain not in there]:
+        raise InputError.of(
+            f"corpus {folder} has {' and '.join(there)}, not {' or '.join(missing)}",
+            "data.mixture draws from every domain that it names",
+            f"'data.mixture={{{','.join(f'{d}:1' for d in there)}}}'",
+        )
+
+
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
     """Keep `loopcoder data clean` from removing a corpus that is read in the block.
