@@ -74,6 +74,8 @@ def _login(config: Config) -> Iterator[Problem]:
         return
     if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
         return
+    if any(_names_a_server(Path(file)) for file in ("~/.config/wandb/settings", "wandb/settings")):
+        return
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     files = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
     if not any(_knows(Path(file).expanduser(), host) for file in files if file):
@@ -82,6 +84,15 @@ def _login(config: Config) -> Iterator[Problem]:
             f"{host} takes a run with a key only: WANDB_API_KEY is not set, and ~/.netrc has none",
             "wandb login, export WANDB_API_KEY=KEY, or logging.wandb=offline",
         )
+
+
+def _names_a_server(settings: Path) -> bool:
+    """Say whether settings of wandb have a server or a key of their own, which it reads itself."""
+    try:
+        text = settings.expanduser().read_text(encoding="utf-8", errors="replace")
+    except (OSError, RuntimeError):
+        return False
+    return "base_url" in text or "api_key" in text
 
 
 def _knows(file: Path, host: str) -> bool:

@@ -226,8 +226,12 @@ def test_who_is_logged_in_may_write_online(monkeypatch: pytest.MonkeyPatch) -> N
     with monkeypatch.context() as patched:
         patched.setenv("WANDB_API_KEY", "x")
         check_inputs(online)
+    settings = Path("home/.config/wandb/settings")
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nbase_url = https://wandb.example.org\n")
+    check_inputs(online)
+    settings.unlink()
     netrc = Path("home/.netrc")
-    netrc.parent.mkdir()
     netrc.write_text("machine api.wandb.ai login user password x\n")
     netrc.chmod(0o600)
     check_inputs(online)
