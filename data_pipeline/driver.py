@@ -150,9 +150,8 @@ def _finished(data: DataConfig, verify: Verify) -> Corpus:
             "data.path=FOLDER, or data=sample",
         )
     folder = Path(data.path).expanduser()
-    check_domains(
-        folder, read_manifest(folder), list(domains_of(data))
-    )  # before every byte is read
+    # before every byte is read
+    check_domains(folder, read_manifest(folder), list(domains_of(data)))
     return load_corpus(folder, verify)
 
 
