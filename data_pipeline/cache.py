@@ -23,7 +23,7 @@ from typing import Any, Literal
 from data_pipeline.tasks.work import TASKS_LOCK
 from loopcoder.config.compose import compose
 from loopcoder.config.renamed import translate_manifest
-from loopcoder.data.corpus import MANIFEST
+from loopcoder.data.corpus import MANIFEST, load_corpus
 from loopcoder.errors import InputError
 from loopcoder.storage.files import size_of
 from loopcoder.storage.lock import hold, is_held, without_readers
@@ -67,9 +67,18 @@ class Entry:
     @property
     def domains(self) -> dict[str, tuple[int | None, int | None]]:
         """Tokens to train on and sequences of each domain; None where a manifest lacks them."""
-        found = self.manifest.get("domains")
-        train = {d: (s or {}).get("train") or {} for d, s in (found or {}).items()}
-        return {d: (t.get("tokens"), t.get("sequences")) for d, t in train.items()}
+        found = _mapping(self.manifest.get("domains"))
+        train = {d: _mapping(_mapping(splits).get("train")) for d, splits in found.items()}
+        return {d: (_count(t, "tokens"), _count(t, "sequences")) for d, t in train.items()}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(stats: dict[str, Any], name: str) -> int | None:
+    value = stats.get(name)
+    return value if isinstance(value, int) else None
 
 
 def default_cache() -> Path:
@@ -94,6 +103,22 @@ def entries(cache: Path) -> list[Entry]:
 def others(cache: Path) -> list[Path]:
     """Return what in the cache is not ours to remove."""
     return [path for path in _children(cache) if _entry(path, measure=False) is None]
+
+
+def faults(cache: Path) -> dict[Path, InputError]:
+    """Return what is wrong with each folder of the cache that has a manifest and cannot be used."""
+    found = {}
+    for path in _children(cache):
+        if (
+            (path / MANIFEST).exists()
+            and not path.is_symlink()
+            and not _HIDDEN.fullmatch(path.name)
+        ):
+            try:
+                load_corpus(path, "size")
+            except InputError as error:
+                found[path] = error
+    return found
 
 
 def _children(cache: Path) -> list[Path]:
@@ -151,7 +176,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _written(path: Path, manifest: dict[str, Any]) -> datetime:
     try:
         return datetime.fromisoformat(str(manifest["created"])).astimezone()
-    except (LookupError, ValueError):
+    except (LookupError, ValueError, OverflowError):
         # tasks of a build write below done/STAGE
         files = [path, *path.glob("done/*")] if path.is_dir() else [path]
         return datetime.fromtimestamp(max(p.stat().st_mtime for p in files)).astimezone()

@@ -31,9 +31,18 @@ from data_pipeline.tasks.work import Cost, Task, Work, disk_errors
 from loopcoder.config.build import ExecutorConfig
 from loopcoder.config.data import DataConfig
 from loopcoder.config.fields import as_override
-from loopcoder.data.corpus import MANIFEST, Corpus, Verify, load_corpus
+from loopcoder.config.identity import as_folder
+from loopcoder.data.corpus import (
+    MANIFEST,
+    Corpus,
+    Verify,
+    check_domains,
+    load_corpus,
+    read_manifest,
+)
 from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import sync_folder
+from loopcoder.storage.folders import is_there
 from loopcoder.storage.lock import hold
 
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EROFS)
@@ -94,7 +103,7 @@ def check_input(data: DataConfig) -> None:
     """Raise InputError for what `prepare` would refuse before it builds anything.
 
     That is a path that is not there, a domain that no source has, a tokenizer that cannot be read,
-    or what would run the tasks of a corpus that is not there yet.
+    a corpus that is there and damaged, or what would run the tasks of one that is not there yet.
     """
     if not data.build.sources:
         _finished(data, "size")
@@ -102,22 +111,20 @@ def check_input(data: DataConfig) -> None:
     domains = domains_of(data)
     data = resolve_auto(data)
     sources = open_all(data, domains)
-    try:
+    fingerprint = fingerprint_of(data, sources, weights_of(data, domains))
+    folder = _folder(Path(data.build.cache_dir).expanduser(), data, fingerprint)
+    if folder.exists():
+        load_corpus(folder, "size")
+    else:
         check_executor(data.build.executor)
-    except InputError:
-        fingerprint = fingerprint_of(data, sources, weights_of(data, domains))
-        cache = Path(data.build.cache_dir).expanduser()
-        if not _folder(cache, data, fingerprint).exists():
-            raise
 
 
 def _folder(cache: Path, data: DataConfig, fingerprint: str) -> Path:
-    """Return the folder of a corpus; what was built or begun under the name of the preset, as all
-    were until 2026-11-29, stays where it is."""
-    former = cache / f"{data.name}-{fingerprint}"
-    if former.exists() or _work_of(former).exists():
-        return former
-    return cache / f"{data.corpus_name}-{fingerprint}"
+    """Return the folder of a corpus; what was built or begun under the name of the preset, or under
+    one that is not made safe, as all were until 2026-11-29, stays where it is."""
+    formers = [cache / f"{name}-{fingerprint}" for name in (data.name, data.corpus_name)]
+    there = (f for f in formers if is_there(f) or is_there(_work_of(f)))
+    return next(there, cache / f"{as_folder(data.corpus_name)}-{fingerprint}")
 
 
 def _work_of(folder: Path) -> Path:
@@ -142,15 +149,10 @@ def _finished(data: DataConfig, verify: Verify) -> Corpus:
             "without sources, the path must be one finished corpus folder",
             "data.path=FOLDER, or data=sample",
         )
-    corpus = load_corpus(data.path, verify)
-    missing = [d for d in domains_of(data) if d not in corpus.domains]
-    if missing:
-        raise InputError.of(
-            f"corpus {corpus.dir} has {' and '.join(corpus.domains)}, not {' or '.join(missing)}",
-            "data.mixture draws from every domain that it names",
-            f"'data.mixture={{{','.join(f'{d}:1' for d in corpus.domains)}}}'",
-        )
-    return corpus
+    folder = Path(data.path).expanduser()
+    # before every byte is read
+    check_domains(folder, read_manifest(folder), list(domains_of(data)))
+    return load_corpus(folder, verify)
 
 
 def _lock(folder: Path, report: Report) -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,16 +34,43 @@ from loopcoder.config.compose import (
     group_options,
     sweep_axes,
 )
-from loopcoder.config.identity import config_hash
+from loopcoder.config.identity import as_folder, config_hash
 from loopcoder.config.overrides import parse_overrides, quoted
 from loopcoder.config.resolve import processes_to_start, resolve
 from loopcoder.config.schema import Config
-from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem, counted
+from loopcoder.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_NO_RETRY,
+    EXIT_RETRY,
+    InputError,
+    Problem,
+    counted,
+)
 from loopcoder.plan.fit import Needs, check_run, needs
+from loopcoder.storage.disk import is_disk_full
 from loopcoder.storage.folders import make_folder
 
 FIRST_VARIABLE = "LOOPCODER_FIRST_OF_SWEEP"
 """Run folder of the first point, for the others, so that all are trained on one corpus."""
+
+
+_ENDS = {
+    EXIT_BAD_INPUT: (
+        "its message above says what is wrong, and the other points may have the same",
+        "mend that, then start the same command again: what is done is skipped",
+    ),
+    EXIT_RETRY: (
+        "it was asked to stop; nothing is lost",
+        "the same command continues with what is left",
+    ),
+    EXIT_NO_RETRY: (
+        "it met a fault of its surroundings, such as a full disk, which its message above names; "
+        "the others would meet it too",
+        "mend that, then the same command continues with what is left",
+    ),
+}
+"""Why a sweep ends with the point that ended with a code, and what helps."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +141,35 @@ def sweep(
         code = _run(point, ledger, config_dir, found[0].run_dir)
         if named := kill_named(code, kills, partial(_needs, point, backends)):
             print(named, file=sys.stderr)
-        if code in (EXIT_BAD_INPUT, EXIT_RETRY):
+        if code in (EXIT_BAD_INPUT, EXIT_RETRY) or (code == EXIT_NO_RETRY and not _diverged(point)):
             stopped = code
+            left = [p for p in found if not is_finished(p, ledger)]
+            print(
+                _stopped(code, f"[{number}/{len(found)}] {point.label}", found, left),
+                file=sys.stderr,
+            )
             break
     codes = [_last_exit(point, ledger) for point in found]
     failed = [code for code in codes if code]
     return Sweep(folder, found, codes, stopped or (failed[0] if failed else EXIT_DONE))
+
+
+def _diverged(point: Point) -> bool:
+    """Say whether a point's last run ended because its loss did: another one may fare better."""
+    kinds = [record.get("kind") for record in _records(point.run_dir / "events.jsonl")]
+    of_runs = [kind for kind in kinds if kind in ("run_started", "run_diverged")]
+    return of_runs[-1:] == ["run_diverged"]
+
+
+def _stopped(code: int, which: str, found: Sequence[Point], left: Sequence[Point]) -> str:
+    """Return what to say where a sweep ends before its last point."""
+    why, fix = _ENDS[code]
+    names = ", ".join(p.label for p in left[:5])
+    more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+    done = len(found) - len(left)
+    fact = f"the sweep stops: {which} ended with {code}; {done} of {counted(len(found), 'run')} "
+    fact += f"{'is' if done == 1 else 'are'} done, left: {names}{more}"
+    return f"loopcoder: {Problem(fact, why, fix)}"
 
 
 def _refuse(unfinished: Sequence[Point], refuse: Callable[[Config], None]) -> None:
@@ -180,7 +231,7 @@ def _folder_of(
     rest = [o for o in overrides if not o.startswith("name=")]
     hashed = hashlib.sha256(json.dumps([rest, str(config_dir)]).encode()).hexdigest()[:10]
     names = [o for o in parsed if o.key_or_group == "name" and not o.is_sweep_override()]
-    return f"{names[-1].value()}-{hashed}" if names else hashed
+    return f"{as_folder(str(names[-1].value()))}-{hashed}" if names else hashed
 
 
 class _GroupLister:
@@ -215,9 +266,8 @@ def _choices(
 
 def _folder_name(label: str) -> str:
     """Shorten `model.num_loops=2 seed=1` to num_loops=2-seed=1."""
-    return (
-        re.sub(r"[^\w.=-]+", "-", re.sub(r"[^\s=]*\.(\w+=)", r"\1", label)).strip("-")[:80] or "run"
-    )
+    short = re.sub(r"[^\w.=-]+", "-", re.sub(r"[^\s=]*\.(\w+=)", r"\1", label)).strip("-")
+    return short.encode()[:80].decode(errors="ignore") or "run"
 
 
 def train_point(point: Point, config_dir: Path | None, first: Path | None = None) -> int:
@@ -247,8 +297,15 @@ def _run(point: Point, ledger: Path, config_dir: Path | None, first: Path) -> in
         "config_hash": point.names[0],
         "exit_code": code,
     }
-    with ledger.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    try:
+        with ledger.open("ab+") as file:
+            torn = file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+            file.write(b"\n" * bool(torn) + json.dumps(record).encode() + b"\n")
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(f"loopcoder: no room to note in {ledger} that it ended", file=sys.stderr)
+        return code or EXIT_NO_RETRY
     return code
 
 
@@ -257,9 +314,13 @@ def _needs(point: Point, backends: Backends) -> Needs:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines, if it is there; a torn last line is left out."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """Read a file of JSON lines, if it is there; a torn line, of a kill or a full disk, is left
+    out."""
+    records = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 def _last_exit(point: Point, ledger: Path) -> int | None:

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, Problem
 
 PACKAGES = {
     "torch": ("torch",),
@@ -65,6 +65,8 @@ class Backends:
     """Why the CUDA extension cannot be used; None: it can."""
     gpu_memory_bytes: int | None = None
     """Memory of the first GPU."""
+    unused_gpu: str | None = None
+    """A GPU that the machine has and the installed torch cannot use."""
 
     @property
     def has_gpu(self) -> bool:
@@ -92,6 +94,10 @@ class Backends:
                 gpu += f", {self.gpu_memory_bytes / 2**30:.1f} GiB"
         else:
             gpu = "none"
+            if self.unused_gpu:
+                gpu += (
+                    f" that this torch, a build without CUDA, can use: there is {self.unused_gpu}"
+                )
         kernels = self.kernels_fault or "built for this torch"
         if self.has_gpu and self.kernels_fault is None and not self.kernels_were_run:
             kernels += "; not taken by model.kernels=auto, since nobody has run them on this GPU"
@@ -117,8 +123,28 @@ class Backends:
 def detect() -> Backends:
     """Look at this machine. Never raises: what cannot be found is not there."""
     count, name, capability, memory = _cuda_devices()
+    unused = None
+    if count and _is_cpu_build():
+        count, name, capability, memory, unused = 0, None, None, None, f"{count} x {name}"
     versions = {p: v for p, dists in PACKAGES.items() if (v := _version(p, dists)) is not None}
-    return Backends(count, name, capability, versions, kernels_fault(), memory)
+    return Backends(count, name, capability, versions, kernels_fault(), memory, unused)
+
+
+def refuse_missing() -> None:
+    """Raise InputError with everything that training imports and this Python does not have."""
+    whys = {
+        "torch": "training is written in PyTorch",
+        "megatron.core": "training is built on Megatron-core",
+        "triton": "Megatron-core imports it, and a build of torch without CUDA does not bring it",
+    }
+    fixes = {"megatron.core": "megatron-core"}
+    problems = [
+        Problem(f"{module} is not installed", why, f"pip install {fixes.get(module, module)}")
+        for module, why in whys.items()
+        if not _importable(module)
+    ]
+    if problems:
+        raise InputError(problems)
 
 
 def require(module: str, fact: str, why: str, fix: str = "pip install '.[data]'") -> Any:
@@ -158,12 +184,21 @@ def sources_digest(folder: Path) -> str:
 
 def _torch_version() -> str | None:
     """Read `torch.__version__`, which has more than the distribution's version, off its file."""
+    match = re.search(r"^__version__ = ['\"](.+)['\"]", _torch_version_file(), re.MULTILINE)
+    return match[1] if match else None
+
+
+def _is_cpu_build() -> bool:
+    """Say whether torch was built without CUDA, as its file says of itself."""
+    text = _torch_version_file()
+    return bool(text) and not re.search(r"^(cuda|hip)\b[^=]*= ['\"]", text, re.MULTILINE)
+
+
+def _torch_version_file() -> str:
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
-        return None
-    text = Path(found.origin).with_name("version.py").read_text()
-    match = re.search(r"^__version__ = ['\"](.+)['\"]", text, re.MULTILINE)
-    return match[1] if match else None
+        return ""
+    return Path(found.origin).with_name("version.py").read_text()
 
 
 def _version(package: str, distributions: Sequence[str]) -> str | None:

@@ -55,7 +55,7 @@ def manifest_problems(folder: Path, manifest: Mapping[str, Any], fix: str) -> li
             *_sums(folder, manifest, fix),
             *_shares(folder, manifest),
         ]
-    except (KeyError, TypeError, AttributeError) as e:
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
         why = f"an entry is missing or of the wrong kind: {e!r}"
         return [Problem(f"{folder / MANIFEST} was altered", why, fix)]
 

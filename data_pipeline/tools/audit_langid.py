@@ -218,8 +218,12 @@ def main(argv: Sequence[str] | None = None, report: Callable[[str], object] = pr
     name, about = "loopcoder data audit", (__doc__ or "").split("\n", maxsplit=1)[0]
     parser = Parser(name, description=about)
     add_paths(parser)
-    parser.add_argument("--model", type=Path, help="classifier, for code without a name")
-    parser.add_argument("--share", type=float, default=SHARE, help="share of the documents, 0 to 1")
+    parser.add_argument(
+        "--model", type=Path, metavar="FILE", help="classifier, for code without a name"
+    )
+    parser.add_argument(
+        "--share", type=float, default=SHARE, metavar="SHARE", help="share of the documents, 0 to 1"
+    )
     arguments = parser.parse_args(argv)
     classifier = LanguageClassifier.load(arguments.model) if arguments.model else None
     documents = documents_of(arguments.paths, arguments.text_field, arguments.language_field)

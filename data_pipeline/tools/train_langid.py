@@ -235,17 +235,25 @@ def documents_of(
 def add_paths(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name documents."""
     parser.add_argument("paths", nargs="+", metavar="PATH", help="folders, files or patterns")
-    parser.add_argument("--text-field", default="text", help="column of the text, for rows")
-    parser.add_argument("--language-field", help="column of the language, for rows")
+    parser.add_argument(
+        "--text-field", default="text", metavar="COLUMN", help="of the text, for rows"
+    )
+    parser.add_argument("--language-field", metavar="COLUMN", help="of the language, for rows")
 
 
 def main(argv: Sequence[str] | None = None, report: Callable[[str], object] = print) -> int:
     """Train from the command line; return the exit code."""
     parser = Parser("loopcoder data train-langid", description=__doc__.split("\n")[0])
     add_paths(parser)
-    parser.add_argument("--out", required=True, type=Path, help="file of the classifier")
     parser.add_argument(
-        "--max-documents", type=int, default=MAX_DOCUMENTS, help="most documents of each language"
+        "--out", required=True, type=Path, metavar="FILE", help="file of the classifier"
+    )
+    parser.add_argument(
+        "--max-documents",
+        type=int,
+        default=MAX_DOCUMENTS,
+        metavar="N",
+        help="most documents of each language",
     )
     arguments = parser.parse_args(argv)
     documents = documents_of(arguments.paths, arguments.text_field, arguments.language_field)

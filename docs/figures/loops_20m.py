@@ -42,8 +42,7 @@ def _curves(figure: Figure, runs: dict[str, list[dict[str, Any]]]) -> None:
         for run in runs[point]:
             losses = run["losses"]
             smooth = [
-                statistics.fmean(losses[i - SMOOTHED : i])
-                for i in range(SMOOTHED, len(losses) + 1)
+                statistics.fmean(losses[i - SMOOTHED : i]) for i in range(SMOOTHED, len(losses) + 1)
             ]
             per_point = run["tokens"] / len(losses) / 1e6
             tokens = [(i - SMOOTHED / 2) * per_point for i in range(SMOOTHED, len(losses) + 1)]

@@ -65,8 +65,14 @@ def pinned_corpus(
         report(f"data: {fact}: built again from its sources; if it was moved, {fix}")
         return None
     manifest = read_manifest(folder)
+    if manifest["fingerprint"] != record.fingerprint:
+        report(
+            f"data: {folder} is no longer the corpus {record.fingerprint}, which this run was "
+            f"trained on, but {manifest['fingerprint']}: the sources are read again"
+        )
+        return None
     needed = {domain for stage in config.stages for domain in stage.mixture}
-    if manifest["fingerprint"] != record.fingerprint or not needed <= manifest["domains"].keys():
+    if not needed <= manifest["domains"].keys():
         return None
     report(_kept(folder, record, config.data))
     return folder
@@ -116,12 +122,37 @@ def _record(run_dir: Path) -> _Record | None:
         state = own[-1].state()
         data = load_config(own[-1].path / layout.CONFIG).data
         return _Record(Path(state.corpus_dir), state.corpus, data, is_saved=True)
-    try:
-        content = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
-        data = load_config(run_dir / layout.CONFIG).data
-        return _Record(Path(content["dir"]), content["fingerprint"], data, is_saved=False)
-    except (OSError, ValueError, KeyError, TypeError, InputError):
+    recorded = read_record(run_dir)
+    if recorded is None or not (run_dir / layout.CONFIG).exists():
         return None  # a run that was killed before it had written both
+    data = load_config(run_dir / layout.CONFIG).data
+    return _Record(*recorded, data, is_saved=False)
+
+
+def read_record(run_dir: Path) -> tuple[Path, str] | None:
+    """Return folder and fingerprint of the corpus by a run's record; None: it has none.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    path = run_dir / RECORD
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        folder, fingerprint = content["dir"], content["fingerprint"]
+        if not (
+            isinstance(folder, str) and isinstance(fingerprint, str) and folder and fingerprint
+        ):
+            raise ValueError(f"dir is {folder!r}, fingerprint {fingerprint!r}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError.of(
+            f"{path} cannot be read: {error if isinstance(error, ValueError) else repr(error)}",
+            "it says which corpus the run is trained on, and was cut off or altered",
+            f"rm -r {path}; the command of the run then reads its sources again if it has no "
+            "checkpoint",
+        ) from error
+    return Path(folder), fingerprint
 
 
 def _sources(data: DataConfig, record: _Record) -> dict[str, object]:

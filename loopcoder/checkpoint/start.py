@@ -108,7 +108,37 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
         )
     if not start.resumes:
         return notes
-    return notes + [f"changed since step {checkpoint.step}: {c}" for c in changes(before, config)]
+    if unused := _unused_origin(checkpoint, before, config):
+        notes.insert(0, unused)
+    changed = [c for c in changes(before, config) if not c.startswith("checkpoint.init_")]
+    return notes + [f"changed since step {checkpoint.step}: {c}" for c in changed]
+
+
+def unused_origin(config: Config, run_dir: Path) -> str | None:
+    """Return what to say of an init_from that has no effect, since the run goes on from a
+    checkpoint of its own; None: it has one, or the run began from there."""
+    start = find_start(config, run_dir)
+    if start is None or not start.resumes or config.checkpoint.init_from is None:
+        return None
+    return _unused_origin(
+        start.checkpoint, load_config(start.checkpoint.path / layout.CONFIG), config
+    )
+
+
+def _unused_origin(own: Checkpoint, before: Config, config: Config) -> str | None:
+    named = config.checkpoint.init_from
+    if named is None:
+        return None
+    folder, path = own.path.parent.resolve(), Path(named).expanduser().resolve()
+    goes_on = f"this run goes on from its own newest checkpoint, step {own.step}"
+    if path in (folder.parent, folder, own.path.resolve()):
+        return f"checkpoint.init_from={named} changes nothing: {goes_on}, without it too"
+    if not path.is_relative_to(folder) and named == before.checkpoint.init_from:
+        return None
+    return (
+        f"warning: checkpoint.init_from={named} is not used: {goes_on}; "
+        "run_dir=ANOTHER_FOLDER branches from there"
+    )
 
 
 def early_notes(config: Config, run_dir: Path) -> list[str]:

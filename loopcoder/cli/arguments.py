@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,7 @@ from launch.torchrun import CONFIG_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.config.compose import compose, load_config
 from loopcoder.config.data import DataConfig
-from loopcoder.config.fields import FieldAt
+from loopcoder.config.fields import FieldAt, placeholder
 from loopcoder.config.identity import resolve_run_dir
 from loopcoder.config.mistakes import nearest_keys
 from loopcoder.config.resolve import resolve
@@ -63,15 +64,17 @@ def parse_arguments(
             found = replace(found, print_config=True)
         elif name == "--config-dir":
             folder = value if has_value else next(rest, "")
-            if not folder:
+            if not folder or (not has_value and folder.startswith("-")):
                 raise InputError.of("--config-dir", "it needs a folder", "--config-dir DIR")
             found = replace(found, config_dir=Path(folder).expanduser())
         elif argument.startswith("-"):
-            given = value if has_value else next(rest, "VALUE")
+            given = value if has_value else next(rest, "")
+            near = difflib.get_close_matches(name, [*takes, "--config-dir", "--help"], 1, 0.8)
+            meant = "--config-dir DIR" if near == ["--config-dir"] else "".join(near)
             raise InputError.of(
                 argument,
                 f"the options of this verb are {options}; everything else is key=value",
-                f"{_override_for(name, given)}, or loopcoder help",
+                f"{meant or _override_for(name, given)}, or loopcoder help",
             )
         else:
             found.overrides.append(argument)
@@ -84,7 +87,8 @@ def _override_for(option: str, value: str) -> str:
     known = key if root.at(key.split(".")) else next(iter(nearest_keys(root, key)), None)
     if known is None:
         return "leave it out"
-    return f"{known}={'VALUE' if '=' in value or value.startswith('-') else value}"
+    is_given = value and "=" not in value and not value.startswith("-")
+    return f"{known}={value if is_given else placeholder(root, known)}"
 
 
 def rank() -> int:

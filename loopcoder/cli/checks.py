@@ -2,29 +2,103 @@
 
 from __future__ import annotations
 
+import netrc
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from loopcoder.backends import Backends
 from loopcoder.checkpoint.start import check_start
+from loopcoder.cli.arguments import rank
 from loopcoder.config.check import check
 from loopcoder.config.schema import Config
+from loopcoder.data.corpus import MANIFEST, check_domains, read_manifest
+from loopcoder.errors import InputError, Problem
 from loopcoder.metrics.throughput import peak_flops
 
 
 def check_config(config: Config, world_size: int, backends: Backends) -> None:
-    """Raise InputError for all that does not depend on memory or on a corpus.
+    """Raise InputError for all that does not depend on memory or on a corpus that is not there yet.
 
     Args:
         config: Resolved, with its run_dir.
         world_size: Processes of the run.
         backends: Of this machine.
     """
-    check(config, world_size, backends)
+    _together(partial(check, config, world_size, backends), partial(check_inputs, config))
     check_folder(config, backends)
 
 
 def check_folder(config: Config, backends: Backends) -> None:
-    """Raise InputError where the run's folder, or the checkpoint that it branches from, does not
-    let it start, or the device that it names is not known."""
+    """Raise InputError where the run's folder, the checkpoint that it branches from, or what it is
+    given does not let it start, or the device that it names is not known."""
     peak_flops(config.hardware, backends.gpu_name, config.precision.name)  # type: ignore[arg-type]
-    check_start(config, Path(str(config.run_dir)))
+    _together(
+        partial(check_start, config, Path(str(config.run_dir))), partial(check_inputs, config)
+    )
+
+
+def check_inputs(config: Config) -> None:
+    """Raise InputError for a domain that the given corpus lacks, and for a service that nobody is
+    logged in to."""
+    problems = [*_login(config)]
+    data = config.data
+    folder = Path(str(data.path)).expanduser()
+    if not data.build.sources and isinstance(data.path, str) and (folder / MANIFEST).is_file():
+        try:
+            wanted = dict.fromkeys(domain for stage in config.stages for domain in stage.mixture)
+            check_domains(folder, read_manifest(folder), list(wanted))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+
+
+def _together(*checks: Callable[[], None]) -> None:
+    """Run every check, and raise what all of them found as one error."""
+    problems: list[Problem] = []
+    for one in checks:
+        try:
+            one()
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+
+
+def _login(config: Config) -> Iterator[Problem]:
+    """Yield that Weights & Biases is to be written to online and does not know this user."""
+    if config.logging.wandb != "online" or rank() > 0:  # the others write nothing there
+        return
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return
+    if any(_names_a_server(Path(file)) for file in ("~/.config/wandb/settings", "wandb/settings")):
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    files = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
+    if not any(_knows(Path(file).expanduser(), host) for file in files if file):
+        yield Problem(
+            "logging.wandb=online, and nobody is logged in to Weights & Biases here",
+            f"{host} takes a run with a key only: WANDB_API_KEY is not set, and ~/.netrc has none",
+            "wandb login, export WANDB_API_KEY=KEY, or logging.wandb=offline",
+        )
+
+
+def _names_a_server(settings: Path) -> bool:
+    """Say whether settings of wandb have a server or a key of their own, which it reads itself."""
+    try:
+        text = settings.expanduser().read_text(encoding="utf-8", errors="replace")
+    except (OSError, RuntimeError):
+        return False
+    return "base_url" in text or "api_key" in text
+
+
+def _knows(file: Path, host: str) -> bool:
+    try:
+        return netrc.netrc(file).authenticators(host) is not None
+    except netrc.NetrcParseError:
+        return True  # wandb reads it in a way of its own
+    except (OSError, RuntimeError):
+        return False

@@ -87,7 +87,7 @@ def _no_verb(argv: list[str]) -> InputError:
 
 def _corpus(verb: str, what: str, argv: list[str]) -> Path | None:
     """Return the folder of the one corpus that a verb is given; None: its help was asked for."""
-    operands, options = parse_options(f"data {verb}", argv, values=["--cache"])
+    operands, options = parse_options(f"data {verb}", argv, values={"--cache": "DIR"})
     if "--help" in options:
         print(f"{what}\n\nusage: loopcoder data {verb} CORPUS [--cache DIR]\n\n{GIVEN}")
         return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,25 +55,33 @@ usage: loopcoder data show CORPUS [--domain D] [--documents N] [--seed N] [--cac
   --documents N   of each domain (3)
   --seed N        of the draw (0); another seed shows others"""
 
+_CACHE = {"--cache": "DIR"}
 _STATES = {"work": "unfinished build", "trash": "half removed", "lock": "lock without a corpus"}
 
 
 def list_corpora(argv: list[str]) -> int:
     """Print what is in the cache, and what else lies there."""
-    operands, options = parse_options("data list", argv, flags=["--json"], values=["--cache"])
+    operands, options = parse_options("data list", argv, flags=["--json"], values=_CACHE)
     if "--help" in options:
         print(LIST_HELP)
         return EXIT_DONE
     _no_operands("data list", operands)
-    from data_pipeline.cache import cache_size, entries, others
+    from data_pipeline.cache import cache_size, entries, faults, others
 
     cache = cache_of(options)
-    found, runs = entries(cache), _runs_by_corpus()
+    found, runs, damaged = entries(cache), _runs_by_corpus(), faults(cache)
+    for error in damaged.values():
+        print(f"cannot be used: {error}", file=sys.stderr)
     if "--json" in options:
-        print(json.dumps([_plain(e, runs.get(e.fingerprint, [])) for e in found], indent=1))
+        listed = [_plain(e, runs.get(e.fingerprint, [])) for e in found]
+        plain = [
+            entry | {"is_usable": e.path not in damaged}
+            for entry, e in zip(listed, found, strict=True)
+        ]
+        print(json.dumps(plain, indent=1))
         return EXIT_DONE
     if found:
-        print(f"{_listing(found, runs)}\n")
+        print(f"{_listing(found, runs, damaged)}\n")
     beside = [f"{path.name} ({in_words(size_of(path))})" for path in others(cache)]
     if beside:
         print(f"besides, not a corpus: {', '.join(beside)}")
@@ -80,10 +89,11 @@ def list_corpora(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-def _listing(found: Sequence[Entry], runs: dict[str, list[Path]]) -> str:
+def _listing(found: Sequence[Entry], runs: dict[str, list[Path]], damaged: Collection[Path]) -> str:
     listed = []
     for entry in found:
-        cells = [in_words(entry.bytes), f"{entry.written:%Y-%m-%d %H:%M}", _content(entry)]
+        content = _content(entry) + (", cannot be used" if entry.path in damaged else "")
+        cells = [in_words(entry.bytes), f"{entry.written:%Y-%m-%d %H:%M}", content]
         names = few([path.name for path in runs.get(entry.fingerprint, [])])
         listed.append(Listed(entry.name, cells, notes=[f"runs: {names}"] if names else []))
     return listing(["size", "built", "tokens (sequences)"], listed)
@@ -134,8 +144,9 @@ def _runs_by_corpus() -> dict[str, list[Path]]:
 
 def clean(argv: list[str]) -> int:
     """Print what would go and how much space that frees; remove it if --yes was given."""
+    values = {"--older-than": "DAYS"} | _CACHE
     operands, options = parse_options(
-        "data clean", argv, flags=["--unfinished", "--yes"], values=["--older-than", "--cache"]
+        "data clean", argv, flags=["--unfinished", "--yes"], values=values
     )
     if "--help" in options:
         print(CLEAN_HELP)
@@ -248,7 +259,7 @@ def one_corpus(verb: str, operands: Sequence[str], options: dict[str, str]) -> P
 
 def show(argv: list[str]) -> int:
     """Print random documents of a corpus, by domain."""
-    values = ["--domain", "--documents", "--seed", "--cache"]
+    values = {"--domain": "D", "--documents": "N", "--seed": "N"} | _CACHE
     operands, options = parse_options("data show", argv, values=values)
     if "--help" in options:
         print(SHOW_HELP)
@@ -276,13 +287,14 @@ def _print_documents(folder: Path, chosen: str | None, number: int, seed: int) -
     for domain in [chosen] if chosen is not None else corpus.domains:
         try:
             found = random_documents(corpus.dir, corpus.manifest, domain, number, seed)
-        except (OSError, ValueError, LookupError, TypeError) as error:
+            about = printable(origin(corpus.manifest, domain))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError.of(
                 f"the documents of {corpus.dir} cannot be read: {error}",
                 "a file of the corpus was changed after it was built",
                 rebuild(corpus.dir),
             ) from error
-        print(f"{domain}: {printable(origin(corpus.manifest, domain))}")
+        print(f"{domain}: {about}")
         for example in found:
             language = f", {example.language}" if example.language else ""
             print(f"\n--- {example.place}{language}\n{printable(example.text)}")

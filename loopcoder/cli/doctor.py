@@ -9,13 +9,14 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from loopcoder.backends import detect
+from loopcoder.backends import detect, refuse_missing
 from loopcoder.checkpoint.pinned import pinned_corpus
-from loopcoder.checkpoint.start import early_notes
+from loopcoder.checkpoint.start import early_notes, unused_origin
 from loopcoder.cli.arguments import composed, parse_arguments
 from loopcoder.cli.checks import check_config
 from loopcoder.config.compose import conf_dir
 from loopcoder.config.resolve import processes_to_start
+from loopcoder.data.corpus import load_corpus
 from loopcoder.errors import EXIT_DONE, counted
 from loopcoder.plan.device import device_memory
 from loopcoder.plan.fit import check_memory
@@ -48,6 +49,7 @@ def run(argv: list[str]) -> int:
     print(f"{'disk':<18}  {shutil.disk_usage('.').free / 2**30:.1f} GiB free here")
     print(f"{'presets':<18}  {conf_dir()}")
     print(backends.table())
+    refuse_missing()
     config = composed(arguments, backends)
     size = processes_to_start(config, backends)
     check_config(config, size, backends)
@@ -56,8 +58,13 @@ def run(argv: list[str]) -> int:
     from data_pipeline.driver import check_input
 
     run_dir = Path(str(config.run_dir))
-    if pinned_corpus(config, run_dir, print) is None:
+    if unused := unused_origin(config, run_dir):
+        print(unused)
+    pinned = pinned_corpus(config, run_dir, print)
+    if pinned is None:
         check_input(config.data)
+    else:
+        load_corpus(pinned, "size")
     vocab_size, device = planned_vocabulary(config), device_memory(backends, size)
     cache = Path(config.data.build.cache_dir).expanduser()
     corpora = ("corpora", f"{in_words(cache_size(cache))} in {cache} (loopcoder data list)")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loopcoder.backends import refuse_missing
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.pinned import gone, where_is
@@ -62,6 +63,7 @@ def run(argv: list[str]) -> int:
             "one checkpoint is named, by checkpoint=",
             f"loopcoder evaluate checkpoint={path}",
         )
+    refuse_missing()
     found = checkpoints(Path(given[0].partition("=")[2]), every="--all" in argv)
     asked = compose(others, arguments.config_dir)
     trained = load_config(found[-1].path / layout.CONFIG)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from loopcoder.errors import InputError
 
 
 def parse_options(
-    verb: str, argv: Sequence[str], *, flags: Collection[str] = (), values: Collection[str] = ()
+    verb: str,
+    argv: Sequence[str],
+    *,
+    flags: Collection[str] = (),
+    values: Mapping[str, str] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Split what stands behind a verb into its operands and its options.
 
@@ -17,11 +21,13 @@ def parse_options(
         verb: As it is typed, such as `data list`.
         argv: What stands behind it; after `--` everything is an operand.
         flags: Options without a value, besides --help.
-        values: Options with one, as `--option VALUE` or `--option=VALUE`.
+        values: Options with one, as `--option VALUE` or `--option=VALUE`, and what that is called.
 
     Raises:
         InputError: an option that the verb does not have, or one without its value.
     """
+    values = values or {}
+    known = [*flags, *values, "--help"]
     operands: list[str] = []
     options: dict[str, str] = {}
     rest = iter(argv)
@@ -35,18 +41,31 @@ def parse_options(
             options[argument] = ""
         elif name in values:
             options[name] = value if has_value else next(rest, "")
-            if not options[name]:
+            if not options[name] or (not has_value and options[name].partition("=")[0] in known):
                 raise InputError.of(
-                    f"loopcoder {verb} {name}", "a value belongs behind it", f"{name} VALUE"
+                    f"loopcoder {verb} {argument}",
+                    f"{values[name]} belongs behind it",
+                    f"{name} {values[name]}",
                 )
         elif argument.startswith("-") and argument != "-":
-            known = [*flags, *values, "--help"]
-            near = difflib.get_close_matches(name, known, n=1)
-            raise InputError.of(
-                f"loopcoder {verb} {argument}",
-                f"its options are {', '.join(known)}",
-                f"{near[0]}{has_value}{value}" if near else f"loopcoder {verb} --help",
-            )
+            raise _no_option(verb, argument, flags, values)
         else:
             operands.append(argument)
     return operands, options
+
+
+def _no_option(
+    verb: str, argument: str, flags: Collection[str], values: Mapping[str, str]
+) -> InputError:
+    """Return the error for an option that a verb does not have, with the nearest that it has."""
+    name, has_value, value = argument.partition("=")
+    written = [*flags, *(f"{option} {what}" for option, what in values.items()), "--help"]
+    near = difflib.get_close_matches(name, [*flags, *values, "--help"], n=1)
+    fix = f"loopcoder {verb} --help"
+    if near and near[0] in values:
+        fix = f"{near[0]}={value}" if has_value else f"{near[0]} {values[near[0]]}"
+    elif near:
+        fix = near[0]
+    return InputError.of(
+        f"loopcoder {verb} {argument}", f"its options are {', '.join(written)}", fix
+    )

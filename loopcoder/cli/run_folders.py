@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.pinned import RECORD
+from loopcoder.checkpoint.pinned import RECORD, read_record
 from loopcoder.config.compose import load_config
 from loopcoder.config.fields import as_override
 from loopcoder.config.identity import numbers
@@ -183,30 +184,64 @@ def _with_parents(path: str) -> list[Path]:
 
 
 def corpus_of(run_dir: Path) -> str | None:
-    """Return the fingerprint of the corpus that a run is trained on, None: it does not say."""
-    found = trained_on(run_dir)
+    """Return the fingerprint of the corpus that a run is trained on, None: it does not say.
+
+    What is damaged is said on stderr.
+    """
+    try:
+        found = trained_on(run_dir)
+    except InputError as error:
+        print(f"{run_dir}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return None
     return None if found is None else found[1]
 
 
 def trained_on(folder: Path) -> tuple[Path | None, str] | None:
     """Return folder and fingerprint of the corpus that a run, or a checkpoint, is trained on.
 
-    None: it does not say; the folder is None where only the fingerprint is known.
+    None: it does not say; the folder is None where only the fingerprint is known. What is damaged
+    is said on stderr, if the next file says it.
+
+    Raises:
+        InputError: all that says it is damaged.
     """
     saved = layout.complete(folder / "checkpoints") or layout.complete(folder)
-    states = [folder / layout.STATE, *(c.path / layout.STATE for c in saved[-1:])]
-    for path in (folder / RECORD, *states):
+    damaged: InputError | None = None
+    for file in [
+        folder / RECORD,
+        folder / layout.STATE,
+        *(c.path / layout.STATE for c in saved[-1:]),
+    ]:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            key, recorded = "fingerprint", content.get("dir")
-            if path.name == layout.STATE:
-                key, recorded = "corpus", content.get("corpus_dir")
-                if recorded is None and "tokenizer_path" in content:  # of format 1
-                    recorded = str(Path(content["tokenizer_path"]).parent)
-            return Path(recorded) if recorded else None, str(content[key])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            found = read_record(folder) if file.name == RECORD else _by_state(file)
+        except InputError as error:
+            damaged = damaged or error
             continue
+        if found is not None:
+            if damaged is not None:
+                print(f"warning: {str(damaged).splitlines()[0]}", file=sys.stderr)
+            return found
+    if damaged is not None:
+        raise damaged
     return None
+
+
+def _by_state(path: Path) -> tuple[Path | None, str] | None:
+    """Return what `trained_on` does by the state of a checkpoint; None: there is none."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        recorded, fingerprint = content.get("corpus_dir"), content["corpus"]
+        if recorded is None and "tokenizer_path" in content:  # of format 1
+            recorded = str(Path(content["tokenizer_path"]).parent)
+        return Path(recorded) if recorded else None, str(fingerprint)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError.of(
+            f"{path} cannot be read: {error!r}",
+            "it says which corpus a checkpoint was trained on, and was cut off or altered",
+            "another checkpoint, or the corpus itself",
+        ) from error
 
 
 def differences(configs: Sequence[Config | None]) -> list[dict[str, Any]]:

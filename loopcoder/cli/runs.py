@@ -44,7 +44,7 @@ states:
 
 def run(argv: list[str]) -> int:
     """List runs; say in one line each which folders cannot be read."""
-    operands, options = parse_options("runs", argv, flags=["--json"], values=["--table"])
+    operands, options = parse_options("runs", argv, flags=["--json"], values={"--table": "FOLDER"})
     if "--help" in options:
         print(HELP)
         return EXIT_DONE

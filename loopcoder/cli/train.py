@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +21,15 @@ from launch.killed import kernel_kills, kill_named, worker_killed
 from launch.slurm_env import adopt_slurm
 from launch.sweep import FIRST_VARIABLE, points, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
-from loopcoder.backends import Backends, detect
+from loopcoder.backends import Backends, detect, refuse_missing
 from loopcoder.checkpoint.pinned import pinned_corpus
-from loopcoder.checkpoint.start import check_start, early_notes, finished_at
+from loopcoder.checkpoint.start import (
+    check_start,
+    early_notes,
+    find_start,
+    finished_at,
+    unused_origin,
+)
 from loopcoder.cli.arguments import Arguments, cache_for, composed, parse_arguments, rank, say
 from loopcoder.cli.checks import check_config, check_folder
 from loopcoder.cli.overview import overview
@@ -127,6 +134,7 @@ def _sweep(arguments: Arguments) -> int:
     from loopcoder.metrics.sweep import report_sweep
     from loopcoder.metrics.sweep_rows import SweptRun
 
+    refuse_missing()
     backends = detect()
     refuse = partial(check_folder, backends=backends)
     done = sweep(arguments.overrides, arguments.config_dir, backends, refuse)
@@ -144,6 +152,7 @@ def _train(arguments: Arguments) -> int:
     # relies to put communication under computation.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     _have_a_user_name()
+    refuse_missing()
     backends = detect()
     config = composed(arguments, backends)
     if arguments.print_config:
@@ -162,6 +171,8 @@ def _train(arguments: Arguments) -> int:
         if rank() == 0:
             refuse_second(run_dir)
         if (done := finished_at(config, run_dir)) is not None:
+            if unused := unused_origin(config, run_dir):
+                say(unused)
             if rank() == 0:
                 print_finished(run_dir, done, config.train.max_steps)
             return EXIT_DONE
@@ -169,7 +180,8 @@ def _train(arguments: Arguments) -> int:
             made.enter_context(folder_for(run_dir, "run_dir"))
             made.enter_context(cache_for(config.data))
         if CONFIG_VARIABLE not in os.environ:
-            say(f"{backends.table()}\n\n{overview(config, arguments.asked, size)}")
+            shown = _without_unused_origin(config, run_dir)
+            say(f"{backends.table()}\n\n{overview(shown, arguments.asked, size)}")
             say(f"run_dir    {run_dir} (the whole configuration is in its config.yaml)\n")
             if not launched and size < backends.gpu_count:
                 batch, micro = config.train.global_batch_size, config.train.micro_batch_size
@@ -211,6 +223,14 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
     overrides = tuple(shlex.split(os.environ[OVERRIDES_VARIABLE]))
     launch = Launch(overrides, is_point=first is not None)
     return train(config, corpus, backends, run_dir, launch)
+
+
+def _without_unused_origin(config: Config, run_dir: Path) -> Config:
+    """Leave out of what is shown where weights come from, if they are the run's own."""
+    start = find_start(config, run_dir)
+    if start is None or not start.resumes:
+        return config
+    return replace(config, checkpoint=replace(config.checkpoint, init_from=None))
 
 
 def _have_a_user_name() -> None:

@@ -272,9 +272,17 @@ def _profile(config: Config, backends: Backends) -> Iterator[Problem]:
 
 def _checkpoint(config: Config) -> Iterator[Problem]:
     c = config.checkpoint
-    own = Path(config.run_dir or "").expanduser().glob("checkpoints/step_*/manifest.json")
-    continues = config.run_dir is not None and any(own)
-    if c.init_from is not None and not continues and not Path(c.init_from).expanduser().is_dir():
+    run_dir = None if config.run_dir is None else Path(config.run_dir).expanduser()
+    continues = run_dir is not None and any(run_dir.glob("checkpoints/step_*/manifest.json"))
+    origin = None if c.init_from is None or continues else Path(c.init_from).expanduser()
+    if origin and run_dir and origin.resolve().is_relative_to(run_dir.resolve()):
+        yield Problem(
+            f"checkpoint.init_from={c.init_from} is of this run itself, and {run_dir} has no "
+            "complete checkpoint",
+            "init_from starts a run from the weights of another; its own it goes on from anyway",
+            "checkpoint.init_from=null, or the folder of another run",
+        )
+    elif origin and not origin.is_dir():
         yield Problem(
             f"checkpoint.init_from={c.init_from}",
             "there is no such folder",

@@ -139,6 +139,19 @@ def as_override(value: Any) -> str:
     return str(value)
 
 
+def placeholder(root: FieldAt, key: str) -> str:
+    """Return what stands for the value of a field in advice: FOLDER, NUMBER, one of its choices."""
+    at = root.at(key.split(".")) or FieldAt(Any)
+    if key.rpartition(".")[2] in ("run_dir", "cache_dir", "init_from", "path"):
+        return "FOLDER"
+    if at.choices:
+        return at.choices[0]
+    kinds = arms(at.annotation)
+    if bool in kinds:
+        return "true"
+    return "NUMBER" if int in kinds or float in kinds else "VALUE"
+
+
 def typed(override: str) -> str:
     """Quote an override for a shell, if that would read it as something else: braces, spaces."""
     return shlex.quote(override) if set(override) & set("{} '\"$;&|<>()*?\\") else override

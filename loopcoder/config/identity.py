@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from loopcoder.config.data import DataConfig
 from loopcoder.config.fields import FieldAt, part_that_changes
 from loopcoder.config.renamed import first_names
 from loopcoder.config.schema import Config
+from loopcoder.config.types import NAME, PATTERNS
+from loopcoder.storage.folders import is_there
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -57,13 +60,21 @@ def resolve_run_dir(asked: Config, resolved: Config) -> Path:
 
     Args:
         resolved: What runs had their hash from until 2026-11-29: a folder with that name, if there
-            is one, is this run's.
+            is one, is this run's. So is one with a name that is not made safe, as all were then.
     """
     if asked.run_dir is not None:
         return Path(asked.run_dir).expanduser()
     label = asked.name or f"{asked.model.name}-r{asked.model.num_loops}"
-    folder, former = (Path("runs") / f"{label}-{config_hash(c)}" for c in (asked, resolved))
-    return former if former.exists() and not folder.exists() else folder
+    folders = [Path("runs") / f"{label}-{config_hash(c)}" for c in (asked, resolved)]
+    there = (folder for folder in folders if is_there(folder))
+    return next(there, Path("runs") / f"{as_folder(label)}-{config_hash(asked)}")
+
+
+def as_folder(text: str, most: int = 150) -> str:
+    """Return a text as part of the name of one folder: without slashes and what shells read, not
+    hidden, and short enough for a file system, which counts bytes."""
+    clean = text if re.fullmatch(NAME, text) else re.sub(PATTERNS[NAME][1], "-", text).strip("-")
+    return clean.encode()[:most].decode(errors="ignore") or "run"
 
 
 def _numbers(config: DataclassInstance) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from loopcoder.config.fields import MISSING, FieldAt, arms, as_override, leaves, typed
+from loopcoder.config.fields import MISSING, FieldAt, arms, as_override, leaves, placeholder, typed
 from loopcoder.config.renamed import new_name
 from loopcoder.config.types import PATTERNS
 from loopcoder.errors import Problem
@@ -32,7 +32,9 @@ def nearest_keys(root: FieldAt, key: str) -> list[str]:
         # The nearest section first: `modle.interval` means model's before logging's.
         return sorted(by_last[last], key=lambda k: -difflib.SequenceMatcher(a=k, b=key).ratio())
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
-    names = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
+    names = [name for name in by_last if last in name.split("_")]  # --steps: max_steps
+    names.sort(key=len)
+    names = names or difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
     return list(dict.fromkeys([*close, *(k for n in names for k in by_last[n])]))[:3]
 
 
@@ -130,7 +132,7 @@ def _problem(
         whys.append(text.format(**limits, choices=", ".join(at.choices)) if "{" in text else text)
     why = " or ".join(dict.fromkeys(whys)) + (f": {' '.join(at.doc.split())}" if at.doc else "")
     if first["type"] == "missing":
-        value = as_override(at.default) if at.default is not MISSING else "VALUE"
+        value = as_override(at.default) if at.default is not MISSING else placeholder(root, key)
         return Problem(f"{key} has no value", why, typed(f"{key}={value}"))
     if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
         return not_written_out(key, first["input"])

@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
-from loopcoder.config.fields import FieldAt, arms
+from loopcoder.config.fields import FieldAt, arms, placeholder
 from loopcoder.config.schema import Config
 from loopcoder.errors import Problem
 
@@ -41,18 +41,18 @@ def parse_overrides(
         try:
             override = _read(parser, root, text)
         except HydraException:
-            problems.append(
-                Problem(
-                    f"cannot read {text!r}",
-                    "an override is key=value; spaces, commas and brackets need quotes",
-                    "loopcoder train train.max_steps=100 'run_dir=\"my run\"'",
-                )
-            )
+            fix = "loopcoder train train.max_steps=100 'run_dir=\"my run\"'"
+            if _field(root, text) is not None:
+                fix = f"{text}={placeholder(root, _ALIASES.get(text, text))}"
+            why = "an override is key=value; spaces, commas and brackets need quotes"
+            problems.append(Problem(f"cannot read {text!r}", why, fix))
             continue
         if override._value == "" and is_text(_field(root, override.key_or_group)):
             why = "it is empty, as where a variable of the shell is not set"
             key = override.key_or_group
-            problems.append(Problem(text, why, f"{key}=VALUE, or leave {key}= out"))
+            problems.append(
+                Problem(text, why, f"{key}={placeholder(root, key)}, or leave {key}= out")
+            )
         else:
             parsed.append(override)
     return parsed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from loopcoder.config.renamed import translate_manifest
 from loopcoder.data.indexed import check_pair
+from loopcoder.data.manifest import head_faults, manifest_faults
 from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.files import fault_of
 from loopcoder.storage.lock import shared
@@ -96,27 +97,43 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
     """
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
-    try:
-        problems = list(_faults(folder, manifest, verify))
-        if verify == "hash" and not problems:
-            problems += _pairs(folder, manifest)
-        problems += _sums(folder, manifest)
-        if problems:
-            raise InputError(problems)
-        tokenizer = manifest["tokenizer"]
-        return Corpus(
-            dir=folder,
-            domains=tuple(manifest["domains"]),
-            tokenizer_path=folder / TOKENIZER,
-            tokenizer_hash=tokenizer["xxh3_128"],
-            vocab_size=tokenizer["vocab_size"],
-            eod_id=tokenizer["eod_id"],
-            fingerprint=manifest["fingerprint"],
-            manifest=manifest,
+    _refuse_altered(folder, manifest_faults(manifest, TOKENIZER))
+    problems = list(_faults(folder, manifest, verify))
+    if verify == "hash" and not problems:
+        problems += _pairs(folder, manifest)
+    problems += _sums(folder, manifest)
+    if problems:
+        raise InputError(problems)
+    tokenizer = manifest["tokenizer"]
+    return Corpus(
+        dir=folder,
+        domains=tuple(manifest["domains"]),
+        tokenizer_path=folder / TOKENIZER,
+        tokenizer_hash=tokenizer["xxh3_128"],
+        vocab_size=tokenizer["vocab_size"],
+        eod_id=tokenizer["eod_id"],
+        fingerprint=manifest["fingerprint"],
+        manifest=manifest,
+    )
+
+
+def _refuse_altered(folder: Path, faults: Sequence[str], most: int = 5) -> None:
+    """Raise InputError where entries of the manifest are not what they were."""
+    if faults:
+        more = f" and {len(faults) - most} more" if len(faults) > most else ""
+        why = f"a finished corpus was written with all of its entries: {'; '.join(faults[:most])}"
+        raise InputError.of(f"{folder / MANIFEST} was altered", why + more, rebuild(folder))
+
+
+def check_domains(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str]) -> None:
+    """Raise InputError unless a corpus has every domain that a mixture names."""
+    there = list(manifest["domains"])
+    if missing := [domain for domain in wanted if domain not in there]:
+        raise InputError.of(
+            f"corpus {folder} has {' and '.join(there)}, not {' or '.join(missing)}",
+            "data.mixture draws from every domain that it names",
+            f"'data.mixture={{{','.join(f'{d}:1' for d in there)}}}'",
         )
-    except (KeyError, TypeError, AttributeError) as e:
-        why = f"an entry is missing or of the wrong kind: {e!r}"
-        raise InputError.of(f"{folder / MANIFEST} was altered", why, rebuild(folder)) from e
 
 
 @contextmanager
@@ -222,4 +239,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         why = f"this code reads version {FORMAT_VERSION}"
         raise InputError.of(f"{path} has format_version {version}", why, rebuild(folder))
-    return dict(translate_manifest(manifest))
+    manifest = dict(translate_manifest(manifest))
+    _refuse_altered(folder, list(head_faults(manifest)))
+    return manifest

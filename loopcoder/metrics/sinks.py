@@ -172,6 +172,7 @@ _SAID_OTHERWISE = (
     "run_started",
     "run_starts",
     "run_continues",
+    "run_diverged",
     "run_done",
     "note",
     "metrics_resumed",

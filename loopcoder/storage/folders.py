@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,11 @@ def make_folder(folder: Path, setting: str) -> None:
         raise InputError.of(
             f"{setting}={folder}: {error.strerror}", _reason(folder, error), f"{setting}=ANOTHER"
         ) from error
+
+
+def is_there(path: Path) -> bool:
+    """Say whether there is a file or a folder; of a name that is too long there is none."""
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for such a name
 
 
 @contextmanager

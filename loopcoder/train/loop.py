@@ -34,7 +34,14 @@ from loopcoder.data.corpus import Corpus, in_use, lost
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
-from loopcoder.errors import EXIT_DONE, DiskFull, LoopcoderError, OutOfMemory, Preempted
+from loopcoder.errors import (
+    EXIT_DONE,
+    DiskFull,
+    LoopcoderError,
+    OutOfMemory,
+    Preempted,
+    TrainingDiverged,
+)
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
 from loopcoder.metrics.summary import next_command, print_finished, print_summary
@@ -150,6 +157,9 @@ class Run:
             self._train()
             self.saver.finish()
             self._conclude()
+        except TrainingDiverged:
+            self.event("run_diverged", step=self.position.step)  # a sweep goes on after it
+            raise
         finally:
             if self.writer is not None:
                 self.writer.close()

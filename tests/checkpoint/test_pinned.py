@@ -91,7 +91,7 @@ def test_a_corpus_that_is_gone_or_another_is_built_again(tmp_path, corpus):
     manifest = json.loads((corpus / "manifest.json").read_text())
     (corpus / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "other"}))
     assert pinned_corpus(config(), tmp_path / "run", said.append) is None
-    assert not said
+    assert f"{corpus} is no longer the corpus fingerprint" in said.pop()
     shutil.rmtree(corpus)
     assert pinned_corpus(config(), tmp_path / "run", said.append) is None
     assert "is gone" in said[0]
@@ -106,10 +106,31 @@ def test_a_new_run_has_none_and_a_point_takes_that_of_its_sweep(tmp_path, corpus
     assert pinned_corpus(other, second, print, sibling=first) is None
 
 
-@pytest.mark.parametrize("torn", ["", "{", "[]", '{"dir": 3}'])
-def test_a_torn_record_is_none(tmp_path, corpus, torn):
+DAMAGED = ["", "{", "[]", "3", '{"dir": 3}', '{"dir": "/c"}', '{"dir": "", "fingerprint": "f"}']
+
+
+@pytest.mark.parametrize("damaged", [*DAMAGED, '{"dir": "/c", "fingerprint": null}', "folder"])
+def test_a_damaged_record_is_named(tmp_path, corpus, damaged):
+    """It is written whole, so a kill does not tear it; without it another corpus may be built."""
     with_record(tmp_path / "run", corpus, config())
-    (tmp_path / "run" / "corpus.json").write_text(torn)
+    record = tmp_path / "run" / "corpus.json"
+    if damaged == "folder":
+        record.unlink()
+        record.mkdir()
+    else:
+        record.write_text(damaged)
+    with pytest.raises(InputError) as error:
+        pinned_corpus(config(), tmp_path / "run", print)
+    assert f"{record} cannot be read" in str(error.value)
+    assert f"fix: rm -r {record}" in str(error.value)
+    assert pinned_corpus(config("data.rebuild=true"), tmp_path / "run", print) is None
+    with_checkpoint(tmp_path / "run", corpus, config())  # which says the same
+    assert pinned_corpus(config(), tmp_path / "run", lambda _: None) == corpus
+
+
+def test_a_run_that_was_killed_before_its_record_has_none(tmp_path, corpus):
+    with_record(tmp_path / "run", corpus, config())
+    (tmp_path / "run" / "config.yaml").unlink()
     assert pinned_corpus(config(), tmp_path / "run", print) is None
 
 

@@ -176,3 +176,20 @@ def test_a_longer_warm_up_of_the_vocabulary_is_there_from_the_start_or_never(
     config = replace(config, optim=replace(config.optim, vocabulary_warmup_steps=20))
     with pytest.raises(InputError, match="vocabulary_warmup_steps=0, or checkpoint"):
         check_fits(start, config, VOCAB, CORPUS)
+
+
+def test_what_it_is_said_to_start_from_and_does_not(tmp_path: Path) -> None:
+    """Beside `continues from`, with the notes of a run that goes on."""
+    older, newest = (checkpoint(tmp_path / "run", step) for step in (3, 7))
+    other = checkpoint(tmp_path / "other", 9)
+    start = Start(newest, resumes=True)
+
+    def notes(origin: Path | str) -> list[str]:
+        return check_fits(start, asking(init_from=str(origin)), VOCAB, CORPUS)
+
+    for own in (tmp_path / "run", newest.path, newest.path.parent):
+        assert ["changes nothing" in note for note in notes(own)] == [True]
+    for unused in (older.path, other.path, "/gone"):
+        assert ["is not used" in note for note in notes(unused)] == [True]
+    save_config(asking(init_from="/gone"), newest.path / "config.yaml")
+    assert notes("/gone") == []  # the same command again

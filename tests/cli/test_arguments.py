@@ -23,10 +23,10 @@ def test_options_are_told_from_overrides() -> None:
     ("given", "says"),
     [
         (["--multi"], "the options of this verb are -m, --print-config, --config-dir"),
-        (["--max-steps"], "fix: train.max_steps=VALUE"),
+        (["--max-steps"], "fix: train.max_steps=NUMBER"),
         (["--max-steps", "10"], "fix: train.max_steps=10"),
         (["--lr=1e-3"], "fix: optim.lr=1e-3"),
-        (["--num_loops", "seed=1"], "fix: model.num_loops=VALUE"),
+        (["--num_loops", "seed=1"], "fix: model.num_loops=NUMBER"),
         (["--model", "plt_1b"], "fix: model=plt_1b"),
         (["-n", "2"], "fix: leave it out"),
         (["--zzz=2"], "fix: leave it out"),

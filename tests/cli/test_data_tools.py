@@ -14,6 +14,7 @@ from data_pipeline import cache as cache_module
 from data_pipeline.cache import cache_size
 from data_pipeline.driver import prepare
 from loopcoder.cli import main as cli
+from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import Corpus, in_use
 from loopcoder.errors import InputError
 from loopcoder.storage.lock import hold
@@ -23,6 +24,8 @@ from tests.data_pipeline.conftest import config, source_folder
 __all__ = ["config", "source_folder"]  # fixtures
 
 OLD, NEW, HALF, GONE = (f"{name}-{digit * 16}" for name, digit in zip("abcd", "1234", strict=True))
+
+READ = ("show", "validate", "report")
 
 
 def made_up(cache: Path, name: str, created: str = "2026-11-01T10:00:00Z") -> Path:
@@ -283,7 +286,10 @@ def test_a_cache_of_somebody_else(
         (["clean"], "nothing was named"),
         (["clean", "--older-than", "soon"], "it takes a number of days"),
         (["clean", "--older-than", "-1"], "it takes a number of days"),
-        (["clean", "--force"], "its options are --unfinished, --yes, --older-than, --cache"),
+        (
+            ["clean", "--force"],
+            "its options are --unfinished, --yes, --older-than DAYS, --cache DIR",
+        ),
         (["clean", "--cache", "/no/such", "--unfinished"], "there is no such folder"),
         (["list", "sample"], "it takes options only"),
         (["show"], "one finished corpus"),
@@ -342,3 +348,54 @@ def test_show_decodes_random_documents(
     damaged.write_bytes(bytes(damaged.stat().st_size))
     assert cli.main(["data", "show", folder]) == 3
     assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "null", '{"format_version": 2, "fingerprint": 3}', "gone", "wrong"]
+)
+def test_a_damaged_corpus_is_named_by_every_verb(
+    config: Callable[..., DataConfig],
+    tmp_path: Path,
+    damage: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A manifest that is torn, of wrong kinds, or whose files are gone; the list names it too."""
+    corpus = prepare(config(), report=lambda line: None)
+    culprit = manifest = corpus.dir / "manifest.json"
+    content = json.loads(manifest.read_text())
+    if damage == "gone":
+        culprit = corpus.dir / "val" / "code.bin"
+        culprit.unlink()
+    elif damage == "wrong":
+        content["domains"]["text"]["train"]["sequences"] = content["domains"]["code"] = "many"
+        manifest.write_text(json.dumps(content))
+    else:
+        manifest.write_text(damage)
+    given = ["data=corpus", f"path={corpus.dir}"]
+    verbs = (["train", *given], ["doctor", *given], *(["data", v, str(corpus.dir)] for v in READ))
+    for verb in verbs:
+        assert cli.main(verb) == 3, verb
+        error = capsys.readouterr().err
+        assert str(culprit) in error and "why: " in error and "fix: " in error, error
+    for flag in ([], ["--json"]):
+        assert cli.main(["data", "list", "--cache", str(corpus.dir.parent), *flag]) == 0
+        said = capsys.readouterr()
+        assert f"cannot be used: {culprit}" in said.err or "cannot be used: cannot" in said.err
+        assert str(culprit) in said.err and "fix: " in said.err
+
+
+def test_a_damaged_record_of_a_run_is_named(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torn = run_dir(Path("runs/torn"), corpus=OLD.rpartition("-")[2])
+    saved = run_dir(Path("runs/saved"), saved=3, corpus=OLD.rpartition("-")[2])
+    for folder in (torn, saved):
+        (folder / "corpus.json").write_text('{"dir": ')
+    assert data(cache, "show", str(torn)) == 3
+    error = capsys.readouterr().err
+    assert f"{torn}/corpus.json cannot be read" in error and f"fix: rm -r {torn}/corpus" in error
+    assert data(cache, "list") == 0
+    said = capsys.readouterr()
+    assert f"{torn}/corpus.json cannot be read" in said.err
+    assert f"warning: {saved}/corpus.json cannot be read" in said.err
+    assert "  runs: saved" in said.out  # by its checkpoint

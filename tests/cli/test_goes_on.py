@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from loopcoder.cli import doctor, train
 from loopcoder.cli import main as cli
-from loopcoder.cli import train
 from loopcoder.config.compose import compose
 from loopcoder.config.identity import corpus_fields
 from tests.cli.conftest import Loop
@@ -41,7 +41,8 @@ def sources_changed(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     driver = sys.modules["data_pipeline.driver"]
     monkeypatch.setattr(driver, "prepare", refuse)
     monkeypatch.setattr(driver, "check_input", refuse)
-    monkeypatch.setattr(train, "load_corpus", lambda folder, verify: folder)
+    for verb in (train, doctor):
+        monkeypatch.setattr(verb, "load_corpus", lambda folder, verify: folder)
     monkeypatch.setattr(train, "check_start", lambda *_: None)  # which reads the corpus
     return read
 
@@ -255,3 +256,57 @@ def test_what_a_run_does_not_come_to_is_said(
     assert printed.err.count(says) == 2 and "\nseed=2: " in printed.err
     assert cli.main(["train", *short, "train.max_steps=100000"]) == 0
     assert says not in capsys.readouterr().out
+
+
+OWN = ["run", "run/", "run/checkpoints", "./run/checkpoints/step_00000003", "link"]
+
+
+@pytest.mark.parametrize("origin", OWN)
+def test_a_run_that_is_to_start_from_itself_says_that_it_goes_on(
+    loop: Loop,
+    corpus: Path,
+    sources_changed: list[str],
+    origin: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = [*stopped(corpus), f"checkpoint.init_from={origin}"]
+    Path("link").symlink_to("run")
+    says = f"checkpoint.init_from={origin} changes nothing: this run goes on from its own newest"
+    assert cli.main(["doctor", *command]) == 0
+    assert says in capsys.readouterr().out
+    assert cli.main(["train", *command]) == 0
+    assert "weights from" not in capsys.readouterr().out
+    assert cli.main(["train", *command, "train.max_steps=3"]) == 0  # finished
+    assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("origin", ["run/checkpoints/step_00000002", "other"])
+def test_a_start_that_is_not_used_is_said(
+    loop: Loop,
+    corpus: Path,
+    sources_changed: list[str],
+    origin: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An older checkpoint of its own; another run, from which it did not begin."""
+    command = stopped(corpus)
+    checkpoint(run_dir(Path("other"), losses=7), 7, "recorded", corpus_dir=str(corpus))
+    checkpoint(Path("run"), 2, "recorded", corpus_dir=str(corpus))
+    assert cli.main(["doctor", *command, f"checkpoint.init_from={origin}"]) == 0
+    said = capsys.readouterr().out
+    assert f"warning: checkpoint.init_from={origin} is not used" in said
+    assert "newest checkpoint, step 3; run_dir=ANOTHER_FOLDER branches from there" in said
+
+
+@pytest.mark.parametrize("origin", ["run", "run/checkpoints", "run/checkpoints/step_00000003"])
+@pytest.mark.parametrize("verb", ["train", "train --print-config", "doctor"])
+def test_a_run_without_checkpoints_cannot_start_from_itself(
+    loop: Loop, verb: str, origin: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir(Path("run"), losses=3)
+    command = ["run_dir=run", f"checkpoint.init_from={origin}"]
+    assert cli.main([*verb.split(), *command, "train.global_batch_size=7"]) == 3
+    error = capsys.readouterr().err
+    assert "2 problems" in error  # beside what else is wrong
+    assert f"checkpoint.init_from={origin} is of this run itself" in error
+    assert "fix: checkpoint.init_from=null, or the folder of another run" in error

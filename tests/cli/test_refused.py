@@ -3,6 +3,7 @@ looks at a run, and leaves nothing behind."""
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -11,7 +12,11 @@ from typing import Any
 import pytest
 
 from launch import sweep as sweep_module
+from loopcoder.backends import Backends
+from loopcoder.cli import doctor, train
 from loopcoder.cli import main as cli
+from loopcoder.cli.checks import check_inputs
+from loopcoder.config.compose import compose
 from loopcoder.errors import InputError
 from loopcoder.storage.folders import folder_for
 from loopcoder.storage.lock import hold
@@ -165,3 +170,71 @@ def test_a_run_in_work_refuses_a_second_before_its_corpus(
     assert not loop.verified
     refuse_second(folder)
     refuse_second(Path("nowhere"))
+
+
+def a_corpus() -> None:
+    Path("corpus").mkdir()
+    domains = {"text": {}, "code": {}}
+    manifest = {"format_version": 2, "fingerprint": "f", "domains": domains}
+    (Path("corpus") / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("verb", ["train", *VERBS])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["data.mixture={text:1,prose:1}"],
+        ["data.stages=[{until:999,mixture:{text:1}},{mixture:{text:1,prose:1}}]"],
+    ],
+)
+def test_what_needs_the_corpus_is_refused_with_the_rest(
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    asked: list[str],
+) -> None:
+    """A domain that the corpus lacks, a service that nobody is logged in to: before its bytes are
+    read, and together with the other mistakes where one check has them all."""
+    a_corpus()
+    for name in ("WANDB_API_KEY", "NETRC", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for module in (doctor, train):
+        monkeypatch.setattr(module, "detect", lambda: Backends(versions={"wandb": "0"}))
+    asked = [*asked, "logging.wandb=online", "data=corpus", "path=corpus"]
+    asked += ["optim.beta1=0.8,0.7"] if verb == "train -m" else ["optim.min_lr=9"]
+    before = everything()
+    assert cli.main([*verb.split(), *asked]) == 3
+    error = capsys.readouterr().err
+    assert ("4 problems" if verb == "train -m" else "3 problems") in error
+    assert "corpus corpus has text and code, not prose" in error
+    assert "fix: wandb login, export WANDB_API_KEY=KEY, or logging.wandb=offline" in error
+    assert ("optim.min_lr=9" in error) == (verb != "train -m")
+    assert everything() == before and not loop.verified and not loop.called_with
+
+
+def test_who_is_logged_in_may_write_online(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "NETRC", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    online = compose(["logging.wandb=online"])
+    check_inputs(compose([]))
+    with pytest.raises(InputError, match="nobody is logged in"):
+        check_inputs(online)
+    with monkeypatch.context() as patched:
+        patched.setenv("RANK", "1")  # which writes nothing there
+        check_inputs(online)
+    with monkeypatch.context() as patched:
+        patched.setenv("WANDB_API_KEY", "x")
+        check_inputs(online)
+    settings = Path("home/.config/wandb/settings")
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nbase_url = https://wandb.example.org\n")
+    check_inputs(online)
+    settings.unlink()
+    netrc = Path("home/.netrc")
+    netrc.write_text("machine api.wandb.ai login user password x\n")
+    netrc.chmod(0o600)
+    check_inputs(online)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org/")
+    with pytest.raises(InputError, match=r"wandb\.example\.org"):
+        check_inputs(online)

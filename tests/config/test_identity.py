@@ -21,7 +21,13 @@ from loopcoder.config.build import BuildConfig, SourceConfig
 from loopcoder.config.compose import compose
 from loopcoder.config.data import DataConfig, StageConfig
 from loopcoder.config.fields import FieldAt, leaves
-from loopcoder.config.identity import changes, config_hash, corpus_fields, resolve_run_dir
+from loopcoder.config.identity import (
+    as_folder,
+    changes,
+    config_hash,
+    corpus_fields,
+    resolve_run_dir,
+)
 from loopcoder.config.schema import Config
 from loopcoder.config.types import STRICT, Changes, Effect
 from loopcoder.errors import InputError
@@ -217,3 +223,44 @@ def test_a_field_that_was_added_keeps_the_names_of_older_runs(other: After) -> N
     assert config_hash(After()) == config_hash(Before())
     assert config_hash(After(steps=6)) == config_hash(Before(steps=6)) != config_hash(Before())
     assert config_hash(other) != config_hash(After())
+
+
+ODD = [
+    "a/b",
+    "../up",
+    "..",
+    ".hidden",
+    "/root",
+    "a ",
+    " a",
+    "",
+    "-x",
+    "a\\b",
+    "x" * 300,
+    "\u6f22" * 99,
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_name_becomes_one_visible_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Of a model whose preset has it; what an older version made of it stays the run's."""
+    monkeypatch.chdir(tmp_path)
+    config = compose([])
+    odd = replace(config, model=replace(config.model, name=name))
+    folder = resolve_run_dir(odd, odd)
+    assert folder.parent == Path("runs") and not folder.name.startswith((".", "-"))
+    assert folder.name.endswith(f"-{config_hash(odd)}") and " " not in folder.name
+    folder.mkdir(parents=True)
+    assert not list(tmp_path.glob("runs/*/*"))
+    assert not as_folder(name).startswith(".") and 0 < len(as_folder(name).encode()) <= 150
+    former = Path("runs") / f"{name}-r2-{config_hash(odd)}"
+    if len(str(former).encode()) < 200 and not former.is_absolute():
+        former.mkdir(parents=True, exist_ok=True)
+        assert resolve_run_dir(odd, odd) == former
+
+
+@pytest.mark.parametrize("name", ["plt_tiny", "1e5", "a.b+c=d", "\u00e4rger", "x" * 150])
+def test_a_usual_name_stays(name: str) -> None:
+    assert as_folder(name) == name

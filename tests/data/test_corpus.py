@@ -101,6 +101,62 @@ def test_manifest_itself(corpus: Corpus, tmp_path: Path) -> None:
         load_corpus(tmp_path / "none")
 
 
+def without(*path: str) -> Callable[[Any], None]:
+    def change(manifest: Any) -> None:
+        for name in path[:-1]:
+            manifest = manifest[name]
+        del manifest[path[-1]]
+
+    return change
+
+
+def with_value(value: Any, *path: Any) -> Callable[[Any], None]:
+    def change(manifest: Any) -> None:
+        for name in path[:-1]:
+            manifest = manifest[name]
+        manifest[path[-1]] = value
+
+    return change
+
+
+SHARD = ("domains", "text", "train", "shards", 0)
+ALTERED = [
+    (without("fingerprint"), "fingerprint is missing"),
+    (without("domains"), "domains is missing"),
+    (without("files"), "files is missing"),
+    (without("tokenizer"), "tokenizer is missing"),
+    (without("tokenizer", "eod_id"), "tokenizer.eod_id is missing"),
+    (without("domains", "text", "val"), "domains.text.val is missing"),
+    (without("domains", "code", "train", "shards"), "domains.code.train.shards is missing"),
+    (without("files", "tokenizer.json"), "files lacks tokenizer.json"),
+    (without("files", "val/code.idx"), "files lacks val/code.idx, a shard of code"),
+    (without("unigram_entropy", "text"), "unigram_entropy.text is missing"),
+    (with_value({}, "domains"), "domains has no entries"),
+    (with_value(["text"], "domains"), "domains is ['text'], not a mapping"),
+    (with_value(7, "fingerprint"), "fingerprint is 7, not text"),
+    (with_value("600", "tokenizer", "vocab_size"), "tokenizer.vocab_size is '600', not a whole"),
+    (with_value(True, "tokenizer", "eod_id"), "tokenizer.eod_id is True, not a whole number"),
+    (with_value(10**6, "tokenizer", "eod_id"), "tokenizer.eod_id is 1000000, of "),
+    (with_value("x", "tokenizer", "xxh3_128"), "other hashes of tokenizer.json"),
+    (with_value("many", *SHARD, "tokens"), "domains.text.train.shards.0.tokens is 'many'"),
+    (with_value("train/gone", *SHARD, "prefix"), "files lacks train/gone.bin"),
+    (with_value("4", "files", "tokenizer.json", "bytes"), "files.tokenizer.json.bytes is '4'"),
+    (with_value("low", "unigram_entropy", "code"), "unigram_entropy.code is 'low', not a number"),
+]
+
+
+@pytest.mark.parametrize("verify", VERIFY)
+def test_an_altered_manifest_names_the_entry(corpus: Corpus, verify: Verify) -> None:
+    path = corpus.dir / "manifest.json"
+    good = path.read_text()
+    for change, says in ALTERED:
+        edit(path, change)
+        with pytest.raises(InputError) as error:
+            load_corpus(corpus.dir, verify)
+        assert str(error.value).startswith(f"{path} was altered") and says in str(error.value)
+        path.write_text(good)
+
+
 def test_index_and_data_must_agree(corpus: Corpus) -> None:
     # consistent with a forged manifest, but not with each other
     index, data = (corpus.dir / f"val/text{suffix}" for suffix in (".idx", ".bin"))
@@ -140,7 +196,7 @@ def test_by_size_no_file_but_the_manifest_is_opened(
     monkeypatch.setattr(np, "fromfile", None)
     assert load_corpus(corpus.dir, "size") == corpus
     assert opened == [corpus.dir / "manifest.json"]
-    with pytest.raises(InputError, match="NoneType"):  # so an index would have been noticed
+    with pytest.raises(TypeError, match="NoneType"):  # so an index would have been noticed
         load_corpus(corpus.dir, "hash")
     assert len(opened) > 5
 

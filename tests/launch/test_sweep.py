@@ -1,9 +1,11 @@
 """A sweep is expanded, checked, run in order, and continued by the same command."""
 
+import errno
 import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,6 +149,7 @@ class Runs:
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.started: list[str] = []
         self.codes: dict[str, int] = {}
+        self.last_event = "run_diverged"
         self.loss = random.uniform(1, 5)
         monkeypatch.setattr(sweep_module, "train_point", self.train)
         monkeypatch.delenv("RANK", raising=False)
@@ -170,6 +173,9 @@ class Runs:
         )
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (point.run_dir / "metrics.jsonl").write_text(text)
+        with (point.run_dir / "events.jsonl").open("a") as events:
+            for kind in ("run_started", self.last_event if code else "run_done"):
+                events.write(json.dumps({"kind": kind}) + "\n")
         return code
 
 
@@ -215,12 +221,57 @@ def test_a_failing_point_does_not_stop_the_others(runs: Runs, tmp_path: Path) ->
     assert runs.started[3:] == ["seed=2"]
 
 
-@pytest.mark.parametrize("code", [3, 75])
-def test_bad_input_and_a_stop_end_the_sweep(runs: Runs, tmp_path: Path, code: int) -> None:
-    runs.codes = {"seed=1": code}
-    done = sweep(["seed=1,2", "train.max_steps=2", f"run_dir={tmp_path}"], None, CPU)
-    assert (done.code, done.exit_codes) == (code, [code, None])
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [(3, "the other points may have the same"), (75, "asked to stop"), (76, "full disk")],
+)
+def test_what_the_others_would_meet_too_ends_the_sweep(
+    runs: Runs, tmp_path: Path, code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bad input, a stop, or a fault of the surroundings; the same command goes on from there."""
+    runs.codes, runs.last_event = {"seed=2": code}, "run_starts"
+    command = ["seed=1,2,3", "train.max_steps=2", f"run_dir={tmp_path}"]
+    done = sweep(command, None, CPU)
+    assert (done.code, done.exit_codes) == (code, [0, code, None])
+    assert runs.started == ["seed=1", "seed=2"]
+    error = capsys.readouterr().err
+    assert f"[2/3] seed=2 ended with {code}; 1 of 3 runs is done, left: seed=2, seed=3\n" in error
+    assert says in error and "same command" in error.partition("fix: ")[2]
+    runs.codes = {}
+    assert sweep(command, None, CPU).code == 0
+    assert runs.started[2:] == ["seed=2", "seed=3"]
+
+
+def test_a_point_that_diverged_before_may_meet_a_full_disk_now(runs: Runs, tmp_path: Path) -> None:
+    command = ["seed=1,2", "train.max_steps=2", f"run_dir={tmp_path}"]
+    runs.codes = {"seed=1": 76}
+    assert sweep(command, None, CPU).exit_codes == [76, 0]
+    runs.last_event = "note"
+    assert sweep(command, None, CPU).exit_codes == [76, 0]  # of before
+    assert runs.started == ["seed=1", "seed=2", "seed=1"]
+
+
+def test_a_full_disk_under_the_ledger(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may leave a torn line, which the next one does not follow on."""
+    command = ["seed=1,2", "train.max_steps=2", f"run_dir={tmp_path}"]
+    really = Path.open
+
+    def no_room(self: Path, *args: Any, **how: Any) -> Any:
+        if self.name == "ledger.jsonl" and args:
+            with really(self, "a") as file:
+                file.write('{"torn')
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really(self, *args, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", no_room)
+        assert sweep(command, None, CPU).code == 76
     assert runs.started == ["seed=1"]
+    assert "no room to note" in capsys.readouterr().err
+    assert sweep(command, None, CPU).exit_codes == [0, 0]
+    assert runs.started == ["seed=1", "seed=1", "seed=2"]
 
 
 def test_a_sweep_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,3 +291,12 @@ def test_a_torn_line_is_none(tmp_path: Path, runs: Runs) -> None:
         assert sweep_module.is_finished(point, ledger)
     ledger.unlink()
     assert not sweep_module.is_finished(point, ledger)
+
+
+def test_points_have_names_that_a_file_system_takes() -> None:
+    values = ["a/b", "../up", "\u6f22" * 120, "x" * 300]
+    for value in values:
+        name = sweep_module._folder_name(f"path={value} seed=1")
+        assert "/" not in name and len(name.encode()) <= 80
+    folder, found = points([f"name={'n' * 250}", "seed=1,2"], None, CPU)
+    assert len(folder.name) < 200 and [p.label for p in found] == ["seed=1", "seed=2"]

@@ -1,0 +1,82 @@
+"""What a corpus' manifest must have for training to read it: entries and their kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+EACH = "*"
+"""In place of a name: every entry of a mapping, of which there is one or more."""
+
+_SPLIT = {
+    "documents": int,
+    "tokens": int,
+    "shards": [{"prefix": str, "documents": int, "tokens": int}],
+}
+_NEEDED: dict[str, Any] = {
+    "fingerprint": str,
+    "tokenizer": {"xxh3_128": str, "vocab_size": int, "eod_id": int},
+    "domains": {EACH: {"train": _SPLIT, "val": _SPLIT}},
+    "files": {EACH: {"bytes": int, "xxh3_128": str}},
+}
+_KINDS = {int: "a whole number", str: "text", float: "a number", dict: "a mapping", list: "a list"}
+
+
+def head_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the entries that are read before a corpus is opened."""
+    yield from _faults(manifest, {"fingerprint": str, "domains": {}}, "")
+    vocab_size = {"vocab_size": int}
+    yield from _faults(manifest.get("tokenizer", {"vocab_size": 0}), vocab_size, "tokenizer")
+
+
+def manifest_faults(manifest: Mapping[str, Any], tokenizer: str) -> list[str]:
+    """Return everything that is missing in a manifest, of the wrong kind, or at odds.
+
+    Args:
+        manifest: In the words of this version.
+        tokenizer: Name of the tokenizer's file.
+    """
+    faults = list(_faults(manifest, _NEEDED, ""))
+    return faults or list(_odds(manifest, tokenizer))
+
+
+def _faults(value: Any, wanted: Any, name: str) -> Iterator[str]:
+    """Compare a value with what it should be: a type, a list of something, or a mapping."""
+    kind = wanted if isinstance(wanted, type) else type(wanted)
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        yield f"{name or 'it'} is {value!r:.40}, not {_KINDS[kind]}"
+    elif isinstance(wanted, list):
+        for index, entry in enumerate(value):
+            yield from _faults(entry, wanted[0], f"{name}.{index}")
+    elif isinstance(wanted, dict):
+        prefix = f"{name}." if name else ""
+        if EACH in wanted:
+            if not value:
+                yield f"{name} has no entries"
+            wanted = dict.fromkeys(value, wanted[EACH])
+        for key, inner in wanted.items():
+            if key not in value:
+                yield f"{prefix}{key} is missing"
+            else:
+                yield from _faults(value[key], inner, f"{prefix}{key}")
+
+
+def _odds(manifest: Mapping[str, Any], tokenizer: str) -> Iterator[str]:
+    """Yield what of a manifest, whose entries are all there, does not fit together."""
+    if tokenizer not in manifest["files"]:
+        yield f"files lacks {tokenizer}"
+    elif manifest["files"][tokenizer]["xxh3_128"] != manifest["tokenizer"]["xxh3_128"]:
+        yield f"files and tokenizer have other hashes of {tokenizer}"
+    size, eod = manifest["tokenizer"]["vocab_size"], manifest["tokenizer"]["eod_id"]
+    if not 0 <= eod < size:
+        yield f"tokenizer.eod_id is {eod}, of {size} tokens"
+    for domain, splits in manifest["domains"].items():
+        for split in ("train", "val"):
+            for shard in splits[split]["shards"]:
+                for suffix in (".bin", ".idx"):
+                    if shard["prefix"] + suffix not in manifest["files"]:
+                        yield f"files lacks {shard['prefix']}{suffix}, a shard of {domain}"
+    if "unigram_entropy" in manifest:
+        wanted = {"unigram_entropy": dict.fromkeys(manifest["domains"], float)}
+        yield from _faults(manifest, wanted, "")
