@@ -12,7 +12,13 @@ from loopcoder.config.data import ResolvedStage
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import Config
 from loopcoder.errors import Problem, counted
-from loopcoder.optim.schedule import branching_step, decay_length, learning_rate, warmup_steps
+from loopcoder.optim.schedule import (
+    branching_step,
+    decay_length,
+    learning_rate,
+    vocabulary_share,
+    warmup_steps,
+)
 
 _JUMP = 0.01
 """Relative difference of the learning rate from which on it is said."""
@@ -127,7 +133,8 @@ def jump_of_the_rate(
     if mend := _shorter_decay(config, step, now, warmup):
         return f"{jump}, since {mend}"
     cause = "`optim` has changed"
-    if before.optim == config.optim:
+    vocabulary = config.optim.vocabulary_warmup_steps  # whose rate jump_of_the_vocabulary compares
+    if replace(before.optim, vocabulary_warmup_steps=vocabulary) == config.optim:
         cause = f"the schedule now ends at step {last} and not at {before.train.max_steps}"
     branching = branching_step(before.optim, before.train.max_steps, old_warmup)
     stable = [c for c in others if branching is not None and c.step <= branching]
@@ -142,6 +149,23 @@ def jump_of_the_rate(
     return (
         f"{jump}, since {cause}. Without a jump: optim.schedule.kind=constant "
         f"optim.schedule.warmup_steps=0 optim.lr={now:.4g}, or {branch}"
+    )
+
+
+def jump_of_the_vocabulary(step: int, before: Config, config: Config) -> str | None:
+    """Return what to say where embedding and head, which are at a share of their rate at this step,
+    have another one at the next."""
+    old, new = before.optim.vocabulary_warmup_steps, config.optim.vocabulary_warmup_steps
+    share, following = (
+        vocabulary_share(before.optim, step),
+        vocabulary_share(config.optim, step + 1),
+    )
+    if step >= config.train.max_steps or abs(following - share) <= 1 / max(1, old) + _JUMP:
+        return None
+    return (
+        f"warning: embedding and head jump from {share:.2g} of their rate (step {step}) to "
+        f"{following:.2g}, since optim.vocabulary_warmup_steps is {new} and not {old}; "
+        f"optim.vocabulary_warmup_steps={old} goes on without a jump"
     )
 
 

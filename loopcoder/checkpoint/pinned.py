@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.config.compose import load_config
+from loopcoder.config.compose import load_config, save_config
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import MANIFEST, TOKEN_BYTES, TOKENIZER, Corpus, read_manifest
-from loopcoder.errors import InputError
+from loopcoder.errors import DiskFull, InputError
+from loopcoder.storage.disk import full_disk_raises
 from loopcoder.storage.files import write_json
 
 RECORD = "corpus.json"
@@ -102,6 +103,23 @@ def _kept(folder: Path, record: _Record, data: DataConfig) -> str:
         f"data: this run keeps its corpus {folder}{moved}{other}; "
         "data.rebuild=true reads the sources again"
     )
+
+
+def record(config: Config, corpus: Corpus, run_dir: Path) -> None:
+    """Write down in a run's folder its configuration, which corpus it is trained on, and what
+    decodes its tokens.
+
+    Raises:
+        DiskFull: there is no room for it.
+    """
+    with full_disk_raises(run_dir, _disk_is_full):
+        save_config(config, run_dir / "config.yaml")
+        record_corpus(corpus, run_dir)
+
+
+def _disk_is_full(fact: str) -> DiskFull:
+    why = "a run writes down its configuration and what decodes its tokens"
+    return DiskFull.of(fact, why, "free space there, then start the same command again")
 
 
 def record_corpus(corpus: Corpus, run_dir: Path) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.continuing import jump_of_the_rate, other_position, trained_warmup
+from loopcoder.checkpoint.continuing import (
+    jump_of_the_rate,
+    jump_of_the_vocabulary,
+    other_position,
+    trained_warmup,
+)
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.sources import other_sources
 from loopcoder.checkpoint.state import CheckpointState
@@ -99,8 +105,7 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
     notes = [] if start.resumes else list(_gates_that_differ(checkpoint, before, config))
     if not start.goes_on:
         return notes
-    if jump := _jump(start, config):
-        notes.append(jump)
+    notes += _jumps(start, config)
     if state.corpus != corpus.fingerprint:
         notes.append(
             f"warning: the corpus is {corpus.fingerprint}, steps up to {checkpoint.step} were "
@@ -149,16 +154,20 @@ def early_notes(config: Config, run_dir: Path) -> list[str]:
     found = [
         unreached_rate(config.optim, config.train.max_steps),
         *unreached(config, enter_stage(config.stages, position)),
-        _jump(start, config) if start and goes_on else None,
+        *(_jumps(start, config) if start and goes_on else ()),
     ]
     return [note for note in found if note is not None]
 
 
-def _jump(start: Start, config: Config) -> str | None:
+def _jumps(start: Start, config: Config) -> list[str]:
     checkpoint = start.checkpoint
     before = load_config(checkpoint.path / layout.CONFIG)
     others = layout.complete(checkpoint.path.parent)
-    return jump_of_the_rate(checkpoint.state(), before, config, others)
+    jumps = (
+        jump_of_the_rate(checkpoint.state(), before, config, others),
+        jump_of_the_vocabulary(checkpoint.step, before, config),
+    )
+    return [jump for jump in jumps if jump is not None]
 
 
 def warmup_of(start: Start | None, config: Config) -> int:
@@ -285,8 +294,10 @@ def _other_rates(
 def _gates_that_differ(checkpoint: Checkpoint, before: Config, config: Config) -> Iterator[str]:
     ours, theirs, path = config.model, before.model, checkpoint.path
     if ours.has_gates and not theirs.has_gates:
+        start = 1 / (1 + math.exp(-ours.gate_bias_init))
         yield (
-            f"warning: {path} has no gates (num_loops={theirs.num_loops}): they start at g = 0.5"
+            f"warning: {path} has no gates (num_loops={theirs.num_loops}): they start at "
+            f"g = {start:.2g}"
         )
     elif theirs.has_gates and not ours.has_gates:
         yield f"the gates of {path} are dropped: num_loops={ours.num_loops} has none"

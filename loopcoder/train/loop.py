@@ -16,7 +16,7 @@ from typing import Any
 from loopcoder.backends import Backends
 from loopcoder.checkpoint import format as checkpoints
 from loopcoder.checkpoint.load import load
-from loopcoder.checkpoint.pinned import companions, record_corpus
+from loopcoder.checkpoint.pinned import companions, record
 from loopcoder.checkpoint.save import Saver
 from loopcoder.checkpoint.start import (
     Start,
@@ -27,7 +27,6 @@ from loopcoder.checkpoint.start import (
     warmup_of,
 )
 from loopcoder.checkpoint.state import CheckpointState
-from loopcoder.config.compose import save_config
 from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, in_use, lost
@@ -36,7 +35,6 @@ from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
 from loopcoder.errors import (
     EXIT_DONE,
-    DiskFull,
     LoopcoderError,
     OutOfMemory,
     Preempted,
@@ -53,7 +51,6 @@ from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.optimizer import update
 from loopcoder.optim.schedule import branching_step, learning_rate, vocabulary_share
 from loopcoder.parallel import mcore
-from loopcoder.storage.disk import full_disk_raises
 from loopcoder.storage.run_lock import only_run_in
 from loopcoder.train.health import Health
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
@@ -340,9 +337,7 @@ class Run:
             if note not in said:
                 self.say(note)
         if self.ranks.is_main:
-            with full_disk_raises(self.run_dir, _disk_is_full):
-                save_config(self.config, self.run_dir / "config.yaml")
-                record_corpus(self.corpus, self.run_dir)
+            record(self.config, self.corpus, self.run_dir)
             for line in outlook(self.config, self.corpus, self.vocab_size, self.position):
                 self.say(line)
 
@@ -397,11 +392,6 @@ class Run:
     def say(self, text: str) -> None:
         if self.ranks.is_main:
             print(text, flush=True)
-
-
-def _disk_is_full(fact: str) -> DiskFull:
-    why = "a run writes down its configuration and what decodes its tokens"
-    return DiskFull.of(fact, why, "free space there, then start the same command again")
 
 
 def _due(step: int, interval: int | None) -> bool:

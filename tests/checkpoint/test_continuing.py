@@ -191,6 +191,32 @@ def test_a_jump_of_the_rate_is_said_with_both_values(tmp_path, before, after, ju
         assert f"optim.lr={now:.4g}" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (200, 1, "from 0.2 of their rate (step 40) to 1, since"),
+        (200, 50, "to 0.82, since optim.vocabulary_warmup_steps is 50 and not 200"),
+        (20, 100, "from 1 of their rate (step 40) to 0.41"),
+        (200, 200, None),
+        (20, 30, None),  # both are over
+        (20, 1, None),
+        (2, 2, None),
+    ],
+)
+def test_a_jump_of_embedding_and_head_is_said(tmp_path, old, new, says):
+    """Where the recipe gives a longer run of one loop another warm-up of them: a share of its own,
+    which optim.lr does not show."""
+    before, after = (scheduled(steps, "constant") for steps in (40, 80))
+    before = replace(before, optim=replace(before.optim, vocabulary_warmup_steps=old))
+    after = replace(after, optim=replace(after.optim, vocabulary_warmup_steps=new))
+    start = trained(tmp_path, before)
+    said = [n for n in check_fits(start, after, VOCAB, CORPUS) if "embedding and head" in n]
+    assert len(said) == (says is not None)
+    if says:
+        assert says in said[0]
+        assert f"optim.vocabulary_warmup_steps={old} goes on without a jump" in said[0]
+
+
 def test_a_run_that_has_decayed_is_told_where_it_can_go_on(tmp_path):
     """The checkpoint before the decay is there (`Saver` spares it) and branches without a jump."""
     before = scheduled(40, "wsd", decay_steps=10)
