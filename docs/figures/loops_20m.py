@@ -1,11 +1,10 @@
 """Draw loops_20m.png, the README's figure of what a second loop brings, from the runs on record in
-benchmarks/results/recipes/loops_20m.jsonl: `python docs/figures/loops_20m.py`."""
+benchmarks/results/recipes: `python docs/figures/loops_20m.py`."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECORDS = REPOSITORY / "benchmarks" / "results" / "recipes" / "loops_20m.jsonl"
+RECORDS = REPOSITORY / "benchmarks" / "results" / "recipes"
+STUDIES = {"loops_2": "loops_20m", "loops_1": "loops_first", "dense_2x": "loops_first"}
+"""By point; one loop has neither b nor a gate, in which the two studies differ."""
 OUT = Path(__file__).with_suffix(".png")
 NAMES = {
     "loops_2": "4 layers, two loops",
@@ -27,11 +28,13 @@ SMOOTHED = 5
 
 
 def main() -> None:
-    lines = RECORDS.read_text(encoding="utf-8").splitlines()
-    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for record in map(json.loads, lines):
-        runs[record["point"]].append(record)
+    runs = {point: _records(study, point) for point, study in STUDIES.items()}
     print(draw(OUT, lambda figure: _curves(figure, runs)))
+
+
+def _records(study: str, point: str) -> list[dict[str, Any]]:
+    lines = (RECORDS / f"{study}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["point"] == point]
 
 
 def _curves(figure: Figure, runs: dict[str, list[dict[str, Any]]]) -> None:
