@@ -112,11 +112,13 @@ AS_1B_WAS = [
     "model.head_init_std=null",
     "model.emb_scale=0.707",
     "model.hidden_scale=0.053",
+    "model.gate_bias_init=0",
     "optim.lr=4e-4",
     "optim.min_lr=4e-5",
     "optim.base_hidden_size=null",
     "optim.embedding_lr_scale=1",
     "optim.head_lr_scale=1",
+    "optim.vocabulary_warmup_steps=0",
     "data.build.tokenizer_vocab_size=4096",
 ]
 """Initialisation and rates that plt_1b had before docs/recipes.md."""
