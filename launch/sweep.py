@@ -196,6 +196,14 @@ def points(
     dirs = [conf_dir()] if config_dir is None else [conf_dir(), config_dir]
     options = group_options(dirs)
     choices = [_choices(override, options, problems) for override in swept]
+    if not problems and not any(o.is_sweep_override() for o in swept):
+        problems.append(
+            Problem(
+                "-m, and no field has several values",
+                "a sweep trains every combination of the values that are given with commas",
+                "model.num_loops=1,2,3,4, or the same command without -m",
+            )
+        )
     only_seeds = " ".join(str(o.input_line) for o in swept if o.is_sweep_override())
     if problems:
         raise InputError(problems)

@@ -60,7 +60,7 @@ def other_position(
                 f"data stage {index + 1} has changed after it was trained up to step {state.step} "
                 f"({', '.join(changed)})",
                 f"the position in it would mean other sequences: {repeated}",
-                f"data.stages={as_override(_from_here(state, before, new))} "
+                f"data.stages={as_override(_from_here(state, before, config, index))} "
                 f"for the change from here on, or {branch}",
             )
             return
@@ -72,14 +72,23 @@ def _value(stage: ResolvedStage, name: str) -> object:
 
 
 def _from_here(
-    state: CheckpointState, before: Config, changed: ResolvedStage
+    state: CheckpointState, before: Config, config: Config, changed: int
 ) -> list[ResolvedStage]:
-    """Return the stages as they were trained, then one with the change."""
-    past = list(before.stages[: state.position.stage + 1])
-    past[-1] = ResolvedStage(
-        past[-1].mixture, past[-1].seq_length, past[-1].rope_theta, until=state.position.tokens
-    )
-    return [*past, changed]
+    """Return the stages as they were trained up to this position, then those that are asked for.
+
+    Args:
+        changed: The first stage that differs. A stage that is over stays as it was; the one of this
+            position ends here and goes on as it is asked for.
+    """
+    stage, tokens = state.position.stage, state.position.tokens
+    past, asked = list(before.stages[: stage + 1]), list(config.stages[stage + 1 :])
+    if changed == stage:
+        past[-1] = replace(past[-1], until=tokens)
+        asked.insert(0, config.stages[stage])
+    over = past[-1].until
+    if over is not None:
+        past += [s for s in asked if s.until is None or s.until > over]
+    return [*past[:-1], replace(past[-1], until=None)]
 
 
 def as_override(stages: list[ResolvedStage]) -> str:
@@ -139,6 +148,8 @@ def jump_of_the_rate(
     branching = branching_step(before.optim, before.train.max_steps, old_warmup)
     stable = [c for c in others if branching is not None and c.step <= branching]
     branch = "a wsd run (optim=adam_wsd) that is extended before its decay begins"
+    if branching is not None:
+        branch = f"a branch from a checkpoint of up to step {branching}, of which none is kept"
     if stable:
         branch = (
             f"from step {stable[-1].step}, before the decay (not kept by a run that goes on past "

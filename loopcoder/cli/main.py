@@ -6,6 +6,7 @@ A verb is a file beside this one with a function `run`, and a line in VERBS.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -105,6 +106,14 @@ def _unexpected(error: Exception) -> int:
         )
         print_error(homeless)
         return homeless.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        named = InputError.of(
+            f"{error.filename or 'a path'}: {error.strerror}",
+            "file systems take names of up to 255 bytes, and paths of up to 4,096",
+            "a shorter path",
+        )
+        print_error(named)
+        return named.exit_code
     if is_disk_full(error):
         full = DiskFull.of(
             str(error),

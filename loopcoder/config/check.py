@@ -38,6 +38,7 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
         *check_precision(config, backends),
         *_sinks(config, backends),
         *_profile(config, backends),
+        *_run_dir(config),
         *_checkpoint(config),
     ]
     if problems:
@@ -268,6 +269,23 @@ def _profile(config: Config, backends: Backends) -> Iterator[Problem]:
             "the snapshots are of CUDA memory",
             "profile.memory_steps=[]",
         )
+
+
+def _run_dir(config: Config) -> Iterator[Problem]:
+    if config.run_dir is None:
+        return
+    run_dir = Path(config.run_dir).expanduser().resolve()
+    for source in config.data.build.sources:
+        paths = [source.path] if isinstance(source.path, str) else source.path or []
+        for path in paths:
+            if source.kind == "files" and "://" not in path:
+                folder = Path(path).expanduser().resolve()
+                if folder == run_dir or folder.is_relative_to(run_dir):
+                    yield Problem(
+                        f"run_dir={config.run_dir} holds the documents of path={path}",
+                        "a run's folder is no source, so that they would not be found again",
+                        "run_dir=ANOTHER_FOLDER, which may lie below the documents",
+                    )
 
 
 def _checkpoint(config: Config) -> Iterator[Problem]:

@@ -103,6 +103,39 @@ def test_a_mixture_changed_from_here_on_is_the_next_stage(tmp_path):
     assert mended.stages[1].mixture == CODE
 
 
+THIRD = StageConfig(mixture=BOTH)
+THREE = staged(FIRST, replace(SECOND, until=12000), THIRD)
+
+
+@pytest.mark.parametrize("position", [1, 2])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        staged(replace(FIRST, until=5000), replace(SECOND, until=12000), THIRD),
+        staged(replace(FIRST, mixture=CODE), replace(SECOND, until=12000), THIRD),
+        staged(FIRST, StageConfig(until=12000, mixture=CODE), THIRD),
+        staged(FIRST, StageConfig(until=9000, mixture=BOTH), THIRD),
+        staged(FIRST, StageConfig(mixture=BOTH)),
+        staged(replace(FIRST, until=7000), SECOND),
+        staged(StageConfig(mixture=CODE), seq_length=16),
+    ],
+)
+def test_the_fix_of_changed_stages_can_be_given(tmp_path, changed, position):
+    """Whichever stage has changed and whichever the run stands in."""
+    stands = Position(
+        step=40, stage=position, sample=64, samples=320, tokens=(0, 10240, 15000)[position]
+    )
+    start = trained(tmp_path, THREE, position=stands)
+    (text,) = refused(start, changed)
+    given = text.split("data.stages='")[1].split("'")[0]
+    stages = compose([f"data.stages={given}"]).data.stages
+    mended = replace(changed, data=replace(changed.data, stages=stages))
+    check_fits(start, mended, VOCAB, CORPUS)
+    untils = [stage.until for stage in stages]
+    assert untils[-1] is None and sorted(untils[:-1]) == untils[:-1]
+    assert len(set(untils)) == len(untils)
+
+
 def test_a_branch_has_a_position_of_its_own_unless_it_goes_on(tmp_path):
     start = trained(tmp_path, STAGED)
     check_fits(replace(start, resumes=False), replace(staged(), seed=5), VOCAB, CORPUS)

@@ -280,7 +280,7 @@ def test_a_run_that_is_to_start_from_itself_says_that_it_goes_on(
     assert says in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("origin", ["run/checkpoints/step_00000002", "other"])
+@pytest.mark.parametrize("origin", ["run/checkpoints/step_00000002", "other", "gone"])
 def test_a_start_that_is_not_used_is_said(
     loop: Loop,
     corpus: Path,

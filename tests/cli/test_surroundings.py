@@ -46,6 +46,30 @@ def test_a_folder_that_cannot_be(
     assert loop.called_with == () and not loop.verified
 
 
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", f"run_dir={LONG}"],
+        ["train", f"data.build.cache_dir={LONG}"],
+        ["train", f"checkpoint.init_from={LONG}"],
+        ["train", "--config-dir", LONG],
+        ["train", "-m", "seed=1,2", f"run_dir={LONG}"],
+        ["doctor", f"run_dir={LONG}"],
+        ["data", "show", LONG],
+        ["evaluate", f"checkpoint={LONG}"],
+        ["runs", LONG],
+    ],
+)
+def test_a_name_that_is_too_long_for_a_file_system(
+    loop: Loop, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(command, capsys)
+    assert LONG in error
+
+
 @pytest.mark.parametrize("verb", ["train", "data"])
 def test_the_current_folder_is_no_cache(
     loop: Loop, verb: str, capsys: pytest.CaptureFixture[str]

@@ -265,6 +265,25 @@ def test_init_from_may_be_gone_once_the_run_has_checkpoints_of_its_own(tmp_path:
     assert problems(*asked) == []
 
 
+@pytest.mark.parametrize(
+    ("path", "run_dir", "fits"),
+    [
+        ("src", "src", False),
+        ("src", "src/", False),
+        ("[other,src/docs]", "src", False),
+        ("src", "src/runs/1", True),  # what most projects have
+        ("src", "other", True),
+        ("s3://bucket/src", "src", True),
+    ],
+)
+def test_a_run_is_not_written_over_its_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, run_dir: str, fits: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = problems("data=files", f"path={path}", f"run_dir={run_dir}")
+    assert any(f"run_dir={run_dir} holds" in p.fact for p in found) is not fits
+
+
 def test_a_path_that_no_source_reads_is_an_error() -> None:
     (problem,) = problems("path=/x")
     assert problem.fix == "data=files path=/x"

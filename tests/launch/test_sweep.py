@@ -100,6 +100,13 @@ def test_axes_of_a_preset_of_the_user(tmp_path: Path) -> None:
         points(["experiment=loop_sweep,plain_baseline"], None, CPU)  # whose axes would they be?
 
 
+@pytest.mark.parametrize("overrides", [[], ["seed=3"], ["model.num_loops=[1,2]"]])
+def test_a_sweep_of_nothing_is_refused(overrides: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        points(overrides, None, CPU)
+    assert "-m, and no field has several values" in caught.value.problems[-1].fact
+
+
 def test_points_have_their_overrides_config_and_folder(tmp_path: Path) -> None:
     folder, found = points(["seed=3", "model.num_loops=1,2", f"run_dir={tmp_path}/s"], None, CPU)
     assert folder == tmp_path / "s"
