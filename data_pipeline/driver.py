@@ -62,7 +62,7 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
         return _finished(data, verify)
     domains = domains_of(data)
     data = resolve_auto(data)
-    sources = open_all(data, domains)
+    sources = open_all(data, domains, report)
     weights = weights_of(data, domains)
     fingerprint = fingerprint_of(data, sources, weights)
     cache = Path(data.build.cache_dir).expanduser()
@@ -172,10 +172,15 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
     )
     if not continues:  # here, since sources stay in this process
         Task(work, Listed, partial(list_parts, sources=sources))(0)
+        if line := left_out(Counter(work.done(Listed).left_out)):
+            report(line)
     executor = _executor(work)
     for stage in STAGES:
         _run_stage(work, stage, executor, report)
-    work.done(Finished).file(work.corpus / MANIFEST)
+    finished = work.done(Finished)
+    finished.file(work.corpus / MANIFEST)
+    for warning in finished.result.warnings:
+        report(f"data: warning: {warning}")
     work.corpus.rename(folder)
     sync_folder(folder.parent)
     if not work.data.build.keep_work:

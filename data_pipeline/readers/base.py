@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeGuard
 import xxhash
 
 from data_pipeline.langid.names import canonical, domain_of
-from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
+from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError
@@ -37,6 +37,10 @@ class Part(Protocol):
         """Read the documents in an order that is always the same, and keep the tally."""
         ...
 
+    def package_of(self, path: str) -> str:
+        """Return the folder of the package that a path belongs to, "" outside packages."""
+        ...
+
 
 class Source(Part, Protocol):
     """A source that was looked at and can be read, as a whole or in parts."""
@@ -47,6 +51,8 @@ class Source(Part, Protocol):
     """Folders from which the paths of its documents count."""
     provenance: dict[str, Any]
     """Where it comes from and under which licences, for the manifest; JSON."""
+    skipped: list[tuple[str, str]]
+    """(reason, path) of files that were not listed; a path that ends in / is a whole folder."""
 
     def parts(self, part_bytes: int) -> Sequence[Part]:
         """Cut it into pieces of about this size, always in the same way.
@@ -113,7 +119,7 @@ class RowReader:
         """Make a document of a row, or count why not; `number` is its place in the table."""
         reason = _fault(row, self.config)
         if reason:
-            self.reject(reason)
+            self.reject(reason, number)
             return None
         assert isinstance(row, Mapping)
         named = row.get(self.config.language_field) if self.config.language_field else None
@@ -133,14 +139,14 @@ class RowReader:
             meta={"row": number} | _named(row, self.config),
         )
 
-    def reject(self, reason: str) -> None:
-        """Count a row that is left out.
+    def reject(self, reason: str, number: int) -> None:
+        """Count a row that is left out; `number` is its place in the table.
 
         Raises:
             InputError: too many of the rows so far were bad.
         """
         self.tally.rows_in += 1
-        self.tally.drop(reason)
+        self.tally.drop(reason, Place(self.path, number))
         num_rows = self.tally.rows_in
         num_bad = sum(self.tally.drops[r] for r in BAD_ROWS)
         if num_rows >= MIN_ROWS_TO_JUDGE and num_bad > MAX_BAD_FRACTION * num_rows:

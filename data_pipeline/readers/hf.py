@@ -31,6 +31,7 @@ class HFSource:
         self.name = name
         self.config = config
         self.roots: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
         self.provenance: dict[str, Any] = {"split": config.split, "config_name": config.config_name}
         self.size = 0
         self.num_files = 1
@@ -74,6 +75,10 @@ class HFSource:
             part._rows, part.size = range(start, stop), num_bytes // num_parts
             found.append(part)
         return found
+
+    def package_of(self, path: str) -> str:
+        """Return no package: a data set has none."""
+        return ""
 
     def documents(self, tally: Tally) -> Iterator[Document]:
         """Read the rows in the data set's order.
