@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
@@ -21,6 +21,9 @@ MAX_BAD_FRACTION = 0.2
 MIN_BAD_FILES = 5
 
 
+Documents = Generator[Document, None, None]
+
+
 class Part(Protocol):
     """A piece of a source that one task reads; it is pickled to the process that does."""
 
@@ -33,8 +36,9 @@ class Part(Protocol):
     """Bytes that will be read, as far as is known; else 0."""
     num_files: int
 
-    def documents(self, tally: Tally) -> Iterator[Document]:
-        """Read the documents in an order that is always the same, and keep the tally."""
+    def documents(self, tally: Tally) -> Documents:
+        """Read the documents in an order that is always the same, and keep the tally; closed before
+        its end, it counts the files that were not read."""
         ...
 
     def package_of(self, path: str) -> str:

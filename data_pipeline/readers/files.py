@@ -14,6 +14,7 @@ from typing import Any
 from data_pipeline.langid.names import domain_of, identify, language_of_name
 from data_pipeline.readers.archives import ARCHIVES, Member, members
 from data_pipeline.readers.base import (
+    Documents,
     RowReader,
     decode,
     document_id,
@@ -114,13 +115,14 @@ class FilesSource:
             found.append(part)
         return found
 
-    def documents(self, tally: Tally) -> Iterator[Document]:
+    def documents(self, tally: Tally) -> Documents:
         """Read the files one after the other, in sorted order.
 
         Raises:
             InputError: a file cannot be read, or too many are damaged.
         """
-        for number, (path, size, kind) in enumerate(self._files, start=1):
+        files = enumerate(self._files, start=1)
+        for number, (path, size, kind) in files:
             try:
                 if kind == "archive":
                     for member in members(path, size, tally):
@@ -133,6 +135,12 @@ class FilesSource:
                         yield from self._file(member, len(member.content), inner, tally)
                 else:
                     yield from self._file(path, size, kind, tally)
+            except GeneratorExit:  # the limit of the source is reached
+                if kind in ("archive", "jsonl", "parquet"):
+                    self._beyond_limit(path, size, tally)
+                for _, (rest, rest_size, _) in files:
+                    self._beyond_limit(rest, rest_size, tally)
+                raise
             except OSError as e:
                 raise InputError.of(
                     f"cannot read {path}: {e}",
@@ -142,6 +150,9 @@ class FilesSource:
             judge_files(tally, number, self.name)
         if not self._is_part:
             judge_end(tally, self.name)
+
+    def _beyond_limit(self, path: File, size: int, tally: Tally) -> None:
+        tally.drop_file("beyond_limit", Place(self._place(path), num_bytes=size))
 
     def _file(self, path: File, size: int, kind: str | None, tally: Tally) -> Iterator[Document]:
         match kind:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.readers.base import RowReader, is_limited, row_domains
-from data_pipeline.schema import Document, Tally
+from data_pipeline.readers.base import Documents, RowReader, is_limited, row_domains
+from data_pipeline.schema import Tally
 from loopcoder.backends import require
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.fields import as_override
@@ -80,7 +79,7 @@ class HFSource:
         """Return no package: a data set has none."""
         return ""
 
-    def documents(self, tally: Tally) -> Iterator[Document]:
+    def documents(self, tally: Tally) -> Documents:
         """Read the rows in the data set's order.
 
         Raises:

@@ -116,7 +116,8 @@ def _read(work: Work, number: int, part: Part, drops: DropList) -> Read:
     data = work.data
     tallies = {name: drops.tally(name) for name in TALLIES}
     # `documents` fills in the tally of the reader itself
-    read = _Metered(part.documents(tallies["ingest"]))
+    documents = part.documents(tallies["ingest"])
+    read = _Metered(documents)
     selected = _Metered(select(read, part, work.domains, tallies["select"]))
     cleaned = _Metered(clean(selected, data.build.filters, tallies["clean"]))
     found: _Metered = cleaned
@@ -131,6 +132,7 @@ def _read(work: Work, number: int, part: Part, drops: DropList) -> Read:
         for document in labelled:
             out.add(document)
     total = time.thread_time() - start
+    documents.close()
     for tally in tallies.values():
         tally.check()
     _check_chain(list(tallies.values()), sum(c.documents for c in out.chunks))

@@ -25,7 +25,7 @@ from typing import Any
 import xxhash
 
 from data_pipeline.langid.names import domain_of, identify, language_of_name
-from data_pipeline.readers.base import document_id
+from data_pipeline.readers.base import Documents, document_id
 from data_pipeline.schema import Document, Place, Tally
 from loopcoder.config.build import SourceConfig
 
@@ -103,7 +103,7 @@ class SampleSource:
         """Return no package: a sample takes a little of each."""
         return ""
 
-    def documents(self, tally: Tally) -> Iterator[Document]:
+    def documents(self, tally: Tally) -> Documents:
         """Read prose, then code."""
         if "text" in self.domains:
             yield from self._read_prose(tally)

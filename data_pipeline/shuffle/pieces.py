@@ -30,14 +30,14 @@ class ByNumber:
     def __call__(self, chunk: int, number: int) -> Place:
         row, piece = number >> 16, number & _WHOLE
         place = self._of_chunk(chunk)[row]
-        return place if piece == _WHOLE else place._replace(piece=piece)
+        return place if piece == _WHOLE else place._replace(piece=piece, num_bytes=None)
 
 
 class ByEntry:
     """Places of the pieces that were counted of a chunk, by their number in `Counts`."""
 
     def __init__(self, work: Work, chunk: int, entries: NDArray[np.void]) -> None:
-        self._pieces = entries["piece"]
+        self._pieces, self._bytes = entries["piece"], entries["bytes"]
         starts = np.flatnonzero(self._pieces == 0)
         sizes = np.diff([*starts, len(entries)])
         self._rows = np.repeat(kept_rows(work, chunk), sizes)
@@ -46,4 +46,6 @@ class ByEntry:
 
     def __call__(self, entry: int) -> Place:
         place = self._places[int(self._rows[entry])]
-        return place._replace(piece=int(self._pieces[entry])) if self._is_split[entry] else place
+        if not self._is_split[entry]:
+            return place
+        return place._replace(piece=int(self._pieces[entry]), num_bytes=int(self._bytes[entry]))

@@ -322,3 +322,22 @@ def test_fetching_and_listing_are_told(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("data_pipeline.readers.files.Paced", lambda report: Paced(report, 0))
     open_source(SourceConfig(kind="files", path=str(tmp_path)), 1, lines.append)
     assert "data: source 1-files: 2 files found so far" in lines
+
+
+@pytest.mark.parametrize("limit", [{"max_documents": 5}, {"max_bytes": 3000}])
+def test_files_beyond_the_limit_of_a_source_are_listed(
+    built: Config, folder: Path, limit: dict[str, int]
+) -> None:
+    config = built()
+    paths = [str(folder / "notes"), str(folder / "code")]
+    sources = [SourceConfig(kind="files", path=p, invalid_utf8="drop", **limit) for p in paths]
+    corpus = prepare(_replaced(config, sources=sources, shards=1))
+    found = entries(corpus)
+    listed = [e["path"] for e in found if e["reason"] in ("beyond_limit", "domain_full")]
+    assert len(listed) > 30
+    named = {e["path"] for e in found}
+    kept = corpus.manifest["origins"][0]["documents"] + corpus.manifest["origins"][1]["documents"]
+    files = [p for f in paths for p in Path(f).iterdir()]
+    dropped_before = {e["path"] for e in found if e["stage"] not in ("quota", "hold out")}
+    dropped_before -= {e["path"] for e in found if e["stage"].startswith("shuffle")}
+    assert len(files) == kept + len(dropped_before) and named <= set(map(str, files))
