@@ -90,7 +90,7 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     return load_corpus(folder, verify)
 
 
-def check_input(data: DataConfig) -> None:
+def check_input(data: DataConfig, report: Report = print) -> None:
     """Raise InputError for what `prepare` would refuse before it builds anything.
 
     That is a path that is not there, a domain that no source has, a tokenizer that cannot be read,
@@ -101,7 +101,7 @@ def check_input(data: DataConfig) -> None:
         return
     domains = domains_of(data)
     data = resolve_auto(data)
-    sources = open_all(data, domains)
+    sources = open_all(data, domains, report)
     try:
         check_executor(data.build.executor)
     except InputError:
