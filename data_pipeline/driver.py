@@ -179,8 +179,8 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
         _run_stage(work, stage, executor, report)
     finished = work.done(Finished)
     finished.file(work.corpus / MANIFEST)
-    for warning in finished.result.warnings:
-        report(f"data: warning: {warning}")
+    for line in finished.result.told:
+        report(f"data: {line}")
     work.corpus.rename(folder)
     sync_folder(folder.parent)
     if not work.data.build.keep_work:

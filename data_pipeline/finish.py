@@ -22,7 +22,7 @@ from data_pipeline.dedup.stages import Clustered
 from data_pipeline.origins import origins_of
 from data_pipeline.readers.ingest import TALLIES, Listed, Read
 from data_pipeline.report import write_report
-from data_pipeline.report.dropped import warnings_of
+from data_pipeline.report.dropped import suffixes_in_words, warnings_of
 from data_pipeline.schema import Tally
 from data_pipeline.shuffle.shards import Total, Written, total_of
 from data_pipeline.shuffle.stages import Assembled, Checked, HeldOut, Tokenised, counts_file
@@ -56,8 +56,8 @@ class Finished(Result):
     """The corpus is complete."""
 
     stage: ClassVar[str] = "finish"
-    warnings: list[str]
-    """What the user should know of the corpus."""
+    told: list[str]
+    """What the user should know of the corpus, a line each."""
 
 
 def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
@@ -84,7 +84,11 @@ def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
     # left out of the files: it is for people, and may be written anew
     write_report(manifest, folder / REPORT)
     write_json(folder / MANIFEST, manifest)
-    return Output(Finished(warnings_of(manifest["origins"])), files=[folder / MANIFEST])
+    told = [
+        *suffixes_in_words(manifest["dropped"]["unknown_suffixes"]),
+        *(f"warning: {warning}" for warning in warnings_of(manifest["origins"])),
+    ]
+    return Output(Finished(told), files=[folder / MANIFEST])
 
 
 def report_of(folder: Path) -> Path:

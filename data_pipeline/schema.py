@@ -102,8 +102,14 @@ class Tally:
         if self.listed is not None:
             self.listed(Drop(self.stage, "document", reason, place, stays))
 
-    def drop_file(self, reason: str, place: Place) -> None:
-        """Count a file, or a folder, that is left out as a whole or from some place on."""
+    def drop_file(self, reason: str, path: object) -> None:
+        """Count a file, or a folder, that is left out as a whole or from some place on.
+
+        Args:
+            reason: Why, in one word.
+            path: Its place, or what is called as it is.
+        """
+        place = path if isinstance(path, Place) else Place(str(path))
         self.file_drops[reason] += 1
         if self.listed is not None:
             self.listed(Drop(self.stage, "file", reason, place))

@@ -130,7 +130,7 @@ class FilesSource:
                         if inner == "archive":  # archives in archives are how bombs are built
                             tally.bytes_in += len(member.content)
                             where = Place(str(member), num_bytes=len(member.content))
-                            tally.drop_file("archive_in_archive", where)
+                            tally.drop_file("nested_archive", where)
                             continue
                         yield from self._file(member, len(member.content), inner, tally)
                 else:
@@ -282,7 +282,7 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
         if TOKEN_BYTES in names:  # a corpus that was built below the documents
             folders.clear()
-            skipped.append(("built_corpus", f"{folder}/"))
+            skipped.append(("finished_corpus", f"{folder}/"))
             continue
         reasons = {name: _why_skipped(Path(folder, name)) for name in folders}
         folders[:] = [name for name in folders if not reasons[name]]
@@ -294,7 +294,7 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
             elif path.is_file():
                 yield path
             else:
-                skipped.append(("broken_link" if path.is_symlink() else "no_file", str(path)))
+                skipped.append(("broken_link" if path.is_symlink() else "special_file", str(path)))
 
 
 def _why_skipped(folder: Path) -> str:

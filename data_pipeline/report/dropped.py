@@ -11,6 +11,8 @@ from data_pipeline.report.values import Manifest, as_counts, as_list, as_number,
 
 _REASONS = 10
 _SUFFIXES = 20
+_NAMED = 10
+"""Suffixes that a line names."""
 KEPT_ELSEWHERE = "held_out"
 """Not in the training split, but not lost either."""
 
@@ -103,6 +105,16 @@ def origins(manifest: Manifest) -> Html:
         )
     )
     return join(parts)
+
+
+def suffixes_in_words(suffixes: Mapping[str, int]) -> list[str]:
+    """Return a line on the files of unknown type, or none."""
+    most = list(suffixes.items())[:_NAMED]
+    rest = sum(suffixes.values()) - sum(n for _, n in most)
+    names = [f"{n:,} {suffix or 'without'}" for suffix, n in most]
+    if not names:
+        return []
+    return [f"suffixes of unknown_type: {', '.join(names + [f'{rest:,} others'] * bool(rest))}"]
 
 
 def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

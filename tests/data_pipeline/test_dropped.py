@@ -137,7 +137,7 @@ def test_every_drop_is_listed_and_every_file_accounted_for(built: Config, folder
     reasons = {e["reason"] for e in found}
     assert reasons >= {
         *("hidden", "skipped_folder", "linked_folder", "broken_link", "unknown_type"),
-        *("archive_in_archive", "empty_file", "corrupt_gz", "empty", "binary", "invalid_utf8"),
+        *("nested_archive", "empty_file", "corrupt_gz", "empty", "binary", "invalid_utf8"),
         *("broken_json", "missing_text", "generated", "few_words", "exact_duplicate"),
         *("near_duplicate", "held_out", "beyond_quota"),
     }
@@ -157,6 +157,7 @@ def test_every_drop_is_listed_and_every_file_accounted_for(built: Config, folder
             is_listed = str(path) in gone or "linked" in path.parts
             assert there or is_listed or _is_cut(path, texts), path
     assert any("left out: " in line and "files hidden" in line for line in lines)
+    assert "data: suffixes of unknown_type: 2 .unknown, 1 .rkt" in lines
 
 
 def _is_cut(path: Path, texts: list[str]) -> bool:
@@ -265,7 +266,7 @@ def test_a_package_that_gives_nothing_is_named(
     told = [line for line in lines if "warning" in line]
     assert len(told) == 2
     assert "package debian/nested-1 of source 0-debian gives nothing" in told[0]
-    assert "1 archive_in_archive" in told[0] and "1 unknown_type" in told[1]
+    assert "1 nested_archive" in told[0] and "1 unknown_type" in told[1]
     rows = {row["package"]: row for row in corpus.manifest["origins"]}
     good, every = rows["debian/good-1"], rows[None]
     assert good == every | {"package": "debian/good-1", "left_out": good["left_out"]}

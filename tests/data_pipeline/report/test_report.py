@@ -131,7 +131,7 @@ def manifest(rng: random.Random) -> dict[str, Any]:
             {"source": "0-debian", "package": None, "documents": 12, "bytes": 345}
             | {"tokens": 67, "taken_tokens": 60, "left_out": {}},
             {"source": "0-debian", "package": "debian/ocaml-source-4", "documents": 0, "bytes": 0}
-            | {"tokens": 0, "taken_tokens": 0, "left_out": {"archive_in_archive": 1}},
+            | {"tokens": 0, "taken_tokens": 0, "left_out": {"nested_archive": 1}},
         ],
         "fingerprint": "0123abcd",
         "created": "2026-01-02T03:04:05Z",
@@ -250,7 +250,7 @@ def test_numbers_are_those_of_the_manifest(rng: random.Random) -> None:
     ]
     warned = "".join(page.text["What each source gives"])
     assert "package debian/ocaml-source-4 of source 0-debian gives nothing" in warned
-    assert "left out: 1 archive_in_archive" in warned
+    assert "left out: 1 nested_archive" in warned
     assert notes[1:] == [["decontaminate", "hit humaneval/HumanEval/17", "3"]]
     assert page.row("Decontamination", "humaneval/HumanEval/17")[1] == "3"
     assert f"{given['duplicates']['exact_duplicate']:,}" in page.text["Duplicates"]
