@@ -206,6 +206,8 @@ class FilesSource:
 
     def package_of(self, path: str) -> str:
         """Return the folder of the package that a path belongs to, "" outside packages."""
+        if not self.packages:
+            return ""
         folder = "/".join(path.removeprefix(self._id_root).split("/", 2)[:2])
         return folder if folder in self.packages else ""
 

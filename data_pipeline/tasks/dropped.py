@@ -30,6 +30,8 @@ FOLDER = "dropped"
 UNKNOWN_TYPE = "unknown_type"
 EXAMPLES = 3
 """Of each reason that a task remembers."""
+_LINES = 500
+"""Written at a time."""
 _MOST_SUFFIXES = 200
 """That a task remembers; names of files may be anything."""
 
@@ -63,7 +65,7 @@ class DropList:
         index: int,
         *,
         source: str | None = None,
-        package_of: Callable[[str], str] = lambda _: "",
+        package_of: Callable[[str], str] | None = None,
     ) -> None:
         """Begin the list of task (stage, index).
 
@@ -80,6 +82,7 @@ class DropList:
         self._source, self._package_of = source, package_of
         self._open = ExitStack()
         self._file: Compressed | None = None
+        self._lines: list[bytes] = []
         self.tallies: list[Tally] = []
         self._counts: Counter[tuple[str, str, str]] = Counter()
         self._examples: dict[str, list[Entry]] = {}
@@ -110,20 +113,21 @@ class DropList:
         )
 
     def _add(self, drop: Drop) -> None:
-        self._counts[drop.stage, drop.unit, drop.reason] += 1
-        place = drop.place
+        place, kind = drop.place, (drop.stage, drop.unit, drop.reason)
+        self._counts[kind] += 1
         self._is_named &= bool(place.path)
-        examples = self._examples.setdefault(f"{drop.stage}/{drop.reason}", [])
-        wanted = len(examples) < EXAMPLES and bool(place.path)
-        if wanted or self._is_on:
+        is_example = self._counts[kind] <= EXAMPLES and bool(place.path)
+        if is_example or self._is_on:
             entry = self._entry(drop)
-            if wanted:
-                examples.append(entry)
+            if is_example:
+                self._examples.setdefault(f"{drop.stage}/{drop.reason}", []).append(entry)
             if self._is_on:
-                self._write(dumps(entry) + b"\n")
+                self._lines.append(dumps(entry))
+                if len(self._lines) >= _LINES:
+                    self._write()
         if drop.reason == UNKNOWN_TYPE:
             self._suffixes[_escaped(PurePosixPath(place.path).suffix.lower())] += 1
-        package = self._package_of(place.path)
+        package = self._package_of(place.path) if self._package_of else ""
         if package:
             self.packages.setdefault(package, Counter())[drop.reason] += 1
 
@@ -131,26 +135,33 @@ class DropList:
         entry: Entry = {"stage": drop.stage, "reason": drop.reason}
         if drop.unit != "document":
             entry["unit"] = drop.unit
-        entry |= self._spelt(drop.place)
+        self._spell(drop.place, entry)
         if drop.stays is not None:
-            entry["stays"] = self._spelt(drop.stays)
+            entry["stays"] = {}
+            self._spell(drop.stays, entry["stays"])
         return entry
 
-    def _spelt(self, place: Place) -> Entry:
-        found = {
-            "source": place.source or self._source,
-            "path": _escaped(place.path) or None,
-            "row": place.row,
-            "piece": place.piece,
-            "bytes": place.num_bytes,
-        }
-        return {name: value for name, value in found.items() if value is not None}
+    def _spell(self, place: Place, entry: Entry) -> None:
+        """Add what is known of a place."""
+        entry["source"] = place.source or self._source
+        if place.path:
+            entry["path"] = place.path if place.path.isascii() else _escaped(place.path)
+        if place.row is not None:
+            entry["row"] = place.row
+        if place.piece is not None:
+            entry["piece"] = place.piece
+        if place.num_bytes is not None:
+            entry["bytes"] = place.num_bytes
 
-    def _write(self, line: bytes) -> None:
+    def _write(self) -> None:
+        """Write the lines that wait, if there are any."""
+        if not self._lines:
+            return
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = Compressed(self._open.enter_context(whole_file(self._path)))
-        self._file.write(line)
+        self._file.write(b"\n".join(self._lines) + b"\n")
+        self._lines.clear()
 
     def __enter__(self) -> DropList:
         # what an attempt left that was killed
@@ -168,6 +179,7 @@ class DropList:
             return
         with self._open:
             self._check()
+            self._write()
             if self._file is not None:
                 self._file.finish()
 
