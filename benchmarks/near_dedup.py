@@ -124,7 +124,7 @@ def match(folder: Path, config: NearDedupConfig) -> int:
 def cluster(folder: Path, sizes: Sequence[int], config: NearDedupConfig) -> NDArray[np.uint8]:
     """Return what is decided about every document, see REASONS."""
     *near, exact = [folder / "match" / name for name in record_files(config)]
-    return np.concatenate(list(phases.cluster(near, exact, sizes, folder)))
+    return np.concatenate([f.reasons for f in phases.cluster(near, exact, sizes, folder)])
 
 
 def print_speed(domain: str, documents: list[Document], arguments: argparse.Namespace) -> None:

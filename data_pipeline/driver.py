@@ -71,7 +71,7 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
         return _finished(data, verify)
     domains = domains_of(data)
     data = resolve_auto(data)
-    sources = open_all(data, domains)
+    sources = open_all(data, domains, report)
     weights = weights_of(data, domains)
     fingerprint = fingerprint_of(data, sources, weights)
     cache = Path(data.build.cache_dir).expanduser()
@@ -99,7 +99,7 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     return load_corpus(folder, verify)
 
 
-def check_input(data: DataConfig) -> None:
+def check_input(data: DataConfig, report: Report = print) -> None:
     """Raise InputError for what `prepare` would refuse before it builds anything.
 
     That is a path that is not there, a domain that no source has, a tokenizer that cannot be read,
@@ -110,7 +110,7 @@ def check_input(data: DataConfig) -> None:
         return
     domains = domains_of(data)
     data = resolve_auto(data)
-    sources = open_all(data, domains)
+    sources = open_all(data, domains, report)
     fingerprint = fingerprint_of(data, sources, weights_of(data, domains))
     folder = _folder(Path(data.build.cache_dir).expanduser(), data, fingerprint)
     if folder.exists():
@@ -174,10 +174,15 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
     )
     if not continues:  # here, since sources stay in this process
         Task(work, Listed, partial(list_parts, sources=sources))(0)
+        if line := left_out(Counter(work.done(Listed).left_out)):
+            report(line)
     executor = _executor(work)
     for stage in STAGES:
         _run_stage(work, stage, executor, report)
-    work.done(Finished).file(work.corpus / MANIFEST)
+    finished = work.done(Finished)
+    finished.file(work.corpus / MANIFEST)
+    for line in finished.result.told:
+        report(f"data: {line}")
     work.corpus.rename(folder)
     sync_folder(folder.parent)
     if not work.data.build.keep_work:

@@ -19,12 +19,16 @@ import numpy as np
 
 from data_pipeline.balance.plan import Planned
 from data_pipeline.dedup.stages import Clustered
+from data_pipeline.origins import origins_of
 from data_pipeline.readers.ingest import TALLIES, Listed, Read
 from data_pipeline.report import write_report
+from data_pipeline.report.dropped import suffixes_in_words, warnings_of
 from data_pipeline.schema import Tally
 from data_pipeline.shuffle.shards import Total, Written, total_of
 from data_pipeline.shuffle.stages import Assembled, Checked, HeldOut, Tokenised, counts_file
 from data_pipeline.shuffle.validate import SHARE_TOLERANCE, manifest_problems
+from data_pipeline.tasks.chunks import PACKED
+from data_pipeline.tasks.dropped import FOLDER, total_dropped
 from data_pipeline.tasks.progress import total_cost
 from data_pipeline.tasks.work import Cost, Output, Result, Work
 from data_pipeline.tokenizer.count import Counted, Tokenizer, encoder_of
@@ -52,6 +56,8 @@ class Finished(Result):
     """The corpus is complete."""
 
     stage: ClassVar[str] = "finish"
+    told: list[str]
+    """What the user should know of the corpus, a line each."""
 
 
 def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
@@ -78,7 +84,11 @@ def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
     # left out of the files: it is for people, and may be written anew
     write_report(manifest, folder / REPORT)
     write_json(folder / MANIFEST, manifest)
-    return Output(Finished(), files=[folder / MANIFEST])
+    told = [
+        *suffixes_in_words(manifest["dropped"]["unknown_suffixes"]),
+        *(f"warning: {warning}" for warning in warnings_of(manifest["origins"])),
+    ]
+    return Output(Finished(told), files=[folder / MANIFEST])
 
 
 def report_of(folder: Path) -> Path:
@@ -108,6 +118,8 @@ def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
         "weights": work.weights,
         "stages": [tally.as_dict() for tally in tallies],
         "duplicates": work.result(Clustered).drops,
+        "origins": origins_of(work),
+        "dropped": _dropped(work),
         "costs": [_cost(work, kind) for kind in kinds],
         "tokenizer": {
             "file": TOKENIZER,
@@ -175,13 +187,43 @@ def _unigram_entropy(work: Work) -> dict[str, Any]:
 def _files(work: Work) -> Iterator[tuple[str, FileEntry]]:
     """Yield every file of the corpus but manifest and report; what was hashed is not read again."""
     corpus = f"{work.corpus.name}/"
-    for kind in (Assembled, HeldOut):
+    for kind in (Assembled, HeldOut, Listed, Read, Counted, Tokenised):
         for done in work.all_done(kind):
             for name, entry in done.files.items():
                 if name.startswith(corpus):
                     yield name.removeprefix(corpus), entry
     for name in (TOKENIZER, TOKEN_BYTES):
         yield name, synced_entry(work.corpus / name)
+
+
+def _dropped(work: Work) -> dict[str, Any]:
+    """Return the entry of the manifest on what was left out."""
+    total = total_dropped(
+        itertools.chain(
+            (done.result.dropped for done in work.all_done(Listed)),
+            (done.result.dropped for done in work.all_done(Read)),
+            (done.result.dropped for done in work.all_done(Counted)),
+            (done.result.dropped for done in work.all_done(Tokenised)),
+            (done.result.dropped for done in work.all_done(Assembled)),
+        )
+    )
+    return {
+        "about": f"{FOLDER}/*.jsonl.{PACKED}: a line of JSON for every document and file that was "
+        "left out, with stage, reason, source, path, row, bytes; of a copy what stays in its place",
+        "listed": total.listed,
+        "entries": total.entries,
+        "reasons": [
+            {
+                "stage": stage,
+                "unit": unit,
+                "reason": reason,
+                "number": number,
+                "examples": total.examples.get(f"{stage}/{reason}", []),
+            }
+            for stage, unit, reason, number in total.counts
+        ],
+        "unknown_suffixes": total.suffixes,
+    }
 
 
 def _grain(work: Work, planned: Planned, num_shards: int) -> float:
@@ -219,7 +261,7 @@ def _tallies(work: Work, shuffled: Sequence[Tally]) -> list[Tally]:
         tally.check()
     _check_rows(total, shuffled)
     rest = [tally for name, tally in total.items() if name not in TALLIES[:2]]
-    return [*of_source.values(), *rest, *shuffled]
+    return [*work.result(Listed).tallies, *of_source.values(), *rest, *shuffled]
 
 
 def _check_rows(tallies: Mapping[str, Tally], shuffled: Sequence[Tally]) -> None:
@@ -248,15 +290,18 @@ def _cost(work: Work, kind: type[Result]) -> dict[str, Any]:
     costs: list[Cost] = []
     steps: Counter[str] = Counter()
     text: Counter[str] = Counter()
+    on_disk = 0
     for done in work.all_done(kind):
         costs.append(done.cost)
         if isinstance(done.result, Read):
             steps.update(done.result.cpu_s)
             text.update(done.result.text_chars)
+            on_disk += done.result.bytes_on_disk
     cost = {"stage": kind.stage, **total_cost(costs)}
     if steps:
         cost["parts"] = {name: round(seconds, 3) for name, seconds in steps.items()}
         cost["text_chars_out"] = dict(text)
+        cost["bytes_on_disk"] = on_disk
     return cost
 
 

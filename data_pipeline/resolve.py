@@ -19,6 +19,7 @@ from data_pipeline.langid.names import members_of
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
+from data_pipeline.tasks.progress import Report, silent
 from data_pipeline.tasks.work import Work
 from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.imported import import_tokenizer
@@ -70,13 +71,13 @@ def _has(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
+def open_all(data: DataConfig, domains: Sequence[str], report: Report = silent) -> list[Source]:
     """Open every source; all problems are raised at once, before anything is read."""
     sources: list[Source] = []
     problems: list[Problem] = []
     for index, config in enumerate(data.build.sources):
         try:
-            sources.append(open_source(_with_defaults(config, data), index))
+            sources.append(open_source(_with_defaults(config, data), index, report))
         except InputError as e:
             problems += e.problems
     if not problems:

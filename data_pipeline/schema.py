@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
 
 DOMAINS = ("text", "code")
 """The domains of the corpus, in the order in which they are listed everywhere."""
 
 MAX_DOCUMENT_BYTES = 8 << 20
 """Larger documents are dropped and counted: the tokenizer takes some 100 bytes per byte of text."""
+
+
+class Place(NamedTuple):
+    """Where something comes from."""
+
+    path: str
+    """File, as the source names it; `ARCHIVE!MEMBER` inside archives."""
+    row: int | None = None
+    """Of a table, from 0."""
+    num_bytes: int | None = None
+    """Its size, where it is known: of a file as it lies there, of a document in UTF-8."""
+    source: str | None = None
+    """None: what reads it knows."""
+    piece: int | None = None
+    """Of a document that was split, from 0."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +48,36 @@ class Document:
     """File it comes from, as the source names it."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def place(self) -> Place:
+        """Where it comes from, for the list of what is dropped."""
+        return Place(
+            self.path,
+            self.meta.get("row"),
+            len(self.text.encode(errors="surrogatepass")),
+            self.source,
+        )
+
+
+class Drop(NamedTuple):
+    """A document or file that a step leaves out."""
+
+    stage: str
+    unit: str
+    """`document`, or `file` for one that is left out as a whole."""
+    reason: str
+    place: Place
+    stays: Place | None = None
+    """Of a copy: the document that stays in its place."""
+
 
 @dataclass
 class Tally:
-    """What one step of the pipeline took in, handed on and dropped, by reason."""
+    """What one step of the pipeline took in, handed on and dropped, by reason.
+
+    Drops are counted by `drop` and `drop_file` alone, which hand each to `listed`, so that the list
+    of what was dropped has as many entries as the counts say.
+    """
 
     stage: str
     """Name of the step; a stage may have several."""
@@ -46,9 +89,30 @@ class Tally:
     """Repairs and oddities of rows or files that were kept."""
     file_drops: Counter[str] = field(default_factory=Counter)
     """Files that were left out as a whole, by reason; their rows appear nowhere else."""
+    bytes_in: int = 0
+    """Of reading: what was read, unpacked."""
+    listed: Annotated[Callable[[Drop], None] | None, Field(exclude=True)] = field(
+        default=None, repr=False, compare=False
+    )
+    """Takes every drop; None where nobody asks, as in sums of tallies."""
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: str, place: Place, stays: Place | None = None) -> None:
+        """Count a document or row that is left out."""
         self.drops[reason] += 1
+        if self.listed is not None:
+            self.listed(Drop(self.stage, "document", reason, place, stays))
+
+    def drop_file(self, reason: str, path: object) -> None:
+        """Count a file, or a folder, that is left out as a whole or from some place on.
+
+        Args:
+            reason: Why, in one word.
+            path: Its place, or what is called as it is.
+        """
+        place = path if isinstance(path, Place) else Place(str(path))
+        self.file_drops[reason] += 1
+        if self.listed is not None:
+            self.listed(Drop(self.stage, "file", reason, place))
 
     def add(self, other: Tally) -> None:
         """Add the tally of the same step over other documents."""
@@ -57,6 +121,7 @@ class Tally:
         self.drops.update(other.drops)
         self.notes.update(other.notes)
         self.file_drops.update(other.file_drops)
+        self.bytes_in += other.bytes_in
 
     def check(self) -> None:
         """Assert rows_in = rows_out + drops.

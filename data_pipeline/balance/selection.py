@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.balance.quotas import ChunkQuota, Plan
-from data_pipeline.schema import Tally
+from data_pipeline.schema import Place, Tally
 from loopcoder.errors import counted
 
 
@@ -59,16 +59,20 @@ def select_chunk(
     planned: Plan,
     kinds: Sequence[tuple[str, str]],
     lengths: Sequence[int] | NDArray[np.integer],
-) -> tuple[NDArray[np.int64], Tally]:
+    place_of: Callable[[int], Place],
+    tally: Tally,
+) -> NDArray[np.int64]:
     """Decide on all documents of one chunk.
 
     Args:
         planned: The quotas of this chunk.
         kinds: (domain, language) of each document.
         lengths: Tokens of each document, EOD included.
+        place_of: Returns the place of a document by its number.
+        tally: Counts the documents.
 
     Returns:
-        The number of copies of each document, which are numbered 1, 2, ..., and the tally.
+        The number of copies of each document, which are numbered 1, 2, ...
 
     Raises:
         OtherContentError: with every language whose tokens are not those that were planned for.
@@ -92,8 +96,10 @@ def select_chunk(
     if wrong:
         raise OtherContentError("; ".join(wrong))
     kept = int((copies > 0).sum())
-    tally = Tally("quota", rows_in=len(tokens), rows_out=kept)
-    tally.drops["beyond_quota"] = len(tokens) - kept
-    tally.notes["copies"] = int(copies.sum()) - kept
+    tally.rows_in += len(tokens)
+    tally.rows_out += kept
+    for number in np.flatnonzero(copies == 0).tolist():
+        tally.drop("beyond_quota", place_of(number))
+    tally.notes["copies"] += int(copies.sum()) - kept
     tally.check()
-    return copies, tally
+    return copies

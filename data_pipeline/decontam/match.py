@@ -191,7 +191,7 @@ def decontaminate(documents: Iterable[Document], index: Index, tally: Tally) -> 
                 tally.rows_out += 1
                 yield document
                 continue
-            tally.drop(f"contaminated_{found[0].benchmark}")
+            tally.drop(f"contaminated_{found[0].benchmark}", document.place)
             tally.notes.update({f"hit_{o.benchmark}/{o.problem}" for o in found})
 
 

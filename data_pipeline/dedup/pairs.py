@@ -34,6 +34,11 @@ def number_of(chunk: int, row: int) -> int:
     return (chunk << _ROW_BITS) + row
 
 
+def numbers_of(chunks: NDArray[np.int64], rows: NDArray[np.int64]) -> U64:
+    """Return the numbers of documents."""
+    return (chunks.astype(np.uint64) << np.uint64(_ROW_BITS)) + rows.astype(np.uint64)
+
+
 class SortedRecords:
     """A sorted file of records, read in ranges of hashes."""
 

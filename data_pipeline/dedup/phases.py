@@ -11,9 +11,9 @@ A document's number is its chunk << 32 | its row, and the smallest number of a c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import xxhash
@@ -39,10 +39,11 @@ from data_pipeline.dedup.pairs import (
     find_pairs,
     join,
     number_of,
+    numbers_of,
     roots_of,
     rows_of,
 )
-from data_pipeline.schema import Document, Tally
+from data_pipeline.schema import Document, Place, Tally
 from loopcoder.config.build import NearDedupConfig
 
 REASONS = ("", "exact_duplicate", "near_duplicate")
@@ -57,6 +58,15 @@ _BATCH_BYTES = 1 << 18
 """UTF-8 that is signed at a time; the arrays of more leave the cache of a core."""
 _MEMMAP_DOCUMENTS = 1 << 28
 """From this many documents on the arrays of `cluster` lie on disk."""
+
+
+class Fates(NamedTuple):
+    """What becomes of the documents of a chunk."""
+
+    reasons: NDArray[np.uint8]
+    """One byte per document, see REASONS."""
+    stays: U64
+    """For every copy, in their order, the number of the document that stays."""
 
 
 class OtherDocumentsError(Exception):
@@ -131,8 +141,8 @@ def match(records: Sequence[Path], out: Path, *, exact: bool, sketches: Sketches
 
 def cluster(
     near: Sequence[Path], exact: Path, documents: Sequence[int], temporary: Path
-) -> Iterator[NDArray[np.uint8]]:
-    """Decide about every document; yield one byte per document of each chunk, see REASONS.
+) -> Iterator[Fates]:
+    """Decide about every document; yield what becomes of those of each chunk.
 
     Memory: 9 bytes per document; on disk, through the page cache, from 2^28 documents on.
 
@@ -155,14 +165,18 @@ def cluster(
                 reasons[ends[:, 1]] = 1
             join(parents, ends[:, 0], ends[:, 1])
     for chunk in range(len(documents)):
-        yield _reasons_of(parents, reasons, int(bases[chunk]), int(bases[chunk + 1]))
+        yield _fates(parents, reasons, bases, chunk)
     del parents, reasons
     for path in temporary.glob("*.tmp"):
         path.unlink()
 
 
 def drop(
-    documents: Iterable[Document], reasons: bytes, ids: str, tally: Tally
+    documents: Iterable[Document],
+    reasons: bytes,
+    ids: str,
+    tally: Tally,
+    stays: Callable[[int], Place | None] = lambda _: None,
 ) -> Iterator[Document]:
     """Yield the documents of a chunk that stay, and count all of them.
 
@@ -171,19 +185,21 @@ def drop(
         reasons: What `cluster` gave for the chunk.
         ids: Their hash, as `sign` returned it.
         tally: Counts the copies.
+        stays: Returns the place of the document that stays for the first copy, the second, ...
 
     Raises:
         OtherDocumentsError: these are not those that were signed; it may show only at the end.
     """
     found = xxhash.xxh3_128()
-    row = 0
+    row = copies = 0
     for document in documents:
         found.update(_identity(document))
         reason = reasons[row] if row < len(reasons) else 0
         row += 1
         tally.rows_in += 1
         if reason:
-            tally.drop(REASONS[reason])
+            tally.drop(REASONS[reason], document.place, stays(copies))
+            copies += 1
         else:
             tally.rows_out += 1
             yield document
@@ -255,16 +271,22 @@ def _edges(path: Path) -> Iterator[U64]:
             yield np.frombuffer(data, dtype="<u8").reshape(-1, 2)
 
 
-def _reasons_of(
-    parents: NDArray[np.int64], reasons: NDArray[np.uint8], start: int, stop: int
-) -> NDArray[np.uint8]:
+def _fates(
+    parents: NDArray[np.int64], reasons: NDArray[np.uint8], bases: NDArray[np.int64], chunk: int
+) -> Fates:
+    start, stop = int(bases[chunk]), int(bases[chunk + 1])
     out = np.empty(stop - start, dtype=np.uint8)
+    stays = []
     for low in range(start, stop, BLOCK):
         nodes = np.arange(low, min(low + BLOCK, stop))
-        moved = roots_of(parents, nodes) != nodes
+        roots = roots_of(parents, nodes)
         exact = np.asarray(reasons[nodes])
-        out[low - start : low - start + len(nodes)] = np.where(moved & (exact == 0), 2, exact)
-    return out
+        here = np.where((roots != nodes) & (exact == 0), 2, exact)
+        out[low - start : low - start + len(nodes)] = here
+        first = roots[here > 0]
+        of = np.searchsorted(bases, first, side="right") - 1
+        stays.append(numbers_of(of, first - bases[of]))
+    return Fates(out, np.concatenate(stays) if stays else np.zeros(0, dtype=np.uint64))
 
 
 def _identity(document: Document) -> bytes:

@@ -3,20 +3,27 @@
 WORK/dedup/sign/00003/     records of a chunk: exact.bin, band-00.bin, ..., sketch.bin
 WORK/dedup/match/          band-00.bin, ..., exact.bin: pairs of copies
 WORK/dedup/drop/00003      one byte per document of a chunk: 0 stays, 1 exact copy, 2 near copy
+WORK/dedup/stays/00003     for every copy of a chunk, the number of the document that stays
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_pipeline.dedup import phases
 from data_pipeline.dedup.minhash import algorithm, num_hashes
-from data_pipeline.dedup.pairs import Sketches
-from data_pipeline.schema import Document, Tally
+from data_pipeline.dedup.pairs import Sketches, chunks_of, rows_of
+from data_pipeline.schema import Document, Place, Tally
+from data_pipeline.tasks import places
+from data_pipeline.tasks.places import Places
 from data_pipeline.tasks.work import (
     Done,
     Output,
@@ -63,7 +70,10 @@ def sign(work: Work, chunk: int) -> Output:
     config = work.data.build.near_dedup
     folder = _signed_folder(work, chunk)
     folder.mkdir(parents=True, exist_ok=True)
-    documents, ids = phases.sign(work.read(chunk), chunk, folder, config)
+    found = work.read(chunk)
+    if work.data.build.list_drops:
+        found = places.written(found, folder)
+    documents, ids = phases.sign(found, chunk, folder, config)
     return Output(
         Signed(documents, ids, algorithm(config)),
         files=sorted(folder.iterdir()),
@@ -108,9 +118,11 @@ def cluster(work: Work, _: int) -> Output:
     ]
     documents = [done.result.documents for done in work.all_done(Signed)]
     drops = Counter(dict.fromkeys(phases.REASONS[1:], 0))
-    _drop_path(work, 0).parent.mkdir(exist_ok=True)
-    for chunk, reasons in enumerate(phases.cluster(near, exact, documents, folder)):
+    for path in (_drop_path(work, 0), _stays_path(work, 0)):
+        path.parent.mkdir(exist_ok=True)
+    for chunk, (reasons, stays) in enumerate(phases.cluster(near, exact, documents, folder)):
         write_sealed(_drop_path(work, chunk), reasons.tobytes())
+        write_sealed(_stays_path(work, chunk), stays.tobytes())
         for code, reason in enumerate(phases.REASONS[1:], 1):
             drops[reason] += int((reasons == code).sum())
     return Output(Clustered(dict(drops)), left_out=drops)
@@ -124,10 +136,46 @@ def kept(work: Work, chunk: int, tally: Tally) -> Iterator[Document]:
     """
     reasons = read_sealed(_drop_path(work, chunk), work.folder)
     ids = work.result(Signed, chunk).ids
+    stays = _stays(work, chunk) if tally.listed is not None else lambda _: None
     try:
-        yield from phases.drop(work.read(chunk), reasons, ids, tally)
+        yield from phases.drop(work.read(chunk), reasons, ids, tally, stays)
     except phases.OtherDocumentsError as error:
         raise damaged(work.folder, f"{work.documents / work.chunks[chunk].name}: {error}") from None
+
+
+def places_of(work: Work, chunk: int) -> Places:
+    """Return where the documents of a chunk come from, by their row in it.
+
+    Raises:
+        InputError: it was changed after it was written.
+    """
+    if not work.data.build.list_drops:
+        return Places(None)
+    done, folder = work.done(Signed, chunk), _signed_folder(work, chunk)
+    if str((folder / places.PLACES).relative_to(work.folder)) not in done.files:
+        return Places(None)  # signed before lists were asked for
+    for name in (places.PLACES, places.ENDS):  # read in places only
+        done.file(folder / name, contents=False)
+    return Places(folder)
+
+
+def kept_rows(work: Work, chunk: int) -> NDArray[np.int64]:
+    """Return the rows in the chunk of the documents that `kept` yields."""
+    reasons = read_sealed(_drop_path(work, chunk), work.folder)
+    return np.flatnonzero(np.frombuffer(reasons, dtype=np.uint8) == 0)
+
+
+def _stays(work: Work, chunk: int) -> Callable[[int], Place | None]:
+    """Return what gives the place of the document that stays for each copy of a chunk."""
+    numbers = np.frombuffer(read_sealed(_stays_path(work, chunk), work.folder), dtype="<u8")
+    chunks, rows = chunks_of(numbers).tolist(), rows_of(numbers).tolist()
+    of_chunk = lru_cache(maxsize=64)(partial(places_of, work))
+
+    def stays(copy: int) -> Place | None:
+        place = of_chunk(chunks[copy])[rows[copy]]
+        return place if place.path else None
+
+    return stays
 
 
 def _check_algorithm(work: Work, done: Done[Signed]) -> None:
@@ -143,3 +191,7 @@ def _signed_folder(work: Work, chunk: int) -> Path:
 
 def _drop_path(work: Work, chunk: int) -> Path:
     return work.folder / "dedup" / "drop" / f"{chunk:05d}"
+
+
+def _stays_path(work: Work, chunk: int) -> Path:
+    return work.folder / "dedup" / "stays" / f"{chunk:05d}"

@@ -43,7 +43,7 @@ def clean(documents: Iterable[Document], rules: FilterConfig, tally: Tally) -> I
         elif not fault:
             fault = code_fault(document, rules)
         if fault:
-            tally.drop(fault)
+            tally.drop(fault, document.place)
             continue
         text = scrub(text, rules, tally.notes)
         tally.rows_out += 1

@@ -170,7 +170,7 @@ def label_code(
         if document.domain == "code":
             language, teller = label(document, classifier, min_confidence)
             if language == UNKNOWN:
-                tally.drop("unknown_language")
+                tally.drop("unknown_language", document.place)
                 continue
             tally.notes[f"language_by_{teller}"] += 1
             if language != document.language:

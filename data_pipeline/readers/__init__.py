@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from data_pipeline.readers.base import Source
+from data_pipeline.tasks.progress import Report, silent
 from loopcoder.config.build import SourceConfig
 
 
-def open_source(config: SourceConfig, index: int) -> Source:
+def open_source(config: SourceConfig, index: int, report: Report = silent) -> Source:
     """Look at a source without reading its documents.
 
     Args:
         config: Where the documents are, and how they are read.
         index: Its place among the sources; part of its name and of its documents' ids.
+        report: Receives a line for every package that is fetched, and while many files are listed.
 
     Raises:
         InputError: it does not exist or holds nothing that could be a document.
@@ -25,7 +27,7 @@ def open_source(config: SourceConfig, index: int) -> Source:
         case "files":
             from data_pipeline.readers.files import FilesSource
 
-            return FilesSource(name, config)
+            return FilesSource(name, config, report)
         case "hf":
             from data_pipeline.readers.hf import HFSource
 
@@ -33,4 +35,4 @@ def open_source(config: SourceConfig, index: int) -> Source:
         case "debian" | "npm":
             from data_pipeline.readers.packages import PackagesSource
 
-            return PackagesSource(name, config)
+            return PackagesSource(name, config, report)

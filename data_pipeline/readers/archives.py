@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 from typing import IO, Literal
 
 from data_pipeline.readers.compressed import CorruptFileError, decompressed
-from data_pipeline.readers.storage import File, is_wanted
-from data_pipeline.schema import Tally
+from data_pipeline.readers.storage import File, why_unwanted
+from data_pipeline.schema import Place, Tally
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip", ".whl")
 MAX_MEMBER_BYTES = 64 << 20
@@ -66,29 +66,31 @@ def members(file: File, size: int, tally: Tally) -> Iterator[Member]:
         read = _zip_members if packer in ("zip", "whl") else _tar_members
         for path, content in read(file, allowed, tally):
             if path in seen:
-                tally.file_drops["duplicate_member"] += 1
+                tally.drop_file("duplicate_member", Place(f"{file}!{path}"))
             elif content is not None:
                 yield Member(str(file), path, content)
             seen.add(path)
     except _BombError:
-        tally.file_drops["archive_bomb"] += 1
+        tally.drop_file("archive_bomb", Place(str(file), num_bytes=size))
     except (CorruptFileError, tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError):
-        tally.file_drops[f"corrupt_{packer}"] += 1
+        tally.drop_file(f"corrupt_{packer}", Place(str(file), num_bytes=size))
 
 
 class _BombError(Exception):
     """An archive expands to more than it may."""
 
 
-def _is_allowed(path: str, num_bytes: int, tally: Tally) -> bool:
+def _is_allowed(file: File, path: str, num_bytes: int, tally: Tally) -> bool:
+    place = Place(f"{file}!{path}", num_bytes=num_bytes)
     parts = PurePosixPath(path.replace("\\", "/")).parts
     if path.startswith(("/", "\\")) or ".." in parts or ":" in (parts[0] if parts else ""):
-        tally.file_drops["unsafe_member"] += 1
+        tally.drop_file("unsafe_member", place)
         return False
-    if not is_wanted(path):
+    if why := why_unwanted(path):
+        tally.drop_file(why, place)
         return False
     if num_bytes > MAX_MEMBER_BYTES:
-        tally.file_drops["too_large_member"] += 1
+        tally.drop_file("too_large_member", place)
         return False
     return True
 
@@ -107,7 +109,7 @@ def _tar_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, 
     try:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
-                if member.isreg() and _is_allowed(member.name, member.size, tally):
+                if member.isreg() and _is_allowed(file, member.name, member.size, tally):
                     inner = archive.extractfile(member)
                     assert inner is not None
                     content = inner.read()
@@ -128,10 +130,10 @@ def _zip_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, 
     total = 0
     with file.open("rb") as stored, zipfile.ZipFile(stored) as archive:
         for info in archive.infolist():
-            if info.is_dir() or not _is_allowed(info.filename, info.file_size, tally):
+            if info.is_dir() or not _is_allowed(file, info.filename, info.file_size, tally):
                 continue
             if info.flag_bits & 1:
-                tally.file_drops["encrypted_member"] += 1
+                tally.drop_file("encrypted_member", Place(f"{file}!{info.filename}"))
                 continue
             total += info.file_size
             if total > allowed:

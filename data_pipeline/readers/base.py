@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
 import xxhash
 
 from data_pipeline.langid.names import canonical, domain_of
-from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
+from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError
@@ -19,6 +19,9 @@ BAD_ROWS = ("broken_json", "not_an_object", "missing_text", "text_not_a_string",
 MIN_ROWS_TO_JUDGE = 1000
 MAX_BAD_FRACTION = 0.2
 MIN_BAD_FILES = 5
+
+
+Documents = Generator[Document, None, None]
 
 
 class Part(Protocol):
@@ -33,8 +36,13 @@ class Part(Protocol):
     """Bytes that will be read, as far as is known; else 0."""
     num_files: int
 
-    def documents(self, tally: Tally) -> Iterator[Document]:
-        """Read the documents in an order that is always the same, and keep the tally."""
+    def documents(self, tally: Tally) -> Documents:
+        """Read the documents in an order that is always the same, and keep the tally; closed before
+        its end, it counts the files that were not read."""
+        ...
+
+    def package_of(self, path: str) -> str:
+        """Return the folder of the package that a path belongs to, "" outside packages."""
         ...
 
 
@@ -47,6 +55,8 @@ class Source(Part, Protocol):
     """Folders from which the paths of its documents count."""
     provenance: dict[str, Any]
     """Where it comes from and under which licences, for the manifest; JSON."""
+    skipped: list[tuple[str, str]]
+    """(reason, path) of files that were not listed; a path that ends in / is a whole folder."""
 
     def parts(self, part_bytes: int) -> Sequence[Part]:
         """Cut it into pieces of about this size, always in the same way.
@@ -113,7 +123,7 @@ class RowReader:
         """Make a document of a row, or count why not; `number` is its place in the table."""
         reason = _fault(row, self.config)
         if reason:
-            self.reject(reason)
+            self.reject(reason, number)
             return None
         assert isinstance(row, Mapping)
         named = row.get(self.config.language_field) if self.config.language_field else None
@@ -133,14 +143,14 @@ class RowReader:
             meta={"row": number} | _named(row, self.config),
         )
 
-    def reject(self, reason: str) -> None:
-        """Count a row that is left out.
+    def reject(self, reason: str, number: int) -> None:
+        """Count a row that is left out; `number` is its place in the table.
 
         Raises:
             InputError: too many of the rows so far were bad.
         """
         self.tally.rows_in += 1
-        self.tally.drop(reason)
+        self.tally.drop(reason, Place(self.path, number))
         num_rows = self.tally.rows_in
         num_bad = sum(self.tally.drops[r] for r in BAD_ROWS)
         if num_rows >= MIN_ROWS_TO_JUDGE and num_bad > MAX_BAD_FRACTION * num_rows:

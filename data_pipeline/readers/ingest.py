@@ -21,8 +21,9 @@ from data_pipeline.filters import clean
 from data_pipeline.langid.classifier import LanguageClassifier, label, label_code
 from data_pipeline.readers.base import Part, Source, judge_end, judge_files
 from data_pipeline.readers.sample import DEFAULT_DOMAIN_BYTES, MIN_DOMAIN_BYTES
-from data_pipeline.schema import Document, Tally
+from data_pipeline.schema import Document, Place, Tally
 from data_pipeline.tasks.chunks import Chunk, ChunkWriter
+from data_pipeline.tasks.dropped import DropList, Dropped
 from data_pipeline.tasks.work import Output, Result, Work, foreign, read_sealed, write_sealed
 from loopcoder.config.data import DataConfig
 from loopcoder.config.mixture import without
@@ -44,6 +45,9 @@ class Listed(Result):
     """Bytes that will be read, as far as is known."""
     sources: list[dict[str, Any]]
     """What the manifest says of each source."""
+    tallies: list[Tally]
+    """Of the files of each source that are not even opened."""
+    dropped: Dropped
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class Read(Result):
     """Characters that each step handed on."""
     cpu_s: dict[str, float]
     """CPU time of each step, and of storing."""
+    bytes_on_disk: int
+    """Of the part, packed as it lies there; 0 where that is not known."""
+    packages: dict[str, dict[str, int]]
+    """By package, what was left out of it by reason."""
+    dropped: Dropped
 
 
 @dataclass(frozen=True)
@@ -77,16 +86,38 @@ def list_parts(work: Work, _: int, sources: Sequence[Source]) -> Output:
     for number, part in enumerate(parts):
         write_sealed(_part_path(work, number), pickle.dumps(part))
     size = sum(part.size for part in parts)
-    return Output(Listed(len(parts), size, [_described(source) for source in sources]))
+    with DropList(work, Listed.stage, 0) as drops:
+        for source in sources:
+            tally = drops.tally(f"list {source.name}")
+            for reason, path in source.skipped:
+                tally.drop_file(reason, Place(path, source=source.name))
+    tallies = [tally for tally in drops.tallies if tally.file_drops]
+    described = [_described(source) for source in sources]
+    result = Listed(len(parts), size, described, tallies, drops.summary())
+    return Output(result, files=drops.files, left_out=_left_out(tallies))
 
 
 def read_part(work: Work, number: int) -> Output:
     """Read one part of the input and store its documents."""
     part = _load_part(work, number)
+    with DropList(work, Read.stage, number, source=part.name, package_of=part.package_of) as drops:
+        result = _read(work, number, part, drops)
+    chunks = [work.documents / chunk.name for chunk in result.chunks]
+    return Output(
+        replace(result, dropped=drops.summary()),
+        files=[*chunks, *drops.files],
+        bytes_in=result.tallies[0].bytes_in or part.size,
+        left_out=_left_out(result.tallies),
+    )
+
+
+def _read(work: Work, number: int, part: Part, drops: DropList) -> Read:
+    """Send the documents of a part through all steps, and store them."""
     data = work.data
-    tallies = {name: Tally(name) for name in TALLIES}
+    tallies = {name: drops.tally(name) for name in TALLIES}
     # `documents` fills in the tally of the reader itself
-    read = _Metered(part.documents(tallies["ingest"]))
+    documents = part.documents(tallies["ingest"])
+    read = _Metered(documents)
     selected = _Metered(select(read, part, work.domains, tallies["select"]))
     cleaned = _Metered(clean(selected, data.build.filters, tallies["clean"]))
     found: _Metered = cleaned
@@ -101,25 +132,23 @@ def read_part(work: Work, number: int) -> Output:
         for document in labelled:
             out.add(document)
     total = time.thread_time() - start
+    documents.close()
     for tally in tallies.values():
         tally.check()
     _check_chain(list(tallies.values()), sum(c.documents for c in out.chunks))
     steps = [read, selected, cleaned, found, labelled]
     before = [0.0, *(step.cpu_s for step in steps)]
     own = [step.cpu_s - earlier for step, earlier in zip(steps, before, strict=False)]
-    result = Read(
+    return Read(
         source=part.name,
         files=part.num_files,
         tallies=list(tallies.values()),
         chunks=out.chunks,
         text_chars={n: step.text_chars for n, step in zip(TALLIES, steps, strict=True)},
         cpu_s=dict(zip((*TALLIES, "store"), [*own, total - steps[-1].cpu_s], strict=True)),
-    )
-    return Output(
-        result,
-        files=[work.documents / chunk.name for chunk in out.chunks],
-        bytes_in=part.size,
-        left_out=_left_out(result.tallies),
+        bytes_on_disk=part.size,
+        packages={package: dict(counts) for package, counts in drops.packages.items()},
+        dropped=Dropped(),
     )
 
 
@@ -129,6 +158,8 @@ def gather(work: Work, _: int) -> Output:
     files: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     chunks: list[Chunk] = []
+    for tally in work.result(Listed).tallies:
+        reasons.update(tally.file_drops)
     for done in work.all_done(Read):
         read = done.result
         ingested.setdefault(read.source, Tally("ingest")).add(read.tallies[0])
@@ -205,10 +236,10 @@ def select(
         left = room.get(document.domain)
         size = len(document.text.encode()) if left is not None else 0
         if document.domain not in room:
-            tally.drop("domain_not_in_mixture")
+            tally.drop("domain_not_in_mixture", document.place)
         elif document.domain in full or (left is not None and size > left):
             full.add(document.domain)
-            tally.drop("domain_full")
+            tally.drop("domain_full", document.place)
         else:
             if left is not None:
                 room[document.domain] = left - size

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from data_pipeline.readers.base import RowReader, decode
 from data_pipeline.readers.compressed import CorruptFileError, decompressed
 from data_pipeline.readers.storage import File
-from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
+from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
 from loopcoder.config.build import SourceConfig
 
 # JSON may spell a character as \uXXXX: six bytes for one; other columns come on top
@@ -48,23 +48,24 @@ def jsonl_documents(
             for _ in decompressed(path):
                 pass
         except CorruptFileError:
-            tally.file_drops["corrupt_" + path.suffix[1:]] += 1
+            tally.drop_file("corrupt_" + path.suffix[1:], Place(str(path)))
             return
     reader = RowReader(config, source, str(path), tally)
     was_truncated = tally.notes["truncated_file"]
     number = -1
     pending: tuple[int, bytes | None] | None = None
     for number, line in enumerate(lines(decompressed(path, tally), _MAX_LINE_BYTES)):
+        tally.bytes_in += 1 + len(line or b"")
         if pending is not None:
             yield from _parse(*pending, reader)
         pending = (number, line)
     if pending is not None:
         if tally.notes["truncated_file"] > was_truncated and not _is_json(pending[1]):
-            reader.reject("truncated_row")
+            reader.reject("truncated_row", pending[0])
         else:
             yield from _parse(*pending, reader)
     else:
-        tally.notes["empty_file"] += 1
+        tally.drop_file("empty_file", Place(str(path)))
 
 
 def _is_json(line: bytes | None) -> bool:
@@ -77,7 +78,7 @@ def _is_json(line: bytes | None) -> bool:
 
 def _parse(number: int, line: bytes | None, reader: RowReader) -> Iterator[Document]:
     if line is None:
-        reader.reject("too_large")
+        reader.reject("too_large", number)
         return
     if number == 0 and line.startswith(_BOM):
         reader.tally.notes["byte_order_mark"] += 1
@@ -87,12 +88,12 @@ def _parse(number: int, line: bytes | None, reader: RowReader) -> Iterator[Docum
         return
     text = decode(line, reader.config, reader.tally, f"line {number + 1} of {reader.path}")
     if text is None:
-        reader.reject("invalid_utf8")
+        reader.reject("invalid_utf8", number)
         return
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
-        reader.reject("broken_json")
+        reader.reject("broken_json", number)
         return
     document = reader.document(row, number)
     if document is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.readers.fetch import fetch_debian, fetch_npm
 from data_pipeline.readers.files import FilesSource
+from data_pipeline.tasks.progress import Report, silent
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError
@@ -16,7 +17,7 @@ from loopcoder.errors import InputError
 class PackagesSource(FilesSource):
     """The files of some packages; the lock file has their versions and licences."""
 
-    def __init__(self, name: str, config: SourceConfig) -> None:
+    def __init__(self, name: str, config: SourceConfig, report: Report = silent) -> None:
         """Fetch what is not there yet.
 
         Raises:
@@ -31,9 +32,9 @@ class PackagesSource(FilesSource):
             )
         folder = Path(config.path).expanduser().resolve()
         fetch = fetch_debian if config.kind == "debian" else fetch_npm
-        packages = fetch(config.packages, folder)
+        packages = fetch(config.packages, folder, report)
         paths = [str(folder / package.folder) for package in packages]
-        super().__init__(name, replace(config, path=paths))
+        super().__init__(name, replace(config, path=paths), report)
         # one that is fetched again elsewhere has the same documents, and they the same ids
         self.config = config
         self.identity: list[Any] = [[p.registry, p.name, p.version, p.sha256] for p in packages]
@@ -44,4 +45,4 @@ class PackagesSource(FilesSource):
             "packages": [asdict(package) for package in packages],
         }
         self._id_root = f"{folder}/"
-        self.licences = {f"{p.folder}/": p.licences for p in packages if p.licences}
+        self.packages = {package.folder: package.licences for package in packages}

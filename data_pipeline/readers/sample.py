@@ -25,8 +25,8 @@ from typing import Any
 import xxhash
 
 from data_pipeline.langid.names import domain_of, identify, language_of_name
-from data_pipeline.readers.base import document_id
-from data_pipeline.schema import Document, Tally
+from data_pipeline.readers.base import Documents, document_id
+from data_pipeline.schema import Document, Place, Tally
 from loopcoder.config.build import SourceConfig
 
 DEFAULT_DOMAIN_BYTES = 12_000_000
@@ -68,6 +68,10 @@ class _Candidate:
     """Bytes."""
     language: str
 
+    @property
+    def place(self) -> Place:
+        return Place(self.key, num_bytes=self.size)
+
 
 class SampleSource:
     """Installed code and prose; the listing is taken when the source is opened."""
@@ -86,6 +90,7 @@ class SampleSource:
             listing.update(f"{candidate.key}\0{candidate.size}\n".encode(errors="replace"))
         self.identity: list[Any] = [sys.version, listing.hexdigest(), sorted(wanted)]
         self.roots: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
         self.provenance: dict[str, Any] = {"installation": f"Python {sys.version.split()[0]}"}
         self.size = self._domain_bytes * len(wanted)
         self.num_files = len(candidates)
@@ -94,7 +99,11 @@ class SampleSource:
         """Return it as one piece: how much of a package is taken depends on the others."""
         return [self]
 
-    def documents(self, tally: Tally) -> Iterator[Document]:
+    def package_of(self, path: str) -> str:
+        """Return no package: a sample takes a little of each."""
+        return ""
+
+    def documents(self, tally: Tally) -> Documents:
         """Read prose, then code."""
         if "text" in self.domains:
             yield from self._read_prose(tally)
@@ -115,7 +124,7 @@ class SampleSource:
             tally.rows_in += 1
             content = _read_text(candidate.path)
             if content is None:
-                tally.drop("not_utf8")
+                tally.drop("not_utf8", candidate.place)
                 continue
             text = _description(content) if candidate.key.endswith("/METADATA") else content
             reason = _prose_fault(text)
@@ -129,7 +138,7 @@ class SampleSource:
                     licences.add(words)
                     licence_bytes += len(text)
             if reason:
-                tally.drop(reason)
+                tally.drop(reason, candidate.place)
                 continue
             tally.rows_out += 1
             yield self._document(candidate.key, text, "text", candidate.language)
@@ -152,12 +161,12 @@ class SampleSource:
                     package_bytes[package] + candidate.size
                     > _MAX_PACKAGE_SHARE * self._domain_bytes
                 ):
-                    tally.drop("enough_of_package")
+                    tally.drop("enough_of_package", candidate.place)
                     continue
                 data = _read_bytes(candidate.path)
                 reason, text = _check_code(data)
                 if reason or data is None:
-                    tally.drop(reason)
+                    tally.drop(reason, candidate.place)
                     continue
                 identified = identify(candidate.key, data)
                 taken += len(data)

@@ -75,8 +75,12 @@ def local_path(path: str) -> Path:
     return Path(path).expanduser()
 
 
-def remote_files(url: str) -> list[tuple[RemoteFile, int, str]]:
+def remote_files(url: str, skipped: list[tuple[str, str]]) -> list[tuple[RemoteFile, int, str]]:
     """List the files under a URL, or those that match it as a pattern: (file, bytes, version).
+
+    Args:
+        url: Of the files.
+        skipped: Is given (reason, path) of what is left out.
 
     Raises:
         InputError: no such protocol, a package is missing, or the store refuses.
@@ -89,11 +93,15 @@ def remote_files(url: str) -> list[tuple[RemoteFile, int, str]]:
             roots = [path]
         else:
             fixed = len(re.split(r"[*?\[]", path)[0].rpartition("/")[0])
-            roots = [match for match in fs.glob(path) if is_wanted(match[fixed:])]
+            matches = {match: why_unwanted(match[fixed:]) for match in fs.glob(path)}
+            skipped += [(why, fs.unstrip_protocol(match)) for match, why in matches.items() if why]
+            roots = [match for match, why in matches.items() if not why]
         found = {}
         for root in roots:
             for name, info in fs.find(root, detail=True).items():
-                if is_wanted(name[len(root) :]):
+                if why := why_unwanted(name[len(root) :]):
+                    skipped.append((why, fs.unstrip_protocol(name)))
+                else:
                     version = next((info[k] for k in ("ETag", "mtime", "created") if k in info), "")
                     found[fs.unstrip_protocol(name)] = (int(info["size"]), str(version))
     except Exception as e:  # every store has errors of its own
@@ -105,8 +113,10 @@ def remote_files(url: str) -> list[tuple[RemoteFile, int, str]]:
     return [(RemoteFile(name, fs), *found[name]) for name in sorted(found)]
 
 
-def is_wanted(path: str) -> bool:
-    """Tell whether no part of a path is hidden or a folder of copies."""
+def why_unwanted(path: str) -> str:
+    """Return `hidden` or `skipped_folder` if a part of a path is hidden or a folder of copies, else
+    ""."""
     *folders, name = path.strip("/").split("/")
-    hidden = any(part.startswith(".") and part not in (".", "") for part in (*folders, name))
-    return not hidden and not SKIPPED_FOLDERS.intersection(folders)
+    if any(part.startswith(".") and part not in (".", "") for part in (*folders, name)):
+        return "hidden"
+    return "skipped_folder" if SKIPPED_FOLDERS.intersection(folders) else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.report.details import settings, sources, versions
+from data_pipeline.report.dropped import dropped, origins
 from data_pipeline.report.examples import Example, drawn, examples
 from data_pipeline.report.languages import languages, lengths
 from data_pipeline.report.page import Html, Number, element, join, missing, page, tiles
@@ -40,8 +41,10 @@ def render(manifest: Manifest, shown: Mapping[str, Sequence[Example]] | None = N
         _section("Languages", languages(manifest)),
         _section("Lengths of documents", lengths(manifest)),
         _section("What was dropped", drops(manifest)),
+        _section("Dropped, for example", dropped(manifest)),
         _section("Duplicates", duplicates(manifest)),
         _section("Decontamination", decontamination(manifest)),
+        _section("What each source gives", origins(manifest)),
         _section("Sources", sources(manifest)),
         _section("Cost", costs(manifest)),
         _section("Tokenizer and versions", versions(manifest)),

@@ -152,6 +152,10 @@ def costs(manifest: Manifest) -> Html:
         hours = whole / 3600 / (read / 1e12)
         rate = f"At this rate {hours:,.0f} core-hours per terabyte of input."
         parts.append(element("p", rate, class_="soft"))
+    on_disk = as_number(entries[0].get("bytes_on_disk"))
+    if read and on_disk:
+        told = "{:,.1f} MB were read, as they are unpacked; on disk they are {:,.1f} MB."
+        parts.append(element("p", told.format(read / 1e6, on_disk / 1e6), class_="soft"))
     return join(parts)
 
 

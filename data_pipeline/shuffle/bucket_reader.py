@@ -28,6 +28,11 @@ class BucketFile(NamedTuple):
     kinds: list[int]
     """Number in the corpus of each kind that is written in it."""
 
+    @property
+    def chunk(self) -> int:
+        """Whose documents it holds."""
+        return int(self.path.stem)
+
 
 class Losses(NamedTuple):
     """What there was of a domain in a bucket, and what no shard takes of it."""
@@ -70,8 +75,9 @@ class Bucket:
         """
         self.number, self.kinds = number, kinds
         self._blocks: list[NDArray[Any]] = []
+        self._chunk_of_block: list[int] = []
         columns = self._load(files, token_dtype(config.vocab_size), work, whole)
-        high, low, lengths, block_kinds, block, offsets = columns
+        high, low, numbers, lengths, block_kinds, block, offsets = columns
         order = np.lexsort((low, high))
         high, low = high[order], low[order]
         twice = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
@@ -86,6 +92,7 @@ class Bucket:
             )
         self._lengths, self._kinds = lengths[order], block_kinds[order]
         self._number, self._offsets = block[order], offsets[order]
+        self._in_chunk = numbers[order]
 
     def _load(
         self, files: Sequence[BucketFile], dtype: type[np.generic], work: Path, whole: bool
@@ -95,13 +102,14 @@ class Bucket:
         problems = []
         for file in files:
             try:
-                for high, low, sizes, kinds, ids in _blocks(file, dtype, whole=whole):
+                for high, low, numbers, sizes, kinds, ids in _blocks(file, dtype, whole=whole):
                     lengths = sizes.astype(np.int64)
                     offsets = np.cumsum(lengths) - lengths
                     of_corpus = np.array(file.kinds, dtype=np.int32)[kinds]
                     block = np.full(len(lengths), len(self._blocks), dtype=np.int32)
-                    columns.append((high, low, lengths, of_corpus, block, offsets))
+                    columns.append((high, low, numbers, lengths, of_corpus, block, offsets))
                     self._blocks.append(ids)
+                    self._chunk_of_block.append(file.chunk)
             except (OSError, ValueError) as e:
                 problems.append(
                     Problem(
@@ -114,7 +122,7 @@ class Bucket:
             raise InputError(problems)
         if not columns:
             hashes, rest = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
-            return [hashes, hashes, rest, rest, rest, rest]
+            return [hashes, hashes, hashes, rest, rest, rest, rest]
         return [np.concatenate(column) for column in zip(*columns, strict=True)]
 
     def _of_domain(self, domain: str) -> NDArray[np.int64]:
@@ -164,11 +172,19 @@ class Bucket:
         total = int(lengths.sum())
         return Losses(len(mine), total, int(dropped.sum()), total - used)
 
+    def left_over(self, domain: str, used: int) -> list[tuple[int, int]]:
+        """Return (chunk, number in it) of the documents that `losses` counts as dropped."""
+        mine = self._of_domain(domain)
+        lengths = self._lengths[mine]
+        lost = mine[np.cumsum(lengths) - lengths >= used]
+        chunks = np.array(self._chunk_of_block, dtype=np.int64)[self._number[lost]]
+        return list(zip(chunks.tolist(), self._in_chunk[lost].tolist(), strict=True))
+
 
 def _blocks(
     file: BucketFile, dtype: type[np.generic], *, whole: bool
 ) -> Iterator[tuple[NDArray[Any], ...]]:
-    """Yield (high, low, lengths, kinds, ids) of each block of a file."""
+    """Yield (high, low, numbers, lengths, kinds, ids) of each block of a file."""
     path, entry = file.path, file.entry
     size = path.stat().st_size
     if size != entry["bytes"]:
@@ -185,9 +201,10 @@ def _blocks(
         at += HEADER_BYTES
         high = raw[at : at + 8 * count].view(np.uint64)
         low = raw[at + 8 * count : at + 16 * count].view(np.uint64)
-        lengths = raw[at + 16 * count : at + 20 * count].view(np.int32)
-        kinds = raw[at + 20 * count : at + 24 * count].view(np.int32)
+        numbers = raw[at + 16 * count : at + 24 * count].view(np.uint64)
+        lengths = raw[at + 24 * count : at + 28 * count].view(np.int32)
+        kinds = raw[at + 28 * count : at + 32 * count].view(np.int32)
         at += DOCUMENT_BYTES * count
         end = at + tokens * dtype().itemsize
-        yield high, low, lengths, kinds, raw[at:end].view(dtype)
+        yield high, low, numbers, lengths, kinds, raw[at:end].view(dtype)
         at = end + -end % 8

@@ -7,8 +7,9 @@ document ends up, so that neither the chunks nor the order in which they were to
     FOLDER/bucket-00003/00001.docs   documents of bucket 3 from chunk 1, in blocks
 
 A block: its magic number, documents n and tokens (uint64), then per document the hash (two arrays
-of uint64), length and kind (int32; index of [domain, language] in what `to_buckets` returns), then
-the token ids; padded to 8 bytes. The documents of a block stand in the order of their hashes.
+of uint64), what it is in its chunk (uint64), length and kind (int32; index of [domain, language] in
+what `to_buckets` returns), then the token ids; padded to 8 bytes. The documents of a block stand in
+the order of their hashes.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from loopcoder.storage.files import FileEntry
 MAX_SHARD_DOCUMENTS = 2**30
 """Documents planned for a bucket; megatron-core's int32 wraps at twice as many in a prefix."""
 
-MAGIC = 0x31544B4255424C50
+MAGIC = 0x32544B4255424C50
 HEADER_BYTES = 24
-DOCUMENT_BYTES = 24
+DOCUMENT_BYTES = 32
 """Of the columns of a block."""
+_PLANNED_BYTES = 24
+"""Of these, as the number of shards counts them: it must stay what it was for older corpora."""
 _OVERHEAD_BYTES = 250
 """Python overhead per buffered document, on top of its token ids."""
 
@@ -63,6 +66,8 @@ class Record(NamedTuple):
     document_id: str
     copy: int = 1
     """1, or higher for a repetition; (document_id, copy) is unique in the corpus."""
+    number: int = 0
+    """What it is in its chunk; whoever sends it to the buckets knows what it means."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def num_buckets(
         memory_bytes: That one task may use.
         margin: Largest bucket size as a multiple of the mean.
     """
-    size = tokens * token_dtype(vocab_size)().itemsize + documents * DOCUMENT_BYTES
+    size = tokens * token_dtype(vocab_size)().itemsize + documents * _PLANNED_BYTES
     by_size = -(-int(size * margin) // (memory_bytes // 2))
     return max(1, by_size, -(-documents // MAX_SHARD_DOCUMENTS))
 
@@ -135,7 +140,7 @@ class _Buffers:
     def __init__(self, folder: Path, chunk: int, config: ShuffleConfig) -> None:
         self._folder, self._chunk, self._config = folder, chunk, config
         self._dtype = token_dtype(config.vocab_size)
-        self._waiting: dict[int, list[tuple[bytes, int, NDArray[Any], str]]] = {}
+        self._waiting: dict[int, list[tuple[bytes, int, NDArray[Any], str, int]]] = {}
         self._sizes: dict[int, int] = {}
         self._digests: dict[int, xxhash.xxh3_128] = {}
         self._kind_index: dict[tuple[str, str], int] = {}
@@ -161,7 +166,9 @@ class _Buffers:
         key = f"{record.document_id}\0{record.copy}".encode()
         digest = xxhash.xxh3_128_digest(key, seed=self._config.seed)
         bucket = int.from_bytes(digest[:8]) % self._config.num_buckets
-        self._waiting.setdefault(bucket, []).append((digest, kind, ids, record.document_id))
+        self._waiting.setdefault(bucket, []).append(
+            (digest, kind, ids, record.document_id, record.number)
+        )
         self.num_bytes += ids.nbytes + _OVERHEAD_BYTES
         self.documents += 1
 
@@ -169,7 +176,7 @@ class _Buffers:
         """Append what waits to the files of its buckets, a block each."""
         for bucket, documents in sorted(self._waiting.items()):
             documents.sort(key=itemgetter(0))
-            digests, kinds, arrays, names = zip(*documents, strict=True)
+            digests, kinds, arrays, names, numbers = zip(*documents, strict=True)
             lengths = np.array([len(a) for a in arrays], dtype=np.int32)
             ids = self._checked(np.concatenate(arrays), lengths, names)
             # the first half of a digest is the high one
@@ -177,6 +184,7 @@ class _Buffers:
             columns = (
                 np.array([MAGIC, len(lengths), len(ids)], dtype=np.uint64),
                 *halves.astype(np.uint64, order="C"),
+                np.array(numbers, dtype=np.uint64),
                 lengths,
                 np.array(kinds, dtype=np.int32),
                 ids,

@@ -112,6 +112,7 @@ def assemble(
     indexed: Indexed,
     out: Path,
     config: ShuffleConfig,
+    left_over: Callable[[str, list[tuple[int, int]]], None] = lambda *_: None,
 ) -> dict[str, Shard]:
     """Write the shards of one bucket; return them by domain.
 
@@ -121,6 +122,7 @@ def assemble(
         indexed: What all buckets hold.
         out: Folder of the shards.
         config: What decides the shards.
+        left_over: Is told of each domain the documents that no shard takes, as (chunk, number).
 
     Raises:
         InputError: there are too few documents, or a bucket cannot be used.
@@ -142,6 +144,7 @@ def assemble(
         )
         sequences = (written.tokens - 1) // config.seq_length
         shards[domain] = Shard(written, sequences, own.losses(domain, used))
+        left_over(domain, own.left_over(domain, used))
     return shards
 
 

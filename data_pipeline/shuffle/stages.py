@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from data_pipeline.balance.plan import Planned, quotas_of
 from data_pipeline.balance.selection import OtherContentError, select_chunk
 from data_pipeline.batches import batches
-from data_pipeline.dedup.stages import kept
+from data_pipeline.dedup.stages import kept, kept_rows
 from data_pipeline.schema import Document, Tally
 from data_pipeline.shuffle.bucket_index import Indexed, files_of, index_file, write_index
 from data_pipeline.shuffle.bucket_reader import Bucket
@@ -32,8 +32,11 @@ from data_pipeline.shuffle.buckets import (
     num_buckets,
     to_buckets,
 )
+from data_pipeline.shuffle.pieces import ByEntry, ByNumber, number_in_chunk
 from data_pipeline.shuffle.shards import Shard, Written, assemble, concatenate
 from data_pipeline.shuffle.validate import pair_problems
+from data_pipeline.tasks.dropped import DropList, Dropped
+from data_pipeline.tasks.origins import Origins
 from data_pipeline.tasks.work import Done, Output, Result, Work, damaged
 from data_pipeline.tokenizer.count import BATCH_CHARS, Counts, Encoding, Tokenizer
 from loopcoder.data.unigram import count_tokens
@@ -52,6 +55,9 @@ class Tokenised(Result):
     """Of holding out, and of the quotas."""
     train: Bucketed
     held_out: Bucketed
+    origins: Origins
+    """What is taken of each source and package, copies included."""
+    dropped: Dropped
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Assembled(Result):
     stage: ClassVar[str] = "assemble"
     shards: dict[str, Shard]
     """By domain."""
+    dropped: Dropped
 
 
 @dataclass(frozen=True)
@@ -95,13 +102,27 @@ def tokenise(work: Work, chunk: int) -> Output:
     out = counts.held_out(work.data.build.val_fraction, work.result(Planned).smallest)
     kinds = [counts.kinds[k] for k in entries["kind"][~out].tolist()]
     copies = np.zeros(len(entries), dtype=np.int64)
-    try:
-        copies[~out], quota = select_chunk(quotas_of(work, chunk), kinds, entries["length"][~out])
-    except OtherContentError as error:
-        raise damaged(work.folder, f"chunk {chunk} has {error}") from None
+    places = ByEntry(work, chunk, entries)
+    with DropList(work, Tokenised.stage, chunk) as drops:
+        split, quota = drops.tally("hold out"), drops.tally("quota")
+        trained = np.flatnonzero(~out)
+        try:
+            copies[~out] = select_chunk(
+                quotas_of(work, chunk),
+                kinds,
+                entries["length"][~out],
+                lambda number: places(int(trained[number])),
+                quota,
+            )
+        except OtherContentError as error:
+            raise damaged(work.folder, f"chunk {chunk} has {error}") from None
+        split.rows_in, split.rows_out = len(entries), int((~out).sum())
+        for entry in np.flatnonzero(out).tolist():
+            split.drop("held_out", places(entry))
     encoding = Encoding.of(work)
+    origins = Origins()
     train, train_files = to_buckets(
-        _records(encoding, _chosen(work, chunk, encoding, entries, copies)),
+        _records(encoding, _chosen(work, chunk, encoding, entries, copies, origins)),
         _train(work),
         chunk,
         _train_config(work),
@@ -116,12 +137,11 @@ def tokenise(work: Work, chunk: int) -> Output:
         _held_out_config(work),
         _BUFFER_BYTES,
     )
-    split = Tally("hold out", rows_in=len(entries), rows_out=int((~out).sum()))
-    split.drops["held_out"] = int(out.sum())
     split.notes["held_out_documents"] = held_out.documents
     split.check()
     return Output(
-        Tokenised([split, quota], train, held_out),
+        Tokenised([split, quota], train, held_out, origins, drops.summary()),
+        files=drops.files,
         hashed=train_files | held_out_files,
         bytes_in=int((copies * entries["bytes"]).sum()),
         left_out=quota.drops,
@@ -159,11 +179,19 @@ def assemble_shards(work: Work, bucket: int) -> Output:
 
     out = work.corpus / "train"
     out.mkdir(parents=True, exist_ok=True)
-    shards = assemble(bucket, open_bucket, indexed, out, config)
+    places = ByNumber(work)
+    with DropList(work, Assembled.stage, bucket) as drops:
+
+        def left_over(domain: str, documents: list[tuple[int, int]]) -> None:
+            tally = drops.tally(f"shuffle {domain}")
+            for chunk, number in documents:
+                tally.drop("left_over", places(chunk, number))
+
+        shards = assemble(bucket, open_bucket, indexed, out, config, left_over)
     files = [path for shard in shards.values() for path in _pair(out / shard.written.prefix)]
     return Output(
-        Assembled(shards),
-        files=files,
+        Assembled(shards, drops.summary()),
+        files=[*files, *drops.files],
         bytes_in=sum(path.stat().st_size for path in files),
         left_out={"left_over": sum(shard.losses.documents_dropped for shard in shards.values())},
     )
@@ -294,6 +322,13 @@ def _pair(prefix: Path) -> list[Path]:
 # Which documents of a chunk are taken
 
 
+class _Chosen(NamedTuple):
+    piece: Document
+    copy: int
+    number: int
+    """See `number_in_chunk`."""
+
+
 def _groups(
     work: Work, chunk: int, entries: NDArray[np.void]
 ) -> Iterator[tuple[Document, int, int]]:
@@ -311,34 +346,41 @@ def _chosen(
     encoding: Encoding,
     entries: NDArray[np.void],
     copies: NDArray[np.int64],
-) -> Iterator[tuple[Document, int]]:
-    """Yield (piece, copy) of all that is taken of a chunk."""
-    for document, start, stop in _groups(work, chunk, entries):
-        if not copies[start:stop].any():
+    origins: Origins,
+) -> Iterator[_Chosen]:
+    """Yield all that is taken of a chunk, and count it by origin."""
+    rows = kept_rows(work, chunk).tolist()
+    for (document, start, stop), row in zip(_groups(work, chunk, entries), rows, strict=True):
+        mine = copies[start:stop]
+        if not mine.any():
             continue
+        used = [int((mine * entries[start:stop][name]).sum()) for name in ("bytes", "length")]
+        origins.add(document, int(mine.max()), *used)
         pieces = [document] if stop - start == 1 else encoding.split(document)
-        for piece, number in zip(pieces, copies[start:stop].tolist(), strict=True):
-            for copy in range(1, number + 1):
-                yield piece, copy
+        for place, (piece, wanted) in enumerate(zip(pieces, mine.tolist(), strict=True)):
+            number = number_in_chunk(row, place if len(pieces) > 1 else None)
+            for copy in range(1, wanted + 1):
+                yield _Chosen(piece, copy, number)
 
 
 def _held_out(
     work: Work, chunk: int, entries: NDArray[np.void], out: NDArray[np.bool_]
-) -> Iterator[tuple[Document, int]]:
+) -> Iterator[_Chosen]:
     """Yield the documents of a chunk that are held out, whole; copy 0 is never rearranged."""
     if not out.any():
         return
     for document, start, _ in _groups(work, chunk, entries):
         if out[start]:
-            yield document, 0
+            yield _Chosen(document, 0, 0)
 
 
-def _records(encoding: Encoding, chosen: Iterable[tuple[Document, int]]) -> Iterator[Record]:
+def _records(encoding: Encoding, chosen: Iterable[_Chosen]) -> Iterator[Record]:
     plain = Encoding(encoding.encoder, encoding.rules, None)
-    for batch in batches(chosen, lambda item: len(item[0].text), BATCH_CHARS):
-        pieces = [piece for piece, _ in batch]
-        copies = [copy for _, copy in batch]
+    for batch in batches(chosen, lambda item: len(item.piece.text), BATCH_CHARS):
+        pieces = [item.piece for item in batch]
+        copies = [item.copy for item in batch]
         how = encoding if copies[0] else plain
         for place, ids in how.encode(pieces, copies):
             piece = pieces[place]
-            yield Record(ids, piece.domain, piece.language, piece.id, copies[place])
+            number = batch[place].number
+            yield Record(ids, piece.domain, piece.language, piece.id, copies[place], number)

@@ -47,7 +47,7 @@ class ChunkWriter:
 
     def __init__(self, folder: Path, part: int, max_bytes: int) -> None:
         self._folder, self._part, self._max_bytes = folder, part, max_bytes
-        self._file: _Compressed | None = None
+        self._file: Compressed | None = None
         self._open = ExitStack()
         self._documents = 0
         self._text_bytes: dict[str, int] = {}
@@ -56,8 +56,8 @@ class ChunkWriter:
     def add(self, document: Document) -> int:
         """Append a document; return its bytes of UTF-8."""
         if self._file is None:
-            self._file = _Compressed(self._open.enter_context(whole_file(self._path)))
-        self._file.write(_dumps(_row(document)) + b"\n")
+            self._file = Compressed(self._open.enter_context(whole_file(self._path)))
+        self._file.write(dumps(_row(document)) + b"\n")
         size = len(document.text.encode())
         self._text_bytes[document.domain] = self._text_bytes.get(document.domain, 0) + size
         self._documents += 1
@@ -114,8 +114,8 @@ def read_chunk(folder: Path, chunk: Chunk) -> Iterator[Document]:
     count = 0
     try:
         with open(path, "rb") as file:
-            for line in _lines(file):
-                yield Document(**_loads(line))
+            for line in packed_lines(file):
+                yield Document(**loads(line))
                 count += 1
     except InputError:
         raise
@@ -129,9 +129,12 @@ def read_chunk(folder: Path, chunk: Chunk) -> Iterator[Document]:
 # The data extra brings orjson and zstandard. An image without it can train on the sample, whose
 # chunks are then packed by the standard library. The documents are the same.
 _FAST = find_spec("orjson") is not None and find_spec("zstandard") is not None
+PACKED = "zst" if _FAST else "gz"
+"""Suffix of what `Compressed` writes."""
 
 
-def _dumps(row: dict[str, Any]) -> bytes:
+def dumps(row: dict[str, Any] | list[Any]) -> bytes:
+    """Return a row as a line of JSON without its end."""
     if _FAST:
         import orjson
 
@@ -139,15 +142,16 @@ def _dumps(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode()
 
 
-def _loads(line: bytes) -> dict[str, Any]:
+def loads(line: bytes) -> Any:
+    """Return what a line says."""
     if _FAST:
         import orjson
 
-        return dict(orjson.loads(line))
-    return dict(json.loads(line))
+        return orjson.loads(line)
+    return json.loads(line)
 
 
-class _Compressed:
+class Compressed:
     """Compresses into a file."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -182,17 +186,22 @@ def _row(document: Document) -> dict[str, Any]:
     }
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield lines of a compressed file; unlike str's, they end at LF only."""
-    if _FAST:
+def packed_lines(file: BinaryIO, packed: str | None = None) -> Iterator[bytes]:
+    """Yield lines of a compressed file; unlike str's, they end at LF only.
+
+    Args:
+        file: The file.
+        packed: How, `zst` or `gz`; None: as `Compressed` does it here.
+    """
+    if packed == "zst" or (packed is None and _FAST):
         import zstandard
 
         out: Any = zstandard.ZstdDecompressor().decompressobj()
     else:
         out = zlib.decompressobj(wbits=31)
     rest: list[bytes] = []
-    while packed := file.read(1 << 17):
-        first, *others = out.decompress(packed).split(b"\n")
+    while piece := file.read(1 << 17):
+        first, *others = out.decompress(piece).split(b"\n")
         rest.append(first)
         for line in others:
             yield b"".join(rest)

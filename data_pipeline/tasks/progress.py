@@ -16,6 +16,11 @@ from loopcoder.errors import counted
 
 Report = Callable[[str], None]
 
+
+def silent(_: str) -> None:
+    """Report to nobody."""
+
+
 _INTERVAL_S = 0.5
 _LINE_INTERVAL_S = 15.0
 _NAMED = 10
@@ -57,6 +62,20 @@ def _lines(
         report(
             f"data: {title}: {done()} of {counted(total, 'task')}, {time.monotonic() - start:.0f} s"
         )
+
+
+class Paced:
+    """Tells a report how far something is that has no known end, every 15 s."""
+
+    def __init__(self, report: Report, interval_s: float = _LINE_INTERVAL_S) -> None:
+        self._report, self._interval_s = report, interval_s
+        self._next = time.monotonic() + interval_s
+
+    def __call__(self, line: str, *values: object) -> None:
+        """Report a line, a format of the values, if it is time for one."""
+        if time.monotonic() >= self._next:
+            self._report(line.format(*values))
+            self._next = time.monotonic() + self._interval_s
 
 
 class StageCost(TypedDict):

@@ -22,6 +22,8 @@ from data_pipeline.batches import batches
 from data_pipeline.dedup.exact import normalise
 from data_pipeline.dedup.stages import kept
 from data_pipeline.schema import Document, Tally
+from data_pipeline.tasks.dropped import DropList, Dropped
+from data_pipeline.tasks.origins import Origins
 from data_pipeline.tasks.work import Output, Result, Work
 from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.encoder import Encoder
@@ -63,6 +65,9 @@ class Counted(Result):
     """Of dropping copies, and of counting."""
     kinds: list[tuple[str, str]]
     """Domain and language of each kind in the file."""
+    origins: Origins
+    """What is kept of each source and package."""
+    dropped: Dropped
 
 
 @dataclass(frozen=True)
@@ -149,9 +154,25 @@ def content_hash(document: Document) -> int:
 def count(work: Work, chunk: int) -> Output:
     """Write the tokens of every document of a chunk."""
     encoding = Encoding.of(work)
-    dedup, tally = Tally("dedup"), Tally("count")
+    with DropList(work, Counted.stage, chunk) as drops:
+        tallies = [drops.tally("dedup"), drops.tally("count")]
+        kinds, entries, origins = _count(work, chunk, encoding, *tallies)
+    for tally in tallies:
+        tally.check()
+    path = _counts_path(work, chunk)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, np.array(entries, dtype=ENTRY).tobytes())
+    result = Counted(tallies, kinds, origins, drops.summary())
+    return Output(result, files=[path, *drops.files], bytes_in=work.text_bytes(chunk))
+
+
+def _count(
+    work: Work, chunk: int, encoding: Encoding, dedup: Tally, tally: Tally
+) -> tuple[list[tuple[str, str]], list[tuple[int, int, int, int, int]], Origins]:
+    """Return the kinds, the entries and the origins of what is kept of a chunk."""
     kinds: dict[tuple[str, str], int] = {}
     entries: list[tuple[int, int, int, int, int]] = []
+    origins = Origins()
     for batch in batches(kept(work, chunk, dedup), lambda d: len(d.text), BATCH_CHARS):
         for document, length in zip(batch, encoding.lengths(batch), strict=True):
             kind = kinds.setdefault((document.domain, document.language), len(kinds))
@@ -162,19 +183,15 @@ def count(work: Work, chunk: int) -> Output:
                 tally.notes["documents_split"] += 1
                 tally.notes["pieces_added"] += len(pieces) - 1
             content = content_hash(document)
-            entries += [
+            mine = [
                 (content, tokens, len(piece.text.encode()), kind, number)
                 for number, (piece, tokens) in enumerate(zip(pieces, lengths, strict=True))
             ]
+            entries += mine
+            origins.add(document, 1, sum(entry[2] for entry in mine), sum(lengths))
             tally.rows_in += 1
             tally.rows_out += 1
-    dedup.check()
-    tally.check()
-    path = _counts_path(work, chunk)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, np.array(entries, dtype=ENTRY).tobytes())
-    result = Counted([dedup, tally], list(kinds))
-    return Output(result, files=[path], bytes_in=work.text_bytes(chunk))
+    return list(kinds), entries, origins
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
        loopcoder data validate CORPUS
        loopcoder data report CORPUS
        loopcoder data show CORPUS [--domain D] [--documents N] [--seed N]
+       loopcoder data show CORPUS --dropped [REASON] [--documents N] [--seed N]
        loopcoder data list [--cache DIR] [--json]
        loopcoder data clean [NAME...] [--older-than DAYS] [--unfinished] [--cache DIR] [--yes]
        loopcoder data train-langid PATH... --out FILE
@@ -35,7 +36,7 @@ usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
 
   validate      compare a finished corpus with its manifest and with what training relies on
   report        write its report for people, report.html, anew
-  show          print random documents of a finished corpus
+  show          print random documents of a finished corpus, or what was left out of it
   list          the corpora in the cache, what builds left there, and which runs use them
   clean         say what of the cache would go, and remove it with --yes
   train-langid  train a classifier for the programming language of code without a name

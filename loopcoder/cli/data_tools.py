@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopcoder.cli.corpora import GIVEN, corpus_folder
+from loopcoder.cli.dropped import print_dropped
 from loopcoder.cli.listing import Listed, few, listing
 from loopcoder.cli.options import parse_options
 from loopcoder.cli.run_folders import corpus_of, runs_below
-from loopcoder.data.corpus import MANIFEST, in_use
+from loopcoder.data.corpus import MANIFEST, in_use, load_corpus
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.storage.files import in_words, size_of
 from loopcoder.storage.lock import is_held
@@ -46,14 +47,17 @@ the run is in. A run that continues later and finds its corpus gone builds it ag
 sources, if these are still the same."""
 
 SHOW_HELP = f"""\
-Show random documents of a finished corpus, as training reads them.
+Show random documents of a finished corpus, as training reads them, or what was left out of it.
 
 usage: loopcoder data show CORPUS [--domain D] [--documents N] [--seed N] [--cache DIR]
+       loopcoder data show CORPUS --dropped [REASON] [--documents N] [--seed N] [--cache DIR]
 
 {GIVEN}
   --domain D      text, code, ...; all that the corpus has if left out
-  --documents N   of each domain (3)
-  --seed N        of the draw (0); another seed shows others"""
+  --documents N   of each domain (3), or of what was left out (10)
+  --seed N        of the draw (0); another seed shows others
+  --dropped       how many documents and files were left out by reason, and some of them; all are
+                  in CORPUS/dropped (zstdcat CORPUS/dropped/*)"""
 
 _CACHE = {"--cache": "DIR"}
 _STATES = {"work": "unfinished build", "trash": "half removed", "lock": "lock without a corpus"}
@@ -259,14 +263,22 @@ def one_corpus(verb: str, operands: Sequence[str], options: dict[str, str]) -> P
 
 def show(argv: list[str]) -> int:
     """Print random documents of a corpus, by domain."""
-    values = {"--domain": "D", "--documents": "N", "--seed": "N"} | _CACHE
-    operands, options = parse_options("data show", argv, values=values)
+    values = {"--domain": "D", "--documents": "N", "--seed": "N", "--dropped": "REASON"} | _CACHE
+    operands, options = parse_options("data show", argv, flags=["--dropped"], values=values)
     if "--help" in options:
         print(SHOW_HELP)
         return EXIT_DONE
-    number, seed = _whole(options, "--documents", 3), _whole(options, "--seed", 0)
+    drops = "--dropped" in options
+    number = _whole(options, "--documents", 10 if drops else 3)
+    seed = _whole(options, "--seed", 0)
+    reason = options.get("--dropped", "")
+    if drops and not reason and len(operands) == 2:
+        reason = operands.pop()
     folder = one_corpus("data show", operands, options)
     with in_use(folder):
+        if drops:
+            print_dropped(folder, load_corpus(folder, "size").manifest, reason, number, seed)
+            return EXIT_DONE
         _print_documents(folder, options.get("--domain"), number, seed)
     return EXIT_DONE
 
@@ -275,7 +287,7 @@ def _print_documents(folder: Path, chosen: str | None, number: int, seed: int) -
     """Print random documents of one domain of a corpus, or of all."""
     from data_pipeline.report.examples import origin, random_documents
     from data_pipeline.report.page import printable
-    from loopcoder.data.corpus import load_corpus, rebuild
+    from loopcoder.data.corpus import rebuild
 
     corpus = load_corpus(folder, "size")
     if chosen is not None and chosen not in corpus.domains:

@@ -176,5 +176,8 @@ class BuildConfig:
     worker_bytes: PositiveInt = 1_000_000_000
     """Memory of one worker; a shard of both domains takes half of it."""
     executor: Annotated[ExecutorConfig, Changes("nothing")] = field(default_factory=ExecutorConfig)
+    list_drops: Annotated[bool, Changes("nothing")] = True
+    """Keep a list of everything that was left out, with its reason, in the folder of the corpus;
+    some 12 MB for a million entries."""
     keep_work: Annotated[bool, Changes("nothing")] = False
     """Keep the folder of intermediate files when the corpus is complete."""

@@ -127,8 +127,8 @@ def test_packages_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
     assert provenance["licence"] == "ISC"
     assert [p["licences"] for p in provenance["packages"]] == [["MIT"], []]
     assert [(d.path, d.meta) for d in documents] == [
-        ("npm/one-1.0/index.js", {"licence": ["MIT"]}),
-        ("npm/two-1.0/index.js", {}),
+        ("npm/one-1.0/index.js", {"package": "npm/one-1.0", "licence": ["MIT"]}),
+        ("npm/two-1.0/index.js", {"package": "npm/two-1.0"}),
     ]
 
 

@@ -16,6 +16,7 @@ from data_pipeline.balance.filling import largest_remainder, water_fill
 from data_pipeline.balance.quotas import ChunkQuota, Plan, Supply
 from data_pipeline.balance.selection import OtherContentError, select, select_chunk
 from data_pipeline.balance.shares import OTHERS, PUBLISHED_CODE_SHARES, SHARES
+from data_pipeline.schema import Drop, Place, Tally
 from data_pipeline.tokenizer.count import split_at_lines
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.errors import InputError
@@ -269,7 +270,14 @@ def test_select_chunk(rng: random.Random) -> None:
         mine = [n for k, n in zip(kinds, lengths, strict=True) if k == kind]
         supply.append(Supply("f", *kind, len(mine), sum(mine)))
     p = plan(supply, max_epochs={"text": 2, "code": 1.5})
-    copies, tally = select_chunk(p, kinds, lengths)
+    tally, listed = Tally("quota"), list[Drop]()
+    tally.listed = listed.append
+
+    def place_of(number: int) -> Place:
+        return Place("f", number)
+
+    copies = select_chunk(p, kinds, lengths, place_of, tally)
+    assert [drop.place.row for drop in listed] == np.flatnonzero(copies == 0).tolist()
     assert tally.rows_in == 500
     assert tally.rows_out == (copies > 0).sum()
     assert tally.notes["copies"] == copies.sum() - tally.rows_out
@@ -277,7 +285,7 @@ def test_select_chunk(rng: random.Random) -> None:
         where = [i for i, kind in enumerate(kinds) if kind == (q.domain, q.language)]
         assert select([lengths[i] for i in where], q).tolist() == copies[where].tolist()
     with pytest.raises(OtherContentError) as e:
-        select_chunk(p, [("code", "Go"), *kinds[1:]], lengths)
+        select_chunk(p, [("code", "Go"), *kinds[1:]], lengths, place_of, Tally("quota"))
     assert str(e.value).count("the plan says") == 2
     assert f"{lengths[0]:,} tokens of Go (code), where the plan says 0" in str(e.value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data_pipeline.dedup.exact import normalise
-from data_pipeline.schema import Tally
+from data_pipeline.schema import Place, Tally
 
 
 def test_copies_differ_in_line_ends_and_trailing_blanks_only() -> None:
@@ -18,8 +18,8 @@ def test_copies_differ_in_line_ends_and_trailing_blanks_only() -> None:
 
 def test_a_tally_that_loses_rows_is_a_bug() -> None:
     tally = Tally("stage", rows_in=3, rows_out=1)
-    tally.drop("reason")
+    tally.drop("reason", Place("a.txt"))
     with pytest.raises(RuntimeError, match="3 rows in, but 1 out"):
         tally.check()
-    tally.drop("reason")
+    tally.drop("reason", Place("a.txt"))
     tally.check()

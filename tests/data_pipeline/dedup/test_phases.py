@@ -78,7 +78,7 @@ def run(
         match(records, folder / "match" / name, exact=exact, sketches=sketches)
     *near, exact_pairs = [folder / "match" / name for name in names]
     counts = [signed[chunk][0] for chunk in range(len(chunks))]
-    reasons = [r.tobytes() for r in cluster(near, exact_pairs, counts, folder)]
+    reasons = [f.reasons.tobytes() for f in cluster(near, exact_pairs, counts, folder)]
     tally = Tally("dedup")
     kept = [
         [d.id for d in drop(chunk, reasons[i], signed[i][1], tally)]
@@ -310,7 +310,9 @@ def test_memory_is_bounded(
     steps: list[Callable[[], object]] = [
         *(lambda k=k: sign(chunks[k], k, folders[k], CONFIG) for k in (0, 1)),
         *(lambda name=name: matched(name) for name in names),
-        lambda: reasons.extend(r.tobytes() for r in cluster(near, exact, [5000, 5000], tmp_path)),
+        lambda: reasons.extend(
+            f.reasons.tobytes() for f in cluster(near, exact, [5000, 5000], tmp_path)
+        ),
     ]
     peaks = []
     for step in steps:

@@ -114,6 +114,25 @@ def manifest(rng: random.Random) -> dict[str, Any]:
     return {
         "format_version": 2,
         "name": "test",
+        "dropped": {
+            "listed": True,
+            "entries": 12345,
+            "reasons": [
+                {"stage": "ingest", "unit": "file", "reason": "unknown_type", "number": 4744}
+                | {"examples": [{"path": "/a/x.rkt", "bytes": 1204}, {"path": "/a/y.tst"}]},
+                {"stage": "dedup", "unit": "document", "reason": "near_duplicate", "number": 99}
+                | {"examples": [{"path": "/a/b", "row": 7, "stays": {"path": "/a/c", "row": 1}}]},
+                {"stage": "hold out", "unit": "document", "reason": "held_out", "number": 77}
+                | {"examples": []},
+            ],
+            "unknown_suffixes": {".rkt": 4000, ".tst": 744},
+        },
+        "origins": [
+            {"source": "0-debian", "package": None, "documents": 12, "bytes": 345}
+            | {"tokens": 67, "taken_tokens": 60, "left_out": {}},
+            {"source": "0-debian", "package": "debian/ocaml-source-4", "documents": 0, "bytes": 0}
+            | {"tokens": 0, "taken_tokens": 0, "left_out": {"nested_archive": 1}},
+        ],
         "fingerprint": "0123abcd",
         "created": "2026-01-02T03:04:05Z",
         "command": "loopcoder data data=files path='a b'",
@@ -218,6 +237,20 @@ def test_numbers_are_those_of_the_manifest(rng: random.Random) -> None:
         for reason, n in stage["drops"].items()
     }
     assert files[1:] == [["ingest 0-files", "corrupt gz", "2"]]
+    examples, suffixes = page.tables["Dropped, for example"]
+    assert examples[1:] == [
+        ["unknown type (ingest, files)", "4,744", "/a/x.rkt (1,204 bytes)"],
+        ["", "", "/a/y.tst"],
+        ["near duplicate (dedup, documents)", "99", "/a/b, row 7; /a/c, row 1 stays"],
+    ]
+    assert [row[:2] for row in suffixes[1:]] == [[".rkt", "4,000"], [".tst", "744"]]
+    assert page.tables["What each source gives"][0][1:] == [
+        ["0-debian", "all", "12", "345", "67", "60"],
+        ["", "debian/ocaml-source-4", "0", "0", "0", "0"],
+    ]
+    warned = "".join(page.text["What each source gives"])
+    assert "package debian/ocaml-source-4 of source 0-debian gives nothing" in warned
+    assert "left out: 1 nested_archive" in warned
     assert notes[1:] == [["decontaminate", "hit humaneval/HumanEval/17", "3"]]
     assert page.row("Decontamination", "humaneval/HumanEval/17")[1] == "3"
     assert f"{given['duplicates']['exact_duplicate']:,}" in page.text["Duplicates"]

@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 import xxhash
 
-from data_pipeline.schema import Tally
+from data_pipeline.schema import Place, Tally
 from data_pipeline.tasks import work as module
 from data_pipeline.tasks.work import Output, Result, Task, Work, read_sealed, write_sealed
 from loopcoder.errors import InputError, LoopcoderError
@@ -32,7 +32,7 @@ class Counted(Result):
 
 def output(index: int) -> Counted:
     tally = Tally("step", rows_in=5, rows_out=4)
-    tally.drop("odd")
+    tally.drop("odd", Place("a.txt"))
     return Counted([("a", index), ("b", 2**64 - 1)], {index: {"text": 3}}, tally)
 
 
