@@ -110,7 +110,7 @@ def _start(text: str, match: re.Match[str]) -> int | None:
     if _ALGORITHMS.search(domain) and _ALGORITHM.search(name):
         return None
     before = text[max(0, start - _BEFORE_CHARS) : start]
-    before = before[before.rfind("\n") + 1 :]
+    before = before[before.rfind("\n") + 1 :].replace("<EMAIL>", "")
     if _LOGIN_BEFORE.search(before) and not before.lower().endswith(_MAIL_TO):
         return None
     if top in _MEMBERS and match[1].count(".") == 1 and not _MAIL_BEFORE.search(before):

@@ -7,7 +7,7 @@ teach a model wrong programs. Every placeholder is fixed and is left alone by a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
 from data_pipeline.filters.emails import email_addresses
 from data_pipeline.filters.ips import ip_addresses
@@ -24,29 +24,25 @@ def scrub(text: str, rules: FilterConfig, notes: Counter[str]) -> str:
     """Return a document with placeholders, counting them in `notes`."""
     # secrets first: a token may hold what looks like an address
     if rules.scrub_secrets:
-        text = _replaced(text, KINDS, KEY, "secrets_scrubbed", notes)
+        for kind in KINDS:
+            text, found = _put(text, kind(text), KEY)
+            _count(notes, "secrets_scrubbed", found)
     if rules.scrub_emails and "@" in text:
-        text = _replaced(text, [email_addresses], EMAIL, "emails_scrubbed", notes)
+        text, found = _put(text, email_addresses(text), EMAIL)
+        _count(notes, "emails_scrubbed", found)
     if rules.scrub_ips:
-        text = _replaced(text, [ip_addresses], IP_ADDRESS, "ips_scrubbed", notes)
-    return text
-
-
-def _replaced(
-    text: str,
-    kinds: Iterable[Callable[[str], Iterator[_Span]]],
-    placeholder: str,
-    note: str,
-    notes: Counter[str],
-) -> str:
-    for kind in kinds:
         # a placeholder may be shorter than what it replaced, and bring other surroundings near
         for _ in range(_MAX_PASSES):
-            text, found = _put(text, kind(text), placeholder)
+            text, found = _put(text, ip_addresses(text), IP_ADDRESS)
+            _count(notes, "ips_scrubbed", found)
             if not found:
                 break
-            notes[note] += found
     return text
+
+
+def _count(notes: Counter[str], note: str, found: int) -> None:
+    if found:
+        notes[note] += found
 
 
 def _put(text: str, spans: Iterable[_Span], placeholder: str) -> tuple[str, int]:
