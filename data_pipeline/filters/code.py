@@ -122,9 +122,9 @@ def _head_fault(text: str, data: bytes, language: str, rules: FilterConfig) -> s
     if not rules.drop_generated:
         return ""
     is_marked = _is_marked(text)
-    # a licence may push the mark out of the head
-    later = text[_HEAD_CHARS:_HEAD_BYTES]
-    if not is_marked and any(part in later for part in _PARTS_OF_MARKERS):
+    # a licence may push the mark out of the head, or of its first lines
+    more = text[:_HEAD_BYTES]
+    if not is_marked and any(part in more for part in _PARTS_OF_MARKERS):
         body = without_licence(data, code=True)
         is_marked = len(body) < len(data) and _is_marked(body[:_HEAD_BYTES].decode(errors="ignore"))
     return "generated" if is_marked and not _is_written(text, language, rules) else ""

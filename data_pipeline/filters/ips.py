@@ -87,8 +87,7 @@ def ip_addresses(text: str) -> Iterator[Span]:
             yield match.span()
     for hint in _IP6_HINT.finditer(text):
         match = _IP6.match(text, max(0, hint.start() - 4))
-        # what ends in :: is a network and names nobody
-        if match and not match[0].endswith("::") and _is_public(match[0]):
+        if match and _is_public(match[0]):
             yield match.span()
 
 
@@ -138,4 +137,5 @@ def _is_public(address: str) -> bool:
         return False
     if not ip.is_global or ip.is_multicast or str(ip) in _WELL_KNOWN:
         return False
-    return not (ip.version == 6 and ip in _DOCUMENTATION_6)
+    # what ends in 0, mostly in ::, is a network and names nobody
+    return ip.version == 4 or (ip not in _DOCUMENTATION_6 and int(ip) % (1 << 16) != 0)
