@@ -37,7 +37,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             *("max_duplicate_paragraphs", "max_duplicate_paragraph_chars"),
         ),
         "n-grams": ("max_top_ngram", "max_duplicate_ngrams"),
-        "web remains": ("drop_lorem_ipsum", "remove_javascript_notices"),
+        "web remains, other formats": (
+            *("drop_lorem_ipsum", "remove_javascript_notices", "drop_other_formats"),
+        ),
     },
     "code": {
         "names": ("drop_lock_files", "drop_vendored"),
@@ -49,7 +51,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "letters and digits": ("min_alphanumeric", "min_data_alphabetic"),
         "encoded data": ("max_encoded", "max_encoded_run"),
-        "visible HTML": ("min_visible_text", "min_visible_chars"),
+        "visible HTML": (
+            *("min_visible_text", "min_visible_chars", "min_prose_chars", "min_prose"),
+        ),
     },
 }
 SCRUBBING = {

@@ -16,11 +16,14 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from data_pipeline.header import without_licence
 from data_pipeline.schema import Document
 from loopcoder.config.build import NearDedupConfig
 
 U64 = NDArray[np.uint64]
 
+_SHINGLES = 2
+"""Version of what is shingled; 2: what follows the licence header."""
 _SEED = 1
 """Chooses the hash functions."""
 _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -83,15 +86,19 @@ def algorithm(config: NearDedupConfig) -> str:
         return ""
     import rensa
 
-    return str(rensa.RMinHash.ALGORITHM_VERSION)
+    return f"{rensa.RMinHash.ALGORITHM_VERSION}.{_SHINGLES}"
 
 
 def signatures(
     texts: Sequence[bytes], *, code: bool, config: NearDedupConfig
 ) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-    """Return the signatures `[len(texts), num_hashes]` and which texts have any token."""
+    """Return the signatures `[len(texts), num_hashes]` and which texts have any token.
+
+    What follows the licence header is signed: it makes small files of a project look alike.
+    """
     length = config.code_shingle if code else config.text_shingle
-    hashes, offsets = shingles(texts, code=code, length=length)
+    bodies = [without_licence(text, code=code) for text in texts]
+    hashes, offsets = shingles(bodies, code=code, length=length)
     # only needed to sign, which an image without the data extra may never do
     import rensa
 

@@ -34,6 +34,15 @@ _STOP_WORDS = tuple(
         "w i na nie się z do jest",
     )
 )
+# PostScript and PDF, RTF, files as text (uuencode, BinHex, PEM), tables of fonts, markup, data
+_NOT_PROSE = re.compile(
+    r"\s*\x04?(?:%!(?!\s*TEX)|%%(?:Begin|BoundingBox|Creator|Title)|%PDF-|\{\\rtf\d"
+    r"|begin(?:-base64)? [0-7]{3} \S|\(This file must be converted with BinHex"
+    r"|-----BEGIN (?:PGP PUBLIC KEY|CERTIFICATE|[A-Z0-9 ]*PRIVATE KEY)"
+    r"|StartFontMetrics\b|STARTFONT\b|\*PPD-Adobe|#FIG \d|/\* XPM \*/"
+    r"|<\?xml\b|<!DOCTYPE\b|<html\b|<svg\b|\{\s*\"[^\"\n]+\"\s*:|\[\s*[\[{]\s*\")",
+    re.I,
+)
 _HEADS_CHARS = (2_000, 20_000)
 _BULLETS = ("-", "*", "•", "‣", "◦", "●", "▪", "–", "+ ")  # noqa: RUF001
 _ELLIPSES = ("...", "…")
@@ -62,6 +71,8 @@ def text_fault(text: str, rules: FilterConfig) -> str:
     """Return the first rule that prose breaks, or ''; cheap rules come first."""
     if not text.strip():
         return "empty"
+    if rules.drop_other_formats and _NOT_PROSE.match(text):
+        return "not_prose"
     if rules.drop_curly_brackets and "{" in text:
         return "curly_bracket"
     if rules.drop_lorem_ipsum and "orem" in text and "lorem ipsum" in text.lower():

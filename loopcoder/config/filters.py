@@ -53,7 +53,7 @@ class FilterConfig:
     0.8 of all words; references and tables in manuals lie between."""
     min_stop_words: int | None = 2
     """Different stop words of one language. Gopher, for English; skipped for other scripts."""
-    max_spaceless: float | None = 0.3
+    max_spaceless: float | None = 0.1
     """Share of characters in scripts without spaces (Chinese, Japanese, Thai, ...) and in Korean
     above which the rules that need words are skipped. Ours."""
 
@@ -80,7 +80,11 @@ class FilterConfig:
     """Share of characters in n-grams of words that occurred before, by n. Gopher takes half of
     this; reference manuals have up to 0.27 in 5-grams, degenerate pages from 0.35."""
 
-    # prose: remains of web pages
+    # prose: remains of web pages, and what is none
+
+    drop_other_formats: bool = True
+    """Drop prose that is something else by its first characters: PostScript, PDF, RTF,
+    uuencoded files, tables of fonts, XML, HTML, JSON. Ours."""
 
     drop_lorem_ipsum: bool = True
     """Drop prose with the words lorem ipsum. C4."""
@@ -97,12 +101,12 @@ class FilterConfig:
     max_line_length: int | None = 1000
     """Characters of the longest line. Codex, StarCoder."""
     max_mean_line_length: float | None = 100.0
-    """Mean characters of a line. Codex, StarCoder."""
+    """Mean characters of a line, comments and indentation apart. Codex, StarCoder, with both."""
     max_markup_line_length: int | None = 100_000
     """Characters of the longest line in markup, where a line may be a paragraph and the two rules
     above do not hold. StarCoder2."""
     min_alphanumeric: float | None = 0.25
-    """Share of letters and digits among all characters. StarCoder."""
+    """Share of letters and digits among the characters, indentation apart. StarCoder, with it."""
     max_encoded_run: int | None = 1024
     """Characters of the longest base64 string. StarCoder2."""
     max_encoded: float | None = 0.5
@@ -133,9 +137,14 @@ class FilterConfig:
     min_data_alphabetic: float | None = 0.5
     """Share of letters among their characters other than blanks. StarCoder, of all characters."""
     min_visible_text: float | None = 0.2
-    """Share of visible text in HTML. StarCoder."""
+    """Share of visible text in HTML; half of it is enough for prose. StarCoder, for all."""
     min_visible_chars: int | None = 100
     """Characters of visible text in HTML. StarCoder."""
+    min_prose_chars: int | None = 300
+    """Visible characters in runs of five words or more from which markup counts as prose: a manual
+    that Texinfo or LaTeX2HTML set is not generated. null: no markup does. Ours."""
+    min_prose: float | None = 0.35
+    """Share of such characters in the visible text: listings and indexes have less. Ours."""
 
     # both: what must not be learned
 

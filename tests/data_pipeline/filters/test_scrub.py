@@ -52,6 +52,12 @@ def test_emails_go(address: str) -> None:
         "return@forEach.it this@Main.name",
         "@ @@ a@ @b a@b a@.com",
         "https://medium.com/@user.name",
+        "ciphers aes128-gcm@openssh.com, sk-ssh-ed25519-cert-v01@openssh.com, kex@libssh.org",
+        "https://ada:s3cret@lovelace.org/x ssh ada@lovelace.org scp a ada@lovelace.org:/tmp",
+        "Message-ID: <20031209.ab12@mail.lovelace.org>",
+        "$user@lovelace.org %s@lovelace.org {&lt;ada@lovelace.org,5,0&gt;}",
+        "me@somewhere.com your-account@your-isp.com test1@lovelace.org a..b@lovelace.org",
+        '<tr id="row@item.name"> C = A@B.it',
         "<EMAIL>",
     ],
 )
@@ -65,8 +71,8 @@ def test_no_emails(text: str) -> None:
      "2606:2800:220:1:248:1893:25c8:1946"],
 )  # fmt: skip
 def test_public_addresses_go(address: str) -> None:
-    forms = ["{}", "host {}.", "ip = '{}'", "({})", "a\n{}\nb"]
-    forms += ["http://{}/x", "{}:8080"] if "." in address else ["http://[{}]/x", "{}/64"]
+    forms = ["host {}.", "ip = '{}'", "bind({})", "ping -c 3 {}\nb", "servers:\n  - {}\n"]
+    forms += ["http://{}/x", "{}:8080"] if "." in address else ["http://[{}]/x", "{}/64", "{}"]
     for form in forms:
         text, notes = scrubbed(form.format(address))
         assert text == form.format("<IP_ADDRESS>")
@@ -83,6 +89,17 @@ def test_public_addresses_go(address: str) -> None:
         'Chrome/89.0.43.82 AssemblyVersion("6.2.31.0") 1.2.3.4 section 2.13.4.1',
         "| nvidia-cufft | 12.0.0.61 | ('7.1.4.34', 8.2.4.44)",
         "1.3.6.1.4.1.311 93.184.216.345 93.184.216.34.55 a93.184.216.34 93.184.216.34b",
+        '[assembly: AssemblyVersion("4.22.35.21")]',
+        '[assembly: AssemblyFileVersion("11.202.235.21")] <Version>11.26.23.77</Version>',
+        "version=4.22.35.21 v4.22.35.21 firmware: 93.184.216.34",
+        "3.29.20.1 3D key\n<h4>13.29.24.31 Preformatted Text</h4>\nSee section 13.29.24.31.",
+        'Ed25519("1.3.101.112"), "2.5.29.31": "cRLDistributionPoints"',
+        "a hymn with a meter of 87.87.87.87 (or 76.76.77.86)",
+        '<path d="M4.48,12.4.84.32,2.79-.46,5.76-3.59"/>',
+        "the server was built with driver 23.121.13.88, the client with player 11.202.235.21",
+        "OTP\n21.3.8.23 (ERTS version 10.3.5.18).",
+        "=ERROR REPORT==== 9-Dec-2003::13:25:02 ===",
+        "the networks 2a00:1450::/32 and 2a00:1450::0:0/80",
         "::1 fe80::1 2001:db8::8a2e:370:7334 3fff::1 fc00::99 ff02::1 2001:4860:4860::8888",
         "std::vector<a::b> x; d::cafe; 2023:04:05 12:34:56 2023:04:05:06:07:08 2001::std",
         "mac 20:11:22:33:44:55 and 2001:2002:2003 in a slice",
@@ -100,6 +117,7 @@ def token(rng: random.Random, num_chars: int, alphabet: str) -> str:
 
 
 MIXED = string.ascii_letters + "123456789"
+ISSUED = "eyJzdWIiOiI3IiwiaWF0IjoxNzAwMDAwMDAwfQ"  # {"sub":"7","iat":1700000000}
 UPPER = string.ascii_uppercase + "23456789"
 
 
@@ -142,8 +160,10 @@ def test_secrets_go(rng: random.Random, form: tuple[str, int, str]) -> None:
 
 
 def test_more_secrets_go(rng: random.Random) -> None:
-    jwt = ".".join(("eyJhbGciOiJIUzI1NiJ9", "eyJzdWIiOiIxMjM0In0", token(rng, 43, MIXED)))
+    jwt = ".".join(("eyJhbGciOiJIUzI1NiJ9", ISSUED, token(rng, 43, MIXED)))
     assert scrubbed(f"t='{jwt}'") == ("t='<KEY>'", {"secrets_scrubbed": 1})
+    undated = jwt.replace(ISSUED, "eyJzb21lIjoicGF5bG9hZCJ9")
+    assert scrubbed(undated) == (undated, {}), "it was issued to nobody"
     pat = f"github_pat_{token(rng, 22, MIXED)}_{token(rng, 59, MIXED)}"
     assert scrubbed(pat)[0] == "<KEY>"
     value = token(rng, 40, MIXED)
@@ -183,3 +203,47 @@ def test_several_in_one_document() -> None:
     result, notes = scrubbed(text)
     assert result == "<EMAIL>, <EMAIL>: <IP_ADDRESS>, <IP_ADDRESS>\n" * 3
     assert notes == {"emails_scrubbed": 6, "ips_scrubbed": 6}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("'\\nada@lovelace.org'", "'\\n<EMAIL>'"),
+        ("Ada <mh+ada\\-list@lovelace.org>", "Ada <<EMAIL>>"),
+        ("Ada <ada@lovelace.cc>", "Ada <<EMAIL>>"),
+        ("ada@Lovelace.Org wrote", "<EMAIL> wrote"),
+    ],
+)
+def test_whole_addresses_go(text: str, expected: str) -> None:
+    assert scrubbed(text)[0] == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{} www.lovelace.org lovelace",
+        "ifconfig eth0 {} netmask 255.255.255.0",
+        "Received: from a.lovelace.org (a.lovelace.org [{}])",
+        'client.publicIp = "{}";',
+        "route add {} via 10.0.0.1",
+        "www.lovelace.org. 7200 IN A {}",
+        "Permanently added 'lovelace.org,{}' (RSA) to the list of known hosts.",
+    ],
+)
+def test_surroundings_make_an_address(line: str) -> None:
+    assert scrubbed(line.format("5.9.141.202"))[0] == line.format("<IP_ADDRESS>")
+
+
+def test_addresses_of_a_list_go() -> None:
+    lines = "".join(f"5.9.141.{n}\n" for n in range(200, 240))
+    text, notes = scrubbed("# nameservers\n" + lines)
+    assert text == "# nameservers\n" + "<IP_ADDRESS>\n" * 40
+    assert notes == {"ips_scrubbed": 40}
+
+
+def test_digests_and_made_up_keys_stay() -> None:
+    sha1 = 'secret_key = "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567"'
+    lines = "X" * 64 + "\n"
+    pem = f"-----BEGIN RSA PRIVATE KEY-----\n{lines * 12}-----END RSA PRIVATE KEY-----\n"
+    for text in (sha1, pem, "id = 'sk-123e4567-e89b-12d3-a456-426614174000'"):
+        assert scrubbed(text) == (text, {})

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.filters import FilterConfig, clean
+from data_pipeline.filters.text import text_fault
 from data_pipeline.filters.words import Words
 from data_pipeline.schema import Tally
 from tests.data_pipeline.conftest import random_text
@@ -231,3 +232,42 @@ def test_repairs(rng: random.Random) -> None:
     assert content == ended
     assert counts["unfinished_lines_removed"] == 2
     assert repaired(unfinished + ended) == (unfinished + ended, {})
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "%!PS-Adobe-3.0\n%%Creator: a program\n",
+        "%!\n",
+        "%PDF-1.4\n",
+        "{\\rtf1\\ansi ",
+        "begin 644 notes.txt\n",
+        "StartFontMetrics 4.1\n",
+        '*PPD-Adobe: "4.3"\n',
+        '<?xml version="1.0"?>\n<people>\n',
+        "<!DOCTYPE html>\n",
+        '[{"name": "a"},\n',
+        "-----BEGIN PGP PUBLIC KEY BLOCK-----\n",
+    ],
+)
+def test_other_formats_are_no_prose(head: str) -> None:
+    text = head + "The words of the file that follow the first line are those of any text. " * 9
+    assert text_fault(text, FilterConfig()) != text_fault(text[len(head) :], FilterConfig())
+    assert text_fault(text, FilterConfig()) == "not_prose"
+    assert text_fault(text, FilterConfig(drop_other_formats=False)) != "not_prose"
+
+
+@pytest.mark.parametrize(
+    "head", ["%!TEX root = a.tex\n", "% PS\n", "begin with\n", "<b>\n", "[1]\n"]
+)
+def test_prose_begins_in_many_ways(head: str) -> None:
+    assert text_fault(head + "a", FilterConfig()) != "not_prose"
+
+
+def test_chinese_with_names_in_latin_script_is_prose() -> None:
+    text = ":Original: Documentation/core-api/irq/index.rst\n\n" + "".join(
+        f"smp_affinity_{i} /proc/irq/{i}/affinity_list 指定了哪些核心能够关联到给定的中断源{i}\n"
+        for i in range(9)
+    )
+    assert text_fault(text, FilterConfig()) == ""
+    assert text_fault(text, FilterConfig(max_spaceless=None)) != ""
