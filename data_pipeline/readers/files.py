@@ -11,7 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.langid.names import domain_of, identify, language_of_name
+from data_pipeline.langid.names import (
+    HEAD_BYTES,
+    domain_of,
+    identify,
+    language_of_name,
+)
 from data_pipeline.readers.archives import ARCHIVES, members
 from data_pipeline.readers.base import (
     RowReader,
@@ -143,7 +148,7 @@ class FilesSource:
     def _plain(self, path: File, size: int, tally: Tally) -> Iterator[Document]:
         tally.rows_in += 1
         data = b"" if size > MAX_DOCUMENT_BYTES else path.read_bytes()
-        language = identify(path.name, data[:_HEAD_BYTES])
+        language = identify(path.name, data[:HEAD_BYTES])
         if size > MAX_DOCUMENT_BYTES:
             reason = "too_large"
         elif b"\0" in data[:_HEAD_BYTES]:
