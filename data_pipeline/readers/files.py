@@ -20,6 +20,7 @@ from data_pipeline.langid.names import (
 from data_pipeline.readers.archives import ARCHIVES, members
 from data_pipeline.readers.base import (
     RowReader,
+    columns,
     decode,
     document_id,
     is_limited,
@@ -298,11 +299,7 @@ def _parquet_documents(
         # a local file is read by Arrow itself
         file = pq.ParquetFile(path if isinstance(path, Path) else path.open("rb"))
         names = file.schema_arrow.names
-        columns = (
-            *(config.text_field, config.language_field),
-            *(config.path_field, config.licence_field),
-        )
-        wanted = [c for c in columns if c in names]
+        wanted = [c for c in columns(config) if c in names]
         if config.text_field not in wanted:
             tally.file_drops[f"no_column_{config.text_field}"] += 1
             return
