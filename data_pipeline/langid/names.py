@@ -10,6 +10,7 @@ by what is in the file (`content.py`).
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from data_pipeline.langid.content import SHARED, decide, default_of
@@ -287,6 +288,7 @@ def members_of(domain: str) -> str:
     return f"of files, those in a programming language are code, and Markdown and HTML; not {text}"
 
 
+@lru_cache(4096)
 def canonical(language: str) -> str:
     """Return the usual spelling of a language that a data set names.
 

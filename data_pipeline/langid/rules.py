@@ -8,7 +8,7 @@ written where packages of Debian showed linguist's rules to be wrong or silent;
 from __future__ import annotations
 
 THEIRS = ("",)
-"""Stands for linguist's rules of the extension."""
+"""Stands for linguist's rules of the extension; what comes after them is weak."""
 
 _CPP = (
     r"^[ \t]*#[ \t]*include[ \t]*<(?:[a-z_]{2,20}|c(?:std\w+|assert|math)|Q\w+)>",

@@ -120,7 +120,9 @@ def test_a_default_is_not_sure() -> None:
 
 
 def test_a_long_licence_hides_nothing() -> None:
-    licence = "(* " + "all rights reserved\n" * 1000 + "*)\n"
+    licence = (
+        "(* " + "all rights reserved\n" * 1000 + "*)\n"
+    )  # a sign of Coq where nothing else is one
     assert len(licence) < HEAD_BYTES
     assert identify("a.v", (licence + "module a(b);\nendmodule\n").encode()) == ("Verilog", "code")
 
