@@ -121,7 +121,8 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="tree of another commit")
     parser.add_argument("--most", type=int, default=150, help="files of a package")
     arguments = parser.parse_args()
-    files = [f for row in PACKAGES for f in labelled(row, arguments.folder, arguments.most)]
+    about = archive([n for row in PACKAGES if row.registry == "debian" for n in row.names.split()])
+    files = [f for row in PACKAGES for f in labelled(row, arguments.folder, arguments.most, about)]
     trees = [*([arguments.before] if arguments.before else []), REPOSITORY]
     turns = [[labels(tree, files) for tree in trees] for _ in range(TURNS)]
     found = [turns[0][i][0] for i in range(len(trees))]
@@ -136,12 +137,12 @@ def main() -> None:
         print(f"{size / seconds:,.0f} MB per CPU-second")
 
 
-def labelled(row: Packages, folder: Path, most: int) -> Iterator[Labelled]:
+def labelled(row: Packages, folder: Path, most: int, entries: dict[str, str]) -> Iterator[Labelled]:
     """Yield the files of a language; ends the program if a package's metadata do not name it."""
     fetch = fetch_debian if row.registry == "debian" else fetch_npm
     for package in fetch(row.names.split(), folder):
         root = folder / package.folder
-        about = metadata(row.registry, package.name, root)
+        about = entries[package.name] if row.registry == "debian" else manifest(root)
         if not re.search(row.evidence, about):
             sys.exit(f"{package.name} does not name {row.language}: {about}")
         found = []
@@ -155,15 +156,20 @@ def labelled(row: Packages, folder: Path, most: int) -> Iterator[Labelled]:
         yield from (file for _, file in sorted(found)[:most])
 
 
-def metadata(registry: str, name: str, root: Path) -> str:
-    """Return what a package says of itself."""
-    if registry == "npm":
-        (manifest,) = root.glob("*/package.json")
-        described = json.loads(manifest.read_text())
-        keys = ("name", "description", "keywords", "devDependencies")
-        return json.dumps({key: described.get(key) for key in keys})
-    command = ["apt-cache", "show", "--no-all-versions", name]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def archive(names: list[str]) -> dict[str, str]:
+    """Return what the Debian archive says of packages."""
+    command = ["apt-cache", "show", "--no-all-versions", *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    entries = done.stdout.split("\n\n")
+    return {m[1]: e for e in entries if (m := re.search(r"^Package: (\S+)", e, re.M))}
+
+
+def manifest(root: Path) -> str:
+    """Return what an npm package says of itself."""
+    (file,) = root.glob("*/package.json")
+    described = json.loads(file.read_text())
+    keys = ("name", "description", "keywords", "devDependencies")
+    return json.dumps({key: described.get(key) for key in keys})
 
 
 def labels(tree: Path, files: list[Labelled]) -> tuple[list[str | None], float]:

@@ -107,13 +107,14 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
     )
+    named = names(languages)
     table = {
         "source": "https://github.com/github-linguist/linguist, languages.yml and heuristics.yml",
         "version": (library / "VERSION").read_text().strip(),
         "commit": commit.stdout.strip(),
         "licence": (checkout / "LICENSE").read_text(encoding="utf-8"),
-        **names(languages),
-        "rules": rules(heuristics, languages),
+        **named,
+        "rules": rules(heuristics, languages, named["extensions"]),
     }
     path = Path(__file__).with_name("linguist.json")
     path.write_text(json.dumps(table, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -183,8 +184,10 @@ def _add(table: dict[str, list[str]], key: str, language: str) -> None:
         table[key].append(language)
 
 
-def rules(heuristics: dict[str, Any], languages: dict[str, Any]) -> dict[str, list[Rule]]:
-    """Return the rules of every extension, in their order, with patterns of Python."""
+def rules(
+    heuristics: dict[str, Any], languages: dict[str, Any], extensions: dict[str, list[str]]
+) -> dict[str, list[Rule]]:
+    """Return the rules of every shared extension, in their order, with patterns of Python."""
     found: dict[str, list[Rule]] = {}
     for entry in heuristics["disambiguations"]:
         converted: list[Rule] = []
@@ -194,10 +197,11 @@ def rules(heuristics: dict[str, Any], languages: dict[str, Any]) -> dict[str, li
             language = usual_name(of, languages) if isinstance(of, str) else ""
             converted.append((language, _patterns(rule, heuristics["named_patterns"])))
         named = {language for language, _ in converted}
-        if len(named) > 1 and not named <= {"", *DATA}:
-            for extension in entry["extensions"]:
-                found[extension.lower().removeprefix(".")] = converted
-    return {e: converted for e, converted in sorted(found.items()) if e not in NOT_TAKEN}
+        for extension in (e.lower().removeprefix(".") for e in entry["extensions"]):
+            sharing = named.union(extensions.get(extension, ()))
+            if len(sharing) > 1 and not named <= {"", *DATA} and extension not in NOT_TAKEN:
+                found[extension] = converted
+    return dict(sorted(found.items()))
 
 
 def _patterns(rule: dict[str, Any], named: dict[str, Any]) -> list[tuple[bool, str]]:

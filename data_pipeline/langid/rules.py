@@ -152,6 +152,15 @@ OWN: dict[str, tuple[tuple[str, ...], ...]] = {
         ("Prolog", *_PROLOG),
         THEIRS,
     ),
+    # examples of other languages in comments are no sign of RenderScript
+    "rs": (
+        (
+            "Rust",
+            r"^[ \t]*(?:use[ \t]+[\w:{]|fn[ \t]+\w|mod[ \t]+\w|pub[ (]|impl\b|macro_rules!"
+            r"|extern[ \t]+crate|#!?\[|//[/!])",
+        ),
+        THEIRS,
+    ),
     "sc": (
         (
             "Scala",
