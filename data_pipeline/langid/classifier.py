@@ -152,7 +152,9 @@ def label(
     text = document.text
     if document.language not in ("", UNKNOWN):
         language, teller = canonical(document.language), "field"
-        path = None if "row" in document.meta or classifier is None else document.path
+        if classifier is None or "row" in document.meta:
+            return language, teller
+        path: object = document.path
     else:
         language, teller = UNKNOWN, "nothing"
         path = document.meta.get("path", None if "row" in document.meta else document.path)
