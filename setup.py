@@ -148,6 +148,7 @@ setup(
     package_data={
         "loopcoder.conf": ["**/*.yaml"],
         "data_pipeline.decontam": ["*.npz", "README.md"],
+        "data_pipeline.langid": ["linguist.json"],
     },
     **extension(),
 )

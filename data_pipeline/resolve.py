@@ -15,7 +15,7 @@ import xxhash
 
 from data_pipeline.decontam.match import BUILTIN, open_index
 from data_pipeline.langid.classifier import LanguageClassifier
-from data_pipeline.langid.names import members_of
+from data_pipeline.langid.names import LABELS_VERSION, members_of
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
 from data_pipeline.schema import DOMAINS
@@ -169,7 +169,7 @@ def fingerprint_of(data: DataConfig, sources: Sequence[Source], weights: dict[st
         *([Path(data.build.language_classifier)] if data.build.language_classifier else []),
     ]
     digests = [file_digest(path.expanduser()) for path in files]
-    parts = [FORMAT_VERSION, weights, fields, digests]
+    parts = [FORMAT_VERSION, LABELS_VERSION, weights, fields, digests]
     return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.langid.names import canonical, domain_of, identify, is_known
+from data_pipeline.langid.names import (
+    HEAD_BYTES,
+    UNKNOWN,
+    Verdict,
+    canonical,
+    domain_of,
+    is_known,
+    judge,
+    may_be,
+)
 from data_pipeline.schema import Document, Tally
 from loopcoder.backends import require
 from loopcoder.config.build import BuildConfig
@@ -23,7 +32,6 @@ from loopcoder.storage.digest import file_digest
 FORMAT_VERSION = 1
 """Of the card and of `features`: a classifier is good only for the features it was trained on."""
 
-UNKNOWN = "unknown"
 MIN_CONFIDENCE = BuildConfig.language_confidence
 """The default of a build, for side commands, which have no config."""
 PIECE_CHARS = 1000
@@ -129,29 +137,46 @@ def label(
 ) -> tuple[str, str]:
     """Return the language of a document of code and where it is from.
 
-    The first that tells counts: the language that its row or its file's name gave it when it was
-    read (`field`, in its usual spelling), `meta["path"]` (`name`), a shebang or a modeline
+    The first that tells counts: the language that its row or its file gave it when it was read
+    (`field`, in its usual spelling), `meta["path"]` (`name`), a shebang or a modeline
     (`first_line`), the classifier (`classifier`). Where nothing does, or the classifier calls it
     prose or is less sure than `min_confidence`, the language is `unknown` (`nothing`).
+
+    Where several languages share the extension of a file and nothing in it decides between them,
+    the one that most such files are in gives way to another of them that the classifier is at
+    least `min_confidence` sure of.
 
     Raises:
         InputError: enry, which reads modelines, is not installed.
     """
+    text = document.text
     if document.language not in ("", UNKNOWN):
-        return canonical(document.language), "field"
-    head = document.text[:_FIRST_BYTES].encode(errors="replace")
-    path = document.meta.get("path")
-    found = identify(path, head) if isinstance(path, str) else None
-    if found:
-        return found[0], "name"
-    language = _stated(document.text)
-    if language:
-        return language, "first_line"
+        language, teller = canonical(document.language), "field"
+        if classifier is None or "row" in document.meta:
+            return language, teller
+        path: object = document.path
+    else:
+        language, teller = UNKNOWN, "nothing"
+        path = document.meta.get("path", None if "row" in document.meta else document.path)
+    verdict = _of_name(path, text)
+    if verdict is not None and language in ("", UNKNOWN) and verdict.language != UNKNOWN:
+        language, teller = verdict.language, "name"
+    if language != UNKNOWN and (verdict is None or verdict.is_sure or classifier is None):
+        return language, teller
+    if language == UNKNOWN and (stated := _stated(text)):
+        return stated, "first_line"
     if classifier is not None:
-        language, confidence = classifier.predict(document.text)
-        if confidence >= min_confidence and domain_of(language) == "code":
-            return language, "classifier"
-    return UNKNOWN, "nothing"
+        found, confidence = classifier.predict(text)
+        is_possible = verdict is None or may_be(str(path), found)
+        if confidence >= min_confidence and domain_of(found) == "code" and is_possible:
+            return found, "classifier"
+    return language, teller
+
+
+def _of_name(path: object, text: str) -> Verdict | None:
+    if not isinstance(path, str):
+        return None
+    return judge(path, text[:HEAD_BYTES].encode(errors="replace"))
 
 
 def label_code(

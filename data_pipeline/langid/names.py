@@ -1,13 +1,28 @@
-"""Language and domain of a file by its name, else by its shebang.
+"""Language and domain of a file by its name, its content where names are shared, or its shebang.
 
 The domain follows from the language alone. Markdown and HTML count as code wherever they lie, since
 the published shares of programming languages count them there; prose is .txt, .rst, .tex, .org,
-.pod and files such as README and LICENSE that have no extension.
+.pod and files such as README and LICENSE that have no extension. Names that the tables here lack
+are those of linguist's languages (`table.py`); extensions that several languages share are decided
+by what is in the file (`content.py`).
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from data_pipeline.langid.content import SHARED, decide, default_of
+from data_pipeline.langid.spoken import is_spoken, is_undecided
+from data_pipeline.langid.table import LINGUIST
+
+UNKNOWN = "unknown"
+LABELS_VERSION = 2
+"""Of what this room says of a file; it is part of every corpus' fingerprint."""
+HEAD_BYTES = 50 << 10
+"""Bytes from the start of a file that rules look at, linguist's number; licences and manuals fill
+the start of many."""
 
 _PROSE = {
     "Text": "txt text",
@@ -32,7 +47,6 @@ _CODE = {
     "Crystal": "cr",
     "CUDA": "cu cuh",
     "Cython": "pyx pxd pxi",
-    "D": "d",
     "Dart": "dart",
     "Elixir": "ex exs",
     "Emacs Lisp": "el",
@@ -51,7 +65,6 @@ _CODE = {
     "Kotlin": "kt kts",
     "Lua": "lua",
     "M4": "m4",
-    "MATLAB": "m",
     "Makefile": "mk mak",
     "Markdown": "md markdown mkd",
     "Nim": "nim nims",
@@ -59,10 +72,9 @@ _CODE = {
     "Objective-C": "",
     "Objective-C++": "mm",
     "PHP": "php phtml",
-    "Pascal": "pas pp dpr",
+    "Pascal": "pas dpr",
     "Perl": "pl pm",
     "PowerShell": "ps1 psm1",
-    "Prolog": "pro",
     "Protocol Buffer": "proto",
     "Python": "py pyi pyw",
     "R": "r",
@@ -79,7 +91,7 @@ _CODE = {
     "TOML": "toml",
     "TypeScript": "ts tsx mts cts",
     "VHDL": "vhd vhdl",
-    "Verilog": "v sv svh",
+    "Verilog": "sv svh",
     "Vim Script": "vim",
     "Vue": "vue",
     "XML": "xml xsd xsl xslt",
@@ -121,10 +133,12 @@ _BY_INTERPRETER = {
     "tclsh": "Tcl",
     "awk": "Awk",
 }
-_KNOWN = {*_PROSE, *_CODE, *_BY_NAME.values(), *_BY_INTERPRETER.values()}
-_ALIASES = {name.lower(): name for name in _CODE} | {
+_ALIASES = {
+    **LINGUIST.aliases,
+    **{name.lower(): name for name in (*_PROSE, *_CODE)},
     "bash": "Shell",
     "c-sharp": "C#",
+    "coq": "Coq",
     "cpp": "C++",
     "csharp": "C#",
     "fortran free form": "Fortran",
@@ -132,59 +146,125 @@ _ALIASES = {name.lower(): name for name in _CODE} | {
     "javascript react": "JavaScript",
     "js": "JavaScript",
     "jsx": "JavaScript",
+    "f77": "Fortran",
+    "f90": "Fortran",
+    "latex": "TeX",
+    "man": "Roff Manpage",
     "objc": "Objective-C",
     "objectivec": "Objective-C",
     "py": "Python",
     "rs": "Rust",
+    "rst": "reStructuredText",
     "shellscript": "Shell",
+    "troff": "Roff",
     "ts": "TypeScript",
     "tsx": "TypeScript",
     "typescript react": "TypeScript",
+    "vb": "Visual Basic .NET",
     "viml": "Vim Script",
 }
-# names that several languages share: the rarer one, and a sign of it in the file
-_BY_CONTENT = {
-    ".h": ("C++", rb"^\s*(?:class|namespace|template\s*<|using\s|public:|private:)|std::"),
-    ".m": ("Objective-C", rb"^\s*(?:#\s*import\b|@(?:interface|implementation|protocol|import)\b)"),
-    ".pl": ("Prolog", rb"^\s*:-\s*\w|^[a-z]\w*\(.*\)\s*:-"),
-    ".ts": ("XML", rb"\A\s*<(?:\?xml|!DOCTYPE)"),
-    ".fs": ("GLSL", rb"^\s*(?:#version|precision\s|uniform\s|varying\s|void\s+main\s*\()"),
-}
-_BY_CONTENT_RE = {ext: (name, re.compile(sign, re.M)) for ext, (name, sign) in _BY_CONTENT.items()}
+_KNOWN = {*_PROSE, *_CODE, *_BY_NAME.values(), *LINGUIST.code, *LINGUIST.prose}
+# several languages have these, and none of them most
+_DECIDED = {"d", "m", "pp", "pro", "v"}
 _SHEBANG = re.compile(rb"#!\s*\S*?(?:env\s+(?:-\S+\s+)*)?([A-Za-z]+)[\d.]*(?:\s|$)")
+_MIME = re.compile(r"(?:text|application)/(?:x-|vnd\.)?")
+
+
+class Verdict(NamedTuple):
+    """The language of a file."""
+
+    language: str
+    """`unknown` where several languages share the extension, and nothing in the file decides."""
+    is_sure: bool
+    """The name belongs to one language, or something in the file tells which of several it is."""
 
 
 def language_of_name(name: str) -> str | None:
-    """Return the language that a name tells, or None; `.h` is `C` until its content is seen."""
+    """Return the language that a name tells, or None.
+
+    Of a name that languages share, it is the one that has it where the content does not decide.
+    """
     # case is ignored: .C and .H are rare, and file systems that fold case lose them
     # strings, not paths: this is asked for every installed file
-    # Sphinx keeps the sources of its pages as .rst.txt and .md.txt
-    lower = name.rpartition("/")[2].lower()
-    if lower.endswith((".rst.txt", ".md.txt")):
-        lower = lower.removesuffix(".txt")
-    return _BY_NAME.get(lower) or _BY_EXTENSION.get(
-        lower.rpartition(".")[2] if "." in lower else ""
-    )
+    base, extension = _parts(name)
+    named = _BY_NAME.get(base) or _BY_EXTENSION.get(extension)
+    if named:
+        return named
+    if base in LINGUIST.files:
+        return LINGUIST.files[base]
+    candidates = LINGUIST.extensions.get(extension, ())
+    if extension in SHARED or len(candidates) == 1:
+        return next((language for language in candidates if language), None)
+    return None
 
 
-def identify(name: str, head: bytes) -> tuple[str, str] | None:
-    """Return (language, domain) of a file, or None if neither its name nor its first bytes tell.
+def common_language_of_name(name: str) -> str | None:
+    """Return the language that a name tells if it is one of the tables of this module, or None.
+
+    It keeps what is taken of this machine and of packages' documents as it was before there were
+    linguist's names.
+    """
+    base, extension = _parts(name)
+    is_common = base in _BY_NAME or extension in _BY_EXTENSION or extension in _DECIDED
+    return language_of_name(name) if is_common else None
+
+
+def judge(name: str, head: bytes) -> Verdict | None:
+    """Return the language of a file; None if neither its name nor its first bytes tell.
 
     Args:
         name: File name, with or without folders.
-        head: The first bytes of the file; a few kilobytes are enough.
+        head: The first bytes of the file; HEAD_BYTES are looked at.
     """
+    base, extension = _parts(name)
+    if extension in SHARED and base not in _BY_NAME and base not in LINGUIST.files:
+        return _of_shared(extension, head[:HEAD_BYTES])
     language = language_of_name(name)
-    if language is None and "." not in name.rpartition("/")[2]:
+    if language is None and not extension:
         match = _SHEBANG.match(head)
-        language = _BY_INTERPRETER.get(match[1].decode().lower()) if match else None
-    if language is None:
-        return None
-    _, dot, extension = name.lower().rpartition(".")
-    rarer = _BY_CONTENT_RE.get(dot + extension)
-    if rarer and rarer[1].search(head):
-        language = rarer[0]
-    return language, domain_of(language)
+        language = _of_interpreter(match) if match else None
+    return None if language is None else Verdict(language, is_sure=True)
+
+
+def identify(name: str, head: bytes) -> tuple[str, str] | None:
+    """Return (language, domain) of a file, or None: see `judge`."""
+    verdict = judge(name, head)
+    return None if verdict is None else (verdict.language, domain_of(verdict.language))
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Return the last part of a path and its extension, in small letters."""
+    lower = name.rpartition("/")[2].lower()
+    # Sphinx keeps the sources of its pages as .rst.txt and .md.txt
+    if lower.endswith((".rst.txt", ".md.txt")):
+        lower = lower.removesuffix(".txt")
+    return lower, lower.rpartition(".")[2] if "." in lower else ""
+
+
+def _of_interpreter(shebang: re.Match[bytes]) -> str | None:
+    interpreter = shebang[1].decode().lower()
+    return _BY_INTERPRETER.get(interpreter) or LINGUIST.interpreters.get(interpreter)
+
+
+def _of_shared(extension: str, head: bytes) -> Verdict | None:
+    match = _SHEBANG.match(head)
+    if match:
+        language = _of_interpreter(match)
+        if language and may_be("." + extension, language):
+            return Verdict(language, is_sure=True)
+    decided = decide(extension, head)
+    if decided is not None:
+        return Verdict(decided, is_sure=True) if decided else None
+    default = _BY_EXTENSION.get(extension) or default_of(extension)
+    return Verdict(default or UNKNOWN, is_sure=False)
+
+
+def may_be(name: str, language: str) -> bool:
+    """Tell whether a file of this name may be in a language."""
+    extension = _parts(name)[1]
+    return language == _BY_EXTENSION.get(extension) or language in LINGUIST.extensions.get(
+        extension, ()
+    )
 
 
 def is_known(language: str) -> bool:
@@ -194,7 +274,7 @@ def is_known(language: str) -> bool:
 
 def domain_of(language: str) -> str:
     """Return the domain of the corpus that a language belongs to."""
-    return "text" if language in _PROSE else "code"
+    return "text" if language in _PROSE or language in LINGUIST.prose else "code"
 
 
 def members_of(domain: str) -> str:
@@ -208,6 +288,24 @@ def members_of(domain: str) -> str:
     return f"of files, those in a programming language are code, and Markdown and HTML; not {text}"
 
 
+@lru_cache(4096)
 def canonical(language: str) -> str:
-    """Return the usual spelling of a language that a data set names, or the name as it is."""
-    return _ALIASES.get(language.strip().lower(), language.strip())
+    """Return the usual spelling of a language that a data set names.
+
+    Extensions and MIME types are names as well. What says that the text is in no programming
+    language (`plain text`, `none`, `en`, `German`) is `Text`; what says that nobody knows is
+    `unknown`; a name of no known language stays as it is.
+    """
+    lower = _MIME.sub("", " ".join(language.lower().split()), count=1)
+    if is_spoken(lower):
+        return "Text"
+    if is_undecided(lower):
+        return UNKNOWN
+    for spelling in (lower, lower.replace(" ", "-"), lower.replace("-", " "), lower.lstrip(".")):
+        if spelling in _ALIASES:
+            return _ALIASES[spelling]
+    extension = lower.lstrip(".")
+    if extension in _BY_EXTENSION:
+        return _BY_EXTENSION[extension]
+    candidates = LINGUIST.extensions.get(extension, ())
+    return candidates[0] if len(candidates) == 1 else language.strip()

@@ -108,6 +108,12 @@ def row_domains(config: SourceConfig) -> frozenset[str]:
     return frozenset({"text", "code"} if config.language_field else {"text"})
 
 
+def columns(config: SourceConfig) -> list[str]:
+    """Return the columns of a table that are read, if it has them; the text's comes first."""
+    fields = (config.text_field, config.language_field, config.path_field, config.licence_field)
+    return [name for name in fields if name]
+
+
 @dataclass(frozen=True)
 class RowReader:
     """Makes documents of the rows of one table, and counts every row once."""

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.langid.names import language_of_name
+from data_pipeline.langid.names import common_language_of_name
 from data_pipeline.schema import MAX_DOCUMENT_BYTES
 from data_pipeline.tasks.progress import Report, silent
 from loopcoder.errors import InputError
@@ -301,13 +301,13 @@ def _unpack_document(path: Path) -> None:
             return
         path.unlink()
         path = path.with_name(_DOCUMENT.sub("", path.name))
-    elif path.stat().st_size > MAX_DOCUMENT_BYTES and language_of_name(path.name) == "Text":
+    elif path.stat().st_size > MAX_DOCUMENT_BYTES and common_language_of_name(path.name) == "Text":
         data = path.read_bytes()
         path.unlink()
     if data is None:
         return
     # a man page is ls.1, a dictionary wn.dict
-    ending = "" if language_of_name(path.name) else ".txt"
+    ending = "" if common_language_of_name(path.name) else ".txt"
     if len(data) <= MAX_DOCUMENT_BYTES:
         path.with_name(path.name + ending).write_bytes(data)
         return

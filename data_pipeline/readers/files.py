@@ -11,11 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.langid.names import domain_of, identify, language_of_name
+from data_pipeline.langid.names import (
+    HEAD_BYTES,
+    domain_of,
+    identify,
+    language_of_name,
+)
 from data_pipeline.readers.archives import ARCHIVES, Member, members
 from data_pipeline.readers.base import (
     Documents,
     RowReader,
+    columns,
     decode,
     document_id,
     is_limited,
@@ -171,7 +177,7 @@ class FilesSource:
         tally.rows_in += 1
         data = b"" if size > MAX_DOCUMENT_BYTES else path.read_bytes()
         tally.bytes_in += len(data)
-        language = identify(path.name, data[:_HEAD_BYTES])
+        language = identify(path.name, data[:HEAD_BYTES])
         if size > MAX_DOCUMENT_BYTES:
             reason = "too_large"
         elif b"\0" in data[:_HEAD_BYTES]:
@@ -353,11 +359,7 @@ def _parquet_documents(
         # a local file is read by Arrow itself
         file = pq.ParquetFile(path if isinstance(path, Path) else path.open("rb"))
         names = file.schema_arrow.names
-        columns = (
-            *(config.text_field, config.language_field),
-            *(config.path_field, config.licence_field),
-        )
-        wanted = [c for c in columns if c in names]
+        wanted = [c for c in columns(config) if c in names]
         if config.text_field not in wanted:
             tally.drop_file(f"no_column_{config.text_field}", Place(str(path)))
             return

@@ -7,7 +7,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.readers.base import Documents, RowReader, is_limited, row_domains
+from data_pipeline.readers.base import Documents, RowReader, columns, is_limited, row_domains
 from data_pipeline.schema import Tally
 from loopcoder.backends import require
 from loopcoder.config.build import SourceConfig
@@ -16,6 +16,12 @@ from loopcoder.errors import InputError, LoopcoderError
 
 _MARKERS = ("state.json", "dataset_info.json", "dataset_dict.json")
 _FIX = "data.path=NAME of a data set or FOLDER of save_to_disk, the source's split, or data=sample"
+# built-in ones, and by name those of the libraries that `datasets` fetches with
+_NETWORK = {
+    *("ConnectionError", "TimeoutError", "gaierror", "TransportError", "RequestException"),
+    *("OfflineModeIsEnabled", "HfHubHTTPError", "LocalEntryNotFoundError", "ClientError"),
+    "DatasetNotFoundError",
+}
 
 
 class HFSource:
@@ -93,6 +99,11 @@ class HFSource:
                 f"none of them is text_field={self.config.text_field}",
                 "data.build.sources.0.text_field=COLUMN (0 is the first source)",
             )
+        if names is not None:
+            # images and sounds of other columns are not decoded
+            rows = rows.select_columns(
+                [n for n in dict.fromkeys(columns(self.config)) if n in names]
+            )
         path = f"{self.config.path}:{self.config.split}"
         reader = RowReader(self.config, self.name, path, tally)
         first = 0
@@ -130,9 +141,25 @@ class HFSource:
             raise self._unreadable(e) from e
 
     def _unreadable(self, error: Exception) -> InputError:
-        reason = (str(error).strip().splitlines() or [""])[0]
+        causes = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+            causes.append(cause)  # type: ignore[arg-type]
+        # the library wraps what happened in what it was doing
+        told = dict.fromkeys(f"{type(e).__name__}: {_first_line(e)}" for e in (error, causes[-1]))
+        is_remote = not self._folder.is_dir() and any(map(_is_of_network, causes))
         return InputError.of(
             f"cannot read data set {self.config.path!r}, split {self.config.split!r}",
-            f"{type(error).__name__}: {reason} (a name needs the network or a copy in the cache)",
+            "; because of ".join(told)
+            + (" (a name needs the network or a copy in the cache)" if is_remote else ""),
             _FIX,
         )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Tell by its kind whether the hub could not be asked, or does not have the data set."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & _NETWORK)

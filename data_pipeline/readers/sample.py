@@ -24,7 +24,7 @@ from typing import Any
 
 import xxhash
 
-from data_pipeline.langid.names import domain_of, identify, language_of_name
+from data_pipeline.langid.names import UNKNOWN, common_language_of_name, domain_of, identify
 from data_pipeline.readers.base import Documents, document_id
 from data_pipeline.schema import Document, Place, Tally
 from loopcoder.config.build import SourceConfig
@@ -168,11 +168,11 @@ class SampleSource:
                 if reason or data is None:
                     tally.drop(reason, candidate.place)
                     continue
-                identified = identify(candidate.key, data)
+                found, _ = identify(candidate.key, data) or (UNKNOWN, "code")
                 taken += len(data)
                 package_bytes[package] += len(data)
                 tally.rows_out += 1
-                name = identified[0] if identified else language
+                name = language if found == UNKNOWN else found
                 yield self._document(candidate.key, text, "code", name)
 
 
@@ -240,7 +240,7 @@ def _sampled_language(key: str) -> str | None:
         return None
     if key.endswith(".dist-info/METADATA") or key.startswith("/usr/share/common-licenses/"):
         return "Text"
-    language = language_of_name(key)
+    language = common_language_of_name(key)
     if language in _NOT_SAMPLED or (language == "Text" and _NOT_PROSE.fullmatch(key)):
         return None
     return language

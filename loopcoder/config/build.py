@@ -47,7 +47,8 @@ class SourceConfig:
     text_field: str = "text"
     """Column that holds the document."""
     language_field: str | None = None
-    """Column that names the programming language; rows that have one are code."""
+    """Column that names the programming language; rows that have one are code, those that name a
+    format of prose, a spoken language or `none` text."""
     path_field: str | None = None
     """Column with the name of the file that a row was; tells the language where none is given."""
     licence_field: str | None = None
@@ -154,7 +155,8 @@ class BuildConfig:
     """Classifier of programming languages that `loopcoder data train-langid` wrote, for code whose
     language neither its row nor its name nor its first line tells."""
     language_confidence: Fraction = 0.5
-    """Minimum confidence for accepting the classifier's label."""
+    """Minimum confidence for accepting the classifier's label, also against a default of an
+    extension that several languages share."""
     unknown_language: Literal["drop", "keep"] = "drop"
     """Code whose language nothing tells: leave it out and count it, or keep it as `unknown`."""
     filters: FilterConfig = field(default_factory=FilterConfig)

@@ -19,7 +19,7 @@ from data_pipeline.langid.classifier import (
     label,
     label_code,
 )
-from data_pipeline.langid.names import is_known
+from data_pipeline.langid.names import is_known, judge
 from data_pipeline.schema import Document, Tally
 from data_pipeline.tools import audit_langid as audit_module
 from data_pipeline.tools.audit_langid import MAGIKA, audit, in_sample
@@ -157,6 +157,35 @@ def test_chain(classifier: LanguageClassifier, rng: random.Random) -> None:
     assert label(document(rust), classifier, 1.1) == ("unknown", "nothing")
     # prose among code has no programming language
     assert told(program("Text", rng)) == ("unknown", "nothing")
+
+
+def test_it_overrules_a_default_only(classifier: LanguageClassifier, rng: random.Random) -> None:
+    """A name that languages share, and nothing in the file that tells which."""
+
+    class Sure:
+        def __init__(self, language: str, confidence: float) -> None:
+            self.found = language, confidence
+
+        def predict(self, text: str) -> tuple[str, float]:
+            return self.found
+
+    def told(path: str, text: str, found: str, confidence: float = 0.9) -> tuple[str, str]:
+        head = judge(path, text.encode())
+        assert head is not None
+        given = Document("0", text, "code", head.language, "files", path)
+        return label(given, Sure(found, confidence), 0.5)  # type: ignore[arg-type]
+
+    assert told("a.h", "int f(void);\n", "C++") == ("C++", "classifier")
+    assert told("a.h", "int f(void);\n", "C++", 0.4) == ("C", "field")
+    assert told("a.h", "int f(void);\n", "Python") == ("C", "field")
+    assert told("a.h", "class A {\n};\n", "C") == ("C++", "field")
+    assert told("a.py", "x = 1\n", "Ruby") == ("Python", "field")
+    assert told("a.v", "1\n", "Coq") == ("Coq", "classifier")
+    assert told("a.v", "1\n", "Python") == ("unknown", "nothing")
+    assert label(Document("0", "1\n", "code", "unknown", "files", "a.v"), None, 0.5)[0] == "unknown"
+    # a row's language was given by people
+    row = Document("0", "int f;", "code", "C", "rows", "a.h", {"row": 1})
+    assert label(row, Sure("C++", 1.0), 0.5) == ("C", "field")  # type: ignore[arg-type]
 
 
 def test_stage(classifier: LanguageClassifier, rng: random.Random) -> None:

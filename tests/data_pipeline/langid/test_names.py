@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from data_pipeline.langid.names import canonical, identify
+from data_pipeline.langid.names import canonical, domain_of, identify
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,38 @@ def test_identify(name: str, head: bytes, wanted: tuple[str, str] | None) -> Non
 
 def test_canonical() -> None:
     assert [canonical(s) for s in ("cpp", " JAVA ", "Brainfuck")] == ["C++", "Java", "Brainfuck"]
+
+
+@pytest.mark.parametrize(
+    ("domain", "names"),
+    [
+        ("text", "text|Text|tex|LaTeX|org|plain text|Plain Text|plaintext|prose|none|None|N/A"),
+        ("text", "natural language|English|en|en-US|zh_Hans_CN|deu|sv|text/plain|txt|rst|.rst"),
+        ("text", "reStructuredText|AsciiDoc|Pod|Roff|troff|BibTeX|Texinfo|Wikitext|Textile"),
+        ("code", "Markdown|md|HTML|html|RMarkdown|MDX|cpp|text/x-python|.py|Vim script|cs|pl"),
+        ("code", "unknown|Other|JSON|XML|Brainfuck|an unheard-of one|objective c|Visual Basic"),
+    ],
+)
+def test_domain_of_a_language_column(domain: str, names: str) -> None:
+    for name in names.split("|"):
+        assert domain_of(canonical(name)) == domain, name
+
+
+def test_spellings() -> None:
+    wanted = {
+        "Plain Text": "Text",
+        "en-US": "Text",
+        "LaTeX": "TeX",
+        "Other": "unknown",
+        "Unknown": "unknown",
+        "text/x-python": "Python",
+        ".hpp": "C++",
+        "Rocq": "Coq",
+        "emacs-lisp": "Emacs Lisp",
+        "objective c": "Objective-C",
+        "Wolfram": "Wolfram Language",
+        "PLpgSQL": "SQL",
+        "cs": "C#",
+        "An Unheard-of One": "An Unheard-of One",
+    }
+    assert {name: canonical(name) for name in wanted} == wanted
