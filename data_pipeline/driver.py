@@ -136,7 +136,7 @@ def _remove_work(work: Work, folder: Path, report: Report) -> None:
 
 
 def _finished(data: DataConfig, verify: Verify) -> Corpus:
-    if not isinstance(data.path, str):
+    if not isinstance(data.path, str) or not data.path.strip():
         raise InputError.of(
             f"data.build.sources is empty and data.path is {as_override(data.path)}",
             "without sources, the path must be one finished corpus folder",
@@ -207,9 +207,13 @@ def _run_stage(work: Work, stage: Stage, executor: ExecutorConfig, report: Repor
         run_tasks(task, missing, executor, stage.name, work.folder / "logs" / stage.name)
     dropped: Counter[str] = Counter()
     costs: list[Cost] = []
+    faults: list[str] = []
     for done in work.all_done(stage.kind):
         costs.append(done.cost)
         dropped.update(done.left_out)
+        faults += done.faults
     report(described(stage.title, time.monotonic() - start, total_cost(costs)))
     if line := left_out(dropped):
         report(line)
+    for line in faults:
+        report(f"data:   {line}")

@@ -76,7 +76,7 @@ def open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
     problems: list[Problem] = []
     for index, config in enumerate(data.build.sources):
         try:
-            sources.append(open_source(_with_defaults(config, data), index))
+            sources.append(_open(config, index, data))
         except InputError as e:
             problems += e.problems
     if not problems:
@@ -103,6 +103,18 @@ def open_all(data: DataConfig, domains: Sequence[str]) -> list[Source]:
     if problems:
         raise InputError(problems)
     return sources
+
+
+def _open(config: SourceConfig, index: int, data: DataConfig) -> Source:
+    config = _with_defaults(config, data)
+    paths = [config.path] if isinstance(config.path, str) else config.path or []
+    if config.kind != "sample" and not all(path.strip() for path in paths):
+        raise InputError.of(
+            f"source {index}-{config.kind} has an empty path",
+            "it would be the current folder; a variable of the shell that is not set looks like it",
+            "data.path=FOLDER, or data.path=. for the current folder",
+        )
+    return open_source(config, index, data.build.unreadable)
 
 
 def _problems_of(check: Callable[[], object]) -> list[Problem]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from data_pipeline.readers.base import Source
 from loopcoder.config.build import SourceConfig
 
 
-def open_source(config: SourceConfig, index: int) -> Source:
+def open_source(
+    config: SourceConfig, index: int, unreadable: Literal["error", "skip"] = "error"
+) -> Source:
     """Look at a source without reading its documents.
 
     Args:
         config: Where the documents are, and how they are read.
         index: Its place among the sources; part of its name and of its documents' ids.
+        unreadable: What to do about files that this user cannot read.
 
     Raises:
         InputError: it does not exist or holds nothing that could be a document.
@@ -25,7 +30,7 @@ def open_source(config: SourceConfig, index: int) -> Source:
         case "files":
             from data_pipeline.readers.files import FilesSource
 
-            return FilesSource(name, config)
+            return FilesSource(name, config, unreadable)
         case "hf":
             from data_pipeline.readers.hf import HFSource
 
@@ -33,4 +38,4 @@ def open_source(config: SourceConfig, index: int) -> Source:
         case "debian" | "npm":
             from data_pipeline.readers.packages import PackagesSource
 
-            return PackagesSource(name, config)
+            return PackagesSource(name, config, unreadable)

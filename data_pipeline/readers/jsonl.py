@@ -48,7 +48,7 @@ def jsonl_documents(
             for _ in decompressed(path):
                 pass
         except CorruptFileError:
-            tally.file_drops["corrupt_" + path.suffix[1:]] += 1
+            tally.damaged("corrupt_" + path.suffix[1:], path)
             return
     reader = RowReader(config, source, str(path), tally)
     was_truncated = tally.notes["truncated_file"]
