@@ -143,7 +143,7 @@ def _remove_work(work: Work, folder: Path, report: Report) -> None:
 
 
 def _finished(data: DataConfig, verify: Verify) -> Corpus:
-    if not isinstance(data.path, str):
+    if not isinstance(data.path, str) or not data.path.strip():
         raise InputError.of(
             f"data.build.sources is empty and data.path is {as_override(data.path)}",
             "without sources, the path must be one finished corpus folder",
@@ -174,8 +174,6 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
     )
     if not continues:  # here, since sources stay in this process
         Task(work, Listed, partial(list_parts, sources=sources))(0)
-        if line := left_out(Counter(work.done(Listed).left_out)):
-            report(line)
     executor = _executor(work)
     for stage in STAGES:
         _run_stage(work, stage, executor, report)
@@ -214,9 +212,13 @@ def _run_stage(work: Work, stage: Stage, executor: ExecutorConfig, report: Repor
         run_tasks(task, missing, executor, stage.name, work.folder / "logs" / stage.name)
     dropped: Counter[str] = Counter()
     costs: list[Cost] = []
+    faults: list[str] = []
     for done in work.all_done(stage.kind):
         costs.append(done.cost)
         dropped.update(done.left_out)
+        faults += done.faults
     report(described(stage.title, time.monotonic() - start, total_cost(costs)))
     if line := left_out(dropped):
         report(line)
+    for line in faults:
+        report(f"data:   {line}")

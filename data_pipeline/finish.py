@@ -187,7 +187,7 @@ def _unigram_entropy(work: Work) -> dict[str, Any]:
 def _files(work: Work) -> Iterator[tuple[str, FileEntry]]:
     """Yield every file of the corpus but manifest and report; what was hashed is not read again."""
     corpus = f"{work.corpus.name}/"
-    for kind in (Assembled, HeldOut, Listed, Read, Counted, Tokenised):
+    for kind in (Assembled, HeldOut, Read, Counted, Tokenised):
         for done in work.all_done(kind):
             for name, entry in done.files.items():
                 if name.startswith(corpus):
@@ -200,7 +200,6 @@ def _dropped(work: Work) -> dict[str, Any]:
     """Return the entry of the manifest on what was left out."""
     total = total_dropped(
         itertools.chain(
-            (done.result.dropped for done in work.all_done(Listed)),
             (done.result.dropped for done in work.all_done(Read)),
             (done.result.dropped for done in work.all_done(Counted)),
             (done.result.dropped for done in work.all_done(Tokenised)),
@@ -261,7 +260,7 @@ def _tallies(work: Work, shuffled: Sequence[Tally]) -> list[Tally]:
         tally.check()
     _check_rows(total, shuffled)
     rest = [tally for name, tally in total.items() if name not in TALLIES[:2]]
-    return [*work.result(Listed).tallies, *of_source.values(), *rest, *shuffled]
+    return [*of_source.values(), *rest, *shuffled]
 
 
 def _check_rows(tallies: Mapping[str, Tally], shuffled: Sequence[Tally]) -> None:

@@ -50,8 +50,6 @@ def _reasons(work: Work) -> tuple[dict[str, Counter[str]], dict[str, Counter[str
     of_source: dict[str, Counter[str]] = {str(s["name"]): Counter() for s in listed.sources}
     packages = [package for source in listed.sources for package in source.get("packages", [])]
     of_package: dict[str, Counter[str]] = {str(p["folder"]): Counter() for p in packages}
-    for tally in listed.tallies:
-        of_source[tally.stage.removeprefix("list ")].update(tally.file_drops)
     for done in work.all_done(Read):
         for tally in done.result.tallies:
             of_source[done.result.source].update(tally.drops + tally.file_drops)

@@ -77,7 +77,7 @@ def open_all(data: DataConfig, domains: Sequence[str], report: Report = silent) 
     problems: list[Problem] = []
     for index, config in enumerate(data.build.sources):
         try:
-            sources.append(open_source(_with_defaults(config, data), index, report))
+            sources.append(_open(config, index, data, report))
         except InputError as e:
             problems += e.problems
     if not problems:
@@ -104,6 +104,18 @@ def open_all(data: DataConfig, domains: Sequence[str], report: Report = silent) 
     if problems:
         raise InputError(problems)
     return sources
+
+
+def _open(config: SourceConfig, index: int, data: DataConfig, report: Report) -> Source:
+    config = _with_defaults(config, data)
+    paths = [config.path] if isinstance(config.path, str) else config.path or []
+    if config.kind != "sample" and not all(path.strip() for path in paths):
+        raise InputError.of(
+            f"source {index}-{config.kind} has an empty path",
+            "it would be the current folder; a variable of the shell that is not set looks like it",
+            "data.path=FOLDER, or data.path=. for the current folder",
+        )
+    return open_source(config, index, data.build.unreadable, report)
 
 
 def _problems_of(check: Callable[[], object]) -> list[Problem]:

@@ -15,6 +15,9 @@ DOMAINS = ("text", "code")
 MAX_DOCUMENT_BYTES = 8 << 20
 """Larger documents are dropped and counted: the tokenizer takes some 100 bytes per byte of text."""
 
+NAMED_FAULTS = 10
+"""Files with faults that are named, for each reason."""
+
 
 class Place(NamedTuple):
     """Where something comes from."""
@@ -91,6 +94,10 @@ class Tally:
     """Files that were left out as a whole, by reason; their rows appear nowhere else."""
     bytes_in: int = 0
     """Of reading: what was read, unpacked."""
+    files: int = 0
+    """Files that were looked at, those in archives included."""
+    faults: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What is wrong with the input: for each reason the files with most of it, and how often."""
     listed: Annotated[Callable[[Drop], None] | None, Field(exclude=True)] = field(
         default=None, repr=False, compare=False
     )
@@ -114,6 +121,20 @@ class Tally:
         if self.listed is not None:
             self.listed(Drop(self.stage, "file", reason, place))
 
+    def damaged(self, reason: str, path: object) -> None:
+        """Count a file that is left out because something is wrong with it, and name it."""
+        self.drop_file(reason, path)
+        self.fault(reason, path.path if isinstance(path, Place) else path)
+
+    def fault(self, reason: str, path: object, count: int = 1) -> None:
+        """Name a file in which something is wrong, of which a thousand may be held."""
+        # a name need not be UTF-8
+        name = str(path).encode(errors="backslashreplace").decode()
+        named = self.faults.setdefault(reason, {})
+        named[name] = named.get(name, 0) + count
+        if len(named) > 100 * NAMED_FAULTS:
+            self.faults[reason] = _worst(named)
+
     def add(self, other: Tally) -> None:
         """Add the tally of the same step over other documents."""
         self.rows_in += other.rows_in
@@ -122,6 +143,14 @@ class Tally:
         self.notes.update(other.notes)
         self.file_drops.update(other.file_drops)
         self.bytes_in += other.bytes_in
+        self.files += other.files
+        for reason, named in other.faults.items():
+            for path, count in named.items():
+                self.fault(reason, path, count)
+
+    def worst(self) -> dict[str, dict[str, int]]:
+        """Return `faults` with the ten worst files of each reason, the worst first."""
+        return {reason: _worst(named) for reason, named in sorted(self.faults.items())}
 
     def check(self) -> None:
         """Assert rows_in = rows_out + drops.
@@ -146,3 +175,8 @@ class Tally:
             "notes": dict(sorted(self.notes.items())),
             "file_drops": dict(sorted(self.file_drops.items())),
         }
+
+
+def _worst(named: Mapping[str, int]) -> dict[str, int]:
+    order = sorted(named.items(), key=lambda item: (-item[1], item[0]))
+    return dict(order[:NAMED_FAULTS])

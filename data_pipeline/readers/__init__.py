@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from data_pipeline.readers.base import Source
 from data_pipeline.tasks.progress import Report, silent
 from loopcoder.config.build import SourceConfig
 
 
-def open_source(config: SourceConfig, index: int, report: Report = silent) -> Source:
+def open_source(
+    config: SourceConfig,
+    index: int,
+    unreadable: Literal["error", "skip"] = "error",
+    report: Report = silent,
+) -> Source:
     """Look at a source without reading its documents.
 
     Args:
         config: Where the documents are, and how they are read.
         index: Its place among the sources; part of its name and of its documents' ids.
+        unreadable: What to do about files that this user cannot read.
         report: Receives a line for every package that is fetched, and while many files are listed.
 
     Raises:
@@ -27,7 +35,7 @@ def open_source(config: SourceConfig, index: int, report: Report = silent) -> So
         case "files":
             from data_pipeline.readers.files import FilesSource
 
-            return FilesSource(name, config, report)
+            return FilesSource(name, config, unreadable, report)
         case "hf":
             from data_pipeline.readers.hf import HFSource
 
@@ -35,4 +43,4 @@ def open_source(config: SourceConfig, index: int, report: Report = silent) -> So
         case "debian" | "npm":
             from data_pipeline.readers.packages import PackagesSource
 
-            return PackagesSource(name, config, report)
+            return PackagesSource(name, config, unreadable, report)

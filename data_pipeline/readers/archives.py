@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
-import lzma
+import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Literal
 
-from data_pipeline.readers.compressed import CorruptFileError, decompressed
-from data_pipeline.readers.storage import File, why_unwanted
+from data_pipeline.readers.compressed import decompressed
+from data_pipeline.readers.storage import File, is_disk_fault, why_unwanted
 from data_pipeline.schema import Place, Tally
+from loopcoder.errors import LoopcoderError
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip", ".whl")
 MAX_MEMBER_BYTES = 64 << 20
@@ -54,10 +54,10 @@ def members(file: File, size: int, tally: Tally) -> Iterator[Member]:
     """Yield the regular files of an archive without unpacking it to disk.
 
     Some are left out and counted as files: paths that lead out of the archive (`unsafe_member`), a
-    second file of the same name (`duplicate_member`), encrypted and too large ones. An archive that
-    expands to more than 100 times its size is left at that point (`archive_bomb`). A damaged packed
-    tar yields nothing; other damaged archives yield the files before the damage, and one that is
-    cut off yields its good prefix.
+    second file of the same name (`duplicate_member`), hidden, encrypted and too large ones. An
+    archive that expands to more than 100 times its size is left at that point (`archive_bomb`). A
+    damaged packed tar yields nothing; a plain one yields the files before the damage, a zip all
+    that are whole, and one that is cut off yields its good prefix.
     """
     allowed = MAX_EXPANSION * size + _ALWAYS_ALLOWED_BYTES
     packer = file.name.rpartition(".")[2].lower()
@@ -66,14 +66,18 @@ def members(file: File, size: int, tally: Tally) -> Iterator[Member]:
         read = _zip_members if packer in ("zip", "whl") else _tar_members
         for path, content in read(file, allowed, tally):
             if path in seen:
-                tally.drop_file("duplicate_member", Place(f"{file}!{path}"))
+                tally.drop_file("duplicate_member", f"{file}!{path}")
             elif content is not None:
                 yield Member(str(file), path, content)
             seen.add(path)
     except _BombError:
-        tally.drop_file("archive_bomb", Place(str(file), num_bytes=size))
-    except (CorruptFileError, tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError):
-        tally.drop_file(f"corrupt_{packer}", Place(str(file), num_bytes=size))
+        tally.damaged("archive_bomb", Place(str(file), num_bytes=size))
+    except LoopcoderError:
+        raise
+    except Exception as error:  # headers may be wrong in as many ways as there are fields
+        if is_disk_fault(error):
+            raise
+        tally.damaged(f"corrupt_{packer}", Place(str(file), num_bytes=size))
 
 
 class _BombError(Exception):
@@ -81,35 +85,38 @@ class _BombError(Exception):
 
 
 def _is_allowed(file: File, path: str, num_bytes: int, tally: Tally) -> bool:
-    place = Place(f"{file}!{path}", num_bytes=num_bytes)
     parts = PurePosixPath(path.replace("\\", "/")).parts
     if path.startswith(("/", "\\")) or ".." in parts or ":" in (parts[0] if parts else ""):
-        tally.drop_file("unsafe_member", place)
-        return False
-    if why := why_unwanted(path):
-        tally.drop_file(why, place)
-        return False
-    if num_bytes > MAX_MEMBER_BYTES:
-        tally.drop_file("too_large_member", place)
-        return False
-    return True
+        reason = "unsafe_member"
+    elif unwanted := why_unwanted(path):
+        reason = unwanted
+    elif num_bytes > MAX_MEMBER_BYTES:
+        reason = "too_large_member"
+    else:
+        return True
+    tally.drop_file(reason, Place(f"{file}!{path}", num_bytes=num_bytes))
+    return False
 
 
 def _tar_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, bytes | None]]:
+    was_truncated = tally.notes["truncated_file"]
     if not file.name.lower().endswith(".tar"):
         total = 0
         # an extra pass: nothing of a corrupt file may get through
-        for piece in decompressed(file):
+        for piece in decompressed(file, tally):
             total += len(piece)
             if total > allowed:
                 raise _BombError
-    stream = _Stream(decompressed(file, tally), allowed)
-    was_truncated = tally.notes["truncated_file"]
+    stream = _Stream(decompressed(file), allowed)
     is_cut = False
     try:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
-                if member.isreg() and _is_allowed(file, member.name, member.size, tally):
+                if member.size > allowed:  # tarfile would skip that many bytes, for years
+                    raise tarfile.HeaderError(f"a file of {member.size} bytes")
+                if not member.isreg() and not member.isdir():
+                    tally.drop_file("link_member", f"{file}!{member.name}")
+                elif member.isreg() and _is_allowed(file, member.name, member.size, tally):
                     inner = archive.extractfile(member)
                     assert inner is not None
                     content = inner.read()
@@ -121,19 +128,27 @@ def _tar_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, 
         if not is_cut:
             raise
     # a tar ends with blocks of zeros
-    if is_cut or (stream.is_done and stream.tail.strip(b"\0")):
-        # a packed one was counted by its decompressor
-        tally.notes["truncated_file"] = was_truncated + 1
+    is_cut |= stream.is_done and bool(stream.tail.strip(b"\0"))
+    if (
+        is_cut and tally.notes["truncated_file"] == was_truncated
+    ):  # else its decompressor counted it
+        tally.notes["truncated_file"] += 1
+        tally.fault("truncated_file", file)
 
 
 def _zip_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, bytes | None]]:
     total = 0
     with file.open("rb") as stored, zipfile.ZipFile(stored) as archive:
         for info in archive.infolist():
-            if info.is_dir() or not _is_allowed(file, info.filename, info.file_size, tally):
+            if info.is_dir():
+                continue
+            if stat.S_ISLNK(info.external_attr >> 16):
+                tally.drop_file("link_member", f"{file}!{info.filename}")
+                continue
+            if not _is_allowed(file, info.filename, info.file_size, tally):
                 continue
             if info.flag_bits & 1:
-                tally.drop_file("encrypted_member", Place(f"{file}!{info.filename}"))
+                tally.drop_file("encrypted_member", f"{file}!{info.filename}")
                 continue
             total += info.file_size
             if total > allowed:
@@ -142,8 +157,11 @@ def _zip_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, 
                 with archive.open(info) as packed:
                     # with a size: a plain read() ignores the size in the archive's directory
                     content = packed.read(info.file_size)
-            except (NotImplementedError, zlib.error, lzma.LZMAError, OSError) as e:
-                raise zipfile.BadZipFile(str(e)) from e
+            except Exception as error:  # each of four packers, and zipfile itself, has its own
+                if is_disk_fault(error):
+                    raise
+                tally.damaged("corrupt_zip_member", f"{file}!{info.filename}")
+                continue
             yield info.filename, content
 
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
 import xxhash
 
 from data_pipeline.langid.names import canonical, domain_of
+from data_pipeline.readers.verdict import BAD_ROWS, judge_rows
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
 from loopcoder.config.build import SourceConfig
-from loopcoder.config.fields import as_override
-from loopcoder.errors import InputError
-
-BAD_ROWS = ("broken_json", "not_an_object", "missing_text", "text_not_a_string", "surrogate")
-"""Drops that speak against the input or the config, not only against a row."""
-MIN_ROWS_TO_JUDGE = 1000
-MAX_BAD_FRACTION = 0.2
-MIN_BAD_FILES = 5
-
+from loopcoder.errors import InputError, LoopcoderError
 
 Documents = Generator[Document, None, None]
 
@@ -55,8 +48,6 @@ class Source(Part, Protocol):
     """Folders from which the paths of its documents count."""
     provenance: dict[str, Any]
     """Where it comes from and under which licences, for the manifest; JSON."""
-    skipped: list[tuple[str, str]]
-    """(reason, path) of files that were not listed; a path that ends in / is a whole folder."""
 
     def parts(self, part_bytes: int) -> Sequence[Part]:
         """Cut it into pieces of about this size, always in the same way.
@@ -99,6 +90,31 @@ def decode(
             "replacing it silently would change what is trained on",
             "convert it (iconv -t UTF-8), or data.build.invalid_utf8=replace (or =drop)",
         ) from error
+
+
+def guarded(documents: Iterable[Document], path: object, tally: Tally) -> Iterator[Document]:
+    """Yield the documents of a file; one that breaks its reader costs the rest of that file only.
+
+    What readers know to go wrong they count themselves. This is for the rest: JSON nested too
+    deeply, sizes that no memory holds, a library's own fault.
+    """
+    try:
+        yield from documents
+    except (OSError, LoopcoderError):
+        raise
+    except Exception as error:
+        abandon(f"corrupt_{type(error).__name__}", path, tally)
+
+
+def abandon(reason: str, path: object, tally: Tally) -> None:
+    """Count a file that could not be read to its end, or the row at which that was."""
+    row = tally.rows_in - tally.rows_out - tally.drops.total()
+    if row:
+        for _ in range(row):  # one at most, since readers count each row before the next
+            tally.drop(reason, Place(str(path)))
+        tally.fault(reason, path)
+    else:
+        tally.damaged(reason, path)
 
 
 def row_domains(config: SourceConfig) -> frozenset[str]:
@@ -153,20 +169,15 @@ class RowReader:
         """Count a row that is left out; `number` is its place in the table.
 
         Raises:
-            InputError: too many of the rows so far were bad.
+            InputError: too many of the rows of a stream were bad so far: it may have no end at
+                which it could be judged.
         """
         self.tally.rows_in += 1
         self.tally.drop(reason, Place(self.path, number))
-        num_rows = self.tally.rows_in
-        num_bad = sum(self.tally.drops[r] for r in BAD_ROWS)
-        if num_rows >= MIN_ROWS_TO_JUDGE and num_bad > MAX_BAD_FRACTION * num_rows:
-            raise InputError.of(
-                f"{num_bad} of the first {num_rows} rows of source {self.source} are unusable: "
-                + ", ".join(f"{n} {r}" for r, n in self.tally.drops.most_common()),
-                f"more than {MAX_BAD_FRACTION:.0%} bad rows mean a wrong file or column",
-                f"check text_field (now {self.config.text_field}) and path "
-                f"(now {as_override(self.config.path)}) of the source",
-            )
+        if reason in BAD_ROWS:
+            self.tally.fault(reason, self.path)
+            if self.config.streaming:
+                judge_rows(self.tally, self.source)
 
 
 def _is_name(value: object) -> TypeGuard[str]:
@@ -198,28 +209,3 @@ def _fault(row: object, config: SourceConfig) -> str | None:
         return "too_large" if len(text.encode()) > MAX_DOCUMENT_BYTES else None
     except UnicodeEncodeError:  # a lone \ud800, which JSON can spell and UTF-8 cannot
         return "surrogate"
-
-
-def judge_files(tally: Tally, num_files: int, source: str) -> None:
-    """Raise InputError if too many of the files so far had to be left out as damaged."""
-    bad = sum(n for reason, n in tally.file_drops.items() if reason.startswith("corrupt"))
-    if bad >= MIN_BAD_FILES and bad > MAX_BAD_FRACTION * num_files:
-        raise InputError.of(
-            f"{bad} of the first {num_files} files of source {source} are damaged: "
-            + ", ".join(f"{n} {r}" for r, n in tally.file_drops.most_common()),
-            f"more than {MAX_BAD_FRACTION:.0%} damaged files mean that the copy went wrong",
-            "copy the files again, or take the damaged ones out of the source's path",
-        )
-
-
-def judge_end(tally: Tally, source: str) -> None:
-    """Raise InputError if a source that was read to its end gave faults and not one document."""
-    bad = {reason: n for reason, n in tally.drops.items() if reason in BAD_ROWS}
-    bad |= {r: n for r, n in tally.file_drops.items() if r.startswith(("corrupt", "no_column"))}
-    if bad and not tally.rows_out:
-        raise InputError.of(
-            f"source {source} has no usable document: "
-            + ", ".join(f"{n} {reason}" for reason, n in bad.items()),
-            "faults alone mean a wrong file or column, or a copy that went wrong",
-            "check text_field and path of the source, or take it out of data.build.sources",
-        )

@@ -26,7 +26,9 @@ def decompressed(path: File, tally: Tally | None = None) -> Iterator[bytes]:
     """Yield the content of a plain, .gz or .zst file in pieces.
 
     A file that is cut off yields its good prefix and counts as `truncated_file`. (gzip.GzipFile
-    would lose up to 1 MB of it.) Pieces are small however well the file is packed.
+    would lose up to 1 MB of it.) Zeros after the last member of a file are padding; what else may
+    follow is ignored, as `gzip -t` does, and counts as `trailing_garbage`. Pieces are small however
+    well the file is packed.
 
     Raises:
         CorruptFileError: the content is damaged; pieces before the damage were yielded.
@@ -38,11 +40,23 @@ def decompressed(path: File, tally: Tally | None = None) -> Iterator[bytes]:
             while chunk := file.read(_CHUNK):
                 yield chunk
             return
+        starts = _STARTS[".zst" if path.suffix == ".zst" else ".gz"]
         stream = None  # one member of a .gz, one frame of a .zst
+        is_first = True
+        held = b""  # less than the first bytes of a member
         while data := file.read(_ZSTD_CHUNK if path.suffix == ".zst" else _CHUNK):
+            data, held = held + data, b""
             is_full = False
             while data or is_full:
-                stream = stream or make()
+                if stream is None and not is_first:
+                    data = data.lstrip(b"\0")
+                    if len(data) < _START_BYTES and _may_start(data, starts):
+                        held, data = data, b""
+                        continue
+                    if not data.startswith(starts):
+                        _note(tally, "trailing_garbage", path)
+                        return
+                stream, is_first = stream or make(), False
                 try:
                     piece, data = stream.feed(data)
                 except Exception as e:  # zlib.error or ZstdError, whose package may be missing
@@ -53,8 +67,26 @@ def decompressed(path: File, tally: Tally | None = None) -> Iterator[bytes]:
                     stream = None
                 if piece:
                     yield piece
-        if stream is not None and tally is not None:
-            tally.notes["truncated_file"] += 1
+        if stream is not None or held:
+            _note(tally, "truncated_file", path)
+
+
+_START_BYTES = 4
+_STARTS = {
+    ".gz": (b"\x1f\x8b",),
+    # a frame, or one of 16 kinds that are to be skipped
+    ".zst": (b"\x28\xb5\x2f\xfd", *(bytes([n]) + b"\x2a\x4d\x18" for n in range(0x50, 0x60))),
+}
+
+
+def _may_start(data: bytes, starts: tuple[bytes, ...]) -> bool:
+    return any(start.startswith(data) or data.startswith(start) for start in starts)
+
+
+def _note(tally: Tally | None, what: str, path: File) -> None:
+    if tally is not None:
+        tally.notes[what] += 1
+        tally.fault(what, path)
 
 
 class _Stream:

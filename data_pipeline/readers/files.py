@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-import glob
+import errno
 import json
 import os
 import re
+import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_pipeline.langid.names import (
     HEAD_BYTES,
@@ -20,29 +22,23 @@ from data_pipeline.langid.names import (
 from data_pipeline.readers.archives import ARCHIVES, Member, members
 from data_pipeline.readers.base import (
     Documents,
-    RowReader,
-    columns,
+    abandon,
     decode,
     document_id,
+    guarded,
     is_limited,
-    judge_end,
-    judge_files,
     row_domains,
 )
 from data_pipeline.readers.compressed import decompressed
+from data_pipeline.readers.http import http_files
 from data_pipeline.readers.jsonl import jsonl_documents, lines
-from data_pipeline.readers.storage import (
-    SKIPPED_FOLDERS,
-    File,
-    is_url,
-    local_path,
-    remote_files,
-)
+from data_pipeline.readers.listing import ListedFile, Listing
+from data_pipeline.readers.parquet import parquet_documents
+from data_pipeline.readers.storage import File, is_url, local_path, remote_files
+from data_pipeline.readers.verdict import judge, judge_files
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
 from data_pipeline.tasks.progress import Paced, Report, silent
-from loopcoder.backends import require
 from loopcoder.config.build import SourceConfig
-from loopcoder.data.corpus import TOKEN_BYTES
 from loopcoder.errors import InputError, Problem, counted
 
 # a compressed .json is jsonl in every public corpus
@@ -50,73 +46,85 @@ _ROWS_PLAIN = (".jsonl", ".ndjson")
 _ROWS_PACKED = tuple(f"{name}.{p}" for name in (*_ROWS_PLAIN, ".json") for p in ("gz", "zst"))
 _PARQUET = (".parquet",)
 _HEAD_BYTES = 4096
+_JUDGED_EVERY = 64
+"""Files between two looks whether too many are damaged already."""
+_NAMED = 10
+"""Files that an error names."""
+_REMARKABLE = ("unreadable", "linked_folder", "broken_link", "special_file", "finished_corpus")
+"""Reasons for not reading a file or folder that no rule of ours explains, so that it is named."""
 
 
 class FilesSource:
     """Documents in files; the listing is taken when the source is opened."""
 
-    def __init__(self, name: str, config: SourceConfig, report: Report = silent) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: SourceConfig,
+        unreadable: Literal["error", "skip"] = "error",
+        report: Report = silent,
+    ) -> None:
         """List the files.
 
         Args:
             name: Of the source.
-            config: What to read.
+            config: Where they are, and how they are read.
+            unreadable: What to do about files that this user cannot read.
             report: Receives a line every 15 s.
 
         Raises:
-            InputError: no path, a path that matches nothing, or no file of a known kind.
+            InputError: no path, a path that matches nothing, something below it that cannot be
+                read, or no file of a known kind.
         """
         self.name = name
         self.config = config
         self.packages: dict[str, list[str]] = {}
         """Licences that a package names, by its folder."""
-        self.skipped: list[tuple[str, str]] = []
         self._is_part = False
         self._id_root = ""
+        self._skips = unreadable == "skip"
         paced = Paced(report)
-        listing = _listing(name, config, self.skipped, paced)
-        kinds: list[str | None] = []
-        for path, _, _ in listing:
-            kinds.append(_kind(path, config))
-            paced("data: source {}: {:,} of {:,} files seen", name, len(kinds), len(listing))
-        self._files = [(path, size, k) for (path, size, _), k in zip(listing, kinds, strict=True)]
-        if not any(kinds):
-            raise InputError.of(
-                f"source {name}: of {counted(len(listing), 'file')} under {config.path} "
-                "none is usable",
-                "known are .jsonl and .json.gz, .parquet, prose such as .txt, and source code",
-                "data.path=FOLDER with such files",
-            )
-        self.domains = frozenset().union(*(_domains(k, config) for k in kinds if k))
+        listing = _listing(name, config, paced)
+        files = []
+        for listed in listing.ordered():
+            files.append((listed, _kind_of(listed.file, config, listing)))
+            paced("data: source {}: {:,} of {:,} files seen", name, len(files), len(listing.files))
+        if listing.unreadable and not self._skips:
+            raise InputError([_unreadable(name, listing.unreadable)])
+        self._left_out = listing.left_out | dict.fromkeys(listing.unreadable, "unreadable")
+        self._files = [(f, kind) for f, kind in files if str(f.file) not in listing.unreadable]
+        usable = [(listed, kind) for listed, kind in self._files if kind]
+        if not usable:
+            raise InputError([_unusable(name, config, len(self._files), self._left_out)])
+        self.domains = frozenset().union(*(_domains(kind, config) for _, kind in usable))
         # without the unusable ones: the corpus itself may be built below this folder
-        self.identity: list[Any] = [
-            [str(path), size, mtime]
-            for (path, size, mtime), k in zip(listing, kinds, strict=True)
-            if k
-        ]
+        self.identity: list[Any] = [[str(f.file), f.size, f.version] for f, _ in usable]
         given = [config.path] if isinstance(config.path, str) else config.path or []
         self.roots = [_root(path) for path in given]
         self.provenance: dict[str, Any] = {"paths": given, "licence": config.licence}
-        self.size = sum(size for _, size, kind in self._files if kind)
+        self.size = sum(listed.size for listed, _ in usable)
         self.num_files = len(self._files)
+        # an archive is as many files as are in it
+        self._files_in_all = None if any(k == "archive" for _, k in usable) else self.num_files
 
     def parts(self, part_bytes: int) -> list[FilesSource]:
         """Cut the sorted files into runs of at least this size; a file is never cut."""
         if is_limited(self.config):
             return [self]
-        runs: list[list[Any]] = []
+        runs: list[list[tuple[ListedFile, str | None]]] = []
         room = 0
-        for entry in self._files:
+        for listed, kind in self._files:
             if room <= 0:
                 runs.append([])
                 room = part_bytes
-            runs[-1].append(entry)
-            room -= entry[1] if entry[2] else 0
-        found = []
+            runs[-1].append((listed, kind))
+            room -= listed.size if kind else 0
+        found: list[FilesSource] = []
         for run in runs:
             part = copy.copy(self)
-            part._files, part._is_part, part.identity, part.skipped = run, True, [], []
-            part.size = sum(size for _, size, kind in run if kind)
+            part._files, part._is_part, part.identity = run, True, []
+            part._left_out = {} if found else self._left_out
+            part.size = sum(listed.size for listed, kind in run if kind)
             part.num_files = len(run)
             found.append(part)
         return found
@@ -125,58 +133,76 @@ class FilesSource:
         """Read the files one after the other, in sorted order.
 
         Raises:
-            InputError: a file cannot be read, or too many are damaged.
+            InputError: a file cannot be read or was changed since it was listed, or too many are
+                damaged.
         """
+        for name, reason in self._left_out.items():
+            tally.drop_file(reason, name)
+            if reason in _REMARKABLE:
+                tally.fault(reason, name)
         files = enumerate(self._files, start=1)
-        for number, (path, size, kind) in files:
+        for number, (listed, kind) in files:
+            is_long = kind in ("archive", "jsonl", "parquet")  # others are read at once
             try:
-                if kind == "archive":
-                    for member in members(path, size, tally):
-                        inner = _kind(member, self.config)
-                        if inner == "archive":  # archives in archives are how bombs are built
-                            tally.bytes_in += len(member.content)
-                            where = Place(str(member), num_bytes=len(member.content))
-                            tally.drop_file("nested_archive", where)
-                            continue
-                        yield from self._file(member, len(member.content), inner, tally)
-                else:
-                    yield from self._file(path, size, kind, tally)
+                if is_long:
+                    _check_unchanged(listed)
+                yield from guarded(self._listed(listed, kind, tally), listed.file, tally)
             except GeneratorExit:  # the limit of the source is reached
-                if kind in ("archive", "jsonl", "parquet"):
-                    self._beyond_limit(path, size, tally)
-                for _, (rest, rest_size, _) in files:
-                    self._beyond_limit(rest, rest_size, tally)
+                if is_long:
+                    self._beyond_limit(listed, tally)
+                for _, (rest, _) in files:
+                    self._beyond_limit(rest, tally)
                 raise
-            except OSError as e:
-                raise InputError.of(
-                    f"cannot read {path}: {e}",
-                    "it was listed a moment ago: it was removed, or this user may not read it",
-                    "restore the file or its permissions, or take it out of the source's path",
-                ) from e
-            judge_files(tally, number, self.name)
+            except OSError as error:
+                if not self._skips:
+                    raise InputError([_cannot_read(listed.file, error)]) from error
+                abandon("unreadable", listed.file, tally)
+            else:
+                if is_long and (change := _change_of(listed)):  # documents of it are handed on
+                    raise InputError([_changed(listed.file, change)])
+            if self._files_in_all is not None and number % _JUDGED_EVERY == 0:
+                judge_files(tally, self.name, self._files_in_all)
         if not self._is_part:
-            judge_end(tally, self.name)
+            judge(tally, self.name)
 
-    def _beyond_limit(self, path: File, size: int, tally: Tally) -> None:
-        tally.drop_file("beyond_limit", Place(self._place(path), num_bytes=size))
+    def _beyond_limit(self, listed: ListedFile, tally: Tally) -> None:
+        tally.drop_file("beyond_limit", Place(self._place(listed.file), num_bytes=listed.size))
 
-    def _file(self, path: File, size: int, kind: str | None, tally: Tally) -> Iterator[Document]:
+    def _listed(self, listed: ListedFile, kind: str | None, tally: Tally) -> Iterator[Document]:
+        tally.files += 1
+        if kind != "archive":
+            yield from self._file(listed, kind, tally)
+            return
+        for member in members(listed.file, listed.size, tally):
+            tally.files += 1
+            inner = _kind(member, self.config)
+            if inner == "archive":  # in archives they are how bombs are built
+                tally.bytes_in += len(member.content)
+                tally.drop_file("nested_archive", Place(str(member), num_bytes=len(member.content)))
+            else:
+                file = ListedFile(member, len(member.content), 0)
+                yield from guarded(self._file(file, inner, tally), member, tally)
+
+    def _file(self, listed: ListedFile, kind: str | None, tally: Tally) -> Iterator[Document]:
+        path = listed.file
         match kind:
             case "jsonl":
                 yield from jsonl_documents(path, self.config, self.name, tally)
             case "parquet":
-                yield from _parquet_documents(path, self.config, self.name, tally)
+                yield from parquet_documents(path, self.config, self.name, tally)
             case None:
                 # a file is not even opened, but a member was unpacked
-                tally.bytes_in += size if isinstance(path, Member) else 0
-                tally.drop_file("unknown_type", Place(self._place(path), num_bytes=size))
+                tally.bytes_in += listed.size if isinstance(path, Member) else 0
+                tally.drop_file("unknown_type", Place(self._place(path), num_bytes=listed.size))
             case _:
-                yield from self._plain(path, size, tally)
+                yield from self._plain(listed, tally)
 
-    def _plain(self, path: File, size: int, tally: Tally) -> Iterator[Document]:
+    def _plain(self, listed: ListedFile, tally: Tally) -> Iterator[Document]:
         tally.rows_in += 1
-        data = b"" if size > MAX_DOCUMENT_BYTES else path.read_bytes()
+        path, size = listed.file, listed.size
+        data = b"" if size > MAX_DOCUMENT_BYTES else _content(listed)
         tally.bytes_in += len(data)
+        place = self._place(path)
         language = identify(path.name, data[:HEAD_BYTES])
         if size > MAX_DOCUMENT_BYTES:
             reason = "too_large"
@@ -189,14 +215,13 @@ class FilesSource:
         else:
             reason = ""
         if reason or language is None:
-            tally.drop(reason, Place(self._place(path), num_bytes=size))
+            tally.drop(reason, Place(place, num_bytes=size))
             return
         text = decode(data, self.config, tally, str(path), "utf-8-sig")
         if text is None:
-            tally.drop("invalid_utf8", Place(self._place(path), num_bytes=size))
+            tally.drop("invalid_utf8", Place(place, num_bytes=size))
             return
         tally.rows_out += 1
-        place = self._place(path)
         yield Document(
             id=document_id(self.name, place),
             text=text,
@@ -235,11 +260,8 @@ def _root(path: str) -> str:
     return str(folder if folder.is_dir() else folder.parent)
 
 
-def _listing(
-    name: str, config: SourceConfig, skipped: list[tuple[str, str]], paced: Paced
-) -> list[tuple[File, int, int | str]]:
-    """Return (path, bytes, modification time in ns or a store's version) of every file, sorted;
-    what is left out goes to `skipped`."""
+def _listing(name: str, config: SourceConfig, paced: Paced) -> Listing:
+    """List what the paths of a source stand for."""
     wanted = [config.path] if isinstance(config.path, str) else config.path or []
     if not wanted:
         raise InputError.of(
@@ -247,30 +269,28 @@ def _listing(
             "it must be told where the documents are",
             "data.path=FOLDER",
         )
-    found: dict[str, tuple[File, int, int | str]] = {}
+    listing = Listing(
+        seen=lambda n: paced("data: source {}: {:,} files found so far", name, n),
+    )
     problems = []
     for pattern in wanted:
         if is_url(pattern):
-            remote = remote_files(pattern, skipped)
-            found |= {str(file): (file, size, version) for file, size, version in remote}
-            if not remote:
+            if not _add_remote(pattern, listing):
                 problems.append(_nothing(name, pattern, "at that URL"))
-            continue
-        # a name that exists is meant literally, even if it contains [ or *
-        full = local_path(pattern)
-        # Path.glob takes no absolute patterns
-        matches = [full] if full.exists() else glob.glob(str(full), recursive=True)  # noqa: PTH207
-        if not matches:
+        elif not listing.add(local_path(pattern)):
             problems.append(_nothing(name, pattern, f"looked in {Path.cwd()}"))
-        for match in matches:
-            for path in _walk(Path(match), skipped):
-                stat = path.stat()
-                full = path.resolve()
-                found[str(full)] = (full, stat.st_size, stat.st_mtime_ns)
-                paced("data: source {}: {:,} files found so far", name, len(found))
     if problems:
         raise InputError(problems)
-    return [found[path] for path in sorted(found, key=lambda path: path.split("/"))]
+    return listing
+
+
+def _add_remote(url: str, listing: Listing) -> bool:
+    if url.startswith(("http://", "https://")):
+        remote = http_files(url, listing.left_out, listing.unreadable)
+    else:
+        remote = remote_files(url, listing.left_out)
+    listing.files |= {str(file): ListedFile(file, size, seen) for file, size, seen in remote}
+    return bool(remote)
 
 
 def _nothing(source: str, pattern: str, where: str) -> Problem:
@@ -281,37 +301,88 @@ def _nothing(source: str, pattern: str, where: str) -> Problem:
     )
 
 
-def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
-    """Yield the regular files under `root`; hidden ones, those of hidden folders and what is no
-    file go to `skipped`."""
-    if root.is_file():
-        yield root
-        return
-    for folder, folders, names in os.walk(root):
-        if TOKEN_BYTES in names:  # a corpus that was built below the documents
-            folders.clear()
-            skipped.append(("finished_corpus", f"{folder}/"))
-            continue
-        reasons = {name: _why_skipped(Path(folder, name)) for name in folders}
-        folders[:] = [name for name in folders if not reasons[name]]
-        skipped += [(why, f"{folder}/{name}/") for name, why in sorted(reasons.items()) if why]
-        for name in sorted(names):
-            path = Path(folder, name)
-            if name.startswith("."):
-                skipped.append(("hidden", str(path)))
-            elif path.is_file():
-                yield path
-            else:
-                skipped.append(("broken_link" if path.is_symlink() else "special_file", str(path)))
+def _unusable(name: str, config: SourceConfig, files: int, left_out: dict[str, str]) -> Problem:
+    reasons = Counter(left_out.values())
+    besides = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
+    return Problem(
+        f"source {name}: of {counted(files, 'file')} under {config.path} none is usable"
+        + (f" (besides {besides})" if besides else ""),
+        "known are .jsonl and .json.gz, .parquet, prose such as .txt, and source code",
+        "data.path=FOLDER with such files",
+    )
 
 
-def _why_skipped(folder: Path) -> str:
-    """Return why a folder is left out, "" if it is not."""
-    if folder.name.startswith("."):
-        return "hidden"
-    if folder.name in SKIPPED_FOLDERS:
-        return "skipped_folder"
-    return "linked_folder" if folder.is_symlink() else ""
+def _unreadable(name: str, errors: dict[str, str]) -> Problem:
+    named = [f"{path} ({error})" for path, error in sorted(errors.items())[:_NAMED]]
+    more = f" and {len(errors) - _NAMED:,} more" if len(errors) > _NAMED else ""
+    return Problem(
+        f"source {name}: this user cannot read {', '.join(named)}{more}",
+        "what is in there would be missing from the corpus",
+        "mend the permissions (chmod -R u+rX), or data.build.unreadable=skip leaves it out",
+    )
+
+
+def _cannot_read(path: File, error: OSError) -> Problem:
+    if error.errno == errno.ESTALE:
+        return _changed(path, error.strerror or str(error))
+    return Problem(
+        f"cannot read {path}: {error}",
+        "it was listed a moment ago: it was removed, or this user may not read it",
+        "restore the file or its permissions, or data.build.unreadable=skip leaves it out",
+    )
+
+
+def _changed(path: File, change: str) -> Problem:
+    return Problem(
+        f"{path} was changed after the files were listed: {change}",
+        "the corpus is named by the files as they were then",
+        "the same command again, once nothing writes there",
+    )
+
+
+def _check_unchanged(listed: ListedFile) -> None:
+    """Raise OSError (ESTALE) unless a file is as it was when it was listed."""
+    if change := _change_of(listed):
+        raise OSError(errno.ESTALE, change)
+
+
+def _change_of(listed: ListedFile) -> str | None:
+    """Return how a local file differs from what it was when it was listed, None: it does not.
+
+    Its inode is of no account: some file systems in user space make new ones up. What a store says
+    of a file is compared when it is opened.
+    """
+    if not isinstance(listed.file, Path):
+        return None
+    info = os.stat(listed.file)  # noqa: PTH116 - in half the time
+    if not stat.S_ISREG(info.st_mode):
+        return "it is no file any more"
+    if (info.st_size, info.st_mtime_ns) != (listed.size, listed.version):
+        return f"it had {listed.size:,} bytes and has {info.st_size:,}"
+    return None
+
+
+def _content(listed: ListedFile) -> bytes:
+    if not isinstance(listed.file, Path):
+        return listed.file.read_bytes()
+    with open(listed.file, "rb", opener=_without_waiting) as file:
+        content = file.read()
+    _check_unchanged(listed)
+    return content
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; one that has become a pipe meanwhile, without waiting for who writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _kind_of(path: File, config: SourceConfig, listing: Listing) -> str | None:
+    """Return the kind of a listed file; note that it cannot be read, where it has to be."""
+    try:
+        return _kind(path, config)
+    except OSError as error:
+        listing.unreadable[str(path)] = error.strerror or str(error)
+        return None
 
 
 def _kind(path: File, config: SourceConfig) -> str | None:
@@ -343,46 +414,6 @@ def _holds_rows(path: File, config: SourceConfig) -> bool:
     first = next(lines(decompressed(path), MAX_DOCUMENT_BYTES), None)
     try:
         row = json.loads(first or b"")
-    except ValueError:
+    except (ValueError, RecursionError, MemoryError):
         return False
     return isinstance(row, dict) and config.text_field in row
-
-
-def _parquet_documents(
-    path: File, config: SourceConfig, source: str, tally: Tally
-) -> Iterator[Document]:
-    needs = f"{path} is a parquet file", "reading it needs pyarrow", "pip install pyarrow"
-    pa, pq = require("pyarrow", *needs), require("pyarrow.parquet", *needs)
-    reader = RowReader(config, source, str(path), tally)
-    number = 0
-    try:
-        # a local file is read by Arrow itself
-        file = pq.ParquetFile(path if isinstance(path, Path) else path.open("rb"))
-        names = file.schema_arrow.names
-        wanted = [c for c in columns(config) if c in names]
-        if config.text_field not in wanted:
-            tally.drop_file(f"no_column_{config.text_field}", Place(str(path)))
-            return
-        for batch in file.iter_batches(batch_size=256, columns=wanted):
-            tally.bytes_in += batch.nbytes
-            values = (_values(column, config, tally, path) for column in batch.columns)
-            for row in zip(*values, strict=True):
-                document = reader.document(dict(zip(batch.schema.names, row, strict=True)), number)
-                number += 1
-                if document is not None:
-                    yield document
-    except (pa.ArrowException, OSError):
-        # rows before the damage were handed on: row groups are checked one by one
-        reason = "corrupt_parquet" if number == 0 else "corrupt_parquet_tail"
-        tally.drop_file(reason, Place(str(path), number))
-
-
-def _values(column: Any, config: SourceConfig, tally: Tally, path: File) -> Iterator[object]:
-    """Yield the values of a column; a string that is dropped for invalid UTF-8 comes as null."""
-    import pyarrow as pa
-
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        yield from column.to_pylist()
-        return
-    for value in column.cast(pa.large_binary()).to_pylist():
-        yield None if value is None else decode(value, config, tally, f"a row of {path}")

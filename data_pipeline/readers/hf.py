@@ -36,7 +36,6 @@ class HFSource:
         self.name = name
         self.config = config
         self.roots: list[str] = []
-        self.skipped: list[tuple[str, str]] = []
         self.provenance: dict[str, Any] = {"split": config.split, "config_name": config.config_name}
         self.size = 0
         self.num_files = 1

@@ -11,7 +11,7 @@ import json
 import pickle
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,15 +19,16 @@ from typing import Any, ClassVar
 from data_pipeline.decontam.match import decontaminate, open_index
 from data_pipeline.filters import clean
 from data_pipeline.langid.classifier import LanguageClassifier, label, label_code
-from data_pipeline.readers.base import Part, Source, judge_end, judge_files
+from data_pipeline.readers.base import Part, Source
 from data_pipeline.readers.sample import DEFAULT_DOMAIN_BYTES, MIN_DOMAIN_BYTES
-from data_pipeline.schema import Document, Place, Tally
+from data_pipeline.readers.verdict import described, judge
+from data_pipeline.schema import NAMED_FAULTS, Document, Tally
 from data_pipeline.tasks.chunks import Chunk, ChunkWriter
 from data_pipeline.tasks.dropped import DropList, Dropped
 from data_pipeline.tasks.work import Output, Result, Work, foreign, read_sealed, write_sealed
 from loopcoder.config.data import DataConfig
 from loopcoder.config.mixture import without
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.digest import fingerprint
 from loopcoder.storage.files import write_bytes
 
@@ -45,9 +46,6 @@ class Listed(Result):
     """Bytes that will be read, as far as is known."""
     sources: list[dict[str, Any]]
     """What the manifest says of each source."""
-    tallies: list[Tally]
-    """Of the files of each source that are not even opened."""
-    dropped: Dropped
 
 
 @dataclass(frozen=True)
@@ -86,15 +84,7 @@ def list_parts(work: Work, _: int, sources: Sequence[Source]) -> Output:
     for number, part in enumerate(parts):
         write_sealed(_part_path(work, number), pickle.dumps(part))
     size = sum(part.size for part in parts)
-    with DropList(work, Listed.stage, 0) as drops:
-        for source in sources:
-            tally = drops.tally(f"list {source.name}")
-            for reason, path in source.skipped:
-                tally.drop_file(reason, Place(path, source=source.name))
-    tallies = [tally for tally in drops.tallies if tally.file_drops]
-    described = [_described(source) for source in sources]
-    result = Listed(len(parts), size, described, tallies, drops.summary())
-    return Output(result, files=drops.files, left_out=_left_out(tallies))
+    return Output(Listed(len(parts), size, [_described(source) for source in sources]))
 
 
 def read_part(work: Work, number: int) -> Output:
@@ -119,14 +109,20 @@ def _read(work: Work, number: int, part: Part, drops: DropList) -> Read:
     documents = part.documents(tallies["ingest"])
     read = _Metered(documents)
     selected = _Metered(select(read, part, work.domains, tallies["select"]))
-    cleaned = _Metered(clean(selected, data.build.filters, tallies["clean"]))
+    tally = tallies["clean"]
+    cleaned = _Metered(
+        _survived(lambda documents: clean(documents, data.build.filters, tally), selected, tally)
+    )
     found: _Metered = cleaned
     if data.build.decontaminate.benchmarks:
         index = open_index(data.build.decontaminate)
         found = _Metered(decontaminate(cleaned, index, tallies["decontaminate"]))
     else:
         found = _Metered(_passed(cleaned, tallies["decontaminate"]))
-    labelled = _Metered(_labelled(found, data, tallies["language"]))
+    labels = tallies["language"]
+    labelled = _Metered(
+        _survived(lambda documents: _labelled(documents, data, labels), found, labels)
+    )
     start = time.thread_time()
     with ChunkWriter(work.documents, number, data.build.part_bytes) as out:
         for document in labelled:
@@ -155,22 +151,19 @@ def _read(work: Work, number: int, part: Part, drops: DropList) -> Read:
 def gather(work: Work, _: int) -> Output:
     """Number the chunks; fail if no document of a domain survived, or too much was damaged."""
     ingested: dict[str, Tally] = {}
-    files: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     chunks: list[Chunk] = []
-    for tally in work.result(Listed).tallies:
-        reasons.update(tally.file_drops)
     for done in work.all_done(Read):
         read = done.result
         ingested.setdefault(read.source, Tally("ingest")).add(read.tallies[0])
-        files[read.source] += read.files
         for tally in read.tallies:
             reasons.update(tally.drops)
             reasons.update(tally.file_drops)
         chunks += read.chunks
+    faults: list[str] = []
     for source, tally in ingested.items():
-        judge_end(tally, source)
-        judge_files(tally, files[source], source)
+        judge(tally, source)
+        faults += described(tally.worst(), NAMED_FAULTS)
     text_bytes: Counter[str] = Counter()
     for chunk in chunks:
         text_bytes.update(chunk.text_bytes)
@@ -178,7 +171,7 @@ def gather(work: Work, _: int) -> Output:
         work, text_bytes, ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
     )
     write_bytes(work.chunk_list, json.dumps([astuple(chunk) for chunk in chunks]).encode())
-    return Output(Gathered(len(chunks)), files=[work.chunk_list])
+    return Output(Gathered(len(chunks)), files=[work.chunk_list], faults=faults)
 
 
 def _part_path(work: Work, number: int) -> Path:
@@ -269,6 +262,50 @@ def _labelled(documents: Iterable[Document], data: DataConfig, tally: Tally) -> 
             tally.notes[f"language_by_{teller}"] += 1
             document = replace(document, language=language)  # noqa: PLW2901
         yield document
+
+
+class _Upstream:
+    """Documents of the step before, which knows whether an error is of that step."""
+
+    def __init__(self, documents: Iterable[Document]) -> None:
+        self._documents = iter(documents)
+        self.failed = False
+        self.last: Document | None = None
+        """The document that was handed on."""
+
+    def __iter__(self) -> Iterator[Document]:
+        return self
+
+    def __next__(self) -> Document:
+        try:
+            self.last = next(self._documents)
+            return self.last
+        except StopIteration:
+            raise
+        except BaseException:
+            self.failed = True
+            raise
+
+
+def _survived(
+    step: Callable[[Iterable[Document]], Iterator[Document]],
+    documents: Iterable[Document],
+    tally: Tally,
+) -> Iterator[Document]:
+    """Run a step that judges each document alone; one that breaks it is dropped as `broke_...`."""
+    upstream = _Upstream(documents)
+    while True:
+        try:
+            yield from step(upstream)
+        except (LoopcoderError, OSError):
+            raise
+        except Exception as error:
+            if upstream.failed or tally.rows_in != tally.rows_out + tally.drops.total() + 1:
+                raise
+            assert upstream.last is not None
+            tally.drop(f"broke_{type(error).__name__}", upstream.last.place)
+        else:
+            return
 
 
 def _passed(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:

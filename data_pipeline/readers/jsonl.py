@@ -48,7 +48,7 @@ def jsonl_documents(
             for _ in decompressed(path):
                 pass
         except CorruptFileError:
-            tally.drop_file("corrupt_" + path.suffix[1:], Place(str(path)))
+            tally.damaged("corrupt_" + path.suffix[1:], path)
             return
     reader = RowReader(config, source, str(path), tally)
     was_truncated = tally.notes["truncated_file"]

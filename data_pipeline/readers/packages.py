@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_pipeline.readers.fetch import fetch_debian, fetch_npm
 from data_pipeline.readers.files import FilesSource
@@ -17,7 +17,13 @@ from loopcoder.errors import InputError
 class PackagesSource(FilesSource):
     """The files of some packages; the lock file has their versions and licences."""
 
-    def __init__(self, name: str, config: SourceConfig, report: Report = silent) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: SourceConfig,
+        unreadable: Literal["error", "skip"] = "error",
+        report: Report = silent,
+    ) -> None:
         """Fetch what is not there yet.
 
         Raises:
@@ -34,7 +40,7 @@ class PackagesSource(FilesSource):
         fetch = fetch_debian if config.kind == "debian" else fetch_npm
         packages = fetch(config.packages, folder, report)
         paths = [str(folder / package.folder) for package in packages]
-        super().__init__(name, replace(config, path=paths), report)
+        super().__init__(name, replace(config, path=paths), unreadable, report)
         # one that is fetched again elsewhere has the same documents, and they the same ids
         self.config = config
         self.identity: list[Any] = [[p.registry, p.name, p.version, p.sha256] for p in packages]

@@ -90,7 +90,6 @@ class SampleSource:
             listing.update(f"{candidate.key}\0{candidate.size}\n".encode(errors="replace"))
         self.identity: list[Any] = [sys.version, listing.hexdigest(), sorted(wanted)]
         self.roots: list[str] = []
-        self.skipped: list[tuple[str, str]] = []
         self.provenance: dict[str, Any] = {"installation": f"Python {sys.version.split()[0]}"}
         self.size = self._domain_bytes * len(wanted)
         self.num_files = len(candidates)

@@ -6,7 +6,9 @@ read_bytes() and str().
 
 from __future__ import annotations
 
+import errno
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, Protocol
@@ -36,7 +38,11 @@ class RemoteFile:
     """A file behind a URL."""
 
     url: str
-    fs: Any = field(compare=False)
+    fs: Any = field(compare=False, repr=False)
+    size: int = field(compare=False)
+    """Bytes when it was listed."""
+    version: str = field(compare=False)
+    """What the store said when it was listed, see `_version`."""
 
     def __str__(self) -> str:
         return self.url
@@ -52,15 +58,28 @@ class RemoteFile:
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         try:
             file: IO[bytes] = self.fs.open(self.url, mode)
+            info = getattr(file, "details", None) or self.fs.info(self.url)
         except OSError:
             raise
         except Exception as e:  # every store has errors of its own
             raise OSError(f"{type(e).__name__}: {e}") from e
+        tag = info.get("ETag")  # times come in other forms from a listing
+        if int(info["size"]) != self.size or (tag is not None and tag != self.version):
+            file.close()
+            raise OSError(errno.ESTALE, f"it had {self.size:,} bytes, now {info['size']:,}")
         return file
 
     def read_bytes(self) -> bytes:
         with self.open("rb") as file:
             return file.read()
+
+
+def is_disk_fault(error: Exception) -> bool:
+    """Tell what the system says of a file from what a decoder finds wrong with its content.
+
+    The latter has no number, or that of a seek to a place that no file has.
+    """
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def is_url(path: str) -> bool:
@@ -75,12 +94,12 @@ def local_path(path: str) -> Path:
     return Path(path).expanduser()
 
 
-def remote_files(url: str, skipped: list[tuple[str, str]]) -> list[tuple[RemoteFile, int, str]]:
+def remote_files(url: str, left_out: dict[str, str]) -> list[tuple[File, int, str]]:
     """List the files under a URL, or those that match it as a pattern: (file, bytes, version).
 
     Args:
-        url: Of the files.
-        skipped: Is given (reason, path) of what is left out.
+        url: Of a protocol that fsspec knows.
+        left_out: Receives what is not listed, and why.
 
     Raises:
         InputError: no such protocol, a package is missing, or the store refuses.
@@ -89,34 +108,57 @@ def remote_files(url: str, skipped: list[tuple[str, str]]) -> list[tuple[RemoteF
         import fsspec
 
         fs, path = fsspec.core.url_to_fs(url)
-        if fs.exists(path):
-            roots = [path]
-        else:
-            fixed = len(re.split(r"[*?\[]", path)[0].rpartition("/")[0])
-            matches = {match: why_unwanted(match[fixed:]) for match in fs.glob(path)}
-            skipped += [(why, fs.unstrip_protocol(match)) for match, why in matches.items() if why]
-            roots = [match for match, why in matches.items() if not why]
-        found = {}
+        fixed = len(re.split(r"[*?\[]", path)[0].rpartition("/")[0])
+        try:
+            fs.info(path)  # which tells a missing file from one that is refused
+            roots, fixed = [path], len(path)
+        except FileNotFoundError:
+            roots = fs.glob(path) if len(path) > fixed else []
+        files = {}
         for root in roots:
-            for name, info in fs.find(root, detail=True).items():
-                if why := why_unwanted(name[len(root) :]):
-                    skipped.append((why, fs.unstrip_protocol(name)))
-                else:
-                    version = next((info[k] for k in ("ETag", "mtime", "created") if k in info), "")
-                    found[fs.unstrip_protocol(name)] = (int(info["size"]), str(version))
+            for name, info in _below(fs, root).items():
+                if reason := why_unwanted(name[fixed:]):
+                    left_out[name] = reason
+                    continue
+                url = fs.unstrip_protocol(name)
+                files[url] = RemoteFile(url, fs, int(info["size"]), _version(info))
     except Exception as e:  # every store has errors of its own
         raise InputError.of(
             f"cannot list {url}: {type(e).__name__}: {e}",
             "fsspec, or the package that it uses for this protocol, says so",
             "pip install s3fs for s3://, credentials in the environment, or a local path",
         ) from e
-    return [(RemoteFile(name, fs), *found[name]) for name in sorted(found)]
+    return [(files[url], files[url].size, files[url].version) for url in sorted(files)]
 
 
-def why_unwanted(path: str) -> str:
-    """Return `hidden` or `skipped_folder` if a part of a path is hidden or a folder of copies, else
-    ""."""
+def _below(fs: Any, root: str) -> dict[str, Any]:
+    """Return what a store says of all files below a folder, or of a file."""
+    from fsspec import AbstractFileSystem
+
+    if type(fs).find is not AbstractFileSystem.find:
+        return dict(fs.find(root, detail=True))  # it lists all at once
+    # that of fsspec leaves out what it cannot list
+    info = fs.info(root)
+    if info["type"] != "directory":
+        return {root: info}
+    found, folders = {}, [root]
+    while folders:
+        for entry in fs.ls(folders.pop(), detail=True):
+            if entry["type"] == "directory":
+                folders.append(entry["name"])
+            else:
+                found[entry["name"]] = entry
+    return found
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """Return what a store says of a file that changes with its content."""
+    return str(next((info[key] for key in ("ETag", "mtime", "created") if key in info), ""))
+
+
+def why_unwanted(path: str) -> str | None:
+    """Return why a path is left out, if a part of it is hidden or a folder of copies."""
     *folders, name = path.strip("/").split("/")
-    if any(part.startswith(".") and part not in (".", "") for part in (*folders, name)):
+    if any(part.startswith(".") and part != "." for part in (*folders, name)):
         return "hidden"
-    return "skipped_folder" if SKIPPED_FOLDERS.intersection(folders) else ""
+    return "skipped_folder" if SKIPPED_FOLDERS.intersection(folders) else None

@@ -86,6 +86,8 @@ class Output:
     """Size of the input, for the rate."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Documents and files that the corpus loses here, by reason, as the terminal tells them."""
+    faults: Sequence[str] = ()
+    """What is wrong with the input and where, a line for each reason, for the terminal."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class Done[R: Result]:
     """By their paths below the work folder."""
     cost: Cost
     left_out: Mapping[str, int]
+    faults: Sequence[str] = ()
 
     def file(self, path: Path, *, contents: bool = True) -> Path:
         """Return a file of the task after comparing it with the marker.
@@ -240,7 +243,8 @@ class Work:
                 raise foreign(self.folder, f"{path} has the fingerprint {marker['fingerprint']}")
             result = kind.as_json().validate_python(marker["result"])
             cost = Cost(**marker["cost"])
-            return Done(self.folder, result, marker["files"], cost, marker["left_out"])
+            faults = marker.get("faults", [])
+            return Done(self.folder, result, marker["files"], cost, marker["left_out"], faults)
         except (OSError, ValueError, KeyError, TypeError) as e:  # pydantic's is a ValueError
             raise damaged(self.folder, f"cannot read {path}: {e!r}") from e
 
@@ -292,6 +296,7 @@ class Task:
                 "files": {str(p.relative_to(work.folder)): entry for p, entry in files.items()},
                 "cost": spent | {"bytes_in": output.bytes_in},
                 "left_out": dict(output.left_out),
+                "faults": list(output.faults),
             }
             write_json(path, content)
 

@@ -31,7 +31,7 @@ from loopcoder.config.build import FimConfig
 from loopcoder.storage.files import write_bytes
 
 ENTRY = np.dtype(
-    [("content", "<u8"), ("length", "<i4"), ("bytes", "<i4"), ("kind", "<u2"), ("piece", "<u2")]
+    [("content", "<u8"), ("length", "<i4"), ("bytes", "<i4"), ("kind", "<u4"), ("piece", "<u2")]
 )
 """Of a piece: hash of its document's content, tokens, UTF-8, kind (index of [domain, language]),
 and its place in the document."""

@@ -151,6 +151,9 @@ class BuildConfig:
     invalid_utf8: InvalidUtf8 = "error"
     """A document that is not UTF-8: stop with an error, replace the bytes and count, or drop it
     and count."""
+    unreadable: Annotated[Literal["error", "skip"], Changes("corpus", since="2026-11-29")] = "error"
+    """A file or folder of a source that this user may not read, or whose disk fails: stop with an
+    error, or leave it out and count it."""
     language_classifier: str | None = None
     """Classifier of programming languages that `loopcoder data train-langid` wrote, for code whose
     language neither its row nor its name nor its first line tells."""

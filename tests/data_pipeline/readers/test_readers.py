@@ -185,7 +185,7 @@ def test_folder_of_sources(tmp_path: Path, read: Reader) -> None:
     assert documents[0].text == "# caf\ufffd\n"
     assert tally.notes == {"invalid_utf8_replaced": 1}
     assert tally.drops == {"binary": 1, "empty": 1}
-    assert tally.file_drops == {"unknown_type": 2}
+    assert tally.file_drops == {"unknown_type": 2, "hidden": 1}
     assert len({d.id for d in documents}) == len(documents)
     replaced = read(domain="code", invalid_utf8="replace")[0]
     assert {d.domain for d in replaced} == {"code"}

@@ -6,6 +6,7 @@ import io
 import random
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_urls(bucket: str) -> None:
     ]
     with pytest.raises(InputError, match="does not exist"):
         read(f"{bucket}/none/*.py")
-    with pytest.raises(InputError, match="cannot list nonsense://"):
+    with pytest.raises(InputError, match=r"cannot list nonsense://"):
         read("nonsense://bucket")
 
 
@@ -70,3 +71,49 @@ def test_url_that_vanishes(bucket: str) -> None:
 def test_file_url(tmp_path: Path) -> None:
     (tmp_path / "a b.txt").write_text("text")
     assert [d.text for d in read(f"file://{tmp_path}/a%20b.txt")[0]] == ["text"]
+
+
+def test_what_a_store_refuses_is_not_missing(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    memory = type(fsspec.filesystem("memory"))
+    listing, looking = memory.ls, memory.info
+
+    def refuse(fs: Any, path: str, *args: Any, **options: Any) -> Any:
+        if path.rstrip("/").endswith("pkg/sub"):
+            raise PermissionError(13, "Forbidden", path)
+        return listing(fs, path, *args, **options)
+
+    # most stores walk, this one lists all at once
+    monkeypatch.setattr(memory, "find", fsspec.AbstractFileSystem.find)
+    assert len(read(bucket)[0]) == len(TEXTS) + 1
+    monkeypatch.setattr(memory, "ls", refuse)
+    with pytest.raises(InputError, match=r"cannot list .*Forbidden"):
+        read(bucket)
+    monkeypatch.setattr(memory, "ls", listing)
+
+    def look(fs: Any, path: str, **options: Any) -> Any:
+        if path.endswith("pkg"):
+            raise PermissionError(13, "Forbidden", path)
+        return looking(fs, path, **options)
+
+    monkeypatch.setattr(memory, "info", look)
+    with pytest.raises(InputError, match=r"cannot list .*Forbidden"):
+        read(f"{bucket}/pkg")
+
+
+@pytest.mark.parametrize("pattern", ["", "/*", "/**", "/*/*"])
+def test_patterns_skip_what_folders_skip(bucket: str, pattern: str) -> None:
+    found, tally = read(f"{bucket}{pattern}")
+    assert not {"hidden", "copy"} & {d.text for d in found}
+    assert len(found) >= 5
+    assert tally.file_drops["skipped_folder"] >= 1
+
+
+def test_a_file_of_a_store_that_changes(bucket: str) -> None:
+    import fsspec
+
+    source = open_source(SourceConfig(kind="files", path=f"{bucket}/pkg/a.py"), 0)
+    fsspec.filesystem("memory").pipe(f"{bucket.removeprefix('memory://')}/pkg/a.py", b"another")
+    with pytest.raises(InputError, match=r"a\.py was changed after the files were listed"):
+        list(source.documents(Tally("read")))

@@ -13,7 +13,7 @@ import pytest
 from data_pipeline.tasks import execute
 from data_pipeline.tasks.execute import run_tasks
 from loopcoder.config.build import ExecutorConfig
-from loopcoder.errors import InputError, LoopcoderError, counted
+from loopcoder.errors import EXIT_RETRY, InputError, LoopcoderError, counted
 
 
 class Doing:
@@ -86,6 +86,7 @@ def test_a_killed_task_is_named(tmp_path: Path) -> None:
     )
     assert f": {', '.join(lost)}; logs in {tmp_path / 'logs'}" in str(error.value)
     assert "fix: start the same command again" in str(error.value)
+    assert error.value.exit_code == EXIT_RETRY  # as the message says
 
 
 def test_only_some_of_many_killed_tasks_are_named(tmp_path: Path) -> None:

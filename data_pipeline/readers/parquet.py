@@ -1,0 +1,133 @@
+"""Rows of parquet files, row group by row group: a damaged one costs only itself."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from data_pipeline.readers.base import RowReader, columns, decode
+from data_pipeline.readers.storage import File, is_disk_fault
+from data_pipeline.schema import Document, Place, Tally
+from loopcoder.backends import require
+from loopcoder.config.build import SourceConfig
+
+_BATCH_ROWS = 256
+_BATCH_BYTES = 64 << 20
+"""Of text that is decoded at once; a single row may be larger."""
+_ARROW_SCHEMA, _NO_SCHEMA = b"ARROW:schema", b"arrow_schema"
+
+
+class _InvalidText:
+    """Stands for a text that is dropped for bytes that are not UTF-8."""
+
+
+def parquet_documents(
+    path: File, config: SourceConfig, source: str, tally: Tally
+) -> Iterator[Document]:
+    """Read one file; what a damaged row group held is counted as `corrupt_rows`.
+
+    Raises:
+        OSError: the file cannot be read, which is no damage.
+        InputError: pyarrow is missing, or a text is not UTF-8 and the config allows none such.
+    """
+    needs = f"{path} is a parquet file", "reading it needs pyarrow", "pip install pyarrow"
+    pa, pq = require("pyarrow", *needs), require("pyarrow.parquet", *needs)
+    # a local file is read by Arrow itself; whether it can be is told apart from what is in it
+    with path.open("rb") as stored:
+        try:
+            whole = path if isinstance(path, Path) else stored
+            file = pq.ParquetFile(whole, page_checksum_verification=True)
+            if any(pa.types.is_dictionary(type) for type in file.schema_arrow.types):
+                plain = _without_arrow_schema(stored, pq)
+                file = pq.ParquetFile(whole, metadata=plain, page_checksum_verification=True)
+            names = file.schema_arrow.names
+            groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if is_disk_fault(error):
+                raise
+            tally.damaged("corrupt_parquet", path)
+            return
+        if config.text_field not in names:
+            tally.damaged(f"no_column_{config.text_field}", path)
+            return
+        reader = RowReader(config, source, str(path), tally)
+        start = 0
+        for group, num_rows in enumerate(groups):
+            number = start
+            try:
+                for row in _rows(file, group, path, config, tally):
+                    number += 1
+                    if any(value is _InvalidText for value in row.values()):
+                        reader.reject("invalid_utf8", number - 1)
+                        continue
+                    document = reader.document(row, number - 1)
+                    if document is not None:
+                        yield document
+            except (pa.ArrowException, OSError) as error:
+                if is_disk_fault(error):
+                    raise
+                lost = max(start + num_rows - number, 0)
+                tally.rows_in += lost
+                for row_number in range(number, number + lost):
+                    tally.drop("corrupt_rows", Place(str(path), row_number))
+                tally.notes["corrupt_row_group"] += 1
+                tally.fault("corrupt_rows", path, lost)
+            start += num_rows
+
+
+def _without_arrow_schema(stored: IO[bytes], pq: Any) -> Any:
+    """Return the metadata of a file in which its columns are what parquet knows: no dictionaries.
+
+    A writer may have stored that a column was a dictionary with indices of 8 or 16 bits; Arrow
+    restores that for all of a row group, where the dictionaries together may have more entries.
+    """
+    stored.seek(-8, io.SEEK_END)
+    size = int.from_bytes(stored.read(4), "little")
+    stored.seek(-8 - size, io.SEEK_END)
+    footer = stored.read(size).replace(_ARROW_SCHEMA, _NO_SCHEMA)
+    return pq.read_metadata(io.BytesIO(b"PAR1" + footer + size.to_bytes(4, "little") + b"PAR1"))
+
+
+def _rows(
+    file: Any, group: int, path: File, config: SourceConfig, tally: Tally
+) -> Iterator[dict[str, object]]:
+    names = set(file.schema_arrow.names)
+    wanted = list(dict.fromkeys(name for name in columns(config) if name in names))
+    info = file.metadata.row_group(group)
+    row_bytes = info.total_byte_size // max(info.num_rows, 1) + 1
+    size = max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
+    for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=wanted):
+        tally.bytes_in += batch.nbytes
+        values = [_values(column, config, tally, path) for column in batch.columns]
+        for row in zip(*values, strict=True):
+            yield dict(zip(batch.schema.names, row, strict=True))
+
+
+def _values(column: Any, config: SourceConfig, tally: Tally, path: File) -> Iterator[object]:
+    """Yield the values of a column: text of any type as str, others as something that is none."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if types.is_null(column.type):
+        yield from [None] * len(column)
+    elif not (
+        types.is_string(column.type)
+        or types.is_large_string(column.type)
+        or types.is_string_view(column.type)
+        or types.is_binary(column.type)
+        or types.is_large_binary(column.type)
+        or types.is_binary_view(column.type)
+    ):
+        # what lists and numbers hold is of no account
+        yield from (0 if valid else None for valid in column.is_valid().to_pylist())
+    else:
+        for value in column.cast(pa.large_binary()).to_pylist():
+            if value is None:
+                yield None
+                continue
+            text = decode(value, config, tally, f"a row of {path}")
+            yield _InvalidText if text is None else text

@@ -1,0 +1,87 @@
+"""When a source is refused for what is wrong with it: by shares of the whole, whatever the order.
+
+What the parts of a source counted is added up when all are read, and judged then. Reading ends
+early only where the verdict cannot change any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from data_pipeline.schema import Tally
+from loopcoder.errors import InputError, counted
+
+BAD_ROWS = (
+    "broken_json",
+    "not_an_object",
+    "missing_text",
+    "text_not_a_string",
+    "surrogate",
+    "corrupt_rows",
+)
+"""Drops that speak against the input or the config, not only against a row."""
+MAX_BAD_FRACTION = 0.2
+_MIN_ROWS = 1000
+_MIN_BAD_FILES = 5
+_NAMED = 3
+"""Files that a message names for each reason."""
+
+
+def judge(tally: Tally, source: str) -> None:
+    """Judge a source that was read to its end.
+
+    Raises:
+        InputError: too many of its files or rows are damaged, or it has faults and no document.
+    """
+    judge_files(tally, source, tally.files)
+    judge_rows(tally, source)
+    bad = {reason: n for reason, n in tally.drops.items() if reason in BAD_ROWS}
+    bad |= {r: n for r, n in tally.file_drops.items() if r.startswith(("corrupt", "no_column"))}
+    if bad and not tally.rows_out:
+        raise InputError.of(
+            f"source {source} has no usable document: "
+            + ", ".join(f"{n} {reason}" for reason, n in bad.items())
+            + _named(tally),
+            "faults alone mean a wrong file or column, or a copy that went wrong",
+            "check text_field and path of the source, or take it out of data.build.sources",
+        )
+
+
+def judge_files(tally: Tally, source: str, num_files: int) -> None:
+    """Raise InputError if more than a fifth of `num_files` files are damaged."""
+    bad = sum(n for reason, n in tally.file_drops.items() if reason.startswith("corrupt"))
+    if bad >= _MIN_BAD_FILES and bad > MAX_BAD_FRACTION * num_files:
+        raise InputError.of(
+            f"{bad:,} of the {counted(num_files, 'file')} of source {source} are damaged: "
+            + ", ".join(f"{n} {r}" for r, n in tally.file_drops.most_common())
+            + _named(tally),
+            f"more than {MAX_BAD_FRACTION:.0%} damaged files mean that the copy went wrong",
+            "copy the files again, or take the damaged ones out of the source's path",
+        )
+
+
+def judge_rows(tally: Tally, source: str) -> None:
+    """Raise InputError if more than a fifth of at least 1,000 rows are bad."""
+    bad = sum(tally.drops[reason] for reason in BAD_ROWS)
+    if tally.rows_in >= _MIN_ROWS and bad > MAX_BAD_FRACTION * tally.rows_in:
+        raise InputError.of(
+            f"{bad:,} of the {counted(tally.rows_in, 'row')} of source {source} are unusable: "
+            + ", ".join(f"{n} {r}" for r, n in tally.drops.most_common())
+            + _named(tally),
+            f"more than {MAX_BAD_FRACTION:.0%} bad rows mean a wrong file or column",
+            "check text_field and path of the source",
+        )
+
+
+def described(faults: Mapping[str, Mapping[str, int]], named: int) -> list[str]:
+    """Return a line for each reason, with the worst files."""
+    lines = []
+    for reason, files in faults.items():
+        worst = [f"{path} ({n:,})" if n > 1 else path for path, n in files.items()]
+        more = " ..." if len(worst) > named else ""
+        lines.append(f"{reason}: {', '.join(worst[:named])}{more}")
+    return lines
+
+
+def _named(tally: Tally) -> str:
+    return "".join(f"\n    {line}" for line in described(tally.worst(), _NAMED))
