@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
+from data_pipeline.balance.names import missing_shares
+from data_pipeline.balance.plan import Planned
 from data_pipeline.finish import Finished
 from data_pipeline.readers.base import Source
 from data_pipeline.readers.ingest import Listed, list_parts
@@ -20,6 +22,7 @@ from data_pipeline.resolve import (
     domains_of,
     fingerprint_of,
     open_all,
+    refuse_unknown_names,
     resolve_auto,
     weights_of,
     with_rules,
@@ -69,6 +72,7 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     """
     if not data.build.sources:
         return _finished(data, verify)
+    refuse_unknown_names(data)
     domains = domains_of(data)
     data = resolve_auto(data)
     sources = open_all(data, domains)
@@ -108,6 +112,7 @@ def check_input(data: DataConfig) -> None:
     if not data.build.sources:
         _finished(data, "size")
         return
+    refuse_unknown_names(data)
     domains = domains_of(data)
     data = resolve_auto(data)
     sources = open_all(data, domains)
@@ -177,6 +182,8 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
     executor = _executor(work)
     for stage in STAGES:
         _run_stage(work, stage, executor, report)
+    if line := missing_shares(work.data, work.result(Planned).languages):
+        report(line)
     work.done(Finished).file(work.corpus / MANIFEST)
     work.corpus.rename(folder)
     sync_folder(folder.parent)

@@ -13,22 +13,29 @@ from typing import Any
 import tokenizers
 import xxhash
 
+from data_pipeline.balance.names import unknown_shares
 from data_pipeline.decontam.match import BUILTIN, open_index
 from data_pipeline.langid.classifier import LanguageClassifier
 from data_pipeline.langid.names import members_of
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
-from data_pipeline.schema import DOMAINS
 from data_pipeline.tasks.work import Work
 from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.imported import import_tokenizer
 from loopcoder.config.build import SourceConfig
+from loopcoder.config.check_names import check_names
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
-from loopcoder.config.mixture import lowest_terms, without
+from loopcoder.config.mixture import DOMAINS, lowest_terms, without
 from loopcoder.data.corpus import FORMAT_VERSION
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.digest import file_digest
+
+
+def refuse_unknown_names(data: DataConfig) -> None:
+    """Raise InputError for names that stand for nothing, before anything is opened or read."""
+    if problems := [*check_names(data), *unknown_shares(data)]:
+        raise InputError(problems)
 
 
 def domains_of(data: DataConfig) -> tuple[str, ...]:

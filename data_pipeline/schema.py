@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-DOMAINS = ("text", "code")
-"""The domains of the corpus, in the order in which they are listed everywhere."""
-
 MAX_DOCUMENT_BYTES = 8 << 20
 """Larger documents are dropped and counted: the tokenizer takes some 100 bytes per byte of text."""
 

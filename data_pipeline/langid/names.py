@@ -187,6 +187,11 @@ def identify(name: str, head: bytes) -> tuple[str, str] | None:
     return language, domain_of(language)
 
 
+def code_languages() -> list[str]:
+    """Return the languages of code that names or first lines tell, by name."""
+    return sorted(name for name in _KNOWN if domain_of(name) == "code")
+
+
 def is_known(language: str) -> bool:
     """Tell whether a language stands in the tables of this module."""
     return language in _KNOWN

@@ -23,6 +23,8 @@ NUM_SPECIAL_TOKENS = 64
 """Ids of a trained tokenizer that stand for no text: the end of a document, markers, reserves."""
 MIN_VOCAB_SIZE = NUM_SPECIAL_TOKENS + 256
 """Smallest size of a trained tokenizer: its special tokens and every single byte."""
+MAX_VOCAB_SIZE = 1 << 21
+"""Largest size of a trained tokenizer; training reserves memory for all of it at once."""
 
 InvalidUtf8 = Literal["error", "replace", "drop"]
 
@@ -141,7 +143,7 @@ class BuildConfig:
     tokenizer_backend: Annotated[Literal["auto", "fast", "reference"], Changes("nothing")] = "auto"
     """What encodes: `fast` is fastokens, `reference` HF tokenizers; auto takes fast where it is
     installed. Their ids are compared before anything is encoded."""
-    tokenizer_vocab_size: PositiveInt = 4096
+    tokenizer_vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCAB_SIZE)] = 4096
     """Size of a trained tokenizer, its 64 special tokens included."""
     tokenizer_train_bytes: PositiveInt = 8_000_000
     """Bytes of text that a tokenizer is trained on, as much of each domain."""
