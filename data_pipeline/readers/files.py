@@ -22,14 +22,25 @@ from data_pipeline.readers.base import (
     judge_files,
     row_domains,
 )
-from data_pipeline.readers.compressed import decompressed
+from data_pipeline.readers.columns import column_of, value_at
+from data_pipeline.readers.compressed import CorruptFileError, decompressed
 from data_pipeline.readers.jsonl import jsonl_documents, lines
+from data_pipeline.readers.notebooks import SUFFIX, notebook_script
+from data_pipeline.readers.packed import PACKERS, inner_name
+from data_pipeline.readers.places import Places
 from data_pipeline.readers.storage import (
     SKIPPED_FOLDERS,
     File,
     is_url,
     local_path,
     remote_files,
+)
+from data_pipeline.readers.tables import (
+    CSV,
+    csv_documents,
+    is_csv,
+    is_list,
+    list_documents,
 )
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Tally
 from loopcoder.backends import require
@@ -39,7 +50,9 @@ from loopcoder.errors import InputError, Problem, counted
 
 # a compressed .json is jsonl in every public corpus
 _ROWS_PLAIN = (".jsonl", ".ndjson")
-_ROWS_PACKED = tuple(f"{name}.{p}" for name in (*_ROWS_PLAIN, ".json") for p in ("gz", "zst"))
+_ROWS_PACKED = tuple(
+    f"{name}.{p}" for name in (*_ROWS_PLAIN, ".json") for p in ("gz", "zst", "xz", "bz2")
+)
 _PARQUET = (".parquet",)
 _HEAD_BYTES = 4096
 
@@ -58,26 +71,28 @@ class FilesSource:
         self.licences: dict[str, list[str]] = {}
         """Licences that a package names, by its folder."""
         self._is_part = False
-        self._id_root = ""
+        given = [config.path] if isinstance(config.path, str) else config.path or []
         listing = _listing(name, config)
+        self.roots = [_root(path) for path in given]
+        self.places = Places(self.roots)
+        listing = sorted(listing, key=lambda entry: self.places.of(entry[0]).split("/"))
         kinds = [_kind(path, config) for path, _, _ in listing]
         self._files = [(path, size, k) for (path, size, _), k in zip(listing, kinds, strict=True)]
         if not any(kinds):
             raise InputError.of(
                 f"source {name}: of {counted(len(listing), 'file')} under {config.path} "
                 "none is usable",
-                "known are .jsonl and .json.gz, .parquet, prose such as .txt, and source code",
+                "known are .jsonl and .json.gz, .parquet, .csv and lists in .json with a column "
+                f"{config.text_field!r}, notebooks, prose such as .txt, and source code",
                 "data.path=FOLDER with such files",
             )
         self.domains = frozenset().union(*(_domains(k, config) for k in kinds if k))
         # without the unusable ones: the corpus itself may be built below this folder
         self.identity: list[Any] = [
-            [str(path), size, mtime]
+            [self.places.of(path), size, mtime]
             for (path, size, mtime), k in zip(listing, kinds, strict=True)
             if k
         ]
-        given = [config.path] if isinstance(config.path, str) else config.path or []
-        self.roots = [_root(path) for path in given]
         self.provenance: dict[str, Any] = {"paths": given, "licence": config.licence}
         self.size = sum(size for _, size, kind in self._files if kind)
         self.num_files = len(self._files)
@@ -130,22 +145,42 @@ class FilesSource:
             judge_end(tally, self.name)
 
     def _file(self, path: File, size: int, kind: str | None, tally: Tally) -> Iterator[Document]:
+        place = self.places.of(path)
         match kind:
             case "jsonl":
-                yield from jsonl_documents(path, self.config, self.name, tally)
+                yield from jsonl_documents(path, self.config, self.name, tally, place)
             case "parquet":
-                yield from _parquet_documents(path, self.config, self.name, tally)
+                yield from _parquet_documents(path, self.config, self.name, tally, place)
+            case "csv":
+                yield from csv_documents(path, self.config, self.name, tally, place)
+            case "list":
+                yield from list_documents(path, self.config, self.name, tally, place)
             case None:
                 tally.file_drops["unknown_type"] += 1
             case _:
-                yield from self._plain(path, size, tally)
+                yield from self._plain(path, size, tally, place, is_notebook=kind == "notebook")
 
-    def _plain(self, path: File, size: int, tally: Tally) -> Iterator[Document]:
+    def _plain(
+        self, path: File, size: int, tally: Tally, place: str, *, is_notebook: bool
+    ) -> Iterator[Document]:
+        try:
+            data = _content(path, size, tally)
+        except CorruptFileError:
+            tally.file_drops["corrupt_" + path.suffix[1:].lower()] += 1
+            return
         tally.rows_in += 1
-        data = b"" if size > MAX_DOCUMENT_BYTES else path.read_bytes()
-        language = identify(path.name, data[:_HEAD_BYTES])
-        if size > MAX_DOCUMENT_BYTES:
+        is_too_large, data = data is None, data or b""
+        language = identify(inner_name(path.name), data[:_HEAD_BYTES])
+        is_broken = False
+        if is_notebook and data.strip():
+            script = notebook_script(data)
+            is_broken = script is None
+            program, kernel = script or ("", "Python")
+            data, language = program.encode(errors="surrogatepass"), (kernel, domain_of(kernel))
+        if is_too_large:
             reason = "too_large"
+        elif is_broken:
+            reason = "broken_json"
         elif b"\0" in data[:_HEAD_BYTES]:
             reason = "binary"
         elif not data.strip():
@@ -162,7 +197,6 @@ class FilesSource:
             tally.drop("invalid_utf8")
             return
         tally.rows_out += 1
-        place = str(path).removeprefix(self._id_root)
         yield Document(
             id=document_id(self.name, place),
             text=text,
@@ -184,7 +218,7 @@ class FilesSource:
 def _root(path: str) -> str:
     """Return the folder from which the files that a path stands for count."""
     if is_url(path):
-        return path
+        return re.split(r"[*?\[]", path)[0].rpartition("/")[0] if set(path) & set("*?[") else path
     fixed = re.split(r"[*?\[]", path)[0] if not local_path(path).exists() else path
     folder = local_path(fixed).resolve()
     return str(folder if folder.is_dir() else folder.parent)
@@ -251,25 +285,46 @@ def _walk(root: Path) -> Iterator[Path]:
 def _kind(path: File, config: SourceConfig) -> str | None:
     """Return the kind of a file, the language that its name tells, `?` for a shebang's, or None."""
     name = path.name.lower()
+    inner = inner_name(name)
+    if inner.endswith(".json") and is_list(path, config):
+        return "list"
     if name.endswith(_ROWS_PLAIN + _ROWS_PACKED) or (
         name.endswith(".json") and _holds_rows(path, config)
     ):
         return "jsonl"
+    if inner.endswith(CSV) and is_csv(path, config):
+        return "csv"
     if name.endswith(_PARQUET):
         return "parquet"
     if name.endswith(ARCHIVES):
         return "archive"
-    return language_of_name(name) or (None if path.suffix else "?")
+    if inner.endswith(SUFFIX):
+        return "notebook"
+    return language_of_name(inner) or (None if path.suffix else "?")
+
+
+def _content(path: File, size: int, tally: Tally) -> bytes | None:
+    """Return the bytes of a file, unpacked; None: there are too many."""
+    if not path.name.lower().endswith(PACKERS):
+        return None if size > MAX_DOCUMENT_BYTES else path.read_bytes()
+    pieces: list[bytes] = []
+    total = 0
+    for piece in decompressed(path, tally):
+        total += len(piece)
+        if total > MAX_DOCUMENT_BYTES:
+            return None
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _domains(kind: str, config: SourceConfig) -> frozenset[str]:
-    if kind in ("jsonl", "parquet"):
+    if kind in ("jsonl", "parquet", "csv", "list"):
         return row_domains(config)
     if config.domain != "auto":
         return frozenset({config.domain})
     if kind == "archive":
         return frozenset({"text", "code"})
-    return frozenset({"code" if kind == "?" else domain_of(kind)})
+    return frozenset({"code" if kind in ("?", "notebook") else domain_of(kind)})
 
 
 def _holds_rows(path: File, config: SourceConfig) -> bool:
@@ -277,17 +332,17 @@ def _holds_rows(path: File, config: SourceConfig) -> bool:
     first = next(lines(decompressed(path), MAX_DOCUMENT_BYTES), None)
     try:
         row = json.loads(first or b"")
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    return isinstance(row, dict) and config.text_field in row
+    return isinstance(row, dict) and value_at(row, config.text_field) is not None
 
 
 def _parquet_documents(
-    path: File, config: SourceConfig, source: str, tally: Tally
+    path: File, config: SourceConfig, source: str, tally: Tally, place: str
 ) -> Iterator[Document]:
     needs = f"{path} is a parquet file", "reading it needs pyarrow", "pip install pyarrow"
     pa, pq = require("pyarrow", *needs), require("pyarrow.parquet", *needs)
-    reader = RowReader(config, source, str(path), tally)
+    reader = RowReader(config, source, str(path), tally, place)
     number = 0
     try:
         # a local file is read by Arrow itself
@@ -297,8 +352,8 @@ def _parquet_documents(
             *(config.text_field, config.language_field),
             *(config.path_field, config.licence_field),
         )
-        wanted = [c for c in columns if c in names]
-        if config.text_field not in wanted:
+        wanted = list(dict.fromkeys(c for name in columns if (c := column_of(name, names))))
+        if column_of(config.text_field, names) is None:
             tally.file_drops[f"no_column_{config.text_field}"] += 1
             return
         for batch in file.iter_batches(batch_size=256, columns=wanted):

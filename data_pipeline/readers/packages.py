@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.readers.fetch import fetch_debian, fetch_npm
 from data_pipeline.readers.files import FilesSource
+from data_pipeline.readers.places import Places
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError
@@ -43,5 +44,5 @@ class PackagesSource(FilesSource):
             "licence": config.licence,
             "packages": [asdict(package) for package in packages],
         }
-        self._id_root = f"{folder}/"
+        self.places = Places([str(folder)])
         self.licences = {f"{p.folder}/": p.licences for p in packages if p.licences}

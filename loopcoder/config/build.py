@@ -15,7 +15,6 @@ from loopcoder.config.types import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
 )
 
@@ -26,6 +25,7 @@ MIN_VOCAB_SIZE = NUM_SPECIAL_TOKENS + 256
 MAX_VOCAB_SIZE = 1 << 21
 """Largest size of a trained tokenizer; training reserves memory for all of it at once."""
 
+Epochs = Annotated[float, Field(gt=0, le=10_000)]
 InvalidUtf8 = Literal["error", "replace", "drop"]
 
 
@@ -47,7 +47,8 @@ class SourceConfig:
     """Domain of the corpus; auto goes by each file's extension (rows of jsonl/parquet: by
     `language_field`, else text)."""
     text_field: str = "text"
-    """Column that holds the document."""
+    r"""Column that holds the document; `a.b` is the field b of the column a (`a\.b`: of that name).
+    The other columns are named in the same way."""
     language_field: str | None = None
     """Column that names the programming language; rows that have one are code."""
     path_field: str | None = None
@@ -74,16 +75,16 @@ class NearDedupConfig:
 
     enabled: bool | Literal["auto"] = True
     """Look for near copies; needs rensa (auto: where it is installed)."""
-    bands: PositiveInt = 14
+    bands: Annotated[int, Field(ge=1, le=1000)] = 14
     """Bands of a signature; each takes 16 bytes per document on disk."""
-    rows: PositiveInt = 8
+    rows: Annotated[int, Field(ge=1, le=1000)] = 8
     """Hashes that make up a band. Pairs of similarity J share a band with the probability
     1 - (1 - J^rows)^bands."""
     verify: Fraction | None = 0.75
     """Share of the signature that a pair found by a band must agree in; null takes every pair."""
-    text_shingle: PositiveInt = 5
+    text_shingle: Annotated[int, Field(ge=1, le=1000)] = 5
     """Consecutive words of prose that are compared as one."""
-    code_shingle: PositiveInt = 5
+    code_shingle: Annotated[int, Field(ge=1, le=1000)] = 5
     """Consecutive tokens of code (words and single signs) that are compared as one."""
 
 
@@ -167,7 +168,7 @@ class BuildConfig:
     paper's corpus, or a mapping, in which `*` stands for all languages that it does not name."""
     target_tokens: PositiveInt | None = None
     """Tokens of all domains; null: as many as the documents give in these proportions."""
-    epochs: PositiveFloat | dict[str, PositiveFloat] = 1.0
+    epochs: Epochs | dict[str, Epochs] = 1.0
     """How often a document may be in the corpus on average, for all domains or each; above 1,
     scarce languages are repeated."""
     fim: FimConfig = field(default_factory=FimConfig)
