@@ -13,13 +13,17 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
+from data_pipeline.balance.names import missing_shares
+from data_pipeline.balance.plan import Planned
 from data_pipeline.finish import Finished
+from data_pipeline.former import former_line
 from data_pipeline.readers.base import Source
 from data_pipeline.readers.ingest import Listed, list_parts
 from data_pipeline.resolve import (
     domains_of,
     fingerprint_of,
     open_all,
+    refuse_unknown_names,
     resolve_auto,
     weights_of,
     with_rules,
@@ -28,6 +32,8 @@ from data_pipeline.stages import STAGES, Stage
 from data_pipeline.tasks.execute import check_executor, run_tasks
 from data_pipeline.tasks.progress import Report, described, left_out, total_cost, watched
 from data_pipeline.tasks.work import Cost, Task, Work, disk_errors
+from data_pipeline.tokenizer.changes import changes_line
+from data_pipeline.tokenizer.count import Counted, Tokenizer
 from loopcoder.config.build import ExecutorConfig
 from loopcoder.config.data import DataConfig
 from loopcoder.config.fields import as_override
@@ -69,6 +75,7 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     """
     if not data.build.sources:
         return _finished(data, verify)
+    refuse_unknown_names(data)
     domains = domains_of(data)
     data = resolve_auto(data)
     sources = open_all(data, domains, report)
@@ -108,6 +115,7 @@ def check_input(data: DataConfig, report: Report = print) -> None:
     if not data.build.sources:
         _finished(data, "size")
         return
+    refuse_unknown_names(data)
     domains = domains_of(data)
     data = resolve_auto(data)
     sources = open_all(data, domains, report)
@@ -174,6 +182,8 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
     )
     if not continues:  # here, since sources stay in this process
         Task(work, Listed, partial(list_parts, sources=sources))(0)
+        if line := former_line(folder, work.result(Listed).sources):
+            report(line)
     executor = _executor(work)
     for stage in STAGES:
         _run_stage(work, stage, executor, report)
@@ -181,6 +191,11 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
     finished.file(work.corpus / MANIFEST)
     for line in finished.result.told:
         report(f"data: {line}")
+    if line := missing_shares(work.data, work.result(Planned).languages):
+        report(line)
+    counts = (done.result.tallies[-1] for done in work.all_done(Counted))
+    if line := changes_line(counts, work.result(Tokenizer).normaliser):
+        report(line)
     work.corpus.rename(folder)
     sync_folder(folder.parent)
     if not work.data.build.keep_work:

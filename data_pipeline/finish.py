@@ -126,6 +126,8 @@ def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
             "xxh3_128": tokenizer.xxh3_128,
             "vocab_size": tokenizer.vocab_size,
             "eod_id": tokenizer.eod_id,
+            "eod": tokenizer.eod,
+            "normaliser": tokenizer.normaliser,
             "engine": tokenizer.engine,
             "trained": tokenizer.trained,
         },

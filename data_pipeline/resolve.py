@@ -13,36 +13,46 @@ from typing import Any
 import tokenizers
 import xxhash
 
+from data_pipeline.balance.names import unknown_shares
 from data_pipeline.decontam.match import BUILTIN, open_index
 from data_pipeline.langid.classifier import LanguageClassifier
 from data_pipeline.langid.names import LABELS_VERSION, members_of
 from data_pipeline.readers import open_source
 from data_pipeline.readers.base import Source
-from data_pipeline.schema import DOMAINS
 from data_pipeline.tasks.progress import Report, silent
 from data_pipeline.tasks.work import Work
 from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.imported import import_tokenizer
 from loopcoder.config.build import SourceConfig
+from loopcoder.config.check_names import check_names
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
-from loopcoder.config.mixture import lowest_terms, without
+from loopcoder.config.mixture import DOMAINS, lowest_terms, without
 from loopcoder.data.corpus import FORMAT_VERSION
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.digest import file_digest
+
+_READING = 2
+"""Raised whenever other documents, or others' ids, come of the same files."""
+
+
+def refuse_unknown_names(data: DataConfig) -> None:
+    """Raise InputError for names that stand for nothing, before anything is opened or read."""
+    if problems := [*check_names(data), *unknown_shares(data)]:
+        raise InputError(problems)
 
 
 def domains_of(data: DataConfig) -> tuple[str, ...]:
     """Return the domains of all mixtures, text before code."""
     wanted = set(data.mixture).union(*(stage.mixture or {} for stage in data.stages))
     unknown = sorted(wanted - set(DOMAINS))
-    # a finished corpus may have others
-    if (unknown and data.build.sources) or not wanted:
+    if not wanted:
         raise InputError.of(
-            f"data.mixture names {' and '.join(sorted(wanted)) or 'no domain'}",
+            "data.mixture names no domain",
             f"the domains of a corpus built here are {', '.join(DOMAINS)}",
             "'data.mixture={text:1,code:1}'",
         )
+    # a finished corpus may have others
     return (*(d for d in DOMAINS if d in wanted), *unknown)
 
 
@@ -187,8 +197,9 @@ def fingerprint_of(data: DataConfig, sources: Sequence[Source], weights: dict[st
 
 def _plain(config: SourceConfig) -> dict[str, Any]:
     plain = dataclasses.asdict(config)
-    if config.kind in ("debian", "npm"):
-        plain.pop("path")  # where packages are kept is of no account
+    if config.kind != "hf":
+        plain.pop("path")  # where files are kept is of no account: the identity has their places
+        plain["reading"] = _READING
     return plain
 
 

@@ -9,9 +9,6 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-DOMAINS = ("text", "code")
-"""The domains of the corpus, in the order in which they are listed everywhere."""
-
 MAX_DOCUMENT_BYTES = 8 << 20
 """Larger documents are dropped and counted: the tokenizer takes some 100 bytes per byte of text."""
 

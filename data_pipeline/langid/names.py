@@ -267,6 +267,11 @@ def may_be(name: str, language: str) -> bool:
     )
 
 
+def code_languages() -> list[str]:
+    """Return the languages of code that names or first lines tell, by name."""
+    return sorted(name for name in _KNOWN if domain_of(name) == "code")
+
+
 def is_known(language: str) -> bool:
     """Tell whether a language stands in the tables of this module."""
     return language in _KNOWN

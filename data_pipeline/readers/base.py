@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeGuard
 import xxhash
 
 from data_pipeline.langid.names import canonical, domain_of
+from data_pipeline.readers.columns import value_at
 from data_pipeline.readers.verdict import BAD_ROWS, judge_rows
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
 from loopcoder.config.build import SourceConfig
@@ -140,15 +141,21 @@ class RowReader:
     path: str
     """The table: a file, or a split of a data set."""
     tally: Tally
+    place: str = ""
+    """How documents and their ids call the table; else its path."""
 
     def document(self, row: object, number: int) -> Document | None:
         """Make a document of a row, or count why not; `number` is its place in the table."""
-        reason = _fault(row, self.config)
+        if not isinstance(row, Mapping):
+            self.reject("not_an_object", number)
+            return None
+        text: Any = value_at(row, self.config.text_field)
+        reason = _fault(text)
         if reason:
             self.reject(reason, number)
             return None
-        assert isinstance(row, Mapping)
-        named = row.get(self.config.language_field) if self.config.language_field else None
+        field = self.config.language_field
+        named = value_at(row, field) if field else None
         language = canonical(named) if _is_name(named) else None
         domain: str = self.config.domain
         if domain == "auto":
@@ -156,12 +163,12 @@ class RowReader:
         self.tally.rows_in += 1
         self.tally.rows_out += 1
         return Document(
-            id=document_id(self.source, self.path, number),
-            text=row[self.config.text_field],
+            id=document_id(self.source, self.place or self.path, number),
+            text=text,
             domain=domain,
             language=language or ("Text" if domain == "text" else "unknown"),
             source=self.source,
-            path=self.path,
+            path=self.place or self.path,
             meta={"row": number} | _named(row, self.config),
         )
 
@@ -173,7 +180,7 @@ class RowReader:
                 which it could be judged.
         """
         self.tally.rows_in += 1
-        self.tally.drop(reason, Place(self.path, number))
+        self.tally.drop(reason, Place(self.place or self.path, number))
         if reason in BAD_ROWS:
             self.tally.fault(reason, self.path)
             if self.config.streaming:
@@ -188,15 +195,12 @@ def _is_name(value: object) -> TypeGuard[str]:
 def _named(row: Mapping[str, Any], config: SourceConfig) -> dict[str, str]:
     """Return the path of a row's file and its licence, if the table has columns for them."""
     columns = {"path": config.path_field, "licence": config.licence_field}
-    values = {name: row.get(column) for name, column in columns.items() if column}
+    values = {name: value_at(row, column) for name, column in columns.items() if column}
     return {name: value for name, value in values.items() if _is_name(value)}
 
 
-def _fault(row: object, config: SourceConfig) -> str | None:
-    """Return why a row is no document."""
-    if not isinstance(row, Mapping):
-        return "not_an_object"
-    text = row.get(config.text_field)
+def _fault(text: object) -> str | None:
+    """Return why what a row has for a text is no document."""
     if text is None:
         return "missing_text"
     if not isinstance(text, str):

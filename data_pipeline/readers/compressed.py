@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from data_pipeline.readers.packed import DamagedError, unpacked
 from data_pipeline.readers.storage import File
 from data_pipeline.schema import Tally
 from loopcoder.backends import require
@@ -23,7 +24,7 @@ class CorruptFileError(Exception):
 
 
 def decompressed(path: File, tally: Tally | None = None) -> Iterator[bytes]:
-    """Yield the content of a plain, .gz or .zst file in pieces.
+    """Yield the content of a plain, .gz, .zst, .xz or .bz2 file in pieces.
 
     A file that is cut off yields its good prefix and counts as `truncated_file`. (gzip.GzipFile
     would lose up to 1 MB of it.) Zeros after the last member of a file are padding; what else may
@@ -34,6 +35,9 @@ def decompressed(path: File, tally: Tally | None = None) -> Iterator[bytes]:
         CorruptFileError: the content is damaged; pieces before the damage were yielded.
         InputError: .zst, and the package zstandard is missing.
     """
+    if path.suffix.lower() in (".xz", ".bz2"):
+        yield from _unpacked(path, tally)
+        return
     make = _decompressor(path)
     with path.open("rb") as file:
         if make is None:
@@ -87,6 +91,17 @@ def _note(tally: Tally | None, what: str, path: File) -> None:
     if tally is not None:
         tally.notes[what] += 1
         tally.fault(what, path)
+
+
+def _unpacked(path: File, tally: Tally | None) -> Iterator[bytes]:
+    try:
+        for piece in unpacked(path):
+            if piece is not None:
+                yield piece
+            elif tally is not None:
+                tally.notes["truncated_file"] += 1
+    except DamagedError as error:
+        raise CorruptFileError(str(error)) from error
 
 
 class _Stream:

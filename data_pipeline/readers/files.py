@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
-import json
-import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +14,8 @@ from data_pipeline.langid.names import (
     HEAD_BYTES,
     domain_of,
     identify,
-    language_of_name,
 )
-from data_pipeline.readers.archives import ARCHIVES, Member, members
+from data_pipeline.readers.archives import Member, members
 from data_pipeline.readers.base import (
     Documents,
     abandon,
@@ -27,24 +23,28 @@ from data_pipeline.readers.base import (
     document_id,
     guarded,
     is_limited,
-    row_domains,
 )
-from data_pipeline.readers.compressed import decompressed
+from data_pipeline.readers.compressed import CorruptFileError
+from data_pipeline.readers.contents import change_of, check_unchanged, content_of
 from data_pipeline.readers.http import http_files
-from data_pipeline.readers.jsonl import jsonl_documents, lines
+from data_pipeline.readers.jsonl import jsonl_documents
+from data_pipeline.readers.kinds import domains_of_kind, kind_of
 from data_pipeline.readers.listing import ListedFile, Listing
+from data_pipeline.readers.notebooks import notebook_script
+from data_pipeline.readers.packed import inner_name
 from data_pipeline.readers.parquet import parquet_documents
+from data_pipeline.readers.places import Places
 from data_pipeline.readers.storage import File, is_url, local_path, remote_files
+from data_pipeline.readers.tables import (
+    csv_documents,
+    list_documents,
+)
 from data_pipeline.readers.verdict import judge, judge_files
-from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
+from data_pipeline.schema import Document, Place, Tally
 from data_pipeline.tasks.progress import Paced, Report, silent
 from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError, Problem, counted
 
-# a compressed .json is jsonl in every public corpus
-_ROWS_PLAIN = (".jsonl", ".ndjson")
-_ROWS_PACKED = tuple(f"{name}.{p}" for name in (*_ROWS_PLAIN, ".json") for p in ("gz", "zst"))
-_PARQUET = (".parquet",)
 _HEAD_BYTES = 4096
 _JUDGED_EVERY = 64
 """Files between two looks whether too many are damaged already."""
@@ -81,12 +81,14 @@ class FilesSource:
         self.packages: dict[str, list[str]] = {}
         """Licences that a package names, by its folder."""
         self._is_part = False
-        self._id_root = ""
         self._skips = unreadable == "skip"
+        given = [config.path] if isinstance(config.path, str) else config.path or []
         paced = Paced(report)
         listing = _listing(name, config, paced)
+        self.roots = [_root(path) for path in given]
+        self.places = Places(self.roots)
         files = []
-        for listed in listing.ordered():
+        for listed in sorted(listing.files.values(), key=self._order):
             files.append((listed, _kind_of(listed.file, config, listing)))
             paced("data: source {}: {:,} of {:,} files seen", name, len(files), len(listing.files))
         if listing.unreadable and not self._skips:
@@ -96,11 +98,11 @@ class FilesSource:
         usable = [(listed, kind) for listed, kind in self._files if kind]
         if not usable:
             raise InputError([_unusable(name, config, len(self._files), self._left_out)])
-        self.domains = frozenset().union(*(_domains(kind, config) for _, kind in usable))
+        self.domains = frozenset().union(*(domains_of_kind(kind, config) for _, kind in usable))
         # without the unusable ones: the corpus itself may be built below this folder
-        self.identity: list[Any] = [[str(f.file), f.size, f.version] for f, _ in usable]
-        given = [config.path] if isinstance(config.path, str) else config.path or []
-        self.roots = [_root(path) for path in given]
+        self.identity: list[Any] = [
+            [self.places.of(listed.file), listed.size, listed.version] for listed, _ in usable
+        ]
         self.provenance: dict[str, Any] = {"paths": given, "licence": config.licence}
         self.size = sum(listed.size for listed, _ in usable)
         self.num_files = len(self._files)
@@ -145,7 +147,7 @@ class FilesSource:
             is_long = kind in ("archive", "jsonl", "parquet")  # others are read at once
             try:
                 if is_long:
-                    _check_unchanged(listed)
+                    check_unchanged(listed)
                 yield from guarded(self._listed(listed, kind, tally), listed.file, tally)
             except GeneratorExit:  # the limit of the source is reached
                 if is_long:
@@ -158,15 +160,18 @@ class FilesSource:
                     raise InputError([_cannot_read(listed.file, error)]) from error
                 abandon("unreadable", listed.file, tally)
             else:
-                if is_long and (change := _change_of(listed)):  # documents of it are handed on
+                if is_long and (change := change_of(listed)):  # documents of it are handed on
                     raise InputError([_changed(listed.file, change)])
             if self._files_in_all is not None and number % _JUDGED_EVERY == 0:
                 judge_files(tally, self.name, self._files_in_all)
         if not self._is_part:
             judge(tally, self.name)
 
+    def _order(self, listed: ListedFile) -> list[str]:
+        return self.places.of(listed.file).split("/")
+
     def _beyond_limit(self, listed: ListedFile, tally: Tally) -> None:
-        tally.drop_file("beyond_limit", Place(self._place(listed.file), num_bytes=listed.size))
+        tally.drop_file("beyond_limit", Place(self.places.of(listed.file), num_bytes=listed.size))
 
     def _listed(self, listed: ListedFile, kind: str | None, tally: Tally) -> Iterator[Document]:
         tally.files += 1
@@ -175,7 +180,7 @@ class FilesSource:
             return
         for member in members(listed.file, listed.size, tally):
             tally.files += 1
-            inner = _kind(member, self.config)
+            inner = kind_of(member, self.config)
             if inner == "archive":  # in archives they are how bombs are built
                 tally.bytes_in += len(member.content)
                 tally.drop_file("nested_archive", Place(str(member), num_bytes=len(member.content)))
@@ -185,27 +190,46 @@ class FilesSource:
 
     def _file(self, listed: ListedFile, kind: str | None, tally: Tally) -> Iterator[Document]:
         path = listed.file
+        place = self.places.of(path)
         match kind:
             case "jsonl":
-                yield from jsonl_documents(path, self.config, self.name, tally)
+                yield from jsonl_documents(path, self.config, self.name, tally, place)
             case "parquet":
-                yield from parquet_documents(path, self.config, self.name, tally)
+                yield from parquet_documents(path, self.config, self.name, tally, place)
+            case "csv":
+                yield from csv_documents(path, self.config, self.name, tally, place)
+            case "list":
+                yield from list_documents(path, self.config, self.name, tally, place)
             case None:
                 # a file is not even opened, but a member was unpacked
                 tally.bytes_in += listed.size if isinstance(path, Member) else 0
-                tally.drop_file("unknown_type", Place(self._place(path), num_bytes=listed.size))
+                tally.drop_file("unknown_type", Place(place, num_bytes=listed.size))
             case _:
-                yield from self._plain(listed, tally)
+                yield from self._plain(listed, tally, place, is_notebook=kind == "notebook")
 
-    def _plain(self, listed: ListedFile, tally: Tally) -> Iterator[Document]:
-        tally.rows_in += 1
+    def _plain(
+        self, listed: ListedFile, tally: Tally, place: str, *, is_notebook: bool
+    ) -> Iterator[Document]:
         path, size = listed.file, listed.size
-        data = b"" if size > MAX_DOCUMENT_BYTES else _content(listed)
+        try:
+            content = content_of(listed, tally)
+        except CorruptFileError:
+            tally.damaged("corrupt_" + path.suffix[1:].lower(), Place(place, num_bytes=size))
+            return
+        tally.rows_in += 1
+        is_too_large, data = content is None, content or b""
         tally.bytes_in += len(data)
-        place = self._place(path)
-        language = identify(path.name, data[:HEAD_BYTES])
-        if size > MAX_DOCUMENT_BYTES:
+        language = identify(inner_name(path.name), data[:HEAD_BYTES])
+        is_broken = False
+        if is_notebook and data.strip():
+            script = notebook_script(data)
+            is_broken = script is None
+            program, kernel = script or ("", "Python")
+            data, language = program.encode(errors="surrogatepass"), (kernel, domain_of(kernel))
+        if is_too_large:
             reason = "too_large"
+        elif is_broken:
+            reason = "broken_json"
         elif b"\0" in data[:_HEAD_BYTES]:
             reason = "binary"
         elif not data.strip():
@@ -232,14 +256,11 @@ class FilesSource:
             meta=self._meta(place),
         )
 
-    def _place(self, path: File) -> str:
-        return str(path).removeprefix(self._id_root)
-
     def package_of(self, path: str) -> str:
         """Return the folder of the package that a path belongs to, "" outside packages."""
         if not self.packages:
             return ""
-        folder = "/".join(path.removeprefix(self._id_root).split("/", 2)[:2])
+        folder = "/".join(self.places.of(path).split("/", 2)[:2])
         return folder if folder in self.packages else ""
 
     def _meta(self, path: str) -> dict[str, Any]:
@@ -254,7 +275,7 @@ class FilesSource:
 def _root(path: str) -> str:
     """Return the folder from which the files that a path stands for count."""
     if is_url(path):
-        return path
+        return re.split(r"[*?\[]", path)[0].rpartition("/")[0] if set(path) & set("*?[") else path
     fixed = re.split(r"[*?\[]", path)[0] if not local_path(path).exists() else path
     folder = local_path(fixed).resolve()
     return str(folder if folder.is_dir() else folder.parent)
@@ -307,7 +328,8 @@ def _unusable(name: str, config: SourceConfig, files: int, left_out: dict[str, s
     return Problem(
         f"source {name}: of {counted(files, 'file')} under {config.path} none is usable"
         + (f" (besides {besides})" if besides else ""),
-        "known are .jsonl and .json.gz, .parquet, prose such as .txt, and source code",
+        "known are .jsonl and .json.gz, .parquet, .csv and lists in .json with a column "
+        f"{config.text_field!r}, notebooks, prose such as .txt, and source code",
         "data.path=FOLDER with such files",
     )
 
@@ -340,80 +362,10 @@ def _changed(path: File, change: str) -> Problem:
     )
 
 
-def _check_unchanged(listed: ListedFile) -> None:
-    """Raise OSError (ESTALE) unless a file is as it was when it was listed."""
-    if change := _change_of(listed):
-        raise OSError(errno.ESTALE, change)
-
-
-def _change_of(listed: ListedFile) -> str | None:
-    """Return how a local file differs from what it was when it was listed, None: it does not.
-
-    Its inode is of no account: some file systems in user space make new ones up. What a store says
-    of a file is compared when it is opened.
-    """
-    if not isinstance(listed.file, Path):
-        return None
-    info = os.stat(listed.file)  # noqa: PTH116 - in half the time
-    if not stat.S_ISREG(info.st_mode):
-        return "it is no file any more"
-    if (info.st_size, info.st_mtime_ns) != (listed.size, listed.version):
-        return f"it had {listed.size:,} bytes and has {info.st_size:,}"
-    return None
-
-
-def _content(listed: ListedFile) -> bytes:
-    if not isinstance(listed.file, Path):
-        return listed.file.read_bytes()
-    with open(listed.file, "rb", opener=_without_waiting) as file:
-        content = file.read()
-    _check_unchanged(listed)
-    return content
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; one that has become a pipe meanwhile, without waiting for who writes into it."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def _kind_of(path: File, config: SourceConfig, listing: Listing) -> str | None:
     """Return the kind of a listed file; note that it cannot be read, where it has to be."""
     try:
-        return _kind(path, config)
+        return kind_of(path, config)
     except OSError as error:
         listing.unreadable[str(path)] = error.strerror or str(error)
         return None
-
-
-def _kind(path: File, config: SourceConfig) -> str | None:
-    """Return the kind of a file, the language that its name tells, `?` for a shebang's, or None."""
-    name = path.name.lower()
-    if name.endswith(_ROWS_PLAIN + _ROWS_PACKED) or (
-        name.endswith(".json") and _holds_rows(path, config)
-    ):
-        return "jsonl"
-    if name.endswith(_PARQUET):
-        return "parquet"
-    if name.endswith(ARCHIVES):
-        return "archive"
-    return language_of_name(name) or (None if path.suffix else "?")
-
-
-def _domains(kind: str, config: SourceConfig) -> frozenset[str]:
-    if kind in ("jsonl", "parquet"):
-        return row_domains(config)
-    if config.domain != "auto":
-        return frozenset({config.domain})
-    if kind == "archive":
-        return frozenset({"text", "code"})
-    return frozenset({"code" if kind == "?" else domain_of(kind)})
-
-
-def _holds_rows(path: File, config: SourceConfig) -> bool:
-    """Tell whether a .json is jsonl: its first line is an object with the text's column."""
-    first = next(lines(decompressed(path), MAX_DOCUMENT_BYTES), None)
-    try:
-        row = json.loads(first or b"")
-    except (ValueError, RecursionError, MemoryError):
-        return False
-    return isinstance(row, dict) and config.text_field in row

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from data_pipeline.readers.base import RowReader, decode
 from data_pipeline.readers.compressed import CorruptFileError, decompressed
+from data_pipeline.readers.packed import PACKERS
 from data_pipeline.readers.storage import File
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
 from loopcoder.config.build import SourceConfig
@@ -39,10 +40,10 @@ def lines(chunks: Iterator[bytes], max_bytes: int) -> Iterator[bytes | None]:
 
 
 def jsonl_documents(
-    path: File, config: SourceConfig, source: str, tally: Tally
+    path: File, config: SourceConfig, source: str, tally: Tally, place: str = ""
 ) -> Iterator[Document]:
     """Read one file; faulty rows are counted, a damaged compressed file is left out as a whole."""
-    if path.suffix in (".gz", ".zst"):
+    if path.suffix.lower() in PACKERS:
         # an extra pass, faster than parsing: nothing of a corrupt file may get through
         try:
             for _ in decompressed(path):
@@ -50,7 +51,7 @@ def jsonl_documents(
         except CorruptFileError:
             tally.damaged("corrupt_" + path.suffix[1:], path)
             return
-    reader = RowReader(config, source, str(path), tally)
+    reader = RowReader(config, source, str(path), tally, place)
     was_truncated = tally.notes["truncated_file"]
     number = -1
     pending: tuple[int, bytes | None] | None = None

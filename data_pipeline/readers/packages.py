@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from data_pipeline.readers.fetch import fetch_debian, fetch_npm
 from data_pipeline.readers.files import FilesSource
+from data_pipeline.readers.places import Places
 from data_pipeline.tasks.progress import Report, silent
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.fields import as_override
@@ -50,5 +51,5 @@ class PackagesSource(FilesSource):
             "licence": config.licence,
             "packages": [asdict(package) for package in packages],
         }
-        self._id_root = f"{folder}/"
+        self.places = Places([str(folder)])
         self.packages = {package.folder: package.licences for package in packages}

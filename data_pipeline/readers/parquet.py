@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.readers.base import RowReader, columns, decode
+from data_pipeline.readers.columns import column_of, steps
 from data_pipeline.readers.storage import File, is_disk_fault
 from data_pipeline.schema import Document, Place, Tally
 from loopcoder.backends import require
@@ -24,7 +25,7 @@ class _InvalidText:
 
 
 def parquet_documents(
-    path: File, config: SourceConfig, source: str, tally: Tally
+    path: File, config: SourceConfig, source: str, tally: Tally, place: str
 ) -> Iterator[Document]:
     """Read one file; what a damaged row group held is counted as `corrupt_rows`.
 
@@ -49,10 +50,10 @@ def parquet_documents(
                 raise
             tally.damaged("corrupt_parquet", path)
             return
-        if config.text_field not in names:
+        if column_of(config.text_field, names) is None:
             tally.damaged(f"no_column_{config.text_field}", path)
             return
-        reader = RowReader(config, source, str(path), tally)
+        reader = RowReader(config, source, str(path), tally, place)
         start = 0
         for group, num_rows in enumerate(groups):
             number = start
@@ -71,7 +72,7 @@ def parquet_documents(
                 lost = max(start + num_rows - number, 0)
                 tally.rows_in += lost
                 for row_number in range(number, number + lost):
-                    tally.drop("corrupt_rows", Place(str(path), row_number))
+                    tally.drop("corrupt_rows", Place(place, row_number))
                 tally.notes["corrupt_row_group"] += 1
                 tally.fault("corrupt_rows", path, lost)
             start += num_rows
@@ -93,16 +94,34 @@ def _without_arrow_schema(stored: IO[bytes], pq: Any) -> Any:
 def _rows(
     file: Any, group: int, path: File, config: SourceConfig, tally: Tally
 ) -> Iterator[dict[str, object]]:
-    names = set(file.schema_arrow.names)
-    wanted = list(dict.fromkeys(name for name in columns(config) if name in names))
+    names = file.schema_arrow.names
+    wanted = list(dict.fromkeys(c for name in columns(config) if (c := column_of(name, names))))
     info = file.metadata.row_group(group)
     row_bytes = info.total_byte_size // max(info.num_rows, 1) + 1
     size = max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
     for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=wanted):
         tally.bytes_in += batch.nbytes
-        values = [_values(column, config, tally, path) for column in batch.columns]
+        found = {f: c for f in columns(config) if (c := _column(batch, f)) is not None}
+        values = [_values(column, config, tally, path) for column in found.values()]
         for row in zip(*values, strict=True):
-            yield dict(zip(batch.schema.names, row, strict=True))
+            yield dict(zip(found, row, strict=True))
+
+
+def _column(batch: Any, field: str) -> Any:
+    """Return the column that a field stands for, that of a struct if it is a path; None: the table
+    has none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    name = column_of(field, batch.schema.names)
+    if name is None:
+        return None
+    column = batch.column(name)
+    for step in steps(field)[1:] if name != field else ():
+        if not pa.types.is_struct(column.type) or column.type.get_field_index(step) < 0:
+            return pa.nulls(len(column))
+        column = pc.struct_field(column, step)
+    return column
 
 
 def _values(column: Any, config: SourceConfig, tally: Tally, path: File) -> Iterator[object]:

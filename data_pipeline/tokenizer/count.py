@@ -26,7 +26,9 @@ from data_pipeline.tasks.dropped import DropList, Dropped
 from data_pipeline.tasks.origins import Origins
 from data_pipeline.tasks.work import Output, Result, Work
 from data_pipeline.tokenizer import fim
+from data_pipeline.tokenizer.changes import note_changes
 from data_pipeline.tokenizer.encoder import Encoder
+from data_pipeline.tokenizer.spec import EOD
 from loopcoder.config.build import FimConfig
 from loopcoder.storage.files import write_bytes
 
@@ -54,6 +56,10 @@ class Tokenizer(Result):
     engine: str
     """What encodes."""
     trained: bool
+    eod: str = EOD
+    """Name of the token that ends a document."""
+    normaliser: str | None = None
+    """What the tokenizer does to text before it splits it; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,7 @@ def _count(
     entries: list[tuple[int, int, int, int, int]] = []
     origins = Origins()
     for batch in batches(kept(work, chunk, dedup), lambda d: len(d.text), BATCH_CHARS):
+        note_changes(encoding.encoder, batch, tally)
         for document, length in zip(batch, encoding.lengths(batch), strict=True):
             kind = kinds.setdefault((document.domain, document.language), len(kinds))
             pieces, lengths = [document], [length]

@@ -23,6 +23,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from data_pipeline.tokenizer.probe import probe_texts
 from data_pipeline.tokenizer.spec import (
     EOD,
+    EODS,
     SPECIAL_TOKENS,
     byte_of_char,
     read_spec,
@@ -119,14 +120,8 @@ class Encoder:
         }
         """Ids of the tokens that text never becomes, by their names."""
         vocab: dict[str, int] = self.spec["model"]["vocab"]
-        eod_id = self.markers.get(EOD, vocab.get(EOD))
-        if eod_id is None:
-            raise InputError.of(
-                f"{path} has no token {EOD}",
-                "every document of the corpus ends with it",
-                f"add {EOD} to its added_tokens, or data.build.tokenizer=train",
-            )
-        self.eod_id = eod_id
+        self.eod, self.eod_id = _end_of_document(path, self.markers, vocab)
+        """The token that ends every document, by its name and its id."""
         added = [int(t["id"]) for t in self.spec["added_tokens"]]
         self.vocab_size = max(*vocab.values(), *added, 0) + 1
         plain = self.spec | {
@@ -153,6 +148,17 @@ class Encoder:
         """The package that encodes and its version."""
         package = "fastokens" if self.backend == "fast" else "tokenizers"
         return f"{package} {version(package)}"
+
+    @property
+    def normaliser(self) -> str | None:
+        """What changes text before it is split, by its kind; None: nothing does."""
+        normaliser = self.spec.get("normalizer")
+        return None if self.lossless or normaliser is None else str(normaliser.get("type"))
+
+    def normalised(self, text: str) -> str:
+        """Return the text that the ids of a text stand for."""
+        normaliser = self._tokenizer.normalizer
+        return text if normaliser is None else str(normaliser.normalize_str(text))
 
     @cached_property
     def _pieces(self) -> list[bytes]:
@@ -219,7 +225,7 @@ class Encoder:
             ids = np.fromiter((t for i in lists for t in i), dtype=np.int32, count=count)
         if (ids == self.eod_id).any():
             raise InputError.of(
-                f"{self.path} encodes some plain text as {EOD}",
+                f"{self.path} encodes some plain text as {self.eod}",
                 "a document would end in its middle",
                 "use a tokenizer whose EOD is an added token, or data.build.tokenizer=train",
             )
@@ -280,6 +286,19 @@ class Encoder:
             f"fastokens does not do everything in {self.path} as HF tokenizers do",
             "data.build.tokenizer_backend=reference",
         )
+
+
+def _end_of_document(path: Path, markers: dict[str, int], vocab: dict[str, int]) -> tuple[str, int]:
+    for name in EODS:
+        if name in markers:
+            return name, markers[name]
+    if EOD in vocab:  # GPT-2's is a token like others
+        return EOD, vocab[EOD]
+    raise InputError.of(
+        f"{path} has no token {EOD}, nor one of {', '.join(EODS[1:])}",
+        "every document of the corpus ends with it",
+        f"add {EOD} to its added_tokens, or data.build.tokenizer=train",
+    )
 
 
 def resolve_backend(choice: str) -> Backend:

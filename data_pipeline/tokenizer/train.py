@@ -83,6 +83,8 @@ def _made(work: Work, used: int) -> Output:
         xxh3_128=file_digest(work.tokenizer),
         vocab_size=encoder.vocab_size,
         eod_id=encoder.eod_id,
+        eod=encoder.eod,
+        normaliser=encoder.normaliser,
         engine=encoder.engine,
         trained=is_trained(work),
     )

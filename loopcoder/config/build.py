@@ -15,7 +15,6 @@ from loopcoder.config.types import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
 )
 
@@ -23,7 +22,10 @@ NUM_SPECIAL_TOKENS = 64
 """Ids of a trained tokenizer that stand for no text: the end of a document, markers, reserves."""
 MIN_VOCAB_SIZE = NUM_SPECIAL_TOKENS + 256
 """Smallest size of a trained tokenizer: its special tokens and every single byte."""
+MAX_VOCAB_SIZE = 1 << 21
+"""Largest size of a trained tokenizer; training reserves memory for all of it at once."""
 
+Epochs = Annotated[float, Field(gt=0, le=10_000)]
 InvalidUtf8 = Literal["error", "replace", "drop"]
 
 
@@ -45,7 +47,8 @@ class SourceConfig:
     """Domain of the corpus; auto goes by each file's extension (rows of jsonl/parquet: by
     `language_field`, else text)."""
     text_field: str = "text"
-    """Column that holds the document."""
+    r"""Column that holds the document; `a.b` is the field b of the column a (`a\.b`: of that name).
+    The other columns are named in the same way."""
     language_field: str | None = None
     """Column that names the programming language; rows that have one are code, those that name a
     format of prose, a spoken language or `none` text."""
@@ -73,16 +76,16 @@ class NearDedupConfig:
 
     enabled: bool | Literal["auto"] = True
     """Look for near copies; needs rensa (auto: where it is installed)."""
-    bands: PositiveInt = 14
+    bands: Annotated[int, Field(ge=1, le=1000)] = 14
     """Bands of a signature; each takes 16 bytes per document on disk."""
-    rows: PositiveInt = 8
+    rows: Annotated[int, Field(ge=1, le=1000)] = 8
     """Hashes that make up a band. Pairs of similarity J share a band with the probability
     1 - (1 - J^rows)^bands."""
     verify: Fraction | None = 0.75
     """Share of the signature that a pair found by a band must agree in; null takes every pair."""
-    text_shingle: PositiveInt = 5
+    text_shingle: Annotated[int, Field(ge=1, le=1000)] = 5
     """Consecutive words of prose that are compared as one."""
-    code_shingle: PositiveInt = 5
+    code_shingle: Annotated[int, Field(ge=1, le=1000)] = 5
     """Consecutive tokens of code (words and single signs) that are compared as one."""
 
 
@@ -142,7 +145,7 @@ class BuildConfig:
     tokenizer_backend: Annotated[Literal["auto", "fast", "reference"], Changes("nothing")] = "auto"
     """What encodes: `fast` is fastokens, `reference` HF tokenizers; auto takes fast where it is
     installed. Their ids are compared before anything is encoded."""
-    tokenizer_vocab_size: PositiveInt = 4096
+    tokenizer_vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCAB_SIZE)] = 4096
     """Size of a trained tokenizer, its 64 special tokens included."""
     tokenizer_train_bytes: PositiveInt = 8_000_000
     """Bytes of text that a tokenizer is trained on, as much of each domain."""
@@ -170,7 +173,7 @@ class BuildConfig:
     paper's corpus, or a mapping, in which `*` stands for all languages that it does not name."""
     target_tokens: PositiveInt | None = None
     """Tokens of all domains; null: as many as the documents give in these proportions."""
-    epochs: PositiveFloat | dict[str, PositiveFloat] = 1.0
+    epochs: Epochs | dict[str, Epochs] = 1.0
     """How often a document may be in the corpus on average, for all domains or each; above 1,
     scarce languages are repeated."""
     fim: FimConfig = field(default_factory=FimConfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loopcoder.config.build import MIN_VOCAB_SIZE, NUM_SPECIAL_TOKENS, SourceConfig
+from loopcoder.config.check_names import check_names
 from loopcoder.config.fields import as_override, next_multiple
 from loopcoder.config.schema import Config
 from loopcoder.errors import Problem
@@ -29,7 +30,7 @@ def check_data(config: Config) -> Iterator[Problem]:
         )
     for index, source in enumerate(data.build.sources):
         yield from _source(f"data.build.sources.{index}", source, data.path)
-    yield from _shares(config)
+    yield from check_names(data)
     yield from _tokenizer(config)
     yield from _stages(config)
     yield from check_lengths(config)
@@ -74,24 +75,6 @@ def _source(key: str, source: SourceConfig, path: str | list[str] | None) -> Ite
             f"{key}.streaming=true {key}.max_documents=null",
             "a stream may have no end, and the corpus is built before training starts",
             f"{key}.max_documents=100000",
-        )
-
-
-def _shares(config: Config) -> Iterator[Problem]:
-    build = config.data.build
-    if isinstance(build.epochs, dict):
-        domains = {domain for stage in config.stages for domain in stage.mixture}
-        for domain in sorted(domains - build.epochs.keys()):
-            yield Problem(
-                f"data.build.epochs={as_override(build.epochs)}",
-                f"the mixture takes tokens of {domain} too",
-                f"data.build.epochs={as_override(build.epochs | {domain: 1})}",
-            )
-    if isinstance(build.shares, dict) and not any(build.shares.values()):
-        yield Problem(
-            f"data.build.shares={as_override(build.shares)}",
-            "at least one language has a weight above 0",
-            "data.build.shares=supply",
         )
 
 

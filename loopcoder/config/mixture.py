@@ -9,7 +9,8 @@ from math import gcd, lcm
 from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError
 
-_FIRST = ("text", "code")
+DOMAINS = ("text", "code")
+"""The domains of a corpus that is built here, in the order in which they are listed everywhere."""
 
 
 def lowest_terms(mixture: Mapping[str, float]) -> dict[str, int]:
@@ -28,8 +29,8 @@ def lowest_terms(mixture: Mapping[str, float]) -> dict[str, int]:
     whole = lcm(*(weight.denominator for weight in exact.values()))
     numbers = {domain: int(weight * whole) for domain, weight in exact.items()}
     divisor = gcd(*numbers.values())
-    first = [domain for domain in _FIRST if domain in numbers]
-    others = sorted(numbers.keys() - set(_FIRST))
+    first = [domain for domain in DOMAINS if domain in numbers]
+    others = sorted(numbers.keys() - set(DOMAINS))
     return {domain: numbers[domain] // divisor for domain in (*first, *others)}
 
 

@@ -63,7 +63,7 @@ def test_an_entry_that_is_a_section_is_shown_as_one(override: str, fix: str) -> 
     ("data", "says"),
     [
         (data_config(name="x", seq_length=8, mixture={"text": 1}, sources=[]), "data.path is null"),
-        (compose(["data.mixture={text:1,x:1}"]).data, "data.mixture names text and x"),
+        (compose(["data.mixture={text:1,x:1}"]).data, "there is no domain 'x'"),
     ],
 )
 def test_the_pipeline_says_it_in_words_too(data: DataConfig, says: str) -> None:

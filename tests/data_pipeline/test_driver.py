@@ -183,7 +183,7 @@ def test_bad_input_is_found_before_anything_is_built(config: Config, tmp_path: P
     with pytest.raises(InputError, match="no source has documents of the domain 'code'") as caught:
         prepare(config(sources=[rows]))
     assert "'data.mixture={text:1}'" in caught.value.problems[0].fix
-    with pytest.raises(InputError, match="names math and text"):
+    with pytest.raises(InputError, match="there is no domain 'math'"):
         prepare(config(mixture={"text": 1}, stages=[StageConfig(mixture={"math": 1})]))
     assert not (tmp_path / "cache").exists()
     with pytest.raises(InputError, match="'text' of the corpus has 1 document,") as caught:

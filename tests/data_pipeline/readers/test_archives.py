@@ -84,7 +84,7 @@ def test_archives(tmp_path: Path, name: str) -> None:
     by_text = {d.text: d for d in found}
     assert by_text["namespace n {}\n"].language == "C++"
     assert by_text["Read me.\n"].domain == "text"
-    assert by_text["print(1)\n"].path == f"{tmp_path / name}!pkg/a.py"
+    assert by_text["print(1)\n"].path == f"{name}!pkg/a.py"
     assert len({d.id for d in found}) == 5
     assert tally.drops == {"broken_json": 1, "empty": 1}
     left_out = ("unknown_type", "nested_archive", "hidden", "skipped_folder")

@@ -131,7 +131,7 @@ def step(documents: Any, tally: Tally) -> Iterator[Document]:
         if document.text == "bad":
             raise RecursionError
         if document.text == "dropped":
-            tally.drop("rule")
+            tally.drop("rule", document.place)
             continue
         tally.rows_out += 1
         yield document

@@ -1,0 +1,67 @@
+"""The bytes of a file that was listed, as it was then."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from data_pipeline.readers.compressed import decompressed
+from data_pipeline.readers.listing import ListedFile
+from data_pipeline.readers.packed import PACKERS
+from data_pipeline.readers.storage import File
+from data_pipeline.schema import MAX_DOCUMENT_BYTES, Tally
+
+
+def check_unchanged(listed: ListedFile) -> None:
+    """Raise OSError (ESTALE) unless a file is as it was when it was listed."""
+    if change := change_of(listed):
+        raise OSError(errno.ESTALE, change)
+
+
+def change_of(listed: ListedFile) -> str | None:
+    """Return how a local file differs from what it was when it was listed, None: it does not.
+
+    Its inode is of no account: some file systems in user space make new ones up. What a store says
+    of a file is compared when it is opened.
+    """
+    if not isinstance(listed.file, Path):
+        return None
+    info = os.stat(listed.file)  # noqa: PTH116 - in half the time
+    if not stat.S_ISREG(info.st_mode):
+        return "it is no file any more"
+    if (info.st_size, info.st_mtime_ns) != (listed.size, listed.version):
+        return f"it had {listed.size:,} bytes and has {info.st_size:,}"
+    return None
+
+
+def content_of(listed: ListedFile, tally: Tally) -> bytes | None:
+    """Return the bytes of a file, unpacked; None: there are too many."""
+    path = listed.file
+    if path.name.lower().endswith(PACKERS):
+        return _unpacked(path, tally)
+    if listed.size > MAX_DOCUMENT_BYTES:
+        return None
+    if not isinstance(path, Path):
+        return path.read_bytes()
+    with open(path, "rb", opener=_without_waiting) as file:
+        content = file.read()
+    check_unchanged(listed)
+    return content
+
+
+def _unpacked(path: File, tally: Tally) -> bytes | None:
+    pieces: list[bytes] = []
+    total = 0
+    for piece in decompressed(path, tally):
+        total += len(piece)
+        if total > MAX_DOCUMENT_BYTES:
+            return None
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; one that has become a pipe meanwhile, without waiting for who writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK)
