@@ -85,6 +85,8 @@ def _aws_secrets(text: str, pattern: re.Pattern[str]) -> Iterator[Span]:
 
 def _pem_bodies(text: str) -> Iterator[Span]:
     """Yield the part between the first and the last line of a key, so that a literal stays one."""
+    if "PRIVATE KEY" not in text:
+        return
     for begin in _PEM_BEGIN.finditer(text):
         start = begin.end()
         end = text.find(f"-----END {begin[1]}-----", start, start + _MAX_PEM_CHARS)
