@@ -39,6 +39,10 @@ class Part(Protocol):
         """Return the folder of the package that a path belongs to, "" outside packages."""
         ...
 
+    def place_of(self, path: str) -> str:
+        """Return how documents call a path."""
+        ...
+
 
 class Source(Part, Protocol):
     """A source that was looked at and can be read, as a whole or in parts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -256,6 +257,10 @@ class FilesSource:
             meta=self._meta(place),
         )
 
+    def place_of(self, path: str) -> str:
+        """Return how documents call a path: from the folder that the source was given."""
+        return self.places.of(path)
+
     def package_of(self, path: str) -> str:
         """Return the folder of the package that a path belongs to, "" outside packages."""
         if not self.packages:
@@ -276,9 +281,9 @@ def _root(path: str) -> str:
     """Return the folder from which the files that a path stands for count."""
     if is_url(path):
         return re.split(r"[*?\[]", path)[0].rpartition("/")[0] if set(path) & set("*?[") else path
-    fixed = re.split(r"[*?\[]", path)[0] if not local_path(path).exists() else path
+    fixed = re.split(r"[*?\[]", path)[0] if not os.path.exists(local_path(path)) else path  # noqa: PTH110
     folder = local_path(fixed).resolve()
-    return str(folder if folder.is_dir() else folder.parent)
+    return str(folder if os.path.isdir(folder) else folder.parent)  # noqa: PTH112
 
 
 def _listing(name: str, config: SourceConfig, paced: Paced) -> Listing:

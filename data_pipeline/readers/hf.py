@@ -84,6 +84,10 @@ class HFSource:
         """Return no package: a data set has none."""
         return ""
 
+    def place_of(self, path: str) -> str:
+        """Return it as it is."""
+        return path
+
     def documents(self, tally: Tally) -> Documents:
         """Read the rows in the data set's order.
 

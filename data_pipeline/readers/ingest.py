@@ -90,7 +90,15 @@ def list_parts(work: Work, _: int, sources: Sequence[Source]) -> Output:
 def read_part(work: Work, number: int) -> Output:
     """Read one part of the input and store its documents."""
     part = _load_part(work, number)
-    with DropList(work, Read.stage, number, source=part.name, package_of=part.package_of) as drops:
+    drops = DropList(
+        work,
+        Read.stage,
+        number,
+        source=part.name,
+        package_of=part.package_of,
+        place_of=part.place_of,
+    )
+    with drops:
         result = _read(work, number, part, drops)
     chunks = [work.documents / chunk.name for chunk in result.chunks]
     return Output(

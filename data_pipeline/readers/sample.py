@@ -102,6 +102,10 @@ class SampleSource:
         """Return no package: a sample takes a little of each."""
         return ""
 
+    def place_of(self, path: str) -> str:
+        """Return it as it is."""
+        return path
+
     def documents(self, tally: Tally) -> Documents:
         """Read prose, then code."""
         if "text" in self.domains:

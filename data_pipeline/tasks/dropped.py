@@ -66,6 +66,7 @@ class DropList:
         *,
         source: str | None = None,
         package_of: Callable[[str], str] | None = None,
+        place_of: Callable[[str], str] = str,
     ) -> None:
         """Begin the list of task (stage, index).
 
@@ -75,11 +76,12 @@ class DropList:
             index: Of the task.
             source: Of the places that name none.
             package_of: Returns the package that a path belongs to, "" for none.
+            place_of: Returns how documents call a path.
         """
         folder = work.corpus / FOLDER
         self._path = folder / f"{stage}-{index:05d}.jsonl.{PACKED}"
         self._is_on = work.data.build.list_drops
-        self._source, self._package_of = source, package_of
+        self._source, self._package_of, self._place_of = source, package_of, place_of
         self._open = ExitStack()
         self._file: Compressed | None = None
         self._lines: list[bytes] = []
@@ -145,7 +147,8 @@ class DropList:
         """Add what is known of a place."""
         entry["source"] = place.source or self._source
         if place.path:
-            entry["path"] = place.path if place.path.isascii() else _escaped(place.path)
+            path = self._place_of(place.path)
+            entry["path"] = path if path.isascii() else _escaped(path)
         if place.row is not None:
             entry["row"] = place.row
         if place.piece is not None:

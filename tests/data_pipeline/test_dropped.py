@@ -141,12 +141,12 @@ def test_every_drop_is_listed_and_every_file_accounted_for(built: Config, folder
         *("broken_json", "missing_text", "generated", "few_words", "exact_duplicate"),
         *("near_duplicate", "held_out", "beyond_quota"),
     }
-    assert corpus.manifest["dropped"]["unknown_suffixes"] == {".unknown": 2, ".rkt": 1}
-    assert all(e["source"] == "0-files" and e["path"].startswith(str(folder)) for e in found)
+    assert corpus.manifest["dropped"]["unknown_suffixes"] == {".unknown": 2}
+    assert all(e["source"] == "0-files" and not e["path"].startswith("/") for e in found)
     # what stays of copies is not itself dropped as one
     copies = {e["path"]: e["stays"]["path"] for e in found if "stays" in e}
-    assert copies[f"{folder}/code/q_exact.py"] == f"{folder}/code/p0.py"
-    assert copies[f"{folder}/t.tar!code/p1.py"] == f"{folder}/code/p1.py"
+    assert copies["code/q_exact.py"] == "code/p0.py"
+    assert copies["t.tar!code/p1.py"] == "code/p1.py"
     assert not set(copies.values()) & set(copies)
     # every document is in the corpus as often as it is not in the list
     texts = [t for d in corpus.domains for s in ("train", "val") for t in documents(corpus, d, s)]
@@ -154,10 +154,10 @@ def test_every_drop_is_listed_and_every_file_accounted_for(built: Config, folder
     for path in folder.rglob("*.py"):
         if path.is_file() and "q_long" not in path.name and ".git" not in path.parts:
             there = any(path.read_text(errors="replace") in t for t in texts)
-            is_listed = str(path) in gone or "linked" in path.parts
+            is_listed = str(path.relative_to(folder)) in gone or "linked" in path.parts
             assert there or is_listed or _is_cut(path, texts), path
     assert any("left out: " in line and "files hidden" in line for line in lines)
-    assert "data: suffixes of unknown_type: 2 .unknown, 1 .rkt" in lines
+    assert "data: suffixes of unknown_type: 2 .unknown" in lines
 
 
 def _is_cut(path: Path, texts: list[str]) -> bool:
@@ -170,7 +170,7 @@ def test_pieces_and_left_overs_have_names(built: Config, folder: Path) -> None:
     corpus = prepare(built(seq_length=1000))
     found = entries(corpus)
     left = [e for e in found if e["reason"] == "left_over"]
-    assert left and all(e["path"].startswith(str(folder)) for e in left)
+    assert left and all((folder / e["path"]).is_file() for e in left)
     pieces = {e["piece"] for e in found if e["path"].endswith("q_long.py") and "piece" in e}
     assert len(pieces) > 1
 
@@ -199,7 +199,7 @@ def _check_show(corpus: Corpus, folder: Path, capsys: pytest.CaptureFixture[str]
     assert "  beyond_quota  (quota, documents)" in out and "10 of them" in out
     assert cli.main(["data", "show", str(corpus.dir), "--dropped", "exact_duplicate"]) == 0
     out = capsys.readouterr().out
-    assert f"{folder}/code/q_exact.py" in out and f"{folder}/code/p0.py" in out
+    assert "code/q_exact.py" in out and "code/p0.py" in out
     assert "unknown_type" not in out
     assert cli.main(["data", "show", str(corpus.dir), "--dropped=exact_duplicat"]) == 3
     assert "--dropped exact_duplicate" in capsys.readouterr().err
@@ -303,15 +303,15 @@ def test_fetching_and_listing_are_told(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("data_pipeline.readers.fetch._get_npm", get)
     source = SourceConfig(kind="npm", path=str(tmp_path), packages=["a", "b"])
-    open_source(source, 0, lines.append)
+    open_source(source, 0, report=lines.append)
     assert lines == [f"data: fetching npm package {n}" for n in ("a (1 of 2)", "b (2 of 2)")]
-    open_source(source, 0, lines.append)
+    open_source(source, 0, report=lines.append)
     assert len(lines) == 2  # they are there
     paced = Paced(lines.append, interval_s=0)
     paced("{:,} files", 1234)
     assert lines[-1] == "1,234 files"
     monkeypatch.setattr("data_pipeline.readers.files.Paced", lambda report: Paced(report, 0))
-    open_source(SourceConfig(kind="files", path=str(tmp_path)), 1, lines.append)
+    open_source(SourceConfig(kind="files", path=str(tmp_path)), 1, report=lines.append)
     assert "data: source 1-files: 2 files found so far" in lines
 
 
@@ -328,6 +328,6 @@ def test_files_beyond_the_limit_of_a_source_are_listed(built: Config, folder: Pa
     assert beyond["0-files"] > 15 and beyond["1-files"] > 15
     kept = sum(row["documents"] for row in corpus.manifest["origins"])
     late = ("hold out", "quota", "shuffle text", "shuffle code")
-    files = {str(p) for folder in paths for p in folder.iterdir()}
+    files = {p.name for folder in paths for p in folder.iterdir()}
     gone = {e["path"] for e in found if e["stage"] not in late}
     assert len(files) == kept + len(gone) and gone <= files

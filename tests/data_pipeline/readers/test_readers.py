@@ -83,7 +83,7 @@ def test_too_large_rows_and_files(
     tmp_path: Path, read: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "MAX_DOCUMENT_BYTES", 100)
-    monkeypatch.setattr("data_pipeline.readers.files.MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr("data_pipeline.readers.contents.MAX_DOCUMENT_BYTES", 100)
     monkeypatch.setattr(jsonl, "_MAX_LINE_BYTES", 800)
     monkeypatch.setattr(compressed, "_CHUNK", 64)
     (tmp_path / "a.jsonl").write_bytes(rows("a", "b" * 101, "ä" * 60, "c" * 5000, "d"))
