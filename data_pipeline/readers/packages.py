@@ -52,4 +52,5 @@ class PackagesSource(FilesSource):
             "packages": [asdict(package) for package in packages],
         }
         self.places = Places([str(folder)])
+        self._files.sort(key=lambda entry: self._order(entry[0]))
         self.packages = {package.folder: package.licences for package in packages}

@@ -148,9 +148,11 @@ def test_counts_must_agree(corpus: Corpus) -> None:
 
 def test_files_and_shards_must_agree(corpus: Corpus) -> None:
     edit(corpus, lambda m: m["files"].pop("val/text.idx"))
-    found = facts(corpus)
-    assert "val/text.idx is only in one of files and shards" in found
-    assert "val/text.idx is not in manifest.json" in found
+    (corpus.dir / "val/other.idx").touch()
+    assert "val/other.idx is not in manifest.json" in facts(corpus)
+    edit(corpus, lambda m: m["files"].pop("val/text.idx"))
+    (problem,) = validate_corpus(corpus.dir)  # which is not even opened
+    assert "manifest.json was altered" in problem.fact and "val/text.idx" in problem.why
 
 
 @pytest.mark.parametrize("key", ["plan", "share_tolerance", "num_shards", "weights"])
