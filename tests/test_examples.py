@@ -37,6 +37,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
         (folder / name).chmod(0o755)
     (folder / "the corpus").mkdir()
     manifest = {"format_version": 2, "fingerprint": "f", "tokenizer": {"vocab_size": 4096}}
+    manifest["domains"] = {"text": {}, "code": {}}
     (folder / "the corpus" / "manifest.json").write_text(json.dumps(manifest))
     environ = {"PATH": f"{folder}:{os.environ['PATH']}", "ASKED": str(folder / "asked")}
     example = ["sh", str(EXAMPLES / "whole_way.sh"), str(folder / "out put")]

@@ -136,7 +136,8 @@ def _path_fault(path: str) -> str | None:
     except OSError as error:
         return str(error.strerror)
     except RuntimeError:
-        return f"this machine has no user {path.partition('/')[0].removeprefix('~')!r}"
+        user = path.partition("/")[0].removeprefix("~")
+        return f"this machine has no user {user!r}" if user else "HOME is not set"
     except ValueError as error:
         return str(error)
     return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
-from loopcoder.config.types import STRICT
+from loopcoder.config.types import STRICT, Changes
+
+_NEW = Changes("corpus", since="2026-11-29")
 
 _PERMISSIVE = (
     "0BSD AFL-3.0 Apache-2.0 Artistic-2.0 BlueOak-1.0.0 BSD-1-Clause BSD-2-Clause "
@@ -53,7 +55,7 @@ class FilterConfig:
     0.8 of all words; references and tables in manuals lie between."""
     min_stop_words: int | None = 2
     """Different stop words of one language. Gopher, for English; skipped for other scripts."""
-    max_spaceless: float | None = 0.1
+    max_spaceless: float | None = 0.3
     """Share of characters in scripts without spaces (Chinese, Japanese, Thai, ...) and in Korean
     above which the rules that need words are skipped. Ours."""
 
@@ -82,7 +84,7 @@ class FilterConfig:
 
     # prose: remains of web pages, and what is none
 
-    drop_other_formats: bool = True
+    drop_other_formats: Annotated[bool, _NEW] = True
     """Drop prose that is something else by its first characters: PostScript, PDF, RTF,
     uuencoded files, tables of fonts, XML, HTML, JSON. Ours."""
 
@@ -140,10 +142,10 @@ class FilterConfig:
     """Share of visible text in HTML; half of it is enough for prose. StarCoder, for all."""
     min_visible_chars: int | None = 100
     """Characters of visible text in HTML. StarCoder."""
-    min_prose_chars: int | None = 300
+    min_prose_chars: Annotated[int | None, _NEW] = 300
     """Visible characters in runs of five words or more from which markup counts as prose: a manual
     that Texinfo or LaTeX2HTML set is not generated. null: no markup does. Ours."""
-    min_prose: float | None = 0.35
+    min_prose: Annotated[float | None, _NEW] = 0.35
     """Share of such characters in the visible text: listings and indexes have less. Ours."""
 
     # both: what must not be learned

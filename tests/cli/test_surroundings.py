@@ -66,8 +66,7 @@ LONG = "x" * 300
 def test_a_name_that_is_too_long_for_a_file_system(
     loop: Loop, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = refused(command, capsys)
-    assert LONG in error
+    assert LONG[:80] in refused(command, capsys)
 
 
 @pytest.mark.parametrize("verb", ["train", "data"])
