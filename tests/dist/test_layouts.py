@@ -38,8 +38,6 @@ BF16 = [
     Case("bf16 tp2 sp", dict(num_loops=3), dict(tp=2, sp=True)),
     Case("bf16 dp2 overlaps", dict(num_loops=4), OVERLAPS),
     Case("bf16 pp2", dict(num_loops=4), dict(pp=2)),
-    Case("bf16 pp2 recompute", dict(num_loops=4, gate="query"), dict(pp=2, recompute="full")),
-    Case("bf16 pp2 norm once", dict(num_loops=3, norm_per_loop=False), dict(pp=2)),
 ]
 
 
