@@ -45,10 +45,12 @@ def numbers(config: DataclassInstance) -> dict[str, Any]:
 def changes(before: DataclassInstance, after: DataclassInstance) -> list[str]:
     """Return what differs between two configs and changes a run's numbers, one line per field."""
     old, new = numbers(before), numbers(after)
+    # a field that was added later is left out where it has its default, which may not be null
+    absent = "its default"
     return [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
+        f"{key}: {old.get(key, absent)} -> {new.get(key, absent)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        if old.get(key, absent) != new.get(key, absent)
     ]
 
 
