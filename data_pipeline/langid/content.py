@@ -108,22 +108,30 @@ def _compiled(is_absent: bool, pattern: str) -> _Patterns:
     return _Patterns(is_absent, at, anywhere)
 
 
-def _alternatives(pattern: str) -> Iterator[str]:
-    """Yield the alternatives of a pattern, those of one in brackets too."""
-    found = [""]
+def _tokens(pattern: str) -> Iterator[tuple[str, int, bool]]:
+    """Yield the tokens of a pattern, each with the brackets that are open after it, and whether it
+    is one of a class such as `[|(]`, where signs mean themselves."""
     depth = 0
     in_class = False
     for token in re.findall(r"\\.|.", pattern, re.S):
+        is_literal = in_class
         if in_class:
             in_class = token != "]"
         elif token == "[":
             in_class = True
         elif token in "()":
             depth += 1 if token == "(" else -1
-        elif token == "|" and depth == 0:
+        yield token, depth, is_literal
+
+
+def _alternatives(pattern: str) -> Iterator[str]:
+    """Yield the alternatives of a pattern, those of one in brackets too."""
+    found = [""]
+    for token, depth, is_literal in _tokens(pattern):
+        if token == "|" and depth == 0 and not is_literal:
             found.append("")
-            continue
-        found[-1] += token
+        else:
+            found[-1] += token
     if len(found) > 1:
         for part in found:
             yield from _alternatives(part)
@@ -138,16 +146,7 @@ def _bracketed(pattern: str) -> str:
     start = re.match(r"\((?:\?:)?(?!\?)", pattern)
     if not start or not pattern.endswith(")"):
         return ""
-    depth = 0
-    in_class = False
-    tokens = re.findall(r"\\.|.", pattern, re.S)
-    for place, token in enumerate(tokens):
-        if in_class:
-            in_class = token != "]"
-        elif token == "[":
-            in_class = True
-        elif token in "()":
-            depth += 1 if token == "(" else -1
-            if depth == 0 and place < len(tokens) - 1:
-                return ""
+    *inner, _ = _tokens(pattern)
+    if any(token == ")" and depth == 0 and not literal for token, depth, literal in inner):
+        return ""
     return pattern[start.end() : -1]
