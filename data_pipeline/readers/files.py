@@ -241,6 +241,8 @@ class FilesSource:
             reason = ""
         if reason or language is None:
             tally.drop(reason, Place(place, num_bytes=size))
+            if is_broken:
+                tally.fault(reason, path)
             return
         text = decode(data, self.config, tally, str(path), "utf-8-sig")
         if text is None:

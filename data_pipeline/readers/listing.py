@@ -42,7 +42,7 @@ class Listing:
     files: dict[str, ListedFile] = field(default_factory=dict)
     """By their full names."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Files and folders that are not read: why, in one word."""
+    """Files and folders, with a / at their end, that are not read: why, in one word."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Files and folders that this user may not read, or whose disk fails: the error."""
 
@@ -117,11 +117,11 @@ class Listing:
     def _is_followed(self, folder: Path) -> bool:
         """Tell whether a folder is looked into; note why it is not."""
         if folder.name.startswith("."):
-            self.left_out[str(folder)] = "hidden"
+            self.left_out[f"{folder}/"] = "hidden"
         elif folder.name in SKIPPED_FOLDERS:
-            self.left_out[str(folder)] = "skipped_folder"
+            self.left_out[f"{folder}/"] = "skipped_folder"
         elif folder.is_symlink():
-            self.left_out[str(folder)] = "linked_folder"
+            self.left_out[f"{folder}/"] = "linked_folder"
         else:
             return True
         return False
@@ -132,7 +132,7 @@ class Listing:
             here = Path(folder)
             full = real / here.relative_to(root)
             if TOKEN_BYTES in names:  # a corpus that was built below the documents
-                self.left_out[folder] = "finished_corpus"
+                self.left_out[f"{folder}/"] = "finished_corpus"
                 folders.clear()
                 continue
             folders[:] = [name for name in folders if self._is_followed(here / name)]

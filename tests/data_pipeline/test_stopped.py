@@ -85,7 +85,7 @@ def test_faults_of_the_input_are_named_on_the_terminal(
     (source_folder / "x.zip").write_bytes(b"no zip")
     assert data(source_folder, tmp_path / "cache") == EXIT_DONE
     err = capsys.readouterr().err
-    assert f"data:   linked_folder: {source_folder}/linked\n" in err
+    assert f"data:   linked_folder: {source_folder}/linked/\n" in err
     assert f"data:   corrupt_zip: {source_folder}/x.zip\n" in err
     assert f"data:   broken_json: {source_folder}/x.jsonl (7)\n" in err
 

@@ -257,3 +257,12 @@ def test_nested_text(tmp_path: Path, suffix: str) -> None:
     found, tally = read(tmp_path, text_field="doc.body", language_field="doc.meta.lang")
     assert [d.text for d in found] == [f"text {n}" for n in range(5)]
     assert {d.language for d in found} == {"C"} and tally.drops == {"missing_text": 1}
+
+
+def test_a_broken_notebook_is_named(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "broken.ipynb").write_text('{"cells": [')
+    tally = Tally("ingest")
+    source = FilesSource("0-files", SourceConfig(kind="files", path=str(tmp_path)))
+    assert len(list(source.documents(tally))) == 1
+    assert tally.worst() == {"broken_json": {str(tmp_path / "broken.ipynb"): 1}}
