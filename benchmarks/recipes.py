@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import queue
 import signal
 import statistics
 import subprocess
@@ -24,7 +23,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results" / "recipes"
 KEPT_STEPS = 200
 """Steps whose loss and gradient norms are kept singly; of later ones the mean of ten is."""
 FIRST_GUESS = 60.0
-"""Seconds that a run takes, before one of its study has finished."""
+"""Seconds that a run takes, before any has finished."""
 Record = dict[str, Any]
 
 
@@ -83,141 +83,163 @@ def records(results: Path, study: Study) -> list[Record]:
     return [found[key] for key in ((p.name, s) for s, p in study.runs()) if key in found]
 
 
+@dataclass(frozen=True)
+class Job:
+    """One run of a study, the floating-point operations it takes, its part of a GPU."""
+
+    study: Study
+    point: Point
+    seed: int
+    cost: float
+
+    @property
+    def share(self) -> Fraction:
+        return Fraction(1, self.study.runs_per_gpu)
+
+
 class Runner:
-    """Trains what is missing, on all GPUs, until the time is up."""
+    """Trains what is missing, on all GPUs, until the time is up.
+
+    Runs begin in the order of their studies, seed by seed and the longest first, each on the GPU
+    with the most room, as soon as there is enough for it.
+    """
 
     def __init__(self, corpus: Path, results: Path, seconds: float):
         self.corpus, self.results = corpus.resolve(), results
         self.started = time.monotonic()
         self.deadline = self.started + seconds
-        self.lock = threading.Lock()
+        self.changed = threading.Condition()
+        self.load = dict.fromkeys(visible_gpus(), Fraction(0))
         self.living: set[subprocess.Popen[bytes]] = set()
-        self.costs: dict[str, float] = {}
-        self.took: dict[float, float] = {}
-        self.failed = False
+        self.rates: dict[float, float] = {}
+        """Operations per second that a whole GPU would do, by the cost of a finished run."""
+        self.failed: set[str] = set()
 
     def run(self, studies: list[Study]) -> int:
-        """Run the studies one after the other; 0 when nothing is missing, 75 when something is."""
+        """Run the studies; 0 when nothing is missing, 75 when something is, 1 after a failure."""
         self.results.mkdir(parents=True, exist_ok=True)
         timer = threading.Timer(self.deadline - time.monotonic(), self._stop)
         timer.daemon = True
         timer.start()
-        left = sum(self._run_study(study) for study in studies)
+        # Before any thread: Hydra composes one config at a time.
+        jobs = [job for study in studies for job in self._missing(study)]
+        threads = [thread for job in jobs if (thread := self._begin(job))]
+        for thread in threads:
+            thread.join()
         timer.cancel()
-        return 1 if self.failed else 75 if left else 0
+        left = [len(list(s.runs())) - len(records(self.results, s)) for s in studies]
+        for study, count in zip(studies, left, strict=True):
+            print(f"[{self._now():4.0f} s] {study.name}: {count} runs left", flush=True)
+        return 1 if self.failed else 75 if any(left) else 0
 
     def _stop(self) -> None:
-        with self.lock:
+        with self.changed:
             for process in self.living:
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def _run_study(self, study: Study) -> int:
-        """Run what is missing of a study; return how many runs are missing then."""
+    def _missing(self, study: Study) -> list[Job]:
         done = {(r["point"], r["seed"]) for r in records(self.results, study)}
-        missing = [(s, p) for s, p in study.runs() if (p.name, s) not in done]
-        # Here and not in the threads: Hydra composes one config at a time.
-        self.costs = {p.name: study.cost(p) for p in study.points}
-        self.took = {}
-        work: queue.Queue[tuple[int, Point]] = queue.Queue()
-        for item in missing:
-            work.put(item)
-        gpus = visible_gpus() * study.runs_per_gpu
-        threads = [
-            threading.Thread(target=self._work, args=(study, gpu, work))
-            for gpu in gpus[: len(missing)]
+        costs = {point.name: study.cost(point) for point in study.points}
+        jobs = [
+            Job(study, point, seed, costs[point.name])
+            for seed, point in study.runs()
+            if (point.name, seed) not in done
         ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        left = len(missing) - len(records(self.results, study)) + len(done)
-        print(f"[{self._now():4.0f} s] {study.name}: {left} runs left", flush=True)
-        return left
+        return sorted(jobs, key=lambda job: (study.seeds.index(job.seed), -job.cost))
 
-    def _work(self, study: Study, gpu: str, work: queue.Queue[tuple[int, Point]]) -> None:
-        while not self.failed:
-            try:
-                seed, point = work.get_nowait()
-            except queue.Empty:
-                return
-            if time.monotonic() + self._expected(self.costs[point.name]) < self.deadline:
-                self._train(study, point, seed, gpu)
+    def _begin(self, job: Job) -> threading.Thread | None:
+        """Wait for room and begin the run; None if it would not end in time."""
+        with self.changed:
+            self.changed.wait_for(lambda: min(self.load.values()) + job.share <= 1)
+            late = time.monotonic() + self._expected(job) > self.deadline
+            if late or job.study.name in self.failed:
+                return None
+            gpu = min(self.load, key=self.load.__getitem__)
+            self.load[gpu] += job.share
+        thread = threading.Thread(target=self._run, args=(job, gpu))
+        thread.start()
+        return thread
 
-    def _expected(self, cost: float) -> float:
+    def _expected(self, job: Job) -> float:
         """Return the seconds of a run, from the finished one that is nearest in cost."""
-        with self.lock:
-            if not self.took:
-                return FIRST_GUESS
-            nearest = min(self.took, key=lambda other: abs(math.log(other / cost)))
-            return self.took[nearest] * max(1.0, cost / nearest)
+        if not self.rates:
+            return FIRST_GUESS
+        nearest = min(self.rates, key=lambda cost: abs(math.log(cost / job.cost)))
+        return job.cost / (self.rates[nearest] * job.share)
 
-    def _train(self, study: Study, point: Point, seed: int, gpu: str) -> None:
+    def _run(self, job: Job, gpu: str) -> None:
+        try:
+            self._train(job, gpu)
+        finally:
+            with self.changed:
+                self.load[gpu] -= job.share
+                self.changed.notify()
+
+    def _train(self, job: Job, gpu: str) -> None:
         begun = time.monotonic()
+        name = f"{job.study.name} {job.point.name} seed {job.seed}"
         with tempfile.TemporaryDirectory() as folder:
-            command = self._command(study, point, seed, Path(folder))
-            log = Path(folder, "log")
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    command,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": "2"},
-                    cwd=REPOSITORY,
-                    start_new_session=True,
-                )
-                with self.lock:
-                    self.living.add(process)
-                code = process.wait()
-                with self.lock:
-                    self.living.discard(process)
+            code = self._execute(self._command(job, Path(folder)), gpu, Path(folder, "log"))
             took = time.monotonic() - begun
             if code == -signal.SIGKILL and time.monotonic() >= self.deadline:
                 return
             if code != 0:
-                self.failed = True
-                text = log.read_text(errors="replace")
-                print(f"{study.name} {point.name} seed {seed} ended with {code}:\n{text[-3000:]}")
+                self.failed.add(job.study.name)
+                text = Path(folder, "log").read_text(errors="replace")
+                print(f"{name} ended with {code}:\n{text[-3000:]}", flush=True)
                 return
             record = (
                 read_run(Path(folder))
-                if point.script is None
+                if job.point.script is None
                 else json.loads(Path(folder, "result.json").read_text())
             )
         record = {
-            "point": point.name,
-            "seed": seed,
-            "overrides": [*study.shared, *point.overrides],
+            "point": job.point.name,
+            "seed": job.seed,
+            "overrides": [*job.study.shared, *job.point.overrides],
             "commit": commit(),
             "seconds": round(took, 1),
             **record,
         }
-        with self.lock:
-            cost = self.costs[point.name]
-            self.took[cost] = max(took, self.took.get(cost, 0.0))
-            with (self.results / f"{study.name}.jsonl").open("a", encoding="utf-8") as file:
+        with self.changed:
+            self.rates[job.cost] = job.cost / (took * job.share)
+            with (self.results / f"{job.study.name}.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         val = record["val"].get("val/loss", float("nan"))
-        print(
-            f"[{self._now():4.0f} s] {study.name} {point.name} seed {seed}: val {val:.4f}, "
-            f"{took:.0f} s",
-            flush=True,
-        )
+        print(f"[{self._now():4.0f} s] {name}: val {val:.4f}, {took:.0f} s", flush=True)
 
-    def _command(self, study: Study, point: Point, seed: int, folder: Path) -> list[str]:
+    def _execute(self, command: list[str], gpu: str, log: Path) -> int:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": "2"},
+                cwd=REPOSITORY,
+                start_new_session=True,
+            )
+        with self.changed:
+            self.living.add(process)
+        code = process.wait()
+        with self.changed:
+            self.living.discard(process)
+        return code
+
+    def _command(self, job: Job, folder: Path) -> list[str]:
         overrides = [
             "data=corpus",
             f"path={self.corpus}",
             "data.verify=size",
             *(o for o in QUIET if not o.startswith("eval.at_end")),
             "parallel.nproc_per_node=1",
-            f"seed={seed}",
-            *study.shared,
-            *point.overrides,
+            f"seed={job.seed}",
+            *job.study.shared,
+            *job.point.overrides,
         ]
-        if point.script is not None:
-            script = str(REPOSITORY / "benchmarks" / point.script[0])
+        if job.point.script is not None:
+            script = str(REPOSITORY / "benchmarks" / job.point.script[0])
             out = ["--out", str(folder / "result.json")]
-            return [sys.executable, script, *out, *point.script[1:], *overrides]
+            return [sys.executable, script, *out, *job.point.script[1:], *overrides]
         return [sys.executable, "-m", "loopcoder", "train", *overrides, f"run_dir={folder / 'run'}"]
 
     def _now(self) -> float:
