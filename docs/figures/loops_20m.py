@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECORDS = REPOSITORY / "benchmarks" / "results" / "recipes"
-STUDIES = {"loops_2": "loops_20m", "loops_1": "loops_first", "dense_2x": "loops_first"}
-"""By point; one loop has neither b nor a gate, in which the two studies differ."""
+RECORDS = REPOSITORY / "benchmarks" / "results" / "recipes" / "loops_20m.jsonl"
 OUT = Path(__file__).with_suffix(".png")
 NAMES = {
     "loops_2": "4 layers, two loops",
@@ -28,21 +26,17 @@ SMOOTHED = 5
 
 
 def main() -> None:
-    runs = {point: _records(study, point) for point, study in STUDIES.items()}
-    print(draw(OUT, lambda figure: _curves(figure, runs)))
+    records = [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()]
+    print(draw(OUT, lambda figure: _curves(figure, records)))
 
 
-def _records(study: str, point: str) -> list[dict[str, Any]]:
-    lines = (RECORDS / f"{study}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if record["point"] == point]
-
-
-def _curves(figure: Figure, runs: dict[str, list[dict[str, Any]]]) -> None:
+def _curves(figure: Figure, records: list[dict[str, Any]]) -> None:
     ax = figure.subplots()
     for color, (point, name) in zip(COLORS, NAMES.items(), strict=False):
-        found = [run["val"]["val/loss"] for run in runs[point]]
-        label = f"{name}: {statistics.fmean(found):.3f} in validation"
-        for run in runs[point]:
+        runs = [record for record in records if record["point"] == point]
+        mean = statistics.fmean(run["val"]["val/loss"] for run in runs)
+        label = f"{name}: {mean:.3f} in validation"
+        for run in runs:
             losses = run["losses"]
             smooth = [
                 statistics.fmean(losses[i - SMOOTHED : i]) for i in range(SMOOTHED, len(losses) + 1)
