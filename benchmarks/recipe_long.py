@@ -191,3 +191,28 @@ CALM = Study(
     spikes_table,
     runs_per_gpu=8,
 )
+
+# One loop at 100M rises once by 2.2, in the first step at its full rate: what helps there?
+
+CALM_100M = Study(
+    "calm_100m",
+    (
+        "model=plt_100m",
+        "model.num_loops=1",
+        *SHORT_WARMUP,
+        "train.max_steps=60",
+        "eval.interval=1000",
+        "eval.at_end=false",
+    ),
+    (
+        Point("R=1, half the rate", ("optim.lr=1.7e-3",)),
+        Point("R=1, 0.7 of the rate", ("optim.lr=2.4e-3",)),
+        Point("R=1, head x1", _scales(40, 1)),
+        Point("R=1, beta2 0.99", ("optim.beta2=0.99",)),
+        Point("R=1, warm-up 20", ("optim.schedule.warmup_steps=20",)),
+        Point("R=1, vocabulary 400", (_warm(400),)),
+    ),
+    (1,),
+    spikes_table,
+    runs_per_gpu=4,
+)

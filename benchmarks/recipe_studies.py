@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from recipe_long import (
     CALM,
+    CALM_100M,
     LONG_RATES,
     LOOPS,
     LOOPS_FIRST,
@@ -93,6 +94,7 @@ _SEARCH = (
     SPIKES_FIRST,
     LONG_RATES,
     CALM,
+    CALM_100M,
     ONE_LOOP,
 )
 _ANSWERS = (SPIKES[0], LOOPS_20M, PEERS_20M, *SPIKES[1:], LOOPS_100M, RATES_LOOPED)
