@@ -175,11 +175,12 @@ def _write_manifest(
 
 def _split(folder: Path, prefixes: list[str]) -> dict[str, Any]:
     tokens = [(folder / f"{prefix}.bin").stat().st_size // 4 for prefix in prefixes]
+    documents = [_documents(folder / f"{prefix}.idx") for prefix in prefixes]
     shards = [
-        {"prefix": prefix, "documents": _documents(folder / f"{prefix}.idx"), "tokens": size}
-        for prefix, size in zip(prefixes, tokens, strict=True)
+        {"prefix": prefix, "documents": count, "tokens": size}
+        for prefix, count, size in zip(prefixes, documents, tokens, strict=True)
     ]
-    sums = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens")}
+    sums = {"documents": sum(documents), "tokens": sum(tokens)}
     return {**sums, "languages": {}, "shards": shards}
 
 
