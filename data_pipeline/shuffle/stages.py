@@ -39,6 +39,7 @@ from data_pipeline.tasks.dropped import DropList, Dropped
 from data_pipeline.tasks.origins import Origins
 from data_pipeline.tasks.work import Done, Output, Result, Work, damaged
 from data_pipeline.tokenizer.count import BATCH_CHARS, Counts, Encoding, Tokenizer
+from loopcoder.data.indexed import BLOCKS
 from loopcoder.data.unigram import count_tokens
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.files import FileEntry, write_bytes
@@ -188,7 +189,7 @@ def assemble_shards(work: Work, bucket: int) -> Output:
                 tally.drop("left_over", places(chunk, number))
 
         shards = assemble(bucket, open_bucket, indexed, out, config, left_over)
-    files = [path for shard in shards.values() for path in _pair(out / shard.written.prefix)]
+    files = [path for shard in shards.values() for path in _shard_files(out / shard.written.prefix)]
     return Output(
         Assembled(shards, drops.summary()),
         files=[*files, *drops.files],
@@ -209,10 +210,10 @@ def write_held_out(work: Work, index: int) -> Output:
         for number in range(config.num_buckets)
     )
     written = concatenate(buckets, indexed, prefix, domain, config)
-    data, index_of_data = _pair(prefix)
+    files = _shard_files(prefix)
     counts = counts_file(work, "val", index)
-    _save(counts, count_tokens(data, config.vocab_size))
-    return Output(HeldOut(domain, written), files=[data, index_of_data, counts])
+    _save(counts, count_tokens(files[0], config.vocab_size))
+    return Output(HeldOut(domain, written), files=[*files, counts])
 
 
 def validate_shards(work: Work, bucket: int) -> Output:
@@ -220,10 +221,10 @@ def validate_shards(work: Work, bucket: int) -> Output:
     config, done = _train_config(work), work.done(Assembled, bucket)
     problems: list[Problem] = []
     counts = np.zeros((len(work.domains), config.vocab_size), dtype=np.int64)
+    for name in done.files:
+        done.file(done.folder / name)
     for domain, shard in done.result.shards.items():
         prefix = work.corpus / "train" / shard.written.prefix
-        for path in _pair(prefix):
-            done.file(path)
         found = (shard.written.documents, shard.written.tokens)
         fix = f"delete {work.folder} and start the same command again"
         here = counts[work.domains.index(domain)]
@@ -315,8 +316,8 @@ def _save(path: Path, array: NDArray[np.int64]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _pair(prefix: Path) -> list[Path]:
-    return [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx")]
+def _shard_files(prefix: Path) -> list[Path]:
+    return [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx", BLOCKS)]
 
 
 # Which documents of a chunk are taken

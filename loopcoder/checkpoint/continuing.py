@@ -39,6 +39,13 @@ def other_position(
             f"the order of the data follows from the seed: {repeated}",
             f"seed={before.seed}, or {branch}",
         )
+    if before.data.reader != config.data.reader:
+        yield Problem(
+            f"data.reader={config.data.reader}, steps up to {state.step} were trained with "
+            f"{before.data.reader}",
+            f"each has an order of its own: {repeated}",
+            f"data.reader={before.data.reader}, or {branch}",
+        )
     stage = state.position.stage
     if stage >= len(config.stages):
         yield Problem(

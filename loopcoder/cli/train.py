@@ -36,7 +36,7 @@ from loopcoder.cli.overview import overview
 from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_yaml
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import load_corpus
+from loopcoder.data.corpus import load_corpus, opening
 from loopcoder.errors import EXIT_DONE, counted
 from loopcoder.metrics.summary import print_finished
 from loopcoder.plan.fit import check_run, needs
@@ -197,7 +197,7 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
     """Get the corpus, then train in this process or in processes of their own."""
     from data_pipeline.driver import prepare
 
-    verify = config.data.verify if rank() == 0 else "size"
+    verify = opening(config.data) if rank() == 0 else "size"
     first = os.environ.get(FIRST_VARIABLE)
     pinned = pinned_corpus(config, run_dir, say, sibling=Path(first) if first else None)
     if pinned is None:

@@ -65,9 +65,15 @@ class DataConfig:
     prefetch_steps: Annotated[PositiveInt, Changes("nothing")] = 4
     """Global batches that a thread prepares ahead."""
     verify: Annotated[Literal["hash", "size"], Changes("nothing")] = "hash"
-    """What of a finished corpus is compared with its manifest before training: `hash` reads every
-    byte, on rank 0; `size` compares the sizes of files only, on any rank, whatever the size of the
-    corpus."""
+    """What of a finished corpus is compared with its manifest: `hash` reads every byte, before
+    training on rank 0, with data.reader=packed each block before it is used; `size` compares the
+    sizes of files only, on any rank, whatever the size of the corpus."""
+    reader: Annotated[Literal["megatron", "packed"], Changes("numbers", since="2026-11-29")] = (
+        "megatron"
+    )
+    """What gives the sequences, and their order: `megatron` is megatron-core's GPTDataset, which
+    copies the index of a shard into memory; `packed` finds a sequence by arithmetic, whatever the
+    size of the corpus, and compares each block of 64 MB with its digest before it is used."""
     rebuild: Annotated[bool, Changes("nothing")] = False
     """Read the sources again when a run goes on; else it keeps the corpus that it was trained on,
     whatever became of its sources."""

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from loopcoder.config.data import DataConfig
 from loopcoder.config.renamed import translate_manifest
-from loopcoder.data.indexed import check_pair
+from loopcoder.data.indexed import BLOCKS, check_pair
 from loopcoder.data.manifest import head_faults, manifest_faults
 from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.files import fault_of
@@ -29,8 +30,9 @@ REPORT = "report.html"
 UNIGRAM_ENTROPY = "unigram_entropy"
 """Entry of the manifest: that of every domain, in nats per token (see unigram.py)."""
 
-Verify = Literal["hash", "size"]
-"""`hash` reads every byte of a corpus; `size` opens no file but the manifest."""
+Verify = Literal["hash", "blocks", "size"]
+"""`hash` reads every byte of a corpus; `blocks` leaves out the training shards that have digests of
+their blocks, to be compared when they are read; `size` opens no file but the manifest."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,13 @@ class Corpus:
         """Return the tokens of each shard, in the order of `prefixes`."""
         return [int(shard["tokens"]) for shard in self._stats(domain, split)["shards"]]
 
+    def digests(self, domain: str, shard: int) -> Path | None:
+        """Return the file with the digests of a training shard's blocks (see blocks.py); None: the
+        corpus was built without them."""
+        prefix = self._stats(domain, "train")["shards"][shard]["prefix"]
+        name = prefix + BLOCKS
+        return self.dir / name if name in self.manifest["files"] else None
+
     def tokens(self, domain: str, split: str) -> int:
         """Return the number of tokens, one EOD per document included."""
         return int(self._stats(domain, split)["tokens"])
@@ -89,8 +98,9 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
     Args:
         folder: Folder that holds manifest.json.
         verify: `hash` compares sizes and hashes of all files, every index with its data, and the
-            end of every document. `size` compares the sizes of the files: some microseconds per
-            file, whatever they hold, so that every rank can do it.
+            end of every document. `blocks` compares the sizes of training shards that have digests
+            of their blocks, and all else as `hash` does. `size` compares the sizes of the files:
+            some microseconds per file, whatever they hold, so that every rank can do it.
 
     Raises:
         InputError: with everything that is missing, cut off, altered or of another version.
@@ -99,8 +109,8 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
     manifest = read_manifest(folder)
     _refuse_altered(folder, manifest_faults(manifest, TOKENIZER))
     problems = list(_faults(folder, manifest, verify))
-    if verify == "hash" and not problems:
-        problems += _pairs(folder, manifest)
+    if verify != "size" and not problems:
+        problems += _pairs(folder, manifest, verify)
     problems += _sums(folder, manifest)
     if problems:
         raise InputError(problems)
@@ -115,6 +125,11 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
         fingerprint=manifest["fingerprint"],
         manifest=manifest,
     )
+
+
+def opening(data: DataConfig) -> Verify:
+    """Return what a run compares when it opens its corpus: all that its reader does not."""
+    return "blocks" if data.reader == "packed" and data.verify == "hash" else data.verify
 
 
 def _refuse_altered(folder: Path, faults: Sequence[str], most: int = 5) -> None:
@@ -177,16 +192,27 @@ def rebuild(folder: Path) -> str:
 def _faults(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterator[Problem]:
     """Compare every file with its entry in the manifest."""
     for name, wanted in manifest["files"].items():
-        fact = fault_of(folder / name, wanted, contents=verify == "hash")
+        contents = verify == "hash" or (verify == "blocks" and not _in_blocks(name, manifest))
+        fact = fault_of(folder / name, wanted, contents=contents)
         if fact:
             yield Problem(fact, "it was cut off or changed after it was built", rebuild(folder))
 
 
-def _pairs(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
-    """Compare every index with its data, and both with the manifest."""
+def _in_blocks(name: str, manifest: Mapping[str, Any]) -> bool:
+    """Say whether a file is part of a training shard that is compared block by block when it is
+    read."""
+    prefix, dot, suffix = name.rpartition(".")
+    is_shard = dot + suffix in (".bin", ".idx") and prefix.startswith("train/")
+    return is_shard and prefix + BLOCKS in manifest["files"]
+
+
+def _pairs(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterator[Problem]:
+    """Compare every index that `verify` reads with its data, and both with the manifest."""
     tokenizer = manifest["tokenizer"]
     for splits in manifest["domains"].values():
         for shard in (shard for split in splits.values() for shard in split["shards"]):
+            if verify == "blocks" and _in_blocks(shard["prefix"] + ".bin", manifest):
+                continue
             try:
                 found = check_pair(
                     folder / shard["prefix"],

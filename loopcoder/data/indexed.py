@@ -17,8 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loopcoder.data.blocks import BlockDigests
 from loopcoder.storage.files import sync
 
+BLOCKS = ".blocks"
+"""Suffix of the digests of a `.bin`'s blocks (see blocks.py)."""
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _DTYPE_CODES: dict[type, int] = {np.int32: 4, np.uint16: 8}
@@ -41,7 +44,8 @@ def check_there(prefix: str) -> None:
 
 
 class IndexedWriter:
-    """Appends documents to `<prefix>.bin`; `finish` adds `<prefix>.idx` and gives both their names.
+    """Appends documents to `<prefix>.bin`; `finish` adds `<prefix>.idx` and `<prefix>.blocks`, the
+    digests of its blocks, and gives all their names.
 
     Memory: 4 bytes per document. Until `finish` the files carry the suffix .tmp.
     """
@@ -50,6 +54,7 @@ class IndexedWriter:
         self._prefix = prefix
         self._dtype = token_dtype(vocab_size)
         self._lengths = array("i")
+        self._digests = BlockDigests()
         self._bin = open(self._tmp(".bin"), "wb")  # noqa: SIM115 - closed by finish or close
 
     def _tmp(self, suffix: str) -> Path:
@@ -66,11 +71,13 @@ class IndexedWriter:
             raise ValueError(
                 f"{len(token_ids)} tokens do not make up documents of {lengths} tokens"
             )
-        self._bin.write(token_ids.astype(self._dtype).tobytes())
+        content = token_ids.astype(self._dtype).tobytes()
+        self._bin.write(content)
+        self._digests.update(content)
         self._lengths.frombytes(lengths.astype(np.int32).tobytes())
 
     def finish(self) -> list[Path]:
-        """Write the index, sync both files to disk and rename them; return their paths."""
+        """Write index and digests, sync the files to disk and rename them; return their paths."""
         with open(self._tmp(".idx"), "wb") as index:
             lengths = np.frombuffer(self._lengths, dtype=np.int32)
             code = _DTYPE_CODES[self._dtype]
@@ -93,6 +100,8 @@ class IndexedWriter:
             path = self._prefix.with_name(self._prefix.name + suffix)
             self._tmp(suffix).replace(path)
             paths.append(path)
+        paths.append(self._prefix.with_name(self._prefix.name + BLOCKS))
+        self._digests.write(paths[-1])
         return paths
 
     def close(self) -> None:

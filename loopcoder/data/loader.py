@@ -11,7 +11,7 @@ import torch
 
 from loopcoder.config.schema import Config
 from loopcoder.data.batch import Batch, make_batch
-from loopcoder.data.blend import Blend
+from loopcoder.data.blend import Blend, reader_of
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Position, advance, samples_of_rank, samples_of_step
 
@@ -84,9 +84,9 @@ class Loader:
 
     def blend(self, stage: int) -> Blend:
         if stage not in self._blends:
-            self._blends = {
-                stage: Blend(self._corpus, self._config.stages[stage], stage, self._config.seed)
-            }
+            config = self._config
+            resolved, reader = config.stages[stage], reader_of(config.data)
+            self._blends = {stage: Blend(self._corpus, resolved, stage, config.seed, reader)}
         return self._blends[stage]
 
     def _produce(self) -> None:

@@ -68,6 +68,7 @@ def refused(start: Start, config: Config) -> list[str]:
         (staged(StageConfig(until=9000, mixture=BOTH), SECOND), "until: 8000 -> 9000"),
         (staged(FIRST, StageConfig(until=8500, mixture=BOTH), SECOND), "data stage 2"),
         (replace(STAGED, seed=5), "seed=5"),
+        (staged(FIRST, SECOND, reader="packed"), "data.reader=packed"),
     ],
 )
 def test_what_would_change_the_position_is_refused_with_what_to_do(tmp_path, changed, names):

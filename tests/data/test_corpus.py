@@ -43,7 +43,7 @@ def test_every_file_is_checked(corpus: Corpus, rng: random.Random) -> None:
     files = [p for p in corpus.dir.rglob("*") if p.is_file() and p.name not in UNCHECKED]
     names = sorted(str(p.relative_to(corpus.dir)) for p in files)
     # two shards and two held-out domains, tokenizer and token_bytes
-    assert len([n for n in names if not n.startswith("dropped/")]) == 4 * 2 + 2
+    assert len([n for n in names if not n.startswith("dropped/")]) == 4 * 3 + 2
     for name in names:
         path = corpus.dir / name
         good = path.read_bytes()

@@ -54,7 +54,7 @@ def test_nothing_has_its_name_before_it_is_complete(tmp_path: Path) -> None:
     writer.append(np.array([1, EOD]), np.array([2]))
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin.tmp"]
     writer.finish()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.idx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.blocks", "a.idx"]
 
 
 @pytest.mark.parametrize("lengths", [[1], [3], [2, 0]])

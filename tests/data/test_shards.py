@@ -14,6 +14,7 @@ from data_pipeline.driver import prepare
 from loopcoder.config.data import DataConfig, ResolvedStage
 from loopcoder.data.blend import Blend
 from loopcoder.data.corpus import Corpus
+from loopcoder.data.megatron import MegatronReader
 from tests.data.corpora import stream
 
 SHARDS = 3
@@ -65,7 +66,8 @@ def test_another_length_leaves_less_than_a_sequence_of_each_shard(
 def test_shards_come_in_an_order_of_seed_and_epoch(sharded: Corpus, seed: int) -> None:
     length = cut_for(sharded)
     blend = of_domain(sharded, "code", length, seed)
-    orders = {tuple(blend._order("code", number)[0].tolist()) for number in range(30)}
+    reader = MegatronReader(sharded, "code", length, (seed, 0, sharded.domains.index("code")))
+    orders = {tuple(reader._order(number)[0].tolist()) for number in range(30)}
     assert all(sorted(order) == list(range(SHARDS)) for order in orders)
     assert len(orders) > 1
     first = epoch(blend, sharded, "code", 0)

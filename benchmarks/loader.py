@@ -1,0 +1,218 @@
+"""Reading a corpus: how fast a loader alone is, and what opening 18T tokens takes.
+
+    python benchmarks/loader.py rate [--reader packed megatron] [--seq-length 8192]
+    python benchmarks/loader.py open [--shards 2250] [--tokens-per-shard 8e9]
+
+`rate` builds batches in one thread, from the page cache, of a corpus of random documents. `open`
+makes a corpus of sparse files with a manifest and digests as the pipeline writes them, opens it as
+rank 0 and any other rank do, and reads the first batch: seconds, and the memory that it adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from loss_compare import REPOSITORY
+
+from loopcoder.config.compose import compose
+from loopcoder.config.schema import Config
+from loopcoder.data.blend import Blend, reader_of
+from loopcoder.data.blocks import BLOCK_BYTES
+from loopcoder.data.corpus import Corpus, Verify, load_corpus
+from loopcoder.data.indexed import BLOCKS, IndexedWriter
+from loopcoder.data.loader import step_data
+from loopcoder.data.sampler import Position
+from loopcoder.storage.files import synced_entry
+
+VOCABULARY, EOD = 76_800, 3
+WEIGHTS = {"text": 1, "code": 1}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    rate = verbs.add_parser("rate")
+    rate.add_argument("--reader", nargs="+", default=["packed", "megatron"])
+    rate.add_argument("--seq-length", type=int, default=8192)
+    rate.add_argument("--tokens", type=float, default=2e8, help="of each domain")
+    rate.add_argument("--sequences", type=int, default=20_000)
+    opened = verbs.add_parser("open")
+    opened.add_argument("--shards", type=int, default=2250)
+    opened.add_argument("--tokens-per-shard", type=float, default=8e9)
+    opened.add_argument("--keep", type=Path, help="make the corpus there and leave it")
+    opened.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="loader-") as folder:
+        if arguments.verb == "rate":
+            return _rate(arguments, Path(folder))
+        if arguments.rank:
+            return _as_rank(arguments.rank)
+        return _open(arguments, arguments.keep or Path(folder))
+
+
+def _config(path: Path, reader: Any, seq_length: int) -> Config:
+    config = compose(["data=corpus", f"path={path}", "model=plt_tiny"])
+    data = replace(config.data, reader=reader, seq_length=seq_length)
+    return replace(
+        config, data=data, train=replace(config.train, global_batch_size=256, micro_batch_size=8)
+    )
+
+
+def _step(config: Config, corpus: Corpus, position: Position, blend: Blend) -> Position:
+    def source(_stage: int) -> Blend:
+        return blend
+
+    return step_data(config, corpus, position, 0, 1, source).after
+
+
+# How fast
+
+
+def _rate(arguments: argparse.Namespace, folder: Path) -> int:
+    rng = np.random.default_rng(0)
+    for domain in WEIGHTS:
+        for split, tokens in (("train", int(arguments.tokens)), ("val", 10_000)):
+            _random_documents(folder / split / domain, tokens, rng)
+    _write_manifest(folder, {domain: [f"train/{domain}"] for domain in WEIGHTS})
+    for reader in arguments.reader:
+        config = _config(folder, reader, arguments.seq_length)
+        corpus = load_corpus(folder, "size")
+        blend = Blend(corpus, config.stages[0], 0, 1, reader_of(config.data))
+        blend.rows(np.arange(256))
+        position, seconds, cpu = Position(), -time.perf_counter(), -time.process_time()
+        while position.samples < arguments.sequences:
+            position = _step(config, corpus, position, blend)
+        seconds, cpu = seconds + time.perf_counter(), cpu + time.process_time()
+        print(
+            f"{reader}: {position.samples / seconds:,.0f} sequences of {arguments.seq_length} per "
+            f"second, {position.samples / cpu:,.0f} per second of CPU"
+        )
+    return 0
+
+
+def _random_documents(prefix: Path, tokens: int, rng: np.random.Generator) -> None:
+    prefix.parent.mkdir(exist_ok=True)
+    writer = IndexedWriter(prefix, VOCABULARY)
+    for start in range(0, tokens, 1 << 22):
+        size = min(1 << 22, tokens - start)
+        ends = np.unique(np.append(rng.integers(1, size, size // 1000), size))
+        ids = rng.integers(EOD + 1, VOCABULARY, size).astype(np.int32)
+        ids[ends - 1] = EOD
+        writer.append(ids, np.diff(ends, prepend=0))
+    writer.finish()
+
+
+# What opening takes
+
+
+def _open(arguments: argparse.Namespace, folder: Path) -> int:
+    tokens = int(arguments.tokens_per_shard)
+    prefixes = {
+        domain: [f"train/{domain}-{i:05}" for i in range(arguments.shards // len(WEIGHTS))]
+        for domain in WEIGHTS
+    }
+    _sparse_shards(folder / "train", [p for each in prefixes.values() for p in each], tokens)
+    for domain in WEIGHTS:
+        _random_documents(folder / "val" / domain, 10_000, np.random.default_rng(0))
+    _write_manifest(folder, prefixes, sparse_shards=True)
+    total = tokens * arguments.shards
+    print(f"{total / 1e12:.1f}T tokens in {arguments.shards} shards, {total * 4 / 1e12:.0f} TB")
+    command = [sys.executable, __file__, "open", "--rank", str(folder)]
+    return subprocess.run(command, check=False, cwd=REPOSITORY).returncode
+
+
+def _sparse_shards(folder: Path, prefixes: list[str], tokens: int) -> None:
+    folder.mkdir(parents=True)
+    whole = xxhash.xxh3_128(bytes(BLOCK_BYTES)).digest()
+    blocks, rest = divmod(tokens * 4, BLOCK_BYTES)
+    digests = whole * blocks + (xxhash.xxh3_128(bytes(rest)).digest() if rest else b"")
+    for prefix in prefixes:
+        path = folder.parent / prefix
+        for suffix, size in ((".bin", tokens * 4), (".idx", 34 + tokens // 1000 * 20 + 8)):
+            with open(f"{path}{suffix}", "wb") as file:
+                file.truncate(size)
+        Path(f"{path}{BLOCKS}").write_bytes(digests)
+
+
+def _write_manifest(
+    folder: Path, prefixes: dict[str, list[str]], *, sparse_shards: bool = False
+) -> None:
+    """Write the manifest, with hashes of all that is not sparse."""
+    (folder / "tokenizer.json").write_bytes(b"{}")
+    np.save(folder / "token_bytes.npy", np.ones(VOCABULARY, dtype=np.int64))
+    domains: dict[str, Any] = {}
+    for domain, names in prefixes.items():
+        domains[domain] = {"train": _split(folder, names), "val": _split(folder, [f"val/{domain}"])}
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        sparse = sparse_shards and path.parent.name == "train" and path.suffix != BLOCKS
+        known = {"bytes": path.stat().st_size, "xxh3_128": ""} if sparse else synced_entry(path)
+        files[str(path.relative_to(folder))] = known
+    tokenizer = {"xxh3_128": files["tokenizer.json"]["xxh3_128"]}
+    manifest = {
+        "format_version": 2,
+        "fingerprint": "0" * 16,
+        "tokenizer": tokenizer | {"vocab_size": VOCABULARY, "eod_id": EOD},
+        "domains": domains,
+        "unigram_entropy": dict.fromkeys(WEIGHTS, 10.0),
+        "files": files,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _split(folder: Path, prefixes: list[str]) -> dict[str, Any]:
+    tokens = [(folder / f"{prefix}.bin").stat().st_size // 4 for prefix in prefixes]
+    documents = [_documents(folder / f"{prefix}.idx") for prefix in prefixes]
+    shards = [
+        {"prefix": prefix, "documents": count, "tokens": size}
+        for prefix, count, size in zip(prefixes, documents, tokens, strict=True)
+    ]
+    sums = {"documents": sum(documents), "tokens": sum(tokens)}
+    return {**sums, "languages": {}, "shards": shards}
+
+
+def _documents(index: Path) -> int:
+    """Return the entries of an index by its head; 0 of a sparse one."""
+    with index.open("rb") as file:
+        return int.from_bytes(file.read(26)[18:], "little")
+
+
+def _as_rank(folder: Path) -> int:
+    levels: list[tuple[Verify, str]] = [("size", "any rank"), ("blocks", "rank 0")]
+    for verify, who in levels:
+        config = _config(folder, "packed", 8192)
+        with _measured(f"{who}: opened (verify {verify})"):
+            corpus = load_corpus(folder, verify)
+        with _measured(f"{who}: first batch of {config.train.global_batch_size}"):
+            blend = Blend(corpus, config.stages[0], 0, 1, reader_of(config.data))
+            _step(config, corpus, Position(), blend)
+    return 0
+
+
+@contextmanager
+def _measured(what: str) -> Iterator[None]:
+    before, start = _resident(), time.perf_counter()
+    yield
+    seconds, added = time.perf_counter() - start, _resident() - before
+    print(f"{what} in {seconds:.2f} s, {added / 1e6:.0f} MB more", flush=True)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Sequences of a corpus by megatron-core's GPTDataset: one for each shard and epoch."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from loopcoder.data.corpus import Corpus
+from loopcoder.data.indexed import check_there
+from loopcoder.data.reader import sequences_by_shard
+
+_PER_DOMAIN = 4
+"""Datasets kept open: a batch can straddle the border of a shard, or of several small ones."""
+
+
+class MegatronReader:
+    """Reads any corpus, in an order that its index of documents gives.
+
+    An epoch of a domain is all its shards, one after the other in an order of its own; each is a
+    GPTDataset of exactly one epoch with its own shuffle. One GPTDataset of n epochs, as megatron
+    builds it, shuffles differently for every n, so that a longer run would see other data from its
+    first step on; here sequence i is the same whatever max_steps is. Nor is GPTDataset ever asked
+    for a number of sequences: it would begin a second epoch to give exactly as many as there are.
+
+    Memory and time: the index of every shard that is open, some 40 bytes for each document, is
+    copied when it is entered.
+    """
+
+    def __init__(self, corpus: Corpus, domain: str, seq_length: int, seeds: tuple[int, ...]):
+        self._corpus, self._domain, self._seq_length, self._seeds = (
+            corpus,
+            domain,
+            seq_length,
+            seeds,
+        )
+        self.sequences = sequences_by_shard(corpus, domain, seq_length)
+        self._shard = lru_cache(maxsize=_PER_DOMAIN)(self._build_shard)
+        self._order = lru_cache(maxsize=_PER_DOMAIN)(self._shuffle_shards)
+
+    def row(self, epoch: int, index: int) -> torch.Tensor:
+        """Return the token ids of one sequence and its last label. [S+1], int64"""
+        order, ends = self._order(epoch)
+        place = int(np.searchsorted(ends, index, side="right"))
+        shard = int(order[place])
+        first = int(ends[place]) - int(self.sequences[shard])
+        item = self._shard(epoch, shard)[index - first]
+        return torch.cat([item["tokens"], item["labels"][-1:]])
+
+    def _seed(self, epoch: int, *more: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence([*self._seeds, epoch, *more])
+
+    def _shuffle_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the shards of an epoch in their order, and how many sequences end with each."""
+        order = np.random.default_rng(self._seed(epoch)).permutation(len(self.sequences))
+        return order, np.cumsum(self.sequences[order])
+
+    def _build_shard(self, epoch: int, shard: int) -> Any:
+        from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+        from megatron.core.datasets.utils import Split
+
+        logging.getLogger("megatron.core.datasets.gpt_dataset").setLevel(logging.ERROR)
+        prefix = self._corpus.prefixes(self._domain, "train")[shard]
+        check_there(prefix)
+        config = GPTDatasetConfig(
+            random_seed=int(self._seed(epoch, shard).generate_state(1)[0]),
+            sequence_length=self._seq_length,
+            blend=([prefix], [1.0]),
+            split="1,0,0",
+            # An empty path builds the index in memory; every rank does so for itself, without a
+            # barrier.
+            path_to_cache="",
+            tokenizer=SimpleNamespace(
+                eod=self._corpus.eod_id, vocab_size=None, unique_identifiers={}
+            ),
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+            create_attention_mask=False,
+        )
+        documents = GPTDataset.build_low_level_dataset(prefix, config)
+        indices = np.arange(GPTDataset.numel_low_level_dataset(documents), dtype=np.int32)
+        dataset = GPTDataset(documents, prefix, indices, None, Split.train, config)
+        if len(dataset) != self.sequences[shard]:
+            raise RuntimeError(
+                f"{prefix}: megatron-core finds {len(dataset)} sequences of {self._seq_length} "
+                f"tokens, its tokens make {self.sequences[shard]}"
+            )
+        return dataset

@@ -1,0 +1,134 @@
+"""Sequences of a corpus by arithmetic: shard and offset follow from the number of the sequence.
+
+A shard of our pipeline is a stretch of shuffled documents, so that it can be read without an index:
+sequence i of a shard is its tokens [i S, i S + S], the last label included. Nothing is built or
+held in memory that grows with the corpus.
+
+The order. An epoch is all shards, one after the other; a shard is its blocks of 64 MB, one after
+the other; a block is the sequences that begin in it. Each of the three orders is a permutation of
+its own for every epoch, stage and seed, so all sequences that are read within some steps lie in the
+same block. A permutation is the stable sort of numbers of Philox (Salmon et al., Parallel random
+numbers: as easy as 1, 2, 3, 2011), whose raw stream NumPy guarantees, which it does not for
+`Generator.permutation`: the order outlives another version of NumPy.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, read_digests
+from loopcoder.data.corpus import Corpus, rebuild
+from loopcoder.data.indexed import token_dtype
+from loopcoder.data.reader import sequences_by_shard
+from loopcoder.errors import InputError
+
+_OPEN = 4
+"""Shards, and blocks, that are kept open: a batch can straddle the border of two."""
+
+
+class PackedReader:
+    """Reads a corpus of our pipeline in blocks."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        domain: str,
+        seq_length: int,
+        seeds: tuple[int, ...],
+        *,
+        verify: bool = True,
+    ):
+        """
+        Args:
+            seeds: What the order follows from.
+            verify: Compare a block with its digest before it is used, if the corpus has digests.
+        """
+        self._corpus, self._domain, self._seq_length = corpus, domain, seq_length
+        self._seeds, self._verify = seeds, verify
+        self._dtype = np.dtype(token_dtype(corpus.vocab_size))
+        self._prefixes = corpus.prefixes(domain, "train")
+        self.sequences = sequences_by_shard(corpus, domain, seq_length)
+        self._file = lru_cache(maxsize=_OPEN)(self._open)
+        self._shards = lru_cache(maxsize=_OPEN)(self._order_of_shards)
+        self._blocks = lru_cache(maxsize=_OPEN)(self._order_of_blocks)
+        self._block = lru_cache(maxsize=_OPEN)(self._permutation)
+
+    def row(self, epoch: int, index: int) -> torch.Tensor:
+        """Return the token ids of one sequence and its last label. [S+1], int64
+
+        Raises:
+            InputError: the block is damaged.
+            OSError: it cannot be read.
+        """
+        shard, sequence = self.place(epoch, index)
+        size = self._dtype.itemsize
+        start = sequence * self._seq_length * size
+        content = self._file(shard).read(start, (self._seq_length + 1) * size)
+        return torch.from_numpy(np.frombuffer(content, dtype=self._dtype).astype(np.int64))
+
+    def place(self, epoch: int, index: int) -> tuple[int, int]:
+        """Return the shard of a sequence of an epoch, and its number there."""
+        shards, ends = self._shards(epoch)
+        shard, index = _at(shards, ends, self.sequences, index)
+        firsts = self._first_of_blocks(shard)
+        blocks, ends = self._blocks(epoch, shard)
+        block, index = _at(blocks, ends, np.diff(firsts), index)
+        count = int(firsts[block + 1] - firsts[block])
+        return shard, int(firsts[block] + self._block(count, epoch, shard, block)[index])
+
+    def _order_of_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        order = self._permutation(len(self.sequences), epoch)
+        return order, np.cumsum(self.sequences[order])
+
+    def _order_of_blocks(
+        self, epoch: int, shard: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        counts = np.diff(self._first_of_blocks(shard))
+        order = self._permutation(len(counts), epoch, shard)
+        return order, np.cumsum(counts[order])
+
+    def _first_of_blocks(self, shard: int) -> NDArray[np.int64]:
+        """Return the first sequence that begins in each block of a shard, and their number as the
+        last entry. [blocks + 1]"""
+        sequences = int(self.sequences[shard])
+        block = BLOCK_BYTES // self._dtype.itemsize
+        blocks = -(-sequences * self._seq_length // block)
+        firsts = -(-np.arange(blocks + 1, dtype=np.int64) * block // self._seq_length)
+        return np.minimum(firsts, sequences)
+
+    def _permutation(self, count: int, *of: int) -> NDArray[np.int64]:
+        """Return the order of `count` things in an epoch, or in a shard or a block of it."""
+        stream = np.random.Philox(np.random.SeedSequence([*self._seeds, *of]))
+        return np.argsort(stream.random_raw(count), kind="stable")
+
+    def _open(self, shard: int) -> CheckedFile:
+        path = Path(self._prefixes[shard] + ".bin")
+        size = self._corpus.shard_tokens(self._domain, "train")[shard] * self._dtype.itemsize
+        fix, digests = rebuild(self._corpus.dir), None
+        if self._verify and (beside := self._corpus.digests(self._domain, shard)):
+            try:
+                digests = read_digests(beside, size)
+            except ValueError as error:
+                why = "it was cut off or changed after it was built"
+                raise InputError.of(str(error), why, fix) from error
+        return CheckedFile(path, size, digests, fix)
+
+
+def _at(
+    order: NDArray[np.int64], ends: NDArray[np.int64], counts: NDArray[np.int64], index: int
+) -> tuple[int, int]:
+    """Return which part holds a number, and the number within it.
+
+    Args:
+        order: The parts one after the other.
+        ends: How many end with each of them, in this order.
+        counts: How many each part has, by its own number.
+    """
+    place = int(np.searchsorted(ends, index, side="right"))
+    part = int(order[place])
+    return part, index - int(ends[place]) + int(counts[part])

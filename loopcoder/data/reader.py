@@ -1,0 +1,40 @@
+"""What reads the training sequences of one domain: each epoch is all of them once, in an order of
+its own."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loopcoder.data.corpus import Corpus
+
+
+class Reader(Protocol):
+    """The training sequences of one domain."""
+
+    sequences: NDArray[np.int64]
+    """Sequences of each shard. [shards]"""
+
+    def row(self, epoch: int, index: int) -> torch.Tensor:
+        """Return a sequence of an epoch: its token ids and the label of the last one. [S+1],
+        int64"""
+
+
+class MakeReader(Protocol):
+    """Opens a domain of a corpus; `seeds` and nothing else decide the order of its epochs."""
+
+    def __call__(
+        self, corpus: Corpus, domain: str, seq_length: int, seeds: tuple[int, ...]
+    ) -> Reader: ...
+
+
+def sequences_by_shard(corpus: Corpus, domain: str, seq_length: int) -> NDArray[np.int64]:
+    """Return how many sequences each training shard of a domain has. [shards]
+
+    A shard ends with the label of its last sequence; less than a sequence is left over.
+    """
+    tokens = np.array(corpus.shard_tokens(domain, "train"), dtype=np.int64)
+    return (tokens - 1) // seq_length
