@@ -224,7 +224,7 @@ def judge(name: str, head: bytes) -> Verdict | None:
         return _of_shared(extension, head[:HEAD_BYTES])
     language = _language_of(base, extension)
     if language is None and not extension:
-        match = _SHEBANG.match(head)
+        match = _SHEBANG.match(head, 0, HEAD_BYTES)
         language = _of_interpreter(match) if match else None
     return None if language is None else Verdict(language, is_sure=True)
 
