@@ -226,13 +226,16 @@ def judge(name: str, head: bytes) -> Verdict | None:
     if language is None and not extension:
         match = _SHEBANG.match(head, 0, HEAD_BYTES)
         language = _of_interpreter(match) if match else None
-    return None if language is None else Verdict(language, is_sure=True)
+    return None if language is None else Verdict(language, True)
 
 
 def identify(name: str, head: bytes) -> tuple[str, str] | None:
     """Return (language, domain) of a file, or None: see `judge`."""
     verdict = judge(name, head)
-    return None if verdict is None else (verdict.language, domain_of(verdict.language))
+    if verdict is None:
+        return None
+    language = verdict.language
+    return language, domain_of(language)
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache, cached_property
 from itertools import chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 _ATOM = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.S)
 _QUANTIFIER = re.compile(r"(?:[*+?]|\{\d+(?:,\d*)?\}|\{,\d+\})[?+]?")
@@ -21,6 +21,9 @@ _GROUP = re.compile(r"\((\?:|\?i:|(?!\?))")
 _INDENTS = (r"[ \t]*", r"\s*", "")
 _MOST_WORDS = 4
 _LINE_BYTES = 300
+
+Where = Literal["line", "lines", "plain"]
+"""Of the texts of a `Head`."""
 
 
 class Head:
@@ -31,6 +34,12 @@ class Head:
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
+
+    @cached_property
+    def line(self) -> bytes:
+        """An LF and the first line."""
+        start = self.raw.strip()[: _LINE_BYTES + 1].splitlines() or [b""]
+        return b"\n" + start[0][:_LINE_BYTES]
 
     @cached_property
     def lines(self) -> bytes:
@@ -48,7 +57,7 @@ class Head:
 
     @cached_property
     def plain(self) -> bytes:
-        """The same, empty lines left out and long ones cut off."""
+        """An LF and the lines without CR, empty ones left out and long ones cut off."""
         lines = self.raw.strip().splitlines()
         lines = [line for line in lines if line and not line.isspace()]
         if max(map(len, lines), default=0) > _LINE_BYTES:
@@ -64,16 +73,16 @@ class Way(NamedTuple):
     seek: Callable[[bytes, int], re.Match[bytes] | None]
     start: int
     """0 if it begins with the LF before a line, which is found fast; 1 if it does not."""
-    is_within_line: bool
-    """All that it finds is in one line."""
+    text: Where
+    """Where it is sought: empty lines are no matter to what is found in one line."""
 
 
 def is_found(head: Head, ways: tuple[Way, ...]) -> bool:
     """Tell whether a pattern is found in the start of a file."""
-    for words, seek, start, is_within_line in ways:
+    for words, seek, start, text in ways:
         if words and not any(word in head.raw for word in words):
             continue
-        if seek(head.lines if is_within_line else head.plain, start):
+        if seek(getattr(head, text), start):
             return True
     return False
 
@@ -87,20 +96,22 @@ def ways_of(pattern: str) -> tuple[Way, ...]:
         if part.startswith(r"\A"):
             # no text begins with a blank
             rest = part.removeprefix(r"\A").removeprefix(r"\s*")
-            at_start.append(Way((), _compile(rest).match, 1, _is_within_line(rest)))
+            where: Where = "line" if _is_within_line(rest) else "plain"
+            at_start.append(Way((), _compile(rest).match, 1, where))
         elif part.startswith("^"):
             indent = next(indent for indent in _INDENTS if part.startswith(indent, 1))
             rest = part[1 + len(indent) :]
             lines[indent, bool(_first(rest))].append(rest)
         else:
             found = _compile(_by_word(part.replace(r"\A", r"(?<=\A\n)")))
-            anywhere.append(Way(_encoded(_words(part)), found.search, 1, _is_within_line(part)))
+            where = "lines" if _is_within_line(part) else "plain"
+            anywhere.append(Way(_encoded(_words(part)), found.search, 1, where))
     at_line = []
     for (indent, is_told), parts in lines.items():
         found = _compile(_line(indent, is_told, parts))
         words = _words(parts[0]) if len(parts) == 1 and not is_told else []
-        is_within = is_told and all(map(_is_within_line, parts))
-        at_line.append(Way(_encoded(words), found.search, 0, is_within))
+        where = "lines" if is_told and all(map(_is_within_line, parts)) else "plain"
+        at_line.append(Way(_encoded(words), found.search, 0, where))
     return (*at_start, *at_line, *anywhere)
 
 
@@ -115,9 +126,11 @@ def _by_word(part: str) -> str:
 
 
 def _is_within_line(part: str) -> bool:
-    """Tell whether all that an alternative finds is in one line."""
-    classes = re.sub(r"\[\^(?:\\.|[^\]\\])*?\\n(?:\\.|[^\]\\])*\]", "", part)
-    return not re.search(r"\\[sWDnrvfAZ]|\[\^|\(\?[^:i]", classes)
+    """Tell whether all that an alternative finds is in one line, one LF at its ends apart."""
+    inner = re.sub(r"^\[(?:\\.|[^\]\\])*\](?![?*+{])|^\\s(?![?*+{])", "", part)
+    inner = re.sub(r"(?:\[(?:\\.|[^\]\\])*\]|\\s)$", "", inner)
+    inner = re.sub(r"\[\^(?:\\.|[^\]\\])*?\\n(?:\\.|[^\]\\])*\]", "", inner)
+    return not re.search(r"\\[sWDnrvfAZ]|\[\^|\(\?[^:i]", inner)
 
 
 def _compile(pattern: str) -> re.Pattern[bytes]:
