@@ -121,8 +121,12 @@ def _encoded(words: list[str]) -> tuple[bytes, ...]:
 
 def _by_word(part: str) -> str:
     """Return an alternative that begins with a word so that the word is sought first."""
-    word = re.match(r"\\b([A-Za-z_]{2,})(?![A-Za-z_?*+{])", part)
-    return rf"{word[1]}(?<!\w{word[1]}){part[word.end() :]}" if word else part
+    if word := re.match(r"\\b([A-Za-z_]{2,})(?![A-Za-z_?*+{])", part):
+        return rf"{word[1]}(?<!\w{word[1]}){part[word.end() :]}"
+    if letter := re.match(r"\(\?i:\\b([A-Za-z])(?![?*+{])", part):
+        either = f"[{letter[1]}{letter[1].swapcase()}]"
+        return rf"{either}(?<!\w{either})(?i:{part[letter.end() :]}"
+    return part
 
 
 def _is_within_line(part: str) -> bool:
