@@ -51,12 +51,9 @@ class Document:
     @property
     def place(self) -> Place:
         """Where it comes from, for the list of what is dropped."""
-        return Place(
-            self.path,
-            self.meta.get("row"),
-            len(self.text.encode(errors="surrogatepass")),
-            self.source,
-        )
+        text = self.text
+        size = len(text if text.isascii() else text.encode(errors="surrogatepass"))
+        return Place(self.path, self.meta.get("row"), size, self.source)
 
 
 class Drop(NamedTuple):

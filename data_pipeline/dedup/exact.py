@@ -8,4 +8,4 @@ def normalise(data: bytes) -> bytes:
 
     Copies that differ in this only are the same document.
     """
-    return b"\n".join(line.rstrip() for line in data.splitlines()).strip(b"\n")
+    return b"\n".join(map(bytes.rstrip, data.splitlines())).strip(b"\n")

@@ -43,6 +43,8 @@ _TOKEN_STARTS = [
     for _, starts in itertools.groupby(sorted(_TOKENS), key=lambda start: start[0])
 ]
 _TOKEN_REST = {start: re.compile(rest) for start, rest in _TOKENS.items()}
+_RARE_SIGNS = "-_.IJ"
+"""One of them is in every start."""
 _SECRET_VALUE = r"[\"']?\s*(?:=>|=|:)\s*[\"']?([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
 _AWS_SECRETS = [  # letters of both cases in one expression would be sought one by one
     re.compile("ecret(?:_?[Aa]ccess)?_?[Kk]ey" + _SECRET_VALUE),
@@ -129,9 +131,31 @@ def _is_made_up(token: str) -> bool:
     )
 
 
-KINDS: tuple[Callable[[str], Iterator[Span]], ...] = (
-    *(functools.partial(_tokens, pattern=pattern) for pattern in _TOKEN_STARTS),
+def _hint(sign: str) -> re.Pattern[str]:
+    """Return what finds every token whose start has a rare sign, sought by that sign."""
+    tokens, signs_before = [], ""
+    for start, rest in _TOKENS.items():
+        if sign == next(s for s in _RARE_SIGNS if s in start):
+            before, after = map(re.escape, start.rsplit(sign, 1))
+            tokens.append(f"(?<={before}{re.escape(sign)}){after}(?:{rest})")
+            signs_before += before[-1]
+    sign = re.escape(sign)
+    return re.compile(f"{sign}(?<=[{signs_before}]{sign})(?:{'|'.join(tokens)})")
+
+
+_TOKEN_HINTS = [_hint(sign) for sign in _RARE_SIGNS]
+Kind = Callable[[str], Iterator[Span]]
+_TOKEN_KINDS: tuple[Kind, ...] = tuple(
+    functools.partial(_tokens, pattern=pattern) for pattern in _TOKEN_STARTS
+)
+_OTHER_KINDS: tuple[Kind, ...] = (
     _pem_bodies,
     *(functools.partial(_aws_secrets, pattern=pattern) for pattern in _AWS_SECRETS),
 )
-"""Each yields the places of one kind of secret in a text."""
+
+
+def kinds_in(text: str) -> tuple[Kind, ...]:
+    """Return the kinds of secrets that may be in a text; each yields their places in it."""
+    # hardly any text has a token, and to look for five signs takes half as long as for all starts
+    has_token = any(hint.search(text) for hint in _TOKEN_HINTS)
+    return _TOKEN_KINDS + _OTHER_KINDS if has_token else _OTHER_KINDS

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from data_pipeline.filters.emails import email_addresses
 from data_pipeline.filters.ips import ip_addresses
-from data_pipeline.filters.keys import KINDS
+from data_pipeline.filters.keys import kinds_in
 from loopcoder.config.filters import FilterConfig
 
 _Span = tuple[int, int]
@@ -24,7 +24,7 @@ def scrub(text: str, rules: FilterConfig, notes: Counter[str]) -> str:
     """Return a document with placeholders, counting them in `notes`."""
     # secrets first: a token may hold what looks like an address
     if rules.scrub_secrets:
-        for kind in KINDS:
+        for kind in kinds_in(text):
             text, found = _put(text, kind(text), KEY)
             _count(notes, "secrets_scrubbed", found)
     if rules.scrub_emails and "@" in text:

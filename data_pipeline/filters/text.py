@@ -69,7 +69,7 @@ def repair_text(text: str, rules: FilterConfig, notes: Counter[str]) -> str:
 
 def text_fault(text: str, rules: FilterConfig) -> str:
     """Return the first rule that prose breaks, or ''; cheap rules come first."""
-    if not text.strip():
+    if not text or text.isspace():
         return "empty"
     if rules.drop_other_formats and _NOT_PROSE.match(text):
         return "not_prose"
@@ -124,8 +124,11 @@ def _word_fault(text: str, data: bytes, words: Words, rules: FilterConfig) -> st
 def _shape_fault(text: str, lines: list[str], rules: FilterConfig) -> str:
     if rules.max_bullet_lines is not None:
         # a ruler is no bullet, but rulers are rare and the limit is high
-        bullets = sum(line.startswith(_BULLETS) for line in lines)
-        if bullets > rules.max_bullet_lines * len(lines):
+        limit = rules.max_bullet_lines * len(lines)
+        # hardly any document has so many of these signs, wherever they stand
+        if sum(text.count(bullet[0]) for bullet in _BULLETS) > limit and (
+            sum(line.startswith(_BULLETS) for line in lines) > limit
+        ):
             return "bullet_lines"
     if rules.max_ellipsis_lines is not None:
         limit = rules.max_ellipsis_lines * len(lines)

@@ -186,7 +186,10 @@ def language_of_name(name: str) -> str | None:
     """
     # case is ignored: .C and .H are rare, and file systems that fold case lose them
     # strings, not paths: this is asked for every installed file
-    base, extension = _parts(name)
+    return _language_of(*_parts(name))
+
+
+def _language_of(base: str, extension: str) -> str | None:
     named = _BY_NAME.get(base) or _BY_EXTENSION.get(extension)
     if named:
         return named
@@ -219,17 +222,20 @@ def judge(name: str, head: bytes) -> Verdict | None:
     base, extension = _parts(name)
     if extension in SHARED and base not in _BY_NAME and base not in LINGUIST.files:
         return _of_shared(extension, head[:HEAD_BYTES])
-    language = language_of_name(name)
+    language = _language_of(base, extension)
     if language is None and not extension:
-        match = _SHEBANG.match(head)
+        match = _SHEBANG.match(head, 0, HEAD_BYTES)
         language = _of_interpreter(match) if match else None
-    return None if language is None else Verdict(language, is_sure=True)
+    return None if language is None else Verdict(language, True)
 
 
 def identify(name: str, head: bytes) -> tuple[str, str] | None:
     """Return (language, domain) of a file, or None: see `judge`."""
     verdict = judge(name, head)
-    return None if verdict is None else (verdict.language, domain_of(verdict.language))
+    if verdict is None:
+        return None
+    language = verdict.language
+    return language, domain_of(language)
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -74,20 +74,18 @@ def document_id(source: str, path: str, row: int | None = None) -> str:
     return xxhash.xxh3_128_hexdigest(place.encode(errors="surrogateescape"))
 
 
-def decode(
-    data: bytes, config: SourceConfig, tally: Tally, where: str, encoding: str = "utf-8"
-) -> str | None:
+def decode(data: bytes, config: SourceConfig, tally: Tally, where: str) -> str | None:
     """Decode UTF-8; invalid bytes are replaced, or the text is dropped (None), as the config says.
 
     Raises:
         InputError: there are invalid bytes and the config says neither; the error names the place.
     """
     try:
-        return data.decode(encoding)
+        return data.decode()
     except UnicodeDecodeError as error:
         if config.invalid_utf8 == "replace":
             tally.notes["invalid_utf8_replaced"] += 1
-            return data.decode(encoding, errors="replace")
+            return data.decode(errors="replace")
         if config.invalid_utf8 == "drop":
             return None
         raise InputError.of(

@@ -45,9 +45,24 @@ def content_of(listed: ListedFile, tally: Tally) -> bytes | None:
         return None
     if not isinstance(path, Path):
         return path.read_bytes()
-    with open(path, "rb", opener=_without_waiting) as file:
-        content = file.read()
+    content = _read(path, listed.size)
     check_unchanged(listed)
+    return content
+
+
+def _read(path: Path, size: int) -> bytes:
+    """Return the bytes of a local file, of which there should be `size`; a file object would take
+    as long as the reading of some kB."""
+    # one that has become a pipe meanwhile is opened without waiting for who writes into it
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        content = os.read(descriptor, size + 1)
+        while len(content) < size and (piece := os.read(descriptor, size - len(content))):
+            content += piece
+    except BlockingIOError:  # a pipe
+        content = b""
+    finally:
+        os.close(descriptor)
     return content
 
 
@@ -60,8 +75,3 @@ def _unpacked(path: File, tally: Tally) -> bytes | None:
             return None
         pieces.append(piece)
     return b"".join(pieces)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; one that has become a pipe meanwhile, without waiting for who writes into it."""
-    return os.open(path, flags | os.O_NONBLOCK)

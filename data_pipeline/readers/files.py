@@ -6,16 +6,13 @@ import copy
 import errno
 import os
 import re
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.langid.names import (
-    HEAD_BYTES,
-    domain_of,
-    identify,
-)
+from data_pipeline.langid.names import domain_of, identify
 from data_pipeline.readers.archives import Member, members
 from data_pipeline.readers.base import (
     Documents,
@@ -149,7 +146,9 @@ class FilesSource:
             try:
                 if is_long:
                     check_unchanged(listed)
-                yield from guarded(self._listed(listed, kind, tally), listed.file, tally)
+                tally.files += 1
+                read = self._archive if kind == "archive" else self._file
+                yield from guarded(read(listed, kind, tally), listed.file, tally)
             except GeneratorExit:  # the limit of the source is reached
                 if is_long:
                     self._beyond_limit(listed, tally)
@@ -174,11 +173,7 @@ class FilesSource:
     def _beyond_limit(self, listed: ListedFile, tally: Tally) -> None:
         tally.drop_file("beyond_limit", Place(self.places.of(listed.file), num_bytes=listed.size))
 
-    def _listed(self, listed: ListedFile, kind: str | None, tally: Tally) -> Iterator[Document]:
-        tally.files += 1
-        if kind != "archive":
-            yield from self._file(listed, kind, tally)
-            return
+    def _archive(self, listed: ListedFile, _: str | None, tally: Tally) -> Iterator[Document]:
         for member in members(listed.file, listed.size, tally):
             tally.files += 1
             inner = kind_of(member, self.config)
@@ -206,21 +201,23 @@ class FilesSource:
                 tally.bytes_in += listed.size if isinstance(path, Member) else 0
                 tally.drop_file("unknown_type", Place(place, num_bytes=listed.size))
             case _:
-                yield from self._plain(listed, tally, place, is_notebook=kind == "notebook")
+                document = self._plain(listed, tally, place, is_notebook=kind == "notebook")
+                if document is not None:
+                    yield document
 
     def _plain(
         self, listed: ListedFile, tally: Tally, place: str, *, is_notebook: bool
-    ) -> Iterator[Document]:
+    ) -> Document | None:
         path, size = listed.file, listed.size
         try:
             content = content_of(listed, tally)
         except CorruptFileError:
             tally.damaged("corrupt_" + path.suffix[1:].lower(), Place(place, num_bytes=size))
-            return
+            return None
         tally.rows_in += 1
         is_too_large, data = content is None, content or b""
         tally.bytes_in += len(data)
-        language = identify(inner_name(path.name), data[:HEAD_BYTES])
+        language = identify(inner_name(path.name), data)
         is_broken = False
         if is_notebook and data.strip():
             script = notebook_script(data)
@@ -231,9 +228,9 @@ class FilesSource:
             reason = "too_large"
         elif is_broken:
             reason = "broken_json"
-        elif b"\0" in data[:_HEAD_BYTES]:
+        elif data.find(b"\0", 0, _HEAD_BYTES) >= 0:
             reason = "binary"
-        elif not data.strip():
+        elif not data or data.isspace():
             reason = "empty"
         elif language is None:
             reason = "unknown_language"
@@ -243,13 +240,13 @@ class FilesSource:
             tally.drop(reason, Place(place, num_bytes=size))
             if is_broken:
                 tally.fault(reason, path)
-            return
-        text = decode(data, self.config, tally, str(path), "utf-8-sig")
+            return None
+        text = decode(data.removeprefix(BOM_UTF8), self.config, tally, str(path))
         if text is None:
             tally.drop("invalid_utf8", Place(place, num_bytes=size))
-            return
+            return None
         tally.rows_out += 1
-        yield Document(
+        return Document(
             id=document_id(self.name, place),
             text=text,
             domain=language[1] if self.config.domain == "auto" else self.config.domain,

@@ -350,17 +350,17 @@ def _chosen(
     origins: Origins,
 ) -> Iterator[_Chosen]:
     """Yield all that is taken of a chunk, and count it by origin."""
-    rows = kept_rows(work, chunk).tolist()
+    rows, wanted = kept_rows(work, chunk).tolist(), copies.tolist()
+    used = [(copies * entries[name]).tolist() for name in ("bytes", "length")]
     for (document, start, stop), row in zip(_groups(work, chunk, entries), rows, strict=True):
-        mine = copies[start:stop]
-        if not mine.any():
+        mine = wanted[start:stop]
+        if not any(mine):
             continue
-        used = [int((mine * entries[start:stop][name]).sum()) for name in ("bytes", "length")]
-        origins.add(document, int(mine.max()), *used)
+        origins.add(document, max(mine), *(sum(sizes[start:stop]) for sizes in used))
         pieces = [document] if stop - start == 1 else encoding.split(document)
-        for place, (piece, wanted) in enumerate(zip(pieces, mine.tolist(), strict=True)):
+        for place, (piece, count) in enumerate(zip(pieces, mine, strict=True)):
             number = number_in_chunk(row, place if len(pieces) > 1 else None)
-            for copy in range(1, wanted + 1):
+            for copy in range(1, count + 1):
                 yield _Chosen(piece, copy, number)
 
 

@@ -143,12 +143,13 @@ def encoder_of(work: Work) -> Encoder:
     """
     done = work.done(Tokenizer)
     backend = work.data.build.tokenizer_backend
-    return _encoder(done.file(work.tokenizer), done.result.xxh3_128, backend)
+    return opened(done.file(work.tokenizer), done.result.xxh3_128, backend)
 
 
 # probing a tokenizer takes as long as encoding some MB
 @lru_cache(maxsize=1)
-def _encoder(path: Path, digest: str, backend: Literal["auto", "fast", "reference"]) -> Encoder:
+def opened(path: Path, digest: str, backend: Literal["auto", "fast", "reference"]) -> Encoder:
+    """Return the tokenizer of a file with this hash; the last one is kept."""
     return Encoder(path, backend=backend)
 
 

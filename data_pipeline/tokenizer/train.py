@@ -13,8 +13,8 @@ from data_pipeline.dedup.stages import kept
 from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.chunks import Chunk, ChunkWriter, read_chunk
 from data_pipeline.tasks.work import Output, Result, Work
-from data_pipeline.tokenizer.count import Tokenizer, content_hash
-from data_pipeline.tokenizer.encoder import Encoder, train_tokenizer
+from data_pipeline.tokenizer.count import Tokenizer, content_hash, opened
+from data_pipeline.tokenizer.encoder import train_tokenizer
 from loopcoder.storage.digest import file_digest
 from loopcoder.storage.files import write_bytes
 
@@ -78,9 +78,10 @@ def make(work: Work, _: int) -> Output:
 
 
 def _made(work: Work, used: int) -> Output:
-    encoder = Encoder(work.tokenizer, backend=work.data.build.tokenizer_backend)
+    digest = file_digest(work.tokenizer)
+    encoder = opened(work.tokenizer, digest, work.data.build.tokenizer_backend)
     result = Tokenizer(
-        xxh3_128=file_digest(work.tokenizer),
+        xxh3_128=digest,
         vocab_size=encoder.vocab_size,
         eod_id=encoder.eod_id,
         eod=encoder.eod,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.filters import FilterConfig
+from data_pipeline.filters import FilterConfig, code
 from loopcoder.errors import InputError
 from tests.data_pipeline.filters.test_filters import document, fate
 
@@ -73,6 +73,12 @@ def test_tables_of_numbers(rng: random.Random, form: str) -> None:
     assert fate_of("int table[] = {\n" + rows + "};\n", "C", "a.c") == "encoded"
     assert fate_of("int table[] = {\n" + rows + "};\n" + LINES * 200, "C", "a.c") == ""
     assert fate_of("int table[] = {\n" + rows + "};\n", "C", "a.c", max_encoded=None) == ""
+
+
+def test_no_marker_is_overlooked() -> None:
+    for marker in (*code._MARKERS, *code._WEAK_MARKERS):
+        assert any(part in marker for part in code._IN_MARKERS), marker
+        assert code._is_marked(f"# {marker}\n")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.filters import FilterConfig
+from data_pipeline.filters import FilterConfig, keys
 from data_pipeline.filters.scrub import scrub
 
 
@@ -173,6 +173,28 @@ def test_more_secrets_go(rng: random.Random) -> None:
     assert scrubbed(manual) == (manual, {})
     sha1 = "commit 0a1b2c3d4e5f60718293a4b5c6d7e8f901234567"
     assert scrubbed(sha1) == (sha1, {})
+
+
+def test_every_kind_of_token_is_looked_for(rng: random.Random) -> None:
+    rests = {
+        "xox": f"12345678-{token(rng, 12, MIXED)}",
+        "xapp-": f"1-A1-12-{token(rng, 32, 'abcdef123456')}",
+        "hooks.": f"T12345678/B12345678/{token(rng, 24, MIXED)}",
+        "SG.": f"{token(rng, 22, MIXED)}.{token(rng, 43, MIXED)}",
+        "eyJ": f"hbGciOiJIUzI1NiJ9.{ISSUED}.{token(rng, 43, MIXED)}",
+        "github_pat_": f"{token(rng, 22, MIXED)}_{token(rng, 59, MIXED)}",
+        "AKIA": token(rng, 16, UPPER),
+        "ASIA": token(rng, 16, UPPER),
+        "AIza": token(rng, 35, MIXED),
+        "npm_": token(rng, 36, MIXED),
+        "hf_": token(rng, 34, MIXED),
+        "GOCSPX-": token(rng, 28, MIXED),
+    }
+    for start in keys._TOKENS:
+        rest = next((r for s, r in rests.items() if start.startswith(s)), token(rng, 50, MIXED))
+        text = f"- _x. IJ {start}{rest} -"
+        assert any([*kind(text)] for kind in keys.kinds_in(text)), text
+        assert len(keys.kinds_in(text.replace(start, start[:-1]))) < len(keys.kinds_in(text))
 
 
 @pytest.mark.parametrize("kind", ["RSA PRIVATE KEY", "PRIVATE KEY", "OPENSSH PRIVATE KEY"])
