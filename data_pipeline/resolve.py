@@ -33,7 +33,7 @@ from loopcoder.data.corpus import FORMAT_VERSION
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.digest import file_digest
 
-_READING = 2
+_READING = 3
 """Raised whenever other documents, or others' ids, come of the same files."""
 
 

@@ -84,7 +84,8 @@ def test_a_cut_off_packed_file_gives_its_prefix(tmp_path: Path, packer: str) -> 
     (tmp_path / f"a.txt{packer}").write_bytes(packed[: len(packed) * 2 // 3])
     (document,), tally = read(tmp_path)
     assert data.decode().startswith(document.text) and len(document.text) > 500_000
-    assert tally.notes["truncated_file"] == 1
+    assert tally.file_drops == {"truncated_file": 1}
+    assert tally.worst() == {"truncated_file": {str(tmp_path / f"a.txt{packer}"): 1}}
 
 
 def test_a_packed_bomb_is_too_large(tmp_path: Path) -> None:
@@ -114,6 +115,39 @@ def test_csv(tmp_path: Path, suffix: str) -> None:
     assert [d.text for d in found] == TEXTS
     assert {d.language for d in found} == {"Python"}
     assert tally.drops == {"missing_text": 1}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".csv.xz", ".tsv.bz2"])
+def test_a_cut_off_row_of_a_table_is_left_out(tmp_path: Path, suffix: str) -> None:
+    delimiter = "\t" if ".tsv" in suffix else ","
+    rows = 'text,n\r\n"one",1\r\n"two\n""lines""",2\r\n'
+    whole = rows.replace(",", delimiter).encode()
+    half = whole[: whole.index(b"lines") + 3]
+    pack = PACK.get(Path(suffix).suffix, bytes)
+    (tmp_path / f"a{suffix}").write_bytes(pack(half))
+    found, tally = read(tmp_path)
+    assert [d.text for d in found] == ["one"] and tally.drops == {"truncated_row": 1}
+    assert list(tally.worst()["truncated_row"]) == [str(tmp_path / f"a{suffix}")]
+    for ended in (whole, whole.removesuffix(b"\r\n")):
+        (tmp_path / f"a{suffix}").write_bytes(pack(ended))
+        found, tally = read(tmp_path)
+        assert [d.text for d in found] == ["one", 'two\n"lines"'] and not tally.drops
+    (tmp_path / f"a{suffix}").write_bytes(pack(b"n,text\n1,one\n2,two\n3"))
+    if delimiter == ",":
+        found, tally = read(tmp_path)
+        assert [d.text for d in found] == ["one", "two"] and tally.drops == {"truncated_row": 1}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json"])
+def test_nothing_of_a_corrupt_packed_table_gets_through(tmp_path: Path, name: str) -> None:
+    data = b"text\none\ntwo\n" if name == "a.csv" else b'[{"text": "one"}, {"text": "two"}]'
+    packed = bytearray(gzip.compress(data * (300_000 if name == "a.csv" else 1)))
+    packed[-7] ^= 1
+    (tmp_path / f"{name}.gz").write_bytes(packed)
+    (tmp_path / "good.txt").write_text("good")
+    found, tally = read(tmp_path)
+    assert [d.text for d in found] == ["good"]
+    assert tally.file_drops.keys() <= {"corrupt_gz", "unknown_type"} and len(tally.file_drops) == 1
 
 
 def test_csv_without_the_column_is_no_table(tmp_path: Path) -> None:
