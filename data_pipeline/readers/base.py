@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeGuard
 import xxhash
 
 from data_pipeline.langid.names import canonical, domain_of
-from data_pipeline.readers.columns import value_at
+from data_pipeline.readers.columns import text_columns, value_at
 from data_pipeline.readers.verdict import BAD_ROWS, judge_rows
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
 from loopcoder.config.build import SourceConfig
@@ -151,11 +151,15 @@ class RowReader:
     def document(self, row: object, number: int) -> Document | None:
         """Make a document of a row, or count why not; `number` is its place in the table."""
         if not isinstance(row, Mapping):
+            if isinstance(row, list) and row and isinstance(row[0], Mapping):
+                self.tally.columns = self.tally.columns or text_columns(row[0])
             self.reject("not_an_object", number)
             return None
         text: Any = value_at(row, self.config.text_field)
         reason = _fault(text)
         if reason:
+            if reason in ("missing_text", "text_not_a_string") and not self.tally.columns:
+                self.tally.columns = text_columns(row)
             self.reject(reason, number)
             return None
         field = self.config.language_field

@@ -35,6 +35,21 @@ def is_csv(path: File, config: SourceConfig) -> bool:
         return False
 
 
+def first_of_csv(path: File) -> dict[str, str]:
+    """Return the first row of a .csv or .tsv by its columns, which are those of an empty one too.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        rows = _csv_rows(path, _End())
+        names = next(rows, [])
+        values = next(rows, [])
+    except (csv.Error, CorruptFileError) as error:
+        raise ValueError(str(error)) from error
+    return dict.fromkeys(names, "") | dict(zip(names, values, strict=False))
+
+
 def csv_documents(
     path: File, config: SourceConfig, source: str, tally: Tally, place: str
 ) -> Iterator[Document]:
@@ -130,7 +145,7 @@ def _as_utf8(value: object, config: SourceConfig, tally: Tally, where: str) -> t
 def is_list(path: File, config: SourceConfig) -> bool:
     """Tell whether a .json is a list whose first entry is an object with the text's field."""
     try:
-        first = next(_entries(path), None)
+        first = next(entries(path), None)
     except (ValueError, RecursionError, CorruptFileError):
         return False
     return isinstance(first, dict) and value_at(first, config.text_field) is not None
@@ -145,7 +160,7 @@ def list_documents(
     reader = RowReader(config, source, str(path), tally, place)
     number = -1
     try:
-        for number, row in enumerate(_entries(path, tally)):
+        for number, row in enumerate(entries(path, tally)):
             if isinstance(row, dict) and config.text_field in row:
                 text, stays = _as_utf8(
                     row[config.text_field], config, tally, f"entry {number + 1} of {path}"
@@ -161,7 +176,7 @@ def list_documents(
         reader.reject("broken_json", number + 1)
 
 
-def _entries(path: File, tally: Tally | None = None) -> Iterator[object]:
+def entries(path: File, tally: Tally | None = None) -> Iterator[object]:
     """Yield the entries of the list that a file is.
 
     Raises:

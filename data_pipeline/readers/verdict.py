@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from data_pipeline.readers.columns import offered
 from data_pipeline.schema import Tally
 from loopcoder.errors import InputError, counted
 
@@ -38,12 +39,13 @@ def judge(tally: Tally, source: str) -> None:
     bad = {reason: n for reason, n in tally.drops.items() if reason in BAD_ROWS}
     bad |= {r: n for r, n in tally.file_drops.items() if r.startswith(("corrupt", "no_column"))}
     if bad and not tally.rows_out:
+        why, fix = _offer(tally, source)
         raise InputError.of(
             f"source {source} has no usable document: "
             + ", ".join(f"{n} {reason}" for reason, n in bad.items())
             + _named(tally),
-            "faults alone mean a wrong file or column, or a copy that went wrong",
-            "check text_field and path of the source, or take it out of data.build.sources",
+            f"faults alone mean a wrong file or column, or a copy that went wrong{why}",
+            fix or "check text_field and path of the source, or take it out of data.build.sources",
         )
 
 
@@ -64,13 +66,22 @@ def judge_rows(tally: Tally, source: str) -> None:
     """Raise InputError if more than a fifth of at least 1,000 rows are bad."""
     bad = sum(tally.drops[reason] for reason in BAD_ROWS)
     if tally.rows_in >= _MIN_ROWS and bad > MAX_BAD_FRACTION * tally.rows_in:
+        why, fix = _offer(tally, source)
         raise InputError.of(
             f"{bad:,} of the {counted(tally.rows_in, 'row')} of source {source} are unusable: "
             + ", ".join(f"{n} {r}" for r, n in tally.drops.most_common())
             + _named(tally),
-            f"more than {MAX_BAD_FRACTION:.0%} bad rows mean a wrong file or column",
-            "check text_field and path of the source",
+            f"more than {MAX_BAD_FRACTION:.0%} bad rows mean a wrong file or column{why}",
+            fix or "check text_field and path of the source",
         )
+
+
+def _offer(tally: Tally, source: str) -> tuple[str, str]:
+    """Return what tables without the text's column have, and the override for it; "" for none."""
+    if not tally.columns:
+        return "", ""
+    named, fix = offered(tally.columns, source)
+    return f"; a table without its text_field has {named}", fix
 
 
 def described(faults: Mapping[str, Mapping[str, int]], named: int) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.readers.columns import column_of, value_at
+from data_pipeline.readers.columns import column_of, offered, text_columns, value_at
 from data_pipeline.readers.files import FilesSource
 from data_pipeline.readers.notebooks import notebook_script
 from data_pipeline.schema import Document, Tally
@@ -157,7 +157,50 @@ def test_csv_without_the_column_is_no_table(tmp_path: Path) -> None:
     (document,), tally = read(tmp_path)
     assert document.text == "good" and tally.file_drops == {"unknown_type": 2}
     with pytest.raises(InputError, match="none is usable"):
-        read(tmp_path / "data.csv")
+        read(tmp_path / "empty.csv")
+
+
+ROW = {"n": "12", "lang": "en", "body": "The document.", "a.b": "", "doc": {"markdown": "x"}}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz", "json", "json.xz", "jsonl", "parquet"])
+def test_a_table_without_the_column_offers_those_that_it_has(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    pack = PACK.get(path.suffix, bytes)
+    if suffix == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.Table.from_pylist([ROW]), path)
+    elif suffix.startswith("json"):
+        path.write_bytes(pack(json.dumps(ROW if suffix == "jsonl" else [ROW]).encode()))
+    else:
+        delimiter = "\t" if suffix == "tsv" else ","
+        flat = {name: value for name, value in ROW.items() if isinstance(value, str)}
+        lines = (delimiter.join(line) for line in (flat, flat.values()))
+        path.write_bytes(pack("\n".join(lines).encode()))
+    with pytest.raises(InputError) as error:
+        read(tmp_path)
+    problem = error.value.problems[0]
+    assert problem.fix == "data.build.sources.0.text_field=body"
+    named = problem.fact + problem.why
+    assert "lang" in named and "'doc" not in named and str(path) in named
+    found, _ = read(tmp_path, text_field="body")
+    assert [d.text for d in found] == ["The document."]
+
+
+def test_columns_are_offered_as_they_are_typed() -> None:
+    assert text_columns({"a": "x", "c.d": "xx", "e": 5, "f": {"g": "xxx", "h": 1}}) == [
+        *("f.g", "c.d", "a")
+    ]
+    assert offered(["Review Text"], "2-files")[1] == (
+        "'data.build.sources.2.text_field=Review Text'"
+    )
+
+
+def test_a_column_of_other_values_offers_those_of_text(tmp_path: Path) -> None:
+    rows = [{"text": ["a"], "content": "b"}] * 9
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=r"text_field has content(.|\n)*text_field=content"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(
