@@ -23,7 +23,7 @@ from data_pipeline.resolve import (
     domains_of,
     fingerprint_of,
     open_all,
-    refuse_unknown_names,
+    refuse_unusable,
     resolve_auto,
     weights_of,
     with_rules,
@@ -75,7 +75,7 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
     """
     if not data.build.sources:
         return _finished(data, verify)
-    refuse_unknown_names(data)
+    refuse_unusable(data)
     domains = domains_of(data)
     data = resolve_auto(data)
     sources = open_all(data, domains, report)
@@ -115,7 +115,7 @@ def check_input(data: DataConfig, report: Report = print) -> None:
     if not data.build.sources:
         _finished(data, "size")
         return
-    refuse_unknown_names(data)
+    refuse_unusable(data)
     domains = domains_of(data)
     data = resolve_auto(data)
     sources = open_all(data, domains, report)

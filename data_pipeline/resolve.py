@@ -25,6 +25,7 @@ from data_pipeline.tasks.work import Work
 from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.imported import import_tokenizer
 from loopcoder.config.build import SourceConfig
+from loopcoder.config.check_build import check_build
 from loopcoder.config.check_names import check_names
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
@@ -37,9 +38,10 @@ _READING = 3
 """Raised whenever other documents, or others' ids, come of the same files."""
 
 
-def refuse_unknown_names(data: DataConfig) -> None:
-    """Raise InputError for names that stand for nothing, before anything is opened or read."""
-    if problems := [*check_names(data), *unknown_shares(data)]:
+def refuse_unusable(data: DataConfig) -> None:
+    """Raise InputError for names that stand for nothing and numbers that leave nothing to train on,
+    before anything is opened or read."""
+    if problems := [*check_names(data), *check_build(data), *unknown_shares(data)]:
         raise InputError(problems)
 
 

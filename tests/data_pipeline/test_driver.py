@@ -189,9 +189,40 @@ def test_bad_input_is_found_before_anything_is_built(config: Config, tmp_path: P
     with pytest.raises(InputError, match="'text' of the corpus has 1 document,") as caught:
         prepare(config(sources=[rows], mixture={"text": 1}))
     assert caught.value.problems[0].fix == "a source with more text"
-    with pytest.raises(InputError, match="has 30 documents, of which 30 are held out") as caught:
-        prepare(config(val_fraction=1.0))
-    assert "data.build.val_fraction=0.02, or" in caught.value.problems[0].fix
+
+
+@pytest.mark.parametrize("share", [1.0, 0.99999, 0.95])
+def test_what_leaves_nothing_to_train_on_is_refused_before_reading(
+    config: Config, tmp_path: Path, share: float
+) -> None:
+    with pytest.raises(InputError) as caught:
+        prepare(config(val_fraction=share, target_tokens=100, worker_bytes=1))
+    assert [p.fix for p in caught.value.problems] == [
+        "data.build.val_fraction=0.02",
+        "data.build.worker_bytes=1000000000",
+        "data.build.target_tokens=520 or more, or null for all that there is",
+    ]
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "fix"),
+    [
+        ({"target_tokens": 130}, "data.build.target_tokens=520, or a shorter data.seq_length"),
+        ({"shards": 90_000}, "data.build.shards=1"),
+        ({"epochs": 0.001}, "a larger data.build.epochs, or a shorter"),
+        ({"epochs": {"text": 1, "code": 1e-9}}, "a larger data.build.epochs, or more input"),
+        ({"seq_length": 10**6}, "a shorter data.seq_length, or more documents"),
+        ({"mixture": {"text": 1, "code": 0.00001}}, "a plainer data.mixture, a larger"),
+    ],
+)
+def test_too_few_tokens_name_the_field_that_decides(
+    config: Config, fields: dict[str, Any], fix: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        prepare(config(**fields))
+    assert fix in caught.value.problems[0].fix
+    assert "target_tokens=0" not in caught.value.problems[0].fix
 
 
 @pytest.mark.parametrize(
