@@ -169,9 +169,15 @@ def gather(work: Work, _: int) -> Output:
             reasons.update(tally.file_drops)
         chunks += read.chunks
     faults: list[str] = []
+    problems: list[Problem] = []
     for source, tally in ingested.items():
-        judge(tally, source)
+        try:
+            judge(tally, source)
+        except InputError as error:
+            problems += error.problems
         faults += described(tally.worst(), NAMED_FAULTS)
+    if problems:
+        raise InputError(problems)
     text_bytes: Counter[str] = Counter()
     for chunk in chunks:
         text_bytes.update(chunk.text_bytes)

@@ -21,6 +21,8 @@ BAD_ROWS = (
     "corrupt_rows",
 )
 """Drops that speak against the input or the config, not only against a row."""
+NOT_UTF8 = "not_utf8"
+"""Fault of a text that may not be there: data.build.invalid_utf8=error."""
 MAX_BAD_FRACTION = 0.2
 _MIN_ROWS = 1000
 _MIN_BAD_FILES = 5
@@ -32,8 +34,10 @@ def judge(tally: Tally, source: str) -> None:
     """Judge a source that was read to its end.
 
     Raises:
-        InputError: too many of its files or rows are damaged, or it has faults and no document.
+        InputError: too many of its files or rows are damaged, it has faults and no document, or
+            texts that are not UTF-8 and may not be there.
     """
+    judge_utf8(tally)
     judge_files(tally, source, tally.files)
     judge_rows(tally, source)
     bad = {reason: n for reason, n in tally.drops.items() if reason in BAD_ROWS}
@@ -47,6 +51,26 @@ def judge(tally: Tally, source: str) -> None:
             f"faults alone mean a wrong file or column, or a copy that went wrong{why}",
             fix or "check text_field and path of the source, or take it out of data.build.sources",
         )
+
+
+def judge_utf8(tally: Tally, *, is_all: bool = True) -> None:
+    """Raise InputError for all texts that are not UTF-8, if they were to be refused.
+
+    Args:
+        tally: Of reading.
+        is_all: The source was read to its end.
+    """
+    number = tally.notes[NOT_UTF8]
+    if not number:
+        return
+    named = list(tally.worst()[NOT_UTF8])
+    what = "1 document is" if number == 1 else f"{number:,} documents are"
+    raise InputError.of(
+        f"{what} not UTF-8{'' if is_all else ' so far'}: {', '.join(named[:_NAMED])}"
+        + (f" and {number - _NAMED:,} more" if number > _NAMED else ""),
+        "replacing bytes or leaving documents out silently would change what is trained on",
+        "data.build.invalid_utf8=replace or =drop, or convert them (iconv -t UTF-8)",
+    )
 
 
 def judge_files(tally: Tally, source: str, num_files: int) -> None:

@@ -307,3 +307,13 @@ def test_filling_in_the_middle_needs_its_tokens(config: Config, tmp_path: Path) 
     assert prepare(config(tokenizer=str(path)), report=lambda _: None).eod_id == first.eod_id
     with pytest.raises(InputError, match=r"has no <\|fim_prefix\|>"):
         prepare(config(tokenizer=str(path), fim=FimConfig(rate=0.5)))
+
+
+def test_documents_of_all_parts_that_are_not_utf8_are_told_together(
+    config: Config, source_folder: Path
+) -> None:
+    for n in range(5):
+        (source_folder / f"note{7 * n}.txt").write_bytes(b"caf\xe9 " * 40)
+    with pytest.raises(InputError, match=r"5 documents are not UTF-8.*note0\.txt.* and 2 more"):
+        prepare(config(part_bytes=500))
+    assert prepare(config(part_bytes=500, invalid_utf8="drop"))
