@@ -235,6 +235,16 @@ def _infeasible(
         if target <= largest:
             continue
         names = pool.binding(target)
+        if not names and any(pool.caps.values()):
+            has = ", ".join(sorted(pool.caps, key=lambda n: -pool.caps[n])[:_NAMED_IN_ERRORS])
+            problems.append(
+                Problem(
+                    f"data.build.shares gives {pool.domain} no language that the corpus has",
+                    f"it has {has}",
+                    "data.build.shares=supply, or the share of one of these, or of '*'",
+                )
+            )
+            continue
         shown = ", ".join(f"{name} ({pool.caps[name]:,})" for name in names[:_NAMED_IN_ERRORS])
         shown = shown or "none has any"
         more = len(names) - _NAMED_IN_ERRORS

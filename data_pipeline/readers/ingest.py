@@ -361,10 +361,16 @@ class _Metered:
 def _check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> None:
     """Raise InputError for every domain without a document, or with too little of a sample."""
     sources = work.data.build.sources
+    limits = [
+        f"a larger data.build.sources.{index}.{name}"
+        for index, source in enumerate(sources)
+        for name in ("max_documents", "max_bytes")
+        if getattr(source, name) is not None
+    ]
     wanted = 1
     if all(source.kind == "sample" for source in sources):
-        limits = [source.max_bytes // 2 for source in sources if source.max_bytes]
-        wanted = min([MIN_DOMAIN_BYTES, *limits])
+        halves = [source.max_bytes // 2 for source in sources if source.max_bytes]
+        wanted = min([MIN_DOMAIN_BYTES, *halves])
     problems = []
     for domain in work.domains:
         size = text_bytes.get(domain, 0)
@@ -374,7 +380,9 @@ def _check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> N
                     f"domain {domain!r} of the corpus has no documents "
                     f"({reasons or 'nothing was read'})",
                     "the mixture takes tokens from every domain that it names",
-                    f"add a source with {domain}, or loosen data.build.filters"
+                    ", or ".join(
+                        [*limits, f"add a source with {domain}", "loosen data.build.filters"]
+                    )
                     + (f", or {rest}" if (rest := without(work.data.mixture, domain)) else ""),
                 )
             )

@@ -213,6 +213,7 @@ def test_what_leaves_nothing_to_train_on_is_refused_before_reading(
         ({"epochs": 0.001}, "a larger data.build.epochs, or a shorter"),
         ({"epochs": {"text": 1, "code": 1e-9}}, "a larger data.build.epochs, or more input"),
         ({"seq_length": 10**6}, "a shorter data.seq_length, or more documents"),
+        ({"shares": {"COBOL": 1}}, "data.build.shares=supply, or the share of one of these"),
         ({"mixture": {"text": 1, "code": 0.00001}}, "a plainer data.mixture, a larger"),
     ],
 )
@@ -317,3 +318,20 @@ def test_documents_of_all_parts_that_are_not_utf8_are_told_together(
     with pytest.raises(InputError, match=r"5 documents are not UTF-8.*note0\.txt.* and 2 more"):
         prepare(config(part_bytes=500))
     assert prepare(config(part_bytes=500, invalid_utf8="drop"))
+
+
+@pytest.mark.parametrize("limit", ["max_documents", "max_bytes"])
+def test_a_limit_that_leaves_a_domain_without_documents_is_named(
+    config: Config, source_folder: Path, limit: str
+) -> None:
+    source = SourceConfig(kind="files", path=str(source_folder), **{limit: 1})  # type: ignore[arg-type]
+    with pytest.raises(InputError) as caught:
+        prepare(config(sources=[source]))
+    fix = caught.value.problems[0].fix
+    assert fix.startswith(f"a larger data.build.sources.0.{limit}, or add a source with ")
+
+
+def test_epochs_without_a_domain_are_refused_with_all_that_is_missing(config: Config) -> None:
+    with pytest.raises(InputError) as caught:
+        prepare(config(epochs={}))
+    assert [p.fix for p in caught.value.problems] == ["'data.build.epochs={text:1,code:1}'"]
