@@ -31,7 +31,7 @@ from loopcoder.checkpoint.start import (
     unused_origin,
 )
 from loopcoder.cli.arguments import Arguments, cache_for, composed, parse_arguments, rank, say
-from loopcoder.cli.checks import check_config, check_folder
+from loopcoder.cli.checks import check_config, check_folder, check_services
 from loopcoder.cli.overview import overview
 from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_yaml
 from loopcoder.config.resolve import processes_to_start
@@ -176,6 +176,7 @@ def _train(arguments: Arguments) -> int:
             if rank() == 0:
                 print_finished(run_dir, done, config.train.max_steps)
             return EXIT_DONE
+        check_services(config)
         if rank() == 0:
             made.enter_context(folder_for(run_dir, "run_dir"))
             made.enter_context(cache_for(config.data))
