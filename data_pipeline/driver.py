@@ -8,7 +8,7 @@ import errno
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from data_pipeline.balance.plan import Planned
 from data_pipeline.finish import Finished
 from data_pipeline.former import former_line
 from data_pipeline.readers.base import Source
-from data_pipeline.readers.ingest import Listed, list_parts
+from data_pipeline.readers.ingest import Listed, input_hash, list_parts
 from data_pipeline.resolve import (
     domains_of,
     fingerprint_of,
@@ -57,7 +57,13 @@ _SMALL_BYTES = 200_000_000
 otherwise."""
 
 
-def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash") -> Corpus:
+def prepare(
+    data: DataConfig,
+    *,
+    report: Report = print,
+    verify: Verify = "hash",
+    before_build: Callable[[list[str]], None] | None = None,
+) -> Corpus:
     """Return the corpus that `data` describes, after building it if it is not there yet.
 
     Any number of processes on one machine may call this at once: the first builds, the others wait.
@@ -69,6 +75,8 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
         report: Receives a line for each stage.
         verify: What of a finished corpus is compared with its manifest; one process in a run that
             hashes it is enough.
+        before_build: Takes the hash of each source's files, `input_xxh3_128` of the manifest, if
+            the corpus has to be built; it may refuse that.
 
     Raises:
         InputError: the input, the config or an existing folder is unusable, or the disk is full.
@@ -89,6 +97,8 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
         _remove_work(work, folder, report)
         return load_corpus(folder, verify)
     check_executor(data.build.executor)
+    if before_build is not None:
+        before_build([input_hash(source) for source in sources])
     try:
         with disk_errors(cache):
             cache.mkdir(parents=True, exist_ok=True)

@@ -202,6 +202,11 @@ def _load_part(work: Work, number: int) -> Part:
     return part
 
 
+def input_hash(source: Source) -> str:
+    """Return the hash of what determines the documents of a source, 32 hex digits."""
+    return fingerprint(source.identity)
+
+
 def _described(source: Source) -> dict[str, Any]:
     """Return what the manifest says of a source."""
     config = source.config
@@ -213,7 +218,7 @@ def _described(source: Source) -> dict[str, Any]:
         "max_documents": config.max_documents,
         "max_bytes": config.max_bytes,
         "licence": config.licence,
-        "input_xxh3_128": fingerprint(source.identity),
+        "input_xxh3_128": input_hash(source),
         "inputs": len(source.identity),
         **source.provenance,
     }

@@ -23,6 +23,7 @@ from launch.sweep import FIRST_VARIABLE, points, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect, refuse_missing
 from loopcoder.checkpoint.pinned import pinned_corpus
+from loopcoder.checkpoint.rebuilt import refuse_other_tokens
 from loopcoder.checkpoint.start import (
     check_start,
     early_notes,
@@ -202,7 +203,8 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
     first = os.environ.get(FIRST_VARIABLE)
     pinned = pinned_corpus(config, run_dir, say, sibling=Path(first) if first else None)
     if pinned is None:
-        corpus = prepare(config.data, report=say, verify=verify)
+        refuse = partial(refuse_other_tokens, config, run_dir)
+        corpus = prepare(config.data, report=say, verify=verify, before_build=refuse)
     else:
         corpus = load_corpus(pinned, verify)
     check_start(config, run_dir, corpus)  # before anything is written or started

@@ -335,3 +335,20 @@ def test_epochs_without_a_domain_are_refused_with_all_that_is_missing(config: Co
     with pytest.raises(InputError) as caught:
         prepare(config(epochs={}))
     assert [p.fix for p in caught.value.problems] == ["'data.build.epochs={text:1,code:1}'"]
+
+
+def test_a_build_may_be_refused_by_its_inputs_before_it_begins(
+    config: Config, tmp_path: Path
+) -> None:
+    seen: list[list[str]] = []
+
+    def refuse(inputs: list[str]) -> None:
+        seen.append(inputs)
+        raise InputError.of("other inputs", "why", "fix")
+
+    with pytest.raises(InputError, match="other inputs"):
+        prepare(config(), before_build=refuse)
+    assert not (tmp_path / "cache").exists()
+    corpus = prepare(config())
+    assert seen == [[source["input_xxh3_128"] for source in corpus.manifest["sources"]]]
+    assert prepare(config(), before_build=refuse).dir == corpus.dir  # nothing is built
