@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from glob import escape
 from pathlib import Path
 
 from data_pipeline.balance.names import missing_shares
@@ -86,6 +87,7 @@ def prepare(
     refuse_unusable(data)
     domains = domains_of(data)
     data = resolve_auto(data)
+    _check_executor_early(data)
     sources = open_all(data, domains, report)
     weights = weights_of(data, domains)
     fingerprint = fingerprint_of(data, sources, weights)
@@ -128,12 +130,22 @@ def check_input(data: DataConfig, report: Report = print) -> None:
     refuse_unusable(data)
     domains = domains_of(data)
     data = resolve_auto(data)
+    _check_executor_early(data)
     sources = open_all(data, domains, report)
     fingerprint = fingerprint_of(data, sources, weights_of(data, domains))
     folder = _folder(Path(data.build.cache_dir).expanduser(), data, fingerprint)
     if folder.exists():
         load_corpus(folder, "size")
     else:
+        check_executor(data.build.executor)
+
+
+def _check_executor_early(data: DataConfig) -> None:
+    """Raise InputError if nothing here can run the tasks, before packages are fetched or folders
+    listed; unless the corpus may be there already, which their listing tells."""
+    cache = Path(data.build.cache_dir).expanduser()
+    names = {data.name, data.corpus_name, as_folder(data.corpus_name)}
+    if not any(path.is_dir() for name in names for path in cache.glob(f"{escape(name)}-*")):
         check_executor(data.build.executor)
 
 

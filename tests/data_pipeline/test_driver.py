@@ -253,9 +253,15 @@ def test_what_runs_the_tasks_is_looked_for_before_anything_is_made(
     """A corpus that is there needs none of it."""
     with_ray = config(executor=ExecutorConfig(kind="ray"))
     monkeypatch.setattr("data_pipeline.tasks.execute.find_spec", lambda _: None)
-    for refused in (prepare, check_input):
-        with pytest.raises(InputError, match="ray is not installed"):
-            refused(with_ray)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with_slurm = config(executor=ExecutorConfig(kind="slurm"))
+    with monkeypatch.context() as patched:  # nor is anything listed or fetched
+        patched.setattr("data_pipeline.driver.open_all", lambda *_: pytest.fail("listed"))
+        for refused in (prepare, check_input):
+            with pytest.raises(InputError, match="ray is not installed"):
+                refused(with_ray)
+            with pytest.raises(InputError, match="there is no sbatch here"):
+                refused(with_slurm)
     assert not (tmp_path / "cache").exists()
     prepare(config())
     check_input(with_ray)
