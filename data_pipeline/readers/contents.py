@@ -46,9 +46,9 @@ def content_of(listed: ListedFile, tally: Tally) -> bytes | None:
     if not isinstance(path, Path):
         return path.read_bytes()
     with open(path, "rb", opener=_without_waiting) as file:
-        content = file.read()
+        content = file.read(MAX_DOCUMENT_BYTES + 1)  # of /proc, sizes say nothing
     check_unchanged(listed)
-    return content
+    return content if len(content) <= MAX_DOCUMENT_BYTES else None
 
 
 def _unpacked(path: File, tally: Tally) -> bytes | None:
