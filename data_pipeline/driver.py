@@ -8,9 +8,10 @@ import errno
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from glob import escape
 from pathlib import Path
 
 from data_pipeline.balance.names import missing_shares
@@ -18,12 +19,12 @@ from data_pipeline.balance.plan import Planned
 from data_pipeline.finish import Finished
 from data_pipeline.former import former_line
 from data_pipeline.readers.base import Source
-from data_pipeline.readers.ingest import Listed, list_parts
+from data_pipeline.readers.ingest import Listed, input_hash, list_parts
 from data_pipeline.resolve import (
     domains_of,
     fingerprint_of,
     open_all,
-    refuse_unknown_names,
+    refuse_unusable,
     resolve_auto,
     weights_of,
     with_rules,
@@ -57,7 +58,13 @@ _SMALL_BYTES = 200_000_000
 otherwise."""
 
 
-def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash") -> Corpus:
+def prepare(
+    data: DataConfig,
+    *,
+    report: Report = print,
+    verify: Verify = "hash",
+    before_build: Callable[[list[str]], None] | None = None,
+) -> Corpus:
     """Return the corpus that `data` describes, after building it if it is not there yet.
 
     Any number of processes on one machine may call this at once: the first builds, the others wait.
@@ -69,15 +76,18 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
         report: Receives a line for each stage.
         verify: What of a finished corpus is compared with its manifest; one process in a run that
             hashes it is enough.
+        before_build: Takes the hash of each source's files, `input_xxh3_128` of the manifest, if
+            the corpus has to be built; it may refuse that.
 
     Raises:
         InputError: the input, the config or an existing folder is unusable, or the disk is full.
     """
     if not data.build.sources:
         return _finished(data, verify)
-    refuse_unknown_names(data)
+    refuse_unusable(data)
     domains = domains_of(data)
     data = resolve_auto(data)
+    _check_executor_early(data)
     sources = open_all(data, domains, report)
     weights = weights_of(data, domains)
     fingerprint = fingerprint_of(data, sources, weights)
@@ -89,6 +99,8 @@ def prepare(data: DataConfig, *, report: Report = print, verify: Verify = "hash"
         _remove_work(work, folder, report)
         return load_corpus(folder, verify)
     check_executor(data.build.executor)
+    if before_build is not None:
+        before_build([input_hash(source) for source in sources])
     try:
         with disk_errors(cache):
             cache.mkdir(parents=True, exist_ok=True)
@@ -115,15 +127,25 @@ def check_input(data: DataConfig, report: Report = print) -> None:
     if not data.build.sources:
         _finished(data, "size")
         return
-    refuse_unknown_names(data)
+    refuse_unusable(data)
     domains = domains_of(data)
     data = resolve_auto(data)
+    _check_executor_early(data)
     sources = open_all(data, domains, report)
     fingerprint = fingerprint_of(data, sources, weights_of(data, domains))
     folder = _folder(Path(data.build.cache_dir).expanduser(), data, fingerprint)
     if folder.exists():
         load_corpus(folder, "size")
     else:
+        check_executor(data.build.executor)
+
+
+def _check_executor_early(data: DataConfig) -> None:
+    """Raise InputError if nothing here can run the tasks, before packages are fetched or folders
+    listed; unless the corpus may be there already, which their listing tells."""
+    cache = Path(data.build.cache_dir).expanduser()
+    names = {data.name, data.corpus_name, as_folder(data.corpus_name)}
+    if not any(path.is_dir() for name in names for path in cache.glob(f"{escape(name)}-*")):
         check_executor(data.build.executor)
 
 

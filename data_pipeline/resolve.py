@@ -15,6 +15,7 @@ import xxhash
 
 from data_pipeline.balance.names import unknown_shares
 from data_pipeline.decontam.match import BUILTIN, open_index
+from data_pipeline.filters import RULES_VERSION
 from data_pipeline.langid.classifier import LanguageClassifier
 from data_pipeline.langid.names import LABELS_VERSION, members_of
 from data_pipeline.readers import open_source
@@ -24,6 +25,7 @@ from data_pipeline.tasks.work import Work
 from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.imported import import_tokenizer
 from loopcoder.config.build import SourceConfig
+from loopcoder.config.check_build import check_build
 from loopcoder.config.check_names import check_names
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
@@ -32,13 +34,14 @@ from loopcoder.data.corpus import FORMAT_VERSION
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.digest import file_digest
 
-_READING = 2
+_READING = 3
 """Raised whenever other documents, or others' ids, come of the same files."""
 
 
-def refuse_unknown_names(data: DataConfig) -> None:
-    """Raise InputError for names that stand for nothing, before anything is opened or read."""
-    if problems := [*check_names(data), *unknown_shares(data)]:
+def refuse_unusable(data: DataConfig) -> None:
+    """Raise InputError for names that stand for nothing and numbers that leave nothing to train on,
+    before anything is opened or read."""
+    if problems := [*check_names(data), *check_build(data), *unknown_shares(data)]:
         raise InputError(problems)
 
 
@@ -191,7 +194,7 @@ def fingerprint_of(data: DataConfig, sources: Sequence[Source], weights: dict[st
         *([Path(data.build.language_classifier)] if data.build.language_classifier else []),
     ]
     digests = [file_digest(path.expanduser()) for path in files]
-    parts = [FORMAT_VERSION, LABELS_VERSION, weights, fields, digests]
+    parts = [FORMAT_VERSION, LABELS_VERSION, RULES_VERSION, weights, fields, digests]
     return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 

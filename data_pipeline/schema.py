@@ -92,6 +92,8 @@ class Tally:
     """Files that were looked at, those in archives included."""
     faults: dict[str, dict[str, int]] = field(default_factory=dict)
     """What is wrong with the input: for each reason the files with most of it, and how often."""
+    columns: list[str] = field(default_factory=list)
+    """Columns of text in a table that lacks the wanted one, the likeliest first."""
     listed: Annotated[Callable[[Drop], None] | None, Field(exclude=True)] = field(
         default=None, repr=False, compare=False
     )
@@ -138,6 +140,7 @@ class Tally:
         self.file_drops.update(other.file_drops)
         self.bytes_in += other.bytes_in
         self.files += other.files
+        self.columns = self.columns or other.columns
         for reason, named in other.faults.items():
             for path, count in named.items():
                 self.fault(reason, path, count)

@@ -54,6 +54,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.checkpoint.format",
         "loopcoder.checkpoint.pinned",
+        "loopcoder.checkpoint.rebuilt",
         "loopcoder.checkpoint.start",
         "loopcoder.loaded",
         "loopcoder.data",

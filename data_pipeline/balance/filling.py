@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from data_pipeline.balance.quotas import ChunkQuota, LanguageQuota, Plan, Supply
 from data_pipeline.balance.shares import OTHERS
-from loopcoder.config.mixture import lowest_terms, without
+from loopcoder.config.mixture import MANY_PARTS, lowest_terms, without
 from loopcoder.errors import InputError, Problem
 
 _FEW_DOCUMENTS = 16
@@ -54,7 +54,7 @@ def plan(
     total = sum(weights.values())
     wanted_unit = unit if target_tokens is None else target_tokens // total
     if not 0 < wanted_unit <= unit:
-        raise _infeasible(pools, weights, wanted_unit, unit)
+        raise _infeasible(pools, weights, wanted_unit, unit, is_asked=target_tokens is not None)
     languages: list[LanguageQuota] = []
     chunks: list[ChunkQuota] = []
     for pool in pools:
@@ -217,8 +217,16 @@ def _split(
 
 
 def _infeasible(
-    pools: Sequence[_Pool], weights: Mapping[str, int], wanted_unit: int, unit: int
+    pools: Sequence[_Pool],
+    weights: Mapping[str, int],
+    wanted_unit: int,
+    unit: int,
+    *,
+    is_asked: bool,
 ) -> InputError:
+    less = f"data.build.target_tokens={unit * sum(weights.values())} or less, "
+    less = less if is_asked and unit else ""
+    plainer = "a plainer data.mixture, " if sum(weights.values()) > MANY_PARTS else ""
     total = sum(weights.values())
     problems = []
     for pool in pools:
@@ -227,7 +235,18 @@ def _infeasible(
         if target <= largest:
             continue
         names = pool.binding(target)
+        if not names and any(pool.caps.values()):
+            has = ", ".join(sorted(pool.caps, key=lambda n: -pool.caps[n])[:_NAMED_IN_ERRORS])
+            problems.append(
+                Problem(
+                    f"data.build.shares gives {pool.domain} no language that the corpus has",
+                    f"it has {has}",
+                    "data.build.shares=supply, or the share of one of these, or of '*'",
+                )
+            )
+            continue
         shown = ", ".join(f"{name} ({pool.caps[name]:,})" for name in names[:_NAMED_IN_ERRORS])
+        shown = shown or "none has any"
         more = len(names) - _NAMED_IN_ERRORS
         problems.append(
             Problem(
@@ -235,8 +254,7 @@ def _infeasible(
                 f"{largest:,}",
                 f"the largest feasible total of all domains is {unit * total:,} tokens; these "
                 f"languages give all they may: {shown}" + (f" and {more} more" if more > 0 else ""),
-                f"data.build.target_tokens={unit * total} or less, a larger data.build.epochs, "
-                "or more input",
+                f"{less}{plainer}a larger data.build.epochs, or more input",
             )
         )
     if not problems:

@@ -15,7 +15,10 @@ from data_pipeline.filters.text import repair_text, text_fault
 from data_pipeline.schema import Document, Tally
 from loopcoder.config.filters import PERMISSIVE_LICENCES, FilterConfig
 
-__all__ = ["PERMISSIVE_LICENCES", "FilterConfig", "clean"]
+__all__ = ["PERMISSIVE_LICENCES", "RULES_VERSION", "FilterConfig", "clean"]
+
+RULES_VERSION = 2
+"""Raised when other documents come of the same rules; it is part of every corpus' fingerprint."""
 
 
 def clean(documents: Iterable[Document], rules: FilterConfig, tally: Tally) -> Iterator[Document]:

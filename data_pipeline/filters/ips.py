@@ -49,7 +49,16 @@ _NUMBERING = re.compile(
     r"|\$id:|driver|player|user.?agent|mozilla",
     re.I,
 )
-_IN_URL = re.compile(r"//(?:[^\s/@]*@)?$")
+_IN_URL = re.compile(r"//(?:[^\s/]*@)?$")
+# NAME@ is the account of a login, or the name of a package (with versions of three numbers, mostly)
+_ACCOUNT = re.compile(r"[\w$}.+-]@$")
+_LOGIN = re.compile(
+    r"\b(?:(?:dig|drill|kdig|delv)\b[^|;]*\s|sips?:[^\s@]+"
+    r"|(?:ssh|autossh|sshpass|sshfs|ssh-copy-id|scp|sftp|rsync|mosh|git clone)\s[^|;]*)@$"
+    r"|(?<![\w./-])(?:root|admin|administrator|ubuntu|ec2-user|azureuser|opc|pi|deploy|www-data)@$",
+    re.I,
+)
+_LOGIN_AFTER = re.compile(r":[~/]|:[\w.-]+/|:[1-9]\d{1,4}\b|'s password")
 _PORT_OR_HOST_MASK = re.compile(r"\]?:[1-9]\d{1,4}\b|/32\b")
 _HOSTS_LINE = re.compile(r"[ \t]+(?:[a-z][\w-]*\.)+[a-z]{2,}\b|[ \t]+localhost\b")
 _START_OF_LINE = re.compile(r"[\s#*>]*$")
@@ -94,15 +103,18 @@ def ip_addresses(text: str) -> Iterator[Span]:
 def _is_host(match: re.Match[str], follows_another: bool) -> bool:
     """Tell whether four numbers are the address of a host, by themselves and their surroundings."""
     numbers = [int(part) for part in match.groups()]
-    # numbers of versions and sections are small, those of networks end in 0 and name nobody
-    if sum(n < _SMALL for n in numbers) >= 3 or numbers[3] == 0:
-        return False
     text, (start, end) = match.string, match.span()
+    is_behind_at = text.startswith("@", start - 1) and start > 0
+    # numbers of versions and sections are small, those of networks end in 0 and name nobody
+    if (sum(n < _SMALL for n in numbers) >= 3 and not is_behind_at) or numbers[3] == 0:
+        return False
     line = text.rfind("\n", max(0, start - _LINE_CHARS), start) + 1 or max(0, start - _LINE_CHARS)
     before = text[line:start].replace(_PLACEHOLDER, "")
     after = text[end : end + _AFTER_CHARS].partition("\n")[0]
     if _IN_URL.search(before):
         return True
+    if is_behind_at:
+        return _is_of_login(numbers, before, after)
     if _BEFORE_NUMBERING.search(before) or _NUMBERING.search(before):
         return False
     starts_line = _START_OF_LINE.match(before) is not None
@@ -128,6 +140,16 @@ def _is_host(match: re.Match[str], follows_another: bool) -> bool:
         or _OTHER_ADDRESS.search(around) is not None
         or _STRONG.search(around) is not None
     )
+
+
+def _is_of_login(numbers: list[int], before: str, after: str) -> bool:
+    """Tell whether the numbers behind an @ are a host, and not the version of a package."""
+    if _LOGIN.search(before):
+        return len(set(numbers)) > 1
+    if numbers[0] <= 2 or not _ACCOUNT.search(before):
+        return False
+    num_large = sum(n >= _LARGE for n in numbers)
+    return num_large > 1 or (num_large > 0 and _LOGIN_AFTER.match(after) is not None)
 
 
 def _is_public(address: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Literal
 
-from data_pipeline.readers.compressed import decompressed
+from data_pipeline.readers.compressed import TRUNCATED, decompressed
 from data_pipeline.readers.storage import File, is_disk_fault, why_unwanted
 from data_pipeline.schema import Place, Tally
 from loopcoder.errors import LoopcoderError
@@ -99,7 +99,7 @@ def _is_allowed(file: File, path: str, num_bytes: int, tally: Tally) -> bool:
 
 
 def _tar_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, bytes | None]]:
-    was_truncated = tally.notes["truncated_file"]
+    was_truncated = tally.file_drops[TRUNCATED]
     if not file.name.lower().endswith(".tar"):
         total = 0
         # an extra pass: nothing of a corrupt file may get through
@@ -129,11 +129,8 @@ def _tar_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, 
             raise
     # a tar ends with blocks of zeros
     is_cut |= stream.is_done and bool(stream.tail.strip(b"\0"))
-    if (
-        is_cut and tally.notes["truncated_file"] == was_truncated
-    ):  # else its decompressor counted it
-        tally.notes["truncated_file"] += 1
-        tally.fault("truncated_file", file)
+    if is_cut and tally.file_drops[TRUNCATED] == was_truncated:  # else its decompressor counted it
+        tally.damaged(TRUNCATED, file)
 
 
 def _zip_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, bytes | None]]:

@@ -9,12 +9,14 @@ from typing import Any, Protocol, TypeGuard
 import xxhash
 
 from data_pipeline.langid.names import canonical, domain_of
-from data_pipeline.readers.columns import value_at
-from data_pipeline.readers.verdict import BAD_ROWS, judge_rows
+from data_pipeline.readers.columns import text_columns, value_at
+from data_pipeline.readers.verdict import BAD_ROWS, NOT_UTF8, judge_rows, judge_utf8
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
 from loopcoder.config.build import SourceConfig
-from loopcoder.errors import InputError, LoopcoderError
+from loopcoder.errors import LoopcoderError
 
+_MANY_REFUSED = 1000
+"""Texts that are not UTF-8 and may not be there, after which reading on is no use."""
 Documents = Generator[Document, None, None]
 
 
@@ -77,8 +79,11 @@ def document_id(source: str, path: str, row: int | None = None) -> str:
 def decode(data: bytes, config: SourceConfig, tally: Tally, where: str) -> str | None:
     """Decode UTF-8; invalid bytes are replaced, or the text is dropped (None), as the config says.
 
+    If it says neither, the text is dropped and named, so that all such are refused together when
+    the source was read.
+
     Raises:
-        InputError: there are invalid bytes and the config says neither; the error names the place.
+        InputError: a thousand such were met already.
     """
     try:
         return data.decode()
@@ -86,13 +91,12 @@ def decode(data: bytes, config: SourceConfig, tally: Tally, where: str) -> str |
         if config.invalid_utf8 == "replace":
             tally.notes["invalid_utf8_replaced"] += 1
             return data.decode(errors="replace")
-        if config.invalid_utf8 == "drop":
-            return None
-        raise InputError.of(
-            f"{where} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}",
-            "replacing it silently would change what is trained on",
-            "convert it (iconv -t UTF-8), or data.build.invalid_utf8=replace (or =drop)",
-        ) from error
+        if config.invalid_utf8 != "drop":
+            tally.fault(NOT_UTF8, f"{where} (byte {error.start} is 0x{data[error.start]:02x})")
+            tally.notes[NOT_UTF8] += 1
+            if tally.notes[NOT_UTF8] >= _MANY_REFUSED:
+                judge_utf8(tally, is_all=False)
+        return None
 
 
 def guarded(documents: Iterable[Document], path: object, tally: Tally) -> Iterator[Document]:
@@ -149,11 +153,15 @@ class RowReader:
     def document(self, row: object, number: int) -> Document | None:
         """Make a document of a row, or count why not; `number` is its place in the table."""
         if not isinstance(row, Mapping):
+            if isinstance(row, list) and row and isinstance(row[0], Mapping):
+                self.tally.columns = self.tally.columns or text_columns(row[0])
             self.reject("not_an_object", number)
             return None
         text: Any = value_at(row, self.config.text_field)
         reason = _fault(text)
         if reason:
+            if reason in ("missing_text", "text_not_a_string") and not self.tally.columns:
+                self.tally.columns = text_columns(row)
             self.reject(reason, number)
             return None
         field = self.config.language_field

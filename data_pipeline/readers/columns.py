@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+
+from loopcoder.config.fields import typed
+
+_LIKELY = ("text", "content", "contents", "body", "code", "document", "raw_content", "markdown")
+"""Names of the column with the documents in public corpora, compared without case."""
+_OFFERED = 8
+"""Columns that a message names."""
 
 
 @lru_cache(maxsize=64)
@@ -32,3 +39,26 @@ def column_of(path: str | None, columns: Collection[str]) -> str | None:
         return path
     first = steps(path)[0]
     return first if first in columns else None
+
+
+def text_columns(row: Mapping[str, Any]) -> list[str]:
+    """Return the paths of what is text in a row, that of the document first if it can be told."""
+    found: dict[str, str] = {}
+    for name, value in row.items():
+        outer = str(name).replace(".", "\\.")
+        inner = value if isinstance(value, Mapping) else {}
+        fields = {f"{outer}.{str(n).replace('.', chr(92) + '.')}": v for n, v in inner.items()}
+        fields |= {str(name): value}
+        found |= {path: v for path, v in fields.items() if isinstance(v, str)}
+    return sorted(found, key=lambda path: (not _is_likely(path), -len(found[path])))
+
+
+def _is_likely(path: str) -> bool:
+    return steps(path)[-1].lower() in _LIKELY
+
+
+def offered(columns: Sequence[str], source: str) -> tuple[str, str]:
+    """Return the columns that a table has, in words, and the override that takes the first."""
+    index = source.partition("-")[0]
+    named = ", ".join(columns[:_OFFERED]) + (", ..." if len(columns) > _OFFERED else "")
+    return named, typed(f"data.build.sources.{index}.text_field={columns[0]}")

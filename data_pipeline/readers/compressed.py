@@ -6,11 +6,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from data_pipeline.readers.packed import DamagedError, unpacked
+from data_pipeline.readers.packed import PACKERS, DamagedError, unpacked
 from data_pipeline.readers.storage import File
 from data_pipeline.schema import Tally
 from loopcoder.backends import require
 
+TRUNCATED = "truncated_file"
+"""Why the end of a file is missing: it was cut off."""
 _CHUNK = 1 << 18
 # 4 bytes of zstd may stand for 128 kB, and its object knows no limit: 16 MB per piece at most
 _ZSTD_CHUNK = 1 << 9
@@ -26,10 +28,10 @@ class CorruptFileError(Exception):
 def decompressed(path: File, tally: Tally | None = None) -> Iterator[bytes]:
     """Yield the content of a plain, .gz, .zst, .xz or .bz2 file in pieces.
 
-    A file that is cut off yields its good prefix and counts as `truncated_file`. (gzip.GzipFile
-    would lose up to 1 MB of it.) Zeros after the last member of a file are padding; what else may
-    follow is ignored, as `gzip -t` does, and counts as `trailing_garbage`. Pieces are small however
-    well the file is packed.
+    A file that is cut off yields its good prefix, and what is lost is listed as `truncated_file`.
+    (gzip.GzipFile would lose up to 1 MB of it.) Zeros after the last member of a file are padding;
+    what else may follow is ignored, as `gzip -t` does, and listed as `trailing_garbage`. Pieces
+    are small however well the file is packed.
 
     Raises:
         CorruptFileError: the content is damaged; pieces before the damage were yielded.
@@ -58,7 +60,7 @@ def decompressed(path: File, tally: Tally | None = None) -> Iterator[bytes]:
                         held, data = data, b""
                         continue
                     if not data.startswith(starts):
-                        _note(tally, "trailing_garbage", path)
+                        _lost(tally, "trailing_garbage", path)
                         return
                 stream, is_first = stream or make(), False
                 try:
@@ -72,7 +74,7 @@ def decompressed(path: File, tally: Tally | None = None) -> Iterator[bytes]:
                 if piece:
                     yield piece
         if stream is not None or held:
-            _note(tally, "truncated_file", path)
+            _lost(tally, TRUNCATED, path)
 
 
 _START_BYTES = 4
@@ -87,10 +89,24 @@ def _may_start(data: bytes, starts: tuple[bytes, ...]) -> bool:
     return any(start.startswith(data) or data.startswith(start) for start in starts)
 
 
-def _note(tally: Tally | None, what: str, path: File) -> None:
+def is_whole(path: File, tally: Tally, place: object) -> bool:
+    """Tell whether a file may be read row by row: nothing of a corrupt one may get through.
+
+    A packed one takes an extra pass, faster than parsing; a corrupt one is counted.
+    """
+    if path.suffix.lower() in PACKERS:
+        try:
+            for _ in decompressed(path):
+                pass
+        except CorruptFileError:
+            tally.damaged("corrupt_" + path.suffix[1:].lower(), place)
+            return False
+    return True
+
+
+def _lost(tally: Tally | None, reason: str, path: File) -> None:
     if tally is not None:
-        tally.notes[what] += 1
-        tally.fault(what, path)
+        tally.damaged(reason, path)
 
 
 def _unpacked(path: File, tally: Tally | None) -> Iterator[bytes]:
@@ -98,8 +114,8 @@ def _unpacked(path: File, tally: Tally | None) -> Iterator[bytes]:
         for piece in unpacked(path):
             if piece is not None:
                 yield piece
-            elif tally is not None:
-                tally.notes["truncated_file"] += 1
+            else:
+                _lost(tally, TRUNCATED, path)
     except DamagedError as error:
         raise CorruptFileError(str(error)) from error
 

@@ -45,9 +45,10 @@ def content_of(listed: ListedFile, tally: Tally) -> bytes | None:
         return None
     if not isinstance(path, Path):
         return path.read_bytes()
-    content = _read(path, listed.size)
+    # of /proc, sizes say nothing
+    content = _read(path, listed.size or MAX_DOCUMENT_BYTES + 1)
     check_unchanged(listed)
-    return content
+    return content if len(content) <= MAX_DOCUMENT_BYTES else None
 
 
 def _read(path: Path, size: int) -> bytes:

@@ -22,11 +22,12 @@ from data_pipeline.readers.base import (
     guarded,
     is_limited,
 )
+from data_pipeline.readers.columns import offered
 from data_pipeline.readers.compressed import CorruptFileError
 from data_pipeline.readers.contents import change_of, check_unchanged, content_of
 from data_pipeline.readers.http import http_files
 from data_pipeline.readers.jsonl import jsonl_documents
-from data_pipeline.readers.kinds import domains_of_kind, kind_of
+from data_pipeline.readers.kinds import columns_of, domains_of_kind, kind_of
 from data_pipeline.readers.listing import ListedFile, Listing
 from data_pipeline.readers.notebooks import notebook_script
 from data_pipeline.readers.packed import inner_name
@@ -46,6 +47,8 @@ from loopcoder.errors import InputError, Problem, counted
 _HEAD_BYTES = 4096
 _JUDGED_EVERY = 64
 """Files between two looks whether too many are damaged already."""
+_LOOKED_AT = 100
+"""Files in which columns are sought when none is usable."""
 _NAMED = 10
 """Files that an error names."""
 _REMARKABLE = ("unreadable", "linked_folder", "broken_link", "special_file", "finished_corpus")
@@ -95,7 +98,7 @@ class FilesSource:
         self._files = [(f, kind) for f, kind in files if str(f.file) not in listing.unreadable]
         usable = [(listed, kind) for listed, kind in self._files if kind]
         if not usable:
-            raise InputError([_unusable(name, config, len(self._files), self._left_out)])
+            raise InputError([_unusable(name, config, self._files, self._left_out)])
         self.domains = frozenset().union(*(domains_of_kind(kind, config) for _, kind in usable))
         # without the unusable ones: the corpus itself may be built below this folder
         self.identity: list[Any] = [
@@ -326,11 +329,25 @@ def _nothing(source: str, pattern: str, where: str) -> Problem:
     )
 
 
-def _unusable(name: str, config: SourceConfig, files: int, left_out: dict[str, str]) -> Problem:
+def _unusable(
+    name: str,
+    config: SourceConfig,
+    files: list[tuple[ListedFile, str | None]],
+    left_out: dict[str, str],
+) -> Problem:
+    tables = ((listed.file, columns_of(listed.file)) for listed, _ in files[:_LOOKED_AT])
+    for file, columns in tables:
+        if columns:
+            named, fix = offered(columns, name)
+            return Problem(
+                f"source {name}: {file} has no column {config.text_field!r}, but {named}",
+                "a table is read if it has the column with the documents; no other file is usable",
+                fix,
+            )
     reasons = Counter(left_out.values())
     besides = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
     return Problem(
-        f"source {name}: of {counted(files, 'file')} under {config.path} none is usable"
+        f"source {name}: of {counted(len(files), 'file')} under {config.path} none is usable"
         + (f" (besides {besides})" if besides else ""),
         "known are .jsonl and .json.gz, .parquet, .csv and lists in .json with a column "
         f"{config.text_field!r}, notebooks, prose such as .txt, and source code",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.readers.base import Documents, RowReader, columns, is_limited, row_domains
+from data_pipeline.readers.columns import column_of, offered, text_columns
 from data_pipeline.schema import Tally
 from loopcoder.backends import require
 from loopcoder.config.build import SourceConfig
@@ -96,17 +97,18 @@ class HFSource:
         """
         rows = self._load()
         names = getattr(rows, "column_names", None)
-        if names is not None and self.config.text_field not in names:
+        if names is not None and column_of(self.config.text_field, names) is None:
+            likely = text_columns({n: _example(f) for n, f in (rows.features or {}).items()})
+            _, fix = offered(likely or names, self.name)
             raise InputError.of(
                 f"data set {self.config.path!r} has the columns {', '.join(names)}",
                 f"none of them is text_field={self.config.text_field}",
-                "data.build.sources.0.text_field=COLUMN (0 is the first source)",
+                fix,
             )
         if names is not None:
             # images and sounds of other columns are not decoded
-            rows = rows.select_columns(
-                [n for n in dict.fromkeys(columns(self.config)) if n in names]
-            )
+            wanted = (column_of(n, names) for n in columns(self.config))
+            rows = rows.select_columns(list(dict.fromkeys(n for n in wanted if n)))
         path = f"{self.config.path}:{self.config.split}"
         reader = RowReader(self.config, self.name, path, tally)
         first = 0
@@ -156,6 +158,13 @@ class HFSource:
             + (" (a name needs the network or a copy in the cache)" if is_remote else ""),
             _FIX,
         )
+
+
+def _example(feature: Any) -> object:
+    """Return a value of a column, "" for text of any length."""
+    if isinstance(feature, dict):
+        return {name: _example(inner) for name, inner in feature.items()}
+    return "" if getattr(feature, "dtype", None) in ("string", "large_string") else None
 
 
 def _first_line(error: BaseException) -> str:

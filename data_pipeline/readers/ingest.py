@@ -169,9 +169,15 @@ def gather(work: Work, _: int) -> Output:
             reasons.update(tally.file_drops)
         chunks += read.chunks
     faults: list[str] = []
+    problems: list[Problem] = []
     for source, tally in ingested.items():
-        judge(tally, source)
+        try:
+            judge(tally, source)
+        except InputError as error:
+            problems += error.problems
         faults += described(tally.worst(), NAMED_FAULTS)
+    if problems:
+        raise InputError(problems)
     text_bytes: Counter[str] = Counter()
     for chunk in chunks:
         text_bytes.update(chunk.text_bytes)
@@ -196,6 +202,11 @@ def _load_part(work: Work, number: int) -> Part:
     return part
 
 
+def input_hash(source: Source) -> str:
+    """Return the hash of what determines the documents of a source, 32 hex digits."""
+    return fingerprint(source.identity)
+
+
 def _described(source: Source) -> dict[str, Any]:
     """Return what the manifest says of a source."""
     config = source.config
@@ -207,7 +218,7 @@ def _described(source: Source) -> dict[str, Any]:
         "max_documents": config.max_documents,
         "max_bytes": config.max_bytes,
         "licence": config.licence,
-        "input_xxh3_128": fingerprint(source.identity),
+        "input_xxh3_128": input_hash(source),
         "inputs": len(source.identity),
         **source.provenance,
     }
@@ -355,10 +366,16 @@ class _Metered:
 def _check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> None:
     """Raise InputError for every domain without a document, or with too little of a sample."""
     sources = work.data.build.sources
+    limits = [
+        f"a larger data.build.sources.{index}.{name}"
+        for index, source in enumerate(sources)
+        for name in ("max_documents", "max_bytes")
+        if getattr(source, name) is not None
+    ]
     wanted = 1
     if all(source.kind == "sample" for source in sources):
-        limits = [source.max_bytes // 2 for source in sources if source.max_bytes]
-        wanted = min([MIN_DOMAIN_BYTES, *limits])
+        halves = [source.max_bytes // 2 for source in sources if source.max_bytes]
+        wanted = min([MIN_DOMAIN_BYTES, *halves])
     problems = []
     for domain in work.domains:
         size = text_bytes.get(domain, 0)
@@ -368,7 +385,9 @@ def _check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> N
                     f"domain {domain!r} of the corpus has no documents "
                     f"({reasons or 'nothing was read'})",
                     "the mixture takes tokens from every domain that it names",
-                    f"add a source with {domain}, or loosen data.build.filters"
+                    ", or ".join(
+                        [*limits, f"add a source with {domain}", "loosen data.build.filters"]
+                    )
                     + (f", or {rest}" if (rest := without(work.data.mixture, domain)) else ""),
                 )
             )

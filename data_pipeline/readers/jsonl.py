@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterator
 
 from data_pipeline.readers.base import RowReader, decode
-from data_pipeline.readers.compressed import CorruptFileError, decompressed
-from data_pipeline.readers.packed import PACKERS
+from data_pipeline.readers.compressed import TRUNCATED, decompressed, is_whole
 from data_pipeline.readers.storage import File
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
 from loopcoder.config.build import SourceConfig
@@ -43,16 +42,10 @@ def jsonl_documents(
     path: File, config: SourceConfig, source: str, tally: Tally, place: str = ""
 ) -> Iterator[Document]:
     """Read one file; faulty rows are counted, a damaged compressed file is left out as a whole."""
-    if path.suffix.lower() in PACKERS:
-        # an extra pass, faster than parsing: nothing of a corrupt file may get through
-        try:
-            for _ in decompressed(path):
-                pass
-        except CorruptFileError:
-            tally.damaged("corrupt_" + path.suffix[1:], path)
-            return
+    if not is_whole(path, tally, path):
+        return
     reader = RowReader(config, source, str(path), tally, place)
-    was_truncated = tally.notes["truncated_file"]
+    was_truncated = tally.file_drops[TRUNCATED]
     number = -1
     pending: tuple[int, bytes | None] | None = None
     for number, line in enumerate(lines(decompressed(path, tally), _MAX_LINE_BYTES)):
@@ -60,12 +53,13 @@ def jsonl_documents(
         if pending is not None:
             yield from _parse(*pending, reader)
         pending = (number, line)
+    is_cut = tally.file_drops[TRUNCATED] > was_truncated
     if pending is not None:
-        if tally.notes["truncated_file"] > was_truncated and not _is_json(pending[1]):
+        if is_cut and not _is_json(pending[1]):
             reader.reject("truncated_row", pending[0])
         else:
             yield from _parse(*pending, reader)
-    else:
+    elif not is_cut:
         tally.drop_file("empty_file", Place(str(path)))
 
 

@@ -7,13 +7,13 @@ import json
 from data_pipeline.langid.names import domain_of, language_of_name
 from data_pipeline.readers.archives import ARCHIVES
 from data_pipeline.readers.base import row_domains
-from data_pipeline.readers.columns import value_at
-from data_pipeline.readers.compressed import decompressed
+from data_pipeline.readers.columns import text_columns, value_at
+from data_pipeline.readers.compressed import CorruptFileError, decompressed
 from data_pipeline.readers.jsonl import lines
 from data_pipeline.readers.notebooks import SUFFIX
 from data_pipeline.readers.packed import inner_name
 from data_pipeline.readers.storage import File
-from data_pipeline.readers.tables import CSV, is_csv, is_list
+from data_pipeline.readers.tables import CSV, entries, first_of_csv, is_csv, is_list
 from data_pipeline.schema import MAX_DOCUMENT_BYTES
 from loopcoder.config.build import SourceConfig
 
@@ -55,6 +55,19 @@ def domains_of_kind(kind: str, config: SourceConfig) -> frozenset[str]:
     if kind == "archive":
         return frozenset({"text", "code"})
     return frozenset({"code" if kind in ("?", "notebook") else domain_of(kind)})
+
+
+def columns_of(path: File) -> list[str]:
+    """Return the columns of text in the first row of a table, [] for what is none."""
+    inner = inner_name(path.name.lower())
+    try:
+        if inner.endswith(CSV):
+            return text_columns(first_of_csv(path))
+        first = next(entries(path), None) if inner.endswith(".json") else None
+        first = first or json.loads(next(lines(decompressed(path), MAX_DOCUMENT_BYTES)) or b"")
+    except (ValueError, RecursionError, StopIteration, CorruptFileError):
+        return []
+    return text_columns(first) if isinstance(first, dict) else []
 
 
 def _holds_rows(path: File, config: SourceConfig) -> bool:

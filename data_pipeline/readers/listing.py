@@ -62,7 +62,7 @@ class Listing:
             elif stat.S_ISDIR(info.st_mode):
                 self._add_folder(path)
             else:
-                self._add_file(path, _real(path))
+                self._add_file(path)
             return True
         return bool(_MAGIC.search(str(path))) and self._add_matches(path)
 
@@ -95,9 +95,15 @@ class Listing:
                 self.left_out[str(path)] = "broken_link"
         return None
 
-    def _add_file(self, path: Path, full: Path) -> None:
+    def _add_file(self, path: Path, full: Path | None = None) -> None:
+        """List a file; without its real name, that is asked for."""
         info = self._stat(path)
         if info is None:
+            return
+        try:
+            full = full or _real(path)
+        except OSError as error:  # links of /proc may be followed and yet not be read
+            self._failed(error, path)
             return
         if not stat.S_ISREG(info.st_mode):
             self.left_out[str(path)] = "special_file"
@@ -112,7 +118,12 @@ class Listing:
         if path.name.startswith("."):
             self.left_out[str(path)] = "hidden"
         else:
-            self._add_file(path, _real(full) if full.is_symlink() else full)
+            try:
+                is_link = full.is_symlink()
+            except OSError as error:  # names may be listed, but nothing is known of them
+                self._failed(error, path)
+                return
+            self._add_file(path, None if is_link else full)
 
     def _is_followed(self, folder: Path) -> bool:
         """Tell whether a folder is looked into; note why it is not."""
@@ -127,7 +138,11 @@ class Listing:
         return False
 
     def _add_folder(self, root: Path) -> None:
-        real = root.resolve()
+        try:
+            real = root.resolve()
+        except OSError as error:
+            self._failed(error, root)
+            return
         for folder, folders, names in os.walk(root, onerror=self._failed):
             here = Path(folder)
             full = real / here.relative_to(root)
@@ -161,7 +176,7 @@ class Listing:
                     continue
                 found = True
                 if not is_folder:
-                    self._add_file(path, _real(path))
+                    self._add_file(path)
                 elif is_meant or self._is_followed(path):
                     self._add_folder(path)
         return found

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.readers.base import RowReader, columns, decode
-from data_pipeline.readers.columns import column_of, steps
+from data_pipeline.readers.columns import column_of, steps, text_columns
 from data_pipeline.readers.storage import File, is_disk_fault
 from data_pipeline.schema import Document, Place, Tally
 from loopcoder.backends import require
@@ -52,6 +52,7 @@ def parquet_documents(
             return
         if column_of(config.text_field, names) is None:
             tally.damaged(f"no_column_{config.text_field}", path)
+            tally.columns = tally.columns or _text_columns(file.schema_arrow)
             return
         reader = RowReader(config, source, str(path), tally, place)
         start = 0
@@ -76,6 +77,18 @@ def parquet_documents(
                 tally.notes["corrupt_row_group"] += 1
                 tally.fault("corrupt_rows", path, lost)
             start += num_rows
+
+
+def _text_columns(schema: Any) -> list[str]:
+    """Return the columns that may be the text's, by their types."""
+    import pyarrow as pa
+
+    def example(type: Any) -> object:
+        if pa.types.is_struct(type):
+            return {type.field(i).name: example(type.field(i).type) for i in range(type.num_fields)}
+        return "" if pa.types.is_string(type) or pa.types.is_large_string(type) else None
+
+    return text_columns({field.name: example(field.type) for field in schema})
 
 
 def _without_arrow_schema(stored: IO[bytes], pq: Any) -> Any:

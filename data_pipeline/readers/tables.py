@@ -7,10 +7,16 @@ import json
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from data_pipeline.readers.base import RowReader, decode
 from data_pipeline.readers.columns import value_at
-from data_pipeline.readers.compressed import CorruptFileError, decompressed
+from data_pipeline.readers.compressed import (
+    TRUNCATED,
+    CorruptFileError,
+    decompressed,
+    is_whole,
+)
 from data_pipeline.readers.packed import inner_name
 from data_pipeline.readers.storage import File
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
@@ -24,23 +30,46 @@ CSV = (".csv", ".tsv")
 def is_csv(path: File, config: SourceConfig) -> bool:
     """Tell whether the first row of a .csv or .tsv names the text's column."""
     try:
-        return config.text_field in next(_csv_rows(path), [])
+        return config.text_field in next(_csv_rows(path, _End()), [])
     except (csv.Error, CorruptFileError):
         return False
+
+
+def first_of_csv(path: File) -> dict[str, str]:
+    """Return the first row of a .csv or .tsv by its columns, which are those of an empty one too.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        rows = _csv_rows(path, _End())
+        names = next(rows, [])
+        values = next(rows, [])
+    except (csv.Error, CorruptFileError) as error:
+        raise ValueError(str(error)) from error
+    return dict.fromkeys(names, "") | dict(zip(names, values, strict=False))
 
 
 def csv_documents(
     path: File, config: SourceConfig, source: str, tally: Tally, place: str
 ) -> Iterator[Document]:
     """Read a table whose first row names the columns; fields in quotes may have line ends."""
+    if not is_whole(path, tally, Place(place)):
+        return
     reader = RowReader(config, source, str(path), tally, place)
-    number = -1
+    number, end = -1, _End()
+    was_truncated = tally.file_drops[TRUNCATED]
     try:
-        rows = _csv_rows(path, tally)
+        rows = _csv_rows(path, end, tally)
         names = next(rows, [])
         for number, fields in enumerate(rows):
             if not fields:
                 tally.notes["blank_line"] += 1
+                continue
+            is_short = len(fields) < len(names) or tally.file_drops[TRUNCATED] > was_truncated
+            if end.is_passed or (end.is_near and is_short):
+                reader.reject("truncated_row", number)
+                tally.fault("truncated_row", path)
                 continue
             row: dict[str, object] = dict(zip(names, fields, strict=False))
             where = f"row {number + 1} of {path}"
@@ -53,21 +82,34 @@ def csv_documents(
             document = reader.document(row, number)
             if document is not None:
                 yield document
-    except CorruptFileError:
-        tally.damaged("corrupt_" + path.suffix[1:], Place(place))
     except csv.Error:  # a field that never ends, or NUL in it
         reader.reject("broken_csv", number + 1)
 
 
-def _csv_rows(path: File, tally: Tally | None = None) -> Iterator[list[str]]:
+@dataclass
+class _End:
+    """Whether the end of a table was met, when a row came of it."""
+
+    is_near: bool = False
+    """The row's last line has no end, so that it is the last one, or what is left of a line."""
+    is_passed: bool = False
+    """There are no lines any more, but the row needs one: it is cut off within quotes."""
+
+
+def _csv_rows(path: File, end: _End, tally: Tally | None = None) -> Iterator[list[str]]:
     csv.field_size_limit(_MAX_ROW_CHARS)
     delimiter = "\t" if inner_name(path.name).lower().endswith(".tsv") else ","
-    # bytes that are no UTF-8 come through as surrogates
-    physical = (
-        line.decode("utf-8-sig" if number == 0 else "utf-8", "surrogateescape")
-        for number, line in enumerate(_lines_with_ends(decompressed(path, tally)))
-    )
-    return csv.reader(physical, delimiter=delimiter)
+    return csv.reader(_decoded(decompressed(path, tally), end), delimiter=delimiter)
+
+
+def _decoded(pieces: Iterator[bytes], end: _End) -> Iterator[str]:
+    """Yield the lines of a table; bytes that are no UTF-8 come through as surrogates."""
+    encoding = "utf-8-sig"
+    for line in _lines_with_ends(pieces):
+        end.is_near = not line.endswith(b"\n")
+        yield line.decode(encoding, "surrogateescape")
+        encoding = "utf-8"
+    end.is_passed = True
 
 
 def _lines_with_ends(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -103,7 +145,7 @@ def _as_utf8(value: object, config: SourceConfig, tally: Tally, where: str) -> t
 def is_list(path: File, config: SourceConfig) -> bool:
     """Tell whether a .json is a list whose first entry is an object with the text's field."""
     try:
-        first = next(_entries(path), None)
+        first = next(entries(path), None)
     except (ValueError, RecursionError, CorruptFileError):
         return False
     return isinstance(first, dict) and value_at(first, config.text_field) is not None
@@ -113,10 +155,12 @@ def list_documents(
     path: File, config: SourceConfig, source: str, tally: Tally, place: str
 ) -> Iterator[Document]:
     """Read a list entry by entry; what follows a broken entry is lost, and counts as one row."""
+    if not is_whole(path, tally, Place(place)):
+        return
     reader = RowReader(config, source, str(path), tally, place)
     number = -1
     try:
-        for number, row in enumerate(_entries(path, tally)):
+        for number, row in enumerate(entries(path, tally)):
             if isinstance(row, dict) and config.text_field in row:
                 text, stays = _as_utf8(
                     row[config.text_field], config, tally, f"entry {number + 1} of {path}"
@@ -130,11 +174,9 @@ def list_documents(
                 yield document
     except (ValueError, RecursionError):
         reader.reject("broken_json", number + 1)
-    except CorruptFileError:
-        tally.damaged("corrupt_" + path.suffix[1:], Place(place))
 
 
-def _entries(path: File, tally: Tally | None = None) -> Iterator[object]:
+def entries(path: File, tally: Tally | None = None) -> Iterator[object]:
     """Yield the entries of the list that a file is.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from data_pipeline.readers.columns import offered
 from data_pipeline.schema import Tally
 from loopcoder.errors import InputError, counted
 
@@ -20,6 +21,8 @@ BAD_ROWS = (
     "corrupt_rows",
 )
 """Drops that speak against the input or the config, not only against a row."""
+NOT_UTF8 = "not_utf8"
+"""Fault of a text that may not be there: data.build.invalid_utf8=error."""
 MAX_BAD_FRACTION = 0.2
 _MIN_ROWS = 1000
 _MIN_BAD_FILES = 5
@@ -31,20 +34,43 @@ def judge(tally: Tally, source: str) -> None:
     """Judge a source that was read to its end.
 
     Raises:
-        InputError: too many of its files or rows are damaged, or it has faults and no document.
+        InputError: too many of its files or rows are damaged, it has faults and no document, or
+            texts that are not UTF-8 and may not be there.
     """
+    judge_utf8(tally)
     judge_files(tally, source, tally.files)
     judge_rows(tally, source)
     bad = {reason: n for reason, n in tally.drops.items() if reason in BAD_ROWS}
     bad |= {r: n for r, n in tally.file_drops.items() if r.startswith(("corrupt", "no_column"))}
     if bad and not tally.rows_out:
+        why, fix = _offer(tally, source)
         raise InputError.of(
             f"source {source} has no usable document: "
             + ", ".join(f"{n} {reason}" for reason, n in bad.items())
             + _named(tally),
-            "faults alone mean a wrong file or column, or a copy that went wrong",
-            "check text_field and path of the source, or take it out of data.build.sources",
+            f"faults alone mean a wrong file or column, or a copy that went wrong{why}",
+            fix or "check text_field and path of the source, or take it out of data.build.sources",
         )
+
+
+def judge_utf8(tally: Tally, *, is_all: bool = True) -> None:
+    """Raise InputError for all texts that are not UTF-8, if they were to be refused.
+
+    Args:
+        tally: Of reading.
+        is_all: The source was read to its end.
+    """
+    number = tally.notes[NOT_UTF8]
+    if not number:
+        return
+    named = list(tally.worst()[NOT_UTF8])
+    what = "1 document is" if number == 1 else f"{number:,} documents are"
+    raise InputError.of(
+        f"{what} not UTF-8{'' if is_all else ' so far'}: {', '.join(named[:_NAMED])}"
+        + (f" and {number - _NAMED:,} more" if number > _NAMED else ""),
+        "replacing bytes or leaving documents out silently would change what is trained on",
+        "data.build.invalid_utf8=replace or =drop, or convert them (iconv -t UTF-8)",
+    )
 
 
 def judge_files(tally: Tally, source: str, num_files: int) -> None:
@@ -64,13 +90,22 @@ def judge_rows(tally: Tally, source: str) -> None:
     """Raise InputError if more than a fifth of at least 1,000 rows are bad."""
     bad = sum(tally.drops[reason] for reason in BAD_ROWS)
     if tally.rows_in >= _MIN_ROWS and bad > MAX_BAD_FRACTION * tally.rows_in:
+        why, fix = _offer(tally, source)
         raise InputError.of(
             f"{bad:,} of the {counted(tally.rows_in, 'row')} of source {source} are unusable: "
             + ", ".join(f"{n} {r}" for r, n in tally.drops.most_common())
             + _named(tally),
-            f"more than {MAX_BAD_FRACTION:.0%} bad rows mean a wrong file or column",
-            "check text_field and path of the source",
+            f"more than {MAX_BAD_FRACTION:.0%} bad rows mean a wrong file or column{why}",
+            fix or "check text_field and path of the source",
         )
+
+
+def _offer(tally: Tally, source: str) -> tuple[str, str]:
+    """Return what tables without the text's column have, and the override for it; "" for none."""
+    if not tally.columns:
+        return "", ""
+    named, fix = offered(tally.columns, source)
+    return f"; a table without its text_field has {named}", fix
 
 
 def described(faults: Mapping[str, Mapping[str, int]], named: int) -> list[str]:

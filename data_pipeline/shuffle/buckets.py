@@ -94,7 +94,7 @@ def num_buckets(
         margin: Largest bucket size as a multiple of the mean.
     """
     size = tokens * token_dtype(vocab_size)().itemsize + documents * _PLANNED_BYTES
-    by_size = -(-int(size * margin) // (memory_bytes // 2))
+    by_size = -(-int(size * margin) // max(1, memory_bytes // 2))
     return max(1, by_size, -(-documents // MAX_SHARD_DOCUMENTS))
 
 

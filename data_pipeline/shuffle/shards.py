@@ -26,6 +26,7 @@ from data_pipeline.schema import Tally
 from data_pipeline.shuffle.bucket_index import Indexed
 from data_pipeline.shuffle.bucket_reader import Bucket, Losses
 from data_pipeline.shuffle.buckets import ShuffleConfig
+from loopcoder.config.check_build import least_tokens
 from loopcoder.data.indexed import IndexedWriter
 from loopcoder.errors import InputError
 
@@ -80,7 +81,7 @@ def cut(
     shards = len(next(iter(tokens.values())))
     unit = min((sum(tokens[s]) // shards - 1) // (seq_length * w) for s, w in weights.items())
     if unit < 1:
-        needed = {s: shards * (seq_length * w + 1) for s, w in weights.items()}
+        needed = least_tokens(weights, seq_length, shards)
         raise InputError.of(
             f"{ ({d: sum(tokens[d]) for d in weights}) } are the tokens for {shards} shards",
             f"with one sequence of {seq_length} in a shard and the mixture {dict(weights)} they "

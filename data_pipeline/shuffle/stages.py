@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.balance.plan import Planned, quotas_of
+from data_pipeline.balance.room import check_room
 from data_pipeline.balance.selection import OtherContentError, select_chunk
 from data_pipeline.batches import batches
 from data_pipeline.dedup.stages import kept, kept_rows
@@ -98,6 +99,7 @@ class Checked(Result):
 
 def tokenise(work: Work, chunk: int) -> Output:
     """Send what the plan takes of a chunk to the buckets, and what is held out to its own."""
+    _check_room(work)
     counts = Counts.of(work, chunk)
     entries = counts.entries
     out = counts.held_out(work.data.build.val_fraction, work.result(Planned).smallest)
@@ -157,6 +159,8 @@ def index_buckets(work: Work, _: int) -> Output:
         write_index(folder, _of_chunks(work, folder), work.domains, size)
         for folder, size in zip(folders, sizes, strict=True)
     )
+    tokens = {domain: sum(train.tokens[domain]) for domain in work.domains}
+    check_room(work.data, work.weights, tokens, sizes[0], work.result(Planned).largest_tokens)
     files = [
         index_file(folder, bucket)
         for folder, size in zip(folders, sizes, strict=True)
@@ -261,6 +265,14 @@ def _train_config(work: Work) -> ShuffleConfig:
 def _held_out_config(work: Work) -> ShuffleConfig:
     plan = work.result(Planned)
     return _config(work, plan, plan.held_out_tokens, plan.held_out_documents, None)
+
+
+def _check_room(work: Work) -> None:
+    """Raise InputError if not every shard would have a sequence, before anything is tokenised."""
+    plan, weights = work.result(Planned), work.weights
+    tokens = {d: plan.tokens * weight // sum(weights.values()) for d, weight in weights.items()}
+    shards = _train_config(work).num_buckets
+    check_room(work.data, weights, tokens, shards, plan.largest_tokens)
 
 
 def _config(

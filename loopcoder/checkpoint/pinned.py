@@ -126,7 +126,12 @@ def record_corpus(corpus: Corpus, run_dir: Path) -> None:
     """Write down in a run's folder which corpus it is trained on, with what decodes its tokens."""
     for file in companions(corpus.dir):
         shutil.copyfile(file, run_dir / file.name)
-    content = {"dir": str(corpus.dir.resolve()), "fingerprint": corpus.fingerprint}
+    inputs = [source.get("input_xxh3_128") for source in corpus.manifest.get("sources", [])]
+    content = {
+        "dir": str(corpus.dir.resolve()),
+        "fingerprint": corpus.fingerprint,
+        "inputs": inputs,
+    }
     write_json(run_dir / RECORD, content)
 
 

@@ -18,9 +18,10 @@ from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.sources import other_sources
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.compose import load_config
+from loopcoder.config.fields import typed
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
-from loopcoder.data.corpus import TOKENIZER, Corpus
+from loopcoder.data.corpus import MANIFEST, TOKENIZER, Corpus
 from loopcoder.data.sampler import Position, enter_stage, unreached
 from loopcoder.errors import InputError, Problem, counted
 from loopcoder.model.vocabulary import padded_vocabulary
@@ -229,15 +230,23 @@ def _other_text(
     checkpoint: Checkpoint, state: CheckpointState, corpus: Corpus, resumes: bool
 ) -> Iterator[Problem]:
     if state.tokenizer_hash != corpus.tokenizer_hash:
-        copied = checkpoint.path / TOKENIZER
-        tokenizer = copied if copied.is_file() else state.tokenizer_path
         yield Problem(
             f"the corpus was tokenised by {corpus.tokenizer_hash}, "
             f"the checkpoint {checkpoint.path} was trained on {state.tokenizer_hash}",
             "the same ids mean other text",
-            f"data.build.tokenizer={tokenizer}"
-            + (", or another run_dir=" if resumes else " keeps the ids of these weights"),
+            kept_tokens(checkpoint, state, resumes),
         )
+
+
+def kept_tokens(checkpoint: Checkpoint, state: CheckpointState, resumes: bool) -> str:
+    """Return the overrides under which ids mean what they meant when a checkpoint was trained."""
+    copied = checkpoint.path / TOKENIZER
+    tokenizer = copied if copied.is_file() else state.tokenizer_path
+    fixes = [f"{typed(f'data.build.tokenizer={tokenizer}')} keeps the ids of these weights"]
+    if (Path(state.corpus_dir) / MANIFEST).is_file():
+        named = typed(f"path={state.corpus_dir}")
+        fixes.append(f"data=corpus {named} is the corpus that it was trained on")
+    return ", or ".join([*fixes, *(["another run_dir="] if resumes else [])])
 
 
 def _other_loops(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import netrc
 import os
+import socket
+import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,11 @@ from loopcoder.config.schema import Config
 from loopcoder.data.corpus import MANIFEST, check_domains, read_manifest
 from loopcoder.errors import InputError, Problem
 from loopcoder.metrics.throughput import peak_flops
+
+_SETTINGS = ("~/.config/wandb/settings", "wandb/settings")
+"""Of wandb, for a user and for a folder."""
+_REACHED_S = 10.0
+"""Within which a server answers."""
 
 
 def check_config(config: Config, world_size: int, backends: Backends) -> None:
@@ -74,9 +81,9 @@ def _login(config: Config) -> Iterator[Problem]:
         return
     if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
         return
-    if any(_names_a_server(Path(file)) for file in ("~/.config/wandb/settings", "wandb/settings")):
+    if any(_names_a_server(Path(file)) for file in _SETTINGS):
         return
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlsplit(_wandb_url()).hostname or ""
     files = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
     if not any(_knows(Path(file).expanduser(), host) for file in files if file):
         yield Problem(
@@ -84,6 +91,34 @@ def _login(config: Config) -> Iterator[Problem]:
             f"{host} takes a run with a key only: WANDB_API_KEY is not set, and ~/.netrc has none",
             "wandb login, export WANDB_API_KEY=KEY, or logging.wandb=offline",
         )
+
+
+def check_services(config: Config) -> None:
+    """Raise InputError if Weights & Biases is to be written to online and cannot be reached.
+
+    It is asked once, before there is a corpus or a model: wandb itself would try for minutes.
+    """
+    if config.logging.wandb != "online" or rank() > 0:
+        return
+    if any(_names_a_server(Path(file)) for file in _SETTINGS):
+        return  # wandb knows where its server is
+    url = urlsplit(_wandb_url())
+    proxy = urllib.request.getproxies().get(url.scheme)
+    if proxy and not urllib.request.proxy_bypass(url.hostname or ""):
+        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        socket.create_connection((url.hostname or "", port), timeout=_REACHED_S).close()
+    except OSError as error:
+        raise InputError.of(
+            f"logging.wandb=online, and {url.hostname}:{port} cannot be reached: {error}",
+            "every step would be sent there over the network",
+            "logging.wandb=offline, whose files `wandb sync` uploads later, or logging.wandb=off",
+        ) from error
+
+
+def _wandb_url() -> str:
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
 
 def _names_a_server(settings: Path) -> bool:

@@ -23,6 +23,7 @@ from launch.sweep import FIRST_VARIABLE, points, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect, refuse_missing
 from loopcoder.checkpoint.pinned import pinned_corpus
+from loopcoder.checkpoint.rebuilt import refuse_other_tokens
 from loopcoder.checkpoint.start import (
     check_start,
     early_notes,
@@ -31,7 +32,7 @@ from loopcoder.checkpoint.start import (
     unused_origin,
 )
 from loopcoder.cli.arguments import Arguments, cache_for, composed, parse_arguments, rank, say
-from loopcoder.cli.checks import check_config, check_folder
+from loopcoder.cli.checks import check_config, check_folder, check_services
 from loopcoder.cli.overview import overview
 from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_yaml
 from loopcoder.config.resolve import processes_to_start
@@ -176,6 +177,7 @@ def _train(arguments: Arguments) -> int:
             if rank() == 0:
                 print_finished(run_dir, done, config.train.max_steps)
             return EXIT_DONE
+        check_services(config)
         if rank() == 0:
             made.enter_context(folder_for(run_dir, "run_dir"))
             made.enter_context(cache_for(config.data))
@@ -201,7 +203,8 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
     first = os.environ.get(FIRST_VARIABLE)
     pinned = pinned_corpus(config, run_dir, say, sibling=Path(first) if first else None)
     if pinned is None:
-        corpus = prepare(config.data, report=say, verify=verify)
+        refuse = partial(refuse_other_tokens, config, run_dir)
+        corpus = prepare(config.data, report=say, verify=verify, before_build=refuse)
     else:
         corpus = load_corpus(pinned, verify)
     check_start(config, run_dir, corpus)  # before anything is written or started

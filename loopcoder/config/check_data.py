@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loopcoder.config.build import MIN_VOCAB_SIZE, NUM_SPECIAL_TOKENS, SourceConfig
+from loopcoder.config.check_build import check_build
 from loopcoder.config.check_names import check_names
 from loopcoder.config.fields import as_override, next_multiple
 from loopcoder.config.schema import Config
@@ -31,6 +32,7 @@ def check_data(config: Config) -> Iterator[Problem]:
     for index, source in enumerate(data.build.sources):
         yield from _source(f"data.build.sources.{index}", source, data.path)
     yield from check_names(data)
+    yield from check_build(data)
     yield from _tokenizer(config)
     yield from _stages(config)
     yield from check_lengths(config)

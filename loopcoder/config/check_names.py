@@ -52,6 +52,7 @@ def _domains(data: DataConfig) -> Iterator[Problem]:
         for number, stage in enumerate(data.stages)
         if stage.mixture
     }
+    has_epochs = isinstance(data.build.epochs, dict)
     epochs = data.build.epochs if isinstance(data.build.epochs, dict) else {}
     for key, mapping in (*mixtures.items(), ("data.build.epochs", epochs)):
         unknown = [name for name in mapping if name not in DOMAINS]
@@ -65,13 +66,13 @@ def _domains(data: DataConfig) -> Iterator[Problem]:
             typed(f"{key}={as_override(mended if is_clear else dict.fromkeys(DOMAINS, 1))}"),
         )
     wanted = {name for mapping in mixtures.values() for name in mapping}
-    for domain in DOMAINS:
-        if epochs and epochs.keys() <= set(DOMAINS) and domain in wanted - epochs.keys():
-            yield Problem(
-                f"data.build.epochs={as_override(epochs)}",
-                f"the mixture takes tokens of {domain} too",
-                typed(f"data.build.epochs={as_override(epochs | {domain: 1})}"),
-            )
+    missing = [domain for domain in DOMAINS if domain in wanted - epochs.keys()]
+    if has_epochs and epochs.keys() <= set(DOMAINS) and missing:
+        yield Problem(
+            f"data.build.epochs={as_override(epochs)}",
+            f"the mixture takes tokens of {' and '.join(missing)} too",
+            typed(f"data.build.epochs={as_override(epochs | dict.fromkeys(missing, 1))}"),
+        )
 
 
 def _source_names(key: str, names: Iterable[str], sources: list[SourceConfig]) -> Iterator[Problem]:

@@ -17,6 +17,7 @@ from loopcoder.config.renamed import new_name
 from loopcoder.config.types import PATTERNS
 from loopcoder.errors import Problem
 
+_ANY = "VALUE"
 GROUPS = ("experiment", "variant")
 """Groups of presets that are no section of the schema: they change all of them."""
 
@@ -98,6 +99,10 @@ def problems_of(root: FieldAt, error: ValidationError, presets: Mapping[str, Any
             unknown[key] = unknown_key(root, key, as_override(detail["input"]))
         else:
             merged.setdefault(key, []).append(detail)
+    # of a field that may be one word or a mapping, a mapping is what was meant
+    for key in [k for k, (first, *_) in merged.items() if isinstance(first["input"], Mapping)]:
+        if any(other.startswith(f"{key}.") for other in merged):
+            del merged[key]
     return [*unknown.values(), *(_problem(root, k, d, presets) for k, d in merged.items())]
 
 
@@ -136,7 +141,8 @@ def _problem(
         return Problem(f"{key} has no value", why, typed(f"{key}={value}"))
     if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
         return not_written_out(key, first["input"])
-    mended = typed(f"{key}={_mended(key, first, at, presets)}")
+    mended = _mended(key, first, at, presets)
+    mended = typed(f"{key}={placeholder(root, key) if mended == _ANY else mended}")
     return Problem(f"{key}={as_override(first['input'])}", why, mended)
 
 
@@ -195,4 +201,4 @@ def _mended(key: str, detail: ErrorDetails, at: FieldAt, presets: Mapping[str, A
             break
     if preset is MISSING or preset == value:
         preset = at.default
-    return as_override(preset) if preset is not MISSING and preset != value else "VALUE"
+    return as_override(preset) if preset is not MISSING and preset != value else _ANY

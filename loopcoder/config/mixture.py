@@ -12,6 +12,9 @@ from loopcoder.errors import InputError
 DOMAINS = ("text", "code")
 """The domains of a corpus that is built here, in the order in which they are listed everywhere."""
 
+MANY_PARTS = 100
+"""Of a mixture in lowest terms; 1 : 3 has four. With more, the mixture may be what is wrong."""
+
 
 def lowest_terms(mixture: Mapping[str, float]) -> dict[str, int]:
     """Return a mixture as the smallest whole numbers, text before code before any other domain.

@@ -58,7 +58,7 @@ class Loop:
         for verb in (data, doctor, train):
             monkeypatch.setattr(verb, "detect", Backends)
 
-    def prepare(self, data: Any, report: Any, verify: str) -> Any:
+    def prepare(self, data: Any, report: Any, verify: str, before_build: Any = None) -> Any:
         self.verified = verify
         return types.SimpleNamespace(dir=Path("/the/corpus"))
 

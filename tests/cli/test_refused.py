@@ -4,6 +4,7 @@ looks at a run, and leaves nothing behind."""
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import types
 from pathlib import Path
@@ -15,7 +16,7 @@ from launch import sweep as sweep_module
 from loopcoder.backends import Backends
 from loopcoder.cli import doctor, train
 from loopcoder.cli import main as cli
-from loopcoder.cli.checks import check_inputs
+from loopcoder.cli.checks import check_inputs, check_services
 from loopcoder.config.compose import compose
 from loopcoder.errors import InputError
 from loopcoder.storage.folders import folder_for
@@ -211,6 +212,37 @@ def test_what_needs_the_corpus_is_refused_with_the_rest(
     assert "fix: wandb login, export WANDB_API_KEY=KEY, or logging.wandb=offline" in error
     assert ("optim.min_lr=9" in error) == (verb != "train -m")
     assert everything() == before and not loop.verified and not loop.called_with
+
+
+def test_a_service_that_cannot_be_reached_is_refused_before_the_corpus(
+    monkeypatch: pytest.MonkeyPatch, loop: Loop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    monkeypatch.setattr(train, "detect", lambda: Backends(versions={"wandb": "0"}))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        check_services(compose(["logging.wandb=online"]))
+    before = everything()
+    assert cli.main(["train", "logging.wandb=online", "run_dir=here"]) == 3
+    error = capsys.readouterr().err
+    assert f"{url.removeprefix('http://')} cannot be reached" in error
+    assert "fix: logging.wandb=offline" in error
+    assert everything() == before and not loop.called_with
+    check_services(compose(["logging.wandb=offline"]))
+    with monkeypatch.context() as patched:
+        patched.setenv("RANK", "1")  # which writes nothing there
+        check_services(compose(["logging.wandb=online"]))
+    # of a server behind a proxy only the proxy can be asked
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setenv("http_proxy", f"127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.invalid")
+        check_services(compose(["logging.wandb=online"]))
+    with pytest.raises(InputError, match="wandb=online, and"):
+        check_services(compose(["logging.wandb=online"]))
 
 
 def test_who_is_logged_in_may_write_online(monkeypatch: pytest.MonkeyPatch) -> None:

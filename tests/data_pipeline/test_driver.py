@@ -189,9 +189,41 @@ def test_bad_input_is_found_before_anything_is_built(config: Config, tmp_path: P
     with pytest.raises(InputError, match="'text' of the corpus has 1 document,") as caught:
         prepare(config(sources=[rows], mixture={"text": 1}))
     assert caught.value.problems[0].fix == "a source with more text"
-    with pytest.raises(InputError, match="has 30 documents, of which 30 are held out") as caught:
-        prepare(config(val_fraction=1.0))
-    assert "data.build.val_fraction=0.02, or" in caught.value.problems[0].fix
+
+
+@pytest.mark.parametrize("share", [1.0, 0.99999, 0.95])
+def test_what_leaves_nothing_to_train_on_is_refused_before_reading(
+    config: Config, tmp_path: Path, share: float
+) -> None:
+    with pytest.raises(InputError) as caught:
+        prepare(config(val_fraction=share, target_tokens=100, worker_bytes=1))
+    assert [p.fix for p in caught.value.problems] == [
+        "data.build.val_fraction=0.02",
+        "data.build.worker_bytes=1000000000",
+        "data.build.target_tokens=520 or more, or null for all that there is",
+    ]
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "fix"),
+    [
+        ({"target_tokens": 130}, "data.build.target_tokens=520, or a shorter data.seq_length"),
+        ({"shards": 90_000}, "data.build.shards=1"),
+        ({"epochs": 0.001}, "a larger data.build.epochs, or a shorter"),
+        ({"epochs": {"text": 1, "code": 1e-9}}, "a larger data.build.epochs, or more input"),
+        ({"seq_length": 10**6}, "a shorter data.seq_length, or more documents"),
+        ({"shares": {"COBOL": 1}}, "data.build.shares=supply, or the share of one of these"),
+        ({"mixture": {"text": 1, "code": 0.00001}}, "a plainer data.mixture, a larger"),
+    ],
+)
+def test_too_few_tokens_name_the_field_that_decides(
+    config: Config, fields: dict[str, Any], fix: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        prepare(config(**fields))
+    assert fix in caught.value.problems[0].fix
+    assert "target_tokens=0" not in caught.value.problems[0].fix
 
 
 @pytest.mark.parametrize(
@@ -221,9 +253,15 @@ def test_what_runs_the_tasks_is_looked_for_before_anything_is_made(
     """A corpus that is there needs none of it."""
     with_ray = config(executor=ExecutorConfig(kind="ray"))
     monkeypatch.setattr("data_pipeline.tasks.execute.find_spec", lambda _: None)
-    for refused in (prepare, check_input):
-        with pytest.raises(InputError, match="ray is not installed"):
-            refused(with_ray)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with_slurm = config(executor=ExecutorConfig(kind="slurm"))
+    with monkeypatch.context() as patched:  # nor is anything listed or fetched
+        patched.setattr("data_pipeline.driver.open_all", lambda *_: pytest.fail("listed"))
+        for refused in (prepare, check_input):
+            with pytest.raises(InputError, match="ray is not installed"):
+                refused(with_ray)
+            with pytest.raises(InputError, match="there is no sbatch here"):
+                refused(with_slurm)
     assert not (tmp_path / "cache").exists()
     prepare(config())
     check_input(with_ray)
@@ -276,3 +314,47 @@ def test_filling_in_the_middle_needs_its_tokens(config: Config, tmp_path: Path) 
     assert prepare(config(tokenizer=str(path)), report=lambda _: None).eod_id == first.eod_id
     with pytest.raises(InputError, match=r"has no <\|fim_prefix\|>"):
         prepare(config(tokenizer=str(path), fim=FimConfig(rate=0.5)))
+
+
+def test_documents_of_all_parts_that_are_not_utf8_are_told_together(
+    config: Config, source_folder: Path
+) -> None:
+    for n in range(5):
+        (source_folder / f"note{7 * n}.txt").write_bytes(b"caf\xe9 " * 40)
+    with pytest.raises(InputError, match=r"5 documents are not UTF-8.*note0\.txt.* and 2 more"):
+        prepare(config(part_bytes=500))
+    assert prepare(config(part_bytes=500, invalid_utf8="drop"))
+
+
+@pytest.mark.parametrize("limit", ["max_documents", "max_bytes"])
+def test_a_limit_that_leaves_a_domain_without_documents_is_named(
+    config: Config, source_folder: Path, limit: str
+) -> None:
+    source = SourceConfig(kind="files", path=str(source_folder), **{limit: 1})  # type: ignore[arg-type]
+    with pytest.raises(InputError) as caught:
+        prepare(config(sources=[source]))
+    fix = caught.value.problems[0].fix
+    assert fix.startswith(f"a larger data.build.sources.0.{limit}, or add a source with ")
+
+
+def test_epochs_without_a_domain_are_refused_with_all_that_is_missing(config: Config) -> None:
+    with pytest.raises(InputError) as caught:
+        prepare(config(epochs={}))
+    assert [p.fix for p in caught.value.problems] == ["'data.build.epochs={text:1,code:1}'"]
+
+
+def test_a_build_may_be_refused_by_its_inputs_before_it_begins(
+    config: Config, tmp_path: Path
+) -> None:
+    seen: list[list[str]] = []
+
+    def refuse(inputs: list[str]) -> None:
+        seen.append(inputs)
+        raise InputError.of("other inputs", "why", "fix")
+
+    with pytest.raises(InputError, match="other inputs"):
+        prepare(config(), before_build=refuse)
+    assert not (tmp_path / "cache").exists()
+    corpus = prepare(config())
+    assert seen == [[source["input_xxh3_128"] for source in corpus.manifest["sources"]]]
+    assert prepare(config(), before_build=refuse).dir == corpus.dir  # nothing is built

@@ -82,6 +82,11 @@ def folder(tmp_path: Path, rng: random.Random) -> Path:
     (root / "rows" / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
     (root / "rows" / "b.jsonl").write_bytes(b"")
     (root / "rows" / "c.jsonl.gz").write_bytes(b"\x1f\x8b\x08" + bytes(99))
+    packed = gzip.compress(rng.randbytes(9000).hex().encode())
+    (root / "rows" / "d.txt.gz").write_bytes(packed[:-4000])
+    (root / "rows" / "e.txt.gz").write_bytes(packed + b"more")
+    (root / "rows" / "f.csv").write_text('text\n"cut off')
+    (root / "rows" / "g.jsonl").write_text('{"text": "cut o')
     (tmp_path / "in.tar").write_bytes(b"")
     with tarfile.open(root / "t.tar", "w") as tar:
         for name in ("code/p1.py", ".hidden", "notes/n1.txt", "code/q.unknown", "rows/b.jsonl"):
@@ -138,6 +143,7 @@ def test_every_drop_is_listed_and_every_file_accounted_for(built: Config, folder
     assert reasons >= {
         *("hidden", "skipped_folder", "linked_folder", "broken_link", "unknown_type"),
         *("nested_archive", "empty_file", "corrupt_gz", "empty", "binary", "invalid_utf8"),
+        *("truncated_file", "trailing_garbage", "truncated_row"),
         *("broken_json", "missing_text", "generated", "few_words", "exact_duplicate"),
         *("near_duplicate", "held_out", "beyond_quota"),
     }
@@ -271,9 +277,10 @@ def test_a_package_that_gives_nothing_is_named(
     good, every = rows["debian/good-1"], rows[None]
     assert good == every | {"package": "debian/good-1", "left_out": good["left_out"]}
     assert good["documents"] > 20 and good["tokens"] >= good["taken_tokens"] > 0
-    assert good["tokens"] == sum(
-        r["supply_tokens"] for r in corpus.manifest["plan"]["languages"]
-    ) + sum(corpus.tokens(d, "val") for d in corpus.domains)
+    supply = sum(row["supply_tokens"] for row in corpus.manifest["plan"]["languages"])
+    held_out = sum(corpus.tokens(d, "val") for d in corpus.domains)
+    # a long document counts with an end for each of its pieces, and is held out as a whole
+    assert 0 <= good["tokens"] - supply - held_out <= 2
 
 
 def _replaced(config: Any, **fields: Any) -> Any:

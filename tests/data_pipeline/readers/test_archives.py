@@ -144,8 +144,7 @@ def test_truncated_tar_keeps_its_good_prefix(tmp_path: Path, rng: random.Random,
     found, tally = read(tmp_path)
     assert [d.text.encode() for d in found] == list(files.values())[: len(found)]
     assert len(found) > 50
-    assert tally.notes == {"truncated_file": 1}
-    assert not tally.file_drops
+    assert tally.file_drops == {"truncated_file": 1}
 
 
 @pytest.mark.parametrize("name", WRITERS)

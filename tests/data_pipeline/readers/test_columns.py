@@ -124,3 +124,13 @@ def test_rows_whose_language_is_prose(tmp_path: Path) -> None:
         ("code", "Markdown"),
         ("code", "C"),
     ]
+
+
+def test_a_data_set_offers_its_columns_of_text_and_reads_nested_ones(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"id": [1], "content": ["x y"], "doc": [{"body": "z"}]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match=r"sources\.0\.text_field=content"):
+        read(kind="hf", path=str(tmp_path / "saved"))
+    documents = read(kind="hf", path=str(tmp_path / "saved"), text_field="doc.body")
+    assert [d.text for d in documents] == ["z"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.readers.columns import column_of, value_at
+from data_pipeline.readers.columns import column_of, offered, text_columns, value_at
 from data_pipeline.readers.files import FilesSource
 from data_pipeline.readers.notebooks import notebook_script
 from data_pipeline.schema import Document, Tally
@@ -84,7 +84,8 @@ def test_a_cut_off_packed_file_gives_its_prefix(tmp_path: Path, packer: str) -> 
     (tmp_path / f"a.txt{packer}").write_bytes(packed[: len(packed) * 2 // 3])
     (document,), tally = read(tmp_path)
     assert data.decode().startswith(document.text) and len(document.text) > 500_000
-    assert tally.notes["truncated_file"] == 1
+    assert tally.file_drops == {"truncated_file": 1}
+    assert tally.worst() == {"truncated_file": {str(tmp_path / f"a.txt{packer}"): 1}}
 
 
 def test_a_packed_bomb_is_too_large(tmp_path: Path) -> None:
@@ -116,6 +117,39 @@ def test_csv(tmp_path: Path, suffix: str) -> None:
     assert tally.drops == {"missing_text": 1}
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".csv.xz", ".tsv.bz2"])
+def test_a_cut_off_row_of_a_table_is_left_out(tmp_path: Path, suffix: str) -> None:
+    delimiter = "\t" if ".tsv" in suffix else ","
+    rows = 'text,n\r\n"one",1\r\n"two\n""lines""",2\r\n'
+    whole = rows.replace(",", delimiter).encode()
+    half = whole[: whole.index(b"lines") + 3]
+    pack = PACK.get(Path(suffix).suffix, bytes)
+    (tmp_path / f"a{suffix}").write_bytes(pack(half))
+    found, tally = read(tmp_path)
+    assert [d.text for d in found] == ["one"] and tally.drops == {"truncated_row": 1}
+    assert list(tally.worst()["truncated_row"]) == [str(tmp_path / f"a{suffix}")]
+    for ended in (whole, whole.removesuffix(b"\r\n")):
+        (tmp_path / f"a{suffix}").write_bytes(pack(ended))
+        found, tally = read(tmp_path)
+        assert [d.text for d in found] == ["one", 'two\n"lines"'] and not tally.drops
+    (tmp_path / f"a{suffix}").write_bytes(pack(b"n,text\n1,one\n2,two\n3"))
+    if delimiter == ",":
+        found, tally = read(tmp_path)
+        assert [d.text for d in found] == ["one", "two"] and tally.drops == {"truncated_row": 1}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json"])
+def test_nothing_of_a_corrupt_packed_table_gets_through(tmp_path: Path, name: str) -> None:
+    data = b"text\none\ntwo\n" if name == "a.csv" else b'[{"text": "one"}, {"text": "two"}]'
+    packed = bytearray(gzip.compress(data * (300_000 if name == "a.csv" else 1)))
+    packed[-7] ^= 1
+    (tmp_path / f"{name}.gz").write_bytes(packed)
+    (tmp_path / "good.txt").write_text("good")
+    found, tally = read(tmp_path)
+    assert [d.text for d in found] == ["good"]
+    assert tally.file_drops.keys() <= {"corrupt_gz", "unknown_type"} and len(tally.file_drops) == 1
+
+
 def test_csv_without_the_column_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("a,b\n1,2\n")
     (tmp_path / "empty.csv").write_text("")
@@ -123,7 +157,50 @@ def test_csv_without_the_column_is_no_table(tmp_path: Path) -> None:
     (document,), tally = read(tmp_path)
     assert document.text == "good" and tally.file_drops == {"unknown_type": 2}
     with pytest.raises(InputError, match="none is usable"):
-        read(tmp_path / "data.csv")
+        read(tmp_path / "empty.csv")
+
+
+ROW = {"n": "12", "lang": "en", "body": "The document.", "a.b": "", "doc": {"markdown": "x"}}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz", "json", "json.xz", "jsonl", "parquet"])
+def test_a_table_without_the_column_offers_those_that_it_has(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    pack = PACK.get(path.suffix, bytes)
+    if suffix == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.Table.from_pylist([ROW]), path)
+    elif suffix.startswith("json"):
+        path.write_bytes(pack(json.dumps(ROW if suffix == "jsonl" else [ROW]).encode()))
+    else:
+        delimiter = "\t" if suffix == "tsv" else ","
+        flat = {name: value for name, value in ROW.items() if isinstance(value, str)}
+        lines = (delimiter.join(line) for line in (flat, flat.values()))
+        path.write_bytes(pack("\n".join(lines).encode()))
+    with pytest.raises(InputError) as error:
+        read(tmp_path)
+    problem = error.value.problems[0]
+    assert problem.fix == "data.build.sources.0.text_field=body"
+    named = problem.fact + problem.why
+    assert "lang" in named and "'doc" not in named and str(path) in named
+    found, _ = read(tmp_path, text_field="body")
+    assert [d.text for d in found] == ["The document."]
+
+
+def test_columns_are_offered_as_they_are_typed() -> None:
+    assert text_columns({"a": "x", "c.d": "xx", "e": 5, "f": {"g": "xxx", "h": 1}}) == [
+        *("f.g", "c.d", "a")
+    ]
+    assert offered(["Review Text"], "2-files")[1] == (
+        "'data.build.sources.2.text_field=Review Text'"
+    )
+
+
+def test_a_column_of_other_values_offers_those_of_text(tmp_path: Path) -> None:
+    rows = [{"text": ["a"], "content": "b"}] * 9
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=r"text_field has content(.|\n)*text_field=content"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(

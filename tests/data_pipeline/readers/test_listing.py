@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -268,3 +270,45 @@ def test_parts_count_what_is_not_read_once(tree: Path) -> None:
         list(part.documents(tally))
     assert len(tallies) == 3
     assert sum(t.file_drops["skipped_folder"] for t in tallies) == 2
+
+
+def test_a_link_that_may_not_be_read_is_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links of /proc/PID may be followed, and refuse to say where they lead."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "in" / "good.txt").write_text("x")
+    (tmp_path / "in" / "linked.txt").symlink_to(tmp_path / "a.txt")
+    real, is_symlink = os.path.realpath, Path.is_symlink
+
+    def refused(path: Any, **fields: Any) -> str:
+        if str(path).endswith("linked.txt"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **fields)
+
+    for path in (tmp_path / "in", tmp_path / "in" / "*.txt", tmp_path / "in" / "linked.txt"):
+        listing = Listing()
+        with monkeypatch.context() as patched:
+            patched.setattr(os.path, "realpath", refused)
+            assert listing.add(path)
+        assert listing.unreadable == {str(tmp_path / "in" / "linked.txt"): "Permission denied"}
+        assert len(listing.files) == (path.name != "linked.txt")
+
+    def unknown(path: Path) -> bool:
+        if path.name == "linked.txt":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_symlink(path)
+
+    listing = Listing()
+    with monkeypatch.context() as patched:  # a folder whose names may be listed and no more
+        patched.setattr(Path, "is_symlink", unknown)
+        listing.add(tmp_path / "in")
+    assert list(listing.unreadable.values()) == ["Permission denied"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="needs the /proc of Linux")
+@pytest.mark.parametrize("path", ["/proc/self", "/proc/self/pagemap"])
+def test_what_a_system_says_of_itself_is_no_traceback(path: str) -> None:
+    with contextlib.suppress(InputError):
+        read(path, unreadable="skip")

@@ -99,7 +99,7 @@ def test_invalid_utf8_in_columns_of_all_types(tmp_path: Path, kind: Any, name: s
     columns = {"text": pa.array(["t"] * 4), "lang": pa.array(["Python"] * 4)}
     pq.write_table(pa.table(columns | {name: column(BAD, kind)}), path)
     fields = {"language_field": "lang"}
-    with pytest.raises(InputError, match=r"a row of .*a\.parquet is not UTF-8"):
+    with pytest.raises(InputError, match=r"1 document is not UTF-8: a row of .*a\.parquet"):
         read(path, **fields)
     found, tally = read(path, **fields, invalid_utf8="drop")
     assert tally.drops["invalid_utf8"] == 1 and tally.rows_in == 4

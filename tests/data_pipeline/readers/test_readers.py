@@ -115,7 +115,7 @@ def test_compressed(tmp_path: Path, read: Reader, rng: random.Random, suffix: st
     documents, tally = read()
     assert [d.text for d in documents] == texts[: len(documents)]
     assert len(documents) > half
-    assert tally.notes == {"truncated_file": 1}
+    assert tally.file_drops == {"truncated_file": 1}
 
     bad = bytearray(whole)
     # the last 4 bytes of gzip are a length, those before them (zstd: the last) the checksum

@@ -1,0 +1,55 @@
+"""Numbers of `data.build` with which no corpus can be built, whatever the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from loopcoder.config.data import DataConfig
+from loopcoder.config.fields import as_override
+from loopcoder.config.mixture import lowest_terms
+from loopcoder.errors import Problem, counted
+
+MOST_HELD_OUT = 0.9
+"""Largest share of documents that may be held out; the rest is trained on."""
+LEAST_WORKER_BYTES = 1000
+
+
+def check_build(data: DataConfig) -> Iterator[Problem]:
+    """Yield the numbers that leave nothing to train on, before anything is read."""
+    build = data.build
+    if not build.sources:
+        return
+    if build.val_fraction > MOST_HELD_OUT:
+        yield Problem(
+            f"data.build.val_fraction={build.val_fraction:g}",
+            f"the documents that are not held out are trained on, at least {1 - MOST_HELD_OUT:.0%}",
+            "data.build.val_fraction=0.02",
+        )
+    if build.worker_bytes < LEAST_WORKER_BYTES:
+        yield Problem(
+            f"data.build.worker_bytes={build.worker_bytes}",
+            f"a shard takes half of it, so that there would be one for every few words; "
+            f"{LEAST_WORKER_BYTES:,} is the least",
+            "data.build.worker_bytes=1000000000",
+        )
+    weights = lowest_terms(data.mixture) if data.mixture else {}
+    shards = build.shards or 1
+    least = sum(least_tokens(weights, data.seq_length, shards).values())
+    if build.target_tokens is not None and build.target_tokens < least:
+        yield Problem(
+            f"data.build.target_tokens={build.target_tokens}",
+            f"{counted(shards, 'shard')} of each domain with one sequence of {data.seq_length} and "
+            f"the mixture {as_override(weights)} take {least:,} tokens",
+            f"data.build.target_tokens={4 * least} or more, or null for all that there is",
+        )
+
+
+def least_tokens(weights: Mapping[str, int], seq_length: int, shards: int) -> dict[str, int]:
+    """Return the tokens of each domain without which a shard has no sequence of it.
+
+    Args:
+        weights: Of the domains, in lowest terms.
+        seq_length: Tokens of a sequence; one more is its last target.
+        shards: Of each domain.
+    """
+    return {domain: shards * (seq_length * weight + 1) for domain, weight in weights.items()}
