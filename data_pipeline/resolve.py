@@ -15,6 +15,7 @@ import xxhash
 
 from data_pipeline.balance.names import unknown_shares
 from data_pipeline.decontam.match import BUILTIN, open_index
+from data_pipeline.filters import FILTERS_VERSION
 from data_pipeline.langid.classifier import LanguageClassifier
 from data_pipeline.langid.names import LABELS_VERSION, members_of
 from data_pipeline.readers import open_source
@@ -191,7 +192,7 @@ def fingerprint_of(data: DataConfig, sources: Sequence[Source], weights: dict[st
         *([Path(data.build.language_classifier)] if data.build.language_classifier else []),
     ]
     digests = [file_digest(path.expanduser()) for path in files]
-    parts = [FORMAT_VERSION, LABELS_VERSION, weights, fields, digests]
+    parts = [FORMAT_VERSION, LABELS_VERSION, FILTERS_VERSION, weights, fields, digests]
     return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 

@@ -15,7 +15,10 @@ from data_pipeline.filters.text import repair_text, text_fault
 from data_pipeline.schema import Document, Tally
 from loopcoder.config.filters import PERMISSIVE_LICENCES, FilterConfig
 
-__all__ = ["PERMISSIVE_LICENCES", "FilterConfig", "clean"]
+__all__ = ["FILTERS_VERSION", "PERMISSIVE_LICENCES", "FilterConfig", "clean"]
+
+FILTERS_VERSION = 1
+"""Of what is dropped and repaired under the same settings; part of every corpus' fingerprint."""
 
 
 def clean(documents: Iterable[Document], rules: FilterConfig, tally: Tally) -> Iterator[Document]:
