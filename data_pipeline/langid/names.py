@@ -2,9 +2,9 @@
 
 The domain follows from the language alone. Markdown and HTML count as code wherever they lie, since
 the published shares of programming languages count them there; prose is .txt, .rst, .tex, .org,
-.pod, other markup for documentation, and files such as README and NEWS.Debian. Names that the tables
-here lack are those of linguist's languages (`table.py`); extensions that several languages share are
-decided by what is in the file (`content.py`).
+.pod, other markup for documentation, and files such as README and NEWS.Debian. Names that the
+tables here lack are those of linguist's languages (`table.py`); extensions that several languages
+share are decided by what is in the file (`content.py`).
 """
 
 from __future__ import annotations
