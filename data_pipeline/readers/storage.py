@@ -98,7 +98,7 @@ def local_path(path: str) -> Path:
         if host not in ("", "localhost") or not name:
             raise InputError.of(
                 f"{path!r} names no file of this machine",
-                "the path of a file:// URL begins with a third slash; up to it, it is a host's name",
+                "its path begins with a third slash; what stands before that is the name of a host",
                 "data.path=file:///FOLDER, or data.path=FOLDER",
             )
         path = unquote(name)
