@@ -65,9 +65,16 @@ def _csv_rows(path: File, tally: Tally | None = None) -> Iterator[list[str]]:
     # bytes that are no UTF-8 come through as surrogates
     physical = (
         line.decode("utf-8-sig" if number == 0 else "utf-8", "surrogateescape")
-        for number, line in enumerate(_lines_with_ends(decompressed(path, tally)))
+        for number, line in enumerate(_lines_with_ends(_pieces(path, tally)))
     )
     return csv.reader(physical, delimiter=delimiter)
+
+
+def _pieces(path: File, tally: Tally | None) -> Iterator[bytes]:
+    for piece in decompressed(path, tally):
+        if tally is not None:
+            tally.bytes_in += len(piece)
+        yield piece
 
 
 def _lines_with_ends(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -141,7 +148,7 @@ def _entries(path: File, tally: Tally | None = None) -> Iterator[object]:
         ValueError: it is no list, is cut off, or has an entry of over 64 MB.
     """
     decoder = json.JSONDecoder()
-    pieces = decompressed(path, tally)
+    pieces = _pieces(path, tally)
     utf8 = getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
     text, start, is_open, is_done, wanted = "", 0, False, False, 0
     while True:
