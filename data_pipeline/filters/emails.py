@@ -12,13 +12,17 @@ from collections.abc import Iterator
 
 Span = tuple[int, int]
 
-_DOMAIN = re.compile(r"@((?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+)([A-Za-z]{2,14})(?![\w-])")
+_DOMAIN = re.compile(
+    r"@((?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+)([A-Za-z]{2,14}?)(?:(?=E<gt>)|(?![\w-]))"
+)
+_OPENS, _CLOSES = ("<", "&lt;", "E<lt>"), (">", "&gt;", "E<gt>")
+"""Around an address in text, in HTML and in Pod; in between every top-level domain is one."""
 # roff writes \- for a hyphen
 _LOCAL_REVERSED = re.compile(r"(?:-\\|[\w.%+-]){1,64}")
 _TOP_NAMES = (
     "com org net edu gov mil int info biz name pro mobi jobs app dev tech cloud online site store "
     "xyz email academy science systems software solutions company group team world network agency "
-    "berlin hamburg london paris wien swiss asia africa"
+    "berlin hamburg london paris wien swiss asia africa tokyo cat museum coop aero"
 )
 _TOP = frozenset(_TOP_NAMES.split())
 _COUNTRY_NAMES = (
@@ -31,10 +35,14 @@ _COUNTRY_NAMES = (
     "se sg si sj sk sl sm sn sr st su sv sx sy sz tc td tf tg th tj tk tl tm tn to tr tt tv tw tz "
     "ua ug uk us uy uz va vc ve vg vi vn vu wf ws ye yt za zm zw"
 )
-# without those that are endings of files first of all
+# without those that end names of files first of all, which count within angle brackets
 _COUNTRIES = frozenset(_COUNTRY_NAMES.split())
-_FILES_TOO = {"cc", "md", "mt", "ps", "py", "sh", "so"}
-"""Countries whose letters end names of files: only within angle brackets."""
+_ENDINGS = (
+    "png jpg jpeg gif svg webp css scss js mjs ts tsx jsx html htm json yaml yml xml txt zip tar "
+    "gz service timer target socket mount device slice scope"
+)
+_NOT_TOP = frozenset(_ENDINGS.split())
+"""What no address ends in, even within angle brackets: names of files, units of systemd."""
 _MEMBER_NAMES = "name id info email app jobs group team network store online"
 _MEMBERS = frozenset(_MEMBER_NAMES.split())
 """Names of domains that are names of attributes first: row@item.name."""
@@ -43,22 +51,28 @@ _EXAMPLES = re.compile(
     r"(?:^|\.)(?:[\w-]*example\.[a-z]+|(?:examples?|exemple|domain|mycorp|company|acme|contoso|foo|bar|baz|foobar|test|tests"
     r"|host|hostname|somewhere|nowhere|none|evil|abc|xyz|email|nospam|your-?\w*|my-?(?:domain|company|site|host)"
     r"|some-?(?:domain|company|site|host|where)|[a-z0-9])"
-    r"\.(?:com|org|net|edu|co\.\w\w)|[\w-]+\.(?:example|test|tld|invalid|localhost|local))\.?$"
+    r"\.(?:com|org|net|edu|co\.\w\w)|[\w-]+\.(?:example|test|tld|invalid|localhost|local|localdomain|internal|lan|addr))\.?$"
 )
 _NOBODY = {
     *("git", "hg", "svn", "cvs", "ssh", "noreply", "no-reply", "donotreply", "do-not-reply"),
+    *("keepalive", "keep-alive"),  # of SSH
     *("nobody", "this", "self", "super", "return", "break", "continue", "it", "user", "username"),
     *("root", "you", "your.name", "yourname", "your-email", "youremail", "email", "name", "foo"),
     *("bar", "baz", "someone", "somebody", "test", "xxx", "joe.user", "john.doe"),
     *("jane.doe", "johndoe", "janedoe", "your-name", "your_name", "your_email", "your-account"),
 }
+_LOGINS = {"git", "hg", "svn", "cvs", "ssh"}
+"""Accounts of servers, but mailboxes of people whose address is within angle brackets."""
+_HOSTS_OF_CODE = re.compile(r"(?:^|\.)(?:github|gitlab|bitbucket|codeberg)\.\w+$")
 # protocols of SSH are named name@domain
 _ALGORITHMS = re.compile(
     r"(?:^|\.)(?:openssh\.com|libssh\.org|lysator\.liu\.se|putty\.projects\.tartarus\.org)$"
 )
 _ALGORITHM = re.compile(
     r"(?:ssh|sk|sha\d|hmac|umac|ecdsa|cert|gcm|poly1305|chacha20|aes|rijndael|curve25519|zlib|kex|etm"
-    r"|delay|hostkeys|statvfs|rename|limits|keepalive|eow|auth-agent|tun|streamlocal|sntrup)"
+    r"|delay|hostkeys|statvfs|rename|limits|keepalive|eow|auth-agent|tun|streamlocal|sntrup"
+    r"|\bv0\d$|^(?:fsync|hardlink|lsetstat|expand-path|copy-data|home-directory|ping|winadj|simple"
+    r"|no-more-sessions|session-bind|restrict-destination|users-groups-by-id)$)"
 )
 _LOGIN_BEFORE = re.compile(
     r"[a-z][a-z+.\d-]*://[^\s/@\"'<>]*$|\b(?:ssh|scp|sftp|rsync)\b[^|;\n]*\s$|[$!~@%]$"
@@ -85,7 +99,8 @@ def _start(text: str, match: re.Match[str]) -> int | None:
     """Return where the address that contains this domain begins, or None if it is none."""
     top = match[2].lower()
     domain = match[1].lower() + top
-    if not _is_top(match[2], top, text[match.end() : match.end() + 1]) or _EXAMPLES.search(domain):
+    is_closed = text.startswith(_CLOSES, match.end())
+    if not _may_be_top(match[2], top, is_closed) or _EXAMPLES.search(domain):
         return None
     # a call or an index follows an attribute: a@b.me(), x@w.at[0]; a path or a port follows a host
     after = text[match.end() : match.end() + _BEFORE_CHARS]
@@ -105,7 +120,11 @@ def _start(text: str, match: re.Match[str]) -> int | None:
     name = text[start:at].lower()
     if not any(map(str.isalnum, name)) or name[-1] == "." or name[0] == "%" or ".." in name:
         return None
-    if name.rstrip("0123456789") in _NOBODY:
+    is_enclosed = is_closed and text.endswith(_OPENS, 0, start)
+    if not is_enclosed and top not in _TOP and top not in _COUNTRIES:
+        return None
+    is_mailbox = is_enclosed and name in _LOGINS and not _HOSTS_OF_CODE.search(domain)
+    if name.rstrip("0123456789") in _NOBODY and not is_mailbox:
         return None
     if _ALGORITHMS.search(domain) and _ALGORITHM.search(name):
         return None
@@ -119,7 +138,7 @@ def _start(text: str, match: re.Match[str]) -> int | None:
     return None if len(name) <= 2 and len(top) == 2 and len(domain) <= 4 else start
 
 
-def _is_top(written: str, top: str, after: str) -> bool:
+def _may_be_top(written: str, top: str, is_closed: bool) -> bool:
     if not (written.islower() or written.isupper()):
         return written.istitle() and top in ("com", "org", "net", "edu")
-    return top in _COUNTRIES or top in _TOP or (top in _FILES_TOO and after == ">")
+    return top in _COUNTRIES or top in _TOP or (is_closed and top not in _NOT_TOP)

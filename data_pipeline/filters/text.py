@@ -32,6 +32,23 @@ _STOP_WORDS = tuple(
         "de het een en van is niet dat",
         "och att det som en på är av",
         "w i na nie się z do jest",
+        "og det som på er til ikke av for",  # Norwegian, Danish
+        "ja on ei se että joka oli myös",
+        "je se na že pro jsou byl který",
+        "je sa na že pre sú bol ktorý",
+        "je in na da za so ki ali",
+        "je na da se su za koji nije",
+        "az és hogy nem egy ez meg vagy",
+        "și în cu pe nu pentru este care",
+        "ve bir bu için ile olarak daha değil",
+        "yang dan dengan untuk dari ini tidak adalah",
+        "và của là trong cho không được một",
+        "el les amb per una els és que",
+        "ir yra kad su iš į nuo bet",
+        "un ir ar uz par no kas nav",
+        "ja on ei see et kui oli ning",
+        "dhe të në për një me që është",
+        "la kaj de en estas al por ne",
     )
 )
 # PostScript and PDF, RTF, files as text (uuencode, BinHex, PEM), tables of fonts, markup, data

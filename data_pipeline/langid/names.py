@@ -2,9 +2,9 @@
 
 The domain follows from the language alone. Markdown and HTML count as code wherever they lie, since
 the published shares of programming languages count them there; prose is .txt, .rst, .tex, .org,
-.pod and files such as README and LICENSE that have no extension. Names that the tables here lack
-are those of linguist's languages (`table.py`); extensions that several languages share are decided
-by what is in the file (`content.py`).
+.pod, other markup for documentation, and files such as README and NEWS.Debian. Names that the
+tables here lack are those of linguist's languages (`table.py`); extensions that several languages
+share are decided by what is in the file (`content.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data_pipeline.langid.spoken import is_spoken, is_undecided
 from data_pipeline.langid.table import LINGUIST
 
 UNKNOWN = "unknown"
-LABELS_VERSION = 2
+LABELS_VERSION = 3
 """Of what this room says of a file; it is part of every corpus' fingerprint."""
 HEAD_BYTES = 50 << 10
 """Bytes from the start of a file that rules look at, linguist's number; licences and manuals fill
@@ -119,6 +119,36 @@ _BY_NAME = {
     "authors": "Text",
     "changelog": "Text",
 }
+_MORE_PROSE = {
+    "RDoc": "rdoc",
+    "Textile": "textile",
+    "Texinfo": "texi texinfo txi",
+    "Wikitext": "mediawiki wikitext",
+    "Creole": "creole",
+}
+_PROSE_BY_EXTENSION = {ext: name for name, exts in _MORE_PROSE.items() for ext in exts.split()}
+_DOCUMENTS = {
+    *("readme", "news", "changelog", "changes", "history", "authors", "credits", "thanks", "todo"),
+    *("install", "faq", "copying", "copyright", "license", "licence", "notice", "contributing"),
+}
+_OF = {
+    *(
+        "",
+        "debian",
+        "source",
+        "win",
+        "win32",
+        "windows",
+        "dos",
+        "unix",
+        "linux",
+        "mac",
+        "macos",
+        "osx",
+    ),
+    *("vms", "os2", "git", "svn", "cvs", "1st", "first"),
+}
+"""What such a name may end in besides a spoken language: README.Debian, README.ja."""
 _BY_INTERPRETER = {
     "python": "Python",
     "sh": "Shell",
@@ -198,7 +228,10 @@ def _language_of(base: str, extension: str) -> str | None:
     candidates = LINGUIST.extensions.get(extension, ())
     if extension in SHARED or len(candidates) == 1:
         return next((language for language in candidates if language), None)
-    return None
+    if extension in _PROSE_BY_EXTENSION:
+        return _PROSE_BY_EXTENSION[extension]
+    is_document = base.partition(".")[0] in _DOCUMENTS and not candidates
+    return "Text" if is_document and (extension in _OF or is_spoken(extension)) else None
 
 
 def common_language_of_name(name: str) -> str | None:
@@ -292,8 +325,9 @@ def members_of(domain: str) -> str:
     """Say which names make a file one of a domain, or "" for a domain that names do not tell."""
     if domain not in ("text", "code"):
         return ""
-    extensions = ", ".join(f".{e}" for exts in _PROSE.values() for e in exts.split())
-    text = f"{extensions} and README, LICENSE and the like without an extension"
+    prose = (*_PROSE.values(), *_MORE_PROSE.values())
+    extensions = ", ".join(f".{e}" for exts in prose for e in exts.split())
+    text = f"{extensions} and README, LICENSE and the like"
     if domain == "text":
         return f"of files, {text} are text; Markdown and HTML count as code"
     return f"of files, those in a programming language are code, and Markdown and HTML; not {text}"

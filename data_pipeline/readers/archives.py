@@ -114,15 +114,16 @@ def _tar_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, 
             for member in archive:
                 if member.size > allowed:  # tarfile would skip that many bytes, for years
                     raise tarfile.HeaderError(f"a file of {member.size} bytes")
+                path = member.name.removeprefix("./")
                 if not member.isreg() and not member.isdir():
-                    tally.drop_file("link_member", f"{file}!{member.name}")
-                elif member.isreg() and _is_allowed(file, member.name, member.size, tally):
+                    tally.drop_file("link_member", f"{file}!{path}")
+                elif member.isreg() and _is_allowed(file, path, member.size, tally):
                     inner = archive.extractfile(member)
                     assert inner is not None
                     content = inner.read()
                     if len(content) < member.size:
                         raise tarfile.ReadError("unexpected end of data")
-                    yield member.name.removeprefix("./"), content
+                    yield path, content
     except tarfile.ReadError as e:
         is_cut = stream.is_done and "unexpected end" in str(e)
         if not is_cut:

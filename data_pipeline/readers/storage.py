@@ -88,9 +88,20 @@ def is_url(path: str) -> bool:
 
 
 def local_path(path: str) -> Path:
-    """Return a path of this machine; `file://` and `~` are understood."""
+    """Return a path of this machine; `file://` and `~` are understood.
+
+    Raises:
+        InputError: what stands between `file://` and the next slash is the name of another host.
+    """
     if path.startswith("file://"):
-        path = unquote(urlsplit(path).path)
+        host, name = urlsplit(path)[1:3]
+        if host not in ("", "localhost") or not name:
+            raise InputError.of(
+                f"{path!r} names no file of this machine",
+                "its path begins with a third slash; what stands before that is the name of a host",
+                "data.path=file:///FOLDER, or data.path=FOLDER",
+            )
+        path = unquote(name)
     return Path(path).expanduser()
 
 

@@ -99,7 +99,7 @@ class _End:
 def _csv_rows(path: File, end: _End, tally: Tally | None = None) -> Iterator[list[str]]:
     csv.field_size_limit(_MAX_ROW_CHARS)
     delimiter = "\t" if inner_name(path.name).lower().endswith(".tsv") else ","
-    return csv.reader(_decoded(decompressed(path, tally), end), delimiter=delimiter)
+    return csv.reader(_decoded(_pieces(path, tally), end), delimiter=delimiter)
 
 
 def _decoded(pieces: Iterator[bytes], end: _End) -> Iterator[str]:
@@ -110,6 +110,13 @@ def _decoded(pieces: Iterator[bytes], end: _End) -> Iterator[str]:
         yield line.decode(encoding, "surrogateescape")
         encoding = "utf-8"
     end.is_passed = True
+
+
+def _pieces(path: File, tally: Tally | None) -> Iterator[bytes]:
+    for piece in decompressed(path, tally):
+        if tally is not None:
+            tally.bytes_in += len(piece)
+        yield piece
 
 
 def _lines_with_ends(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -183,7 +190,7 @@ def entries(path: File, tally: Tally | None = None) -> Iterator[object]:
         ValueError: it is no list, is cut off, or has an entry of over 64 MB.
     """
     decoder = json.JSONDecoder()
-    pieces = decompressed(path, tally)
+    pieces = _pieces(path, tally)
     utf8 = getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
     text, start, is_open, is_done, wanted = "", 0, False, False, 0
     while True:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import random
 import shutil
 import tarfile
@@ -287,6 +289,26 @@ def _replaced(config: Any, **fields: Any) -> Any:
     import dataclasses
 
     return dataclasses.replace(config, build=dataclasses.replace(config.build, **fields))
+
+
+@pytest.mark.parametrize("packer", ["", ".gz", ".xz", ".bz2"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.ipynb"])
+def test_what_is_read_of_every_kind_counts(tmp_path: Path, name: str, packer: str) -> None:
+    notebook = {"cells": [{"cell_type": "code", "source": "x = 1\n" * 99}], "metadata": {}}
+    content = {
+        "a.jsonl": '{"text": "row"}\n' * 99,
+        "a.json": json.dumps([{"text": "row"}] * 99),
+        "a.csv": "text,n\n" + "row,1\n" * 99,
+        "a.tsv": "text\tn\n" + "row\t1\n" * 99,
+        "a.txt": "words\n" * 99,
+        "a.ipynb": json.dumps(notebook),
+    }[name].encode()
+    pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[packer]
+    (tmp_path / (name + packer)).write_bytes(pack(content))
+    source = open_source(SourceConfig(kind="files", path=str(tmp_path)), 0)
+    tally = Tally("read")
+    assert list(source.documents(tally))
+    assert tally.bytes_in == len(content)
 
 
 def test_the_rate_is_that_of_what_was_unpacked(tmp_path: Path, rng: random.Random) -> None:

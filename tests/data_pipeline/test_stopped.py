@@ -64,16 +64,21 @@ def test_a_signal_ends_a_build_with_75_and_the_same_command_continues(
     assert "data: continuing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", ["path=", "path=' '", "path=['']", "path=[/x,'']", "path=file://"])
+@pytest.mark.parametrize("path", ["path=", "path=' '", "path=['']", "path=[/x,'']"])
 @pytest.mark.parametrize("preset", ["data=files", "data=hf", "data=corpus"])
 def test_an_empty_path_is_an_error(
     preset: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    (tmp_path / "a.txt").write_text("not to be read")
+    for i in range(30):  # enough for a corpus
+        (tmp_path / f"a{i}.txt").write_text(f"not to be read {i}")
+        (tmp_path / f"a{i}.py").write_text(f"not_to_be_read = {i}")
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["data", preset, path]) == EXIT_BAD_INPUT
+    cache = f"data.build.cache_dir={tmp_path}/cache"
+    assert cli.main(["data", preset, path, cache, *SMALL]) == EXIT_BAD_INPUT
     err = capsys.readouterr().err
     assert "why: " in err and "fix: " in err and "Traceback" not in err
+    assert "path" in err.partition("why: ")[0]
+    assert not (tmp_path / "cache").exists()
 
 
 def test_faults_of_the_input_are_named_on_the_terminal(

@@ -58,6 +58,10 @@ def test_emails_go(address: str) -> None:
         "$user@lovelace.org %s@lovelace.org {&lt;ada@lovelace.org,5,0&gt;}",
         "me@somewhere.com your-account@your-isp.com test1@lovelace.org a..b@lovelace.org",
         '<tr id="row@item.name"> C = A@B.it',
+        'kex = f"kex-strict-{side}-v00@openssh.com" m.add_string("keepalive@lovelace.org")',
+        "fsync@openssh.com ping@openssh.com winadj@putty.projects.tartarus.org",
+        "ada@lovelace.bike <icon@2x.png> <getty@tty1.service> Ada <ada@lovelace.lan>",
+        "ssh -T <git@github.com> git@lovelace.org Ada <noreply@lovelace.org>",
         "<EMAIL>",
     ],
 )
@@ -233,6 +237,15 @@ def test_several_in_one_document() -> None:
         ("'\\nada@lovelace.org'", "'\\n<EMAIL>'"),
         ("Ada <mh+ada\\-list@lovelace.org>", "Ada <<EMAIL>>"),
         ("Ada <ada@lovelace.cc>", "Ada <<EMAIL>>"),
+        ("Ada <ada@lovelace.bike>", "Ada <<EMAIL>>"),
+        ("Ada &lt;ada@lovelace.museum&gt;", "Ada &lt;<EMAIL>&gt;"),
+        ("Ada E<lt>ada@lovelace.co.ukE<gt>", "Ada E<lt><EMAIL>E<gt>"),
+        (
+            "L<mailto:ada@lovelace.org>, Ada E<lt>ada@lovelace.expertE<gt>",
+            "L<mailto:<EMAIL>>, Ada E<lt><EMAIL>E<gt>",
+        ),
+        ("author Ada <git@lovelace.org>", "author Ada <<EMAIL>>"),
+        ("ada@lovelace.cat", "<EMAIL>"),
         ("ada@Lovelace.Org wrote", "<EMAIL> wrote"),
     ],
 )

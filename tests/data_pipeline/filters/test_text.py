@@ -105,6 +105,8 @@ def test_stop_words(rng: random.Random) -> None:
     assert fate_of(text + " the") == "few_stop_words"
     for pair in ("the of", "der und", "les est", "los una", "het een"):
         assert fate_of(f"{text} {pair}") == ""
+    for pair in ("og det", "je že", "az és", "ve için", "yang dengan", "și pentru", "ei että"):
+        assert fate_of(f"{text} {pair}") == ""
     assert fate_of(text, min_stop_words=None) == ""
     russian = " ".join(rng.choice(("память", "поток", "ядро")) + str(i) for i in range(90))
     assert fate_of(russian) == "", "stop words are asked of scripts that have no list"

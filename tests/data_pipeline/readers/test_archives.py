@@ -116,6 +116,22 @@ def test_links_and_second_copies_in_a_tar(tmp_path: Path) -> None:
     assert tally.file_drops == {"duplicate_member": 1, "link_member": 4}
 
 
+def test_members_are_called_as_their_documents(tmp_path: Path) -> None:
+    """`tar -c .` puts ./ before each name."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("link.py", "b.py", ".hidden", "node_modules/c.js", "../d.py"):
+            info = tarfile.TarInfo(f"./{name}")
+            if name == "link.py":
+                info.type, info.linkname = tarfile.SYMTYPE, "b.py"
+            archive.addfile(info)
+    source = open_source(SourceConfig(kind="files", path=str(tmp_path)), 0)
+    left_out: list[str] = []
+    tally = Tally("read", listed=lambda drop: left_out.append(source.place_of(drop.place.path)))
+    assert not list(source.documents(tally))
+    names = ("../d.py", ".hidden", "b.py", "link.py", "node_modules/c.js")
+    assert sorted(left_out) == [f"a.tar!{name}" for name in names]
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_bombs(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "a.tar":

@@ -70,7 +70,19 @@ def test_url_that_vanishes(bucket: str) -> None:
 
 def test_file_url(tmp_path: Path) -> None:
     (tmp_path / "a b.txt").write_text("text")
-    assert [d.text for d in read(f"file://{tmp_path}/a%20b.txt")[0]] == ["text"]
+    for host in ("", "localhost"):
+        assert [d.text for d in read(f"file://{host}{tmp_path}/a%20b.txt")[0]] == ["text"]
+
+
+@pytest.mark.parametrize("path", ["file://", "file://a.txt", "file://sub/a.txt", "file://*.txt"])
+def test_file_url_of_another_host(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read as the current folder, or as a path from the root."""
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"names no file of this machine"):
+        read(path)
 
 
 def test_what_a_store_refuses_is_not_missing(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
