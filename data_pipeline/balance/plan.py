@@ -26,6 +26,8 @@ _HISTOGRAM_BINS = 24
 """Powers of two of a document's tokens."""
 _CANDIDATES = 1000
 """Repositories that are looked at for the one to hold out."""
+_MOST_HELD_OUT = 4
+"""Times val_fraction that repositories below the threshold may be of the code's tokens."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Planned(Result):
 
     stage: ClassVar[str] = "plan"
     smallest: dict[str, int | None]
-    """By domain, the content hash of the one document (or repository) to hold out where
-    val_fraction holds out none, else None."""
+    """By domain, the content hash of the one document (or repository) to hold out in place of what
+    val_fraction holds out, which is nothing or, of repositories, too much; else None."""
     tokens: int
     """Of all domains, copies included."""
     documents: int
@@ -126,26 +128,35 @@ def _smallest(work: Work) -> dict[str, int | None]:
     threshold = int(work.data.build.val_fraction * 2**64)
     found: dict[str, int | None] = dict.fromkeys(work.domains)
     for domain, smallest in lowest.items():
-        if smallest >= threshold:
-            whole = is_on(work) and domain == "code"
-            found[domain] = _nearest(work, domain) if whole else smallest
+        if is_on(work) and domain == "code":
+            found[domain] = _repository(work, domain, threshold)
+        elif smallest >= threshold:
+            found[domain] = smallest
     return found
 
 
-def _nearest(work: Work, domain: str) -> int:
-    """Return the hash to hold out where a repository is held out whole, which may be most of the
-    domain: of the smallest ones that whose documents come nearest to val_fraction."""
+def _repository(work: Work, domain: str, threshold: int) -> int | None:
+    """Return the hash of the one repository to hold out, if those below the threshold are none or
+    far too much, as they may be where repositories are few; None: they are what is wanted.
+
+    It is, of the smallest hashes, the one whose documents come nearest to val_fraction.
+    """
     candidates = np.zeros(0, dtype=np.uint64)
-    total = 0
+    total = below = 0
     for mine in _entries(work, domain):
         candidates = np.unique(np.concatenate([candidates, mine["content"]]))[:_CANDIDATES]
-        total += int(mine["length"].sum(dtype=np.int64))
+        tokens = mine["length"].astype(np.int64)
+        total += int(tokens.sum())
+        below += int(tokens[mine["content"] <= np.uint64(max(threshold - 1, 0))].sum())
+    wanted = work.data.build.val_fraction * total
+    if 0 < below <= _MOST_HELD_OUT * wanted:
+        return None
     sizes = np.zeros(len(candidates), dtype=np.int64)
     for mine in _entries(work, domain):
         place = np.minimum(np.searchsorted(candidates, mine["content"]), len(candidates) - 1)
         is_one = candidates[place] == mine["content"]
         np.add.at(sizes, place[is_one], mine["length"][is_one])
-    return int(candidates[np.argmin(np.abs(sizes - work.data.build.val_fraction * total))])
+    return int(candidates[np.argmin(np.abs(sizes - wanted))])
 
 
 def _entries(work: Work, domain: str) -> Iterator[NDArray[np.void]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from data_pipeline.report.page import Html, Number, element, join, tiles
 from data_pipeline.report.values import Manifest, as_list, as_number, at, sum_of
+from loopcoder.errors import counted
 
 _LABELS = {
     "repositories": "repositories",
@@ -35,9 +36,9 @@ def in_words(manifest: Manifest) -> list[str]:
     count = {key: as_number(at(manifest, "repositories", key)) or 0 for key in _LABELS}
     single = count["files_left_single"] + count["files_without_repository"]
     return [
-        f"{count['repositories']:,} repositories: {count['files_joined']:,} files in "
-        f"{count['documents']:,} documents, {single:,} files left single; held out with all their "
-        f"files, they are {_held_out(manifest) or 0:.1%} of the code's tokens"
+        f"repositories: {count['repositories']:,}; files joined: {count['files_joined']:,} (to "
+        f"{counted(int(count['documents']), 'document')}), left single: {single:,}; held out, as "
+        f"whole repositories: {_held_out(manifest) or 0:.1%} of the code's tokens"
     ]
 
 

@@ -255,7 +255,7 @@ class Counts:
 
         Args:
             val_fraction: Those whose hash / 2^64 is less.
-            smallest: The one hash of a domain of which `val_fraction` holds out none.
+            smallest: The one hash of a domain that is held out in their place, see `Planned`.
         """
         threshold = int(val_fraction * 2**64)
         if threshold >= 2**64:
@@ -263,7 +263,8 @@ class Counts:
         out: NDArray[np.bool_] = self.entries["content"] < np.uint64(threshold)
         for domain, content in smallest.items():
             if content is not None:
-                out |= (self.entries["content"] == np.uint64(content)) & self.of_domain(domain)
+                is_one = self.entries["content"] == np.uint64(content)
+                out = np.where(self.of_domain(domain), is_one, out)
         return out
 
 

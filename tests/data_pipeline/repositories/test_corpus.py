@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 from data_pipeline.driver import prepare
 from data_pipeline.readers import packages as package_source
@@ -315,20 +316,40 @@ def test_shares_of_languages_hold(config: Config, tmp_path: Path, rng: random.Ra
         assert abs(languages[name]["tokens"] / total - share) < 0.02
 
 
-def test_the_largest_repository_is_not_all_that_is_held_out(
-    config: Config, tmp_path: Path, rng: random.Random
+def held_out(corpus: Corpus) -> tuple[float, set[str | None]]:
+    """Return the share of the code's tokens that is held out, and the repositories."""
+    reader = Reader(corpus)
+    tokens = [corpus.tokens("code", split) for split in ("val", "train")]
+    names = {reader.parsed(ids)[0] for ids in reader.documents("val")}
+    return tokens[0] / sum(tokens), names - {None}
+
+
+@pytest.mark.parametrize("is_below", [False, True])
+def test_the_largest_repository_is_not_what_is_held_out(
+    config: Config, tmp_path: Path, rng: random.Random, is_below: bool
 ) -> None:
-    for _ in range(2):
-        names = rng.sample(range(10**6), 6)
-        tree = {f"r{n}/f{i}.py": program(rng, 20) for n in names for i in range(4)}
-        tree |= {f"r{names[0]}/g{i}.py": program(rng, 20) for i in range(60)}
-        folder = write(tmp_path / f"{names[0]}", tree)
-        corpus = build(config, folder, val_fraction=1e-9)
-        held = corpus.tokens("code", "val")
-        assert held < 0.1 * corpus.tokens("code", "train")
-        reader = Reader(corpus)
-        held_out = {reader.parsed(ids)[0] for ids in reader.documents("val")}
-        assert len(held_out - {None}) == 1
+    """Neither by chance nor because none is below the threshold."""
+    tree = {f"r{n}/f{i}.py": program(rng, 20) for n in range(6) for i in range(4)}
+    large = min(rng.sample(range(10**6), 99 if is_below else 1), key=share_of)
+    tree |= {f"r{large}/g{i}.py": program(rng, 20) for i in range(60)}
+    folder = write(tmp_path / "tree", tree)
+    val_fraction = max(1.01 * share_of(large), 1e-4) if is_below else 1e-9
+    share, names = held_out(build(config, folder, val_fraction=val_fraction))
+    assert share < 0.1 and len(names) == 1 and f"r{large}" not in names
+
+
+def share_of(number: int) -> float:
+    """Return the share from which on the repository rNUMBER is held out by its hash."""
+    return xxhash.xxh3_64_intdigest(f"0-files\0r{number}/".encode()) / 2**64
+
+
+def test_what_is_below_the_threshold_is_held_out(config: Config, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    numbers = rng.sample(range(10**6), 60)
+    tree = {f"r{n}/f{i}.py": program(rng, 20) for n in numbers for i in range(3)}
+    corpus = build(config, write(tmp_path / "tree", tree), val_fraction=0.2)
+    below = {f"r{n}" for n in numbers if share_of(n) < 0.2}
+    assert held_out(corpus)[1] == below
 
 
 def test_what_cannot_be_honoured_is_refused(

@@ -129,6 +129,8 @@ class Reader:
             text, is_cut = self._whole(ids[:-1])
             return None, [("", text)], int(is_cut)
         borders = [n for n, i in enumerate(ids) if i == self.id("<|file_sep|>")]
+        if not borders:  # cut in its name, at the end of a shard
+            return None, [], 0
         name = self.decoded(ids[1 : borders[0]])
         assert name.endswith("\n")
         files, cuts = [], []
