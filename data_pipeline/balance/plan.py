@@ -129,13 +129,13 @@ def _smallest(work: Work) -> dict[str, int | None]:
     found: dict[str, int | None] = dict.fromkeys(work.domains)
     for domain, smallest in lowest.items():
         if is_on(work) and domain == "code":
-            found[domain] = _repository(work, domain, threshold)
+            found[domain] = _one_repository(work, domain, threshold)
         elif smallest >= threshold:
             found[domain] = smallest
     return found
 
 
-def _repository(work: Work, domain: str, threshold: int) -> int | None:
+def _one_repository(work: Work, domain: str, threshold: int) -> int | None:
     """Return the hash of the one repository to hold out, if those below the threshold are none or
     far too much, as they may be where repositories are few; None: they are what is wanted.
 
@@ -147,7 +147,7 @@ def _repository(work: Work, domain: str, threshold: int) -> int | None:
         candidates = np.unique(np.concatenate([candidates, mine["content"]]))[:_CANDIDATES]
         tokens = mine["length"].astype(np.int64)
         total += int(tokens.sum())
-        below += int(tokens[mine["content"] <= np.uint64(max(threshold - 1, 0))].sum())
+        below += int(tokens[mine["content"] < np.uint64(min(threshold, 2**64 - 1))].sum())
     wanted = work.data.build.val_fraction * total
     if 0 < below <= _MOST_HELD_OUT * wanted:
         return None

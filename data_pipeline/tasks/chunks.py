@@ -164,17 +164,17 @@ def loads(line: bytes) -> Any:
 
 def packed(data: bytes) -> bytes:
     """Compress what will be read by itself."""
-    return bytes(_codec()[0](data))
+    return bytes(_codec(_FAST)[0](data))
 
 
 def unpacked(data: bytes) -> bytes:
     """Return what `packed` compressed."""
-    return bytes(_codec()[1](data))
+    return bytes(_codec(_FAST)[1](data))
 
 
 @cache
-def _codec() -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
-    if not _FAST:
+def _codec(fast: bool) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
+    if not fast:
         return partial(zlib.compress, level=1), zlib.decompress
     import zstandard
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.repositories.buckets import Buckets, entries, read
+from data_pipeline.repositories.buckets import Buckets, Entry, entries, read
 from data_pipeline.repositories.layout import (
     File,
     apart,
@@ -19,6 +19,7 @@ from data_pipeline.repositories.layout import (
     single,
 )
 from data_pipeline.repositories.names import Membership, membership
+from data_pipeline.repositories.stages import _groups as joined_groups
 from data_pipeline.schema import Document
 from tests.data_pipeline.conftest import random_text
 
@@ -150,3 +151,19 @@ def test_folders_stay_together_in_the_order(tmp_path: Path) -> None:
     (file,) = buckets.finish()
     order = ["B.c", "a/b/c.c", "a/b.c", "a/z.c", "a-b/c.c", "a.c"]
     assert [entry.path for entry in sorted(entries([file]))] == order
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "sizes"), [(1, [1, 1, 1]), (21, [1, 2]), (22, [2, 1]), (31, [2, 1]), (32, [3])]
+)
+def test_the_limit_is_exact(max_bytes: int, sizes: list[int]) -> None:
+    """The name and its line end are 2 bytes, the files 10, 10 and 10."""
+    found = [Entry("s", "k", "C", f"{i}", f"{i}", "n", 10, 0, 0, 0) for i in range(3)]
+    if max_bytes == 21:
+        found[0] = found[0]._replace(num_bytes=99)  # larger alone than the limit
+        found[1:] = [entry._replace(num_bytes=9) for entry in found[1:]]
+    groups = list(joined_groups(found, max_bytes))
+    assert [len(group) for group in groups] == sizes
+    assert [entry for group in groups for entry in group] == found
+    others = [found[0], found[1]._replace(language="C++"), found[2]._replace(key="other")]
+    assert [len(group) for group in joined_groups(others, 10**6)] == [1, 1, 1]
