@@ -85,7 +85,7 @@ def test_ids_are_those_that_are_wanted(
     assert Counter([*sides["train"], *sides["val"]]) == Counter(list(by_ids))
     # a repository is on one side, in all its languages
     train, val = ({by_ids[ids].repository for ids in side} - {None} for side in sides.values())
-    assert train and val and not train & val
+    assert all(sides.values()) and not train & val
     assert {k: v for k, v in corpus.manifest["repositories"].items() if v} == {
         k: v for k, v in counts(found).items() if v
     }
@@ -130,13 +130,10 @@ def test_a_copy_elsewhere_gives_the_same_corpus(
 
 
 @pytest.mark.data_full
-def test_any_number_of_workers(config: Config, folder: Path, tmp_path: Path) -> None:
-    same = {"fim": FimConfig(rate=0.5), "part_bytes": 10_000}
-    first = build(config, folder, **same)
-    for workers in (2, 5):
-        fields = {"cache_dir": str(tmp_path / f"{workers}"), **same}
-        other = build(config, folder, executor=ExecutorConfig(workers=workers), **fields)
-        assert hashes(other) == hashes(first)
+def test_more_workers_give_the_same_corpus(config: Config, folder: Path, tmp_path: Path) -> None:
+    same = {"fim": FimConfig(rate=0.5), "part_bytes": 20_000}
+    fields = {"cache_dir": str(tmp_path / "other"), "executor": ExecutorConfig(workers=3)}
+    assert hashes(build(config, folder, **same)) == hashes(build(config, folder, **same, **fields))
 
 
 def test_off_it_changes_nothing(config: Config, folder: Path) -> None:
