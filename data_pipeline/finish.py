@@ -23,6 +23,9 @@ from data_pipeline.origins import origins_of
 from data_pipeline.readers.ingest import TALLIES, Listed, Read
 from data_pipeline.report import write_report
 from data_pipeline.report.dropped import suffixes_in_words, warnings_of
+from data_pipeline.report.repositories import in_words
+from data_pipeline.repositories.stages import STAGE as REPOSITORIES
+from data_pipeline.repositories.stages import Joined, JoinedNumbered, Scattered, is_on
 from data_pipeline.schema import Tally
 from data_pipeline.shuffle.shards import Total, Written, total_of
 from data_pipeline.shuffle.stages import Assembled, Checked, HeldOut, Tokenised, counts_file
@@ -85,6 +88,7 @@ def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
     write_report(manifest, folder / REPORT)
     write_json(folder / MANIFEST, manifest)
     told = [
+        *in_words(manifest),
         *suffixes_in_words(manifest["dropped"]["unknown_suffixes"]),
         *(f"warning: {warning}" for warning in warnings_of(manifest["origins"])),
     ]
@@ -120,7 +124,8 @@ def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
         "duplicates": work.result(Clustered).drops,
         "origins": origins_of(work),
         "dropped": _dropped(work),
-        "costs": [_cost(work, kind) for kind in kinds],
+        **({"repositories": work.result(JoinedNumbered).counts} if is_on(work) else {}),
+        "costs": [_cost(work, kind) for kind in kinds if any(work.all_done(kind))],
         "tokenizer": {
             "file": TOKENIZER,
             "xxh3_128": tokenizer.xxh3_128,
@@ -254,6 +259,11 @@ def _tallies(work: Work, shuffled: Sequence[Tally]) -> list[Tally]:
         for tally in read.result.tallies[:2]:
             name = f"{tally.stage} {read.result.source}"
             of_source.setdefault(name, Tally(name)).add(tally)
+    total["dedup"] = Tally("dedup")  # before what comes of it
+    for scattered in work.all_done(Scattered):
+        add([scattered.result.tally])
+    for joined in work.all_done(Joined):
+        add([joined.result.tally])
     for counted in work.all_done(Counted):
         add(counted.result.tallies)
     for tokenised in work.all_done(Tokenised):
@@ -267,9 +277,12 @@ def _tallies(work: Work, shuffled: Sequence[Tally]) -> list[Tally]:
 
 def _check_rows(tallies: Mapping[str, Tally], shuffled: Sequence[Tally]) -> None:
     """Raise RuntimeError unless every step takes in what the one before it hands on."""
-    order = [*TALLIES, "dedup", "count"]
+    order = [*TALLIES, "dedup"]
     pairs = [(a, tallies[a].rows_out, b, tallies[b].rows_in) for a, b in itertools.pairwise(order)]
     counted, held, chosen = tallies["count"], tallies["hold out"], tallies["quota"]
+    joined = tallies.get(REPOSITORIES, Tally(REPOSITORIES)).notes
+    documents = tallies["dedup"].rows_out - joined["files_joined"] + joined["documents"]
+    pairs.append(("dedup", documents, "count", counted.rows_in))
     pieces = counted.rows_out + counted.notes["pieces_added"]
     pairs += [
         ("count", pieces, "hold out", held.rows_in),
@@ -308,7 +321,10 @@ def _cost(work: Work, kind: type[Result]) -> dict[str, Any]:
 
 def _config(work: Work) -> dict[str, Any]:
     """Return the settings of the stages, for the report."""
-    names = ("filters", "near_dedup", "decontaminate", "fim", "shares", "epochs", "target_tokens")
+    names = (
+        *("filters", "near_dedup", "decontaminate", "fim", "repository"),
+        *("shares", "epochs", "target_tokens"),
+    )
     plain = asdict(work.data.build)
     return {name: plain[name] for name in names}
 

@@ -24,6 +24,7 @@ from data_pipeline.tasks.progress import Report, silent
 from data_pipeline.tasks.work import Work
 from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.imported import import_tokenizer
+from data_pipeline.tokenizer.repositories import FILE_SEP, REPO_NAME
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.check_build import check_build
 from loopcoder.config.check_names import check_names
@@ -108,6 +109,7 @@ def open_all(data: DataConfig, domains: Sequence[str], report: Report = silent) 
             if domain not in found
         ]
     problems += _problems_of(lambda: _check_tokenizer(data))
+    problems += _problems_of(lambda: _check_repository(data, domains))
     problems += _problems_of(lambda: _check_near_dedup(data))
     problems += _problems_of(lambda: open_index(data.build.decontaminate))
     if data.build.language_classifier:
@@ -152,6 +154,23 @@ def _check_tokenizer(data: DataConfig) -> None:
             f"{', '.join(missing)}",
             "documents for filling in the middle are made of these tokens",
             "data.build.fim.rate=0, or a tokenizer that has them",
+        )
+    missing = [m for m in (REPO_NAME, FILE_SEP) if m not in encoder.markers]
+    if data.build.repository.enabled and missing:
+        raise InputError.of(
+            f"data.build.repository.enabled=true, and {data.build.tokenizer} has no "
+            f"{', '.join(missing)}",
+            "these tokens separate the files of a repository",
+            "data.build.repository.enabled=false, or a tokenizer that has them",
+        )
+
+
+def _check_repository(data: DataConfig, domains: Sequence[str]) -> None:
+    if data.build.repository.enabled and "code" not in domains:
+        raise InputError.of(
+            "data.build.repository.enabled=true, and data.mixture has no code",
+            "the code files of a repository are joined, prose stays as it is",
+            "data.build.repository.enabled=false, or 'data.mixture={text:1,code:1}'",
         )
 
 
@@ -203,6 +222,8 @@ def _plain(config: SourceConfig) -> dict[str, Any]:
     if config.kind != "hf":
         plain.pop("path")  # where files are kept is of no account: the identity has their places
         plain["reading"] = _READING
+    if config.repository_field is None:  # it came later, and renames no corpus
+        plain.pop("repository_field")
     return plain
 
 

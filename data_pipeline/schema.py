@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
@@ -14,6 +14,10 @@ MAX_DOCUMENT_BYTES = 8 << 20
 
 NAMED_FAULTS = 10
 """Files with faults that are named, for each reason."""
+
+
+MEMBERS = "members"
+"""Key of `Document.meta`: (path, row) of each file that a document of a repository is made of."""
 
 
 class Place(NamedTuple):
@@ -29,6 +33,8 @@ class Place(NamedTuple):
     """None: what reads it knows."""
     piece: int | None = None
     """Of a document that was split, from 0."""
+    files: Sequence[tuple[str, int | None]] = ()
+    """Of a document of a repository: (path, row) of each of its files."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,8 @@ class Document:
         """Where it comes from, for the list of what is dropped."""
         text = self.text
         size = len(text if text.isascii() else text.encode(errors="surrogatepass"))
-        return Place(self.path, self.meta.get("row"), size, self.source)
+        row, files = self.meta.get("row"), self.meta.get(MEMBERS, ())
+        return Place(self.path, row, size, self.source, files=files)
 
 
 class Drop(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from data_pipeline.balance.filling import plan
 from data_pipeline.balance.quotas import ChunkQuota, Plan, Supply
 from data_pipeline.balance.shares import SHARES
+from data_pipeline.repositories.chunks import num_chunks
+from data_pipeline.repositories.stages import is_on
 from data_pipeline.tasks.work import Output, Result, Work, read_sealed, write_sealed
 from data_pipeline.tokenizer.count import Counts
 from loopcoder.config.data import DataConfig
@@ -21,6 +24,10 @@ from loopcoder.errors import InputError, counted
 
 _HISTOGRAM_BINS = 24
 """Powers of two of a document's tokens."""
+_CANDIDATES = 1000
+"""Repositories that are looked at for the one to hold out."""
+_MOST_HELD_OUT = 4
+"""Times val_fraction that repositories below the threshold may be of the code's tokens."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,8 @@ class Planned(Result):
 
     stage: ClassVar[str] = "plan"
     smallest: dict[str, int | None]
-    """By domain, the content hash of the one document to hold out where val_fraction holds out
-    none, else None."""
+    """By domain, the content hash of the one document (or repository) to hold out in place of what
+    val_fraction holds out, which is nothing or, of repositories, too much; else None."""
     tokens: int
     """Of all domains, copies included."""
     documents: int
@@ -58,7 +65,7 @@ def make_plan(work: Work, _: int) -> Output:
     held: dict[str, Counter[str]] = {domain: Counter() for domain in work.domains}
     lengths = {domain: np.zeros(_HISTOGRAM_BINS, dtype=np.int64) for domain in work.domains}
     utf8: dict[str, Counter[str]] = {domain: Counter() for domain in work.domains}
-    for chunk in range(len(work.chunks)):
+    for chunk in range(num_chunks(work)):
         counts = Counts.of(work, chunk)
         entries = counts.entries
         out = counts.held_out(work.data.build.val_fraction, smallest)
@@ -111,18 +118,52 @@ def quotas_of(work: Work, chunk: int) -> Plan:
 
 
 def _smallest(work: Work) -> dict[str, int | None]:
-    """Return the hash of the one document to hold out of each domain, see `Planned`."""
+    """Return the hash of what to hold out of each domain, see `Planned`."""
     lowest: dict[str, int] = {}
-    for chunk in range(len(work.chunks)):
+    for chunk in range(num_chunks(work)):
         counts = Counts.of(work, chunk)
         for domain in {domain for domain, _ in counts.kinds}:
             smallest = int(counts.entries["content"][counts.of_domain(domain)].min())
             lowest[domain] = min(smallest, lowest.get(domain, smallest))
     threshold = int(work.data.build.val_fraction * 2**64)
-    return {
-        domain: lowest[domain] if domain in lowest and lowest[domain] >= threshold else None
-        for domain in work.domains
-    }
+    found: dict[str, int | None] = dict.fromkeys(work.domains)
+    for domain, smallest in lowest.items():
+        if is_on(work) and domain == "code":
+            found[domain] = _one_repository(work, domain, threshold)
+        elif smallest >= threshold:
+            found[domain] = smallest
+    return found
+
+
+def _one_repository(work: Work, domain: str, threshold: int) -> int | None:
+    """Return the hash of the one repository to hold out, if those below the threshold are none or
+    far too much, as they may be where repositories are few; None: they are what is wanted.
+
+    It is, of the smallest hashes, the one whose documents come nearest to val_fraction.
+    """
+    candidates = np.zeros(0, dtype=np.uint64)
+    total = below = 0
+    for mine in _entries(work, domain):
+        candidates = np.unique(np.concatenate([candidates, mine["content"]]))[:_CANDIDATES]
+        tokens = mine["length"].astype(np.int64)
+        total += int(tokens.sum())
+        below += int(tokens[mine["content"] < np.uint64(min(threshold, 2**64 - 1))].sum())
+    wanted = work.data.build.val_fraction * total
+    if 0 < below <= _MOST_HELD_OUT * wanted:
+        return None
+    sizes = np.zeros(len(candidates), dtype=np.int64)
+    for mine in _entries(work, domain):
+        place = np.minimum(np.searchsorted(candidates, mine["content"]), len(candidates) - 1)
+        is_one = candidates[place] == mine["content"]
+        np.add.at(sizes, place[is_one], mine["length"][is_one])
+    return int(candidates[np.argmin(np.abs(sizes - wanted))])
+
+
+def _entries(work: Work, domain: str) -> Iterator[NDArray[np.void]]:
+    """Yield the entries of a domain, chunk by chunk."""
+    for chunk in range(num_chunks(work)):
+        counts = Counts.of(work, chunk)
+        yield counts.entries[counts.of_domain(domain)]
 
 
 def _histogram(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -138,6 +179,8 @@ def _check_split(data: DataConfig, domain: str, supply: list[Supply], held: int)
     fix = f"a source with more {domain}"
     if held > 1:
         fix = f"data.build.val_fraction={min(0.02, data.build.val_fraction / 2):g}, or {fix}"
+    if data.build.repository.enabled and domain == "code":
+        fix = "a source with more repositories, or data.build.repository.enabled=false"
     if rest := without(data.mixture, domain):
         fix += f", or {rest}"
     found = counted(left + held, "document")
@@ -158,11 +201,11 @@ def _shares(work: Work) -> dict[str, Any]:
 
 def _write(work: Work, planned: Plan) -> None:
     """Write the quotas of every chunk by themselves: a task needs no others."""
-    by_chunk: dict[str, list[ChunkQuota]] = {_name(n): [] for n in range(len(work.chunks))}
+    by_chunk: dict[str, list[ChunkQuota]] = {_name(n): [] for n in range(num_chunks(work))}
     for quota in planned.chunks:
         by_chunk[quota.chunk].append(quota)
     _quotas_path(work, 0).parent.mkdir(parents=True, exist_ok=True)
-    for chunk in range(len(work.chunks)):
+    for chunk in range(num_chunks(work)):
         mine = tuple(by_chunk[_name(chunk)])
         part = Plan(planned.weights, (), mine, planned.largest_tokens)
         write_sealed(_quotas_path(work, chunk), part.to_json().encode())

@@ -133,7 +133,13 @@ def row_domains(config: SourceConfig) -> frozenset[str]:
 
 def columns(config: SourceConfig) -> list[str]:
     """Return the columns of a table that are read, if it has them; the text's comes first."""
-    fields = (config.text_field, config.language_field, config.path_field, config.licence_field)
+    fields = (
+        config.text_field,
+        config.language_field,
+        config.path_field,
+        config.licence_field,
+        config.repository_field,
+    )
     return [name for name in fields if name]
 
 
@@ -203,8 +209,13 @@ def _is_name(value: object) -> TypeGuard[str]:
 
 
 def _named(row: Mapping[str, Any], config: SourceConfig) -> dict[str, str]:
-    """Return the path of a row's file and its licence, if the table has columns for them."""
-    columns = {"path": config.path_field, "licence": config.licence_field}
+    """Return the path of a row's file, its licence and its repository, if the table has columns for
+    them."""
+    columns = {
+        "path": config.path_field,
+        "licence": config.licence_field,
+        "repository": config.repository_field,
+    }
     values = {name: value_at(row, column) for name, column in columns.items() if column}
     return {name: value for name, value in values.items() if _is_name(value)}
 

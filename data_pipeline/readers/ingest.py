@@ -7,12 +7,11 @@ step keeps its own tally.
 
 from __future__ import annotations
 
-import json
 import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,14 +22,13 @@ from data_pipeline.readers.base import Part, Source
 from data_pipeline.readers.sample import DEFAULT_DOMAIN_BYTES, MIN_DOMAIN_BYTES
 from data_pipeline.readers.verdict import described, judge
 from data_pipeline.schema import NAMED_FAULTS, Document, Tally
-from data_pipeline.tasks.chunks import Chunk, ChunkWriter
+from data_pipeline.tasks.chunks import Chunk, ChunkWriter, write_chunk_list
 from data_pipeline.tasks.dropped import DropList, Dropped
 from data_pipeline.tasks.work import Output, Result, Work, foreign, read_sealed, write_sealed
 from loopcoder.config.data import DataConfig
 from loopcoder.config.mixture import without
 from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.digest import fingerprint
-from loopcoder.storage.files import write_bytes
 
 TALLIES = ("ingest", "select", "clean", "decontaminate", "language")
 """The steps, in the order in which documents meet them."""
@@ -184,7 +182,7 @@ def gather(work: Work, _: int) -> Output:
     _check_domains(
         work, text_bytes, ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
     )
-    write_bytes(work.chunk_list, json.dumps([astuple(chunk) for chunk in chunks]).encode())
+    write_chunk_list(work.chunk_list, chunks)
     return Output(Gathered(len(chunks)), files=[work.chunk_list], faults=faults)
 
 

@@ -15,6 +15,7 @@ from data_pipeline.report.dropped import dropped, origins
 from data_pipeline.report.examples import Example, drawn, examples
 from data_pipeline.report.languages import languages, lengths
 from data_pipeline.report.page import Html, Number, element, join, missing, page, tiles
+from data_pipeline.report.repositories import repositories
 from data_pipeline.report.stages import costs, decontamination, drops, duplicates
 from data_pipeline.report.values import Manifest, as_list, as_number, at, sum_of, trained_on
 from loopcoder.storage.files import write_bytes
@@ -44,6 +45,7 @@ def render(manifest: Manifest, shown: Mapping[str, Sequence[Example]] | None = N
         _section("Dropped, for example", dropped(manifest)),
         _section("Duplicates", duplicates(manifest)),
         _section("Decontamination", decontamination(manifest)),
+        _section("Repositories", repositories(manifest)) if at(manifest, "repositories") else "",
         _section("What each source gives", origins(manifest)),
         _section("Sources", sources(manifest)),
         _section("Cost", costs(manifest)),

@@ -72,6 +72,8 @@ def describe(entry: Mapping[str, Any]) -> str:
             text += f"{before}{entry[name]}"
     size = as_number(entry.get("bytes"))
     text += f" ({size:,.0f} bytes)" if size is not None else ""
+    if files := as_list(entry.get("files")):
+        text += f": {len(files):,} files from {describe(files[0])} to {describe(files[-1])}"
     stays = entry.get("stays")
     return f"{text}; {describe(stays)} stays" if isinstance(stays, Mapping) else text
 

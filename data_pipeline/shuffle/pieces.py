@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dedup.stages import kept_rows, places_of
+from data_pipeline.repositories.chunks import kept_rows, places_of
 from data_pipeline.schema import Place
 from data_pipeline.tasks.work import Work
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -22,7 +22,7 @@ from data_pipeline.balance.plan import Planned, quotas_of
 from data_pipeline.balance.room import check_room
 from data_pipeline.balance.selection import OtherContentError, select_chunk
 from data_pipeline.batches import batches
-from data_pipeline.dedup.stages import kept, kept_rows
+from data_pipeline.repositories.chunks import kept, kept_rows
 from data_pipeline.schema import Document, Tally
 from data_pipeline.shuffle.bucket_index import Indexed, files_of, index_file, write_index
 from data_pipeline.shuffle.bucket_reader import Bucket
@@ -388,7 +388,7 @@ def _held_out(
 
 
 def _records(encoding: Encoding, chosen: Iterable[_Chosen]) -> Iterator[Record]:
-    plain = Encoding(encoding.encoder, encoding.rules, None)
+    plain = replace(encoding, specials=None)
     for batch in batches(chosen, lambda item: len(item.piece.text), BATCH_CHARS):
         pieces = [item.piece for item in batch]
         copies = [item.copy for item in batch]

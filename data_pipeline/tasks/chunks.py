@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 
 from data_pipeline.schema import Document
 from loopcoder.errors import InputError, counted
-from loopcoder.storage.files import whole_file
+from loopcoder.storage.files import whole_file, write_bytes
 
 MAX_CHUNK_DOCUMENTS = 1_000_000
 """Later stages hold some 100 bytes per document of a chunk."""
@@ -57,7 +58,7 @@ class ChunkWriter:
         """Append a document; return its bytes of UTF-8."""
         if self._file is None:
             self._file = Compressed(self._open.enter_context(whole_file(self._path)))
-        self._file.write(dumps(_row(document)) + b"\n")
+        self._file.write(dumps(row_of(document)) + b"\n")
         size = len(document.text.encode())
         self._text_bytes[document.domain] = self._text_bytes.get(document.domain, 0) + size
         self._documents += 1
@@ -126,6 +127,16 @@ def read_chunk(folder: Path, chunk: Chunk) -> Iterator[Document]:
         raise InputError.of(fact, "it was damaged", fix)
 
 
+def write_chunk_list(path: Path, chunks: Iterable[Chunk]) -> None:
+    """Write a list of chunks, whole."""
+    write_bytes(path, json.dumps([astuple(chunk) for chunk in chunks]).encode())
+
+
+def read_chunk_list(path: Path) -> list[Chunk]:
+    """Return the chunks of a list."""
+    return [Chunk(*fields) for fields in json.loads(path.read_text("utf-8"))]
+
+
 # The data extra brings orjson and zstandard. An image without it can train on the sample, whose
 # chunks are then packed by the standard library. The documents are the same.
 _FAST = find_spec("orjson") is not None and find_spec("zstandard") is not None
@@ -151,6 +162,25 @@ def loads(line: bytes) -> Any:
     return json.loads(line)
 
 
+def packed(data: bytes) -> bytes:
+    """Compress what will be read by itself."""
+    return bytes(_codec(_FAST)[0](data))
+
+
+def unpacked(data: bytes) -> bytes:
+    """Return what `packed` compressed."""
+    return bytes(_codec(_FAST)[1](data))
+
+
+@cache
+def _codec(fast: bool) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
+    if not fast:
+        return partial(zlib.compress, level=1), zlib.decompress
+    import zstandard
+
+    return zstandard.ZstdCompressor(_LEVEL).compress, zstandard.ZstdDecompressor().decompress
+
+
 class Compressed:
     """Compresses into a file."""
 
@@ -173,7 +203,8 @@ class Compressed:
         return self._file.tell()
 
 
-def _row(document: Document) -> dict[str, Any]:
+def row_of(document: Document) -> dict[str, Any]:
+    """Return the fields of a document as JSON can say them."""
     return {
         "id": document.id,
         "text": document.text,

@@ -155,6 +155,10 @@ class DropList:
             entry["piece"] = place.piece
         if place.num_bytes is not None:
             entry["bytes"] = place.num_bytes
+        if place.files:
+            entry["files"] = [
+                {"path": path} | ({} if row is None else {"row": row}) for path, row in place.files
+            ]
 
     def _write(self) -> None:
         """Write the lines that wait, if there are any."""

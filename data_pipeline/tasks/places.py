@@ -28,7 +28,9 @@ def written(documents: Iterable[Document], folder: Path) -> Iterator[Document]:
     size = 0
     with open(folder / PLACES, "wb") as file:
         for document in documents:
-            size += file.write(dumps(list(document.place[:4])) + b"\n")
+            place = document.place
+            line = [*place] if place.files else [*place[:4]]
+            size += file.write(dumps(line) + b"\n")
             ends.append(size)
             yield document
     np.array(ends, dtype="<u8").tofile(folder / ENDS)

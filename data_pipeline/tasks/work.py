@@ -10,6 +10,7 @@ WORK/done/STAGE/00003.json      marker: fingerprint, result, files with sizes an
 WORK/parts/00003                a part of the input
 WORK/documents/00003-0000...    chunks of documents, and chunks.json, their list
 WORK/dedup/                     see dedup/stages.py
+WORK/repositories/              see repositories/stages.py
 WORK/sample/, tokenizer/        what the tokenizer is trained on, and itself
 WORK/count/00003.npy            tokens of each document of a chunk
 WORK/plan/00003.json            what is taken of a chunk
@@ -36,7 +37,7 @@ import xxhash
 from pydantic import TypeAdapter
 
 from data_pipeline.schema import Document
-from data_pipeline.tasks.chunks import Chunk, read_chunk
+from data_pipeline.tasks.chunks import Chunk, read_chunk, read_chunk_list
 from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import TOKENIZER
 from loopcoder.errors import DiskFull, InputError, LoopcoderError
@@ -171,7 +172,22 @@ class Work:
     @cached_property
     def chunks(self) -> list[Chunk]:
         """The chunks of all parts, in their order."""
-        return [Chunk(*fields) for fields in json.loads(self.chunk_list.read_text("utf-8"))]
+        return read_chunk_list(self.chunk_list)
+
+    @property
+    def repositories(self) -> Path:
+        return self.folder / "repositories"
+
+    @property
+    def joined_list(self) -> Path:
+        return self.repositories / "chunks.json"
+
+    @cached_property
+    def joined(self) -> list[Chunk]:
+        """The chunks of documents of repositories, once all files are joined; see
+        repositories/chunks.py."""
+        is_on = self.data.build.repository.enabled
+        return read_chunk_list(self.joined_list) if is_on else []
 
     def read(self, chunk: int) -> Iterator[Document]:
         """Yield the documents of a chunk."""

@@ -3,7 +3,8 @@
 Documents are encoded twice: to count tokens, and again once the plan says how many copies to take
 (shuffle/stages.py). Both times a document is encoded in the same way (its first copy with the same
 cut for filling in the middle), so that what is planned is what comes out. A document of more than
-MAX_DOCUMENT_TOKENS is split at line ends into pieces, which are selected one by one.
+MAX_DOCUMENT_TOKENS is split at line ends into pieces, which are selected one by one; one that is
+made of files of a repository has its own limit (data.build.repository.max_bytes).
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from numpy.typing import NDArray
 
 from data_pipeline.batches import batches
 from data_pipeline.dedup.exact import normalise
-from data_pipeline.dedup.stages import kept
+from data_pipeline.repositories.chunks import kept, text_bytes
+from data_pipeline.repositories.layout import is_joined, repository_key
 from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.dropped import DropList, Dropped
 from data_pipeline.tasks.origins import Origins
 from data_pipeline.tasks.work import Output, Result, Work
-from data_pipeline.tokenizer import fim
+from data_pipeline.tokenizer import fim, repositories
 from data_pipeline.tokenizer.changes import note_changes
 from data_pipeline.tokenizer.encoder import Encoder
+from data_pipeline.tokenizer.repositories import Separators
 from data_pipeline.tokenizer.spec import EOD
 from loopcoder.config.build import FimConfig
 from loopcoder.storage.files import write_bytes
@@ -83,31 +86,47 @@ class Encoding:
     encoder: Encoder
     rules: FimConfig
     specials: fim.Specials | None
+    """None: nothing is rearranged."""
+    separators: Separators | None
+    """None: there are no documents of repositories."""
 
     @classmethod
     def of(cls, work: Work) -> Encoding:
-        encoder = encoder_of(work)
-        rules = work.data.build.fim
-        return cls(encoder, rules, fim.Specials.of(encoder) if rules.rate else None)
+        encoder, build = encoder_of(work), work.data.build
+        return cls(
+            encoder,
+            build.fim,
+            fim.Specials.of(encoder) if build.fim.rate else None,
+            Separators.of(encoder) if build.repository.enabled else None,
+        )
 
     def encode(
         self, pieces: Sequence[Document], copies: Sequence[int]
     ) -> Iterator[tuple[int, NDArray[np.int32]]]:
         """Yield (place among the pieces, ids) of each, side by side."""
-        for domain in sorted({piece.domain for piece in pieces}):
-            mine = [i for i, piece in enumerate(pieces) if piece.domain == domain]
-            texts = [pieces[i].text for i in mine]
-            if self.specials is None:
-                ids, lengths = self.encoder.encode_documents(texts)
-            else:
-                names = [pieces[i].id for i in mine]
-                numbers = [copies[i] for i in mine]
-                ids, lengths = fim.apply(
-                    self.encoder, texts, names, numbers, self.rules, self.specials, domain=domain
-                )
+        forms = [(piece.domain, is_joined(piece)) for piece in pieces]
+        for form in sorted(set(forms)):
+            mine = [i for i, found in enumerate(forms) if found == form]
+            ids, lengths = self._encoded([pieces[i] for i in mine], [copies[i] for i in mine])
             ends = np.cumsum(lengths, dtype=np.int64)
             for i, stop, length in zip(mine, ends.tolist(), lengths.tolist(), strict=True):
                 yield i, ids[stop - length : stop]
+
+    def _encoded(
+        self, pieces: Sequence[Document], copies: Sequence[int]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Return the ids of pieces of one domain and form, and the tokens of each."""
+        if self.separators is not None and is_joined(pieces[0]):
+            return repositories.encode(
+                self.encoder, pieces, copies, self.rules, self.specials, self.separators
+            )
+        texts = [piece.text for piece in pieces]
+        if self.specials is None:
+            return self.encoder.encode_documents(texts)
+        names, domain = [piece.id for piece in pieces], pieces[0].domain
+        return fim.apply(
+            self.encoder, texts, names, copies, self.rules, self.specials, domain=domain
+        )
 
     def lengths(self, pieces: Sequence[Document]) -> list[int]:
         """Return the tokens of each piece's first copy."""
@@ -154,7 +173,10 @@ def opened(path: Path, digest: str, backend: Literal["auto", "fast", "reference"
 
 
 def content_hash(document: Document) -> int:
-    """Return what decides whether a document is held out: the same for all its exact copies."""
+    """Return what decides whether a document is held out: the same for all its exact copies, and
+    for all documents of a repository."""
+    if (key := repository_key(document)) is not None:
+        return xxhash.xxh3_64_intdigest(key.encode())
     return xxhash.xxh3_64_intdigest(normalise(document.text.encode()))
 
 
@@ -170,7 +192,7 @@ def count(work: Work, chunk: int) -> Output:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, np.array(entries, dtype=ENTRY).tobytes())
     result = Counted(tallies, kinds, origins, drops.summary())
-    return Output(result, files=[path, *drops.files], bytes_in=work.text_bytes(chunk))
+    return Output(result, files=[path, *drops.files], bytes_in=text_bytes(work, chunk))
 
 
 def _count(
@@ -185,7 +207,7 @@ def _count(
         for document, length in zip(batch, encoding.lengths(batch), strict=True):
             kind = kinds.setdefault((document.domain, document.language), len(kinds))
             pieces, lengths = [document], [length]
-            if length > MAX_DOCUMENT_TOKENS:
+            if length > MAX_DOCUMENT_TOKENS and not is_joined(document):
                 pieces = encoding.split(document)
                 lengths = encoding.lengths(pieces)
                 tally.notes["documents_split"] += 1
@@ -234,7 +256,7 @@ class Counts:
 
         Args:
             val_fraction: Those whose hash / 2^64 is less.
-            smallest: The one hash of a domain of which `val_fraction` holds out none.
+            smallest: The one hash of a domain that is held out in their place, see `Planned`.
         """
         threshold = int(val_fraction * 2**64)
         if threshold >= 2**64:
@@ -242,7 +264,8 @@ class Counts:
         out: NDArray[np.bool_] = self.entries["content"] < np.uint64(threshold)
         for domain, content in smallest.items():
             if content is not None:
-                out |= (self.entries["content"] == np.uint64(content)) & self.of_domain(domain)
+                is_one = self.entries["content"] == np.uint64(content)
+                out = np.where(self.of_domain(domain), is_one, out)
         return out
 
 

@@ -1,4 +1,4 @@
-"""Fill in the middle (Bavarian et al. 2022), offline; and files of a repository as one document.
+"""Fill in the middle (Bavarian et al. 2022), offline.
 
     PSM: <|fim_prefix|> prefix <|fim_suffix|> suffix <|fim_middle|> middle <|im_end|> <|endoftext|>
     SPM: <|fim_prefix|><|fim_suffix|> suffix <|fim_middle|> prefix middle <|im_end|> <|endoftext|>
@@ -25,8 +25,6 @@ PREFIX = "<|fim_prefix|>"
 MIDDLE = "<|fim_middle|>"
 SUFFIX = "<|fim_suffix|>"
 END = "<|im_end|>"
-REPO_NAME = "<|repo_name|>"
-FILE_SEP = "<|file_sep|>"
 
 
 @dataclass(frozen=True)
@@ -70,19 +68,25 @@ def cut(text: str, document_id: str, copy: int, rules: FimConfig) -> Cut | None:
         copy: 1 for the first time that the document is in the corpus, 2 for the second.
         rules: How often documents are rearranged, and how.
     """
-    if len(text) < rules.min_chars or any(m in text for m in (PREFIX, MIDDLE, SUFFIX)):
+    if len(text) < rules.min_chars or spells_a_marker(text):
         return None
-    key = f"{rules.seed}\0{copy}\0{document_id}".encode()
-    # four numbers of 64 bits: the rate, the layout and both ends
-    numbers = [
-        number
-        for part in (0, 1)
-        for number in divmod(xxhash.xxh3_128_intdigest(key, seed=part), 1 << 64)
-    ]
+    # the rate, the layout and both ends
+    numbers = [n for part in (0, 1) for n in drawn(document_id, copy, rules, part)]
     if numbers[0] >= rules.rate * 2.0**64:
         return None
     start, stop = sorted((number * (len(text) + 1)) >> 64 for number in numbers[2:])
     return Cut(start, stop, numbers[1] < rules.spm_share * 2.0**64)
+
+
+def spells_a_marker(text: str) -> bool:
+    """Tell whether a text has one of the markers as text."""
+    return any(marker in text for marker in (PREFIX, MIDDLE, SUFFIX))
+
+
+def drawn(document_id: str, copy: int, rules: FimConfig, part: int) -> tuple[int, int]:
+    """Return two numbers of 64 bits: a pure function of (document id, copy, seed) and `part`."""
+    key = f"{rules.seed}\0{copy}\0{document_id}".encode()
+    return divmod(xxhash.xxh3_128_intdigest(key, seed=part), 1 << 64)
 
 
 def apply(
@@ -111,72 +115,66 @@ def apply(
     """
     if domain != "code" or not rules.rate:
         return encoder.encode_documents(texts)
-    pieces: list[str] = []
-    # control tokens: how many pieces come before each, and its id
-    places: list[int] = []
-    controls: list[int] = []
-    # pieces and control tokens at the end of each document
-    marks: list[tuple[int, int]] = []
+    stream = Stream()
     for text, document_id, copy in zip(texts, document_ids, copies, strict=True):
         found = cut(text, document_id, copy, rules)
-        at = len(pieces)
         if found is None:
-            pieces.append(text)
+            stream.add([text])
         else:
-            prefix, suffix = text[: found.start], text[found.stop :]
-            middle = text[found.start : found.stop]
-            if found.suffix_first:
-                pieces += [suffix, prefix, middle]
-                places += [at, at, at + 1, at + 3]
-            else:
-                pieces += [prefix, suffix, middle]
-                places += [at, at + 1, at + 2, at + 3]
-            controls += [specials.prefix, specials.suffix, specials.middle, specials.end]
-        places.append(len(pieces))
-        controls.append(encoder.eod_id)
-        marks.append((len(pieces), len(controls)))
-    ids, ends = encoder.encode_pieces(pieces)
-    borders = np.concatenate([np.zeros(1, dtype=np.int64), ends])
-    # np.insert keeps the order of what goes to the same place
-    flat = np.insert(ids, borders[np.array(places, dtype=np.int64)], controls)
-    of_pieces, of_controls = np.array(marks, dtype=np.int64).reshape(-1, 2).T
-    totals = borders[of_pieces] + of_controls
-    return flat, np.diff(totals, prepend=0).astype(np.int32)
+            stream.add(*rearranged(text, found, specials))
+        stream.end(encoder.eod_id)
+    return stream.encoded(encoder)
 
 
-def pack_repository(
-    encoder: Encoder, name: str, files: Iterable[tuple[str, str]], max_tokens: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Encode the files of a repository as one document, or as few as the cap allows.
+def rearranged(
+    text: str, found: Cut, specials: Specials
+) -> tuple[list[str], list[tuple[int, int]]]:
+    """Return the pieces of a text that is cut, and its control tokens for `Stream.add`."""
+    prefix, suffix = text[: found.start], text[found.stop :]
+    middle = text[found.start : found.stop]
+    if found.suffix_first:
+        pieces, before = [suffix, prefix, middle], (0, 0, 1, 3)
+    else:
+        pieces, before = [prefix, suffix, middle], (0, 1, 2, 3)
+    controls = (specials.prefix, specials.suffix, specials.middle, specials.end)
+    return pieces, list(zip(before, controls, strict=True))
 
-        <|repo_name|>name<|file_sep|>path\\ncontent<|file_sep|>path\\ncontent...<|endoftext|>
 
-    Args:
-        encoder: Encodes names and contents; text never becomes one of the markers.
-        name: Of the repository; each document begins with it.
-        files: (path, content) in the order wanted, best with imported files before their users.
-        max_tokens: Files join a document up to this length, EOD included. One that is longer alone
-            stays whole in a document of its own: nothing is cut or lost.
+class Stream:
+    """Pieces of text, which are encoded one by one, and the control tokens among them."""
 
-    Returns:
-        The ids of all documents one after the other, and the tokens of each (EOD included).
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        # control tokens: how many pieces come before each, and its id
+        self._places: list[int] = []
+        self._controls: list[int] = []
+        # pieces and control tokens at the end of each document
+        self._marks: list[tuple[int, int]] = []
 
-    Raises:
-        InputError: the tokenizer lacks a marker.
-    """
-    repo_name, file_sep = encoder.marker(REPO_NAME), encoder.marker(FILE_SEP)
-    ids, ends = encoder.encode_pieces([name, *(f"{path}\n{content}" for path, content in files)])
-    head, *bodies = np.split(ids, ends[:-1])
-    documents: list[list[NDArray[np.int32]]] = []
-    room = 0
-    for body in bodies:
-        part = np.insert(body, 0, file_sep)
-        if not documents or len(part) > room:
-            documents.append([np.insert(head, 0, repo_name)])
-            room = max_tokens - len(head) - 2
-        documents[-1].append(part)
-        room -= len(part)
-    eod = np.array([encoder.eod_id], dtype=np.int32)
-    joined = [np.concatenate([*document, eod]) for document in documents]
-    flat = np.concatenate([np.zeros(0, dtype=np.int32), *joined])
-    return flat, np.array([len(document) for document in joined], dtype=np.int32)
+    def add(self, pieces: Sequence[str], controls: Iterable[tuple[int, int]] = ()) -> None:
+        """Append pieces.
+
+        Args:
+            pieces: Of text; it never becomes a control token.
+            controls: How many of these pieces come before each control token, and its id.
+        """
+        at = len(self._pieces)
+        for before, token in controls:
+            self._places.append(at + before)
+            self._controls.append(token)
+        self._pieces += pieces
+
+    def end(self, eod_id: int) -> None:
+        """End a document."""
+        self.add((), [(0, eod_id)])
+        self._marks.append((len(self._pieces), len(self._controls)))
+
+    def encoded(self, encoder: Encoder) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Return the ids of all documents one after the other, and the tokens of each."""
+        ids, ends = encoder.encode_pieces(self._pieces)
+        borders = np.concatenate([np.zeros(1, dtype=np.int64), ends])
+        # np.insert keeps the order of what goes to the same place
+        flat = np.insert(ids, borders[np.array(self._places, dtype=np.int64)], self._controls)
+        of_pieces, of_controls = np.array(self._marks, dtype=np.int64).reshape(-1, 2).T
+        totals = borders[of_pieces] + of_controls
+        return flat, np.diff(totals, prepend=0).astype(np.int32)

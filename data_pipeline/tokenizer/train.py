@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import xxhash
 
-from data_pipeline.dedup.stages import kept
+from data_pipeline.repositories.chunks import kept, text_bytes
 from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.chunks import Chunk, ChunkWriter, read_chunk
 from data_pipeline.tasks.work import Output, Result, Work
@@ -50,7 +50,7 @@ def sample(work: Work, chunk: int) -> Output:
             if _order(document) < threshold[document.domain] and not _is_held_out(work, document):
                 out.add(document)
     files = [folder / drawn.name for drawn in out.chunks]
-    return Output(Sampled(out.chunks), files=files, bytes_in=work.text_bytes(chunk))
+    return Output(Sampled(out.chunks), files=files, bytes_in=text_bytes(work, chunk))
 
 
 def make(work: Work, _: int) -> Output:

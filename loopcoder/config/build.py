@@ -25,6 +25,9 @@ MIN_VOCAB_SIZE = NUM_SPECIAL_TOKENS + 256
 MAX_VOCAB_SIZE = 1 << 21
 """Largest size of a trained tokenizer; training reserves memory for all of it at once."""
 
+MAX_REPOSITORY_BYTES = 8 << 20
+"""Largest document of files of a repository: as large as a file may be."""
+
 Epochs = Annotated[float, Field(gt=0, le=10_000)]
 InvalidUtf8 = Literal["error", "replace", "drop"]
 
@@ -54,6 +57,9 @@ class SourceConfig:
     format of prose, a spoken language or `none` text."""
     path_field: str | None = None
     """Column with the name of the file that a row was; tells the language where none is given."""
+    repository_field: Annotated[str | None, Changes("corpus", since="2026-11-29")] = None
+    """Column with the repository that a row's file belongs to; needs `path_field`. It is used by
+    `data.build.repository`."""
     licence_field: str | None = None
     """Column with the SPDX expression of a row's licence."""
     split: str = "train"
@@ -113,6 +119,22 @@ class FimConfig:
     """Documents with fewer characters are left alone."""
     seed: NonNegativeInt = 0
     """Seed of the cut positions."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class RepositoryConfig:
+    """Repositories as documents: the code files of one repository and language are one document,
+    in which `fim.rate` rearranges one file (Hui et al. 2024, Qwen2.5-Coder, section 3.2.2)."""
+
+    enabled: bool = False
+    """Join files. A repository is what a row's `repository_field` names, a package, an archive, or
+    a folder below the path of a source; files of none stay documents of their own."""
+    max_bytes: Annotated[int, Field(ge=1, le=MAX_REPOSITORY_BYTES)] = 131_072
+    """Bytes of UTF-8 up to which files join a document (names and paths included): what does not
+    fit begins the next one."""
+    depth: PositiveInt = 1
+    """Folders that name a repository below the path of a source: 1 for PATH/NAME/..., 2 for
+    PATH/OWNER/NAME/..."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -177,6 +199,9 @@ class BuildConfig:
     """How often a document may be in the corpus on average, for all domains or each; above 1,
     scarce languages are repeated."""
     fim: FimConfig = field(default_factory=FimConfig)
+    repository: Annotated[RepositoryConfig, Changes("corpus", since="2026-11-29")] = field(
+        default_factory=RepositoryConfig
+    )
     shards: PositiveInt | None = None
     """Shards of each domain; null: as few as worker_bytes allows."""
     part_bytes: PositiveInt = 128_000_000

@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from data_pipeline.driver import prepare
-from loopcoder.config.build import ExecutorConfig
+from loopcoder.config.build import ExecutorConfig, RepositoryConfig, SourceConfig
 from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import load_corpus
 from tests.data_pipeline.test_corpus import environment, hashes, plant, quiet, settings
@@ -53,18 +54,24 @@ def start(config: DataConfig) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("whom", ["driver", "group"])
+@pytest.mark.parametrize("whom", ["driver", "group", "group, repositories"])
 def test_killed_at_random_moments(tmp_path: Path, seed: int, whom: str) -> None:
     """Whether its workers die with the driver or are left behind."""
-    plant(tmp_path, seed)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    plant(folder, seed)
     rng = random.Random(seed)
-    whole = settings(tmp_path, tmp_path / "whole", seed, executor=ExecutorConfig(workers=2))
+    fields: dict[str, Any] = {"executor": ExecutorConfig(workers=2)}
+    if "repositories" in whom:
+        fields["sources"] = [SourceConfig(kind="files", path=str(folder))]
+        fields["repository"] = RepositoryConfig(enabled=True, max_bytes=9000)
+    whole = settings(folder, tmp_path / "whole", seed, **fields)
     begin = time.monotonic()
     with start(whole) as process:
         assert process.wait(300) == 0
     seconds = time.monotonic() - begin
     expected = hashes(prepare(whole, report=quiet))
-    config = settings(tmp_path, tmp_path / "killed", seed, executor=ExecutorConfig(workers=2))
+    config = settings(folder, tmp_path / "killed", seed, **fields)
     killed = 0
     while killed < KILLS:
         process = start(config)

@@ -105,6 +105,8 @@ BAD: list[tuple[str, Backends, str, str]] = [
     ("data=files", CPU, "nothing to read", "path=DIR"),
     ("data=hf", CPU, "dataset's name", "path=NAME"),
     ("data=hf path=x data.build.sources.0.streaming=true", CPU, "no end", "max_documents=100000"),
+    ("data=hf path=x data.build.sources.0.repository_field=repo", CPU, "order of their paths",
+     "data.build.sources.0.path_field=COLUMN"),
     ("data.build.tokenizer_vocab_size=100", CPU, "special tokens",
      "data.build.tokenizer_vocab_size=320"),
     ("model.vocab_size=1024", CPU, "every token", "data.build.tokenizer_vocab_size=1024"),

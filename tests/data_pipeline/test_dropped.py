@@ -256,6 +256,8 @@ def test_a_package_that_gives_nothing_is_named(
     kept = tmp_path / "packages"
     for name in ("good-1", "nested-1", "odd-1"):
         (kept / "debian" / name).mkdir(parents=True)
+    # held out it is one document, counted it is several, each with its end
+    (folder / "code" / "q_long.py").unlink()
     shutil.copytree(folder / "code", kept / "debian/good-1/code")
     shutil.copytree(folder / "notes", kept / "debian/good-1/notes")
     with tarfile.open(kept / "debian/nested-1/a.tar", "w") as tar:

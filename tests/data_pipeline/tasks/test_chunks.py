@@ -57,6 +57,11 @@ def test_round_trip_in_chunks(tmp_path: Path, seed: int) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [c.name for c in out.chunks]
 
 
+def test_what_is_packed_by_itself_comes_back() -> None:
+    for text in ODD:
+        assert store.unpacked(store.packed(text.encode())) == text.encode()
+
+
 def test_number_of_documents_is_limited(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Fill in the middle and repositories as documents."""
+"""Fill in the middle."""
 
 from __future__ import annotations
 
@@ -279,52 +279,6 @@ def test_a_tokenizer_without_markers(tmp_path: Path, tokenizer_path: Path) -> No
     bare = Encoder(tmp_path / "t.json")
     with pytest.raises(InputError, match=r"no token <\|fim_prefix\|>"):
         Specials.of(bare)
-    with pytest.raises(InputError, match=r"no token <\|repo_name\|>"):
-        fim.pack_repository(bare, "name", [("a", "b")], 100)
-
-
-def packed(
-    encoder: Encoder, files: list[tuple[str, str]], cap: int
-) -> list[tuple[int, list[tuple[str, str]]]]:
-    """Pack, check the layout, and return (tokens, files) of each document."""
-    ids, lengths = fim.pack_repository(encoder, "me/repo", files, cap)
-    assert (ids.dtype, lengths.dtype) == (np.int32, np.int32)
-    documents = []
-    for document in np.split(ids, np.cumsum(lengths))[:-1]:
-        tokens = document.tolist()
-        assert (tokens[0], tokens[-1]) == (encoder.marker(fim.REPO_NAME), encoder.eod_id)
-        inner = np.split(
-            document[1:-1], np.flatnonzero(document == encoder.marker(fim.FILE_SEP)) - 1
-        )
-        assert encoder.decode_bytes(inner[0]) == b"me/repo"
-        parts = []
-        for part in inner[1:]:
-            assert (part >= VOCAB_SIZE - 64).sum() == 1
-            path, content = encoder.decode_bytes(part[1:]).decode().split("\n", 1)
-            parts.append((path, content))
-        documents.append((len(tokens), parts))
-    return documents
-
-
-def test_repositories(encoder: Encoder, rng: random.Random) -> None:
-    files = [(f"src/f{i}.py", random_text(rng, rng.randrange(200))) for i in range(40)]
-    files.append(("spells.py", "<|file_sep|><|repo_name|><|endoftext|>"))
-    ((tokens, everything),) = packed(encoder, files, 10**9)
-    assert everything == files
-    assert packed(encoder, files, tokens) == [(tokens, files)]
-    assert len(packed(encoder, files, tokens - 1)) == 2
-    for cap in (1, rng.randrange(20, 600), 300):
-        documents = packed(encoder, files, cap)
-        assert list(chain.from_iterable(part for _, part in documents)) == files
-        for n, (length, part) in enumerate(documents):
-            assert length <= cap or len(part) == 1
-            if n + 1 < len(documents):
-                path, content = documents[n + 1][1][0]
-                following = 1 + len(encoder.encode_pieces([f"{path}\n{content}"])[0])
-                # a document ends only where the next file would not fit
-                assert length + following > cap
-    ids, lengths = fim.pack_repository(encoder, "empty", [], 100)
-    assert len(ids) == len(lengths) == 0
 
 
 def test_specials_by_name() -> None:
