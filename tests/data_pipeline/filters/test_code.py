@@ -90,7 +90,7 @@ def test_tables_of_numbers(rng: random.Random, form: str) -> None:
 def test_no_marker_is_overlooked() -> None:
     for marker in (*code._MARKERS, *code._WEAK_MARKERS):
         assert any(part in marker for part in code._IN_MARKERS), marker
-        assert code._is_marked(f"# {marker}\n")
+        assert code._is_marked(f"# by a script: {marker}\n")
 
 
 @pytest.mark.parametrize(
