@@ -110,7 +110,9 @@ def ways_of(pattern: str) -> tuple[Way, ...]:
     for (indent, is_told), parts in lines.items():
         found = _compile(_line(indent, is_told, parts))
         words = _words(parts[0]) if len(parts) == 1 and not is_told else []
-        where = "lines" if is_told and all(map(_is_within_line, parts)) else "plain"
+        # where lines may be empty, each of them would skip all that follow
+        is_within = is_told and indent != r"\s*" and all(map(_is_within_line, parts))
+        where = "lines" if is_within else "plain"
         at_line.append(Way(_encoded(words), found.search, 0, where))
     return (*at_start, *at_line, *anywhere)
 
