@@ -49,7 +49,7 @@ from data_pipeline.decontam.hashing import (
 from data_pipeline.decontam.index import Benchmark, Part, strings
 from data_pipeline.schema import Document, Tally
 from loopcoder.config.build import DecontaminateConfig
-from loopcoder.errors import InputError, counted
+from loopcoder.errors import InputError, LoopcoderError, counted
 
 BUILTIN = tuple(DecontaminateConfig().benchmarks)
 """Benchmarks whose index is part of the package: by default all of them are looked for."""
@@ -181,18 +181,33 @@ def decontaminate(documents: Iterable[Document], index: Index, tally: Tally) -> 
 
     The others are dropped as `contaminated_<benchmark>`, the first in the index's order if there
     are several; notes count the documents that repeat each problem, as `hit_<benchmark>/<problem>`.
-    Documents are read ahead, about 256 kB of them.
+    One that breaks the search is dropped by itself, as `broke_<error>`. Documents are read ahead,
+    about 256 kB of them.
     """
     for batch in batches(documents, lambda document: len(document.text), _BATCH_CHARS):
-        overlaps = index.overlaps([document.text for document in batch])
-        for document, found in zip(batch, overlaps, strict=True):
+        for document, found in zip(batch, _survived(index, batch), strict=True):
             tally.rows_in += 1
+            if isinstance(found, Exception):
+                tally.drop(f"broke_{type(found).__name__}", document.place)
+                continue
             if not found:
                 tally.rows_out += 1
                 yield document
                 continue
             tally.drop(f"contaminated_{found[0].benchmark}", document.place)
             tally.notes.update({f"hit_{o.benchmark}/{o.problem}" for o in found})
+
+
+def _survived(index: Index, batch: Sequence[Document]) -> Sequence[Sequence[Overlap] | Exception]:
+    """Return the overlaps of each document, or why they cannot be found."""
+    try:
+        return index.overlaps([document.text for document in batch])
+    except (LoopcoderError, OSError):
+        raise
+    except Exception as error:
+        if len(batch) == 1:
+            return [error]
+    return [found for document in batch for found in _survived(index, [document])]
 
 
 def open_index(config: DecontaminateConfig) -> Index:

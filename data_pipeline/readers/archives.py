@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import stat
 import tarfile
 import zipfile
@@ -22,6 +23,8 @@ MAX_MEMBER_BYTES = 64 << 20
 MAX_EXPANSION = 100
 """Bytes that one byte of an archive may become; source code gives 3 to 20."""
 _ALWAYS_ALLOWED_BYTES = 64 << 20
+_UTF8_NAME = 0x08
+"""Of the high byte of a zip's flags (APPNOTE 4.4.4, bit 11)."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def _tar_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, 
 
 def _zip_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, bytes | None]]:
     total = 0
-    with file.open("rb") as stored, zipfile.ZipFile(stored) as archive:
+    with file.open("rb") as stored, _opened_zip(stored) as archive:
         for info in archive.infolist():
             if info.is_dir():
                 continue
@@ -161,6 +164,23 @@ def _zip_members(file: File, allowed: int, tally: Tally) -> Iterator[tuple[str, 
                 tally.damaged("corrupt_zip_member", f"{file}!{info.filename}")
                 continue
             yield info.filename, content
+
+
+def _opened_zip(stored: IO[bytes]) -> zipfile.ZipFile:
+    """Open a zip; names that are said to be UTF-8 and are not are read as those of old DOS are.
+
+    zipfile refuses all of an archive for one of them. Without the bit that says so it reads them.
+    """
+    try:
+        return zipfile.ZipFile(stored)
+    except UnicodeDecodeError:
+        stored.seek(0)
+        content = bytearray(stored.read(_ALWAYS_ALLOWED_BYTES))
+    for header, high_flags in ((b"PK\1\2", 9), (b"PK\3\4", 7)):
+        for found in re.finditer(re.escape(header), bytes(content)):
+            if (place := found.start() + high_flags) < len(content):
+                content[place] &= ~_UTF8_NAME
+    return zipfile.ZipFile(io.BytesIO(content))
 
 
 class _Stream(io.RawIOBase):

@@ -29,8 +29,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from loopcoder.config.fields import FieldAt, as_override, typed
-from loopcoder.config.mistakes import is_list, not_written_out, problems_of, unknown_key
-from loopcoder.config.overrides import is_text, parse_overrides, quoted
+from loopcoder.config.mistakes import not_written_out, problems_of, takes, unknown_key
+from loopcoder.config.overrides import in_brackets, is_text, parse_overrides, quoted
 from loopcoder.config.recipe import register
 from loopcoder.config.renamed import translate
 from loopcoder.config.schema import Config
@@ -208,9 +208,15 @@ def _problem_of(
     written = text.partition("=")[2]
     if override.is_sweep_override():
         why = "a comma-separated list starts one run per value"
-        if is_list(root.at(key.split(".")), written):
-            fix = typed(f"{key}=[{written}]")
-            return Problem(text, "this field takes a list, written [a,b]", fix)
+        at = root.at(key.split("."))
+        if at is not None and (meant := in_brackets(at, text.partition("=")[0], written)):
+            if not takes(at, written.split(",")[0]):
+                is_mapping = meant.endswith("}")
+                what = "a mapping, written {a:1,b:2}" if is_mapping else "a list, written [a,b]"
+                return Problem(text, f"this field takes {what}", typed(meant))
+            each = f", or loopcoder train -m {typed(text)} for a run of each"
+            why = "several values are a list, written [a,b]"
+            return Problem(text, why, typed(meant) + (each if schema is Config else ""))
         if schema is not Config:
             return Problem(text, "it takes one value", f"'{key}=\"{written}\"'")
         return Problem(text, why, f"loopcoder train -m {text}")

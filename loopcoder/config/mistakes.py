@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -146,16 +145,8 @@ def _problem(
     return Problem(f"{key}={as_override(first['input'])}", why, mended)
 
 
-def is_list(at: FieldAt | None, written: str) -> bool:
-    """Say whether a field takes what was written with commas, but only as a list."""
-    try:
-        values = yaml.safe_load(f"[{written}]")
-    except yaml.YAMLError:
-        return False
-    return at is not None and _takes(at, values) and not _takes(at, values[0])
-
-
-def _takes(at: FieldAt, value: Any) -> bool:
+def takes(at: FieldAt, value: Any) -> bool:
+    """Say whether a field has such values."""
     try:
         TypeAdapter(at.annotation).validate_python(value)
     except ValidationError:
@@ -184,7 +175,7 @@ def _mended(key: str, detail: ErrorDetails, at: FieldAt, presets: Mapping[str, A
     value = detail["input"]
     if "pattern" in limits and (clean := cleaned(value, limits["pattern"])):
         return clean
-    if detail["type"] == "list_type" and _takes(at, [value]):
+    if detail["type"] == "list_type" and takes(at, [value]):
         return as_override([value])
     if at.sections and detail["type"] == "dataclass_type":
         return f"{{{next(iter(at.fields))}:VALUE}}"

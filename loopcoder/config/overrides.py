@@ -15,6 +15,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import yaml
 from antlr4 import CommonTokenStream, InputStream, ParserRuleContext
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
@@ -23,11 +24,15 @@ from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
-from loopcoder.config.fields import FieldAt, arms, placeholder
+from loopcoder.config.fields import FieldAt, arms, placeholder, typed
+from loopcoder.config.mistakes import takes
 from loopcoder.config.schema import Config
 from loopcoder.errors import Problem
 
 _ALIASES = {"path": "data.path"}
+_NUMBER = re.compile(r"[\d.eE+-]+")
+_NEEDS_QUOTES = "~ []{}()'\":="
+"""Signs that Hydra reads as something else in a list."""
 _ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")
 
 
@@ -45,6 +50,9 @@ def parse_overrides(
             if _field(root, text) is not None:
                 fix = f"{text}={placeholder(root, _ALIASES.get(text, text))}"
             why = "an override is key=value; spaces, commas and brackets need quotes"
+            key, _, written = text.partition("=")
+            if meant := in_brackets(_field(root, key), key, written):
+                why, fix = "several values are a list, written [a,b]", typed(meant)
             problems.append(Problem(f"cannot read {text!r}", why, fix))
             continue
         if override._value == "" and is_text(_field(root, override.key_or_group)):
@@ -56,6 +64,22 @@ def parse_overrides(
         else:
             parsed.append(override)
     return parsed
+
+
+def in_brackets(at: FieldAt | None, key: str, written: str) -> str | None:
+    """Return the override that was meant by values with commas and without brackets: a list or a
+    mapping; None: the field takes neither."""
+    parts = written.split(",")
+    if at is None or len(parts) < 2 or not all(parts):
+        return None
+    pairs = [part.partition(":")[::2] for part in parts]
+    if all(_NUMBER.fullmatch(value) for _, value in pairs):
+        weights = {name: yaml.safe_load(value) for name, value in pairs}
+        return f"{key}={{{written}}}" if takes(at, weights) else None
+    values = [yaml.safe_load(part) if _NUMBER.fullmatch(part) else part for part in parts]
+    if not takes(at, values) and not takes(at, parts):
+        return None
+    return f"{key}=[{','.join(quoted(p) if set(p) & set(_NEEDS_QUOTES) else p for p in parts)}]"
 
 
 def quoted(text: str) -> str:

@@ -366,7 +366,6 @@ def test_a_fix_may_be_typed_into_a_shell(override: str, words: list[str]) -> Non
         ("eval.lengths=0", "eval.lengths=null"),
         ("eval.lengths=short", "eval.lengths=null"),
         # a text or a list of them: each may be a run
-        ("data.path=a,b", "loopcoder train -m data.path=a,b"),
     ],
 )
 def test_one_value_of_a_list_is_offered_in_brackets(asked: str, fix: str) -> None:

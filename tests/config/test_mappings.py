@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from loopcoder.config.compose import compose
@@ -33,3 +35,34 @@ def test_two_wrong_values_of_a_mapping_are_two_problems() -> None:
         "data.build.shares.Python=x",
         "data.build.shares.C=-2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [
+        ("path=A,B", "path=[A,B], or loopcoder train -m path=A,B for a run of each"),
+        ("path=~/a,~/b", """'path=["~/a","~/b"]'"""),
+        (
+            "path=a b,c",
+            """'path=["a b",c]', or loopcoder train -m 'path=a b,c' for a run of each""",
+        ),
+        (
+            "data.build.sources.0.path=x,y",
+            "data.build.sources.0.path=[x,y], or loopcoder train -m data.build.sources.0.path=x,y "
+            "for a run of each",
+        ),
+        ("data.build.sources.0.packages=a,b", "data.build.sources.0.packages=[a,b]"),
+        ("eval.lengths=128,256", "eval.lengths=[128,256]"),
+        ("data.mixture=text:1,code:1", "'data.mixture={text:1,code:1}'"),
+        ("data.build.shares=Python:1,C:2", "'data.build.shares={Python:1,C:2}'"),
+        ("optim.lr=1e-3,1e-4", "loopcoder train -m optim.lr=1e-3,1e-4"),
+        ("run_dir=a,b", "loopcoder train -m run_dir=a,b"),
+    ],
+)
+def test_values_with_commas_offer_what_the_field_takes(given: str, fix: str) -> None:
+    with pytest.raises(InputError) as caught:
+        compose(["data=files", given])
+    assert [p.fix for p in caught.value.problems] == [fix]
+    if fix[0] == "'" or "[" in fix:
+        (override, *_) = shlex.split(fix.replace(", or", " , or"))
+        compose(["data=files", override])  # what is offered can be read

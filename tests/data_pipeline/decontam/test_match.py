@@ -260,3 +260,30 @@ def test_files_of_the_user(tmp_path: Path, rng: random.Random) -> None:
     for wrong in ("broken.jsonl", "list.jsonl", "short.txt", "none.jsonl", "b.csv"):
         with pytest.raises(InputError, match=wrong.replace(".", r"\.")):
             look_for(str(tmp_path / wrong))
+
+
+@pytest.mark.parametrize("bad", [[0], [4], [2, 3], [0, 1, 2, 3, 4]])
+def test_a_document_that_breaks_the_search_costs_only_itself(
+    monkeypatch: pytest.MonkeyPatch, bad: list[int]
+) -> None:
+    """All documents of a batch are searched as one text."""
+    index = look_for("humaneval")
+    overlaps = Index.overlaps
+
+    def breaks(self: Index, texts: list[str]) -> Any:
+        if any("odd" in text for text in texts):
+            raise RecursionError
+        return overlaps(self, texts)
+
+    monkeypatch.setattr(Index, "overlaps", breaks)
+    texts = [f"odd {i}" if i in bad else f"x = {i}" for i in range(5)]
+    kept, tally = run(index, *texts, HUMANEVAL_PROMPT)
+    assert kept == [text for text in texts if "odd" not in text]
+    assert tally.drops == {"broke_RecursionError": len(bad), "contaminated_humaneval": 1}
+
+    def full(self: Index, texts: list[str]) -> Any:
+        raise OSError("disk")
+
+    monkeypatch.setattr(Index, "overlaps", full)
+    with pytest.raises(OSError, match="disk"):
+        run(index, "x")

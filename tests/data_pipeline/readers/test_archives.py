@@ -209,3 +209,26 @@ def test_encrypted_zip(tmp_path: Path) -> None:
     found, tally = read(tmp_path)
     assert not found
     assert tally.file_drops == {"encrypted_member": 1}
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip", "flagged.zip"])
+def test_members_whose_names_are_not_utf8(tmp_path: Path, name: str) -> None:
+    """Names in Latin-1 cost nothing, also where a zip says that they are UTF-8."""
+    sign, latin = ("é", b"\xe9\xe9") if name == "flagged.zip" else ("~", b"\xe9")
+    files = {f"caf{sign}.txt": b"one", f"d{sign}r/b.py": b"two = 2\n", "plain.txt": b"three"}
+    out = io.BytesIO()
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(out, "w") as archive:
+            for path, content in files.items():
+                archive.writestr(path, content)
+    else:
+        with tarfile.open(fileobj=out, mode="w", encoding="latin-1") as tar:
+            for path, content in files.items():
+                info = tarfile.TarInfo(path.replace("~", "é"))
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    data = out.getvalue().replace(sign.encode(), latin)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    found, tally = read(tmp_path)
+    assert [d.text for d in found] == ["one", "two = 2\n", "three"]
+    assert not tally.faults and not tally.file_drops
