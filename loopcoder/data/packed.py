@@ -4,12 +4,13 @@ A shard of our pipeline is a stretch of shuffled documents, so that it can be re
 sequence i of a shard is its tokens [i S, i S + S], the last label included. Nothing is built or
 held in memory that grows with the corpus.
 
-The order. An epoch is all shards, one after the other; a shard is its blocks of 64 MB, one after
-the other; a block is the sequences that begin in it. Each of the three orders is a permutation of
-its own for every epoch, stage and seed, so all sequences that are read within some steps lie in the
-same block. A permutation is the stable sort of numbers of Philox (Salmon et al., Parallel random
-numbers: as easy as 1, 2, 3, 2011), whose raw stream NumPy guarantees, which it does not for
-`Generator.permutation`: the order outlives another version of NumPy.
+The order. An epoch is all shards, one after the other; a shard is its stretches, one after the
+other; a stretch is the sequences that begin in it. Each of the three orders is a permutation of its
+own for every epoch, stage and seed. A stretch is a block of 64 MB, so all sequences that are read
+within some steps lie in the same one; a small shard has 16 stretches or more. A permutation is the
+stable sort of numbers of Philox (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011),
+whose raw stream NumPy guarantees, which it does not for `Generator.permutation`: the order outlives
+another version of NumPy.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ from loopcoder.data.reader import sequences_by_shard
 from loopcoder.errors import InputError
 
 _OPEN = 4
-"""Shards, and blocks, that are kept open: a batch can straddle the border of two."""
+"""Shards, and stretches, that are kept open: a batch can straddle the border of two."""
+_STRETCHES = 16
+"""At least so many of them in a shard, if each has..."""
+_LEAST_TOKENS = 1 << 16
+"""...so many tokens."""
 
 
 class PackedReader:
@@ -55,8 +60,8 @@ class PackedReader:
         self.sequences = sequences_by_shard(corpus, domain, seq_length)
         self._file = lru_cache(maxsize=_OPEN)(self._open)
         self._shards = lru_cache(maxsize=_OPEN)(self._order_of_shards)
-        self._blocks = lru_cache(maxsize=_OPEN)(self._order_of_blocks)
-        self._block = lru_cache(maxsize=_OPEN)(self._permutation)
+        self._stretches = lru_cache(maxsize=_OPEN)(self._order_of_stretches)
+        self._stretch = lru_cache(maxsize=_OPEN)(self._permutation)
 
     def row(self, epoch: int, index: int) -> torch.Tensor:
         """Return the token ids of one sequence and its last label. [S+1], int64
@@ -75,34 +80,36 @@ class PackedReader:
         """Return the shard of a sequence of an epoch, and its number there."""
         shards, ends = self._shards(epoch)
         shard, index = _at(shards, ends, self.sequences, index)
-        firsts = self._first_of_blocks(shard)
-        blocks, ends = self._blocks(epoch, shard)
-        block, index = _at(blocks, ends, np.diff(firsts), index)
-        count = int(firsts[block + 1] - firsts[block])
-        return shard, int(firsts[block] + self._block(count, epoch, shard, block)[index])
+        firsts = self._first_of_stretches(shard)
+        stretches, ends = self._stretches(epoch, shard)
+        stretch, index = _at(stretches, ends, np.diff(firsts), index)
+        count = int(firsts[stretch + 1] - firsts[stretch])
+        return shard, int(firsts[stretch] + self._stretch(count, epoch, shard, stretch)[index])
 
     def _order_of_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         order = self._permutation(len(self.sequences), epoch)
         return order, np.cumsum(self.sequences[order])
 
-    def _order_of_blocks(
+    def _order_of_stretches(
         self, epoch: int, shard: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        counts = np.diff(self._first_of_blocks(shard))
+        counts = np.diff(self._first_of_stretches(shard))
         order = self._permutation(len(counts), epoch, shard)
         return order, np.cumsum(counts[order])
 
-    def _first_of_blocks(self, shard: int) -> NDArray[np.int64]:
-        """Return the first sequence that begins in each block of a shard, and their number as the
-        last entry. [blocks + 1]"""
+    def _first_of_stretches(self, shard: int) -> NDArray[np.int64]:
+        """Return the first sequence that begins in each stretch of a shard, and their number as the
+        last entry. [stretches + 1]"""
         sequences = int(self.sequences[shard])
-        block = BLOCK_BYTES // self._dtype.itemsize
-        blocks = -(-sequences * self._seq_length // block)
-        firsts = -(-np.arange(blocks + 1, dtype=np.int64) * block // self._seq_length)
+        tokens = sequences * self._seq_length
+        stretch = _power_of_two(max(tokens // _STRETCHES, _LEAST_TOKENS))
+        stretch = min(stretch, BLOCK_BYTES // self._dtype.itemsize)
+        count = -(-tokens // stretch)
+        firsts = -(-np.arange(count + 1, dtype=np.int64) * stretch // self._seq_length)
         return np.minimum(firsts, sequences)
 
     def _permutation(self, count: int, *of: int) -> NDArray[np.int64]:
-        """Return the order of `count` things in an epoch, or in a shard or a block of it."""
+        """Return the order of `count` things in an epoch, or in a shard or a stretch of it."""
         stream = np.random.Philox(np.random.SeedSequence([*self._seeds, *of]))
         return np.argsort(stream.random_raw(count), kind="stable")
 
@@ -117,6 +124,11 @@ class PackedReader:
                 why = "it was cut off or changed after it was built"
                 raise InputError.of(str(error), why, fix) from error
         return CheckedFile(path, size, digests, fix)
+
+
+def _power_of_two(number: int) -> int:
+    """Return the largest power of two that is not above a number."""
+    return 1 << (number.bit_length() - 1)
 
 
 def _at(

@@ -35,6 +35,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 64 tokens, so that the shards of a test have many."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(packed, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(packed, "_LEAST_TOKENS", BLOCK // 2)
     monkeypatch.setattr(blocks, "_PIECE", 60)
 
 
@@ -104,6 +105,19 @@ def test_sequences_that_are_read_together_lie_in_one_block(sharded: Corpus) -> N
     visited = [(shard, sequence * length * 2 // BLOCK) for shard, sequence in places]
     entered = [a for a, b in zip(visited, [None, *visited], strict=False) if a != b]
     assert len(entered) == len(set(entered)) > 6, "no block is entered twice"
+
+
+@pytest.mark.parametrize(("tokens", "stretches"), [(40_000, 1), (1 << 20, 16), (3 << 20, 24)])
+def test_a_small_shard_has_stretches_too(tokens: int, stretches: int) -> None:
+    """Of a power of two of tokens: 65,536, or what leaves 16 of them or more."""
+    reader = PackedReader.__new__(PackedReader)
+    reader._seq_length, reader._dtype = 100, np.dtype(np.uint16)
+    reader.sequences = np.array([tokens // 100])
+    firsts = reader._first_of_stretches(0)
+    assert len(firsts) - 1 == stretches
+    assert firsts[0] == 0
+    assert firsts[-1] == tokens // 100
+    assert np.ptp(np.diff(firsts[:-1])) <= 1 if stretches > 1 else True
 
 
 def test_epochs_stages_and_seeds_have_their_own_order(sharded: Corpus) -> None:
