@@ -50,16 +50,29 @@ def _part_fault(
     if max_parts is None and max_chars is None:
         return ""
     long = [part for part in parts if len(part) >= min_repeat_chars]
+    if not _broken(long, parts, max_parts, max_chars):
+        return ""
+    # rulers, borders of tables and their empty rows repeat nothing
+    said = [part for part in long if any(map(str.isalnum, part))]
+    broken = _broken(said, parts, max_parts, max_chars)
+    return name + broken if broken else ""
+
+
+def _broken(
+    long: Sequence[str], parts: Sequence[str], max_parts: float | None, max_chars: float | None
+) -> str:
+    """Return which limit on what is repeated among the long parts is broken: the end of its name,
+    or ''."""
     unique = set(long)
     repeated = len(long) - len(unique)
     if not repeated:
         return ""
     if max_parts is not None and repeated > max_parts * len(parts):
-        return name + "s"
+        return "s"
     if max_chars is not None:
         repeated_chars = sum(map(len, long)) - sum(map(len, unique))
         if repeated_chars > max_chars * sum(map(len, parts)):
-            return name + "_chars"
+            return "_chars"
     return ""
 
 

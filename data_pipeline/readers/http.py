@@ -130,7 +130,11 @@ def _request(url: str, method: str) -> Any:
     # a coding of the transfer would hide the size, and with it a lost connection
     headers = {"Accept-Encoding": "identity", "User-Agent": "loopcoder"}
     request = urllib.request.Request(url, method=method, headers=headers)
-    return urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    try:
+        return urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()  # it is an answer too, and holds the connection
+        raise
 
 
 def _look(url: str) -> _Answer | None:

@@ -136,6 +136,17 @@ def test_duplicate_lines(rng: random.Random) -> None:
     assert fate_of("\r\n".join(repeated), **off) == "duplicate_lines"
 
 
+@pytest.mark.parametrize("ruler", ["+" + "-" * 30 + "+", "|" + " " * 30 + "|", "=" * 40, "* " * 30])
+def test_rulers_and_borders_of_tables_repeat_nothing(rng: random.Random, ruler: str) -> None:
+    off: dict[str, Any] = {"max_top_ngram": None, "max_duplicate_ngrams": None}
+    lines = prose(rng, 300).split("\n")[:-1]
+    table = f"\n{ruler}\n".join(f"| {line} |" for line in lines)
+    assert fate_of(table, **off) == ""
+    paragraphs = f"\n\n{ruler}\n\n".join(lines)
+    assert fate_of(paragraphs, **off) == ""
+    assert fate_of(table.replace(ruler, f"{ruler} x"), **off) == "duplicate_lines"
+
+
 def test_duplicate_paragraphs(rng: random.Random) -> None:
     off: dict[str, Any] = {"max_top_ngram": None, "max_duplicate_ngrams": None}
     off |= {"max_duplicate_lines": None, "max_duplicate_line_chars": None}

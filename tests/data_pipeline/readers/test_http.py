@@ -6,6 +6,7 @@ import gzip
 import http.server
 import io
 import threading
+import urllib.error
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -168,6 +169,12 @@ def test_a_server_that_is_not_there_or_refuses(site: str) -> None:
         read("http://127.0.0.1:1/x.py")
     with pytest.raises(InputError, match=r"cannot list .*403"):
         read(f"{site}/forbidden.py")
+
+
+def test_a_refusal_holds_no_connection(site: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        reader._request(f"{site}/none.py", "GET")
+    assert refused.value.fp is None or refused.value.fp.closed
 
 
 def test_a_folder_that_may_not_be_read(site: str, tmp_path: Path) -> None:
