@@ -2,6 +2,10 @@
 
 A file is copied to a temporary one before it is read, so that a connection that is lost costs
 another try and never half a document, and so that parquet and zip can be read from their ends.
+
+fsspec's file system for http (2026.9.0) is not used, since it gives up a lost connection and a busy
+server at once, lists links that lead out of the folder or only sort it, asks proxies of the
+environment only if told to, and needs aiohttp, which `pip install loopcoder` does not bring.
 """
 
 from __future__ import annotations

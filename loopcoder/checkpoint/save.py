@@ -15,7 +15,12 @@ from torch.distributed.checkpoint.api import CheckpointException  # a BaseExcept
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.fp8_history import with_history
 from loopcoder.checkpoint.state import CheckpointState
-from loopcoder.checkpoint.writers import BackgroundWriter, use_result_queue
+from loopcoder.checkpoint.writers import (
+    FULL_BYTES,
+    BackgroundWriter,
+    say_once_that_the_disk_is_full,
+    use_result_queue,
+)
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_RETRY, LoopcoderError
@@ -23,8 +28,6 @@ from loopcoder.optim.schedule import branching_step
 from loopcoder.storage.disk import free_bytes, is_disk_full
 from loopcoder.storage.files import FileEntry, synced_entry, write_json
 
-_FULL_BYTES = 16 << 20
-"""A disk with less than this free is taken for full."""
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 """Optimizer state by parameter, so that any layout loads what any other saved; megatron's default
 refuses."""
@@ -72,6 +75,7 @@ class Saver:
         self._queue = AsyncCallsQueue()
         self._writing = run_dir
         """Folder of the background save that is under way."""
+        say_once_that_the_disk_is_full(run_dir)
         self._manager = use_result_queue(config.checkpoint.async_save)
 
     def save(self, network: Any, ddp: Any, optimizer: Any, state: CheckpointState) -> Path:
@@ -180,7 +184,7 @@ def _fresh(folder: Path) -> None:
 def _not_saved(folder: Path, error: BaseException) -> LoopcoderError:
     """Say what failed. megatron's writer swallows the reason, so the free space is looked at."""
     why = "without checkpoints a run is lost when it ends; older ones are intact"
-    full = is_disk_full(error) or free_bytes(folder) < _FULL_BYTES
+    full = is_disk_full(error) or free_bytes(folder) < FULL_BYTES
     if isinstance(error, FileNotFoundError) and not full:
         return IncompleteRun.of(
             f"could not save {folder}: {error.filename or error} is missing",

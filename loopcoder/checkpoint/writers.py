@@ -9,13 +9,40 @@ until it has written into a folder that the restarted run may be writing as well
 from __future__ import annotations
 
 import importlib
+import logging
 import multiprocessing
 import queue
 from collections.abc import Callable
 from multiprocessing.managers import SyncManager
+from pathlib import Path
 from typing import Any
 
+from loopcoder.storage.disk import free_bytes
 from loopcoder.storage.process import exit_with_parent, use_short_socket_paths
+
+_WRITERS = "megatron.core.dist_checkpointing.strategies.filesystem_async"
+FULL_BYTES = 16 << 20
+"""A disk with less than this free is taken for full."""
+
+
+class _UnlessFull(logging.Filter):
+    """Lets the errors of writers through unless the disk is full, which `save` says better."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or free_bytes(self.folder) >= FULL_BYTES
+
+
+def say_once_that_the_disk_is_full(folder: Path) -> None:
+    """Keep writers, also those that are forked from here, from saying in words of their own that
+    there is no room in a folder: torch tells of a position in a file."""
+    log = logging.getLogger(_WRITERS)
+    for old in [f for f in log.filters if isinstance(f, _UnlessFull)]:
+        log.removeFilter(old)
+    log.addFilter(_UnlessFull(folder))
 
 
 class BackgroundWriter:
@@ -32,9 +59,7 @@ class BackgroundWriter:
 def use_result_queue(background: bool) -> SyncManager | None:
     """Give megatron-core the queue for write results; the caller keeps what is returned as long as
     it saves."""
-    writers: Any = importlib.import_module(
-        "megatron.core.dist_checkpointing.strategies.filesystem_async"
-    )
+    writers: Any = importlib.import_module(_WRITERS)
     if not background:
         writers._results_queue = queue.Queue()
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import tempfile
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import loopcoder.train  # noqa: F401 - so that megatron-core can be imported
+from loopcoder.checkpoint import writers
 from loopcoder.checkpoint.writers import use_result_queue
 
 
@@ -31,3 +33,18 @@ def test_the_queue_is_reached_from_a_long_tmpdir(
         manager.shutdown()
         use_result_queue(background=False)
     assert list(folder.iterdir()) == []
+
+
+def test_what_writers_say_of_a_full_disk_is_left_to_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = logging.getLogger("megatron.core.dist_checkpointing.strategies.filesystem_async")
+    monkeypatch.setattr(log, "filters", [])
+    writers.say_once_that_the_disk_is_full(tmp_path / "run")
+    writers.say_once_that_the_disk_is_full(tmp_path / "run")  # once per process, whoever saves
+    assert len(log.filters) == 1
+    for free, lets_errors_through in ((writers.FULL_BYTES - 1, False), (1 << 40, True)):
+        monkeypatch.setattr(writers, "free_bytes", lambda _, free=free: free)
+        for level, passes in ((logging.WARNING, True), (logging.ERROR, lets_errors_through)):
+            record = log.makeRecord(log.name, level, "f", 1, "message", (), None)
+            assert bool(log.filter(record)) == passes
