@@ -264,11 +264,11 @@ def judge(name: str, head: bytes) -> Verdict | None:
 
 def identify(name: str, head: bytes) -> tuple[str, str] | None:
     """Return (language, domain) of a file, or None: see `judge`."""
+    base, extension = _parts(name)
+    if base not in _BY_NAME and base not in LINGUIST.files and extension in _TOLD:
+        return _TOLD[extension]
     verdict = judge(name, head)
-    if verdict is None:
-        return None
-    language = verdict.language
-    return language, domain_of(language)
+    return None if verdict is None else (verdict.language, domain_of(verdict.language))
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -354,3 +354,11 @@ def canonical(language: str) -> str:
         return _BY_EXTENSION[extension]
     candidates = LINGUIST.extensions.get(extension, ())
     return candidates[0] if len(candidates) == 1 else language.strip()
+
+
+_TOLD = {
+    extension: (language, domain_of(language))
+    for extension in (*_BY_EXTENSION, *LINGUIST.extensions)
+    if extension not in SHARED and (language := _language_of("", extension))
+}
+"""What `identify` says of an extension that tells the language by itself, as most do."""

@@ -26,9 +26,11 @@ def change_of(listed: ListedFile) -> str | None:
     Its inode is of no account: some file systems in user space make new ones up. What a store says
     of a file is compared when it is opened.
     """
-    if not isinstance(listed.file, Path):
-        return None
-    info = os.stat(listed.file)  # noqa: PTH116 - in half the time
+    return _change(str(listed.file), listed) if isinstance(listed.file, Path) else None
+
+
+def _change(path: str, listed: ListedFile) -> str | None:
+    info = os.stat(path)  # noqa: PTH116 - in half the time
     if not stat.S_ISREG(info.st_mode):
         return "it is no file any more"
     if (info.st_size, info.st_mtime_ns) != (listed.size, listed.version):
@@ -39,19 +41,22 @@ def change_of(listed: ListedFile) -> str | None:
 def content_of(listed: ListedFile, tally: Tally) -> bytes | None:
     """Return the bytes of a file, unpacked; None: there are too many."""
     path = listed.file
-    if path.name.lower().endswith(PACKERS):
+    is_local = isinstance(path, Path)
+    where = str(path) if is_local else path.name  # the name of a Path is made anew each time
+    if where.lower().endswith(PACKERS):
         return _unpacked(path, tally)
     if listed.size > MAX_DOCUMENT_BYTES:
         return None
-    if not isinstance(path, Path):
+    if not is_local:
         return path.read_bytes()
     # of /proc, sizes say nothing
-    content = _read(path, listed.size or MAX_DOCUMENT_BYTES + 1)
-    check_unchanged(listed)
+    content = _read(where, listed.size or MAX_DOCUMENT_BYTES + 1)
+    if change := _change(where, listed):
+        raise OSError(errno.ESTALE, change)
     return content if len(content) <= MAX_DOCUMENT_BYTES else None
 
 
-def _read(path: Path, size: int) -> bytes:
+def _read(path: str, size: int) -> bytes:
     """Return the bytes of a local file, of which there should be `size`; a file object would take
     as long as the reading of some kB."""
     # one that has become a pipe meanwhile is opened without waiting for who writes into it

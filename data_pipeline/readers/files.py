@@ -220,7 +220,8 @@ class FilesSource:
         tally.rows_in += 1
         is_too_large, data = content is None, content or b""
         tally.bytes_in += len(data)
-        language = identify(inner_name(path.name), data)
+        name = str(path).rpartition("/")[2] if isinstance(path, Path) else path.name
+        language = identify(inner_name(name), data)
         is_broken = False
         if is_notebook and data.strip():
             script = notebook_script(data)
