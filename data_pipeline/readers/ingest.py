@@ -98,10 +98,9 @@ def read_part(work: Work, number: int) -> Output:
     )
     with drops:
         result = _read(work, number, part, drops)
-    chunks = [work.documents / chunk.name for chunk in result.chunks]
     return Output(
         replace(result, dropped=drops.summary()),
-        files=[*chunks, *drops.files],
+        files=[*(work.documents / chunk.name for chunk in result.chunks), *drops.files],
         bytes_in=result.tallies[0].bytes_in or part.size,
         left_out=_left_out(result.tallies),
     )
@@ -368,25 +367,23 @@ def _check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> N
         f"a larger data.build.sources.{index}.{name}"
         for index, source in enumerate(sources)
         for name in ("max_documents", "max_bytes")
-        if getattr(source, name) is not None
+        if getattr(source, name)
     ]
     wanted = 1
     if all(source.kind == "sample" for source in sources):
-        halves = [source.max_bytes // 2 for source in sources if source.max_bytes]
-        wanted = min([MIN_DOMAIN_BYTES, *halves])
+        wanted = min([MIN_DOMAIN_BYTES, *(s.max_bytes // 2 for s in sources if s.max_bytes)])
     problems = []
     for domain in work.domains:
         size = text_bytes.get(domain, 0)
+        fixes = [*limits, f"add a source with {domain}", "loosen data.build.filters"]
+        fixes += [rest] if (rest := without(work.data.mixture, domain)) else []
         if not size:
             problems.append(
                 Problem(
                     f"domain {domain!r} of the corpus has no documents "
                     f"({reasons or 'nothing was read'})",
                     "the mixture takes tokens from every domain that it names",
-                    ", or ".join(
-                        [*limits, f"add a source with {domain}", "loosen data.build.filters"]
-                    )
-                    + (f", or {rest}" if (rest := without(work.data.mixture, domain)) else ""),
+                    ", or ".join(fixes),
                 )
             )
         elif size < wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from codecs import getincrementaldecoder
@@ -104,11 +105,11 @@ def _csv_rows(path: File, end: _End, tally: Tally | None = None) -> Iterator[lis
 
 def _decoded(pieces: Iterator[bytes], end: _End) -> Iterator[str]:
     """Yield the lines of a table; bytes that are no UTF-8 come through as surrogates."""
-    encoding = "utf-8-sig"
-    for line in _lines_with_ends(pieces):
-        end.is_near = not line.endswith(b"\n")
-        yield line.decode(encoding, "surrogateescape")
-        encoding = "utf-8"
+    lines = _lines_with_ends(pieces, end)
+    for first in itertools.islice(lines, 1):
+        yield first.decode("utf-8-sig", "surrogateescape")
+    for line in lines:
+        yield line.decode("utf-8", "surrogateescape")
     end.is_passed = True
 
 
@@ -119,20 +120,24 @@ def _pieces(path: File, tally: Tally | None) -> Iterator[bytes]:
         yield piece
 
 
-def _lines_with_ends(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _lines_with_ends(pieces: Iterator[bytes], end: _End) -> Iterator[bytes]:
     """Yield lines with their ends, which may be part of a field in quotes."""
     rest: list[bytes] = []
     size = 0
     for piece in pieces:
-        for part in piece.splitlines(keepends=True) if b"\n" in piece else [piece]:
-            rest.append(part)
-            size += len(part)
-            if part.endswith(b"\n"):
-                yield b"".join(rest)
-                rest, size = [], 0
-            elif size > _MAX_ROW_CHARS:
-                raise csv.Error("a line that never ends")
-    if rest:
+        first, *others = piece.split(b"\n")
+        rest.append(first)
+        size += len(first)
+        if others:
+            yield b"".join(rest) + b"\n"
+            *whole, last = others
+            for line in whole:
+                yield line + b"\n"
+            rest, size = [last], len(last)
+        if size > _MAX_ROW_CHARS:
+            raise csv.Error("a line that never ends")
+    if size:
+        end.is_near = True
         yield b"".join(rest)
 
 
