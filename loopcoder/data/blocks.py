@@ -91,6 +91,7 @@ class CheckedFile:
         Raises:
             OSError: the file cannot be opened.
         """
+        self._file = -1
         self._path, self._size, self._digests, self._fix = path, size, digests, fix
         self._checked = np.zeros(0 if digests is None else len(digests), dtype=bool)
         self._file = os.open(path, os.O_RDONLY)
@@ -155,8 +156,9 @@ class CheckedFile:
         while done < len(into):
             count = os.preadv(self._file, [into[done:]], start + done)
             if count == 0:
+                there = os.fstat(self._file).st_size
                 raise InputError.of(
-                    f"{self._path} ends after {start + done:,} of {self._size:,} bytes",
+                    f"{self._path} ends after {there:,} of {self._size:,} bytes",
                     "it was cut off after the run had opened it",
                     self._fix,
                 )

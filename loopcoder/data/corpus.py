@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ REPORT = "report.html"
 UNIGRAM_ENTROPY = "unigram_entropy"
 """Entry of the manifest: that of every domain, in nats per token (see unigram.py)."""
 
+_PERMIT = "chmod or chown it so that this user may read it"
 Verify = Literal["hash", "blocks", "size"]
 """`hash` reads every byte of a corpus; `blocks` leaves out the training shards that have digests of
 their blocks, to be compared when they are read; `size` opens no file but the manifest."""
@@ -184,6 +186,18 @@ def lost(corpus: Corpus) -> LoopcoderError | None:
     )
 
 
+def unreadable(path: Path | str, error: OSError) -> LoopcoderError:
+    """Return the error of a file of a corpus that is there and cannot be read."""
+    fact = f"{path} cannot be read: {error.strerror or error}"
+    if isinstance(error, PermissionError):
+        return InputError.of(fact, "training reads all files of its corpus", _PERMIT)
+    return LoopcoderError.of(
+        fact,
+        "its disk or its server fails; what was trained is saved",
+        "the same command once it can be read, or with data=corpus path=FOLDER of a copy",
+    )
+
+
 def rebuild(folder: Path) -> str:
     """Return the fix of a corpus that is damaged."""
     return f"delete {folder} and build it again (data=sample, files and hf do so by themselves)"
@@ -193,8 +207,11 @@ def _faults(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterat
     """Compare every file with its entry in the manifest."""
     for name, wanted in manifest["files"].items():
         contents = verify == "hash" or (verify == "blocks" and not _in_blocks(name, manifest))
-        fact = fault_of(folder / name, wanted, contents=contents)
-        if fact:
+        path = folder / name
+        fact = fault_of(path, wanted, contents=contents)
+        if fact and path.exists() and not os.access(path, os.R_OK):
+            yield Problem(fact, "training reads all files of its corpus", _PERMIT)
+        elif fact:
             yield Problem(fact, "it was cut off or changed after it was built", rebuild(folder))
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, read_digests
 from loopcoder.data.corpus import Corpus, rebuild
 from loopcoder.data.indexed import token_dtype
-from loopcoder.data.reader import sequences_by_shard
+from loopcoder.data.reader import readable, sequences_by_shard
 from loopcoder.errors import InputError
 
 _OPEN = 4
@@ -67,13 +67,14 @@ class PackedReader:
         """Return the token ids of one sequence and its last label. [S+1], int64
 
         Raises:
-            InputError: the block is damaged.
-            OSError: it cannot be read.
+            LoopcoderError: the block is damaged, or cannot be read.
+            FileNotFoundError: the shard is gone.
         """
         shard, sequence = self.place(epoch, index)
         size = self._dtype.itemsize
         start = sequence * self._seq_length * size
-        content = self._file(shard).read(start, (self._seq_length + 1) * size)
+        with readable(self._prefixes[shard] + ".bin"):
+            content = self._file(shard).read(start, (self._seq_length + 1) * size)
         return torch.from_numpy(np.frombuffer(content, dtype=self._dtype).astype(np.int64))
 
     def place(self, epoch: int, index: int) -> tuple[int, int]:

@@ -3,13 +3,15 @@ its own."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loopcoder.data.corpus import Corpus
+from loopcoder.data.corpus import Corpus, unreadable
 
 
 class Reader(Protocol):
@@ -38,3 +40,19 @@ def sequences_by_shard(corpus: Corpus, domain: str, seq_length: int) -> NDArray[
     """
     tokens = np.array(corpus.shard_tokens(domain, "train"), dtype=np.int64)
     return (tokens - 1) // seq_length
+
+
+@contextmanager
+def readable(shard: str) -> Iterator[None]:
+    """Name the shard that cannot be read in the block; one that is gone stays an error of its own,
+    which `corpus.lost` names.
+
+    Raises:
+        LoopcoderError: it cannot be read.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(error.filename or shard, error) from error

@@ -23,7 +23,7 @@ from loopcoder.data.blend import Blend, reader_of
 from loopcoder.data.corpus import Corpus, load_corpus, opening
 from loopcoder.data.megatron import MegatronReader
 from loopcoder.data.packed import PackedReader
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, LoopcoderError
 
 BLOCK = 128
 SEEDS = (1, 0, 0)
@@ -242,7 +242,7 @@ def test_files_that_were_cut_off_are_named(sharded: Corpus) -> None:
     )
     reader.row(0, last)
     os.truncate(path, path.stat().st_size - 40)
-    with pytest.raises(InputError, match=f"{path.name} ends after"):
+    with pytest.raises(InputError, match=f"{path.name} ends after {path.stat().st_size:,} of"):
         reader.row(0, last)
     os.truncate(beside, 40)
     with pytest.raises(InputError, match=f"{beside.name} has 40 bytes"):
@@ -263,9 +263,22 @@ def test_errors_that_pass_are_tried_again(sharded: Corpus, monkeypatch: pytest.M
     monkeypatch.setattr(blocks.time, "sleep", waited.append)
     assert epoch(reader, 0) == wanted
     assert waited == list(blocks._PAUSES)
-    for passing in (False, True):
-        failures[:] = [errno.EIO] * 4 if passing else [errno.EACCES]
+    for number, tries, fix in ((errno.EIO, 4, "the same command"), (errno.EACCES, 1, "chmod")):
+        failures[:] = [number] * tries
         waited.clear()
-        with pytest.raises(OSError, match="not now"):
+        with pytest.raises(LoopcoderError, match=r"code-0.* cannot be read: not now") as raised:
             PackedReader(sharded, "code", 16, SEEDS).row(0, 0)
-        assert len(waited) == (3 if passing else 0)
+        assert fix in str(raised.value)
+        assert len(waited) == tries - 1
+
+
+def test_a_shard_that_may_not_be_opened_is_named(
+    sharded: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Any, *_: Any) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    reader = PackedReader(sharded, "code", 16, SEEDS, verify=False)
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(InputError, match=r"code-0000\d.bin cannot be read: Permission denied"):
+        reader.row(0, 0)
