@@ -73,7 +73,8 @@ class DataConfig:
     )
     """What gives the sequences, and their order: `megatron` is megatron-core's GPTDataset, which
     copies the index of a shard into memory; `packed` finds a sequence by arithmetic, whatever the
-    size of the corpus, and compares each block of 64 MB with its digest before it is used."""
+    size of the corpus, and with data.verify=hash compares each block of 64 MB with its digest
+    before it is used."""
     rebuild: Annotated[bool, Changes("nothing")] = False
     """Read the sources again when a run goes on; else it keeps the corpus that it was trained on,
     whatever became of its sources."""
