@@ -56,8 +56,8 @@ class SourceConfig:
     """Column that names the programming language; rows that have one are code, those that name a
     format of prose, a spoken language or `none` text."""
     path_field: str | None = None
-    """Column with the name of the file that a row was; tells the language of a row of code (domain=code)
-    where none is given."""
+    """Column with the name of the file that a row was; tells the language of a row of code
+    (domain=code) where none is given."""
     repository_field: Annotated[str | None, Changes("corpus", since="2026-11-29")] = None
     """Column with the repository that a row's file belongs to; needs `path_field`. It is used by
     `data.build.repository`."""
