@@ -204,11 +204,19 @@ def _batch(config: Config, world_size: int) -> Iterator[Problem]:
             facts.append(f"data.mixture={' then '.join(map(as_override, mixtures))}")
             whys.append(f"only multiples of {unit} sequences have exactly these proportions")
         fix = f"train.global_batch_size={next_multiple(full, good)}"
+        if ramp is None and size % unit == 0 and (fewer := _fewer_at_once(config, dp)):
+            fix = f"train.micro_batch_size={fewer}, which changes no number, or {fix}"
         if size != full:
             fix = f"train.batch_ramp.start={next_multiple(ramp.start, good)} "  # type: ignore[union-attr]
             fix += f"train.batch_ramp.increment={next_multiple(ramp.increment, good)}"  # type: ignore[union-attr]
         yield Problem(" ".join(facts), ", and ".join(whys), fix)
         return  # the other levels of the ramp break for the same reason
+
+
+def _fewer_at_once(config: Config, dp: int) -> int | None:
+    """Return the most sequences at once, fewer than are asked for, that divide the global batch."""
+    full, asked = config.train.global_batch_size, config.train.micro_batch_size
+    return next((n for n in range(asked - 1, 0, -1) if full % (n * dp) == 0), None)
 
 
 def _optim(config: Config) -> Iterator[Problem]:

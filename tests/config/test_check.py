@@ -1,6 +1,7 @@
 """Every cross-check: what it refuses, and the override that mends it."""
 
 import random
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -185,9 +186,11 @@ def test_the_suggested_batch_passes(seed: int) -> None:
             f"parallel.nproc_per_node={rng.randint(1, 4)}",
             f"data.mixture={{text:{rng.randint(1, 5)},code:{rng.randint(1, 5)}}}",
         ]
-        found = problems(*overrides, f"train.global_batch_size={rng.randint(1, 200)}")
-        for problem in found:
-            assert problems(*overrides, problem.fix) == []
+        found_batch = f"train.global_batch_size={rng.randint(1, 200)}"
+        for problem in problems(*overrides, found_batch):
+            for fix in re.findall(r"train\.\S+=\d+", problem.fix):
+                batch = found_batch if "micro" in fix else ""
+                assert problems(*overrides, *filter(None, [batch, fix])) == []
 
 
 def test_batch_unit_is_the_smallest_exact_composition(seed: int) -> None:
