@@ -46,6 +46,7 @@ from loopcoder.data.corpus import (
 )
 from loopcoder.data.unigram import unigram_entropy
 from loopcoder.errors import InputError
+from loopcoder.storage.disk import is_disk_full
 from loopcoder.storage.files import FileEntry, synced_entry, write_bytes, write_json
 
 _PACKAGES = (
@@ -96,9 +97,24 @@ def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
 
 
 def report_of(folder: Path) -> Path:
-    """Write the report of a finished corpus anew and return its path."""
+    """Write the report of a finished corpus anew and return its path.
+
+    Raises:
+        InputError: the corpus is damaged, or nothing can be written there.
+    """
     corpus = load_corpus(folder, "size")
-    return write_report(corpus.manifest, corpus.dir / REPORT)
+    try:
+        return write_report(corpus.manifest, corpus.dir / REPORT)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise InputError.of(
+            f"cannot write {corpus.dir / REPORT}: {error.strerror or error}",
+            "the report lies in the folder of its corpus: this user may not write there, something "
+            "is in its way, or the disk is read-only",
+            f"the same command as the owner of {corpus.dir}, or on a copy of it; "
+            "loopcoder data show CORPUS writes nothing",
+        ) from error
 
 
 def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:

@@ -223,6 +223,9 @@ def packed_lines(file: BinaryIO, packed: str | None = None) -> Iterator[bytes]:
     Args:
         file: The file.
         packed: How, `zst` or `gz`; None: as `Compressed` does it here.
+
+    Raises:
+        ValueError: it is damaged or cut off.
     """
     if packed == "zst" or (packed is None and _FAST):
         import zstandard
@@ -232,7 +235,11 @@ def packed_lines(file: BinaryIO, packed: str | None = None) -> Iterator[bytes]:
         out = zlib.decompressobj(wbits=31)
     rest: list[bytes] = []
     while piece := file.read(1 << 17):
-        first, *others = out.decompress(piece).split(b"\n")
+        try:
+            content = out.decompress(piece)
+        except Exception as error:  # zlib.error or ZstdError, whose package may be missing
+            raise ValueError(f"it is damaged: {error}") from error
+        first, *others = content.split(b"\n")
         rest.append(first)
         for line in others:
             yield b"".join(rest)

@@ -237,7 +237,7 @@ def read_list(path: Path) -> Iterator[Entry]:
 
     Raises:
         InputError: it is packed by zstandard, which is not installed.
-        OSError, ValueError: it cannot be read.
+        OSError, ValueError: it cannot be read, or is damaged.
     """
     packed = path.suffix[1:]
     if packed == "zst":

@@ -41,6 +41,7 @@ from data_pipeline.tools.arguments import Parser
 from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import write_bytes, write_json
+from loopcoder.storage.folders import folder_for
 
 PARAMETERS = {
     "dim": 16,
@@ -257,7 +258,9 @@ def main(argv: Sequence[str] | None = None, report: Callable[[str], object] = pr
     )
     arguments = parser.parse_args(argv)
     documents = documents_of(arguments.paths, arguments.text_field, arguments.language_field)
-    card = train_langid(documents, arguments.out, max_documents=arguments.max_documents)
+    # that nothing can be written there is said before the documents are read
+    with folder_for(arguments.out.expanduser().parent, "--out"):
+        card = train_langid(documents, arguments.out, max_documents=arguments.max_documents)
     report(table(card))
     report(f"{arguments.out}  {card['xxh3_128']}")
     return 0

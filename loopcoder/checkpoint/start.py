@@ -61,10 +61,22 @@ def find_start(config: Config, run_dir: Path) -> Start | None:
     return None
 
 
-def finished_at(config: Config, run_dir: Path) -> int | None:
-    """Return the step at which a run has nothing left to train; None: it has."""
+@dataclass(frozen=True)
+class Reached:
+    """Where a run stands that has as many steps as it is asked for, or more."""
+
+    step: int
+    """Of its newest checkpoint."""
+    max_steps: int
+    """What it was to have when that was saved."""
+
+
+def finished_at(config: Config, run_dir: Path) -> Reached | None:
+    """Return where a run stands that has nothing left to train; None: it has."""
     own = layout.own_checkpoint(run_dir, config.checkpoint.resume)
-    return own.step if own is not None and own.step >= config.train.max_steps else None
+    if own is None or own.step < config.train.max_steps:
+        return None
+    return Reached(own.step, load_config(own.path / layout.CONFIG).train.max_steps)
 
 
 def check_start(config: Config, run_dir: Path, corpus: Corpus | None = None) -> None:

@@ -15,10 +15,19 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.pinned import gone, where_is
 from loopcoder.cli.arguments import parse_arguments
-from loopcoder.config.check_data import check_lengths
-from loopcoder.config.compose import compose, load_config
+from loopcoder.config.check_data import check_lengths, check_stages
+from loopcoder.config.compose import changed, compose, load_config
+from loopcoder.config.data import DataConfig
+from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import TOKENIZER, Corpus, in_use, load_corpus
+from loopcoder.data.corpus import (
+    TOKENIZER,
+    Corpus,
+    Verify,
+    check_domains,
+    in_use,
+    load_corpus,
+)
 from loopcoder.errors import EXIT_DONE, InputError, counted
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
@@ -39,10 +48,16 @@ usage: loopcoder evaluate checkpoint=DIR [--all] [--json] [key=value ...]
   loopcoder evaluate checkpoint=DIR eval.sequences_per_domain=512
 
 Everything else is as the run had it. Fields that may be given: model.num_loops, precision,
-train.micro_batch_size, eval.*, data.*."""
+train.micro_batch_size, eval.*, data.*. Without data=, path= or data.build.sources the data are the
+run's, and only the fields that are given differ."""
 
 _AT_LENGTH = r"val/loss/len\d+"
 """Field of an evaluation at a length of `eval.lengths`."""
+_CACHE_DIR = "data.build.cache_dir"
+"""Where corpora are, whichever it is."""
+_OTHER_DATA = ("data", "path", "data.path")
+"""Keys that name other documents than the run's, as those below `_SOURCES` do."""
+_SOURCES = "data.build.sources"
 _SINGLE = ("model.num_loops", "precision", "train.micro_batch_size")
 
 
@@ -65,12 +80,23 @@ def run(argv: list[str]) -> int:
         )
     refuse_missing()
     found = checkpoints(Path(given[0].partition("=")[2]), every="--all" in argv)
-    asked = compose(others, arguments.config_dir)
+    single = single_data(others)
+    asked = compose([o for o in others if o not in single], arguments.config_dir)
     trained = load_config(found[-1].path / layout.CONFIG)
     config = as_asked(trained, asked, others)
-    if config.eval != trained.eval and (wrong := list(check_lengths(config))):
+    wrong = list(check_stages(config)) if config.data != trained.data else []
+    wrong += check_lengths(config) if config.eval != trained.eval else []
+    if wrong:
         raise InputError(wrong)
-    corpus = corpus_of(found[-1], config, trained, Path(asked.data.build.cache_dir).expanduser())
+    cache = Path(asked.data.build.cache_dir).expanduser()
+    verify = config.data.verify if "data.verify" in map(_key, others) else "size"
+    if config.data == trained.data or (single and _same_build(config.data, trained.data)):
+        corpus = corpus_of_the_run(found[-1], trained, cache, verify)
+        if config.data != trained.data:
+            domains = {domain for stage in config.stages for domain in stage.mixture}
+            check_domains(corpus.dir, corpus.manifest, sorted(domains))
+    else:
+        corpus = corpus_of(found[-1], config.data, cache, verify)
     with in_use(corpus.dir):
         results = evaluate(found, config, corpus)
     if "--json" in argv:
@@ -89,18 +115,41 @@ def checkpoints(path: Path, every: bool) -> list[Checkpoint]:
     return layout.complete(newest.path.parent)
 
 
+def single_data(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that set fields of the run's data; [] where other data are named, whose
+    fields they set."""
+    keys = [_key(override) for override in overrides]
+    if any(key in _OTHER_DATA or key.startswith(_SOURCES) for key in keys):
+        return []
+    return [
+        override
+        for override, key in zip(overrides, keys, strict=True)
+        if key.startswith("data.") and key != _CACHE_DIR
+    ]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
 def as_asked(trained: Config, asked: Config, overrides: Sequence[str]) -> Config:
     """Return the config of a run with what the overrides change of it.
 
+    Args:
+        trained: The config of the run.
+        asked: The composed overrides, without those of `single_data`.
+        overrides: All of them.
+
     Raises:
-        InputError: an override that would change nothing here.
+        InputError: an override that would change nothing here, or a wrong one of `single_data`.
     """
-    config = trained
+    single = single_data(overrides)
+    config = changed(trained, single) if single else trained
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
+        key = _key(override)
         section, _, field = key.partition(".")
-        if key == "data.build.cache_dir":
-            continue  # where corpora are, whichever it is
+        if key == _CACHE_DIR or override in single:
+            continue
         if section in ("data", "path"):
             config = replace(config, data=asked.data)
         elif section == "eval" and field:
@@ -123,36 +172,58 @@ def as_asked(trained: Config, asked: Config, overrides: Sequence[str]) -> Config
     return config
 
 
-def corpus_of(checkpoint: Checkpoint, config: Config, trained: Config, cache: Path) -> Corpus:
-    """Return the corpus to evaluate on: that of the run, or the one that was asked for, in the
-    tokens of the checkpoint.
+def _same_build(data: DataConfig, trained: DataConfig) -> bool:
+    """Whether a corpus of the run's data would be the run's; a finished one is opened as it is."""
+    rebuilt = replace(trained, build=data.build)
+    return not data.build.sources or corpus_fields(rebuilt) == corpus_fields(trained)
+
+
+def corpus_of_the_run(
+    checkpoint: Checkpoint, trained: Config, cache: Path, verify: Verify = "size"
+) -> Corpus:
+    """Return the corpus that a checkpoint was trained on.
 
     Args:
-        config: With the data that is asked for.
         trained: The config of the run.
         cache: Where corpora are today; the run's config may name another folder.
+        verify: What of it is compared with its manifest.
 
     Raises:
-        InputError: it was tokenised by another tokenizer, or is gone and has no sources.
+        InputError: it is gone and has no sources, or they give other tokens today.
+    """
+    state = checkpoint.state()
+    folder = where_is(Path(state.corpus_dir), state.corpus, cache)
+    if folder is not None:
+        return load_corpus(folder, verify)
+    fact, fix = gone(Path(state.corpus_dir), state.corpus, cache)
+    if not trained.data.build.sources:
+        why = "a checkpoint is evaluated on the held-out documents of its corpus"
+        raise InputError.of(fact, why, fix)
+    _say(f"data: {fact}: built again from its sources; if it was moved, {fix}")
+    return corpus_of(checkpoint, trained.data, cache, verify)
+
+
+def corpus_of(
+    checkpoint: Checkpoint, data: DataConfig, cache: Path, verify: Verify = "size"
+) -> Corpus:
+    """Return the corpus that `data` describes, in the tokens of a checkpoint.
+
+    Args:
+        cache: Where corpora are today.
+        verify: What of it is compared with its manifest.
+
+    Raises:
+        InputError: it was tokenised by another tokenizer.
     """
     from data_pipeline.driver import prepare
 
-    state, data = checkpoint.state(), config.data
-    if data == trained.data:
-        folder = where_is(Path(state.corpus_dir), state.corpus, cache)
-        if folder is not None:
-            return load_corpus(folder, "size")
-        fact, fix = gone(Path(state.corpus_dir), state.corpus, cache)
-        if not data.build.sources:
-            why = "a checkpoint is evaluated on the held-out documents of its corpus"
-            raise InputError.of(fact, why, fix)
-        _say(f"data: {fact}: built again from its sources; if it was moved, {fix}")
+    state = checkpoint.state()
     if data.build.sources:
         copied = checkpoint.path / TOKENIZER
         tokenizer = str(copied) if copied.is_file() else state.tokenizer_path
         build = replace(data.build, tokenizer=tokenizer, cache_dir=str(cache))
         data = replace(data, build=build)
-    corpus = prepare(data, report=_say, verify="size")
+    corpus = prepare(data, report=_say, verify=verify)
     if corpus.tokenizer_hash != state.tokenizer_hash:
         raise InputError.of(
             f"{corpus.dir} was tokenised by {corpus.tokenizer_hash}, "

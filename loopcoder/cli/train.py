@@ -175,7 +175,7 @@ def _train(arguments: Arguments) -> int:
             if unused := unused_origin(config, run_dir):
                 say(unused)
             if rank() == 0:
-                print_finished(run_dir, done, config.train.max_steps)
+                print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
             return EXIT_DONE
         check_services(config)
         if rank() == 0:

@@ -15,8 +15,6 @@ from loopcoder.errors import Problem
 def check_data(config: Config) -> Iterator[Problem]:
     """Yield what of this config no corpus can be built from, or no run can read from one."""
     data = config.data
-    if not data.mixture:
-        yield Problem("data.mixture={}", "nothing to train on", "'data.mixture={text:1,code:1}'")
     if not data.build.sources and data.path is None:
         why = f"data={data.name} needs the folder of a finished corpus"
         yield Problem(f"data={data.name} data.path=null", why, "path=DIR")
@@ -34,7 +32,7 @@ def check_data(config: Config) -> Iterator[Problem]:
     yield from check_names(data)
     yield from check_build(data)
     yield from _tokenizer(config)
-    yield from _stages(config)
+    yield from check_stages(config)
     yield from check_lengths(config)
 
 
@@ -105,7 +103,10 @@ def _tokenizer(config: Config) -> Iterator[Problem]:
         )
 
 
-def _stages(config: Config) -> Iterator[Problem]:
+def check_stages(config: Config) -> Iterator[Problem]:
+    """Yield why sequences cannot have the proportions, lengths and order that are asked for."""
+    if not config.data.mixture:
+        yield Problem("data.mixture={}", "nothing to train on", "'data.mixture={text:1,code:1}'")
     given = bool(config.data.stages)
     last_until = 0
     for index, stage in enumerate(config.stages):

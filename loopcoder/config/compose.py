@@ -97,11 +97,17 @@ def compose(
             values.append(override)
     composed, axes = _compose_presets(root, presets, dirs)
     problems += _without_a_value(axes, parsed, overrides)
-    container, before = _apply(schema, composed, values, problems)
-    config, wrong = _validate(schema, container, before)
-    if problems or config is None:
-        raise InputError([*problems, *wrong])
-    return config
+    return _validate(schema, *_apply(schema, composed, values, problems), problems)
+
+
+def changed(config: Config, overrides: Sequence[str]) -> Config:
+    """Return a config in which overrides of single values are set; raises InputError as `compose`
+    does."""
+    problems: list[Problem] = []
+    values = parse_overrides(overrides, problems, Config)
+    problems += filter(None, (_problem_of(Config, value, {}) for value in values))
+    before = OmegaConf.create(dataclasses.asdict(config))
+    return _validate(Config, *_apply(Config, before, values, problems), problems)
 
 
 def sweep_axes(overrides: Sequence[str], config_dir: Path | None = None) -> list[str]:
@@ -347,12 +353,17 @@ def _refer_as_text(schema: type[Any], config: DictConfig, overrides: list[Overri
 
 
 def _validate[T](
-    schema: type[T], container: Any, presets: dict[str, Any]
-) -> tuple[T | None, list[Problem]]:
+    schema: type[T], container: Any, presets: dict[str, Any], problems: Sequence[Problem] = ()
+) -> T:
+    """Return the config; raise InputError with what is wrong with it and the problems so far."""
     try:
-        return TypeAdapter(schema).validate_python(container), []
+        config = TypeAdapter(schema).validate_python(container)
     except ValidationError as error:
-        return None, problems_of(FieldAt(schema), error, presets)
+        wrong = problems_of(FieldAt(schema), error, presets)
+        raise InputError([*problems, *wrong]) from error
+    if problems:
+        raise InputError(problems)
+    return config
 
 
 def to_yaml(config: DataclassInstance) -> str:
@@ -385,7 +396,4 @@ def load_config(path: Path, *, schema: type[Any] = Config) -> Any:
         ) from error
     if isinstance(container, dict):
         container = translate(container)
-    config, problems = _validate(schema, container, {})
-    if config is None:
-        raise InputError(problems)
-    return config
+    return _validate(schema, container, {})

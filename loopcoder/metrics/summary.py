@@ -59,12 +59,23 @@ def next_command(config: Config, overrides: Sequence[str]) -> str:
     return f"{shlex.join(sweep)}   (what does another loop bring?)"
 
 
-def print_finished(run_dir: Path, step: int, max_steps: int) -> None:
-    """Say that a run has nothing left to train, and how good it was."""
+def print_finished(run_dir: Path, step: int, max_steps: int, planned: int) -> None:
+    """Say that a run has nothing left to train, and how good it was.
+
+    Args:
+        step: Where it stands.
+        max_steps: The steps that it is asked for, no more than it has.
+        planned: The steps that it was to have: one that was stopped before is not finished.
+    """
     file = run_dir / METRICS_FILE
     lines = read_metrics(file) if file.exists() else []
     loss = next((line["val/loss"] for line in reversed(lines) if "val/loss" in line), None)
     val = "" if loss is None else f", validation loss {loss:.4f}"
     past = "" if step == max_steps else f", which is past train.max_steps={max_steps}"
-    print(f"already finished: {counted(step, 'step')}{past}{val} ({run_dir})")
-    print(f"more: the same command with run_dir={run_dir} train.max_steps={2 * step}")
+    if step < planned:
+        stands = f"nothing to train: the run stands at step {step:,} of {planned:,}"
+    else:
+        stands = f"already finished: {counted(step, 'step')}"
+    print(f"{stands}{past}{val} ({run_dir})")
+    more = planned if step < planned else 2 * step
+    print(f"more: the same command with run_dir={run_dir} train.max_steps={more}")

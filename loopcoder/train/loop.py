@@ -99,7 +99,7 @@ def _train_alone(
     said = early_notes(config, run_dir)
     if (done := finished_at(config, run_dir)) is not None:
         if os.environ.get("RANK", "0") == "0":
-            print_finished(run_dir, done, config.train.max_steps)
+            print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
         return EXIT_DONE
     stop = StopSignal()
     mcore.start_processes()

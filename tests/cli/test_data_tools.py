@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -348,6 +350,35 @@ def test_show_decodes_random_documents(
     damaged.write_bytes(bytes(damaged.stat().st_size))
     assert cli.main(["data", "show", folder]) == 3
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written(
+    config: Callable[..., DataConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    corpus = prepare(config(), report=lambda _: None)
+    report = corpus.dir / "report.html"
+    before = report.read_bytes()
+
+    def refused(reason: str) -> None:
+        assert cli.main(["data", "report", str(corpus.dir)]) == 3
+        error = capsys.readouterr().err
+        assert f"cannot write {report}" in error and reason in error
+        assert "why: " in error and "fix: " in error and "Traceback" not in error
+
+    for number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        with monkeypatch.context() as patched:
+
+            def refuse(path: Path, _: bytes, number: int = number) -> None:
+                raise OSError(number, os.strerror(number), f"{path}.tmp")
+
+            patched.setattr("data_pipeline.report.write_bytes", refuse)
+            refused(os.strerror(number))
+    in_the_way = report.with_name("report.html.tmp")
+    in_the_way.mkdir()
+    refused(os.strerror(errno.EISDIR))
+    assert report.read_bytes() == before
 
 
 @pytest.mark.parametrize(

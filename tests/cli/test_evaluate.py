@@ -156,3 +156,85 @@ def test_a_corpus_that_is_nowhere_is_said(
         said = str(error.value) + capsys.readouterr().err
         assert "/then/files-abc" in said and str(tmp_path / "now") in said
         assert "data=corpus path=FOLDER where it is now" in said
+
+
+def trained_on(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[Any]:
+    """A run on documents that are gone, whose corpus is there; receives the config and verify of
+    what is evaluated."""
+    run_dir(folder, "data.mixture={text:3,code:1}", "data.seq_length=32", *overrides)
+    checkpoint(folder, 3, "abc", corpus_dir=str(folder.parent / "files-abc"))
+    corpus_at(folder.parent / "files-abc", monkeypatch)
+    opened: list[Any] = []
+
+    def loaded(found: Path, verify: str) -> Any:
+        opened.append(verify)
+        manifest = {"domains": {"text": {}, "code": {}}}
+        return SimpleNamespace(dir=found, manifest=manifest, tokenizer_hash="tokenizer")
+
+    monkeypatch.setattr(module, "load_corpus", loaded)
+    monkeypatch.setattr(module, "evaluate", lambda _, config, corpus: opened.append(config) or [])
+    return opened
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("data.verify=size", "size"),
+        ("data.verify=hash", "hash"),
+        ("data.reader=packed", "packed"),
+        ("data.prefetch_steps=2", 2),
+        ("data.seq_length=64", 64),
+        ("data.isolate_documents=false", False),
+        ("data.mixture={code:1}", {"code": 1.0}),
+        ("data.mixture.code=2", {"text": 3.0, "code": 2.0}),
+        ("data.build.executor.workers=2", None),
+    ],
+)
+def test_a_field_of_the_data_is_set_on_the_corpus_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, value: Any
+) -> None:
+    opened = trained_on(tmp_path / "run", monkeypatch, "data=files", "path=/gone")
+    assert run([f"checkpoint={tmp_path / 'run'}", given]) == 0
+    verify, config = opened
+    assert verify == ("hash" if given == "data.verify=hash" else "size")
+    field = given.partition("=")[0].split(".")[1]
+    expected = {"path": "/gone", "name": "files", "seq_length": 32} | {field: value}
+    for name, wanted in expected.items():
+        assert name == "build" or getattr(config.data, name) == wanted
+
+
+def test_a_field_of_one_stage_is_set_on_those_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = "data.stages=[{until:64,seq_length:16},{seq_length:64}]"
+    opened = trained_on(tmp_path / "run", monkeypatch, "data=files", "path=/gone", stages)
+    assert run([f"checkpoint={tmp_path / 'run'}", "data.stages.1.seq_length=128"]) == 0
+    assert [stage.seq_length for stage in opened[-1].data.stages] == [16, 128]
+
+
+def test_a_field_of_the_build_builds_the_documents_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained_on(tmp_path / "run", monkeypatch, "data=files", f"path={tmp_path}/gone")
+    with pytest.raises(InputError, match=f"{tmp_path}/gone"):
+        run([f"checkpoint={tmp_path / 'run'}", "data.build.val_fraction=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("data.seq_length=999999", "data.seq_length=131072"),
+        ("data.mixture={}", "text:1"),
+        ("data.mixture={math:1}", "not math"),
+        ("data.verify=often", "data.verify"),
+        ("data.seq_lenght=64", "data.seq_length"),
+        ("data.stages.0.seq_length=64", "data.stages"),
+    ],
+)
+def test_fields_that_the_data_of_the_run_cannot_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, said: str
+) -> None:
+    trained_on(tmp_path / "run", monkeypatch, "data=files", "path=/gone")
+    with pytest.raises(InputError) as error:
+        run([f"checkpoint={tmp_path / 'run'}", given])
+    assert said in str(error.value)

@@ -183,6 +183,26 @@ def test_a_finished_run_says_so_before_anything_is_loaded(
     assert not loop.verified and not loop.called_with
 
 
+@pytest.mark.parametrize(
+    ("step", "asked", "said"),
+    [
+        (7, 2, "stands at step 7 of 10, which is past train.max_steps=2"),
+        (7, 7, "stands at step 7 of 10, validation"),
+        (12, 5, "already finished: 12 steps, which is past train.max_steps=5"),
+    ],
+)
+def test_a_run_that_is_asked_for_fewer_steps_than_it_has_says_where_it_stands(
+    loop: Loop, capsys: pytest.CaptureFixture[str], step: int, asked: int, said: str
+) -> None:
+    checkpoint(run_dir(Path("run"), losses=step), step)
+    command = ["train", "run_dir=run", "train.micro_batch_size=2", f"train.max_steps={asked}"]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert said in out
+    assert ("already finished" in out) == (step >= 10)
+    assert f"train.max_steps={10 if step < 10 else 24}" in out and not loop.called_with
+
+
 def test_a_run_that_is_not_finished_goes_on(loop: Loop, sources_changed: list[str]) -> None:
     checkpoint(run_dir(Path("run"), losses=10), 10)
     assert cli.main(["train", "run_dir=run", "train.max_steps=11"]) == 0

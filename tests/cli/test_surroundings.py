@@ -82,6 +82,19 @@ def test_the_other_verbs_refuse_it_too(loop: Loop, capsys: pytest.CaptureFixture
     assert "run_dir=/proc/x" in refused(["train", "-m", "seed=1,2", "run_dir=/proc/x"], capsys)
 
 
+@pytest.mark.parametrize("folder", ["/proc/x", "file"])
+def test_a_classifier_that_cannot_be_written_is_refused_before_anything_is_read(
+    folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    asked = ["data", "train-langid", str(tmp_path), "--out", f"{folder}/langid.bin"]
+    assert f"--out={folder}" in refused(asked, capsys)
+
+
 @pytest.mark.parametrize(
     ("number", "why"),
     [

@@ -24,6 +24,7 @@ from data_pipeline.schema import Place, Tally
 from data_pipeline.tasks.dropped import DropList, lists_of, read_list
 from data_pipeline.tasks.progress import Paced
 from loopcoder.cli import main as cli
+from loopcoder.cli.dropped import print_dropped
 from loopcoder.config.build import (
     DecontaminateConfig,
     NearDedupConfig,
@@ -31,6 +32,7 @@ from loopcoder.config.build import (
 )
 from loopcoder.config.filters import FilterConfig
 from loopcoder.data.corpus import MANIFEST, Corpus, load_corpus
+from loopcoder.errors import InputError
 from tests.data_pipeline.builds import Config, documents, hashes
 from tests.data_pipeline.works import work_of
 
@@ -201,6 +203,35 @@ def test_without_lists_the_corpus_is_the_same_and_show_tells_what_was_dropped(
     _check_show(whole, folder, capsys)
 
 
+@pytest.mark.parametrize("packed", ["zst", "gz"])
+@pytest.mark.parametrize("damage", ["zeros", "header", "middle", "cut off", "more", "no JSON"])
+def test_a_damaged_list_is_named(packed: str, damage: str, tmp_path: Path) -> None:
+    pack = gzip.compress
+    if packed == "zst":
+        zstandard = pytest.importorskip("zstandard")
+        pack = zstandard.ZstdCompressor(write_checksum=True).compress
+    line = b"{" if damage == "no JSON" else b'{"stage": "clean", "reason": "x", "path": "a"}'
+    content = pack((line + b"\n") * 99)
+    half = len(content) // 2
+    damaged = {
+        "zeros": bytes(len(content)),
+        "header": b"\0" + content[1:],
+        "middle": content[:half] + bytes([content[half] ^ 255]) + content[half + 1 :],
+        "cut off": content[:half],
+        "more": content + bytes(200_000),
+        "no JSON": content,
+    }[damage]
+    path = tmp_path / "dropped" / f"read-00000.jsonl.{packed}"
+    path.parent.mkdir()
+    path.write_bytes(damaged)
+    if (damage, packed) == ("more", "gz"):
+        print_dropped(tmp_path, {"stages": []}, "", 3, 0)  # zeros after a .gz are padding
+        return
+    with pytest.raises(InputError, match="cannot be read") as error:
+        print_dropped(tmp_path, {"stages": []}, "", 3, 0)
+    assert str(tmp_path) in error.value.problems[0].fix
+
+
 def _check_show(corpus: Corpus, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "show", str(corpus.dir), "--dropped"]) == 0
     out = capsys.readouterr().out
@@ -211,6 +242,11 @@ def _check_show(corpus: Corpus, folder: Path, capsys: pytest.CaptureFixture[str]
     assert "unknown_type" not in out
     assert cli.main(["data", "show", str(corpus.dir), "--dropped=exact_duplicat"]) == 3
     assert "--dropped exact_duplicate" in capsys.readouterr().err
+    lists = lists_of(corpus.dir)
+    lists[-1].write_bytes(bytes(lists[-1].stat().st_size))
+    assert cli.main(["data", "show", str(corpus.dir), "--dropped"]) == 3
+    error = capsys.readouterr().err
+    assert "cannot be read" in error and "fix: " in error and "Traceback" not in error
     # an older corpus has neither list nor examples
     older = {k: v for k, v in corpus.manifest.items() if k not in ("dropped", "origins")}
     older["files"] = {n: e for n, e in older["files"].items() if not n.startswith("dropped/")}

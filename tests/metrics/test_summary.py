@@ -78,7 +78,19 @@ def test_what_is_finished_says_so(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, max_steps: int, said: str
 ) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 60, "val/loss": 4.5627}\n{"step": 60}\n')
-    print_finished(tmp_path, 60, max_steps)
+    print_finished(tmp_path, 60, max_steps, planned=60)
     out = capsys.readouterr().out
     assert "already finished" in out and said in out and "4.5627" in out
     assert "train.max_steps=120" in out
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "past"), [(840, ""), (200, ", which is past train.max_steps=200")]
+)
+def test_what_was_stopped_before_its_end_is_not_called_finished(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, max_steps: int, past: str
+) -> None:
+    print_finished(tmp_path, 840, max_steps, planned=2000)
+    first, more = capsys.readouterr().out.splitlines()
+    assert first == f"nothing to train: the run stands at step 840 of 2,000{past} ({tmp_path})"
+    assert more.endswith("train.max_steps=2000")
