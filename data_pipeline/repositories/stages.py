@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from data_pipeline.dedup.stages import kept
+from data_pipeline.readers.ingest import Read
+from data_pipeline.repositories.advice import no_repository
 from data_pipeline.repositories.buckets import Buckets, Entry, bucket_file, entries, read
 from data_pipeline.repositories.layout import File, join, single
 from data_pipeline.repositories.names import membership
@@ -26,7 +28,6 @@ from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks import places
 from data_pipeline.tasks.chunks import Chunk, ChunkWriter, read_chunk, write_chunk_list
 from data_pipeline.tasks.work import Output, Result, Work, write_sealed
-from loopcoder.errors import InputError
 
 STAGE = "repositories"
 """Name of the tally."""
@@ -128,15 +129,12 @@ def number_joined(work: Work, _: int) -> Output:
     for joined in work.all_done(Joined):
         counts.update(joined.result.tally.notes)
         chunks += joined.result.chunks
+    lacking: dict[str, dict[str, list[str]]] = {}
+    for read_part in work.all_done(Read):
+        found = lacking.setdefault(read_part.result.source, {})
+        lacking[read_part.result.source] = read_part.result.tallies[0].lacking | found
     if not chunks:
-        raise InputError.of(
-            "data.build.repository.enabled=true, and no code file of the sources belongs to a "
-            "repository",
-            "repositories are what repository_field of rows names, packages, archives, and "
-            f"{work.data.build.repository.depth} folder(s) below the path of a source",
-            "data.build.sources.0.repository_field=COLUMN, a path above the repositories, or "
-            "data.build.repository.enabled=false",
-        )
+        raise no_repository(work.data.build, lacking)
     write_chunk_list(work.joined_list, chunks)
     return Output(JoinedNumbered(dict(counts)), files=[work.joined_list])
 

@@ -1,4 +1,4 @@
-"""Numbers of `data.build` with which no corpus can be built, whatever the input."""
+"""Values of `data.build` with which no corpus can be built, whatever the input."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ LEAST_WORKER_BYTES = 1000
 
 
 def check_build(data: DataConfig) -> Iterator[Problem]:
-    """Yield the numbers that leave nothing to train on, before anything is read."""
+    """Yield what no corpus can be built with, before anything is read."""
     build = data.build
     if not build.sources:
         return
+    for index, source in enumerate(build.sources):
+        key = f"data.build.sources.{index}"
+        if source.repository_field and not source.path_field:
+            yield Problem(
+                f"{key}.repository_field={source.repository_field} {key}.path_field=null",
+                "files of a repository are put in the order of their paths, and named by them",
+                f"{key}.path_field=COLUMN",
+            )
     if build.val_fraction > MOST_HELD_OUT:
         yield Problem(
             f"data.build.val_fraction={build.val_fraction:g}",
