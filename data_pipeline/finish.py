@@ -89,6 +89,7 @@ def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
     write_json(folder / MANIFEST, manifest)
     told = [
         *in_words(manifest),
+        *(f"warning: {warning}" for warning in _of_repositories(work)),
         *suffixes_in_words(manifest["dropped"]["unknown_suffixes"]),
         *(f"warning: {warning}" for warning in warnings_of(manifest["origins"])),
     ]
@@ -99,6 +100,10 @@ def report_of(folder: Path) -> Path:
     """Write the report of a finished corpus anew and return its path."""
     corpus = load_corpus(folder, "size")
     return write_report(corpus.manifest, corpus.dir / REPORT)
+
+
+def _of_repositories(work: Work) -> list[str]:
+    return work.result(JoinedNumbered).warnings if is_on(work) else []
 
 
 def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:

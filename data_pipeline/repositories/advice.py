@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from data_pipeline.readers.columns import shown_columns
 from loopcoder.config.build import BuildConfig, SourceConfig
 from loopcoder.config.fields import typed
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 
 Lacking = Mapping[str, Mapping[str, Sequence[str]]]
 """By source, the fields that name nothing in some row, with the columns of its table."""
@@ -48,6 +48,39 @@ def no_repository(build: BuildConfig, lacking: Lacking) -> InputError:
         ),
         ", or ".join([" ".join(fixes) if whys else ", or ".join(fixes), _OFF]),
     )
+
+
+def lone_files(build: BuildConfig, code: Mapping[str, int], lone: Mapping[str, int]) -> list[str]:
+    """Return a line for each source most of whose code belongs to no repository, and what mends it.
+
+    Args:
+        build: Of the corpus.
+        code: Code documents of each source.
+        lone: Those of them that belong to no repository.
+    """
+    lines = []
+    for index, source in enumerate(build.sources):
+        name = f"{index}-{source.kind}"
+        if source.kind == "sample" or 2 * lone.get(name, 0) <= code.get(name, 0):
+            continue
+        field = f"data.build.sources.{index}.repository_field"
+        if source.kind == "hf" or source.repository_field or source.language_field:
+            why = "rows that do not name both their repository and their file stay single"
+            fix = f"{field}=COLUMN with {field.replace('repository_field', 'path_field')}=COLUMN"
+        else:
+            depth = build.repository.depth
+            why = (
+                "files directly below the path stay single"
+                if depth == 1
+                else f"files less than {depth} folders below the path stay single"
+            )
+            fix = "the folder above as path"
+            fix += f", or data.build.repository.depth={depth - 1}" if depth > 1 else ""
+        lines.append(
+            f"{lone[name]:,} of the {counted(code[name], 'code file')} of source {name} have no "
+            f"repository: {why}; fix: {fix}"
+        )
+    return lines
 
 
 _OFF = "data.build.repository.enabled=false"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import json
@@ -403,51 +402,3 @@ def test_depth(config: Config, tmp_path: Path, tree: Files) -> None:
     assert sorted((name, files) for name, files, _ in found if name) == sorted(
         (str(d.repository).replace("\0", "/"), [*d.files]) for d in expected
     )
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_the_columns_of_a_repository_that_are_missing_are_named(
-    config: Config, tmp_path: Path, rng: random.Random, kind: str
-) -> None:
-    rows = [
-        {"text": program(rng, 9), "repo": 7 + i % 5, "file": f"m{i}.py", "lang": "Python"}
-        for i in range(40)
-    ]
-    path = tmp_path / f"rows.{kind}"
-    if kind == "parquet":
-        pq = pytest.importorskip("pyarrow.parquet")
-        pa = pytest.importorskip("pyarrow")
-        pq.write_table(pa.Table.from_pylist([row | {"score": 0.5} for row in rows]), path)
-    elif kind == "jsonl":
-        path.write_text("".join(json.dumps(row | {"score": 0.5}) + "\n" for row in rows))
-    else:
-        with path.open("w", newline="") as file:
-            table = csv.DictWriter(file, [*rows[0], "score"])
-            table.writeheader()
-            table.writerows(row | {"score": ""} for row in rows)
-
-    def built(repository: str, file: str | None) -> Corpus:
-        source = SourceConfig(
-            kind="files",
-            path=str(path),
-            language_field="lang",
-            repository_field=repository,
-            path_field=file,
-        )
-        return build(config, tmp_path, sources=[source])
-
-    with pytest.raises(InputError, match=r"(?s)path_field=null.*sources.0.path_field=COLUMN"):
-        built("repo", None)
-    assert not Path(config().build.cache_dir).exists(), "nothing was read"
-    for repository, file, missing, said in (
-        ("rep", "file", "repository_field=rep", "text, repo, file, lang, score"),
-        ("repo", "fiel", "path_field=fiel", "text, repo, file, lang, score"),
-        ("score", "file", "repository_field=score", "whole number"),
-        ("repo.id", "file", "repository_field=repo.id", "text, repo, file"),
-    ):
-        with pytest.raises(InputError, match="no code file") as caught:
-            built(repository, file)
-        assert missing in str(caught.value) and said in str(caught.value)
-    reader = Reader(built("repo", "file"))
-    names = {reader.parsed(ids)[0] for split in ("train", "val") for ids in reader.documents(split)}
-    assert names == {str(7 + i) for i in range(5)}
