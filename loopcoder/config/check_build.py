@@ -12,6 +12,9 @@ from loopcoder.errors import Problem, counted
 MOST_HELD_OUT = 0.9
 """Largest share of documents that may be held out; the rest is trained on."""
 LEAST_WORKER_BYTES = 1000
+_WHOLE_DOCUMENTS = 64
+"""Times the least number of tokens that are proposed: documents are taken whole, of all languages,
+so that of a few tokens' share many a domain has none."""
 
 
 def check_build(data: DataConfig) -> Iterator[Problem]:
@@ -48,7 +51,8 @@ def check_build(data: DataConfig) -> Iterator[Problem]:
             f"data.build.target_tokens={build.target_tokens}",
             f"{counted(shards, 'shard')} of each domain with one sequence of {data.seq_length} and "
             f"the mixture {as_override(weights)} take {least:,} tokens",
-            f"data.build.target_tokens={4 * least} or more, or null for all that there is",
+            "data.build.target_tokens=null for all that there is, or "
+            f"{_WHOLE_DOCUMENTS * least} or more",
         )
 
 

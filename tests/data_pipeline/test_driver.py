@@ -200,7 +200,7 @@ def test_what_leaves_nothing_to_train_on_is_refused_before_reading(
     assert [p.fix for p in caught.value.problems] == [
         "data.build.val_fraction=0.02",
         "data.build.worker_bytes=1000000000",
-        "data.build.target_tokens=520 or more, or null for all that there is",
+        "data.build.target_tokens=null for all that there is, or 8320 or more",
     ]
     assert not (tmp_path / "cache").exists()
 
