@@ -90,6 +90,7 @@ def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
     write_json(folder / MANIFEST, manifest)
     told = [
         *in_words(manifest),
+        *(f"warning: {warning}" for warning in _of_repositories(work)),
         *suffixes_in_words(manifest["dropped"]["unknown_suffixes"]),
         *(f"warning: {warning}" for warning in warnings_of(manifest["origins"])),
     ]
@@ -115,6 +116,10 @@ def report_of(folder: Path) -> Path:
             f"the same command as the owner of {corpus.dir}, or on a copy of it; "
             "loopcoder data show CORPUS writes nothing",
         ) from error
+
+
+def _of_repositories(work: Work) -> list[str]:
+    return work.result(JoinedNumbered).warnings if is_on(work) else []
 
 
 def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:

@@ -40,8 +40,8 @@ _READING = 3
 
 
 def refuse_unusable(data: DataConfig) -> None:
-    """Raise InputError for names that stand for nothing and numbers that leave nothing to train on,
-    before anything is opened or read."""
+    """Raise InputError for names that stand for nothing and values that no corpus can be built
+    with, before anything is opened or read."""
     if problems := [*check_names(data), *check_build(data), *unknown_shares(data)]:
         raise InputError(problems)
 
@@ -224,6 +224,8 @@ def _plain(config: SourceConfig) -> dict[str, Any]:
         plain["reading"] = _READING
     if config.repository_field is None:  # it came later, and renames no corpus
         plain.pop("repository_field")
+    else:
+        plain["whole_numbers_name_repositories"] = True
     return plain
 
 

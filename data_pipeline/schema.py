@@ -101,6 +101,9 @@ class Tally:
     """What is wrong with the input: for each reason the files with most of it, and how often."""
     columns: list[str] = field(default_factory=list)
     """Columns of text in a table that lacks the wanted one, the likeliest first."""
+    lacking: dict[str, list[str]] = field(default_factory=dict)
+    """Of code: `repository_field` and `path_field` that name nothing in some row, with the columns
+    of that row's table."""
     listed: Annotated[Callable[[Drop], None] | None, Field(exclude=True)] = field(
         default=None, repr=False, compare=False
     )
@@ -148,6 +151,7 @@ class Tally:
         self.bytes_in += other.bytes_in
         self.files += other.files
         self.columns = self.columns or other.columns
+        self.lacking = other.lacking | self.lacking
         for reason, named in other.faults.items():
             for path, count in named.items():
                 self.fault(reason, path, count)

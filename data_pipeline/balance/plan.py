@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.balance.filling import plan
 from data_pipeline.balance.quotas import ChunkQuota, Plan, Supply
+from data_pipeline.balance.selection import select
 from data_pipeline.balance.shares import SHARES
 from data_pipeline.repositories.chunks import num_chunks
 from data_pipeline.repositories.stages import is_on
@@ -83,13 +84,7 @@ def make_plan(work: Work, _: int) -> Output:
     for domain in work.domains:
         mine = [s for s in supply if s.domain == domain]
         _check_split(work.data, domain, mine, held[domain]["documents"])
-    planned = plan(
-        supply,
-        shares=_shares(work),
-        target_tokens=work.data.build.target_tokens,
-        max_epochs=work.data.build.epochs,
-        mixture=work.weights,
-    )
+    planned = _planned(work, supply, work.data.build.target_tokens)
     _write(work, planned)
     mean = sum(s.tokens for s in supply) / sum(s.documents for s in supply)
     result = Planned(
@@ -115,6 +110,67 @@ def quotas_of(work: Work, chunk: int) -> Plan:
         InputError: it was changed after it was planned.
     """
     return Plan.from_json(read_sealed(_quotas_path(work, chunk), work.folder).decode())
+
+
+def target_for(work: Work, needed: Mapping[str, int], least: int) -> int | None:
+    """Return a target with which the documents that are taken have the tokens that are needed.
+
+    They are taken whole, so that of a small target a domain may get far less than its share, or
+    nothing. It is the first of `least`, twice, four times ... that gives enough; None: none does.
+
+    Args:
+        work: The plan is made.
+        needed: Tokens by domain.
+        least: Smallest target that is tried.
+    """
+    largest = work.result(Planned).largest_tokens
+    target = min(least, largest)
+    while not _gives(work, target, needed):
+        if target == largest:
+            return None
+        target = min(2 * target, largest)
+    return target
+
+
+def _gives(work: Work, target: int, needed: Mapping[str, int]) -> bool:
+    """Tell whether each domain gets the tokens that are needed of a target."""
+    planned = _planned(work, [s for n in range(num_chunks(work)) for s in _supply(work, n)], target)
+    missing = Counter(needed)
+    for chunk in range(num_chunks(work)):
+        mine = dict(_trained(work, chunk))
+        for quota in (quota for quota in planned.chunks if quota.chunk == _name(chunk)):
+            lengths = mine[quota.domain, quota.language]
+            missing[quota.domain] -= int((select(lengths, quota) * lengths).sum())
+        if max(missing.values()) <= 0:
+            return True
+    return False
+
+
+def _trained(work: Work, chunk: int) -> Iterator[tuple[tuple[str, str], NDArray[np.int64]]]:
+    """Yield each domain and language of a chunk with the tokens of what is not held out."""
+    counts = Counts.of(work, chunk)
+    out = counts.held_out(work.data.build.val_fraction, work.result(Planned).smallest)
+    for number, kind in enumerate(counts.kinds):
+        mine = (counts.entries["kind"] == number) & ~out
+        yield kind, counts.entries["length"][mine].astype(np.int64)
+
+
+def _supply(work: Work, chunk: int) -> list[Supply]:
+    return [
+        Supply(_name(chunk), domain, language, len(tokens), int(tokens.sum()))
+        for (domain, language), tokens in _trained(work, chunk)
+        if len(tokens)
+    ]
+
+
+def _planned(work: Work, supply: list[Supply], target: int | None) -> Plan:
+    return plan(
+        supply,
+        shares=_shares(work),
+        target_tokens=target,
+        max_epochs=work.data.build.epochs,
+        mixture=work.weights,
+    )
 
 
 def _smallest(work: Work) -> dict[str, int | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from loopcoder.config.check_build import least_tokens
 from loopcoder.config.data import DataConfig
@@ -16,7 +16,7 @@ def check_room(
     weights: dict[str, int],
     tokens: Mapping[str, int],
     num_shards: int,
-    largest: int,
+    target_for: Callable[[Mapping[str, int], int], int | None],
 ) -> None:
     """Raise InputError if a shard would have no sequence of a domain.
 
@@ -25,7 +25,8 @@ def check_room(
         weights: Of the domains, in lowest terms.
         tokens: Of each domain.
         num_shards: Of each domain.
-        largest: Total that the documents could give.
+        target_for: Returns a data.build.target_tokens, not below the second argument, with which
+            each domain has the tokens of the first; None: there is none.
     """
     needed = least_tokens(weights, data.seq_length, num_shards)
     if all(tokens[domain] >= needed[domain] for domain in weights):
@@ -35,7 +36,7 @@ def check_room(
         f"{counted(num_shards, 'shard')} of each domain",
         f"with one sequence of {data.seq_length} in a shard and the mixture {as_override(weights)} "
         f"they need {_spelled(needed)}",
-        ", or ".join(_fixes(data, weights, tokens, needed, largest)),
+        ", or ".join(_fixes(data, weights, tokens, needed, target_for)),
     )
 
 
@@ -44,7 +45,7 @@ def _fixes(
     weights: dict[str, int],
     tokens: Mapping[str, int],
     needed: Mapping[str, int],
-    largest: int,
+    target_for: Callable[[Mapping[str, int], int], int | None],
 ) -> list[str]:
     """Return what mends it, the field that was set for it first."""
     build = data.build
@@ -54,10 +55,9 @@ def _fixes(
     fixes = []
     if fitting:
         fixes.append(f"data.build.shards={fitting}")
-    total = sum(needed.values())
-    if build.target_tokens is not None and total <= largest:
-        enough = min(largest, max(4 * total, 2 * build.target_tokens))
-        fixes.append(f"data.build.target_tokens={enough}")
+    if build.target_tokens is not None:
+        enough = target_for(needed, max(4 * sum(needed.values()), 2 * build.target_tokens))
+        fixes += [f"data.build.target_tokens={enough}"] if enough else []
     if min(epochs) < 1:
         fixes.append("a larger data.build.epochs")
     if sum(weights.values()) > MANY_PARTS:

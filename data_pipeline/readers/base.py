@@ -155,6 +155,8 @@ class RowReader:
     tally: Tally
     place: str = ""
     """How documents and their ids call the table; else its path."""
+    columns: Sequence[str] = ()
+    """Of the table, where a row has only those that are read."""
 
     def document(self, row: object, number: int) -> Document | None:
         """Make a document of a row, or count why not; `number` is its place in the table."""
@@ -171,13 +173,16 @@ class RowReader:
             self.reject(reason, number)
             return None
         field = self.config.language_field
-        named = value_at(row, field) if field else None
-        language = canonical(named) if _is_name(named) else None
+        spelled = value_at(row, field) if field else None
+        language = canonical(spelled) if _is_name(spelled) else None
         domain: str = self.config.domain
         if domain == "auto":
             domain = domain_of(language) if language else "text"
         self.tally.rows_in += 1
         self.tally.rows_out += 1
+        named = _named(row, self.config)
+        if domain == "code" and self.config.repository_field:
+            self._note_missing(row, named)
         return Document(
             id=document_id(self.source, self.place or self.path, number),
             text=text,
@@ -185,8 +190,15 @@ class RowReader:
             language=language or ("Text" if domain == "text" else "unknown"),
             source=self.source,
             path=self.place or self.path,
-            meta={"row": number} | _named(row, self.config),
+            meta={"row": number} | named,
         )
+
+    def _note_missing(self, row: Mapping[str, Any], named: Mapping[str, str]) -> None:
+        """Keep the columns of the first row that does not name its repository, or its file."""
+        fields = {"repository": self.config.repository_field, "path": self.config.path_field}
+        for name, field in fields.items():
+            if field and name not in named and field not in self.tally.lacking:
+                self.tally.lacking[field] = [str(column) for column in self.columns or row]
 
     def reject(self, reason: str, number: int) -> None:
         """Count a row that is left out; `number` is its place in the table.
@@ -217,6 +229,9 @@ def _named(row: Mapping[str, Any], config: SourceConfig) -> dict[str, str]:
         "repository": config.repository_field,
     }
     values = {name: value_at(row, column) for name, column in columns.items() if column}
+    number = values.get("repository")
+    if isinstance(number, int) and not isinstance(number, bool):
+        values["repository"] = str(number)
     return {name: value for name, value in values.items() if _is_name(value)}
 
 

@@ -60,5 +60,9 @@ def _is_likely(path: str) -> bool:
 def offered(columns: Sequence[str], source: str) -> tuple[str, str]:
     """Return the columns that a table has, in words, and the override that takes the first."""
     index = source.partition("-")[0]
-    named = ", ".join(columns[:_OFFERED]) + (", ..." if len(columns) > _OFFERED else "")
-    return named, typed(f"data.build.sources.{index}.text_field={columns[0]}")
+    return shown_columns(columns), typed(f"data.build.sources.{index}.text_field={columns[0]}")
+
+
+def shown_columns(columns: Sequence[str]) -> str:
+    """Return the first columns of a table in words."""
+    return ", ".join(columns[:_OFFERED]) + (", ..." if len(columns) > _OFFERED else "")

@@ -110,7 +110,7 @@ class HFSource:
             wanted = (column_of(n, names) for n in columns(self.config))
             rows = rows.select_columns(list(dict.fromkeys(n for n in wanted if n)))
         path = f"{self.config.path}:{self.config.split}"
-        reader = RowReader(self.config, self.name, path, tally)
+        reader = RowReader(self.config, self.name, path, tally, columns=names or ())
         first = 0
         if self._rows is not None:
             rows, first = rows.select(self._rows), self._rows.start

@@ -54,7 +54,7 @@ def parquet_documents(
             tally.damaged(f"no_column_{config.text_field}", path)
             tally.columns = tally.columns or _text_columns(file.schema_arrow)
             return
-        reader = RowReader(config, source, str(path), tally, place)
+        reader = RowReader(config, source, str(path), tally, place, names)
         start = 0
         for group, num_rows in enumerate(groups):
             number = start
@@ -146,6 +146,8 @@ def _values(column: Any, config: SourceConfig, tally: Tally, path: File) -> Iter
         column = column.cast(column.type.value_type)
     if types.is_null(column.type):
         yield from [None] * len(column)
+    elif types.is_integer(column.type):  # may name a repository
+        yield from column.to_pylist()
     elif not (
         types.is_string(column.type)
         or types.is_large_string(column.type)
@@ -154,8 +156,8 @@ def _values(column: Any, config: SourceConfig, tally: Tally, path: File) -> Iter
         or types.is_large_binary(column.type)
         or types.is_binary_view(column.type)
     ):
-        # what lists and numbers hold is of no account
-        yield from (0 if valid else None for valid in column.is_valid().to_pylist())
+        # what lists and other numbers hold is of no account
+        yield from (0.0 if valid else None for valid in column.is_valid().to_pylist())
     else:
         for value in column.cast(pa.large_binary()).to_pylist():
             if value is None:

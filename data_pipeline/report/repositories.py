@@ -14,6 +14,9 @@ _LABELS = {
     "files_without_repository": "files without repository",
 }
 
+_FAR = 2
+"""Times that what is held out may differ from what was asked for without a word."""
+
 
 def repositories(manifest: Manifest) -> Html:
     """Return how many files were joined, and how much is held out."""
@@ -34,11 +37,17 @@ def in_words(manifest: Manifest) -> list[str]:
     if at(manifest, "repositories") is None:
         return []
     count = {key: as_number(at(manifest, "repositories", key)) or 0 for key in _LABELS}
-    single = count["files_left_single"] + count["files_without_repository"]
+    none = count["files_without_repository"]
+    single = count["files_left_single"] + none
+    held = _held_out(manifest) or 0
+    asked = as_number(at(manifest, "val_fraction")) or 0
+    differs = held > _FAR * asked or asked > _FAR * held
     return [
         f"repositories: {count['repositories']:,}; files joined: {count['files_joined']:,} (to "
-        f"{counted(int(count['documents']), 'document')}), left single: {single:,}; held out, as "
-        f"whole repositories: {_held_out(manifest) or 0:.1%} of the code's tokens"
+        f"{counted(int(count['documents']), 'document')}), left single: {single:,}"
+        + (f" ({none:,} of no repository)" if none else "")
+        + f"; held out, as whole repositories: {held:.1%} of the code's tokens"
+        + (f", where data.build.val_fraction={asked:g} asks for {asked:.1%}" if differs else "")
     ]
 
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from data_pipeline.dedup.stages import kept
+from data_pipeline.readers.ingest import Read
+from data_pipeline.repositories.advice import lone_files, no_repository
 from data_pipeline.repositories.buckets import Buckets, Entry, bucket_file, entries, read
 from data_pipeline.repositories.layout import File, join, single
 from data_pipeline.repositories.names import membership
@@ -26,7 +28,6 @@ from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks import places
 from data_pipeline.tasks.chunks import Chunk, ChunkWriter, read_chunk, write_chunk_list
 from data_pipeline.tasks.work import Output, Result, Work, write_sealed
-from loopcoder.errors import InputError
 
 STAGE = "repositories"
 """Name of the tally."""
@@ -40,6 +41,10 @@ class Scattered(Result):
     tally: Tally
     moved_bytes: int
     """UTF-8 of what went."""
+    code: dict[str, int] = field(default_factory=dict)
+    """Code documents of each source."""
+    lone: dict[str, int] = field(default_factory=dict)
+    """Those of them that belong to no repository."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class JoinedNumbered(Result):
     stage: ClassVar[str] = "number_joined"
     counts: dict[str, int]
     """Of the whole corpus; the notes of the tallies."""
+    warnings: list[str] = field(default_factory=list)
+    """A line for each source of which hardly a file belongs to a repository."""
 
 
 def is_on(work: Work) -> bool:
@@ -77,6 +84,8 @@ def scatter(work: Work, chunk: int) -> Output:
     buckets = Buckets(_buckets(work), chunk, num_buckets(work))
     moved = bytearray()
     moved_bytes = 0
+    code: Counter[str] = Counter()
+    lone: Counter[str] = Counter()
     for document in kept(work, chunk, Tally("dedup")):
         member = membership(document, work.data.build.repository.depth)
         moved.append(member is not None)
@@ -84,13 +93,17 @@ def scatter(work: Work, chunk: int) -> Output:
             tally.rows_in += 1
             tally.rows_out += 1
             tally.notes["files_without_repository"] += member is None
+            code[document.source] += 1
+            lone[document.source] += member is None
         if member is not None:
             moved_bytes += len(document.text.encode())
             buckets.add(document, member)
     moved_file(work, chunk).parent.mkdir(parents=True, exist_ok=True)
     write_sealed(moved_file(work, chunk), bytes(moved))
     return Output(
-        Scattered(tally, moved_bytes), hashed=buckets.finish(), bytes_in=work.text_bytes(chunk)
+        Scattered(tally, moved_bytes, dict(code), dict(lone)),
+        hashed=buckets.finish(),
+        bytes_in=work.text_bytes(chunk),
     )
 
 
@@ -123,22 +136,24 @@ def number_joined(work: Work, _: int) -> Output:
     """
     chunks: list[Chunk] = []
     counts: Counter[str] = Counter()
+    code: Counter[str] = Counter()
+    lone: Counter[str] = Counter()
     for scattered in work.all_done(Scattered):
+        code.update(scattered.result.code)
+        lone.update(scattered.result.lone)
         counts.update(scattered.result.tally.notes)
     for joined in work.all_done(Joined):
         counts.update(joined.result.tally.notes)
         chunks += joined.result.chunks
+    lacking: dict[str, dict[str, list[str]]] = {}
+    for read_part in work.all_done(Read):
+        found = lacking.setdefault(read_part.result.source, {})
+        lacking[read_part.result.source] = read_part.result.tallies[0].lacking | found
     if not chunks:
-        raise InputError.of(
-            "data.build.repository.enabled=true, and no code file of the sources belongs to a "
-            "repository",
-            "repositories are what repository_field of rows names, packages, archives, and "
-            f"{work.data.build.repository.depth} folder(s) below the path of a source",
-            "data.build.sources.0.repository_field=COLUMN, a path above the repositories, or "
-            "data.build.repository.enabled=false",
-        )
+        raise no_repository(work.data.build, lacking)
     write_chunk_list(work.joined_list, chunks)
-    return Output(JoinedNumbered(dict(counts)), files=[work.joined_list])
+    warnings = lone_files(work.data.build, code, lone)
+    return Output(JoinedNumbered(dict(counts), warnings), files=[work.joined_list])
 
 
 def moved_file(work: Work, chunk: int) -> Path:

@@ -12,13 +12,14 @@ import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.balance.plan import Planned, quotas_of
+from data_pipeline.balance.plan import Planned, quotas_of, target_for
 from data_pipeline.balance.room import check_room
 from data_pipeline.balance.selection import OtherContentError, select_chunk
 from data_pipeline.batches import batches
@@ -160,7 +161,7 @@ def index_buckets(work: Work, _: int) -> Output:
         for folder, size in zip(folders, sizes, strict=True)
     )
     tokens = {domain: sum(train.tokens[domain]) for domain in work.domains}
-    check_room(work.data, work.weights, tokens, sizes[0], work.result(Planned).largest_tokens)
+    check_room(work.data, work.weights, tokens, sizes[0], partial(target_for, work))
     files = [
         index_file(folder, bucket)
         for folder, size in zip(folders, sizes, strict=True)
@@ -272,7 +273,7 @@ def _check_room(work: Work) -> None:
     plan, weights = work.result(Planned), work.weights
     tokens = {d: plan.tokens * weight // sum(weights.values()) for d, weight in weights.items()}
     shards = _train_config(work).num_buckets
-    check_room(work.data, weights, tokens, shards, plan.largest_tokens)
+    check_room(work.data, weights, tokens, shards, partial(target_for, work))
 
 
 def _config(

@@ -1,4 +1,4 @@
-"""Numbers of `data.build` with which no corpus can be built, whatever the input."""
+"""Values of `data.build` with which no corpus can be built, whatever the input."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ from loopcoder.errors import Problem, counted
 MOST_HELD_OUT = 0.9
 """Largest share of documents that may be held out; the rest is trained on."""
 LEAST_WORKER_BYTES = 1000
+_WHOLE_DOCUMENTS = 64
+"""Times the least number of tokens that are proposed: documents are taken whole, of all languages,
+so that of a few tokens' share many a domain has none."""
 
 
 def check_build(data: DataConfig) -> Iterator[Problem]:
-    """Yield the numbers that leave nothing to train on, before anything is read."""
+    """Yield what no corpus can be built with, before anything is read."""
     build = data.build
     if not build.sources:
         return
+    for index, source in enumerate(build.sources):
+        key = f"data.build.sources.{index}"
+        if source.repository_field and not source.path_field:
+            yield Problem(
+                f"{key}.repository_field={source.repository_field} {key}.path_field=null",
+                "files of a repository are put in the order of their paths, and named by them",
+                f"{key}.path_field=COLUMN",
+            )
     if build.val_fraction > MOST_HELD_OUT:
         yield Problem(
             f"data.build.val_fraction={build.val_fraction:g}",
@@ -40,7 +51,8 @@ def check_build(data: DataConfig) -> Iterator[Problem]:
             f"data.build.target_tokens={build.target_tokens}",
             f"{counted(shards, 'shard')} of each domain with one sequence of {data.seq_length} and "
             f"the mixture {as_override(weights)} take {least:,} tokens",
-            f"data.build.target_tokens={4 * least} or more, or null for all that there is",
+            "data.build.target_tokens=null for all that there is, or "
+            f"{_WHOLE_DOCUMENTS * least} or more",
         )
 
 

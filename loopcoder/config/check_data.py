@@ -70,12 +70,6 @@ def _source(key: str, source: SourceConfig, path: str | list[str] | None) -> Ite
             f"there is nothing to read: the path is {what}",
             f"path={'NAME' if source.kind == 'hf' else 'DIR'}",
         )
-    if source.repository_field and not source.path_field:
-        yield Problem(
-            f"{key}.repository_field={source.repository_field} {key}.path_field=null",
-            "files of a repository are put in the order of their paths, and named by them",
-            f"{key}.path_field=COLUMN",
-        )
     if source.streaming and source.max_documents is None and source.max_bytes is None:
         yield Problem(
             f"{key}.streaming=true {key}.max_documents=null",

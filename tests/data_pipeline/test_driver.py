@@ -200,7 +200,7 @@ def test_what_leaves_nothing_to_train_on_is_refused_before_reading(
     assert [p.fix for p in caught.value.problems] == [
         "data.build.val_fraction=0.02",
         "data.build.worker_bytes=1000000000",
-        "data.build.target_tokens=520 or more, or null for all that there is",
+        "data.build.target_tokens=null for all that there is, or 8320 or more",
     ]
     assert not (tmp_path / "cache").exists()
 
@@ -210,7 +210,7 @@ def test_what_leaves_nothing_to_train_on_is_refused_before_reading(
     [
         ({"target_tokens": 130}, "data.build.target_tokens=520, or a shorter data.seq_length"),
         ({"shards": 90_000}, "data.build.shards=1"),
-        ({"epochs": 0.001}, "a larger data.build.epochs, or a shorter"),
+        ({"epochs": 0.01}, "a larger data.build.epochs, or a shorter"),
         ({"epochs": {"text": 1, "code": 1e-9}}, "a larger data.build.epochs, or more input"),
         ({"seq_length": 10**6}, "a shorter data.seq_length, or more documents"),
         ({"shares": {"COBOL": 1}}, "data.build.shares=supply, or the share of one of these"),
