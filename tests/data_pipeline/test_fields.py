@@ -70,7 +70,7 @@ def test_every_field_takes_odd_values_or_refuses_them(
             container = copy.deepcopy(plain)
             put(container, key, value)
             try:
-                found = validated(container)
+                found = _validate(Config, container, {})
                 check(resolve(found, backends), 1, backends)
                 check_input(found.data)
             except InputError as error:
@@ -79,13 +79,6 @@ def test_every_field_takes_odd_values_or_refuses_them(
                 raise AssertionError(f"{key}={value!r}: {error!r}") from error
     file.write_text(to_yaml(base))
     assert load_config(file) == base
-
-
-def validated(container: Any) -> Config:
-    found, problems = _validate(Config, container, {})
-    if found is None:
-        raise InputError(problems)
-    return found
 
 
 @pytest.mark.parametrize(
