@@ -72,6 +72,7 @@ def test_another_shape_on_resume(start: Start, finished: Path) -> None:
     assert "init_from" in finish(start(finished, "model.num_loops=3", "train.max_steps=4"), code=3)
 
 
+@pytest.mark.chaos
 def test_damaged_checkpoint(start: Start, finished: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(finished, run_dir)

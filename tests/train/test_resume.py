@@ -56,6 +56,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("uninterrupted") / "run"
 
 
+@pytest.mark.chaos
 def test_kill_and_stop(start: Start, tmp_path: Path, uninterrupted: Path, seed: int) -> None:
     finish(start(uninterrupted, *LONG))
     expected = curve(uninterrupted)
