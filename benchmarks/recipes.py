@@ -113,7 +113,7 @@ class Runner:
         self.living: set[subprocess.Popen[bytes]] = set()
         self.rates: dict[float, float] = {}
         """Operations per second that a whole GPU would do, by the cost of a finished run."""
-        self.failed: set[str] = set()
+        self.failed = False
 
     def run(self, studies: list[Study]) -> int:
         """Run the studies; 0 when nothing is missing, 75 when something is, 1 after a failure."""
@@ -184,7 +184,7 @@ class Runner:
             if code == -signal.SIGKILL and time.monotonic() >= self.deadline:
                 return
             if code != 0:
-                self.failed.add(job.study.name)
+                self.failed = True
                 text = Path(folder, "log").read_text(errors="replace")
                 print(f"{name} ended with {code}:\n{text[-3000:]}", flush=True)
                 return

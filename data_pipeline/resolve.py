@@ -147,22 +147,30 @@ def _check_tokenizer(data: DataConfig) -> None:
     encoder = import_tokenizer(
         Path(data.build.tokenizer).expanduser(), data.build.tokenizer_backend
     )
-    missing = [m for m in (fim.PREFIX, fim.MIDDLE, fim.SUFFIX, fim.END) if m not in encoder.markers]
-    if data.build.fim.rate and missing:
-        raise InputError.of(
-            f"data.build.fim.rate is {data.build.fim.rate}, and {data.build.tokenizer} has no "
-            f"{', '.join(missing)}",
+    uses = (
+        (
+            data.build.fim.rate > 0,
+            (fim.PREFIX, fim.MIDDLE, fim.SUFFIX, fim.END),
+            f"data.build.fim.rate is {data.build.fim.rate}",
             "documents for filling in the middle are made of these tokens",
-            "data.build.fim.rate=0, or a tokenizer that has them",
-        )
-    missing = [m for m in (REPO_NAME, FILE_SEP) if m not in encoder.markers]
-    if data.build.repository.enabled and missing:
-        raise InputError.of(
-            f"data.build.repository.enabled=true, and {data.build.tokenizer} has no "
-            f"{', '.join(missing)}",
+            "data.build.fim.rate=0",
+        ),
+        (
+            data.build.repository.enabled,
+            (REPO_NAME, FILE_SEP),
+            "data.build.repository.enabled=true",
             "these tokens separate the files of a repository",
-            "data.build.repository.enabled=false, or a tokenizer that has them",
-        )
+            "data.build.repository.enabled=false",
+        ),
+    )
+    for is_used, markers, fact, why, fix in uses:
+        missing = [marker for marker in markers if marker not in encoder.markers]
+        if is_used and missing:
+            raise InputError.of(
+                f"{fact}, and {data.build.tokenizer} has no {', '.join(missing)}",
+                why,
+                f"{fix}, or a tokenizer that has them",
+            )
 
 
 def _check_repository(data: DataConfig, domains: Sequence[str]) -> None:

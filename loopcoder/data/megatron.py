@@ -12,7 +12,7 @@ import torch
 
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import check_there
-from loopcoder.data.reader import readable, sequences_by_shard
+from loopcoder.data.reader import part_of, readable, sequences_by_shard
 
 _PER_DOMAIN = 4
 """Datasets kept open: a batch can straddle the border of a shard, or of several small ones."""
@@ -44,12 +44,9 @@ class MegatronReader:
 
     def row(self, epoch: int, index: int) -> torch.Tensor:
         """Return the token ids of one sequence and its last label. [S+1], int64"""
-        order, ends = self._order(epoch)
-        place = int(np.searchsorted(ends, index, side="right"))
-        shard = int(order[place])
-        first = int(ends[place]) - int(self.sequences[shard])
+        shard, index = part_of(*self._order(epoch), self.sequences, index)
         with readable(self._corpus.prefixes(self._domain, "train")[shard]):
-            item = self._shard(epoch, shard)[index - first]
+            item = self._shard(epoch, shard)[index]
         return torch.cat([item["tokens"], item["labels"][-1:]])
 
     def _seed(self, epoch: int, *more: int) -> np.random.SeedSequence:

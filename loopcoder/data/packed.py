@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, read_digests
 from loopcoder.data.corpus import Corpus, rebuild
 from loopcoder.data.indexed import token_dtype
-from loopcoder.data.reader import readable, sequences_by_shard
+from loopcoder.data.reader import part_of, readable, sequences_by_shard
 from loopcoder.errors import InputError
 
 _OPEN = 4
@@ -80,10 +80,10 @@ class PackedReader:
     def place(self, epoch: int, index: int) -> tuple[int, int]:
         """Return the shard of a sequence of an epoch, and its number there."""
         shards, ends = self._shards(epoch)
-        shard, index = _at(shards, ends, self.sequences, index)
+        shard, index = part_of(shards, ends, self.sequences, index)
         firsts = self._first_of_stretches(shard)
         stretches, ends = self._stretches(epoch, shard)
-        stretch, index = _at(stretches, ends, np.diff(firsts), index)
+        stretch, index = part_of(stretches, ends, np.diff(firsts), index)
         count = int(firsts[stretch + 1] - firsts[stretch])
         return shard, int(firsts[stretch] + self._stretch(count, epoch, shard, stretch)[index])
 
@@ -130,18 +130,3 @@ class PackedReader:
 def _power_of_two(number: int) -> int:
     """Return the largest power of two that is not above a number."""
     return 1 << (number.bit_length() - 1)
-
-
-def _at(
-    order: NDArray[np.int64], ends: NDArray[np.int64], counts: NDArray[np.int64], index: int
-) -> tuple[int, int]:
-    """Return which part holds a number, and the number within it.
-
-    Args:
-        order: The parts one after the other.
-        ends: How many end with each of them, in this order.
-        counts: How many each part has, by its own number.
-    """
-    place = int(np.searchsorted(ends, index, side="right"))
-    part = int(order[place])
-    return part, index - int(ends[place]) + int(counts[part])

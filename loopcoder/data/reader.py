@@ -42,6 +42,21 @@ def sequences_by_shard(corpus: Corpus, domain: str, seq_length: int) -> NDArray[
     return (tokens - 1) // seq_length
 
 
+def part_of(
+    order: NDArray[np.int64], ends: NDArray[np.int64], counts: NDArray[np.int64], index: int
+) -> tuple[int, int]:
+    """Return which part holds a number, and the number within it.
+
+    Args:
+        order: The parts one after the other.
+        ends: How many end with each of them, in this order.
+        counts: How many each part has, by its own number.
+    """
+    place = int(np.searchsorted(ends, index, side="right"))
+    part = int(order[place])
+    return part, index - int(ends[place]) + int(counts[part])
+
+
 @contextmanager
 def readable(shard: str) -> Iterator[None]:
     """Name the shard that cannot be read in the block; one that is gone stays an error of its own,
