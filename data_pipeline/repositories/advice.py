@@ -30,11 +30,13 @@ def no_repository(build: BuildConfig, lacking: Lacking) -> InputError:
                 f"{field}={key}; their columns are {shown_columns(columns)}"
             )
             fixes.append(typed(f"data.build.sources.{index}.{field}={_likeliest(columns, source)}"))
+    depth = build.repository.depth
     if not fixes:
         fixes = [
             "data.build.sources.0.repository_field=COLUMN with "
             "data.build.sources.0.path_field=COLUMN for rows",
             "a path above the repositories",
+            *([f"data.build.repository.depth={depth - 1}"] if depth > 1 else []),
         ]
     return InputError.of(
         "data.build.repository.enabled=true, and no code file of the sources belongs to a "
@@ -42,7 +44,7 @@ def no_repository(build: BuildConfig, lacking: Lacking) -> InputError:
         "; ".join(
             [
                 "repositories are what repository_field of rows names, packages, archives, and "
-                f"{build.repository.depth} folder(s) below the path of a source",
+                f"{depth} folder(s) below the path of a source",
                 *whys,
             ]
         ),

@@ -200,7 +200,9 @@ def unreadable(path: Path | str, error: OSError) -> LoopcoderError:
 
 def rebuild(folder: Path) -> str:
     """Return the fix of a corpus that is damaged."""
-    return f"delete {folder} and build it again (data=sample, files and hf do so by themselves)"
+    return (
+        f"delete {folder} and build it again (the same command does, with data=sample, files or hf)"
+    )
 
 
 def _faults(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterator[Problem]:
