@@ -17,6 +17,7 @@ from loopcoder.cli.arguments import rank
 from loopcoder.config.check import check
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import MANIFEST, check_domains, read_manifest
+from loopcoder.data.own_sets import check_own_folders
 from loopcoder.errors import InputError, Problem
 from loopcoder.metrics.throughput import peak_flops
 
@@ -59,6 +60,10 @@ def check_inputs(config: Config) -> None:
             check_domains(folder, read_manifest(folder), list(wanted))
         except InputError as error:
             problems += error.problems
+    try:
+        check_own_folders(config.eval)
+    except InputError as error:
+        problems += error.problems
     if problems:
         raise InputError(problems)
 

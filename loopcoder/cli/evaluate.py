@@ -15,6 +15,7 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.pinned import gone, where_is
 from loopcoder.cli.arguments import parse_arguments
+from loopcoder.config.check_corpora import check_own_sets
 from loopcoder.config.check_data import check_lengths, check_stages
 from loopcoder.config.compose import changed, compose, load_config
 from loopcoder.config.data import DataConfig
@@ -28,7 +29,9 @@ from loopcoder.data.corpus import (
     in_use,
     load_corpus,
 )
+from loopcoder.data.own_sets import check_own_folders
 from loopcoder.errors import EXIT_DONE, InputError, counted
+from loopcoder.metrics.sinks import OWN_SET
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
 if TYPE_CHECKING:
@@ -85,9 +88,12 @@ def run(argv: list[str]) -> int:
     trained = load_config(found[-1].path / layout.CONFIG)
     config = as_asked(trained, asked, others)
     wrong = list(check_stages(config)) if config.data != trained.data else []
-    wrong += check_lengths(config) if config.eval != trained.eval else []
+    wrong += (
+        [*check_lengths(config), *check_own_sets(config)] if config.eval != trained.eval else []
+    )
     if wrong:
         raise InputError(wrong)
+    check_own_folders(config.eval)
     cache = Path(asked.data.build.cache_dir).expanduser()
     verify = config.data.verify if "data.verify" in map(_key, others) else "size"
     if config.data == trained.data or (single and _same_build(config.data, trained.data)):
@@ -153,8 +159,7 @@ def as_asked(trained: Config, asked: Config, overrides: Sequence[str]) -> Config
         if section in ("data", "path"):
             config = replace(config, data=asked.data)
         elif section == "eval" and field:
-            section_now = replace(config.eval, **{field: getattr(asked.eval, field)})
-            config = replace(config, eval=section_now)
+            config = changed(config, [override])
         elif key == "model.num_loops":
             config = replace(config, model=replace(config.model, num_loops=asked.model.num_loops))
         elif key == "precision":
@@ -243,6 +248,7 @@ def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> lis
     """Return the fields `val/...` of each checkpoint, with its path, step and loops."""
     with ended_at_once():
         from loopcoder.loaded import load
+        from loopcoder.train.own_sets import OwnSets
         from loopcoder.train.validation import Evaluator
 
     # None: what suits this machine, for a run in FP8
@@ -254,6 +260,7 @@ def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> lis
         resolved = replace(config, model=run.config.model)
         stage = min(checkpoint.state().position.stage, len(config.stages) - 1)
         values = Evaluator(resolved, corpus)(run.state, stage)
+        values |= OwnSets(resolved, corpus)(run.state, stage)
         results.append(
             {
                 "checkpoint": str(checkpoint.path),
@@ -276,27 +283,36 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             f"{result['precision']}, on {result['corpus']}"
         )
         rows = [["", "nats per token", "bits per byte", "by loop"]]
-        for at in _sections(result):
-            by_loop = [
-                f"{result[f'val/loss{at}/loop{r}']:.4f}"
-                for r in range(result["num_loops"])
-                if f"val/loss{at}/loop{r}" in result
-            ]
-            bits = result.get(f"val/bpb{at}")
-            rows.append(
-                [
-                    _label(at),
-                    f"{result[f'val/loss{at}']:.4f}",
-                    "" if bits is None else f"{bits:.4f}",
-                    " -> ".join(by_loop),
-                ]
-            )
+        rows += _rows(result, int(result["num_loops"]))
+        for name in dict.fromkeys(found[1] for key in result if (found := OWN_SET.fullmatch(key))):
+            own = f"val/{name}/"
+            of_set = {
+                f"val/{key.removeprefix(own)}": value
+                for key, value in result.items()
+                if key.startswith(own)
+            }
+            for label, *numbers in _rows(of_set, int(result["num_loops"])):
+                rows.append([name if label == "all" else f"{name}: {label}", *numbers])
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines += [
             "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
     return "\n".join(lines)
+
+
+def _rows(result: Mapping[str, Any], loops: int) -> list[list[str]]:
+    rows = []
+    for at in _sections(result):
+        by_loop = [
+            f"{result[f'val/loss{at}/loop{r}']:.4f}"
+            for r in range(loops)
+            if f"val/loss{at}/loop{r}" in result
+        ]
+        bits = result.get(f"val/bpb{at}")
+        shown = "" if bits is None else f"{bits:.4f}"
+        rows.append([_label(at), f"{result[f'val/loss{at}']:.4f}", shown, " -> ".join(by_loop)])
+    return rows
 
 
 def _sections(result: Mapping[str, Any]) -> list[str]:

@@ -38,6 +38,7 @@ from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_ya
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import load_corpus, opening
+from loopcoder.data.own_sets import open_own_sets
 from loopcoder.errors import EXIT_DONE, counted
 from loopcoder.metrics.summary import print_finished
 from loopcoder.plan.fit import check_run, needs
@@ -208,6 +209,7 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
     else:
         corpus = load_corpus(pinned, verify)
     check_start(config, run_dir, corpus)  # before anything is written or started
+    open_own_sets(config.eval, corpus, "hash" if verify == "blocks" else verify)
     if not launched and size > 1:
         kills = kernel_kills()
         code = start_workers(config, size)  # which inherit the overrides

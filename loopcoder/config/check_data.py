@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from loopcoder.config.build import MIN_VOCAB_SIZE, NUM_SPECIAL_TOKENS, SourceConfig
 from loopcoder.config.check_build import check_build
+from loopcoder.config.check_corpora import check_own_sets
 from loopcoder.config.check_names import check_names
 from loopcoder.config.fields import as_override, next_multiple
 from loopcoder.config.schema import Config
@@ -34,6 +35,7 @@ def check_data(config: Config) -> Iterator[Problem]:
     yield from _tokenizer(config)
     yield from check_stages(config)
     yield from check_lengths(config)
+    yield from check_own_sets(config)
 
 
 def check_lengths(config: Config) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic.dataclasses import dataclass
 
 from loopcoder.config.data import DataConfig, ResolvedStage, StageConfig
+from loopcoder.config.evaluation import EvalConfig
 from loopcoder.config.types import (
     STRICT,
     Changes,
@@ -322,30 +323,6 @@ class TrainConfig:
     then counts. Once they are settled it changes nothing."""
     batch_ramp: BatchRampConfig | None = None
     """Grow the global batch at the beginning; null: constant."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class EvalConfig:
-    """Evaluation on the held-out documents."""
-
-    interval: PositiveInt | None = 100
-    """Steps between evaluations; null: only at the end."""
-    at_end: bool = True
-    """Evaluate after the last step."""
-    sequences_per_domain: PositiveInt = 64
-    """Held-out sequences of each domain, of the length of the current data stage; fewer if there
-    are fewer, which is said at the start."""
-    lengths: Annotated[list[PositiveInt] | None, _NEW] = None
-    """Further lengths, in tokens: `val/loss/len<length>` is the loss of the same tokens as
-    `val/loss`, which is at the length of the current data stage, in sequences of another length;
-    null: at no other."""
-    per_loop: bool = True
-    """Also the loss of each loop's output through the head (logit lens)."""
-
-    @property
-    def happens(self) -> bool:
-        """Whether anything is evaluated while training."""
-        return self.interval is not None or self.at_end
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -63,6 +63,8 @@ FIELDS = {
     "val/loss/<domain>/loop<r>": "the same over one domain",
     "val/loss/len<n>": "val/loss with sequences of n tokens (eval.lengths); its /<domain>, "
     "/loop<r> and val/bpb/len<n>/<domain> are as above",
+    "val/<name>/loss": "mean over the held-out tokens of the set <name> of eval.corpora; its "
+    "/<domain>, /loop<r>, /len<n> and val/<name>/bpb/<domain> are as above",
     "val/unigram_entropy": "cross-entropy of the corpus' held-out tokens under the frequencies of "
     "its training tokens, domains weighted as in val/loss, nats per token",
 }
