@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from loopcoder.config.data import DataConfig
 from loopcoder.config.renamed import translate_manifest
 from loopcoder.data.indexed import BLOCKS, check_pair
+from loopcoder.data.labels import Label
 from loopcoder.data.manifest import head_faults, manifest_faults
 from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.files import fault_of
@@ -53,6 +54,9 @@ class Corpus:
     """Token that ends every document."""
     fingerprint: str
     """Hash of everything that determines the content."""
+    labels: tuple[Label, ...]
+    """Of its documents, in the order of their numbers; without files of labels one for each domain,
+    in the order of `domains`."""
     manifest: Mapping[str, Any] = field(repr=False, compare=False)
 
     def prefixes(self, domain: str, split: str) -> list[str]:
@@ -125,6 +129,7 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
         vocab_size=tokenizer["vocab_size"],
         eod_id=tokenizer["eod_id"],
         fingerprint=manifest["fingerprint"],
+        labels=tuple(Label(domain, None, None) for domain in manifest["domains"]),
         manifest=manifest,
     )
 

@@ -12,7 +12,7 @@ import torch
 
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import check_there
-from loopcoder.data.reader import part_of, readable, sequences_by_shard
+from loopcoder.data.reader import Row, part_of, readable, sequences_by_shard
 
 _PER_DOMAIN = 4
 """Datasets kept open: a batch can straddle the border of a shard, or of several small ones."""
@@ -42,12 +42,14 @@ class MegatronReader:
         self._shard = lru_cache(maxsize=_PER_DOMAIN)(self._build_shard)
         self._order = lru_cache(maxsize=_PER_DOMAIN)(self._shuffle_shards)
 
-    def row(self, epoch: int, index: int) -> torch.Tensor:
-        """Return the token ids of one sequence and its last label. [S+1], int64"""
+    def row(self, epoch: int, index: int) -> Row:
+        """Return one sequence."""
         shard, index = part_of(*self._order(epoch), self.sequences, index)
         with readable(self._corpus.prefixes(self._domain, "train")[shard]):
             item = self._shard(epoch, shard)[index]
-        return torch.cat([item["tokens"], item["labels"][-1:]])
+        label = self._corpus.domains.index(self._domain)
+        ids = torch.cat([item["tokens"], item["labels"][-1:]])
+        return Row(ids, torch.full((self._seq_length,), label))
 
     def _seed(self, epoch: int, *more: int) -> np.random.SeedSequence:
         return np.random.SeedSequence([*self._seeds, epoch, *more])

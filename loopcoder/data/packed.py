@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, read_digests
 from loopcoder.data.corpus import Corpus, rebuild
 from loopcoder.data.indexed import token_dtype
-from loopcoder.data.reader import part_of, readable, sequences_by_shard
+from loopcoder.data.reader import Row, part_of, readable, sequences_by_shard
 from loopcoder.errors import InputError
 
 _OPEN = 4
@@ -63,8 +63,8 @@ class PackedReader:
         self._stretches = lru_cache(maxsize=_OPEN)(self._order_of_stretches)
         self._stretch = lru_cache(maxsize=_OPEN)(self._permutation)
 
-    def row(self, epoch: int, index: int) -> torch.Tensor:
-        """Return the token ids of one sequence and its last label. [S+1], int64
+    def row(self, epoch: int, index: int) -> Row:
+        """Return one sequence.
 
         Raises:
             LoopcoderError: the block is damaged, or cannot be read.
@@ -75,7 +75,9 @@ class PackedReader:
         start = sequence * self._seq_length * size
         with readable(self._prefixes[shard] + ".bin"):
             content = self._file(shard).read(start, (self._seq_length + 1) * size)
-        return torch.from_numpy(np.frombuffer(content, dtype=self._dtype).astype(np.int64))
+        ids = np.frombuffer(content, dtype=self._dtype).astype(np.int64)
+        label = self._corpus.domains.index(self._domain)
+        return Row(torch.from_numpy(ids), torch.full((self._seq_length,), label))
 
     def place(self, epoch: int, index: int) -> tuple[int, int]:
         """Return the shard of a sequence of an epoch, and its number there."""
