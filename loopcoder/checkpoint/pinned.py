@@ -11,13 +11,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.config.compose import load_config, save_config
+from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import MANIFEST, TOKEN_BYTES, TOKENIZER, Corpus, read_manifest
+from loopcoder.data.joined import JoinedCorpus
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.storage.disk import full_disk_raises
 from loopcoder.storage.files import write_json
@@ -49,7 +52,7 @@ def pinned_corpus(
     Raises:
         InputError: the run was given a finished corpus, which is gone.
     """
-    if config.data.rebuild:
+    if config.data.rebuild or joined_corpora(config.data):
         return None
     record = _record(run_dir) or (_record(sibling) if sibling else None)
     if record is None or _sources(record.data, record) != _sources(config.data, record):
@@ -127,11 +130,16 @@ def record_corpus(corpus: Corpus, run_dir: Path) -> None:
     for file in companions(corpus.dir):
         shutil.copyfile(file, run_dir / file.name)
     inputs = [source.get("input_xxh3_128") for source in corpus.manifest.get("sources", [])]
-    content = {
+    content: dict[str, Any] = {
         "dir": str(corpus.dir.resolve()),
         "fingerprint": corpus.fingerprint,
         "inputs": inputs,
     }
+    if isinstance(corpus, JoinedCorpus):
+        content["corpora"] = {
+            name: {"dir": str(member.dir.resolve()), "fingerprint": member.fingerprint}
+            for name, member in corpus.parts.items()
+        }
     write_json(run_dir / RECORD, content)
 
 
@@ -176,6 +184,17 @@ def read_record(run_dir: Path) -> tuple[Path, str] | None:
             "checkpoint",
         ) from error
     return Path(folder), fingerprint
+
+
+def read_members(run_dir: Path) -> dict[str, tuple[Path, str]]:
+    """Return folder and fingerprint of each corpus that a run reads as one, by name; {}: it reads a
+    single one, or has no record that can be read."""
+    try:
+        content = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+        found = content.get("corpora", {}).items()
+        return {name: (Path(c["dir"]), str(c["fingerprint"])) for name, c in found}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def _sources(data: DataConfig, record: _Record) -> dict[str, object]:

@@ -15,8 +15,10 @@ from loopcoder.backends import Backends
 from loopcoder.checkpoint.start import check_start
 from loopcoder.cli.arguments import rank
 from loopcoder.config.check import check
+from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import MANIFEST, check_domains, read_manifest
+from loopcoder.data.joined import check_joined_folders
 from loopcoder.data.own_sets import check_own_folders
 from loopcoder.errors import InputError, Problem
 from loopcoder.metrics.throughput import peak_flops
@@ -54,7 +56,12 @@ def check_inputs(config: Config) -> None:
     problems = [*_login(config)]
     data = config.data
     folder = Path(str(data.path)).expanduser()
-    if not data.build.sources and isinstance(data.path, str) and (folder / MANIFEST).is_file():
+    if joined_corpora(data):
+        try:
+            check_joined_folders(data)
+        except InputError as error:
+            problems += error.problems
+    elif not data.build.sources and isinstance(data.path, str) and (folder / MANIFEST).is_file():
         try:
             wanted = dict.fromkeys(domain for stage in config.stages for domain in stage.mixture)
             check_domains(folder, read_manifest(folder), list(wanted))

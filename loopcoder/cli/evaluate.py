@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,10 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.pinned import gone, where_is
 from loopcoder.cli.arguments import parse_arguments
-from loopcoder.config.check_corpora import check_own_sets
+from loopcoder.config.check_corpora import check_joined, check_own_sets
 from loopcoder.config.check_data import check_lengths, check_stages
 from loopcoder.config.compose import changed, compose, load_config
+from loopcoder.config.corpora import joined_corpora, settled
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config
@@ -29,7 +31,7 @@ from loopcoder.data.corpus import (
     in_use,
     load_corpus,
 )
-from loopcoder.data.own_sets import check_own_folders
+from loopcoder.data.own_sets import check_own_folders, own_folders
 from loopcoder.errors import EXIT_DONE, InputError, counted
 from loopcoder.metrics.sinks import OWN_SET
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
@@ -56,6 +58,8 @@ run's, and only the fields that are given differ."""
 
 _AT_LENGTH = r"val/loss/len\d+"
 """Field of an evaluation at a length of `eval.lengths`."""
+_LENGTH = re.compile(r"(?:/len\d+(?=/))?")
+"""What stands before the domain, for such a length."""
 _CACHE_DIR = "data.build.cache_dir"
 """Where corpora are, whichever it is."""
 _OTHER_DATA = ("data", "path", "data.path")
@@ -87,23 +91,29 @@ def run(argv: list[str]) -> int:
     asked = compose([o for o in others if o not in single], arguments.config_dir)
     trained = load_config(found[-1].path / layout.CONFIG)
     config = as_asked(trained, asked, others)
-    wrong = list(check_stages(config)) if config.data != trained.data else []
-    wrong += (
-        [*check_lengths(config), *check_own_sets(config)] if config.eval != trained.eval else []
-    )
+    config = replace(config, data=settled(config.data))
+    wrong = []
+    if config.data != trained.data:
+        wrong += [*check_stages(config), *check_joined(config)]
+    if config.eval != trained.eval:
+        wrong += [*check_lengths(config), *check_own_sets(config)]
     if wrong:
         raise InputError(wrong)
     check_own_folders(config.eval)
     cache = Path(asked.data.build.cache_dir).expanduser()
     verify = config.data.verify if "data.verify" in map(_key, others) else "size"
-    if config.data == trained.data or (single and _same_build(config.data, trained.data)):
+    if joined_corpora(config.data):
+        corpus = corpus_of(found[-1], config.data, cache, verify)
+    elif config.data == trained.data or (single and _same_build(config.data, trained.data)):
         corpus = corpus_of_the_run(found[-1], trained, cache, verify)
         if config.data != trained.data:
             domains = {domain for stage in config.stages for domain in stage.mixture}
             check_domains(corpus.dir, corpus.manifest, sorted(domains))
     else:
         corpus = corpus_of(found[-1], config.data, cache, verify)
-    with in_use(corpus.dir):
+    with ExitStack() as held:
+        for folder in (*(m.dir for m in corpus.members), *own_folders(config.eval).values()):
+            held.enter_context(in_use(folder))
         results = evaluate(found, config, corpus)
     if "--json" in argv:
         for result in results:
@@ -323,7 +333,7 @@ def _sections(result: Mapping[str, Any]) -> list[str]:
     return [
         section
         for at in ["", *lengths]
-        for section in [at, *(n for n in names if n.rpartition("/")[0] == at)]
+        for section in [at, *(n for n in names if _LENGTH.match(n)[0] == at)]  # type: ignore[index]
     ]
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-from loopcoder.config.fields import typed
+from loopcoder.config.corpora import SEPARATOR, joined_corpora
+from loopcoder.config.data import CorpusConfig, DataConfig, StageConfig
+from loopcoder.config.fields import as_override, typed
 from loopcoder.config.schema import Config
 from loopcoder.config.types import NAME
 from loopcoder.errors import Problem
@@ -28,3 +31,88 @@ def check_own_sets(config: Config) -> Iterator[Problem]:
         if not path.strip():
             why = "a validation set is the folder of a finished corpus"
             yield Problem(given, why, typed(f"eval.corpora={{{name}:FOLDER}}"))
+
+
+def check_joined(config: Config) -> Iterator[Problem]:
+    """Yield why the corpora of `data.corpora` cannot be read as one."""
+    data = config.data
+    if not joined_corpora(data):
+        return
+    if data.build.sources:
+        why = "they are finished corpora, and this preset builds one of its sources"
+        yield Problem(f"data={data.name} with data.corpora", why, "data=corpus data.corpora=...")
+    if data.path is not None:
+        why = "data.corpora names all that is read, and its entries have a path each"
+        fix = f"path=null, or {{path:{data.path},weight:1}} as an entry of data.corpora"
+        yield Problem(f"data.path={data.path} with data.corpora", why, fix)
+    yield from _names(data)
+    for index, (stage, resolved) in enumerate(
+        zip(data.stages or [StageConfig()], config.stages, strict=True)
+    ):
+        where = f"data.stages.{index}." if data.stages else "data."
+        corpora = data.corpora if stage.corpora is None else stage.corpora
+        if not corpora:
+            yield Problem(
+                f"{where}corpora=[] in a run with corpora in other stages",
+                "this stage has none to read",
+                typed(f"{where}corpora=[{{path:FOLDER,weight:1}}]"),
+            )
+        else:
+            yield from _shares(where, stage.mixture or data.mixture, corpora, resolved.mixture)
+
+
+def _names(data: DataConfig) -> Iterator[Problem]:
+    known, paths = joined_corpora(data), dict[Path, str]()
+    lists = {"data.corpora": data.corpora} | {
+        f"data.stages.{index}.corpora": stage.corpora or []
+        for index, stage in enumerate(data.stages)
+    }
+    for key, corpora in lists.items():
+        for index, corpus in enumerate(corpora):
+            name, entry = corpus.called, f"{key}.{index}"
+            twice = name in (other.called for other in corpora[:index])
+            if not re.fullmatch(NAME, name):
+                why = "it is part of the names of its losses: letters, digits and . _ - + = , @"
+                yield Problem(f"{entry} is called {name!r}", why, f"{entry}.name=NAME")
+            elif twice or corpus.path != known[name].path:
+                why = "a position, and a loss, goes by the name of its corpus"
+                fact = f"{entry} and another corpus are called {name}"
+                yield Problem(fact, why, f"{entry}.name=OTHER")
+            where = Path(corpus.path).expanduser().absolute()
+            if paths.setdefault(where, name) != name:
+                why = "its sequences would be given once by each"
+                yield Problem(f"{corpus.path} is both {paths[where]} and {name}", why, f"~{entry}")
+
+
+def _shares(
+    where: str,
+    mixture: Mapping[str, float],
+    corpora: Sequence[CorpusConfig],
+    joined: Mapping[str, float],
+) -> Iterator[Problem]:
+    """Yield what of a mixture no corpus has, and which corpus would give nothing."""
+    there = {
+        f"{corpus.called}{SEPARATOR}{domain}": domain
+        for corpus in corpora
+        for domain in corpus.domains or []
+    }
+    if any(corpus.domains is None for corpus in corpora):
+        return  # one of them cannot be read: opening it says why
+    plain = dict.fromkeys(dict.fromkeys(there.values()), 1)
+    for name in mixture:
+        if name not in there and name not in plain:
+            yield Problem(
+                f"{where}mixture={as_override(mixture)}: no corpus of {where}corpora has {name!r}",
+                f"they have {', '.join(there)}; what is no domain has a weight if it is a corpus "
+                "of its own",
+                f"{typed(f'{where}mixture={as_override(plain)}')}, or an entry "
+                "{path:FOLDER,weight:1} in data.corpora for it",
+            )
+    for corpus in corpora:
+        if not any(name.rpartition(SEPARATOR)[0] == corpus.called for name in joined):
+            yield Problem(
+                f"{where}corpora has {corpus.called}, and {where}mixture={as_override(mixture)} "
+                "none of its domains",
+                f"it has {' and '.join(corpus.domains or [])}, so that nothing would be read of it",
+                f"leave it out, or {typed(f'{where}mixture={as_override(plain)}')}",
+            )

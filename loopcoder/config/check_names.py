@@ -62,7 +62,8 @@ def _domains(data: DataConfig) -> Iterator[Problem]:
         is_clear = None not in mended and len(mended) == len(mapping)
         yield Problem(
             f"{key}={as_override(mapping)}: there is no domain {unknown[0]!r}",
-            f"the domains of a corpus built here are {' and '.join(DOMAINS)}",
+            f"the domains of a corpus built here are {' and '.join(DOMAINS)}; its languages have "
+            "weights in data.build.shares, sources if they are a corpus each (data.corpora)",
             typed(f"{key}={as_override(mended if is_clear else dict.fromkeys(DOMAINS, 1))}"),
         )
     wanted = {name for mapping in mixtures.values() for name in mapping}

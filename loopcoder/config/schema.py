@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
+from loopcoder.config.corpora import joined_mixture
 from loopcoder.config.data import DataConfig, ResolvedStage, StageConfig
 from loopcoder.config.evaluation import EvalConfig
 from loopcoder.config.types import (
@@ -363,9 +364,14 @@ class Config:
         return [
             ResolvedStage(
                 until=s.until,
-                mixture=s.mixture or self.data.mixture,
+                mixture=self._mixture(s),
                 seq_length=s.seq_length or self.data.seq_length,
                 rope_theta=s.rope_theta or self.model.rope_theta,
             )
             for s in (self.data.stages or [StageConfig()])
         ]
+
+    def _mixture(self, stage: StageConfig) -> dict[str, float]:
+        mixture = stage.mixture or self.data.mixture
+        corpora = self.data.corpora if stage.corpora is None else stage.corpora
+        return joined_mixture(mixture, corpora) if corpora else mixture

@@ -51,7 +51,7 @@ class Blend:
         self.mixture = Mixture(stage.mixture)
         self.check(corpus, stage)
         self._readers = {
-            d: reader(corpus, d, stage.seq_length, (seed, stage_idx, corpus.domains.index(d)))
+            d: reader(*corpus.part(d), stage.seq_length, (seed, stage_idx, *corpus.seed(d)))
             for d in self.mixture.domains
         }
         self._sizes = {d: int(r.sequences.sum()) for d, r in self._readers.items()}
@@ -89,10 +89,11 @@ class Blend:
 
     def rows(self, samples: np.ndarray) -> Rows:
         """Return some samples."""
-        rows, domains = [], []
+        ids, labels, domains = [], [], []
         for sample in samples:
             domain, index = self.mixture.locate(int(sample))
-            rows.append(self._readers[domain].row(*divmod(index, self._sizes[domain])))
+            row = self._readers[domain].row(*divmod(index, self._sizes[domain]))
+            ids.append(row.ids)
+            labels.append(row.labels + self.corpus.first_label(domain))
             domains.append(self.corpus.domains.index(domain))
-        ids, labels = zip(*rows, strict=True)
         return Rows(torch.stack(ids), torch.tensor(domains), torch.stack(labels))

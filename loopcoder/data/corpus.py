@@ -32,6 +32,8 @@ REPORT = "report.html"
 UNIGRAM_ENTROPY = "unigram_entropy"
 """Entry of the manifest: that of every domain, in nats per token (see unigram.py)."""
 
+_CORPUS_EACH = "'data.corpora=[{path:FOLDER,weight:1},{path:OTHER,weight:1}]' of a corpus each"
+"""The fix of a weight for what is no domain."""
 _PERMIT = "chmod or chown it so that this user may read it"
 Verify = Literal["hash", "blocks", "size"]
 """`hash` reads every byte of a corpus; `blocks` leaves out the training shards that have digests of
@@ -58,6 +60,24 @@ class Corpus:
     """Of its documents, in the order of their numbers; without files of labels one for each domain,
     in the order of `domains`."""
     manifest: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def members(self) -> tuple[Corpus, ...]:
+        """The corpora that it is joined of (joined.py); itself if it is one."""
+        return (self,)
+
+    def part(self, domain: str) -> tuple[Corpus, str]:
+        """Return the corpus that a domain is read from, and what it is called there."""
+        return self, domain
+
+    def seed(self, domain: str) -> tuple[int, ...]:
+        """Return what the order of a domain's sequences follows from, besides the run's seed."""
+        return (self.domains.index(domain),)
+
+    def first_label(self, domain: str) -> int:
+        """Return the index in `labels` of the first label of the corpus that a domain is read
+        from."""
+        return 0
 
     def prefixes(self, domain: str, split: str) -> list[str]:
         """Return the paths of the shards, Megatron datasets, without .bin/.idx.
@@ -151,11 +171,30 @@ def check_domains(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[st
     """Raise InputError unless a corpus has every domain that a mixture names."""
     there = list(manifest["domains"])
     if missing := [domain for domain in wanted if domain not in there]:
+        why, fix = "data.mixture draws from every domain that it names", ""
+        if kind := next(filter(None, (_mixed_in(manifest, name) for name in missing)), None):
+            why = f"{kind}, and its documents lie mixed with others in the shards of this corpus"
+            fix = f"{_CORPUS_EACH}, or "
         raise InputError.of(
             f"corpus {folder} has {' and '.join(there)}, not {' or '.join(missing)}",
-            "data.mixture draws from every domain that it names",
-            f"'data.mixture={{{','.join(f'{d}:1' for d in there)}}}'",
+            why,
+            f"{fix}'data.mixture={{{','.join(f'{d}:1' for d in there)}}}'",
         )
+
+
+def _mixed_in(manifest: Mapping[str, Any], name: str) -> str | None:
+    """Return what a name stands for that is no domain of a corpus; None: nothing in it."""
+    languages = {
+        language.lower(): domain
+        for domain, splits in manifest["domains"].items()
+        for language in splits["train"].get("languages", {})
+    }
+    if domain := languages.get(name.lower()):
+        return f"{name} is a language of its {domain}"
+    sources = [
+        source.get(key) for source in manifest.get("sources", []) for key in ("name", "kind")
+    ]
+    return f"{name} is a source of it" if name in sources else None
 
 
 @contextmanager
@@ -181,11 +220,12 @@ def in_use(folder: Path) -> Iterator[None]:
 
 def lost(corpus: Corpus) -> LoopcoderError | None:
     """Return the error of a corpus that is no longer what was opened; None: all files are there."""
-    problem = next(_faults(corpus.dir, corpus.manifest, "size"), None)
+    faults = ((m.dir, p) for m in corpus.members for p in _faults(m.dir, m.manifest, "size"))
+    folder, problem = next(faults, (corpus.dir, None))
     if problem is None:
         return None
     return LoopcoderError.of(
-        f"the corpus {corpus.dir} was taken away while it was read: {problem.fact}",
+        f"the corpus {folder} was taken away while it was read: {problem.fact}",
         "it was removed, moved or changed, or its disk is gone; a run reads it until it ends",
         "the same command once it is back there, or with data=corpus path=FOLDER where it is now",
     )

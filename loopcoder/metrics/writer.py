@@ -37,6 +37,8 @@ FIELDS = {
     "step": "optimizer steps done, this one included",
     "loss": "mean over the valid tokens of the global batch, nats per token",
     "loss/<domain>": "the same over one domain's tokens",
+    "loss/corpus/<name>/<domain>": "the same over one corpus (data.corpora); loss/<domain> is over "
+    "all of them, in validation by their weights",
     "loss/loop<r>": "the training loss with the head on the output of loop r (logging.loop_losses)",
     "grad_norm": "global L2 norm of the gradient before clipping",
     "grad_norm/loop<r>": "L2 norm of the gradient at the input of loop r (logging.loop_gradients)",
@@ -59,6 +61,7 @@ FIELDS = {
     "lack it, and their val/loss is the mean over the held-out tokens of all domains",
     "val/loss/<domain>": "mean over the held-out tokens of one domain, nats per token",
     "val/bpb/<domain>": "bits per byte of UTF-8: val/loss/<domain> * tokens / bytes / ln 2",
+    "val/loss/corpus/<name>/<domain>": "the same of one corpus (data.corpora), as val/bpb/...",
     "val/loss/loop<r>": "val/loss with the head on the output of loop r (logit lens), r from 0",
     "val/loss/<domain>/loop<r>": "the same over one domain",
     "val/loss/len<n>": "val/loss with sequences of n tokens (eval.lengths); its /<domain>, "

@@ -53,6 +53,7 @@ from loopcoder.optim.optimizer import update
 from loopcoder.optim.schedule import branching_step, learning_rate, vocabulary_share
 from loopcoder.parallel import mcore
 from loopcoder.storage.run_lock import only_run_in
+from loopcoder.train.by_domain import loss_fields
 from loopcoder.train.health import Health
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
@@ -81,7 +82,7 @@ def train(
     with ExitStack() as held:
         if os.environ.get("RANK", "0") == "0":
             held.enter_context(only_run_in(run_dir))
-        for folder in (corpus.dir, *own_folders(config.eval).values()):
+        for folder in (*(m.dir for m in corpus.members), *own_folders(config.eval).values()):
             held.enter_context(in_use(folder))
         try:
             return _train_alone(config, corpus, backends, run_dir, launch)
@@ -231,11 +232,7 @@ class Run:
         self.health.check()
         loss, tokens = result.sums.tolist()
         all_tokens = max(sum(tokens), 1.0)
-        by_domain = {
-            f"loss/{d}": s / n
-            for d, s, n in zip(self.corpus.domains, loss, tokens, strict=True)
-            if n > 0
-        }
+        by_domain = loss_fields(self.corpus.domains, loss, tokens)
         timing = window.measure(self._throughput(data.before.stage))
         memory = reduce_peak_memory(self.ranks.device)
         if evaluate:

@@ -66,10 +66,10 @@ class OwnSets:
 def _config_for(config: Config, corpus: Corpus) -> Config:
     """Return a config that evaluates all of a corpus, its domains weighted by their tokens."""
     mixture = {domain: float(tokens) for domain, tokens in held_out_tokens(corpus).items()}
-    stages = [replace(stage, mixture=None) for stage in config.data.stages]
+    stages = [replace(stage, mixture=None, corpora=None) for stage in config.data.stages]
     sequences = config.eval.corpora_sequences or max(map(int, mixture.values()))
     return replace(
         config,
-        data=replace(config.data, mixture=mixture, stages=stages),
+        data=replace(config.data, mixture=mixture, corpora=[], stages=stages),
         eval=replace(config.eval, sequences_per_domain=sequences),
     )

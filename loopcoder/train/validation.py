@@ -16,6 +16,7 @@ from loopcoder.data.batch import Batch
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.heldout import HeldOut
 from loopcoder.errors import counted
+from loopcoder.train.by_domain import field_of, over_corpora
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_evaluation
 from loopcoder.train.state import TrainState
 from loopcoder.train.step import losses
@@ -170,13 +171,14 @@ def _fields(
     """Return the fields of what `_sums` found of every domain; `at` comes after `val/loss`."""
     by_domain: dict[str, list[float]] = {}
     fields: dict[str, float] = {}
-    for domain, found in sums.items():
+    for domain, found in (over_corpora(sums, mixture) | dict(sums)).items():
         *by_loop, tokens, utf8_bytes = found.tolist()
         if tokens == 0:  # nothing but first tokens of documents
             continue
         by_domain[domain] = [s / tokens for s in by_loop]
-        fields |= _by_loop(f"val/loss{at}/{domain}", by_domain[domain])
-        fields[f"val/bpb{at}/{domain}"] = by_loop[-1] / math.log(2) / max(utf8_bytes, 1.0)
+        field = field_of(domain)
+        fields |= _by_loop(f"val/loss{at}/{field}", by_domain[domain])
+        fields[f"val/bpb{at}/{field}"] = by_loop[-1] / math.log(2) / max(utf8_bytes, 1.0)
     means = [
         mixture_mean({domain: loss[r] for domain, loss in by_domain.items()}, mixture)
         for r in range(loops)

@@ -33,7 +33,8 @@ from loopcoder.config.types import STRICT, Changes, Effect
 from loopcoder.errors import InputError
 
 EVERYTHING = [
-    "data=files", "path=/x", "data.stages=[{until:10,mixture:{text:1}},{}]",
+    "data=files", "path=/x", "data.stages=[{until:10,mixture:{text:1},corpora:[{path:/y}]},{}]",
+    "data.corpora=[{path:/y}]",
     "train.batch_ramp={start:8,increment:8,samples:64}",
 ]  # fmt: skip
 SCHEMA = TypeAdapter(Config)
