@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from loopcoder.config.corpora import SEPARATOR, joined_corpora
+from loopcoder.config.corpora import SEPARATOR, entries, joined_corpora
 from loopcoder.config.data import CorpusConfig, DataConfig, StageConfig
 from loopcoder.config.fields import as_override, typed
 from loopcoder.config.schema import Config
@@ -63,25 +63,22 @@ def check_joined(config: Config) -> Iterator[Problem]:
 
 def _names(data: DataConfig) -> Iterator[Problem]:
     known, paths = joined_corpora(data), dict[Path, str]()
-    lists = {"data.corpora": data.corpora} | {
-        f"data.stages.{index}.corpora": stage.corpora or []
-        for index, stage in enumerate(data.stages)
-    }
-    for key, corpora in lists.items():
-        for index, corpus in enumerate(corpora):
-            name, entry = corpus.called, f"{key}.{index}"
-            twice = name in (other.called for other in corpora[:index])
-            if not re.fullmatch(NAME, name):
-                why = "it is part of the names of its losses: letters, digits and . _ - + = , @"
-                yield Problem(f"{entry} is called {name!r}", why, f"{entry}.name=NAME")
-            elif twice or corpus.path != known[name].path:
-                why = "a position, and a loss, goes by the name of its corpus"
-                fact = f"{entry} and another corpus are called {name}"
-                yield Problem(fact, why, f"{entry}.name=OTHER")
-            where = Path(corpus.path).expanduser().absolute()
-            if paths.setdefault(where, name) != name:
-                why = "its sequences would be given once by each"
-                yield Problem(f"{corpus.path} is both {paths[where]} and {name}", why, f"~{entry}")
+    seen: set[tuple[str, str]] = set()
+    for entry, corpus in entries(data).items():
+        name, in_list = corpus.called, (entry.rpartition(".")[0], corpus.called)
+        if not re.fullmatch(NAME, name):
+            why = "it is part of the names of its losses: letters, digits and . _ - + = , @"
+            yield Problem(f"{entry} is called {name!r}", why, f"{entry}.name=NAME")
+        elif in_list in seen or corpus.path != known[name].path:
+            why = "a position, and a loss, goes by the name of its corpus"
+            fact = f"{entry} and another corpus are called {name}"
+            yield Problem(fact, why, f"{entry}.name=OTHER")
+        seen.add(in_list)
+        where = Path(corpus.path).expanduser().absolute()
+        if paths.setdefault(where, name) != name:
+            why = "its sequences would be given once by each"
+            fix = f"leave {entry} out, and give the weight of both to {paths[where]}"
+            yield Problem(f"{corpus.path} is both {paths[where]} and {name}", why, fix)
 
 
 def _shares(

@@ -32,11 +32,19 @@ _MANIFEST = "manifest.json"
 
 def joined_corpora(data: DataConfig) -> dict[str, CorpusConfig]:
     """Return every corpus that some data stage reads, by name; {}: there is one, at `data.path`."""
-    lists = [data.corpora, *(stage.corpora or [] for stage in data.stages)]
     found: dict[str, CorpusConfig] = {}
-    for corpus in (corpus for corpora in lists for corpus in corpora):
+    for corpus in entries(data).values():
         found.setdefault(corpus.called, corpus)
     return found
+
+
+def entries(data: DataConfig) -> dict[str, CorpusConfig]:
+    """Return every entry of `data.corpora`, then those of the stages, by its dotted name."""
+    lists = {"data.corpora": data.corpora} | {
+        f"data.stages.{index}.corpora": stage.corpora or []
+        for index, stage in enumerate(data.stages)
+    }
+    return {f"{key}.{i}": corpus for key, of in lists.items() for i, corpus in enumerate(of)}
 
 
 def joined_mixture(
@@ -46,9 +54,12 @@ def joined_mixture(
 
     Args:
         mixture: Of domains, NAME/DOMAINs or both.
-        corpora: Those of the data stage; one whose domains are not known counts as having all.
+        corpora: Those of the data stage. Before the domains of all are known there are no weights
+            but those of the mixture.
     """
     corpora = list(corpora)
+    if any(corpus.domains is None for corpus in corpora):
+        return dict(mixture)
     shares: dict[str, Fraction] = {}
     for domain, weight in mixture.items():
         if SEPARATOR in domain:
@@ -57,7 +68,7 @@ def joined_mixture(
         names = {
             f"{corpus.called}{SEPARATOR}{domain}": Fraction(str(corpus.weight))
             for corpus in corpora
-            if corpus.domains is None or domain in corpus.domains
+            if domain in (corpus.domains or [])
         }
         names = {name: share for name, share in names.items() if name not in mixture}
         total = sum(names.values()) or Fraction(1)

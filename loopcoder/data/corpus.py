@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopcoder.config.data import DataConfig
+from loopcoder.config.mixture import CORPUS_EACH
 from loopcoder.config.renamed import translate_manifest
 from loopcoder.data.indexed import BLOCKS, check_pair
 from loopcoder.data.labels import Label
@@ -32,8 +33,6 @@ REPORT = "report.html"
 UNIGRAM_ENTROPY = "unigram_entropy"
 """Entry of the manifest: that of every domain, in nats per token (see unigram.py)."""
 
-_CORPUS_EACH = "'data.corpora=[{path:FOLDER,weight:1},{path:OTHER,weight:1}]' of a corpus each"
-"""The fix of a weight for what is no domain."""
 _PERMIT = "chmod or chown it so that this user may read it"
 Verify = Literal["hash", "blocks", "size"]
 """`hash` reads every byte of a corpus; `blocks` leaves out the training shards that have digests of
@@ -174,7 +173,7 @@ def check_domains(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[st
         why, fix = "data.mixture draws from every domain that it names", ""
         if kind := next(filter(None, (_mixed_in(manifest, name) for name in missing)), None):
             why = f"{kind}, and its documents lie mixed with others in the shards of this corpus"
-            fix = f"{_CORPUS_EACH}, or "
+            fix = f"{CORPUS_EACH}, or "
         raise InputError.of(
             f"corpus {folder} has {' and '.join(there)}, not {' or '.join(missing)}",
             why,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loopcoder.config.corpora import SEPARATOR, joined_corpora
+from loopcoder.config.corpora import SEPARATOR, entries, joined_corpora
 from loopcoder.config.data import CorpusConfig, DataConfig
 from loopcoder.config.fields import typed
 from loopcoder.data.corpus import (
@@ -116,14 +116,15 @@ def check_joined_folders(data: DataConfig) -> None:
     problems: list[Problem] = []
     manifests: dict[str, dict[str, Any]] = {}
     corpora = joined_corpora(data)
+    keys = {corpus.called: key for key, corpus in reversed(entries(data).items())}
     for name, corpus in corpora.items():
-        folder = Path(corpus.path).expanduser()
+        folder, key = Path(corpus.path).expanduser(), keys[name]
         if not (folder / MANIFEST).is_file():
             problems.append(
                 Problem(
-                    f"data.corpora has {folder}: there is no finished corpus",
+                    f"{key}.path={folder}: there is no finished corpus",
                     "each of them is a folder that `loopcoder data` has built and printed",
-                    f"path:FOLDER,name:{name} where it is now, or leave it out",
+                    f"{key}.path=FOLDER {key}.name={name} where it is now, or leave it out",
                 )
             )
             continue
@@ -140,7 +141,7 @@ def check_joined_folders(data: DataConfig) -> None:
                     f"corpus {corpora[name].path} has {' and '.join(there)}, not "
                     f"{' or '.join(missing)}",
                     "domains names those that are read of it",
-                    f"domains:[{','.join(there)}], or leave domains out",
+                    f"{keys[name]}.domains=[{','.join(there)}], or leave domains out",
                 )
             )
     if problems:
