@@ -124,7 +124,7 @@ def test_each_label_is_that_of_the_document_of_the_token_that_is_predicted(
             assert bool((labels[1:] == labels[:-1])[inside].all())
             ends += int((~inside).sum())
             total += length
-        assert told > total // 3 and (ends > 20 or length == 1)
+        assert told > total // 3 and (ends > 9 or length <= 2)
 
 
 @pytest.mark.parametrize("reader", READERS)
