@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from loopcoder.config.corpora import SEPARATOR, entries, joined_corpora
 from loopcoder.config.data import CorpusConfig, DataConfig
 from loopcoder.config.fields import typed
@@ -30,7 +33,7 @@ from loopcoder.data.corpus import (
     load_corpus,
 )
 from loopcoder.data.corpus import read_manifest as read
-from loopcoder.data.labels import Label
+from loopcoder.data.labels import Label, LabelFile
 from loopcoder.errors import InputError, Problem
 
 
@@ -58,6 +61,16 @@ class JoinedCorpus(Corpus):
         name = domain.rpartition(SEPARATOR)[0]
         before = list(self.parts).index(name)
         return sum(len(member.labels) for member in self.members[:before])
+
+    def label_tokens(self, split: str) -> NDArray[np.int64]:
+        return np.concatenate([member.label_tokens(split) for member in self.members])
+
+    def label_file(
+        self, domain: str, split: str, shard: int, *, verify: bool = False
+    ) -> LabelFile | None:
+        """Open the labels of a shard's documents, which count from `first_label` on."""
+        member, own = self.part(domain)
+        return member.label_file(own, split, shard, verify=verify)
 
     def prefixes(self, domain: str, split: str) -> list[str]:
         member, own = self.part(domain)
