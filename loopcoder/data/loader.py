@@ -11,7 +11,7 @@ import torch
 
 from loopcoder.config.schema import Config
 from loopcoder.data.batch import Batch, make_batch
-from loopcoder.data.blend import Blend, reader_of
+from loopcoder.data.blend import Blend, blend_at
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Position, advance, samples_of_rank, samples_of_step
 
@@ -33,14 +33,14 @@ def step_data(
     position: Position,
     dp_rank: int,
     dp_size: int,
-    blend: Callable[[int], Blend],
+    blend: Callable[[Position], Blend],
 ) -> StepData:
-    """Build one rank's microbatches of the step at `position`; `blend` gives the sequences of a
+    """Build one rank's microbatches of the step at `position`; `blend` gives the sequences of its
     stage."""
     after, size = advance(config, position)
     samples = samples_of_step(position, size, config.seed, position.stage)
     mine = samples_of_rank(samples, dp_rank, dp_size, config.train.micro_batch_size)
-    source = blend(position.stage)
+    source = blend(position)
     microbatches = []
     for row in mine:
         rows, domains = source.rows(row)
@@ -82,12 +82,11 @@ class Loader:
         self._thread = threading.Thread(target=self._produce, name="loopcoder-data", daemon=True)
         self._thread.start()
 
-    def blend(self, stage: int) -> Blend:
-        if stage not in self._blends:
-            config = self._config
-            resolved, reader = config.stages[stage], reader_of(config.data)
-            self._blends = {stage: Blend(self._corpus, resolved, stage, config.seed, reader)}
-        return self._blends[stage]
+    def blend(self, position: Position) -> Blend:
+        """Return the sequences of the stage that a position is in."""
+        if position.stage not in self._blends:
+            self._blends = {position.stage: blend_at(self._config, self._corpus, position)}
+        return self._blends[position.stage]
 
     def _produce(self) -> None:
         position = self._position

@@ -7,7 +7,7 @@ any step, and resuming costs nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 
@@ -17,6 +17,24 @@ from loopcoder.config.data import ResolvedStage
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import BatchRampConfig, Config
 from loopcoder.errors import counted
+
+Given = tuple[tuple[int, int], ...]
+"""What a domain gave, oldest first: (tokens per sequence, sequences). Neighbours have other
+lengths."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Samples that `data.skip` left out."""
+
+    step: int
+    """Before which they were."""
+    steps: int
+    """That would have taken them."""
+    stage: int
+    sample: int
+    """The first of them, in the stage."""
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -28,14 +46,17 @@ class Position:
     stage: int = 0
     """Index of the data stage."""
     sample: int = 0
-    """Global sample index in the stage: sequences that all ranks together took from it."""
+    """Global sample index in the stage: sequences that all ranks together took from it, and those
+    that were left out."""
     samples: int = 0
-    """Sequences of the whole run so far."""
+    """Sequences of the whole run so far; what was left out does not count."""
     tokens: int = 0
-    """Tokens of the whole run so far."""
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+    """Tokens of the whole run so far; what was left out does not count."""
+    before: dict[str, Given] | None = field(default_factory=dict)
+    """What each domain gave before this stage, which continues there. None: the run was begun by
+    a commit where every stage had an order of its own, and keeps to that."""
+    skipped: tuple[Skipped, ...] = ()
+    """What was left out so far."""
 
 
 def batch_size(full: int, ramp: BatchRampConfig | None, samples: int) -> int:
@@ -51,9 +72,9 @@ def advance(config: Config, position: Position) -> tuple[Position, int]:
     """Return the position after one step, and the number of sequences in that step."""
     size = batch_size(config.train.global_batch_size, config.train.batch_ramp, position.samples)
     stage = config.stages[position.stage]
-    after = Position(
+    after = replace(
+        position,
         step=position.step + 1,
-        stage=position.stage,
         sample=position.sample + size,
         samples=position.samples + size,
         tokens=position.tokens + size * stage.seq_length,
@@ -66,8 +87,22 @@ def enter_stage(stages: list[ResolvedStage], position: Position) -> Position:
     until = stages[position.stage].until
     if until is None or position.tokens < until or position.stage == len(stages) - 1:
         return position
-    following = Position(position.step, position.stage + 1, 0, position.samples, position.tokens)
+    before = None if position.before is None else given(stages[position.stage], position)
+    following = replace(position, stage=position.stage + 1, sample=0, before=before)
     return enter_stage(stages, following)
+
+
+def given(stage: ResolvedStage, position: Position) -> dict[str, Given]:
+    """Return what each domain gave up to a position in this stage; of a run whose stages have
+    orders of their own, in the stage alone."""
+    found = dict(position.before or {})
+    for domain, count in Mixture(stage.mixture).counts(position.sample).items():
+        earlier = found.get(domain, ())
+        if earlier and earlier[-1][0] == stage.seq_length:
+            found[domain] = (*earlier[:-1], (stage.seq_length, earlier[-1][1] + count))
+        elif count:
+            found[domain] = (*earlier, (stage.seq_length, count))
+    return found
 
 
 def position_at(config: Config, position: Position, step: int) -> Position:
@@ -83,9 +118,9 @@ def position_at(config: Config, position: Position, step: int) -> Position:
         if stage.until is not None and position.stage < len(config.stages) - 1:
             steps = min(steps, max(1, -(-(stage.until - position.tokens) // tokens)))
         taken = steps * train.global_batch_size
-        after = Position(
+        after = replace(
+            position,
             step=position.step + steps,
-            stage=position.stage,
             sample=position.sample + taken,
             samples=position.samples + taken,
             tokens=position.tokens + steps * tokens,
@@ -166,6 +201,12 @@ class Mixture:
         return self.domains[domain], int(
             cycle * self._before[-1, domain] + self._before[place, domain]
         )
+
+    def counts(self, samples: int) -> dict[str, int]:
+        """Return how many of the first samples are of each domain."""
+        cycles, place = divmod(samples, len(self.pattern))
+        counts = cycles * self._before[-1] + self._before[place]
+        return dict(zip(self.domains, counts.tolist(), strict=True))
 
 
 def samples_of_step(position: Position, size: int, seed: int, stage: int) -> np.ndarray:

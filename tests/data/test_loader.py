@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from loopcoder.config.data import StageConfig
 from loopcoder.config.schema import Config
 from loopcoder.data import loader as module
 from loopcoder.data.batch import Batch
-from loopcoder.data.blend import Blend
+from loopcoder.data.blend import blend_at
 from loopcoder.data.loader import Loader, StepData, step_data
 from loopcoder.data.sampler import Position, advance
 from loopcoder.errors import InputError
@@ -87,15 +88,13 @@ def close_in_time(loader: Loader) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_yields_the_remaining_steps(corpus, config, first, rank):
     loader = Loader(config, corpus, position_at(config, first), rank, 2, pin=False)
-    blends = [Blend(corpus, stage, i, config.seed) for i, stage in enumerate(config.stages)]
+    blend = partial(blend_at, config, corpus)
     steps = in_time(lambda: list(loader))
     close_in_time(loader)
     assert [s.before.step for s in steps] == list(range(first, 8))
     assert [s.before.stage for s in steps] == [0, 0, 0, 0, 1, 1, 1, 1][first:]
     for got in steps:
-        expected = step_data(
-            config, corpus, position_at(config, got.before.step), rank, 2, blends.__getitem__
-        )
+        expected = step_data(config, corpus, position_at(config, got.before.step), rank, 2, blend)
         assert_same(got, expected)
     shapes = [s.microbatches[0].tokens.shape for s in steps]
     assert shapes == [*[(2, 16)] * 4, *[(2, 32)] * 4][first:]
