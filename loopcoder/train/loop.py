@@ -199,6 +199,11 @@ class Run:
                         "the run was asked to stop; nothing is lost",
                         "start the same command again to continue",
                     )
+        except Exception as error:
+            if error is loader.error and self.ranks.world_size == 1:  # others may wait for this one
+                self._save()
+                self.saver.finish()
+            raise
         finally:
             loader.close()
 
