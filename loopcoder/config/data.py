@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 from pydantic.dataclasses import dataclass
 
 from loopcoder.config.build import BuildConfig
-from loopcoder.config.types import STRICT, Changes, FolderName, PositiveFloat, PositiveInt
+from loopcoder.config.types import (
+    STRICT,
+    Changes,
+    FolderName,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 _KINDS = {
     "sample": {"sample"}, "files": {"files"}, "hf": {"hf"}, "packages": {"debian", "npm"}
@@ -62,8 +69,9 @@ class DataConfig:
     mask_document_start: bool = True
     """Leave the first token of a document out of the loss: with isolated documents nothing predicts
     it."""
-    prefetch_steps: Annotated[PositiveInt, Changes("nothing")] = 4
-    """Global batches that a thread prepares ahead."""
+    prefetch_steps: Annotated[NonNegativeInt, Changes("nothing")] = 4
+    """Global batches that a thread prepares ahead; 0: there is no thread, and a step waits for its
+    own."""
     verify: Annotated[Literal["hash", "size"], Changes("nothing")] = "hash"
     """What of a finished corpus is compared with its manifest: `hash` reads every byte, before
     training on rank 0, with data.reader=packed each block before it is used; `size` compares the

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 
 from loopcoder.config.data import DataConfig, ResolvedStage
-from loopcoder.config.mixture import without
+from loopcoder.config.mixture import lowest_terms, without
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.megatron import MegatronReader
 from loopcoder.data.packed import PackedReader
 from loopcoder.data.reader import MakeReader
-from loopcoder.data.sampler import Given, Mixture, Position
+from loopcoder.data.sampler import Given, Mixture, Position, given
 from loopcoder.errors import InputError, counted
 
 
@@ -105,3 +106,13 @@ def blend_at(config: Config, corpus: Corpus, position: Position) -> Blend:
     """Return the sequences of the stage that a position is in."""
     stage, reader = config.stages[position.stage], reader_of(config.data)
     return Blend(corpus, stage, position.stage, config.seed, reader, position.before)
+
+
+def check_stages(config: Config, corpus: Corpus, position: Position) -> None:
+    """Raise InputError if a corpus cannot give what a stage from this position on asks for."""
+    for index, stage in enumerate(config.stages[position.stage :], position.stage):
+        Blend.check(corpus, stage)
+        here = replace(position, stage=index, sample=sum(lowest_terms(stage.mixture).values()))
+        blend_at(config, corpus, here)
+        if position.before is not None:  # as if it gave each of its domains something
+            position = replace(position, before=given(stage, here))

@@ -1,17 +1,17 @@
-"""Prepares the microbatches of coming steps in a thread while the current one computes."""
+"""Prepares the microbatches of coming steps, in a thread while the current one computes."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from loopcoder.config.schema import Config
 from loopcoder.data.batch import Batch, make_batch
-from loopcoder.data.blend import Blend, blend_at
+from loopcoder.data.blend import Blend, blend_at, check_stages
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Position, advance, samples_of_rank, samples_of_step
 
@@ -75,12 +75,15 @@ class Loader:
         """Why there are no steps beyond those that are ready; iterating raises it after them."""
         self._blends: dict[int, Blend] = {}
         # Wrong data of any stage is found here, in the calling thread, before the first step.
-        for stage in config.stages[position.stage :]:
-            Blend.check(corpus, stage)
-        self._ready: queue.Queue[StepData | BaseException] = queue.Queue(config.data.prefetch_steps)
+        check_stages(config, corpus, position)
+        ahead = config.data.prefetch_steps
+        self._ready: queue.Queue[StepData | BaseException] = queue.Queue(ahead)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._produce, name="loopcoder-data", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if ahead:
+            thread = threading.Thread(target=self._produce, name="loopcoder-data", daemon=True)
+            self._thread = thread
+            thread.start()
 
     def blend(self, position: Position) -> Blend:
         """Return the sequences of the stage that a position is in."""
@@ -88,16 +91,21 @@ class Loader:
             self._blends = {position.stage: blend_at(self._config, self._corpus, position)}
         return self._blends[position.stage]
 
-    def _produce(self) -> None:
+    def _steps(self) -> Iterator[StepData]:
         position = self._position
+        while position.step < self._config.train.max_steps:
+            data = step_data(self._config, self._corpus, position, *self._dp, self.blend)
+            position = data.after
+            if self._pin:
+                data = replace(data, microbatches=[b.pin() for b in data.microbatches])
+            yield data
+
+    def _produce(self) -> None:
         try:
-            while position.step < self._config.train.max_steps and not self._stop.is_set():
-                data = step_data(self._config, self._corpus, position, *self._dp, self.blend)
-                position = data.after
-                if self._pin:
-                    pinned = [b.pin() for b in data.microbatches]
-                    data = StepData(pinned, data.before, data.after, data.size)
+            for data in self._steps():
                 self._put(data)
+                if self._stop.is_set():
+                    return
         except BaseException as error:  # handed to the training thread, which raises it
             self.error = error
             self._put(error)
@@ -111,13 +119,24 @@ class Loader:
             return
 
     def __iter__(self) -> Iterator[StepData]:
+        if self._thread is None:
+            yield from self._made_when_asked_for()
+            return
         for _ in range(self._position.step, self._config.train.max_steps):
             item = self._ready.get()
             if isinstance(item, BaseException):
                 raise item
             yield item
 
+    def _made_when_asked_for(self) -> Iterator[StepData]:
+        try:
+            yield from self._steps()
+        except Exception as error:
+            self.error = error
+            raise
+
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the thread, if there is one."""
         self._stop.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()

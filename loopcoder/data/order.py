@@ -71,6 +71,13 @@ class Order:
         self.size = int(self.sequences.sum())
         """Sequences of an epoch."""
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest stretch."""
+        return max(
+            int(np.diff(self._borders(shard)).max(initial=0)) for shard in range(len(self._cut))
+        )
+
     def place(self, epoch: int, index: int) -> tuple[int, int]:
         """Return the shard of a sequence of an epoch, and its first token there."""
         shard, stretch, index = self._within(epoch, index)

@@ -17,7 +17,7 @@ from loopcoder.data.indexed import token_dtype
 from loopcoder.data.order import continued
 from loopcoder.data.reader import readable
 from loopcoder.data.sampler import Given
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 
 _OPEN = 4
 """Shards that are kept open: a batch can straddle the border of two."""
@@ -50,6 +50,14 @@ class PackedReader:
             corpus.shard_tokens(domain, "train"), self._dtype.itemsize, seq_length, seeds, before
         )
         self.sequences = self._order.sequences
+        if not self._order.size:
+            longest = self._order.longest
+            raise InputError.of(
+                f"no stretch of the domain '{domain}' has {counted(seq_length, 'token')}",
+                f"a domain that changes its length goes on with whole stretches, and those that "
+                f"sequences of {before[0][0]} have cut are of {longest} at most",
+                f"seq_length={longest} or less in this stage of data.stages, or more data",
+            )
         self._file = lru_cache(maxsize=_OPEN)(self._open)
 
     def epochs(self, sequences: int) -> float:

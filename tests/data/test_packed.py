@@ -7,7 +7,9 @@ import errno
 import json
 import os
 import random
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,17 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipeline.driver import prepare
-from loopcoder.config.data import DataConfig, ResolvedStage
+from loopcoder.config.data import DataConfig, ResolvedStage, StageConfig
+from loopcoder.config.schema import Config
 from loopcoder.data import blocks, order
-from loopcoder.data.blend import Blend, reader_of
+from loopcoder.data.blend import Blend, check_stages, reader_of
 from loopcoder.data.corpus import Corpus, load_corpus, opening
 from loopcoder.data.megatron import MegatronReader
 from loopcoder.data.order import Order
 from loopcoder.data.packed import PackedReader
+from loopcoder.data.sampler import Position
 from loopcoder.errors import InputError, LoopcoderError
+from tests.configs import small_config
 
 BLOCK = 128
 SEEDS = (1, 0, 0)
@@ -279,3 +284,35 @@ def test_a_shard_that_may_not_be_opened_is_named(
     monkeypatch.setattr(os, "open", refused)
     with pytest.raises(InputError, match=r"code-0000\d.bin cannot be read: Permission denied"):
         reader.row(0, 0)
+
+
+def test_a_length_that_no_stretch_has_is_refused_before_the_first_step(
+    sharded: Corpus, data: Callable[..., DataConfig]
+) -> None:
+    """Whichever stage asks for it, and of a domain that another length has cut; what is advised is
+    taken."""
+    both, code = {"text": 1.0, "code": 1.0}, {"code": 1.0}
+    base = small_config()
+
+    def config(*stages: StageConfig) -> Config:
+        fields = data(reader="packed", stages=list(stages))
+        return replace(base, data=fields)
+
+    def staged(length: int) -> Config:
+        last = StageConfig(mixture=code, seq_length=length)
+        return config(StageConfig(10, both, 12), StageConfig(20, {"text": 1.0}, 13), last)
+
+    with pytest.raises(InputError, match="of the domain 'code' has 200 tokens") as raised:
+        check_stages(staged(200), sharded, Position())
+    advised = re.search(r"seq_length=(\d+) or less", raised.value.problems[0].fix)
+    assert advised
+    check_stages(staged(int(advised[1])), sharded, Position())
+    with pytest.raises(InputError, match="sequences of 12 have cut"):
+        check_stages(staged(int(advised[1]) + 1), sharded, Position())
+    # a domain that comes with that length is cut for it, and an older run has orders of their own
+    check_stages(
+        config(StageConfig(10, {"text": 1.0}, 12), StageConfig(None, code, 200)),
+        sharded,
+        Position(),
+    )
+    check_stages(staged(200), sharded, Position(before=None))
