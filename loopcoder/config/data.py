@@ -39,6 +39,16 @@ class StageConfig:
     """Base of the rotary position embedding in this stage."""
 
 
+@dataclass(frozen=True, config=STRICT)
+class SkipConfig:
+    """Samples of a data stage that are left out."""
+
+    step: PositiveInt
+    """The step before which they are, by its number in metrics.jsonl."""
+    steps: PositiveInt
+    """As many samples as this many steps would take."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ResolvedStage:
     """A stage with the values that it takes from `data` and `model` filled in."""
@@ -64,6 +74,11 @@ class DataConfig:
     (data=corpus)."""
     stages: list[StageConfig] = field(default_factory=list)
     """Data stages in order; empty means one stage with the values above."""
+    skip: Annotated[list[SkipConfig], Changes("numbers", since="2026-11-29")] = field(
+        default_factory=list
+    )
+    """Samples to leave out: those that the next `steps` steps would take before step `step`. They
+    do not count as trained, and a stage lasts until its tokens are."""
     isolate_documents: bool = True
     """Keep attention and the loop shift inside a document; position ids restart at each."""
     mask_document_start: bool = True

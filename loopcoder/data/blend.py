@@ -57,6 +57,8 @@ class Blend:
             )
             for d in self.mixture.domains
         }
+        self.left_out = {d: r.left_out for d, r in self._readers.items()}
+        """Of each domain: sequences that changes of the length left out, with the length before."""
         self._sizes = {d: int(r.sequences.sum()) for d, r in self._readers.items()}
 
     @staticmethod

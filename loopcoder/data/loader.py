@@ -13,7 +13,7 @@ from loopcoder.config.schema import Config
 from loopcoder.data.batch import Batch, make_batch
 from loopcoder.data.blend import Blend, blend_at, check_stages
 from loopcoder.data.corpus import Corpus
-from loopcoder.data.sampler import Position, advance, samples_of_rank, samples_of_step
+from loopcoder.data.sampler import Position, advance, begin_step, samples_of_rank, samples_of_step
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class StepData:
 
     microbatches: list[Batch]
     before: Position
+    """What `data.skip` leaves out before the step is behind it."""
     after: Position
     size: int
     """Sequences of the global batch."""
@@ -37,6 +38,7 @@ def step_data(
 ) -> StepData:
     """Build one rank's microbatches of the step at `position`; `blend` gives the sequences of its
     stage."""
+    position = begin_step(config, position)
     after, size = advance(config, position)
     samples = samples_of_step(position, size, config.seed, position.stage)
     mine = samples_of_rank(samples, dp_rank, dp_size, config.train.micro_batch_size)

@@ -49,6 +49,7 @@ class MegatronReader:
         self._corpus, self._domain, self._seq_length = corpus, domain, seq_length
         goes_on = bool(before) and before[-1][0] == seq_length
         self.start = before[-1][1] if goes_on else 0
+        self.left_out: Given = ()
         self._earlier = before[:-1] if goes_on else before
         self._seeds = (seeds[0], seeds[1] + len(self._earlier), *seeds[2:])
         self.sequences = sequences_by_shard(corpus, domain, seq_length)

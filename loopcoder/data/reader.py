@@ -22,6 +22,8 @@ class Reader(Protocol):
     """Sequences of each shard. [shards]"""
     start: int
     """Sequences that come before the first one of the stage, counted from the first epoch on."""
+    left_out: Given
+    """Sequences that each change of the length left out, with the length before it."""
 
     def epochs(self, sequences: int) -> float:
         """Return how often the domain was gone through after so many sequences of the stage."""

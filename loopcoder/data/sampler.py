@@ -15,7 +15,7 @@ import numpy as np
 
 from loopcoder.config.data import ResolvedStage
 from loopcoder.config.mixture import lowest_terms
-from loopcoder.config.schema import BatchRampConfig, Config
+from loopcoder.config.schema import BatchRampConfig, Config, TrainConfig
 from loopcoder.errors import counted
 
 Given = tuple[tuple[int, int], ...]
@@ -68,8 +68,34 @@ def batch_size(full: int, ramp: BatchRampConfig | None, samples: int) -> int:
     return ramp.start + ramp.increment * (samples * increments // ramp.samples)
 
 
+def sequences_of(train: TrainConfig, samples: int, steps: int) -> int:
+    """Return the sequences of some steps after `samples` sequences."""
+    ramp, full, done = train.batch_ramp, train.global_batch_size, 0
+    while ramp is not None and steps > 0 and samples + done < ramp.samples:
+        done += batch_size(full, ramp, samples + done)
+        steps -= 1
+    return done + steps * full
+
+
+def begin_step(config: Config, position: Position) -> Position:
+    """Return the position with that behind it which `data.skip` leaves out before the next step:
+    samples of its stage, as many as the steps would take. A second time nothing is left out."""
+    step = position.step + 1
+    steps = {skip.step: skip.steps for skip in config.data.skip}.get(step)
+    if steps is None or any(done.step == step for done in position.skipped):
+        return position
+    samples = sequences_of(config.train, position.samples, steps)
+    skipped = Skipped(step, steps, position.stage, position.sample, samples)
+    return replace(
+        position,
+        sample=position.sample + samples,
+        skipped=(*position.skipped, skipped),
+    )
+
+
 def advance(config: Config, position: Position) -> tuple[Position, int]:
     """Return the position after one step, and the number of sequences in that step."""
+    position = begin_step(config, position)
     size = batch_size(config.train.global_batch_size, config.train.batch_ramp, position.samples)
     stage = config.stages[position.stage]
     after = replace(
@@ -109,11 +135,14 @@ def position_at(config: Config, position: Position, step: int) -> Position:
     """Return the position after step `step` of a run that stands at another one; only in a ramp of
     the batch it is walked to."""
     train = config.train
+    skips = sorted(skip.step - 1 for skip in config.data.skip)
     while position.step < step:
+        position = begin_step(config, position)
         if train.batch_ramp is not None and position.samples < train.batch_ramp.samples:
             position, _ = advance(config, position)
             continue
-        stage, steps = config.stages[position.stage], step - position.step
+        end = next((before for before in skips if position.step < before < step), step)
+        stage, steps = config.stages[position.stage], end - position.step
         tokens = train.global_batch_size * stage.seq_length
         if stage.until is not None and position.stage < len(config.stages) - 1:
             steps = min(steps, max(1, -(-(stage.until - position.tokens) // tokens)))
@@ -130,8 +159,8 @@ def position_at(config: Config, position: Position, step: int) -> Position:
 
 
 def unreached(config: Config, position: Position) -> Iterator[str]:
-    """Yield what to say of a batch that does not come to its full size, and of data stages that do
-    not begin, before a run ends that stands at a position."""
+    """Yield what to say of a batch that does not come to its full size, and of data stages and
+    skips that do not begin, before a run ends that stands at a position."""
     train, stages = config.train, config.stages
     if position.step >= train.max_steps:
         return
@@ -150,6 +179,30 @@ def unreached(config: Config, position: Position) -> Iterator[str]:
             f"data.stages.{last.stage}.until={until} is not less than the tokens that "
             f"train.max_steps={train.max_steps} takes, {end.tokens}"
         )
+    for index, skip in enumerate(config.data.skip):
+        if skip.step > train.max_steps:
+            yield (
+                f"data.skip.{index} leaves nothing out: its step {skip.step} is more than "
+                f"train.max_steps={train.max_steps}"
+            )
+
+
+def orders_anew(config: Config, position: Position) -> Iterator[str]:
+    """Yield what to say of domains that come in sequences of another length in a later stage, with
+    a reader whose order is made for one length."""
+    if config.data.reader != "megatron" or position.before is None:
+        return
+    lengths = {domain: runs[-1][0] for domain, runs in position.before.items()}
+    for index, stage in enumerate(config.stages[position.stage :], position.stage):
+        length = stage.seq_length
+        changed = [d for d in stage.mixture if lengths.get(d, length) != length]
+        if changed and (index > position.stage or position.sample == 0):
+            yield (
+                f"data stage {index + 1} begins {' and '.join(changed)} anew, in sequences of "
+                f"{counted(length, 'token')} and not of {lengths[changed[0]]}: some documents are "
+                "read twice; a run with data.reader=packed goes on where a domain stands"
+            )
+        lengths |= dict.fromkeys(stage.mixture, length)
 
 
 @dataclass(frozen=True)
