@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,17 @@ from loopcoder.data.packed import PackedReader
 from loopcoder.data.reader import MakeReader
 from loopcoder.data.sampler import Given, Mixture, Position, given
 from loopcoder.errors import InputError, counted
+
+
+class Rows(NamedTuple):
+    """Some sequences."""
+
+    ids: torch.Tensor
+    """Token ids. [B, S+1], int64"""
+    domain_ids: torch.Tensor
+    """Index of each row's domain in the corpus. [B], int64"""
+    label_ids: torch.Tensor
+    """Index in `Corpus.labels` of the document of each label. [B, S], int64"""
 
 
 def reader_of(data: DataConfig) -> MakeReader:
@@ -94,14 +106,15 @@ class Blend:
         domain, index = self.mixture.locate(sample)
         return domain, *divmod(self._readers[domain].start + index, self._sizes[domain])
 
-    def rows(self, samples: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return token ids [B, S+1] and domain indices [B] of some samples."""
+    def rows(self, samples: np.ndarray) -> Rows:
+        """Return some samples."""
         rows, domains = [], []
         for sample in samples:
             domain, epoch, index = self.locate(int(sample))
             rows.append(self._readers[domain].row(epoch, index))
             domains.append(self.corpus.domains.index(domain))
-        return torch.stack(rows), torch.tensor(domains)
+        ids, labels = zip(*rows, strict=True)
+        return Rows(torch.stack(ids), torch.tensor(domains), torch.stack(labels))
 
 
 def blend_at(config: Config, corpus: Corpus, position: Position) -> Blend:

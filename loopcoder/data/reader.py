@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,15 @@ from numpy.typing import NDArray
 
 from loopcoder.data.corpus import Corpus, unreadable
 from loopcoder.data.sampler import Given
+
+
+class Row(NamedTuple):
+    """One sequence."""
+
+    ids: torch.Tensor
+    """Its token ids and the label of the last one. [S+1], int64"""
+    labels: torch.Tensor
+    """Index in `Corpus.labels` of the document of each label, `ids[1:]`. [S], int64"""
 
 
 class Reader(Protocol):
@@ -28,9 +37,8 @@ class Reader(Protocol):
     def epochs(self, sequences: int) -> float:
         """Return how often the domain was gone through after so many sequences of the stage."""
 
-    def row(self, epoch: int, index: int) -> torch.Tensor:
-        """Return a sequence of an epoch: its token ids and the label of the last one. [S+1],
-        int64"""
+    def row(self, epoch: int, index: int) -> Row:
+        """Return a sequence of an epoch."""
 
 
 class MakeReader(Protocol):

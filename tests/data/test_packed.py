@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from data_pipeline.driver import prepare
 from loopcoder.config.data import DataConfig, ResolvedStage, StageConfig
 from loopcoder.config.schema import Config
-from loopcoder.data import blocks, order
+from loopcoder.data import blocks, labels, order, packed
 from loopcoder.data.blend import Blend, check_stages, reader_of
 from loopcoder.data.corpus import Corpus, load_corpus, opening
 from loopcoder.data.megatron import MegatronReader
@@ -42,6 +42,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(order, "BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(order, "_LEAST_TOKENS", BLOCK // 2)
+    monkeypatch.setattr(labels, "STRIDE", BLOCK // 4)
+    monkeypatch.setattr(packed, "STRIDE", BLOCK // 4)
     monkeypatch.setattr(blocks, "_PIECE", 60)
 
 
@@ -63,7 +65,7 @@ def cut(corpus: Corpus, domain: str, length: int) -> list[list[NDArray[np.int64]
 
 
 def epoch(reader: PackedReader, number: int) -> list[list[int]]:
-    return [reader.row(number, i).tolist() for i in range(int(reader.sequences.sum()))]
+    return [reader.row(number, i).ids.tolist() for i in range(int(reader.sequences.sum()))]
 
 
 @pytest.mark.parametrize("domain", ["text", "code"])
@@ -101,7 +103,7 @@ def test_in_the_order_of_the_files_it_reads_what_megatron_reads(
         ours = PackedReader(sharded, domain, length, SEEDS)
         assert ours.sequences.tolist() == theirs.sequences.tolist()
         for i in range(int(ours.sequences.sum())):
-            assert torch.equal(ours.row(0, i), theirs.row(0, i))
+            assert all(map(torch.equal, ours.row(0, i), theirs.row(0, i)))
 
 
 def test_sequences_that_are_read_together_lie_in_one_block(sharded: Corpus) -> None:
@@ -142,10 +144,11 @@ def test_the_order_is_that_of_every_version_of_numpy() -> None:
 
 def test_any_sample_alone_is_the_same_as_in_a_walk(sharded: Corpus, seed: int) -> None:
     stage = ResolvedStage({"text": 2.0, "code": 1.0}, 24, 1e4)
-    walked, domains = Blend(sharded, stage, 0, seed, PackedReader).rows(np.arange(1000))
+    walked, domains, label_ids = Blend(sharded, stage, 0, seed, PackedReader).rows(np.arange(1000))
     alone = Blend(sharded, stage, 0, seed, PackedReader)
     for i in random.Random(seed).sample(range(1000), 40):
-        row, domain = alone.rows(np.array([i]))
+        row, domain, label = alone.rows(np.array([i]))
+        assert torch.equal(label[0], label_ids[i])
         assert torch.equal(row[0], walked[i])
         assert domain.tolist() == [domains[i]]
 
