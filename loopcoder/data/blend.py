@@ -157,17 +157,13 @@ def check_stages(config: Config, corpus: Corpus, position: Position) -> list[str
     for index, stage in enumerate(config.stages[position.stage :], position.stage):
         Blend.check(corpus, stage)
         here = replace(position, stage=index, sample=sum(lowest_terms(stage.mixture).values()))
-        unused = blend_at(config, corpus, here).unused()
+        blend, length = blend_at(config, corpus, here), counted(stage.seq_length, "token")
         notes += [
-            f"warning: data stage {index + 1} leaves {share:.0%} of {domain} out: into its "
-            f"stretches, cut by another length, {counted(stage.seq_length, 'token')} do not fit well"
-            for domain, share in unused.items()
-            if share > _MUCH and any(length != stage.seq_length for length, _ in _of(here, domain))
+            f"warning: data stage {index + 1} leaves {share:.0%} of {domain} out: {length} do not "
+            "fit well into its stretches, which another length has cut"
+            for domain, share in blend.unused().items()
+            if share > _MUCH and blend.left_out[domain]
         ]
         if position.before is not None:  # as if it gave each of its domains something
             position = replace(position, before=given(stage, here))
     return notes
-
-
-def _of(position: Position, domain: str) -> Given:
-    return (position.before or {}).get(domain, ())
