@@ -34,7 +34,7 @@ from loopcoder.errors import InputError
 
 EVERYTHING = [
     "data=files", "path=/x", "data.stages=[{until:10,mixture:{text:1},corpora:[{path:/y}]},{}]",
-    "data.corpora=[{path:/y}]",
+    "data.corpora=[{path:/y}]", "data.skip=[{step:5,steps:3}]",
     "train.batch_ramp={start:8,increment:8,samples:64}",
 ]  # fmt: skip
 SCHEMA = TypeAdapter(Config)

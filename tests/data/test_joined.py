@@ -36,7 +36,8 @@ def build(data: DataConfig, folder: Path, tokenizer: Path | None, extension: str
     folder.mkdir()
     for i in range(40):
         lines = [f"{folder.name} {i} of {j} = {i * j}" for j in range(40)]
-        (folder / f"own{i}.{extension}").write_text("\n".join(lines) + "\n")
+        ending = "go" if extension == "java" and i % 2 else extension
+        (folder / f"own{i}.{ending}").write_text("\n".join(lines) + "\n")
     own = replace(
         data.build,
         sources=[SourceConfig(kind="files", path=str(folder))],
@@ -100,10 +101,16 @@ def test_a_domain_reads_its_member_and_every_batch_has_the_weights(
     blend = Blend(joined, stage, 0, 7, reader_of(config.data))
     rows = blend.rows(np.arange(60))
     assert Counter(rows.domain_ids.tolist()) == {0: 30, 1: 10, 2: 20}
-    assert torch.equal(rows.label_ids, rows.domain_ids[:, None].expand(60, 16))
+    of_java = [label for label in joined.labels if label.domain == "java/code"]
+    assert {label.language for label in of_java} == {"Java", "Go"}
+    assert all(label.source.startswith("java/") for label in of_java if label.source)
+    for index, found in zip(rows.domain_ids.tolist(), rows.label_ids, strict=True):
+        assert {joined.labels[i].domain for i in found.tolist()} == {joined.domains[index]}
+    assert joined.label_tokens("train").sum() == sum(
+        joined.tokens(d, "train") for d in joined.domains
+    )
     for index, domain in enumerate(joined.domains):
         member, own = joined.part(domain)
-        assert joined.labels[index].domain == domain
         files = [Path(p + ".bin").read_bytes() for p in member.prefixes(own, "train")]
         ids = np.frombuffer(b"".join(files), np.uint16)
         there = {bytes(w) for w in np.lib.stride_tricks.sliding_window_view(ids, 17)}
@@ -113,6 +120,8 @@ def test_a_domain_reads_its_member_and_every_batch_has_the_weights(
     held = HeldOut(joined, "java/code", config.data, 16, 10**6)
     alone = HeldOut(two["java"], "code", config.data, 16, 10**6)
     assert torch.equal(held.rows, alone.rows) and (held.domain, held.domain_id) == ("java/code", 2)
+    assert torch.equal(held.label_ids, alone.label_ids + joined.first_label("java/code"))
+    assert joined.first_label("java/code") == len(two["mixed"].labels)
 
 
 def ids_of(config: Config, domain: str, samples: int = 12) -> torch.Tensor:
