@@ -105,7 +105,8 @@ def _shares(
                 f"{typed(f'{where}mixture={as_override(plain)}')}, or an entry "
                 "{path:FOLDER,weight:1} in data.corpora for it",
             )
-    for corpus in corpora:
+    weighs_names = any(SEPARATOR in name for name in mixture)
+    for corpus in corpora if not weighs_names else ():
         if not any(name.rpartition(SEPARATOR)[0] == corpus.called for name in joined):
             yield Problem(
                 f"{where}corpora has {corpus.called}, and {where}mixture={as_override(mixture)} "

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from loopcoder.checkpoint.continuing import other_position
+from loopcoder.checkpoint.format import CONFIG, find
 from loopcoder.cli import main as cli
 from loopcoder.config.check_corpora import check_joined
-from loopcoder.config.compose import compose
+from loopcoder.config.compose import changed, load_config
 from loopcoder.config.corpora import settled
 from loopcoder.metrics.writer import read_metrics
 from tests.train.conftest import SMALL, Start, finish
@@ -75,13 +76,28 @@ def test_a_run_on_several_corpora(
     error = capsys.readouterr().err
     assert f"java ({java})" in error and f"loopcoder data show {mixed}" in error
 
-    other = [a.replace("weight:3", "weight:1") for a in asked]
-    output = finish(start(run, *other, "train.max_steps=5"), 3)
-    fix = re.search(r"data\.stages=\S+", output)
-    assert fix is not None, output
-    pasted = compose([*SMALL, *other, *shlex.split(fix[0])])
-    config = replace(pasted, data=settled(pasted.data))
-    assert not list(check_joined(config))
-    mixtures = [stage.mixture for stage in config.stages]
-    assert mixtures[0] == {"mixed/text": 4, "mixed/code": 1, "java/code": 3}
-    assert mixtures[1] == {"mixed/text": 2, "mixed/code": 1, "java/code": 1}
+    assert_the_fix_is_ready_to_paste(run, f"data.corpora={corpora.replace('weight:3', 'weight:1')}")
+    assert_the_fix_is_ready_to_paste(run, f"data.corpora=[{{path:{mixed},name:mixed}}]")
+    anew = f"{{path:{mixed},weight:1,name:mixed}},{{path:{java},name:java}}"
+    stages = f"data.stages=[{{corpora:[{anew}]}}]"
+    assert_the_fix_is_ready_to_paste(run, "data.corpora=[]", stages)
+
+
+def assert_the_fix_is_ready_to_paste(run: Path, *overrides: str) -> None:
+    """Other corpora or weights for a stage that has begun: what is printed has the old until here,
+    and the new from here on."""
+    found = find(run)
+    before = load_config(found.path / CONFIG)
+    asked = changed(before, overrides)
+    asked = replace(asked, data=settled(asked.data))
+    assert not list(check_joined(asked))
+    (problem,) = other_position(found.path, found.state(), before, asked)
+    assert "some sequences would be trained twice" in problem.why
+    pasted = changed(asked, shlex.split(problem.fix)[:2])
+    assert not list(check_joined(pasted))
+    assert not list(other_position(found.path, found.state(), before, pasted))
+    assert [stage.mixture for stage in pasted.stages] == [
+        before.stages[0].mixture,
+        asked.stages[0].mixture,
+    ]
+    assert pasted.stages[0].until == found.state().position.tokens
