@@ -53,6 +53,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.cli": BASE
     | {
         "loopcoder.checkpoint.format",
+        "loopcoder.checkpoint.history",
         "loopcoder.checkpoint.pinned",
         "loopcoder.checkpoint.rebuilt",
         "loopcoder.checkpoint.start",
@@ -60,6 +61,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.data",
         "loopcoder.metrics",
         "loopcoder.optim.schedule",
+        "loopcoder.parallel.mcore",
         "loopcoder.plan",
         "loopcoder.train",
         "data_pipeline",

@@ -9,6 +9,7 @@ from pathlib import Path
 from loopcoder.backends import detect
 from loopcoder.cli.arguments import cache_for, composed, parse_arguments
 from loopcoder.cli.corpora import GIVEN
+from loopcoder.cli.data_inspect import inspect
 from loopcoder.cli.data_tools import clean, list_corpora, one_corpus, show
 from loopcoder.cli.options import parse_options
 from loopcoder.config.compose import to_yaml
@@ -25,6 +26,7 @@ usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
        loopcoder data report CORPUS
        loopcoder data show CORPUS [--domain D] [--documents N] [--seed N]
        loopcoder data show CORPUS --dropped [REASON] [--documents N] [--seed N]
+       loopcoder data inspect [RUN] step=N [--json] [--full] [key=value ...]
        loopcoder data list [--cache DIR] [--json]
        loopcoder data clean [NAME...] [--older-than DAYS] [--unfinished] [--cache DIR] [--yes]
        loopcoder data train-langid PATH... --out FILE
@@ -37,6 +39,7 @@ usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
   validate      compare a finished corpus with its manifest and with what training relies on
   report        write its report for people, report.html, anew
   show          print random documents of a finished corpus, or what was left out of it
+  inspect       what the global batch of a step consists of, of a run or of a config
   list          the corpora in the cache, what builds left there, and which runs use them
   clean         say what of the cache would go, and remove it with --yes
   train-langid  train a classifier for the programming language of code without a name
@@ -137,6 +140,7 @@ _VERBS = {
     "validate": _validate,
     "report": _report,
     "show": show,
+    "inspect": inspect,
     "list": list_corpora,
     "clean": clean,
     "train-langid": _train_langid,
