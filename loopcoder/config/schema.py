@@ -279,6 +279,9 @@ class LoggingConfig:
     """In logged steps: the training loss of each loop's output through the head (logit lens)."""
     loop_gradients: bool = False
     """In logged steps: the norm of the gradient with respect to each loop's input."""
+    max_labels: PositiveInt = 64
+    """Languages that have a loss of their own, those with most training tokens, and sources; the
+    others are `other`. Only where a corpus keeps them."""
 
 
 @dataclass(frozen=True, config=STRICT)
