@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,14 +13,14 @@ import pytest
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.data import DataConfig, StageConfig
 from loopcoder.config.schema import BatchRampConfig, Config
-from loopcoder.data.blend import Blend
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.labels import Label
 from loopcoder.data.ledger import Ledger, LedgerEntry, tokens_by_label
 from loopcoder.data.loader import Loader
-from loopcoder.data.sampler import Position, advance, samples_of_step
+from loopcoder.data.sampler import Position
 from tests.checkpoint.states import state_at
 from tests.configs import small_config
+from tests.data.corpora import trained_labels
 
 STEPS = 24
 
@@ -39,19 +38,6 @@ def config(data: Callable[..., DataConfig], seed: int) -> Config:
         base.train, max_steps=STEPS, global_batch_size=8, micro_batch_size=1, batch_ramp=ramp
     )
     return replace(base, data=data(stages=stages, prefetch_steps=3), seed=seed, train=train)
-
-
-def trained(config: Config, corpus: Corpus) -> Counter[Label]:
-    """Count the labels of every sample of every step."""
-    position, found = Position(), Counter[Label]()
-    while position.step < STEPS:
-        stage = position.stage
-        blend = Blend(corpus, config.stages[stage], stage, config.seed)
-        after, size = advance(config, position)
-        rows = blend.rows(samples_of_step(position, size, config.seed, stage))
-        found.update(corpus.labels[i] for i in rows.label_ids.flatten().tolist())
-        position = after
-    return found
 
 
 def test_exact_over_kills_other_ranks_a_ramp_and_stages(
@@ -78,7 +64,7 @@ def test_exact_over_kills_other_ranks_a_ramp_and_stages(
         for loader in loaders:
             loader.close()
     assert starts > 3 and saved.ledger.since_step == 0
-    expected = trained(config, corpus)
+    expected = trained_labels(config, corpus)
     found = {Label(e.domain, e.language, e.source): e.tokens for e in saved.ledger.entries}
     assert found == expected
     assert saved.ledger.tokens == saved.position.tokens == expected.total()

@@ -17,26 +17,20 @@ from tests.configs import small_config
 from tests.dist.layouts import DOMAINS, GROUPS, VOCAB, global_batch, microbatches
 from tests.weights import randomise
 
-LANGUAGES = {"python": 50, "c++": 900, "java": 7}
+THREE = {("code", "python", "b"): 50, ("code", "c++", "b"): 900, ("code", "java", "b"): 7}
 
 
-def corpus_of(*labels: Label, **languages: int) -> Any:
-    """A corpus with these labels, and so many tokens of each language of code."""
-    domains = list(dict.fromkeys(label.domain for label in labels))
-    tokens = {name: {"documents": 1, "tokens": n} for name, n in languages.items()}
-    splits = {d: {"train": {"languages": tokens if d == "code" else {}}} for d in domains}
-    return SimpleNamespace(domains=domains, labels=labels, manifest={"domains": splits})
+def corpus_of(tokens: dict[tuple[str, str | None, str | None], int]) -> Any:
+    """A corpus with these labels, and so many tokens of each."""
+    labels, counts = tuple(Label(*label) for label in tokens), np.array([*tokens.values()])
+    return SimpleNamespace(labels=labels, label_tokens=lambda split: counts)
 
 
-def code(language: str | None, source: str | None = None) -> Label:
-    return Label("code", language, source)
-
-
-def test_languages_come_by_their_tokens_and_sources_as_they_are_named() -> None:
-    labels = [code("python", "b"), code("c++", "a"), code("java", "b"), code("c++", "b")]
-    language, source = groups_of(corpus_of(*labels, **LANGUAGES), 64)
-    assert language == Groups("language", ("c++", "python", "java"), (1, 0, 2, 0))
-    assert source == Groups("source", ("b", "a"), (0, 1, 0, 0))
+def test_languages_and_sources_come_by_their_tokens() -> None:
+    labels = THREE | {("code", "python", "a"): 1000, ("text", "python", "c"): 1}
+    language, source = groups_of(corpus_of(labels), 64)
+    assert language == Groups("language", ("python", "c++", "java"), (0, 1, 2, 0, 0))
+    assert source == Groups("source", ("a", "b", "c"), (1, 1, 1, 0, 2))
 
 
 @pytest.mark.parametrize(
@@ -50,24 +44,24 @@ def test_languages_come_by_their_tokens_and_sources_as_they_are_named() -> None:
 def test_what_is_beyond_the_most_frequent_ones_is_one_group(
     most: int, names: tuple[str, ...], of_label: tuple[int, ...]
 ) -> None:
-    corpus = corpus_of(code("python"), code("c++"), code("java"), **LANGUAGES)
-    assert groups_of(corpus, most) == [Groups("language", names, of_label)]
+    assert groups_of(corpus_of(THREE), most) == [Groups("language", names, of_label)]
 
 
 def test_a_language_that_is_called_other_is_part_of_the_rest() -> None:
-    corpus = corpus_of(code("python"), code(OTHER), code("java"), python=1, java=2, other=3)
-    assert groups_of(corpus, 1) == [Groups("language", (OTHER,), (0, 0, 0))]
+    labels = THREE | {("code", OTHER, "b"): 1000}
+    assert groups_of(corpus_of(labels), 1) == [Groups("language", (OTHER,), (0, 0, 0, 0))]
 
 
 def test_documents_of_which_it_is_not_known_are_a_group() -> None:
-    (language,) = groups_of(corpus_of(Label("text", None, None), code("c++")), 64)
-    assert language.names == ("c++", UNKNOWN) or language.names == (UNKNOWN, "c++")
+    (language,) = groups_of(corpus_of({("text", None, None): 9, ("code", "c++", None): 8}), 64)
+    assert language.names == (UNKNOWN, "c++")
 
 
-@pytest.mark.parametrize("languages", [(None, None), ("c++", "c++")])
-def test_a_corpus_without_files_of_labels_has_none(languages: tuple[Any, ...]) -> None:
-    labels = [Label(d, name, None) for d, name in zip(("text", "code"), languages, strict=True)]
-    assert groups_of(corpus_of(*labels), 64) == []
+@pytest.mark.parametrize("language", [None, "c++"])
+def test_one_language_or_none_has_no_loss_of_its_own(language: str | None) -> None:
+    """That of a corpus without files of labels is None."""
+    labels = {(domain, language, None): 5 for domain in ("text", "code")}
+    assert groups_of(corpus_of(labels), 64) == []
 
 
 def draw(seed: int, labels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
