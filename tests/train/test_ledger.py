@@ -25,12 +25,13 @@ from tests.train.test_resume import wait_for_step
 
 KILLS = 6 if "LOOPCODER_TEST_PART" in os.environ else 20
 STAGES = (
-    "data.stages=[{until:2000,mixture:{text:1,code:3}},{until:4500,seq_length:48},{seq_length:64}]"
+    "data.stages=[{until:2000,mixture:{text:1,code:3}},{until:12000,seq_length:48},{seq_length:64}]"
 )
 LONG = [
     "train.max_steps=60",
     "train.micro_batch_size=1",
-    "train.batch_ramp={start:2,increment:2,samples:40}",
+    "train.global_batch_size=8",
+    "train.batch_ramp={start:4,increment:4,samples:40}",
     "checkpoint.interval=2",
     "eval.interval=null",
     STAGES,
