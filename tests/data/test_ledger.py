@@ -15,7 +15,7 @@ from loopcoder.config.data import DataConfig, StageConfig
 from loopcoder.config.schema import BatchRampConfig, Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.labels import Label
-from loopcoder.data.ledger import Ledger, LedgerEntry, tokens_by_label
+from loopcoder.data.ledger import Ledger, LedgerEntry, count_labels
 from loopcoder.data.loader import Loader
 from loopcoder.data.sampler import Position
 from tests.checkpoint.states import state_at
@@ -107,8 +107,11 @@ def test_its_file_says_where_the_run_stood() -> None:
     }
 
 
-def test_labels_are_counted(seed: int) -> None:
-    ids = np.random.default_rng(seed).integers(0, 9, (3, 40))
-    counts = tokens_by_label(ids, 12)
-    assert counts.dtype == np.int64
-    assert counts.tolist() == [int((ids == i).sum()) for i in range(12)]
+@pytest.mark.parametrize("longest", [1, 5, 200])
+def test_labels_are_counted_by_their_runs(seed: int, longest: int) -> None:
+    rng = np.random.default_rng(seed)
+    runs = rng.integers(1, longest + 1, 120)
+    ids = np.repeat(rng.integers(0, 9, 120), runs)[:120].reshape(3, 40)
+    total = np.arange(12)
+    count_labels(total, ids)
+    assert total.tolist() == [int((ids == i).sum()) + i for i in range(12)]
