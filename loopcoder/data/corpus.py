@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from loopcoder.config.data import DataConfig
 from loopcoder.config.renamed import translate_manifest
 from loopcoder.data.indexed import BLOCKS, check_pair
-from loopcoder.data.labels import Label
+from loopcoder.data.labels import LABELS, Label, LabelFile
 from loopcoder.data.manifest import head_faults, manifest_faults
 from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.files import fault_of
@@ -77,6 +77,40 @@ class Corpus:
         name = prefix + BLOCKS
         return self.dir / name if name in self.manifest["files"] else None
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether it keeps what each document is, beyond its domain."""
+        return "labels" in self.manifest
+
+    def label_tokens(self, split: str) -> NDArray[np.int64]:
+        """Return the tokens of each label. [labels]"""
+        tokens = np.zeros(len(self.labels), dtype=np.int64)
+        for number, domain in enumerate(self.domains):
+            stats = self._stats(domain, split)
+            whole = [{"label": number, "tokens": stats["tokens"]}]
+            for row in stats["labels"] if self.has_labels else whole:
+                tokens[row["label"]] += row["tokens"]
+        return tokens
+
+    def label_file(
+        self, domain: str, split: str, shard: int, *, verify: bool = False
+    ) -> LabelFile | None:
+        """Open the labels of a shard's documents; None: the corpus was built without them, and all
+        have the label of their domain.
+
+        Args:
+            verify: Compare the file with its digest before it is used.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
+        if not self.has_labels:
+            return None
+        entry = self._stats(domain, split)["shards"][shard]
+        name = entry["prefix"] + LABELS
+        digest = self.manifest["files"][name]["xxh3_128"] if verify else None
+        return LabelFile(self.dir / name, entry, len(self.labels), digest, rebuild(self.dir))
+
     def tokens(self, domain: str, split: str) -> int:
         """Return the number of tokens, one EOD per document included."""
         return int(self._stats(domain, split)["tokens"])
@@ -129,9 +163,14 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
         vocab_size=tokenizer["vocab_size"],
         eod_id=tokenizer["eod_id"],
         fingerprint=manifest["fingerprint"],
-        labels=tuple(Label(domain, None, None) for domain in manifest["domains"]),
+        labels=_labels(manifest),
         manifest=manifest,
     )
+
+
+def _labels(manifest: Mapping[str, Any]) -> tuple[Label, ...]:
+    by_domain = [(domain, None, None) for domain in manifest["domains"]]
+    return tuple(Label(*label) for label in manifest.get("labels", by_domain))
 
 
 def opening(data: DataConfig) -> Verify:
@@ -226,7 +265,7 @@ def _in_blocks(name: str, manifest: Mapping[str, Any]) -> bool:
     """Say whether a file is part of a training shard that is compared block by block when it is
     read."""
     prefix, dot, suffix = name.rpartition(".")
-    is_shard = dot + suffix in (".bin", ".idx") and prefix.startswith("train/")
+    is_shard = dot + suffix in (".bin", ".idx", LABELS) and prefix.startswith("train/")
     return is_shard and prefix + BLOCKS in manifest["files"]
 
 

@@ -75,6 +75,15 @@ class Ledger:
         return {"step": position.step, "tokens": position.tokens, **asdict(self)}
 
 
-def tokens_by_label(label_ids: NDArray[np.int64], labels: int) -> NDArray[np.int64]:
-    """Count the labels of a batch by what they are of. [labels]"""
-    return np.bincount(label_ids.reshape(-1), minlength=labels).astype(np.int64, copy=False)
+def count_labels(total: NDArray[np.int64], label_ids: NDArray[np.int64]) -> None:
+    """Add the labels of a batch to a count of each. [labels] += [B, S]
+
+    By runs of equal ones, which are a document or more: counting one by one takes a tenth of the
+    time that a loader has.
+    """
+    flat = label_ids.reshape(-1)
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), len(flat) - 1)
+    lengths = ends.copy()
+    lengths[0] += 1
+    lengths[1:] -= ends[:-1]
+    np.add.at(total, flat[ends], lengths)

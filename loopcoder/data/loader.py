@@ -15,7 +15,7 @@ from loopcoder.config.schema import Config
 from loopcoder.data.batch import Batch, make_batch
 from loopcoder.data.blend import Blend, reader_of
 from loopcoder.data.corpus import Corpus
-from loopcoder.data.ledger import tokens_by_label
+from loopcoder.data.ledger import count_labels
 from loopcoder.data.sampler import Position, advance, samples_of_rank, samples_of_step
 
 
@@ -51,7 +51,7 @@ def step_data(
     label_tokens = np.zeros(len(corpus.labels), dtype=np.int64)
     for row in mine:
         rows = source.rows(row)
-        label_tokens += tokens_by_label(rows.label_ids.numpy(), len(corpus.labels))
+        count_labels(label_tokens, rows.label_ids.numpy())
         microbatches.append(
             make_batch(
                 rows.ids,

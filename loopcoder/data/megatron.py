@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import check_there
@@ -40,16 +41,23 @@ class MegatronReader:
         )
         self.sequences = sequences_by_shard(corpus, domain, seq_length)
         self._shard = lru_cache(maxsize=_PER_DOMAIN)(self._build_shard)
+        self._labels = lru_cache(maxsize=_PER_DOMAIN)(self._read_labels)
         self._order = lru_cache(maxsize=_PER_DOMAIN)(self._shuffle_shards)
 
     def row(self, epoch: int, index: int) -> Row:
         """Return one sequence."""
         shard, index = part_of(*self._order(epoch), self.sequences, index)
         with readable(self._corpus.prefixes(self._domain, "train")[shard]):
-            item = self._shard(epoch, shard)[index]
-        label = self._corpus.domains.index(self._domain)
+            dataset, labels = self._shard(epoch, shard), self._labels(shard)
+            item = dataset[index]
         ids = torch.cat([item["tokens"], item["labels"][-1:]])
-        return Row(ids, torch.full((self._seq_length,), label))
+        if labels is None:
+            label = self._corpus.domains.index(self._domain)
+            return Row(ids, torch.full((self._seq_length,), label))
+        # its documents follow each other in the dataset's own order of them
+        first = dataset.sample_index[dataset.shuffle_index[index]][0]
+        number = torch.cumsum(ids[:-1] == self._corpus.eod_id, 0).numpy()
+        return Row(ids, torch.from_numpy(labels[dataset.document_index[first + number]]))
 
     def _seed(self, epoch: int, *more: int) -> np.random.SeedSequence:
         return np.random.SeedSequence([*self._seeds, epoch, *more])
@@ -58,6 +66,11 @@ class MegatronReader:
         """Return the shards of an epoch in their order, and how many sequences end with each."""
         order = np.random.default_rng(self._seed(epoch)).permutation(len(self.sequences))
         return order, np.cumsum(self.sequences[order])
+
+    def _read_labels(self, shard: int) -> NDArray[np.int64] | None:
+        """Return the label of every document of a shard; None: the corpus was built without."""
+        file = self._corpus.label_file(self._domain, "train", shard)
+        return None if file is None else file.of_documents()
 
     def _build_shard(self, epoch: int, shard: int) -> Any:
         from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig

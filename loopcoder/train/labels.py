@@ -34,30 +34,23 @@ def groups_of(corpus: Corpus, most: int) -> list[Groups]:
     """Return the languages and the sources of a corpus; not those of which there is only one.
 
     Args:
-        most: Of each kind, those with most training tokens (of sources: the first ones); the rest
-            is one group.
+        most: Of each kind, those with most training tokens; the rest is one group.
     """
-    frequent: Counter[str] = Counter()
-    for domain in corpus.domains:
-        languages = corpus.manifest["domains"][domain]["train"].get("languages", {})
-        frequent.update({name: stats["tokens"] for name, stats in languages.items()})
+    tokens = corpus.label_tokens("train").tolist()
     found = []
     for kind in ("language", "source"):
         own = [getattr(label, kind) or UNKNOWN for label in corpus.labels]
-        ordered = list(dict.fromkeys(own))
-        if kind == "language":
-            ordered.sort(key=lambda name: (-frequent[name], name))
-        if len(ordered) > 1:
-            found.append(_groups(kind, own, ordered, most))
+        total: Counter[str] = Counter()
+        for name, count in zip(own, tokens, strict=True):
+            total[name] += count
+        names = sorted(total, key=lambda name: (-total[name], name))
+        if len(names) > most:
+            names = list(dict.fromkeys([*names[:most], OTHER]))
+        index = {name: i for i, name in enumerate(names)}
+        of_label = tuple(index[name] if name in index else index[OTHER] for name in own)
+        if len(total) > 1:
+            found.append(Groups(kind, tuple(names), of_label))
     return found
-
-
-def _groups(kind: str, own: Sequence[str], ordered: Sequence[str], most: int) -> Groups:
-    names = list(ordered)
-    if len(names) > most:
-        names = list(dict.fromkeys([*names[:most], OTHER]))
-    own = [name if name in names else OTHER for name in own]
-    return Groups(kind, tuple(names), tuple(map(names.index, own)))
 
 
 def label_losses(corpus: Corpus, most: int, device: torch.device) -> LabelLosses | None:

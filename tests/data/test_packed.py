@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.driver import prepare
 from loopcoder.config.data import DataConfig, ResolvedStage
-from loopcoder.data import blocks, packed
+from loopcoder.data import blocks, labels, packed
 from loopcoder.data.blend import Blend, reader_of
 from loopcoder.data.corpus import Corpus, load_corpus, opening
 from loopcoder.data.megatron import MegatronReader
@@ -34,6 +34,8 @@ GOLDEN = [1, 6, 0, 9, 3, 5, 10, 8, 4, 11, 2, 7]
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 64 tokens, so that the shards of a test have many."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(labels, "STRIDE", BLOCK // 4)
+    monkeypatch.setattr(packed, "STRIDE", BLOCK // 4)
     monkeypatch.setattr(packed, "BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(packed, "_LEAST_TOKENS", BLOCK // 2)
     monkeypatch.setattr(blocks, "_PIECE", 60)
@@ -140,11 +142,11 @@ def test_the_order_is_that_of_every_version_of_numpy(sharded: Corpus) -> None:
 
 def test_any_sample_alone_is_the_same_as_in_a_walk(sharded: Corpus, seed: int) -> None:
     stage = ResolvedStage({"text": 2.0, "code": 1.0}, 24, 1e4)
-    walked, domains, labels = Blend(sharded, stage, 0, seed, PackedReader).rows(np.arange(1000))
+    walked, domains, label_ids = Blend(sharded, stage, 0, seed, PackedReader).rows(np.arange(1000))
     alone = Blend(sharded, stage, 0, seed, PackedReader)
     for i in random.Random(seed).sample(range(1000), 40):
         row, domain, label = alone.rows(np.array([i]))
-        assert torch.equal(label[0], labels[i])
+        assert torch.equal(label[0], label_ids[i])
         assert torch.equal(row[0], walked[i])
         assert domain.tolist() == [domains[i]]
 
