@@ -42,7 +42,7 @@ from data_pipeline.shuffle.buckets import (
 from data_pipeline.shuffle.frequencies import counts_file, save_counts
 from data_pipeline.shuffle.pieces import ByEntry, ByNumber, number_in_chunk
 from data_pipeline.shuffle.shards import Shard, Written, assemble, concatenate, shard_files
-from data_pipeline.shuffle.validate import pair_problems
+from data_pipeline.shuffle.validate import label_problems, pair_problems
 from data_pipeline.tasks.dropped import DropList, Dropped
 from data_pipeline.tasks.origins import Origins
 from data_pipeline.tasks.work import Done, Output, Result, Work, damaged
@@ -234,6 +234,7 @@ def validate_shards(work: Work, bucket: int) -> Output:
     """Refuse shards whose content is not sound; count their tokens while they are read."""
     config, done = _train_config(work), work.done(Assembled, bucket)
     problems: list[Problem] = []
+    labels = work.result(BucketsIndexed).labels
     counts = np.zeros((len(work.domains), config.vocab_size), dtype=np.int64)
     for name in done.files:
         done.file(done.folder / name)
@@ -243,6 +244,7 @@ def validate_shards(work: Work, bucket: int) -> Output:
         fix = f"delete {work.folder} and start the same command again"
         here = counts[work.domains.index(domain)]
         problems += pair_problems(prefix, found, config.vocab_size, config.eod_id, fix, here)
+        problems += label_problems(prefix, found, labels, domain, fix)
     if problems:
         raise InputError(problems)
     path = counts_file(work, "train", bucket)

@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 from pydantic.dataclasses import dataclass
 
 from loopcoder.config.build import BuildConfig
-from loopcoder.config.types import STRICT, Changes, FolderName, PositiveFloat, PositiveInt
+from loopcoder.config.types import (
+    STRICT,
+    Changes,
+    FolderName,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 _KINDS = {
     "sample": {"sample"}, "files": {"files"}, "hf": {"hf"}, "packages": {"debian", "npm"}
@@ -30,6 +37,16 @@ class StageConfig:
     """Tokens per sequence."""
     rope_theta: PositiveFloat | None = None
     """Base of the rotary position embedding in this stage."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SkipConfig:
+    """Samples of a data stage that are left out."""
+
+    step: PositiveInt
+    """The step before which they are, by its number in metrics.jsonl."""
+    steps: PositiveInt
+    """As many samples as this many steps would take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +74,19 @@ class DataConfig:
     (data=corpus)."""
     stages: list[StageConfig] = field(default_factory=list)
     """Data stages in order; empty means one stage with the values above."""
+    skip: Annotated[list[SkipConfig], Changes("numbers", since="2026-11-29")] = field(
+        default_factory=list
+    )
+    """Samples to leave out: those that the next `steps` steps would take before step `step`. They
+    do not count as trained, and a stage lasts until its tokens are."""
     isolate_documents: bool = True
     """Keep attention and the loop shift inside a document; position ids restart at each."""
     mask_document_start: bool = True
     """Leave the first token of a document out of the loss: with isolated documents nothing predicts
     it."""
-    prefetch_steps: Annotated[PositiveInt, Changes("nothing")] = 4
-    """Global batches that a thread prepares ahead."""
+    prefetch_steps: Annotated[NonNegativeInt, Changes("nothing")] = 4
+    """Global batches that a thread prepares ahead; 0: there is no thread, and a step waits for its
+    own."""
     verify: Annotated[Literal["hash", "size"], Changes("nothing")] = "hash"
     """What of a finished corpus is compared with its manifest: `hash` reads every byte, before
     training on rank 0, with data.reader=packed each block before it is used; `size` compares the

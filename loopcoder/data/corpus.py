@@ -107,9 +107,9 @@ class Corpus:
         if not self.has_labels:
             return None
         entry = self._stats(domain, split)["shards"][shard]
-        name = entry["prefix"] + LABELS
+        size, name = (entry["documents"], entry["tokens"]), entry["prefix"] + LABELS
         digest = self.manifest["files"][name]["xxh3_128"] if verify else None
-        return LabelFile(self.dir / name, entry, len(self.labels), digest, rebuild(self.dir))
+        return LabelFile(self.dir / name, *size, len(self.labels), digest, rebuild(self.dir))
 
     def tokens(self, domain: str, split: str) -> int:
         """Return the number of tokens, one EOD per document included."""

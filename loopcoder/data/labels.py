@@ -9,7 +9,6 @@ among at most 8191, and the file has 2 bytes for each document and 4 for each 81
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,9 +70,13 @@ class LabelWriter:
         self._documents += len(ends)
         self._tokens = stop
 
+    def content(self) -> bytes:
+        """Return what the file has to hold."""
+        return b"".join(part.tobytes() for part in (*self._labels, *self._ended))
+
     def finish(self, path: Path) -> None:
         """Write the whole file."""
-        write_bytes(path, b"".join(part.tobytes() for part in (*self._labels, *self._ended)))
+        write_bytes(path, self.content())
 
 
 class LabelFile:
@@ -86,14 +89,16 @@ class LabelFile:
     def __init__(
         self,
         path: Path,
-        shard: Mapping[str, Any],
+        documents: int,
+        tokens: int,
         num_labels: int,
         digest: str | None,
         fix: str,
     ):
         """
         Args:
-            shard: Entry of the manifest, with its `documents` and `tokens`.
+            documents: Of the shard.
+            tokens: Of the shard.
             num_labels: Of the corpus.
             digest: xxh3-128 of the file, in hex; None: it is not compared.
             fix: What mends a damaged file.
@@ -102,9 +107,9 @@ class LabelFile:
             OSError: the file cannot be opened.
         """
         self._path, self._fix = path, fix
-        self._documents, self._num_labels = int(shard["documents"]), num_labels
+        self._documents, self._num_labels = documents, num_labels
         self._dtype = label_dtype(num_labels)
-        size = label_bytes(self._documents, int(shard["tokens"]), num_labels)
+        size = label_bytes(documents, tokens, num_labels)
         whole = None
         if digest is not None:
             whole = np.frombuffer(bytes.fromhex(digest), dtype=np.uint8).reshape(1, -1)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import check_there
 from loopcoder.data.reader import Row, part_of, readable, sequences_by_shard
+from loopcoder.data.sampler import Given
 
 _PER_DOMAIN = 4
 """Datasets kept open: a batch can straddle the border of a shard, or of several small ones."""
@@ -32,13 +33,26 @@ class MegatronReader:
     copied when it is entered.
     """
 
-    def __init__(self, corpus: Corpus, domain: str, seq_length: int, seeds: tuple[int, ...]):
-        self._corpus, self._domain, self._seq_length, self._seeds = (
-            corpus,
-            domain,
-            seq_length,
-            seeds,
-        )
+    def __init__(
+        self,
+        corpus: Corpus,
+        domain: str,
+        seq_length: int,
+        seeds: tuple[int, ...],
+        before: Given = (),
+    ):
+        """
+        Args:
+            seeds: What the order follows from: (seed, number of the order, domain).
+            before: What the domain gave. An index is made for one length: at another one the
+                domain begins an order of its own, with the next number.
+        """
+        self._corpus, self._domain, self._seq_length = corpus, domain, seq_length
+        goes_on = bool(before) and before[-1][0] == seq_length
+        self.start = before[-1][1] if goes_on else 0
+        self.left_out: Given = ()
+        self._earlier = before[:-1] if goes_on else before
+        self._seeds = (seeds[0], seeds[1] + len(self._earlier), *seeds[2:])
         self.sequences = sequences_by_shard(corpus, domain, seq_length)
         self._shard = lru_cache(maxsize=_PER_DOMAIN)(self._build_shard)
         self._labels = lru_cache(maxsize=_PER_DOMAIN)(self._read_labels)
@@ -58,6 +72,14 @@ class MegatronReader:
         first = dataset.sample_index[dataset.shuffle_index[index]][0]
         number = torch.cumsum(ids[:-1] == self._corpus.eod_id, 0).numpy()
         return Row(ids, torch.from_numpy(labels[dataset.document_index[first + number]]))
+
+    def epochs(self, sequences: int) -> float:
+        """Return how often the domain was gone through after so many sequences of the stage, in all
+        of its orders."""
+        passes = (self.start + sequences) / int(self.sequences.sum())
+        for seq_length, count in self._earlier:
+            passes += count / int(sequences_by_shard(self._corpus, self._domain, seq_length).sum())
+        return passes
 
     def _seed(self, epoch: int, *more: int) -> np.random.SeedSequence:
         return np.random.SeedSequence([*self._seeds, epoch, *more])

@@ -1,16 +1,6 @@
 """Sequences of a corpus by arithmetic: shard and offset follow from the number of the sequence.
 
-A shard of our pipeline is a stretch of shuffled documents, so that it can be read without an index:
-sequence i of a shard is its tokens [i S, i S + S], the last label included. Nothing is built or
-held in memory that grows with the corpus.
-
-The order. An epoch is all shards, one after the other; a shard is its stretches, one after the
-other; a stretch is the sequences that begin in it. Each of the three orders is a permutation of its
-own for every epoch, stage and seed. A stretch is a block of 64 MB, so all sequences that are read
-within some steps lie in the same one; a small shard has 16 stretches or more. A permutation is the
-stable sort of numbers of Philox (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011),
-whose raw stream NumPy guarantees, which it does not for `Generator.permutation`: the order outlives
-another version of NumPy.
+Nothing is built or held in memory that grows with the corpus; the order is that of order.py.
 """
 
 from __future__ import annotations
@@ -23,19 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, read_digests
+from loopcoder.data.blocks import CheckedFile, read_digests
 from loopcoder.data.corpus import Corpus, rebuild
 from loopcoder.data.indexed import token_dtype
 from loopcoder.data.labels import LABELS, STRIDE, LabelFile
-from loopcoder.data.reader import Row, part_of, readable, sequences_by_shard
-from loopcoder.errors import InputError
+from loopcoder.data.order import continued
+from loopcoder.data.reader import Row, readable
+from loopcoder.data.sampler import Given
+from loopcoder.errors import InputError, counted
 
 _OPEN = 4
-"""Shards, and stretches, that are kept open: a batch can straddle the border of two."""
-_STRETCHES = 16
-"""At least so many of them in a shard, if each has..."""
-_LEAST_TOKENS = 1 << 16
-"""...so many tokens."""
+"""Shards that are kept open: a batch can straddle the border of two."""
 
 
 class PackedReader:
@@ -47,24 +35,38 @@ class PackedReader:
         domain: str,
         seq_length: int,
         seeds: tuple[int, ...],
+        before: Given = (),
         *,
         verify: bool = True,
     ):
         """
         Args:
             seeds: What the order follows from.
+            before: What the domain gave; it goes on there.
             verify: Compare a block with its digest before it is used, if the corpus has digests.
         """
         self._corpus, self._domain, self._seq_length = corpus, domain, seq_length
-        self._seeds, self._verify = seeds, verify
+        self._verify = verify
         self._dtype = np.dtype(token_dtype(corpus.vocab_size))
         self._prefixes = corpus.prefixes(domain, "train")
-        self.sequences = sequences_by_shard(corpus, domain, seq_length)
+        self._order, self.start, self.left_out = continued(
+            corpus.shard_tokens(domain, "train"), self._dtype.itemsize, seq_length, seeds, before
+        )
+        self.sequences = self._order.sequences
+        if not self._order.size:
+            longest = self._order.longest
+            raise InputError.of(
+                f"no stretch of the domain '{domain}' has {counted(seq_length, 'token')}",
+                f"a domain that changes its length goes on with whole stretches, and those that "
+                f"sequences of {before[0][0]} have cut are of {longest} at most",
+                f"seq_length={longest} or less in this stage of data.stages, or more data",
+            )
         self._file = lru_cache(maxsize=_OPEN)(self._open)
         self._labels = lru_cache(maxsize=_OPEN)(self._open_labels)
-        self._shards = lru_cache(maxsize=_OPEN)(self._order_of_shards)
-        self._stretches = lru_cache(maxsize=_OPEN)(self._order_of_stretches)
-        self._stretch = lru_cache(maxsize=_OPEN)(self._permutation)
+
+    def epochs(self, sequences: int) -> float:
+        """Return how often the domain was gone through after so many sequences of the stage."""
+        return (self.start + sequences) / self._order.size
 
     def row(self, epoch: int, index: int) -> Row:
         """Return one sequence.
@@ -73,8 +75,7 @@ class PackedReader:
             LoopcoderError: the block is damaged, or cannot be read.
             FileNotFoundError: the shard is gone.
         """
-        shard, sequence = self.place(epoch, index)
-        start, size = sequence * self._seq_length, self._dtype.itemsize
+        (shard, start), size = self.place(epoch, index), self._dtype.itemsize
         # documents are counted from a multiple of STRIDE on, which lies in the same block
         back = start % STRIDE if self._corpus.has_labels else 0
         with readable(self._prefixes[shard] + ".bin"):
@@ -87,41 +88,8 @@ class PackedReader:
         return Row(torch.from_numpy(ids[back:].astype(np.int64)), torch.from_numpy(labels))
 
     def place(self, epoch: int, index: int) -> tuple[int, int]:
-        """Return the shard of a sequence of an epoch, and its number there."""
-        shards, ends = self._shards(epoch)
-        shard, index = part_of(shards, ends, self.sequences, index)
-        firsts = self._first_of_stretches(shard)
-        stretches, ends = self._stretches(epoch, shard)
-        stretch, index = part_of(stretches, ends, np.diff(firsts), index)
-        count = int(firsts[stretch + 1] - firsts[stretch])
-        return shard, int(firsts[stretch] + self._stretch(count, epoch, shard, stretch)[index])
-
-    def _order_of_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        order = self._permutation(len(self.sequences), epoch)
-        return order, np.cumsum(self.sequences[order])
-
-    def _order_of_stretches(
-        self, epoch: int, shard: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        counts = np.diff(self._first_of_stretches(shard))
-        order = self._permutation(len(counts), epoch, shard)
-        return order, np.cumsum(counts[order])
-
-    def _first_of_stretches(self, shard: int) -> NDArray[np.int64]:
-        """Return the first sequence that begins in each stretch of a shard, and their number as the
-        last entry. [stretches + 1]"""
-        sequences = int(self.sequences[shard])
-        tokens = sequences * self._seq_length
-        stretch = _power_of_two(max(tokens // _STRETCHES, _LEAST_TOKENS))
-        stretch = min(stretch, BLOCK_BYTES // self._dtype.itemsize)
-        count = -(-tokens // stretch)
-        firsts = -(-np.arange(count + 1, dtype=np.int64) * stretch // self._seq_length)
-        return np.minimum(firsts, sequences)
-
-    def _permutation(self, count: int, *of: int) -> NDArray[np.int64]:
-        """Return the order of `count` things in an epoch, or in a shard or a stretch of it."""
-        stream = np.random.Philox(np.random.SeedSequence([*self._seeds, *of]))
-        return np.argsort(stream.random_raw(count), kind="stable")
+        """Return the shard of a sequence of an epoch, and its first token there."""
+        return self._order.place(epoch, index)
 
     def _label_ids(
         self, shard: int, start: int, before: NDArray[Any], ids: NDArray[Any]
@@ -146,8 +114,3 @@ class PackedReader:
                 why = "it was cut off or changed after it was built"
                 raise InputError.of(str(error), why, fix) from error
         return CheckedFile(path, size, digests, fix)
-
-
-def _power_of_two(number: int) -> int:
-    """Return the largest power of two that is not above a number."""
-    return 1 << (number.bit_length() - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from loopcoder.config.schema import Config
 from loopcoder.data.blend import Blend
 from loopcoder.data.corpus import Corpus
-from loopcoder.data.sampler import Position, batch_size
+from loopcoder.data.sampler import Position, sequences_of
 from loopcoder.errors import counted
 from loopcoder.metrics.sinks import human
 from loopcoder.model.flops import parameters, train_flops_per_token
@@ -17,7 +17,7 @@ _EPOCHS = 4
 def outlook(config: Config, corpus: Corpus, vocab_size: int, position: Position) -> list[str]:
     """Return the lines that a run starts with; `position` is where it starts."""
     steps, model = config.train.max_steps - position.step, config.model
-    sequences = _sequences(config, position, steps)
+    sequences = sequences_of(config.train, position.samples, steps)
     length = config.stages[position.stage].seq_length
     tokens = sequences * length
     flops = tokens * train_flops_per_token(model, vocab_size, length)[0]
@@ -37,12 +37,3 @@ def outlook(config: Config, corpus: Corpus, vocab_size: int, position: Position)
             f"warning: more than {_EPOCHS} epochs add little: more data, or fewer train.max_steps"
         )
     return lines
-
-
-def _sequences(config: Config, position: Position, steps: int) -> int:
-    ramp, full = config.train.batch_ramp, config.train.global_batch_size
-    done = 0
-    while ramp is not None and steps > 0 and position.samples + done < ramp.samples:
-        done += batch_size(full, ramp, position.samples + done)
-        steps -= 1
-    return done + steps * full
