@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
@@ -40,7 +40,12 @@ def stand_before(run_dir: Path, step: int, config: Config | None = None) -> Stan
     after = [c for c in saved if c.step >= step]
     if config is None:
         config = load_config((after[0].path if after else run_dir) / layout.CONFIG)
-    begin = before[-1].state().position if before else _beginning(config, run_dir, step)
+    if before:
+        begin = before[-1].state().position
+    else:
+        begin = _beginning(config, run_dir, step)
+        if after and after[0].state().position.before is None:  # of an earlier version
+            begin = replace(begin, before=None)
     position = enter_stage(config.stages, begin)
     notes = list(_doubts(config, position, after[0])) if after else []
     return Stand(config, position_at(config, position, step - 1), notes)

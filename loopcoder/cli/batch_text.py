@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.report.examples import shortened
 from data_pipeline.report.page import printable
 from data_pipeline.tokenizer.fim import MIDDLE, PREFIX, SUFFIX
-from loopcoder.cli.listing import table
+from loopcoder.cli.shares import (
+    KINDS,
+    NO_LABELS,
+    formatted,
+    in_one,
+    shares,
+    summed,
+    told_of_skip,
+)
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.labels import Label
-from loopcoder.data.sampler import Position, advance, rank_of_row
+from loopcoder.data.sampler import Position, Skipped, advance, begin_step, rank_of_row
 from loopcoder.errors import counted
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from loopcoder.data.composition import Piece, Row
-
-_MOST = 20
-"""Languages, or sources, of a table; --json has all."""
-UNKNOWN = "not recorded"
-NO_LABELS = "this corpus does not record the language and the source of its documents"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Batches:
         """
         from tokenizers import Tokenizer
 
-        self.config, self.corpus, self.position, self.shown = config, corpus, position, shown
+        self.config, self.corpus, self.shown = config, corpus, shown
+        self.position = begin_step(config, position)
         self.stage = config.stages[position.stage]
         self._is_read = is_read
         _, self.size = advance(config, position)
@@ -76,6 +80,7 @@ class Batches:
             "sequences_before": self.position.samples,
             "seed": self.config.seed,
             "reader": self.config.data.reader,
+            "skipped": [asdict(skipped) for skipped in self._skipped],
             "corpus": str(self.corpus.dir),
             "fingerprint": self.corpus.fingerprint,
             "labels": [
@@ -90,12 +95,8 @@ class Batches:
         """Yield what a person reads, piece by piece."""
         described, tokens, documents = self._read(rows)
         yield self._heading()
-        wanted = lowest_terms(self.stage.mixture)
-        parts = [self._shares("domain", tokens, documents, wanted)]
-        if told := has_labels(self.corpus):
-            parts += [self._shares(kind, tokens, documents) for kind in ("language", "source")]
-        yield table([row for part in parts for row in part])
-        if not told:
+        yield self._table(tokens, documents)
+        if not self.corpus.has_labels:
             yield f"\n{NO_LABELS}"
         for row in described:
             yield "\n" + "\n".join(_lines_of(row))
@@ -122,7 +123,8 @@ class Batches:
             rank, microbatch = rank_of_row(number, self.shown.ranks, micro)
             place = {"rank": rank, "microbatch": microbatch}
         documents = [self._document(piece) for piece in row.pieces]
-        return {"sample": row.sample, "domain": row.domain, **place, "documents": documents}
+        found = {"sample": row.sample, "domain": row.domain, "epoch": row.epoch}
+        return {**found, **place, "documents": documents}
 
     def _document(self, piece: Piece) -> dict[str, Any]:
         ids = piece.ids.tolist()
@@ -168,53 +170,36 @@ class Batches:
             f"{mixture}; {counted(position.tokens, 'token')} before it; seed {config.seed}, "
             f"data.reader={config.data.reader}\n"
             f"corpus {self.corpus.dir}\n"
+            + "".join(f"{told_of_skip(skip)}\n" for skip in self._skipped)
         )
 
-    def _shares(
-        self,
-        kind: str,
-        tokens: Counter[int],
-        documents: Counter[int],
-        wanted: dict[str, int] | None = None,
-    ) -> Iterator[list[str]]:
-        """Yield the rows of the table that tell the shares of domains, languages or sources."""
+    @property
+    def _skipped(self) -> list[Skipped]:
+        """What was left out just before the step."""
+        step = self.position.step + 1
+        return [skipped for skipped in self.position.skipped if skipped.step == step]
 
-        def name(label: Label) -> str:
-            return str(getattr(label, kind) or UNKNOWN)
+    def _table(self, tokens: Counter[int], documents: Counter[int]) -> str:
+        """Return the shares of domains, languages and sources."""
+        weights = lowest_terms(self.stage.mixture)
+        wanted = {d: weight / sum(weights.values()) for d, weight in weights.items()}
+        parts = []
+        for kind in ("domain", *(KINDS if self.corpus.has_labels else ())):
+            counts = [summed(self._by_label(found), kind) for found in (tokens, documents)]
+            columns = [("documents", formatted(counts[1], "{:,}".format))]
+            if kind == "domain":
+                columns.append(("wanted", formatted(wanted, "{:.1%}".format)))
+            parts.append(shares(kind, counts[0], *columns))
+        return in_one(parts)
 
-        counts = summed(tokens, self.corpus.labels, name)
-        pieces = summed(documents, self.corpus.labels, name)
-        total, all_wanted = sum(counts.values()) or 1, sum((wanted or {}).values())
-        if kind != "domain":
-            yield [""] * 5
-        yield [kind, "tokens", "share", "wanted" if wanted else "", "documents"]
-        for key, count in counts.most_common(_MOST):
-            asked = f"{wanted[key] / all_wanted:.1%}" if wanted and key in wanted else ""
-            yield [f"  {key}", f"{count:,}", f"{count / total:.1%}", asked, f"{pieces[key]:,}"]
-        if (more := len(counts) - _MOST) > 0:
-            yield [f"  {more} more", *[""] * 4]
-
-
-def has_labels(corpus: Corpus) -> bool:
-    """Say whether a corpus knows more of its documents than their domain."""
-    return any(label.language or label.source for label in corpus.labels)
-
-
-def summed(
-    counts: Counter[int], labels: Sequence[Label], name: Callable[[Label], str]
-) -> Counter[str]:
-    """Return counts by label as counts by what a label is called; what has none is left out."""
-    found: Counter[str] = Counter()
-    for index, count in counts.items():
-        if count:
-            found[name(labels[index])] += count
-    return found
+    def _by_label(self, counts: Counter[int]) -> Iterator[tuple[Label, int]]:
+        return ((self.corpus.labels[index], count) for index, count in counts.items())
 
 
 def _lines_of(row: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of one sequence."""
     place = f", microbatch {row['microbatch']} of rank {row['rank']}" if "rank" in row else ""
-    yield f"sample {row['sample']}: {row['domain']}{place}"
+    yield f"sample {row['sample']}: {row['domain']}, epoch {row['epoch'] + 1}{place}"
     for document in row["documents"]:
         start, tokens = document["start"], document["tokens"]
         about = [document["language"], document["source"]]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loopcoder.config.schema import Config
 from loopcoder.data.batch import Batch
-from loopcoder.data.blend import Blend, reader_of
+from loopcoder.data.blend import Blend, blend_at
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.loader import step_data
 from loopcoder.data.sampler import Position, advance
@@ -39,6 +38,8 @@ class Row:
     sample: int
     """Its number in the data stage."""
     domain: str
+    epoch: int
+    """Of the domain, from 0."""
     pieces: list[Piece]
     tokens: NDArray[np.int64]
     """Predicted tokens of each label of the corpus. [labels]"""
@@ -55,20 +56,15 @@ def rows_of_step(config: Config, corpus: Corpus, position: Position) -> Iterator
         LoopcoderError: it cannot be read.
     """
     _, size = advance(config, position)
-    parts = size // config.train.micro_batch_size
-
-    @lru_cache(maxsize=1)
-    def blend(stage: int) -> Blend:
-        reader = reader_of(config.data)
-        return Blend(corpus, config.stages[stage], stage, config.seed, reader)
-
+    parts, blend = size // config.train.micro_batch_size, blend_at(config, corpus, position)
     for part in range(parts):
         # with as many ranks as there are microbatches, each has one
-        for batch in step_data(config, corpus, position, part, parts, blend).microbatches:
-            yield from _rows(batch, corpus)
+        data = step_data(config, corpus, position, part, parts, lambda _: blend)
+        for batch in data.microbatches:
+            yield from _rows(batch, corpus, blend)
 
 
-def _rows(batch: Batch, corpus: Corpus) -> Iterator[Row]:
+def _rows(batch: Batch, corpus: Corpus, blend: Blend) -> Iterator[Row]:
     for sample, domain, ids, labels in zip(
         batch.sample_ids.tolist(),
         batch.domain_ids.tolist(),
@@ -79,6 +75,7 @@ def _rows(batch: Batch, corpus: Corpus) -> Iterator[Row]:
         yield Row(
             sample=sample,
             domain=corpus.domains[domain],
+            epoch=blend.locate(sample)[1],
             pieces=list(_pieces(ids, labels, corpus.eod_id)),
             tokens=np.bincount(labels, minlength=len(corpus.labels)),
         )

@@ -17,13 +17,14 @@ from data_pipeline.tokenizer.fim import MIDDLE, PREFIX, SUFFIX
 from loopcoder.cli import main as cli
 from loopcoder.config.build import FimConfig, SourceConfig
 from loopcoder.config.compose import compose, save_config
-from loopcoder.data.blend import Blend, reader_of
+from loopcoder.data.blend import blend_at
 from loopcoder.data.corpus import Corpus, load_corpus
 from loopcoder.data.sampler import Position, advance, samples_of_rank, samples_of_step
 from tests.cli.run_dirs import run_dir
 from tests.configs import data_config
 from tests.data_pipeline.conftest import PLAIN
 
+SUFFIXES = {"Text": ".txt", "Python": ".py", "Java": ".java"}
 LENGTH = 24
 """Tokens of a sequence."""
 STAGES = f"data.stages=[{{until:{8 * LENGTH + 1}}},{{mixture:{{code:3,text:1}}}}]"
@@ -31,19 +32,25 @@ STAGES = f"data.stages=[{{until:{8 * LENGTH + 1}}},{{mixture:{{code:3,text:1}}}}
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """A corpus of random text and code; all code is to be filled in."""
+    """A corpus of random text and code of two sources; all code is to be filled in. Every word
+    tells the language of its document."""
     folder = tmp_path_factory.mktemp("inspected")
     rng = random.Random()
-    for i in range(40):
-        words = ["".join(rng.choices("abcdefgh", k=5)) for _ in range(rng.choice((3, 20, 90)))]
-        (folder / f"note{i}.txt").write_text(f"{i} {' '.join(words)}\n")
-        lines = [f"{word} = {i}\n" for word in words]
-        (folder / f"program{i}.py").write_text(f"n = {i}\n{''.join(lines)}")
+    for name, suffix in SUFFIXES.items():
+        (folder / name).mkdir()
+        for i in range(30):
+            length = rng.choice((3, 20, 60))
+            parts = [f"{name.lower()}{''.join(rng.choices('uvwxyz', k=4))}" for _ in range(length)]
+            text = f"{name.lower()} = {i};\n" + "".join(f"{part};\n" for part in parts)
+            (folder / name / f"file{i}{suffix}").write_text(text)
     fields: dict[str, Any] = {
         "name": "files",
         "seq_length": LENGTH,
         "mixture": {"text": 1, "code": 1},
-        "sources": [SourceConfig(kind="files", path=str(folder))],
+        "sources": [
+            SourceConfig(kind="files", path=str(folder / "Text")),
+            SourceConfig(kind="files", path=[str(folder / "Python"), str(folder / "Java")]),
+        ],
         "cache_dir": str(tmp_path_factory.mktemp("cache")),
         "tokenizer_vocab_size": 600,
         **PLAIN,
@@ -79,7 +86,7 @@ def test_it_is_the_batch_that_training_reads(
         assert found["tokens_before"] == position.tokens and found["stage"] == position.stage
         stage = position.stage
         samples = samples_of_step(position, size, config.seed, stage)
-        blend = Blend(corpus, config.stages[stage], stage, config.seed, reader_of(config.data))
+        blend = blend_at(config, corpus, position)
         read = blend.rows(samples)
         assert [row["sample"] for row in found["rows"]] == samples.tolist()
         for rank in range(2):
@@ -87,8 +94,11 @@ def test_it_is_the_batch_that_training_reads(
             assert mine == samples_of_rank(samples, rank, 2, 2).ravel().tolist()
         for row, ids, domain in zip(found["rows"], read.ids, read.domain_ids, strict=True):
             assert row["domain"] == corpus.domains[domain]
+            assert row["epoch"] == blend.locate(row["sample"])[1]
             assert documents_of(row) == pieces(ids[:-1].tolist(), corpus.eod_id, tokenizer)
-        counts = {label["domain"]: label["tokens"] for label in found["labels"]}
+        counts = dict.fromkeys(corpus.domains, 0)
+        for label in found["labels"]:
+            counts[label["domain"]] += label["tokens"]
         lengths = np.bincount(read.domain_ids) * found["seq_length"]
         assert counts == dict(zip(corpus.domains, lengths.tolist(), strict=True))
         position = after
@@ -113,6 +123,62 @@ def pieces(ids: list[int], eod: int, tokenizer: Tokenizer) -> list[tuple[int, in
     return found
 
 
+def test_what_is_skipped_is_said(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    given = words(corpus, "data.reader=packed", "train.max_steps=9")
+    skip = "data.skip=[{step:3,steps:2}]"
+    found, later = told(capsys, "step=3", *given, skip), told(capsys, "step=5", *given)
+    samples = [{row["sample"] for row in batch["rows"]} for batch in (found, later)]
+    assert samples[0] == samples[1] and found["tokens_before"] == 2 * 8 * LENGTH
+    (skipped,) = found["skipped"]
+    assert (skipped["sample"], skipped["samples"]) == (16, 16)
+    assert told(capsys, "step=4", *given, skip)["skipped"] == []
+    assert cli.main(["data", "inspect", "step=3", *given, skip]) == 0
+    assert "left out before step 3: 16 sequences, samples 16 to 31" in capsys.readouterr().out
+
+
+def test_documents_have_the_language_and_source_that_their_words_tell(
+    corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = words(corpus, "data.reader=packed", "train.global_batch_size=32")
+    found = told(capsys, "step=2", "--full", *given)
+    seen = set()
+    for row in found["rows"]:
+        for document in row["documents"]:
+            names = [name for name in SUFFIXES if name.lower() in document["text"]]
+            for name in names:
+                source = "0-files" if name == "Text" else "1-files"
+                assert (document["language"], document["source"]) == (name, source)
+            seen.update(names)
+    assert seen == set(SUFFIXES)
+    sums = {label["language"]: label["tokens"] for label in found["labels"]}
+    assert sum(sums.values()) == 32 * LENGTH and sums["Text"] == 16 * LENGTH
+    assert cli.main(["data", "inspect", "step=2", *given]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert all([name, str(count)] in [line[:2] for line in lines] for name, count in sums.items())
+
+
+def test_a_corpus_without_labels_is_told_by_domain(
+    corpus: Corpus, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    older = Path(shutil.copytree(corpus.dir, tmp_path / "older"))
+    manifest = json.loads((older / "manifest.json").read_text())
+    del manifest["labels"]
+    manifest["files"] = {k: v for k, v in manifest["files"].items() if not k.endswith(".labels")}
+    (older / "manifest.json").write_text(json.dumps(manifest))
+    for path in older.rglob("*.labels"):
+        path.unlink()
+    given = words(load_corpus(older, "size"), "data.reader=packed")
+    found = told(capsys, "step=1", *given)
+    assert [(label["language"], label["tokens"]) for label in found["labels"]] == [
+        (None, 4 * LENGTH),
+        (None, 4 * LENGTH),
+    ]
+    assert cli.main(["data", "inspect", "step=1", *given]) == 0
+    assert "does not record the language" in capsys.readouterr().out
+    assert cli.main(["data", "stats", str(older)]) == 0
+    assert "by domain only" in capsys.readouterr().out
+
+
 def test_a_run_is_shown_by_its_folder(
     corpus: Corpus, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -127,7 +193,7 @@ def test_a_run_is_shown_by_its_folder(
     assert cli.main(["data", "inspect", "step=11", str(folder)]) == 0
     printed = capsys.readouterr()
     assert "train.max_steps=10 ends the run before step 11" in printed.err
-    assert "does not record the language" in printed.out and "text : code" in printed.out
+    assert "text : code" in printed.out and "0-files" in printed.out
     assert "and 4 sequences more" in printed.out
 
 
