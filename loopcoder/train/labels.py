@@ -54,8 +54,9 @@ def groups_of(corpus: Corpus, most: int) -> list[Groups]:
 
 
 def label_losses(corpus: Corpus, most: int, device: torch.device) -> LabelLosses | None:
-    """Return the sums of the `groups_of` a corpus; None: it has no more than domains."""
-    groups = groups_of(corpus, most)
+    """Return the sums of the `groups_of` a corpus; None: it has no more than domains, or none are
+    asked for."""
+    groups = groups_of(corpus, most) if most else []
     return LabelLosses(groups, device) if groups else None
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from loopcoder.data.labels import Label
-from loopcoder.train.labels import OTHER, UNKNOWN, Groups, LabelLosses, groups_of
+from loopcoder.train.labels import OTHER, UNKNOWN, Groups, LabelLosses, groups_of, label_losses
 from tests.configs import small_config
 from tests.dist.layouts import DOMAINS, GROUPS, VOCAB, global_batch, microbatches
 from tests.weights import randomise
@@ -62,6 +62,11 @@ def test_one_language_or_none_has_no_loss_of_its_own(language: str | None) -> No
     """That of a corpus without files of labels is None."""
     labels = {(domain, language, None): 5 for domain in ("text", "code")}
     assert groups_of(corpus_of(labels), 64) == []
+
+
+@pytest.mark.parametrize("most", [0, 1, 64])
+def test_none_are_kept_where_none_are_asked_for(most: int) -> None:
+    assert (label_losses(corpus_of(THREE), most, torch.device("cpu")) is None) == (most == 0)
 
 
 def draw(seed: int, labels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
