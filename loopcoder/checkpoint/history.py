@@ -7,7 +7,6 @@ from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.config.compose import load_config
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import Position, enter_stage, position_at
 from loopcoder.errors import InputError
@@ -39,7 +38,7 @@ def stand_before(run_dir: Path, step: int, config: Config | None = None) -> Stan
     before = [c for c in saved if c.step < step]
     after = [c for c in saved if c.step >= step]
     if config is None:
-        config = load_config((after[0].path if after else run_dir) / layout.CONFIG)
+        config = after[0].config() if after else layout.trained_with(run_dir)
     if before:
         begin = before[-1].state().position
     else:

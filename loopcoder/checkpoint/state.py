@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -56,6 +56,8 @@ class CheckpointState:
     """Ranks that wrote it; any number reads it."""
     warmup_steps: int | None
     """Of the learning rate, as the run had them; None, from version 1: those of its config."""
+    reader: Literal["megatron", "packed"] | None = None
+    """`data.reader` of its run; None: of a version that did not record it."""
     ledger: Ledger | None = None
     """Tokens trained by domain, language and source; None: of a version that did not count them."""
 

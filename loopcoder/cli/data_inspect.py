@@ -13,7 +13,7 @@ from loopcoder.backends import detect
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.history import Stand, stand_before
 from loopcoder.checkpoint.pinned import gone, pinned_corpus, where_is
-from loopcoder.checkpoint.start import check_start
+from loopcoder.checkpoint.start import check_start, find_start, with_kept_reader
 from loopcoder.cli.arguments import Arguments, composed
 from loopcoder.cli.data_tools import cache_of
 from loopcoder.cli.options import parse_options, whole
@@ -22,7 +22,7 @@ from loopcoder.config.check import check_batch
 from loopcoder.config.check_data import check_data
 from loopcoder.config.fields import typed
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus, in_use, load_corpus
+from loopcoder.data.corpus import Corpus, in_use, load_corpus, with_reader
 from loopcoder.data.sampler import advance
 from loopcoder.errors import EXIT_DONE, InputError, counted
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
@@ -205,6 +205,7 @@ def _as_trained(arguments: Arguments, step: int) -> tuple[Stand, Corpus]:
     check_start(config, run_dir)
     pinned = pinned_corpus(config, run_dir, _say)
     corpus = _built(config, arguments) if pinned is None else load_corpus(pinned, "size")
+    config = with_reader(with_kept_reader(config, find_start(config, run_dir)), corpus)
     check_start(config, run_dir, corpus)
     return stand_before(run_dir, step, config), corpus
 

@@ -16,7 +16,6 @@ from loopcoder.checkpoint.history import stand_before
 from loopcoder.checkpoint.pinned import where_is
 from loopcoder.cli.run_folders import trained_on
 from loopcoder.cli.shares import KINDS, formatted, in_one, shares, summed, told_of_skip
-from loopcoder.config.compose import load_config
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, in_use, load_corpus
 from loopcoder.data.labels import Label
@@ -158,8 +157,8 @@ def _saved(folder: Path) -> tuple[Config, Position, Ledger | None]:
     saved, recorded = layout.complete(folder / "checkpoints"), _ledger_file(folder)
     if saved and (recorded is None or recorded[0] <= saved[-1].step):
         config, position, ledger = _of(saved[-1])
-        newest = folder / layout.CONFIG  # of a command that may have more steps
-        return load_config(newest) if newest.is_file() else config, position, ledger
+        has_newer = (folder / layout.CONFIG).is_file()  # of a command that may have more steps
+        return layout.trained_with(folder) if has_newer else config, position, ledger
     if recorded is None:
         raise InputError.of(
             f"{folder} has neither a checkpoint nor a {LEDGER_FILE}",
@@ -172,7 +171,7 @@ def _saved(folder: Path) -> tuple[Config, Position, Ledger | None]:
 
 def _of(checkpoint: Checkpoint) -> tuple[Config, Position, Ledger | None]:
     state = checkpoint.state()
-    return load_config(checkpoint.path / layout.CONFIG), state.position, state.ledger
+    return checkpoint.config(), state.position, state.ledger
 
 
 def _ledger_file(run_dir: Path) -> tuple[int, Ledger] | None:

@@ -6,15 +6,16 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loopcoder.config.data import DataConfig
+from loopcoder.config.data import DataConfig, Reader
 from loopcoder.config.renamed import translate_manifest
+from loopcoder.config.schema import Config
 from loopcoder.data.indexed import BLOCKS, check_pair
 from loopcoder.data.labels import LABELS, Label, LabelFile
 from loopcoder.data.manifest import head_faults, manifest_faults
@@ -76,6 +77,11 @@ class Corpus:
         prefix = self._stats(domain, "train")["shards"][shard]["prefix"]
         name = prefix + BLOCKS
         return self.dir / name if name in self.manifest["files"] else None
+
+    @property
+    def has_digests(self) -> bool:
+        """Whether its training shards can be compared block by block when they are read."""
+        return any(name.endswith(BLOCKS) for name in self.manifest["files"])
 
     @property
     def has_labels(self) -> bool:
@@ -175,7 +181,15 @@ def _labels(manifest: Mapping[str, Any]) -> tuple[Label, ...]:
 
 def opening(data: DataConfig) -> Verify:
     """Return what a run compares when it opens its corpus: all that its reader does not."""
-    return "blocks" if data.reader == "packed" and data.verify == "hash" else data.verify
+    return "blocks" if data.reader != "megatron" and data.verify == "hash" else data.verify
+
+
+def with_reader(config: Config, corpus: Corpus) -> Config:
+    """Return a config with the reader that suits a corpus in place of `auto`."""
+    if config.data.reader != "auto":
+        return config
+    reader: Reader = "packed" if corpus.has_digests else "megatron"
+    return replace(config, data=replace(config.data, reader=reader))
 
 
 def _refuse_altered(folder: Path, faults: Sequence[str], most: int = 5) -> None:

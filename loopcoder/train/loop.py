@@ -26,11 +26,12 @@ from loopcoder.checkpoint.start import (
     finished_at,
     ledger_of,
     warmup_of,
+    with_kept_reader,
 )
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus, in_use, lost
+from loopcoder.data.corpus import Corpus, in_use, lost, with_reader
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
@@ -98,9 +99,10 @@ def _train_alone(
     config: Config, corpus: Corpus, backends: Backends, run_dir: Path, launch: Launch
 ) -> int:
     vocab_size = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
-    start = find_start(config, run_dir)
+    start, said = find_start(config, run_dir), early_notes(config, run_dir)
+    config = with_reader(with_kept_reader(config, start), corpus)
     notes = [] if start is None else check_fits(start, config, vocab_size, corpus)
-    said = early_notes(config, run_dir)
+    notes += early_notes(config, run_dir)
     if (done := finished_at(config, run_dir)) is not None:
         if os.environ.get("RANK", "0") == "0":
             print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
@@ -319,6 +321,7 @@ class Run:
             config_hash=config_hash(self.config),
             world_size=self.ranks.world_size,
             warmup_steps=self.warmup,
+            reader=self.config.data.reader,  # type: ignore[arg-type]  # it is no longer auto
         )
         self.saver.save(self.state.network, self.state.ddp, self.state.optimizer, state)
         self._last_saved = self.position.step
