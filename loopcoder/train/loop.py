@@ -48,7 +48,7 @@ from loopcoder.metrics.summary import next_command, print_finished, print_summar
 from loopcoder.metrics.throughput import Throughput, peak_flops
 from loopcoder.metrics.writer import MetricsWriter
 from loopcoder.model.flops import train_flops_per_token
-from loopcoder.model.probe import LoopProbe
+from loopcoder.model.probe import probe_of
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.optimizer import update
 from loopcoder.optim.schedule import branching_step, learning_rate, vocabulary_share
@@ -220,17 +220,11 @@ class Run:
         finally:
             loader.close()
 
-    def _probe(self) -> LoopProbe | None:
-        log = self.config.logging
-        if not (log.loop_losses or log.loop_gradients):
-            return None
-        loops, device = self.config.model.num_loops, self.ranks.device
-        return LoopProbe(loops, device, losses=log.loop_losses, gradients=log.loop_gradients)
-
     def _step(self, data: StepData, logged: bool) -> StepResult:
         """Train one step; loss and gradient norm stay on the device until they are logged."""
         config, optim = self.config, self.config.optim
-        probe, by_label = (self._probe(), self._by_label) if logged else (None, None)
+        probe = probe_of(config, self.ranks.device) if logged else None
+        by_label = self._by_label if logged else None
         theta = config.stages[data.before.stage].rope_theta
         self.state.network.set_rope_theta(theta)
         step = data.after.step

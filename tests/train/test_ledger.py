@@ -85,6 +85,29 @@ def test_killed_once(start: Start, tmp_path: Path, seed: int) -> None:
     assert line["val/loss/language/Text"] == pytest.approx(line["val/loss/text"], rel=1e-6)
 
 
+@pytest.mark.dist_full
+def test_what_no_checkpoint_has_is_written_and_what_an_earlier_version_trained_is_said(
+    start: Start, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    finish(
+        start(run_dir, "train.max_steps=3", "checkpoint.interval=2", "checkpoint.save_at_end=false")
+    )
+    last = newest(run_dir)
+    assert last is not None and last.step == 2
+    written = json.loads((run_dir / LEDGER_FILE).read_text())
+    assert (written["step"], written["tokens"]) == (3, 3 * 4 * 64)
+    assert sum(entry["tokens"] for entry in written["entries"]) == 3 * 4 * 64
+
+    state = last.path / checkpoints.STATE
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"ledger": None}))
+    output = finish(start(run_dir, "train.max_steps=4", "checkpoint.verify=none"))
+    assert "tokens by language and source count from step 2 on" in output
+    written = json.loads((run_dir / LEDGER_FILE).read_text())
+    assert (written["since_step"], written["since_tokens"]) == (2, 2 * 4 * 64)
+    assert sum(entry["tokens"] for entry in written["entries"]) == 2 * 4 * 64
+
+
 @pytest.mark.chaos
 def test_killed_at_random_moments(start: Start, tmp_path: Path, seed: int) -> None:
     """On one rank or two, through a ramp and three stages, while it starts, trains or saves."""
