@@ -124,6 +124,18 @@ def blend_at(config: Config, corpus: Corpus, position: Position) -> Blend:
     return Blend(corpus, stage, position.stage, config.seed, reader, position.before)
 
 
+def epochs_at(config: Config, corpus: Corpus, position: Position) -> dict[str, float]:
+    """Return how often each domain that the run has read was gone through at a position; of a run
+    whose stages have orders of their own, in the position's stage alone."""
+    reader, found = reader_of(config.data), {}
+    order = position.stage if position.before is None else 0
+    for domain, runs in given(config.stages[position.stage], position).items():
+        *before, (length, sequences) = runs
+        seeds = (config.seed, order, corpus.domains.index(domain))
+        found[domain] = reader(corpus, domain, length, seeds, tuple(before)).epochs(sequences)
+    return found
+
+
 def check_stages(config: Config, corpus: Corpus, position: Position) -> None:
     """Raise InputError if a corpus cannot give what a stage from this position on asks for."""
     for index, stage in enumerate(config.stages[position.stage :], position.stage):

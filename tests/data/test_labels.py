@@ -31,7 +31,7 @@ from loopcoder.data.labels import Label, LabelFile, LabelWriter, label_bytes
 from loopcoder.data.loader import step_data
 from loopcoder.data.megatron import MegatronReader
 from loopcoder.data.packed import PackedReader
-from loopcoder.data.sampler import Position
+from loopcoder.data.sampler import Given, Position
 from loopcoder.errors import InputError
 from loopcoder.storage.files import synced_entry
 from tests.configs import small_config
@@ -106,8 +106,10 @@ def agree(
     return told
 
 
-def rows(corpus: Corpus, reader: Any, length: int, domain: str) -> Iterator[tuple[Any, Any]]:
-    opened = reader(corpus, domain, length, SEEDS)
+def rows(
+    corpus: Corpus, reader: Any, length: int, domain: str, before: Given = ()
+) -> Iterator[tuple[Any, Any]]:
+    opened = reader(corpus, domain, length, SEEDS, before)
     for i in range(int(opened.sequences.sum())):
         yield opened.row(0, i)
 
@@ -128,6 +130,18 @@ def test_each_label_is_that_of_the_document_of_the_token_that_is_predicted(
             ends += int((~inside).sum())
             total += length
         assert told > total // 3 and (ends > 9 or length <= 2)
+
+
+def test_so_it_is_after_a_change_of_the_length(
+    corpus: Corpus, letter_of: dict[Label, str], seed: int
+) -> None:
+    """Where a sequence does not begin at a multiple of its length."""
+    for length in (7, random.Random(seed).randint(2, 40)):
+        told, total = 0, 0
+        for ids, labels in rows(corpus, PackedReader, length, "code", ((16, 5),)):
+            told += agree(corpus, letter_of, ids[1:].numpy(), labels.numpy())
+            total += length
+        assert told > total // 3
 
 
 @pytest.mark.parametrize("reader", READERS)

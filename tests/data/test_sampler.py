@@ -23,6 +23,7 @@ from loopcoder.data.sampler import (
     batch_size,
     enter_stage,
     given,
+    orders_anew,
     position_at,
     samples_of_rank,
     samples_of_step,
@@ -150,6 +151,38 @@ def test_what_a_run_does_not_come_to_is_said(rng):
                 f", {last.tokens + size * config.stages[last.stage].seq_length}"
             )
         assert list(unreached(config, replace(last, step=steps))) == []
+
+
+@pytest.mark.parametrize(
+    ("position", "said"),
+    [
+        (
+            Position(),
+            ["stage 2 begins text and code anew, in sequences of 16", "stage 4 begins code"],
+        ),
+        (
+            Position(stage=1, sample=0, before={"text": ((32, 4),)}),
+            ["stage 2 begins text", "stage 4"],
+        ),
+        (Position(stage=1, sample=8, before={"text": ((32, 4),)}), ["stage 4 begins code anew"]),
+        (Position(stage=3, sample=8), []),
+        (Position(before=None), []),
+    ],
+)
+def test_what_begins_anew_at_another_length_is_said(position, said):
+    base, text = small_config(), {"text": 1.0}
+    stages = [
+        StageConfig(until=9),
+        StageConfig(until=99, seq_length=16),
+        StageConfig(until=999, seq_length=16, mixture=text),
+        StageConfig(mixture={"code": 1.0}),
+    ]
+    config = replace(base, data=replace(base.data, stages=stages))
+    notes = list(orders_anew(config, position))
+    assert len(notes) == len(said)
+    assert all(part in note for part, note in zip(said, notes, strict=True))
+    packed = replace(config, data=replace(config.data, reader="packed"))
+    assert not list(orders_anew(packed, position))
 
 
 def test_a_stage_ends_at_the_first_step_that_reaches_until():
