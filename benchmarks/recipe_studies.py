@@ -65,10 +65,10 @@ SPIKES = tuple(_spike_study(size, n) for size, n in (("20m", 8), ("100m", 4), ("
 # The rate of two loops and four with the recipe as it is; that of one is study `rates`.
 
 _POWERS = {
-    (256, 2): (-4, -3, -2, -1, 0),
-    (512, 2): (-4, -3, -2, -1, 0),
-    (1024, 2): (-4, -3, -2, -1),
-    (512, 4): (-4, -3, -2, -1),
+    (256, 2): (-4, -3, -2, -1, 0, 1, 2, 3),
+    (512, 2): (-4, -3, -2, -1, 0, 1, 2, 3),
+    (1024, 2): (-4, -3, -2, -1, 0, 1, 2, 3),
+    (512, 4): (-4, -3, -2, -1, 0, 1, 2),
 }
 RATES_LOOPED = Study(
     "rates_looped",
