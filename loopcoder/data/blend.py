@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,17 @@ from loopcoder.data.packed import PackedReader
 from loopcoder.data.reader import MakeReader
 from loopcoder.data.sampler import Mixture
 from loopcoder.errors import InputError, counted
+
+
+class Rows(NamedTuple):
+    """Some sequences."""
+
+    ids: torch.Tensor
+    """Token ids. [B, S+1], int64"""
+    domain_ids: torch.Tensor
+    """Index of each row's domain in the corpus. [B], int64"""
+    label_ids: torch.Tensor
+    """Index in `Corpus.labels` of the document of each label. [B, S], int64"""
 
 
 def reader_of(data: DataConfig) -> MakeReader:
@@ -75,11 +87,12 @@ class Blend:
             for d, count in zip(self.mixture.domains, counts, strict=True)
         }
 
-    def rows(self, samples: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return token ids [B, S+1] and domain indices [B] of some samples."""
+    def rows(self, samples: np.ndarray) -> Rows:
+        """Return some samples."""
         rows, domains = [], []
         for sample in samples:
             domain, index = self.mixture.locate(int(sample))
             rows.append(self._readers[domain].row(*divmod(index, self._sizes[domain])))
             domains.append(self.corpus.domains.index(domain))
-        return torch.stack(rows), torch.tensor(domains)
+        ids, labels = zip(*rows, strict=True)
+        return Rows(torch.stack(ids), torch.tensor(domains), torch.stack(labels))

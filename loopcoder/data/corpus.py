@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from loopcoder.config.data import DataConfig
 from loopcoder.config.renamed import translate_manifest
 from loopcoder.data.indexed import BLOCKS, check_pair
+from loopcoder.data.labels import LABELS, Label, LabelFile
 from loopcoder.data.manifest import head_faults, manifest_faults
 from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.files import fault_of
@@ -53,6 +54,9 @@ class Corpus:
     """Token that ends every document."""
     fingerprint: str
     """Hash of everything that determines the content."""
+    labels: tuple[Label, ...]
+    """Of its documents, in the order of their numbers; without files of labels one for each domain,
+    in the order of `domains`."""
     manifest: Mapping[str, Any] = field(repr=False, compare=False)
 
     def prefixes(self, domain: str, split: str) -> list[str]:
@@ -72,6 +76,40 @@ class Corpus:
         prefix = self._stats(domain, "train")["shards"][shard]["prefix"]
         name = prefix + BLOCKS
         return self.dir / name if name in self.manifest["files"] else None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether it keeps what each document is, beyond its domain."""
+        return any(label.language or label.source for label in self.labels)
+
+    def label_tokens(self, split: str) -> NDArray[np.int64]:
+        """Return the tokens of each label. [labels]"""
+        tokens = np.zeros(len(self.labels), dtype=np.int64)
+        for number, domain in enumerate(self.domains):
+            stats = self._stats(domain, split)
+            for row in stats.get("labels", [{"label": number, "tokens": stats["tokens"]}]):
+                tokens[row["label"]] += row["tokens"]
+        return tokens
+
+    def label_file(
+        self, domain: str, split: str, shard: int, *, verify: bool = False
+    ) -> LabelFile | None:
+        """Open the labels of a shard's documents; None: the corpus was built without them, and all
+        have the label of their domain.
+
+        Args:
+            verify: Compare the file with its digest before it is used.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
+        entry = self._stats(domain, split)["shards"][shard]
+        name, fix = entry["prefix"] + LABELS, rebuild(self.dir)
+        if "labels" not in self.manifest:
+            return None
+        digest = self.manifest["files"][name]["xxh3_128"] if verify else None
+        size = entry["documents"], entry["tokens"]
+        return LabelFile(self.dir / name, *size, len(self.labels), digest, fix)
 
     def tokens(self, domain: str, split: str) -> int:
         """Return the number of tokens, one EOD per document included."""
@@ -125,8 +163,14 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
         vocab_size=tokenizer["vocab_size"],
         eod_id=tokenizer["eod_id"],
         fingerprint=manifest["fingerprint"],
+        labels=_labels(manifest),
         manifest=manifest,
     )
+
+
+def _labels(manifest: Mapping[str, Any]) -> tuple[Label, ...]:
+    by_domain = [(domain, None, None) for domain in manifest["domains"]]
+    return tuple(Label(*label) for label in manifest.get("labels", by_domain))
 
 
 def opening(data: DataConfig) -> Verify:
@@ -221,7 +265,7 @@ def _in_blocks(name: str, manifest: Mapping[str, Any]) -> bool:
     """Say whether a file is part of a training shard that is compared block by block when it is
     read."""
     prefix, dot, suffix = name.rpartition(".")
-    is_shard = dot + suffix in (".bin", ".idx") and prefix.startswith("train/")
+    is_shard = dot + suffix in (".bin", ".idx", LABELS) and prefix.startswith("train/")
     return is_shard and prefix + BLOCKS in manifest["files"]
 
 

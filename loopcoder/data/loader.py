@@ -43,13 +43,14 @@ def step_data(
     source = blend(position.stage)
     microbatches = []
     for row in mine:
-        rows, domains = source.rows(row)
+        rows = source.rows(row)
         microbatches.append(
             make_batch(
-                rows,
+                rows.ids,
                 torch.from_numpy(row.copy()),
-                domains,
+                rows.domain_ids,
                 corpus.eod_id,
+                label_ids=rows.label_ids,
                 isolate_documents=config.data.isolate_documents,
                 mask_document_start=config.data.mask_document_start,
             )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ from numpy.typing import NDArray
 from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, read_digests
 from loopcoder.data.corpus import Corpus, rebuild
 from loopcoder.data.indexed import token_dtype
-from loopcoder.data.reader import part_of, readable, sequences_by_shard
+from loopcoder.data.labels import LABELS, STRIDE, LabelFile
+from loopcoder.data.reader import Row, part_of, readable, sequences_by_shard
 from loopcoder.errors import InputError
 
 _OPEN = 4
@@ -59,23 +61,30 @@ class PackedReader:
         self._prefixes = corpus.prefixes(domain, "train")
         self.sequences = sequences_by_shard(corpus, domain, seq_length)
         self._file = lru_cache(maxsize=_OPEN)(self._open)
+        self._labels = lru_cache(maxsize=_OPEN)(self._open_labels)
         self._shards = lru_cache(maxsize=_OPEN)(self._order_of_shards)
         self._stretches = lru_cache(maxsize=_OPEN)(self._order_of_stretches)
         self._stretch = lru_cache(maxsize=_OPEN)(self._permutation)
 
-    def row(self, epoch: int, index: int) -> torch.Tensor:
-        """Return the token ids of one sequence and its last label. [S+1], int64
+    def row(self, epoch: int, index: int) -> Row:
+        """Return one sequence.
 
         Raises:
             LoopcoderError: the block is damaged, or cannot be read.
             FileNotFoundError: the shard is gone.
         """
         shard, sequence = self.place(epoch, index)
-        size = self._dtype.itemsize
-        start = sequence * self._seq_length * size
+        start, size = sequence * self._seq_length, self._dtype.itemsize
+        # documents are counted from a multiple of STRIDE on, which lies in the same block
+        back = start % STRIDE if self._corpus.has_labels else 0
         with readable(self._prefixes[shard] + ".bin"):
-            content = self._file(shard).read(start, (self._seq_length + 1) * size)
-        return torch.from_numpy(np.frombuffer(content, dtype=self._dtype).astype(np.int64))
+            content = self._file(shard).read(
+                (start - back) * size, (back + self._seq_length + 1) * size
+            )
+        ids = np.frombuffer(content, dtype=self._dtype)
+        with readable(self._prefixes[shard] + LABELS):
+            labels = self._label_ids(shard, start, ids[:back], ids[back:])
+        return Row(torch.from_numpy(ids[back:].astype(np.int64)), torch.from_numpy(labels))
 
     def place(self, epoch: int, index: int) -> tuple[int, int]:
         """Return the shard of a sequence of an epoch, and its number there."""
@@ -113,6 +122,18 @@ class PackedReader:
         """Return the order of `count` things in an epoch, or in a shard or a stretch of it."""
         stream = np.random.Philox(np.random.SeedSequence([*self._seeds, *of]))
         return np.argsort(stream.random_raw(count), kind="stable")
+
+    def _label_ids(
+        self, shard: int, start: int, before: NDArray[Any], ids: NDArray[Any]
+    ) -> NDArray[np.int64]:
+        """Return the labels of a sequence, see `LabelFile.of_sequence`."""
+        labels = self._labels(shard)
+        if labels is None:
+            return np.full(self._seq_length, self._corpus.domains.index(self._domain))
+        return labels.of_sequence(start, before, ids, self._corpus.eod_id)
+
+    def _open_labels(self, shard: int) -> LabelFile | None:
+        return self._corpus.label_file(self._domain, "train", shard, verify=self._verify)
 
     def _open(self, shard: int) -> CheckedFile:
         path = Path(self._prefixes[shard] + ".bin")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,15 +14,23 @@ from numpy.typing import NDArray
 from loopcoder.data.corpus import Corpus, unreadable
 
 
+class Row(NamedTuple):
+    """One sequence."""
+
+    ids: torch.Tensor
+    """Its token ids and the label of the last one. [S+1], int64"""
+    labels: torch.Tensor
+    """Index in `Corpus.labels` of the document of each label, `ids[1:]`. [S], int64"""
+
+
 class Reader(Protocol):
     """The training sequences of one domain."""
 
     sequences: NDArray[np.int64]
     """Sequences of each shard. [shards]"""
 
-    def row(self, epoch: int, index: int) -> torch.Tensor:
-        """Return a sequence of an epoch: its token ids and the label of the last one. [S+1],
-        int64"""
+    def row(self, epoch: int, index: int) -> Row:
+        """Return a sequence of an epoch."""
 
 
 class MakeReader(Protocol):

@@ -30,8 +30,7 @@ def one_domain(corpus, domain: str, seq_length: int, seed: int = 1, stage_idx: i
 
 def epoch(blend: Blend, corpus, domain: str, number: int) -> list[list[int]]:
     size = (corpus.tokens(domain, "train") - 1) // blend.seq_length
-    rows, _ = blend.rows(np.arange(number * size, (number + 1) * size))
-    return rows.tolist()
+    return blend.rows(np.arange(number * size, (number + 1) * size)).ids.tolist()
 
 
 def run_config(data, seed: int, **train: int) -> Config:
@@ -94,12 +93,13 @@ def test_epochs_and_seeds_have_their_own_order(corpus, seed):
 def test_any_sample_alone_is_the_same_as_in_a_walk(corpus, seed):
     """Nothing depends on what was read before, across the borders of epochs too."""
     stage = ResolvedStage({"text": 2.0, "code": 1.0}, 24, 1e4)
-    walked, domains = Blend(corpus, stage, 0, seed).rows(np.arange(1000))
+    walked, domains, labels = Blend(corpus, stage, 0, seed).rows(np.arange(1000))
     blend = Blend(corpus, stage, 0, seed)
     for i in random.Random(seed).sample(range(1000), 40):
-        row, domain = blend.rows(np.array([i]))
+        row, domain, label = blend.rows(np.array([i]))
         assert torch.equal(row[0], walked[i])
         assert domain.tolist() == [domains[i]]
+        assert torch.equal(label[0], labels[i])
 
 
 def test_samples_do_not_depend_on_length_of_run_or_ranks(corpus, data, seed):
@@ -122,7 +122,7 @@ def test_samples_do_not_depend_on_length_of_run_or_ranks(corpus, data, seed):
 
 def test_rows_carry_their_domain(corpus, seed):
     stage = ResolvedStage({"text": 1.0, "code": 1.0}, 20, 1e4)
-    rows, domains = Blend(corpus, stage, 0, seed).rows(np.arange(40))
+    rows, domains, _ = Blend(corpus, stage, 0, seed).rows(np.arange(40))
     assert rows.dtype == torch.int64
     assert domains.tolist().count(0) == domains.tolist().count(1) == 20
     for row, domain in zip(rows.tolist(), domains.tolist(), strict=True):
@@ -133,12 +133,12 @@ def test_rows_carry_their_domain(corpus, seed):
 def test_a_mixture_interleaves_each_domains_own_sequences(corpus, seed):
     """It skips none of them and repeats none: they are those of a stage of this domain alone."""
     stage = ResolvedStage({"text": 2.0, "code": 3.0}, 20, 1e4)
-    rows, domains = Blend(corpus, stage, 0, seed).rows(np.arange(500))
+    rows, domains, _ = Blend(corpus, stage, 0, seed).rows(np.arange(500))
     for index, domain in enumerate(corpus.domains):
         mine = rows[domains == index]
         assert len(mine) == (200, 300)[index]
-        alone, _ = one_domain(corpus, domain, 20, seed).rows(np.arange(len(mine)))
-        assert torch.equal(mine, alone)
+        alone = one_domain(corpus, domain, 20, seed).rows(np.arange(len(mine)))
+        assert torch.equal(mine, alone.ids)
 
 
 def test_microbatches_of_a_step(corpus, data, seed):

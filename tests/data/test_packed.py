@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.driver import prepare
 from loopcoder.config.data import DataConfig, ResolvedStage
-from loopcoder.data import blocks, packed
+from loopcoder.data import blocks, labels, packed
 from loopcoder.data.blend import Blend, reader_of
 from loopcoder.data.corpus import Corpus, load_corpus, opening
 from loopcoder.data.megatron import MegatronReader
@@ -34,6 +34,8 @@ GOLDEN = [1, 6, 0, 9, 3, 5, 10, 8, 4, 11, 2, 7]
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 64 tokens, so that the shards of a test have many."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(labels, "STRIDE", BLOCK // 4)
+    monkeypatch.setattr(packed, "STRIDE", BLOCK // 4)
     monkeypatch.setattr(packed, "BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(packed, "_LEAST_TOKENS", BLOCK // 2)
     monkeypatch.setattr(blocks, "_PIECE", 60)
@@ -57,7 +59,7 @@ def cut(corpus: Corpus, domain: str, length: int) -> list[list[NDArray[np.int64]
 
 
 def epoch(reader: PackedReader, number: int) -> list[list[int]]:
-    return [reader.row(number, i).tolist() for i in range(int(reader.sequences.sum()))]
+    return [reader.row(number, i).ids.tolist() for i in range(int(reader.sequences.sum()))]
 
 
 @pytest.mark.parametrize("domain", ["text", "code"])
@@ -95,7 +97,7 @@ def test_in_the_order_of_the_files_it_reads_what_megatron_reads(
         ours = PackedReader(sharded, domain, length, SEEDS)
         assert ours.sequences.tolist() == theirs.sequences.tolist()
         for i in range(int(ours.sequences.sum())):
-            assert torch.equal(ours.row(0, i), theirs.row(0, i))
+            assert all(map(torch.equal, ours.row(0, i), theirs.row(0, i)))
 
 
 def test_sequences_that_are_read_together_lie_in_one_block(sharded: Corpus) -> None:
@@ -140,10 +142,11 @@ def test_the_order_is_that_of_every_version_of_numpy(sharded: Corpus) -> None:
 
 def test_any_sample_alone_is_the_same_as_in_a_walk(sharded: Corpus, seed: int) -> None:
     stage = ResolvedStage({"text": 2.0, "code": 1.0}, 24, 1e4)
-    walked, domains = Blend(sharded, stage, 0, seed, PackedReader).rows(np.arange(1000))
+    walked, domains, label_ids = Blend(sharded, stage, 0, seed, PackedReader).rows(np.arange(1000))
     alone = Blend(sharded, stage, 0, seed, PackedReader)
     for i in random.Random(seed).sample(range(1000), 40):
-        row, domain = alone.rows(np.array([i]))
+        row, domain, label = alone.rows(np.array([i]))
+        assert torch.equal(label[0], label_ids[i])
         assert torch.equal(row[0], walked[i])
         assert domain.tolist() == [domains[i]]
 
