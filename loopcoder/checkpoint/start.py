@@ -22,6 +22,7 @@ from loopcoder.config.fields import typed
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.data.corpus import MANIFEST, TOKENIZER, Corpus
+from loopcoder.data.ledger import Ledger
 from loopcoder.data.sampler import Position, enter_stage, unreached
 from loopcoder.errors import InputError, Problem, counted
 from loopcoder.model.vocabulary import padded_vocabulary
@@ -181,6 +182,15 @@ def _jumps(start: Start, config: Config) -> list[str]:
         jump_of_the_vocabulary(checkpoint.step, before, config),
     )
     return [jump for jump in jumps if jump is not None]
+
+
+def ledger_of(start: Start | None) -> Ledger:
+    """Return the tokens by label that a run goes on from; an earlier version has not counted
+    them."""
+    if start is None or not start.goes_on:
+        return Ledger()
+    state = start.checkpoint.state()
+    return Ledger.from_here(state.position) if state.ledger is None else state.ledger
 
 
 def warmup_of(start: Start | None, config: Config) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from loopcoder.config.schema import Config
 from loopcoder.data.batch import Batch, make_batch
 from loopcoder.data.blend import Blend, reader_of
 from loopcoder.data.corpus import Corpus
+from loopcoder.data.ledger import count_labels
 from loopcoder.data.sampler import Position, advance, samples_of_rank, samples_of_step
 
 
@@ -25,6 +28,9 @@ class StepData:
     after: Position
     size: int
     """Sequences of the global batch."""
+    label_tokens: NDArray[np.int64]
+    """Labels of this rank's sequences by what they are of, whether they count in the loss or not.
+    [Corpus.labels]"""
 
 
 def step_data(
@@ -42,8 +48,10 @@ def step_data(
     mine = samples_of_rank(samples, dp_rank, dp_size, config.train.micro_batch_size)
     source = blend(position.stage)
     microbatches = []
+    label_tokens = np.zeros(len(corpus.labels), dtype=np.int64)
     for row in mine:
         rows = source.rows(row)
+        count_labels(label_tokens, rows.label_ids.numpy())
         microbatches.append(
             make_batch(
                 rows.ids,
@@ -55,7 +63,7 @@ def step_data(
                 mask_document_start=config.data.mask_document_start,
             )
         )
-    return StepData(microbatches, position, after, size)
+    return StepData(microbatches, position, after, size, label_tokens)
 
 
 class Loader:
@@ -97,8 +105,7 @@ class Loader:
                 data = step_data(self._config, self._corpus, position, *self._dp, self.blend)
                 position = data.after
                 if self._pin:
-                    pinned = [b.pin() for b in data.microbatches]
-                    data = StepData(pinned, data.before, data.after, data.size)
+                    data = replace(data, microbatches=[b.pin() for b in data.microbatches])
                 self._put(data)
         except BaseException as error:  # handed to the training thread, which raises it
             self.error = error
