@@ -29,6 +29,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.plan": BASE
     | {
         "loopcoder.data.corpus",
+        "loopcoder.data.mirror",
         "loopcoder.model.flops",
         "loopcoder.optim.schedule",
         "loopcoder.parallel.layout",
@@ -78,7 +79,12 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     },
     "launch": BASE | {"loopcoder.plan"},
     "data_pipeline": BASE
-    | {"loopcoder.data.corpus", "loopcoder.data.indexed", "loopcoder.data.unigram"},
+    | {
+        "loopcoder.data.corpus",
+        "loopcoder.data.indexed",
+        "loopcoder.data.mirror",
+        "loopcoder.data.unigram",
+    },
 }
 """By room, whose files may also import each other."""
 WITHOUT_TORCH = ("data_pipeline", "launch", "loopcoder.cli", "loopcoder.plan", *sorted(BASE))

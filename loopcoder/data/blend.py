@@ -20,7 +20,7 @@ from loopcoder.errors import InputError, counted
 def reader_of(data: DataConfig) -> MakeReader:
     """Return what reads the sequences of a run."""
     if data.reader == "packed":
-        return partial(PackedReader, verify=data.verify == "hash")
+        return partial(PackedReader, verify=data.verify == "hash", cache=data.cache)
     return MegatronReader
 
 

@@ -20,7 +20,7 @@ from loopcoder.storage.files import write_bytes
 
 BLOCK_BYTES = 1 << 26
 _DIGEST_BYTES = 16
-_PIECE = 1 << 22
+PIECE = 1 << 22
 """Bytes that are read and hashed at a time."""
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EREMOTEIO, errno.ENOLCK}
 """Errors of a network file system or a disk that may be over a moment later."""
@@ -124,9 +124,9 @@ class CheckedFile:
         assert self._digests is not None
         start = block * BLOCK_BYTES
         stop = min(start + BLOCK_BYTES, self._size)
-        digest, piece = xxhash.xxh3_128(), memoryview(bytearray(_PIECE))
-        for at in range(start, stop, _PIECE):
-            part = piece[: min(_PIECE, stop - at)]
+        digest, piece = xxhash.xxh3_128(), memoryview(bytearray(PIECE))
+        for at in range(start, stop, PIECE):
+            part = piece[: min(PIECE, stop - at)]
             self._fill(part, at)
             digest.update(part)
         if digest.digest() != self._digests[block].tobytes():

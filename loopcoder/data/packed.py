@@ -15,18 +15,23 @@ another version of NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from loopcoder.config.data import CacheConfig
+from loopcoder.data.block_cache import Ahead, BlockCache, CachedFile
 from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, read_digests
 from loopcoder.data.corpus import Corpus, rebuild
 from loopcoder.data.indexed import token_dtype
 from loopcoder.data.reader import part_of, readable, sequences_by_shard
 from loopcoder.errors import InputError
+from loopcoder.storage.remote import Store
 
 _OPEN = 4
 """Shards, and stretches, that are kept open: a batch can straddle the border of two."""
@@ -47,11 +52,16 @@ class PackedReader:
         seeds: tuple[int, ...],
         *,
         verify: bool = True,
+        cache: CacheConfig | None = None,
     ):
         """
         Args:
             seeds: What the order follows from.
             verify: Compare a block with its digest before it is used, if the corpus has digests.
+            cache: What is kept here of shards that are in a store; None: the defaults.
+
+        Raises:
+            InputError: the shards are in a store and have no digests, or nothing can be kept here.
         """
         self._corpus, self._domain, self._seq_length = corpus, domain, seq_length
         self._seeds, self._verify = seeds, verify
@@ -62,6 +72,10 @@ class PackedReader:
         self._shards = lru_cache(maxsize=_OPEN)(self._order_of_shards)
         self._stretches = lru_cache(maxsize=_OPEN)(self._order_of_stretches)
         self._stretch = lru_cache(maxsize=_OPEN)(self._permutation)
+        self._ahead: Ahead | None = None
+        self._in: tuple[int, int] | None = None
+        if corpus.url is not None:
+            self._read_from(corpus.url, cache or CacheConfig())
 
     def row(self, epoch: int, index: int) -> torch.Tensor:
         """Return the token ids of one sequence and its last label. [S+1], int64
@@ -73,6 +87,9 @@ class PackedReader:
         shard, sequence = self.place(epoch, index)
         size = self._dtype.itemsize
         start = sequence * self._seq_length * size
+        if self._ahead is not None and (shard, start // BLOCK_BYTES) != self._in:
+            self._in = (shard, start // BLOCK_BYTES)
+            self._ahead.want(islice(self.upcoming(epoch, index), self._num_ahead))
         with readable(self._prefixes[shard] + ".bin"):
             content = self._file(shard).read(start, (self._seq_length + 1) * size)
         return torch.from_numpy(np.frombuffer(content, dtype=self._dtype).astype(np.int64))
@@ -86,6 +103,46 @@ class PackedReader:
         stretch, index = part_of(stretches, ends, np.diff(firsts), index)
         count = int(firsts[stretch + 1] - firsts[stretch])
         return shard, int(firsts[stretch] + self._stretch(count, epoch, shard, stretch)[index])
+
+    def upcoming(self, epoch: int, index: int) -> Iterator[tuple[int, int]]:
+        """Yield the blocks that the sequences from one of an epoch on are read from, in their
+        order, as (shard, block) and without an end; the first is that of the sequence."""
+        at, _ = self.place(epoch, index)
+        size = self._dtype.itemsize
+        for later in count(epoch):
+            shards = self._shards(later)[0].tolist()
+            for shard in shards[shards.index(at) if later == epoch else 0 :]:
+                firsts = self._first_of_stretches(shard)
+                order = self._stretches(later, shard)[0].tolist()
+                if (later, shard) == (epoch, at):
+                    within = int(np.searchsorted(firsts, self.place(epoch, index)[1], "right")) - 1
+                    order = order[order.index(within) :]
+                for stretch in order:
+                    first, last = int(firsts[stretch]), int(firsts[stretch + 1])
+                    if first < last:
+                        start = first * self._seq_length * size
+                        stop = (last * self._seq_length + 1) * size
+                        blocks = range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
+                        yield from ((shard, block) for block in blocks)
+
+    def _read_from(self, url: str, cache: CacheConfig) -> None:
+        """Read shards that are in a store through a cache of this machine."""
+        corpus = self._corpus
+        if self._verify and corpus.digests(self._domain, 0) is None:
+            raise InputError.of(
+                f"the corpus {url} has no digests of its blocks",
+                "what is read from a store is compared block by block before it is used",
+                "data.verify=size, or data=corpus path=FOLDER of a local copy",
+            )
+        folder = corpus.dir.parents[1] / "blocks"
+        self._cache = BlockCache(folder, cache.bytes, Store(url))
+        self._ahead, self._num_ahead = Ahead(self._fetch), cache.ahead
+
+    def _fetch(self, shard: int, block: int) -> None:
+        """Fetch a block of a shard in a store, with one try."""
+        file = self._open(shard)
+        assert isinstance(file, CachedFile)
+        file.fetch(block, pauses=())
 
     def _order_of_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         order = self._permutation(len(self.sequences), epoch)
@@ -114,7 +171,7 @@ class PackedReader:
         stream = np.random.Philox(np.random.SeedSequence([*self._seeds, *of]))
         return np.argsort(stream.random_raw(count), kind="stable")
 
-    def _open(self, shard: int) -> CheckedFile:
+    def _open(self, shard: int) -> CheckedFile | CachedFile:
         path = Path(self._prefixes[shard] + ".bin")
         size = self._corpus.shard_tokens(self._domain, "train")[shard] * self._dtype.itemsize
         fix, digests = rebuild(self._corpus.dir), None
@@ -124,6 +181,8 @@ class PackedReader:
             except ValueError as error:
                 why = "it was cut off or changed after it was built"
                 raise InputError.of(str(error), why, fix) from error
+        if self._corpus.url is not None:
+            return CachedFile(self._cache, str(path.relative_to(self._corpus.dir)), size, digests)
         return CheckedFile(path, size, digests, fix)
 
 

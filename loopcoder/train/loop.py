@@ -306,7 +306,7 @@ class Run:
             tokenizer_hash=self.corpus.tokenizer_hash,
             tokenizer_path=str(self.corpus.tokenizer_path),
             corpus=self.corpus.fingerprint,
-            corpus_dir=str(self.corpus.dir.resolve()),
+            corpus_dir=self.corpus.place,
             config_hash=config_hash(self.config),
             world_size=self.ranks.world_size,
             warmup_steps=self.warmup,

@@ -36,7 +36,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(packed, "BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(packed, "_LEAST_TOKENS", BLOCK // 2)
-    monkeypatch.setattr(blocks, "_PIECE", 60)
+    monkeypatch.setattr(blocks, "PIECE", 60)
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_damaged_block_is_named_before_any_of_it_is_used(sharded: Corpus, seed
 
 def test_opening_leaves_to_the_reader_what_the_reader_compares(sharded: Corpus, seed: int) -> None:
     damaged(sharded, seed)
-    load_corpus(sharded.dir, "blocks")
+    load_corpus(sharded.dir, "small")
     with pytest.raises(InputError, match="has other content"):
         load_corpus(sharded.dir, "hash")
     names = Path(sharded.prefixes("text", "val")[0] + ".bin"), sharded.digests("text", 2)
@@ -189,7 +189,7 @@ def test_opening_leaves_to_the_reader_what_the_reader_compares(sharded: Corpus, 
         whole = path.read_bytes()
         path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         with pytest.raises(InputError, match=f"{path.name} .*has other content"):
-            load_corpus(sharded.dir, "blocks")
+            load_corpus(sharded.dir, "small")
         path.write_bytes(whole)
 
 
@@ -200,13 +200,13 @@ def test_a_corpus_without_digests_is_compared_when_it_is_opened(sharded: Corpus,
         del manifest["files"][name]
         (sharded.dir / name).unlink()
     (sharded.dir / "manifest.json").write_text(json.dumps(manifest))
-    older = load_corpus(sharded.dir, "blocks")
+    older = load_corpus(sharded.dir, "small")
     assert older.digests("code", 0) is None
     same = epoch(PackedReader(older, "code", 16, SEEDS), 0)
     assert same == epoch(PackedReader(older, "code", 16, SEEDS, verify=False), 0)
     damaged(older, seed)
     with pytest.raises(InputError, match="has other content"):
-        load_corpus(older.dir, "blocks")
+        load_corpus(older.dir, "small")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_corpus_without_digests_is_compared_when_it_is_opened(sharded: Corpus,
     [
         ("megatron", "hash", "hash"),
         ("megatron", "size", "size"),
-        ("packed", "hash", "blocks"),
+        ("packed", "hash", "small"),
         ("packed", "size", "size"),
     ],
 )
