@@ -25,6 +25,12 @@ def check_data(config: Config) -> Iterator[Problem]:
             "megatron-core's GPTDataset reads files of this machine",
             "data.reader=packed, or data.path=FOLDER of a local copy",
         )
+    if not data.build.sources and is_url(data.path) and data.verify == "background":
+        yield Problem(
+            f"data.path={as_override(data.path)} data.verify=background",
+            "every byte would be read from the store by every node",
+            "data.verify=hash, which compares each block when it is read",
+        )
     reads_path = any(
         s.kind in ("files", "hf") and s.path in (None, data.path) for s in data.build.sources
     )

@@ -61,6 +61,7 @@ from loopcoder.train.signals import StopSignal
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
 from loopcoder.train.validation import Evaluator, mixture_mean
+from loopcoder.train.verification import Verification
 from loopcoder.train.window import Window, reduce_peak_memory
 
 
@@ -151,6 +152,7 @@ class Run:
         try:
             self._restore(said, notes)
             self._prepare_validation()
+            self.verification = Verification(self.config, self.corpus, self.say)
             self._train()
             self.saver.finish()
             self._conclude()
@@ -182,6 +184,8 @@ class Run:
                 window.add(data)
                 self.position = data.after
                 self.saver.poll()
+                if self.verification.found_fault:
+                    self.stop.name = "a damaged shard"
                 if loader.error is not None:  # what is trained is saved before it is raised
                     self.stop.name = "no data"
                 stopping = self.stop.requested(self.ranks.device)
@@ -199,8 +203,10 @@ class Run:
                         "the run was asked to stop; nothing is lost",
                         "start the same command again to continue",
                     )
+            self.verification.refuse_damaged(self.ranks.device)
         finally:
             loader.close()
+            self.verification.close(self.event)
 
     def _probe(self) -> LoopProbe | None:
         log = self.config.logging
@@ -234,6 +240,7 @@ class Run:
         }
         timing = window.measure(self._throughput(data.before.stage))
         memory = reduce_peak_memory(self.ranks.device)
+        self.verification.tell_finished(data.after.step, self.event)
         if evaluate:
             with window.excluding():
                 self._val = self._evaluate(data.before.stage)
@@ -296,6 +303,7 @@ class Run:
     def _save(self) -> None:
         if self._last_saved == self.position.step:
             return
+        self.verification.refuse_damaged(self.ranks.device)
         self.health.check()
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts

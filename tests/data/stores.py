@@ -111,6 +111,7 @@ class Server:
             [
                 *(str(WEED), "server", f"-dir={self._folder}", "-ip=127.0.0.1"),
                 *("-ip.bind=127.0.0.1", *ports, "-filer", "-s3", "-s3.port.iceberg=0"),
+                "-s3.port.lance=0",
                 *(f"-s3.config={self._folder / 's3.json'}", "-master.volumeSizeLimitMB=64"),
                 *("-volume.max=20", "-master.telemetry=false"),
             ],
@@ -123,7 +124,6 @@ class Server:
         while True:
             try:
                 self.fs.call_s3("list_buckets")
-                self.fs.pipe_file("probe/file", b"x") if self.fs.exists("probe") else None
                 return
             except Exception:
                 assert time.monotonic() < deadline, (self._folder / "log").read_text()[-3000:]

@@ -193,7 +193,7 @@ def test_opening_leaves_to_the_reader_what_the_reader_compares(sharded: Corpus, 
         path.write_bytes(whole)
 
 
-def test_a_corpus_without_digests_is_compared_when_it_is_opened(sharded: Corpus, seed: int) -> None:
+def test_a_corpus_without_digests_is_compared_in_the_background(sharded: Corpus, seed: int) -> None:
     """As the pipeline built them before: read by arithmetic all the same."""
     manifest = json.loads((sharded.dir / "manifest.json").read_text())
     for name in [n for n in manifest["files"] if n.endswith(".blocks")]:
@@ -205,8 +205,9 @@ def test_a_corpus_without_digests_is_compared_when_it_is_opened(sharded: Corpus,
     same = epoch(PackedReader(older, "code", 16, SEEDS), 0)
     assert same == epoch(PackedReader(older, "code", 16, SEEDS, verify=False), 0)
     damaged(older, seed)
+    load_corpus(older.dir, "small")
     with pytest.raises(InputError, match="has other content"):
-        load_corpus(older.dir, "small")
+        load_corpus(older.dir, "hash")
 
 
 @pytest.mark.parametrize(
@@ -216,6 +217,8 @@ def test_a_corpus_without_digests_is_compared_when_it_is_opened(sharded: Corpus,
         ("megatron", "size", "size"),
         ("packed", "hash", "small"),
         ("packed", "size", "size"),
+        ("megatron", "background", "small"),
+        ("packed", "background", "small"),
     ],
 )
 def test_what_is_compared_when(
@@ -225,7 +228,7 @@ def test_what_is_compared_when(
     assert opening(config) == at_opening
     made: Any = reader_of(config)
     if reader == "packed":
-        assert made.keywords == {"verify": verify == "hash"}
+        assert made.keywords == {"verify": verify == "hash", "cache": config.cache}
     else:
         assert made is MegatronReader
 
