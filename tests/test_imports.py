@@ -82,6 +82,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.data.corpus",
         "loopcoder.data.indexed",
+        "loopcoder.data.labels",
         "loopcoder.data.mirror",
         "loopcoder.data.unigram",
     },

@@ -22,7 +22,7 @@ from loopcoder.config.fields import typed
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.data.corpus import MANIFEST, TOKENIZER, Corpus
-from loopcoder.data.sampler import Position, enter_stage, unreached
+from loopcoder.data.sampler import Position, enter_stage, orders_anew, unreached
 from loopcoder.errors import InputError, Problem, counted
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.schedule import rate_scales, unreached_rate, warmup_steps
@@ -165,9 +165,11 @@ def early_notes(config: Config, run_dir: Path) -> list[str]:
     start = find_start(config, run_dir)
     goes_on = start is not None and start.goes_on
     position = start.checkpoint.state().position if start and goes_on else Position()
+    position = enter_stage(config.stages, position)
     found = [
         unreached_rate(config.optim, config.train.max_steps),
-        *unreached(config, enter_stage(config.stages, position)),
+        *unreached(config, position),
+        *orders_anew(config, position),
         *(_jumps(start, config) if start and goes_on else ()),
     ]
     return [note for note in found if note is not None]

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from loopcoder.data.sampler import Position
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def _to_version_2(content: dict[str, Any]) -> dict[str, Any]:
@@ -19,7 +19,19 @@ def _to_version_2(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"corpus_dir": folder, "warmup_steps": None}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_version_2}
+def _to_version_3(content: dict[str, Any]) -> dict[str, Any]:
+    position = content.get("position")
+    return (
+        content | {"position": position | {"before": None}}
+        if isinstance(position, dict)
+        else content
+    )
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _to_version_2,
+    2: _to_version_3,
+}
 """By version: what makes the content of a state.json that of the next version."""
 
 

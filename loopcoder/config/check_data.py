@@ -46,6 +46,7 @@ def check_data(config: Config) -> Iterator[Problem]:
     yield from check_build(data)
     yield from _tokenizer(config)
     yield from check_stages(config)
+    yield from _skips(config)
     yield from check_lengths(config)
 
 
@@ -140,6 +141,19 @@ def check_stages(config: Config) -> Iterator[Problem]:
                     f"{where}until={last_until + stage.until}",
                 )
             last_until = max(last_until, stage.until)
+
+
+def _skips(config: Config) -> Iterator[Problem]:
+    steps = [skip.step for skip in config.data.skip]
+    for index, step in enumerate(steps):
+        if step in steps[:index]:
+            first = steps.index(step)
+            both = config.data.skip[first].steps + config.data.skip[index].steps
+            yield Problem(
+                f"data.skip.{first}.step={step} data.skip.{index}.step={step}",
+                "what is left out before a step is one entry",
+                f"data.skip.{first}.steps={both} without the other",
+            )
 
 
 def _length(config: Config, key: str, length: int) -> Iterator[Problem]:

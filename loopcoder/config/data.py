@@ -53,6 +53,16 @@ class CacheConfig:
     """Blocks of 64 MB of each domain that are fetched before they are needed."""
 
 
+@dataclass(frozen=True, config=STRICT)
+class SkipConfig:
+    """Samples of a data stage that are left out."""
+
+    step: PositiveInt
+    """The step before which they are, by its number in metrics.jsonl."""
+    steps: PositiveInt
+    """As many samples as this many steps would take."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ResolvedStage:
     """A stage with the values that it takes from `data` and `model` filled in."""
@@ -78,13 +88,19 @@ class DataConfig:
     (data=corpus), which may also be a URL of fsspec, such as s3://BUCKET/FOLDER."""
     stages: list[StageConfig] = field(default_factory=list)
     """Data stages in order; empty means one stage with the values above."""
+    skip: Annotated[list[SkipConfig], Changes("numbers", since="2026-11-29")] = field(
+        default_factory=list
+    )
+    """Samples to leave out: those that the next `steps` steps would take before step `step`. They
+    do not count as trained, and a stage lasts until its tokens are."""
     isolate_documents: bool = True
     """Keep attention and the loop shift inside a document; position ids restart at each."""
     mask_document_start: bool = True
     """Leave the first token of a document out of the loss: with isolated documents nothing predicts
     it."""
-    prefetch_steps: Annotated[PositiveInt, Changes("nothing")] = 4
-    """Global batches that a thread prepares ahead."""
+    prefetch_steps: Annotated[NonNegativeInt, Changes("nothing")] = 4
+    """Global batches that a thread prepares ahead; 0: there is no thread, and a step waits for its
+    own."""
     verify: Annotated[Literal["hash", "background", "size"], Changes("nothing")] = "hash"
     """What of a finished corpus is compared with its manifest. `hash`: every byte before it is
     used, by data.reader=megatron before training on rank 0, by `packed` each block when it is read;

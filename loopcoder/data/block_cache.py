@@ -82,7 +82,7 @@ class BlockCache:
     def block(
         self,
         name: str,
-        index: int,
+        start: int,
         size: int,
         digest: bytes | None,
         pauses: Sequence[float] = WHILE_TRAINING,
@@ -91,6 +91,7 @@ class BlockCache:
 
         Args:
             name: Of the file, below the store's URL.
+            start: Byte of the file that it begins with.
             size: Bytes of the block.
             digest: Its xxh3-128; None: it is not compared.
             pauses: Seconds before each further try to read from the store.
@@ -100,7 +101,7 @@ class BlockCache:
             LoopcoderError: the store cannot be read.
         """
         told = None if digest is None else digest.hex()
-        path = self._folder / fingerprint(self._store.url, name, index, size, told)
+        path = self._folder / fingerprint(self._store.url, name, start, size, told)
         if (found := _verified(path, size, digest)) is not None:
             return found
         try:
@@ -108,7 +109,7 @@ class BlockCache:
                 try:  # another process may have fetched it meanwhile
                     if (found := _verified(path, size, digest)) is not None:
                         return found
-                    pieces = self._fetch(name, index, size, digest, pauses)
+                    pieces = self._fetch(name, start, size, digest, pauses)
                     return self._kept(path, pieces, size)
                 finally:
                     path.with_suffix(".lock").unlink(missing_ok=True)
@@ -116,12 +117,11 @@ class BlockCache:
             if not is_disk_full(error):
                 raise
             # not even a lock has room
-            return Block(b"".join(self._fetch(name, index, size, digest, pauses)))
+            return Block(b"".join(self._fetch(name, start, size, digest, pauses)))
 
     def _fetch(
-        self, name: str, index: int, size: int, digest: bytes | None, pauses: Sequence[float]
+        self, name: str, start: int, size: int, digest: bytes | None, pauses: Sequence[float]
     ) -> list[bytes]:
-        start = index * blocks.BLOCK_BYTES
         for _ in range(2):  # it may have been damaged on its way
             pieces = self._store.pieces(name, start, size, pauses)
             if digest is None or _digest(pieces) == digest:
@@ -196,14 +196,24 @@ class BlockCache:
 class CachedFile:
     """Reads ranges of a file of a store through the cache, as CheckedFile does of a local one."""
 
-    def __init__(self, cache: BlockCache, name: str, size: int, digests: NDArray[np.uint8] | None):
+    def __init__(
+        self,
+        cache: BlockCache,
+        name: str,
+        size: int,
+        digests: NDArray[np.uint8] | None,
+        _fix: str = "",
+        block_bytes: int | None = None,
+    ):
         """
         Args:
             name: Of the file, below the store's URL.
             size: Bytes of the file.
             digests: Of its blocks, [blocks, 16]; None: nothing is compared.
+            block_bytes: Of a block; None: 64 MB.
         """
         self._cache, self._name, self._size, self._digests = cache, name, size, digests
+        self._block_bytes = block_bytes or blocks.BLOCK_BYTES
         self._block = lru_cache(maxsize=_OPEN)(self.fetch)
 
     def read(self, start: int, size: int) -> bytearray:
@@ -215,17 +225,18 @@ class CachedFile:
         content = bytearray(size)
         view, at, stop = memoryview(content), start, start + size
         while at < stop:
-            index, offset = divmod(at, blocks.BLOCK_BYTES)
-            count = min(stop - at, blocks.BLOCK_BYTES - offset)
+            index, offset = divmod(at, self._block_bytes)
+            count = min(stop - at, self._block_bytes - offset)
             self._block(index).read_into(view[at - start : at - start + count], offset)
             at += count
         return content
 
     def fetch(self, index: int, pauses: Sequence[float] = WHILE_TRAINING) -> Block:
         """Return a block, which is then in the cache."""
-        size = min(blocks.BLOCK_BYTES, self._size - index * blocks.BLOCK_BYTES)
+        start = index * self._block_bytes
+        size = min(self._block_bytes, self._size - start)
         digest = None if self._digests is None else self._digests[index].tobytes()
-        return self._cache.block(self._name, index, size, digest, pauses)
+        return self._cache.block(self._name, start, size, digest, pauses)
 
 
 class Ahead:

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from loopcoder.config.data import DataConfig
 from loopcoder.config.renamed import translate_manifest
+from loopcoder.data.blocks import CheckedFile, OpenRange
 from loopcoder.data.indexed import BLOCKS, check_pair
+from loopcoder.data.labels import LABELS, Label, LabelFile
 from loopcoder.data.manifest import head_faults, manifest_faults
 from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.files import fault_of
@@ -29,6 +31,8 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 TOKEN_BYTES = "token_bytes.npy"
 REPORT = "report.html"
+OF_A_SHARD = (".bin", ".idx", LABELS)
+"""Suffixes of the files of a shard."""
 ORIGIN = "origin.json"
 """Beside the manifest of a corpus whose training shards are in a store: its URL (see mirror.py)."""
 UNIGRAM_ENTROPY = "unigram_entropy"
@@ -57,6 +61,9 @@ class Corpus:
     """Token that ends every document."""
     fingerprint: str
     """Hash of everything that determines the content."""
+    labels: tuple[Label, ...]
+    """Of its documents, in the order of their numbers; without files of labels one for each domain,
+    in the order of `domains`."""
     manifest: Mapping[str, Any] = field(repr=False, compare=False)
     url: str | None = None
     """Of the store that has its training shards, all else is in `dir`; None: they are there too."""
@@ -83,6 +90,48 @@ class Corpus:
         prefix = self._stats(domain, "train")["shards"][shard]["prefix"]
         name = prefix + BLOCKS
         return self.dir / name if name in self.manifest["files"] else None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether it keeps what each document is, beyond its domain."""
+        return "labels" in self.manifest
+
+    def label_tokens(self, split: str) -> NDArray[np.int64]:
+        """Return the tokens of each label. [labels]"""
+        tokens = np.zeros(len(self.labels), dtype=np.int64)
+        for number, domain in enumerate(self.domains):
+            stats = self._stats(domain, split)
+            whole = [{"label": number, "tokens": stats["tokens"]}]
+            for row in stats["labels"] if self.has_labels else whole:
+                tokens[row["label"]] += row["tokens"]
+        return tokens
+
+    def label_file(
+        self,
+        domain: str,
+        split: str,
+        shard: int,
+        *,
+        verify: bool = False,
+        opens: OpenRange = CheckedFile,
+    ) -> LabelFile | None:
+        """Open the labels of a shard's documents; None: the corpus was built without them, and all
+        have the label of their domain.
+
+        Args:
+            verify: Compare the file with its digest before it is used.
+            opens: Opens the file.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
+        if not self.has_labels:
+            return None
+        entry = self._stats(domain, split)["shards"][shard]
+        size, name = (entry["documents"], entry["tokens"]), entry["prefix"] + LABELS
+        digest = self.manifest["files"][name]["xxh3_128"] if verify else None
+        fix = rebuild(self.dir)
+        return LabelFile(self.dir / name, *size, len(self.labels), digest, fix, opens)
 
     def tokens(self, domain: str, split: str) -> int:
         """Return the number of tokens, one EOD per document included."""
@@ -142,9 +191,15 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
         vocab_size=tokenizer["vocab_size"],
         eod_id=tokenizer["eod_id"],
         fingerprint=manifest["fingerprint"],
+        labels=_labels(manifest),
         manifest=manifest,
         url=url,
     )
+
+
+def _labels(manifest: Mapping[str, Any]) -> tuple[Label, ...]:
+    by_domain = [(domain, None, None) for domain in manifest["domains"]]
+    return tuple(Label(*label) for label in manifest.get("labels", by_domain))
 
 
 def opening(data: DataConfig) -> Verify:
@@ -177,7 +232,7 @@ def small_files(manifest: Mapping[str, Any]) -> list[str]:
     """Return the files that training reads from a folder of this machine, of a corpus in a store:
     all but training shards, and what only people read."""
     shards = [s for d in manifest["domains"].values() for s in d["val"]["shards"]]
-    names = [TOKENIZER, TOKEN_BYTES, *(s["prefix"] + e for s in shards for e in (".bin", ".idx"))]
+    names = [TOKENIZER, TOKEN_BYTES, *(s["prefix"] + e for s in shards for e in OF_A_SHARD)]
     digests = [s["prefix"] + BLOCKS for s in _training_shards(manifest)]
     return [name for name in [*names, *digests] if name in manifest["files"]]
 
@@ -191,8 +246,8 @@ def check_store(store: Store, manifest: Mapping[str, Any]) -> None:
     """
     sizes = store.sizes()
     problems = []
-    shards = [s["prefix"] + ".bin" for s in _training_shards(manifest)]
-    for name in [*small_files(manifest), *shards]:
+    shards = [s["prefix"] + e for s in _training_shards(manifest) for e in (".bin", LABELS)]
+    for name in [*small_files(manifest), *(n for n in shards if n in manifest["files"])]:
         wanted = manifest["files"][name]["bytes"]
         if (there := sizes.get(name)) != wanted:
             has = "is missing" if there is None else f"has {there:,} bytes"
@@ -285,7 +340,7 @@ def rebuild(folder: Path | str) -> str:
 def _faults(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterator[Problem]:
     """Compare every file with its entry in the manifest."""
     in_store = (folder / ORIGIN).is_file()
-    shards = {s["prefix"] + e for s in _training_shards(manifest) for e in (".bin", ".idx")}
+    shards = {s["prefix"] + e for s in _training_shards(manifest) for e in OF_A_SHARD}
     for name in small_files(manifest) if in_store else manifest["files"]:
         wanted = manifest["files"][name]
         contents = verify == "hash" or (verify == "small" and name not in shards)

@@ -52,6 +52,7 @@ from loopcoder.optim.optimizer import update
 from loopcoder.optim.schedule import branching_step, learning_rate, vocabulary_share
 from loopcoder.parallel import mcore
 from loopcoder.storage.run_lock import only_run_in
+from loopcoder.train.data_events import data_events
 from loopcoder.train.health import Health
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
@@ -177,6 +178,8 @@ class Run:
         try:
             for data in window.waiting_for(iter(loader)):
                 step = data.after.step
+                for kind, fields in data_events(config, self.corpus, self.position, data):
+                    self.event(kind, **fields)
                 evaluate = _due(step, config.eval.interval) or (step == last and config.eval.at_end)
                 logged = _due(step, config.logging.interval) or evaluate or step == last
                 with self.profiler.step(step):
@@ -204,6 +207,11 @@ class Run:
                         "start the same command again to continue",
                     )
             self.verification.refuse_damaged(self.ranks.device)
+        except Exception as error:
+            if error is loader.error and self.ranks.world_size == 1:  # others may wait for this one
+                self._save()
+                self.saver.finish()
+            raise
         finally:
             loader.close()
             self.verification.close(self.event)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
+from loopcoder.data.labels import LABELS
 from loopcoder.data.verifier import Verifier, unverified
 from loopcoder.errors import InputError, counted
 
@@ -26,8 +27,10 @@ class Verification:
         self._prefixes = unverified(config, corpus)
         self._verifier: Verifier | None = None
         if self._prefixes and os.environ.get("LOCAL_RANK", "0") == "0":
-            suffixes = (".bin", ".idx") if config.data.reader == "megatron" else (".bin",)
-            self._verifier = Verifier(corpus, self._prefixes, suffixes)
+            suffixes = [".bin", ".idx"] if config.data.reader == "megatron" else [".bin"]
+            if corpus.has_labels:
+                suffixes.append(LABELS)
+            self._verifier = Verifier(corpus, self._prefixes, tuple(suffixes))
         self._said = not self._prefixes
         if self._prefixes:
             say(

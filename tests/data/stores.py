@@ -20,6 +20,7 @@ import pytest
 
 from loopcoder.data.corpus import FORMAT_VERSION, Corpus, load_corpus
 from loopcoder.data.indexed import IndexedWriter
+from loopcoder.data.labels import LABELS, LabelWriter
 from loopcoder.storage.files import synced_entry
 
 WEED = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
@@ -48,11 +49,13 @@ def in_memory(folder: Path, name: str) -> str:
 def written(folder: Path, rng: np.random.Generator, tokens: int = 3000, shards: int = 3) -> Corpus:
     """Write a corpus of random documents, as the pipeline writes them, in milliseconds."""
     vocabulary, eod, domains = 500, 3, {}
+    labels = [(d, language, s) for d in ("text", "code") for language in "xy" for s in "pq"]
     for domain in ("text", "code"):
         splits: dict[str, Any] = {}
+        own = np.array([number for number, label in enumerate(labels) if label[0] == domain])
         names = {"train": [f"train/{domain}-{i:05}" for i in range(shards)]}
         for split, prefixes in (names | {"val": [f"val/{domain}"]}).items():
-            entries = []
+            entries, rows = [], np.zeros((len(labels), 2), dtype=np.int64)
             for prefix in prefixes:
                 (folder / split).mkdir(parents=True, exist_ok=True)
                 ends = np.unique(np.append(rng.integers(1, tokens, tokens // 40), tokens))
@@ -61,9 +64,18 @@ def written(folder: Path, rng: np.random.Generator, tokens: int = 3000, shards: 
                 writer = IndexedWriter(folder / prefix, vocabulary)
                 writer.append(ids, np.diff(ends, prepend=0))
                 writer.finish()
+                kinds, lengths = rng.choice(own, len(ends)), np.diff(ends, prepend=0)
+                label_writer = LabelWriter(len(labels))
+                label_writer.append(lengths, kinds)
+                label_writer.finish(folder / (prefix + LABELS))
+                np.add.at(rows, kinds, np.stack([np.ones_like(lengths), lengths], axis=1))
                 entries.append({"prefix": prefix, "documents": len(ends), "tokens": tokens})
             sums = {key: sum(e[key] for e in entries) for key in ("documents", "tokens")}
-            splits[split] = {**sums, "languages": {}, "shards": entries}
+            by_label = [
+                {"label": int(n), "documents": int(rows[n, 0]), "tokens": int(rows[n, 1])}
+                for n in own
+            ]
+            splits[split] = {**sums, "languages": {}, "labels": by_label, "shards": entries}
         domains[domain] = splits
     (folder / "tokenizer.json").write_text(TOKENIZER_JSON)
     np.save(folder / "token_bytes.npy", np.ones(vocabulary, dtype=np.int64))
@@ -78,6 +90,7 @@ def written(folder: Path, rng: np.random.Generator, tokens: int = 3000, shards: 
             "eod_id": eod,
         },
         "domains": domains,
+        "labels": labels,
         "unigram_entropy": {"text": 6.0, "code": 6.0},
         "files": files,
     }

@@ -12,6 +12,7 @@ from loopcoder.config.data import StageConfig
 from loopcoder.config.schema import BatchRampConfig
 from loopcoder.data.sampler import Position, advance
 from loopcoder.metrics.sinks import human
+from loopcoder.model.flops import train_flops_per_token
 from tests.configs import small_config
 
 
@@ -55,11 +56,27 @@ def test_a_ramp_counts_as_it_is_trained(step: int) -> None:
     assert f"{human(tokens)} tokens in {12 - step} steps" in line
 
 
-def test_stages_name_the_corpus_alone() -> None:
+def test_stages_count_together() -> None:
+    """What a domain gives in one stage counts in the next; another length has epochs of its own,
+    which count as well."""
     from loopcoder.train.outlook import outlook
 
     config = small_config()
-    stages = [StageConfig(until=100), StageConfig(mixture={"code": 1.0})]
-    config = replace(config, data=replace(config.data, stages=stages))
+    # 10 steps of 4 and 4 of 100 sequences each, then 20 steps of 8 of 50 twice as long
+    stages = [
+        StageConfig(until=10 * 8 * 32, mixture={"text": 1.0, "code": 1.0}),
+        StageConfig(mixture={"code": 1.0}, seq_length=64),
+    ]
+    config = replace(
+        config,
+        data=replace(config.data, stages=stages),
+        train=replace(config.train, max_steps=30),
+    )
     lines = outlook(config, corpus(3201), 128, Position())
-    assert lines[1] == "corpus: 3.2k of text, 3.2k of code (tokens)"
+    assert f"{human(10 * 8 * 32 + 20 * 8 * 64)} tokens in 30 steps" in lines[0]
+    assert lines[1].endswith("epochs at the end: code 3.6, text 0.4")
+    lengths = ((10 * 8 * 32, 32), (20 * 8 * 64, 64))
+    flops = sum(n * train_flops_per_token(config.model, 128, length)[0] for n, length in lengths)
+    assert f"{flops / 1e15:.3g} PFLOP" in lines[0]
+    older = outlook(config, corpus(3201), 128, Position(before=None))
+    assert older[1] == "corpus: 3.2k of text, 3.2k of code (tokens)"
