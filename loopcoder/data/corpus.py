@@ -94,15 +94,14 @@ class Corpus:
     @property
     def has_labels(self) -> bool:
         """Whether it keeps what each document is, beyond its domain."""
-        return "labels" in self.manifest
+        return any(label.language or label.source for label in self.labels)
 
     def label_tokens(self, split: str) -> NDArray[np.int64]:
         """Return the tokens of each label. [labels]"""
         tokens = np.zeros(len(self.labels), dtype=np.int64)
         for number, domain in enumerate(self.domains):
             stats = self._stats(domain, split)
-            whole = [{"label": number, "tokens": stats["tokens"]}]
-            for row in stats["labels"] if self.has_labels else whole:
+            for row in stats.get("labels", [{"label": number, "tokens": stats["tokens"]}]):
                 tokens[row["label"]] += row["tokens"]
         return tokens
 
@@ -125,12 +124,12 @@ class Corpus:
         Raises:
             OSError: the file cannot be opened.
         """
-        if not self.has_labels:
-            return None
         entry = self._stats(domain, split)["shards"][shard]
-        size, name = (entry["documents"], entry["tokens"]), entry["prefix"] + LABELS
+        name, fix = entry["prefix"] + LABELS, rebuild(self.dir)
+        if "labels" not in self.manifest:
+            return None
         digest = self.manifest["files"][name]["xxh3_128"] if verify else None
-        fix = rebuild(self.dir)
+        size = entry["documents"], entry["tokens"]
         return LabelFile(self.dir / name, *size, len(self.labels), digest, fix, opens)
 
     def tokens(self, domain: str, split: str) -> int:

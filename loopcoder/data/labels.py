@@ -47,6 +47,15 @@ def label_bytes(documents: int, tokens: int, num_labels: int) -> int:
     return documents * label_dtype(num_labels).itemsize + -(-tokens // STRIDE) * _COUNT.itemsize
 
 
+def tokens_by_document(ids: NDArray[Any], eod: int) -> NDArray[np.int64]:
+    """Return how many tokens of a sequence but the first follow each other in a document; 0 of the
+    first document if the sequence begins with its end. [documents]"""
+    ends = np.flatnonzero(ids[:-1] == eod)
+    borders = np.empty(len(ends) + 2, dtype=np.int64)
+    borders[0], borders[1:-1], borders[-1] = 0, ends, len(ids) - 1
+    return borders[1:] - borders[:-1]
+
+
 class LabelWriter:
     """Collects the labels of the documents of a shard, in their order; `finish` writes them.
 
@@ -135,9 +144,8 @@ class LabelFile:
         at = self._documents * self._dtype.itemsize + start // STRIDE * _COUNT.itemsize
         ended = int.from_bytes(self._file.read(at, _COUNT.itemsize), "little")
         first = ended + int(np.count_nonzero(before == eod))
-        ends = np.flatnonzero(ids[:-1] == eod)
-        labels = self.of_documents(first, first + len(ends) + 1)
-        return np.repeat(labels, np.diff(ends, prepend=0, append=len(ids) - 1))
+        counts = tokens_by_document(ids, eod)
+        return np.repeat(self.of_documents(first, first + len(counts)), counts)
 
     def of_documents(self, first: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Return the labels of documents [first, stop), or of all. [documents]

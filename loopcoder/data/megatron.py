@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import check_there
+from loopcoder.data.labels import tokens_by_document
 from loopcoder.data.reader import Row, part_of, readable, sequences_by_shard
 from loopcoder.data.sampler import Given
 
@@ -70,8 +71,9 @@ class MegatronReader:
             return Row(ids, torch.full((self._seq_length,), label))
         # its documents follow each other in the dataset's own order of them
         first = dataset.sample_index[dataset.shuffle_index[index]][0]
-        number = torch.cumsum(ids[:-1] == self._corpus.eod_id, 0).numpy()
-        return Row(ids, torch.from_numpy(labels[dataset.document_index[first + number]]))
+        counts = tokens_by_document(ids.numpy(), self._corpus.eod_id)
+        documents = dataset.document_index[first : first + len(counts)]
+        return Row(ids, torch.from_numpy(np.repeat(labels[documents], counts)))
 
     def epochs(self, sequences: int) -> float:
         """Return how often the domain was gone through after so many sequences of the stage, in all

@@ -29,6 +29,11 @@ def outlook(config: Config, corpus: Corpus, vocab_size: int, position: Position)
         f"{parameters(model, vocab_size):,} parameters{uses}; {human(tokens)} tokens in "
         f"{counted(steps, 'step')}, {flops / 1e15:.3g} PFLOP"
     ]
+    if not corpus.has_labels:
+        lines.append(
+            "the corpus does not keep which language and source a document is of: losses and "
+            "tokens are counted by domain (a corpus that is built now keeps them)"
+        )
     sizes = ", ".join(f"{human(corpus.tokens(d, 'train'))} of {d}" for d in corpus.domains)
     if len(config.stages) > 1 and end.before is None:  # each stage has epochs of its own
         return [*lines, f"corpus: {sizes} (tokens)"]

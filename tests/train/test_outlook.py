@@ -16,12 +16,13 @@ from loopcoder.model.flops import train_flops_per_token
 from tests.configs import small_config
 
 
-def corpus(tokens: int) -> Any:
+def corpus(tokens: int, *, has_labels: bool = True) -> Any:
     return SimpleNamespace(
         domains=("text", "code"),
         tokens=lambda domain, split: tokens,
         shard_tokens=lambda domain, split: [tokens],
         eod_id=0,
+        has_labels=has_labels,
     )
 
 
@@ -39,6 +40,15 @@ def test_parameters_tokens_and_epochs() -> None:
     # what a resumed run has left, and the epochs at its end
     left = outlook(config, corpus(3201), 128, Position(step=75, sample=600, samples=600))
     assert "6.4k tokens in 25 steps" in left[0] and "text 4" in left[1]
+
+
+def test_a_corpus_without_labels_is_said() -> None:
+    from loopcoder.train.outlook import outlook
+
+    plain = outlook(small_config(), corpus(3201), 128, Position())
+    said = outlook(small_config(), corpus(3201, has_labels=False), 128, Position())
+    (note,) = (line for line in said if line not in plain)
+    assert "losses and tokens are counted by domain" in note
 
 
 @pytest.mark.parametrize("step", [0, 3, 9])
