@@ -47,6 +47,7 @@ from loopcoder.data.corpus import (
     load_corpus,
     read_manifest,
 )
+from loopcoder.data.mirror import folder_of
 from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import sync_folder
 from loopcoder.storage.folders import is_there
@@ -185,7 +186,7 @@ def _finished(data: DataConfig, verify: Verify) -> Corpus:
             "without sources, the path must be one finished corpus folder",
             "data.path=FOLDER, or data=sample",
         )
-    folder = Path(data.path).expanduser()
+    folder = folder_of(data)
     # before every byte is read
     check_domains(folder, read_manifest(folder), list(domains_of(data)))
     return load_corpus(folder, verify)

@@ -29,6 +29,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.plan": BASE
     | {
         "loopcoder.data.corpus",
+        "loopcoder.data.mirror",
         "loopcoder.model.flops",
         "loopcoder.optim.schedule",
         "loopcoder.parallel.layout",
@@ -84,6 +85,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.data.corpus",
         "loopcoder.data.indexed",
         "loopcoder.data.labels",
+        "loopcoder.data.mirror",
         "loopcoder.data.unigram",
     },
 }

@@ -26,6 +26,7 @@ from loopcoder.data.sampler import Position, enter_stage, orders_anew, unreached
 from loopcoder.errors import InputError, Problem, counted
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.schedule import rate_scales, unreached_rate, warmup_steps
+from loopcoder.storage.remote import is_url
 
 _WEIGHTS = (*SHAPE, "gate", "kv_sharing")
 """Fields of `model` that decide which weights exist."""
@@ -282,7 +283,7 @@ def kept_tokens(checkpoint: Checkpoint, state: CheckpointState, resumes: bool) -
     copied = checkpoint.path / TOKENIZER
     tokenizer = copied if copied.is_file() else state.tokenizer_path
     fixes = [f"{typed(f'data.build.tokenizer={tokenizer}')} keeps the ids of these weights"]
-    if (Path(state.corpus_dir) / MANIFEST).is_file():
+    if is_url(state.corpus_dir) or (Path(state.corpus_dir) / MANIFEST).is_file():
         named = typed(f"path={state.corpus_dir}")
         fixes.append(f"data=corpus {named} is the corpus that it was trained on")
     return ", or ".join([*fixes, *(["another run_dir="] if resumes else [])])

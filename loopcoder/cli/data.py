@@ -15,7 +15,7 @@ from loopcoder.cli.data_tools import clean, list_corpora, one_corpus, show
 from loopcoder.cli.options import parse_options
 from loopcoder.config.compose import to_yaml
 from loopcoder.config.fields import typed
-from loopcoder.data.corpus import in_use
+from loopcoder.data.corpus import at_once, in_use
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.storage.signals import interrupted_by_signals
 
@@ -73,7 +73,7 @@ def run(argv: list[str]) -> int:
 
     try:
         with cache_for(config.data):
-            corpus = prepare(config.data, report=report, verify=config.data.verify)
+            corpus = prepare(config.data, report=report, verify=at_once(config.data))
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             "data: stopped; the same command continues with what is not done yet"

@@ -181,7 +181,7 @@ def _of_run(run_dir: Path, step: int, cache: Path) -> tuple[Stand, Corpus]:
         )
     folder = where_is(*trained, cache)
     if folder is None:
-        fact, _ = gone(trained[0] or Path("its corpus"), trained[1], cache)
+        fact, _ = gone(trained[0] or "its corpus", trained[1], cache)
         raise InputError.of(
             fact,
             "a batch consists of its sequences",

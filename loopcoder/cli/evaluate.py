@@ -24,6 +24,7 @@ from loopcoder.data.corpus import (
     TOKENIZER,
     Corpus,
     Verify,
+    at_once,
     check_domains,
     in_use,
     load_corpus,
@@ -91,7 +92,7 @@ def run(argv: list[str]) -> int:
     if wrong:
         raise InputError(wrong)
     cache = Path(asked.data.build.cache_dir).expanduser()
-    verify = config.data.verify if "data.verify" in map(_key, others) else "size"
+    verify = at_once(config.data) if "data.verify" in map(_key, others) else "size"
     if config.data == trained.data or (single and _same_build(config.data, trained.data)):
         corpus = corpus_of_the_run(found[-1], trained, cache, verify)
         if config.data != trained.data:
@@ -194,10 +195,10 @@ def corpus_of_the_run(
         InputError: it is gone and has no sources, or they give other tokens today.
     """
     state = checkpoint.state()
-    folder = where_is(Path(state.corpus_dir), state.corpus, cache)
+    folder = where_is(state.corpus_dir, state.corpus, cache)
     if folder is not None:
         return load_corpus(folder, verify)
-    fact, fix = gone(Path(state.corpus_dir), state.corpus, cache)
+    fact, fix = gone(state.corpus_dir, state.corpus, cache)
     if not trained.data.build.sources:
         why = "a checkpoint is evaluated on the held-out documents of its corpus"
         raise InputError.of(fact, why, fix)

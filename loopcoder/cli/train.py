@@ -211,7 +211,7 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
     else:
         corpus = load_corpus(pinned, verify)
     config = with_reader(config, corpus)
-    if verify == "blocks" and (needed := opening(config.data)) != verify:
+    if verify == "small" and (needed := opening(config.data)) != verify:
         corpus = load_corpus(corpus.dir, needed)
     check_start(config, run_dir, corpus)  # before anything is written or started
     if not launched and size > 1:

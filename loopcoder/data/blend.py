@@ -37,7 +37,7 @@ class Rows(NamedTuple):
 def reader_of(data: DataConfig) -> MakeReader:
     """Return what reads the sequences of a run; its reader is not `auto` (see `with_reader`)."""
     if data.reader == "packed":
-        return partial(PackedReader, verify=data.verify == "hash")
+        return partial(PackedReader, verify=data.verify == "hash", cache=data.cache)
     return MegatronReader
 
 

@@ -66,6 +66,7 @@ from loopcoder.train.signals import StopSignal
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
 from loopcoder.train.validation import Evaluator, mixture_mean
+from loopcoder.train.verification import Verification
 from loopcoder.train.window import Window, reduce_peak_memory
 
 
@@ -159,6 +160,7 @@ class Run:
         try:
             self._restore(said, notes)
             self._prepare_validation()
+            self.verification = Verification(self.config, self.corpus, self.say)
             self._train()
             self.saver.finish()
             if self._last_saved != self.position.step:
@@ -195,6 +197,8 @@ class Run:
                 self.position = data.after
                 self.accounts.add(data.label_tokens)
                 self.saver.poll()
+                if self.verification.found_fault:
+                    self.stop.name = "a damaged shard"
                 if loader.error is not None:  # what is trained is saved before it is raised
                     self.stop.name = "no data"
                 stopping = self.stop.requested(self.ranks.device)
@@ -212,6 +216,7 @@ class Run:
                         "the run was asked to stop; nothing is lost",
                         "start the same command again to continue",
                     )
+            self.verification.refuse_damaged(self.ranks.device)
         except Exception as error:
             if error is loader.error and self.ranks.world_size == 1:  # others may wait for this one
                 self._save()
@@ -219,6 +224,7 @@ class Run:
             raise
         finally:
             loader.close()
+            self.verification.close(self.event)
 
     def _step(self, data: StepData, logged: bool) -> StepResult:
         """Train one step; loss and gradient norm stay on the device until they are logged."""
@@ -242,6 +248,7 @@ class Run:
         fields = result.fields(self.corpus.domains)
         timing = window.measure(self._throughput(data.before.stage))
         memory = reduce_peak_memory(self.ranks.device)
+        self.verification.tell_finished(data.after.step, self.event)
         if evaluate:
             with window.excluding():
                 self._val = self._evaluate(data.before.stage)
@@ -300,6 +307,7 @@ class Run:
     def _save(self) -> None:
         if self._last_saved == self.position.step:
             return
+        self.verification.refuse_damaged(self.ranks.device)
         self.health.check()
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
@@ -311,7 +319,7 @@ class Run:
             tokenizer_hash=self.corpus.tokenizer_hash,
             tokenizer_path=str(self.corpus.tokenizer_path),
             corpus=self.corpus.fingerprint,
-            corpus_dir=str(self.corpus.dir.resolve()),
+            corpus_dir=self.corpus.place,
             config_hash=config_hash(self.config),
             world_size=self.ranks.world_size,
             warmup_steps=self.warmup,

@@ -57,6 +57,14 @@ MISTAKES = {
         ["experiment=loop_sweep", "seed=1"],
         ["a sweep over variant", "-m run_dir=", "experiment=loop_sweep seed=1", "variant=loops_1"],
     ),
+    "a store": (
+        ["data=corpus", "path=memory://no/corpus"],
+        ["memory://no/corpus data.reader=megatron", "fix: data.reader=packed", "is not there"],
+    ),
+    "a store in the background": (
+        ["data=corpus", "path=memory://no/corpus", "data.reader=packed", "data.verify=background"],
+        ["data.verify=background", "fix: data.verify=hash"],
+    ),
     "several": (
         ["model.num_loops=0", "seed=-1", "optim.lr=fast"],
         ["3 problems", "model.num_loops=0", "seed=-1", "optim.lr=fast"],
