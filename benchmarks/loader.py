@@ -220,7 +220,7 @@ def _documents(index: Path) -> int:
 
 
 def _as_rank(folder: Path) -> int:
-    levels: list[tuple[Verify, str]] = [("size", "any rank"), ("blocks", "rank 0")]
+    levels: list[tuple[Verify, str]] = [("size", "any rank"), ("small", "rank 0")]
     for verify, who in levels:
         config = _config(folder, "packed", 8192)
         with _measured(f"{who}: opened (verify {verify})"):

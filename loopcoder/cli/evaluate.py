@@ -27,6 +27,7 @@ from loopcoder.data.corpus import (
     TOKENIZER,
     Corpus,
     Verify,
+    at_once,
     check_domains,
     in_use,
     load_corpus,
@@ -58,8 +59,8 @@ run's, and only the fields that are given differ."""
 
 _AT_LENGTH = r"val/loss/len\d+"
 """Field of an evaluation at a length of `eval.lengths`."""
-_LENGTH = re.compile(r"(?:/len\d+(?=/))?")
-"""What stands before the domain, for such a length."""
+_BY_LABEL = re.compile(r"val/loss/(?:language|source)/")
+"""Field of a language or a source."""
 _CACHE_DIR = "data.build.cache_dir"
 """Where corpora are, whichever it is."""
 _OTHER_DATA = ("data", "path", "data.path")
@@ -99,9 +100,9 @@ def run(argv: list[str]) -> int:
         wrong += [*check_lengths(config), *check_own_sets(config)]
     if wrong:
         raise InputError(wrong)
-    check_own_folders(config.eval)
+    check_own_folders(config)
     cache = Path(asked.data.build.cache_dir).expanduser()
-    verify = config.data.verify if "data.verify" in map(_key, others) else "size"
+    verify = at_once(config.data) if "data.verify" in map(_key, others) else "size"
     if joined_corpora(config.data):
         corpus = corpus_of(found[-1], config.data, cache, verify)
     elif config.data == trained.data or (single and _same_build(config.data, trained.data)):
@@ -112,7 +113,7 @@ def run(argv: list[str]) -> int:
     else:
         corpus = corpus_of(found[-1], config.data, cache, verify)
     with ExitStack() as held:
-        for folder in (*(m.dir for m in corpus.members), *own_folders(config.eval).values()):
+        for folder in (*(m.dir for m in corpus.members), *own_folders(config).values()):
             held.enter_context(in_use(folder))
         results = evaluate(found, config, corpus)
     if "--json" in argv:
@@ -207,10 +208,10 @@ def corpus_of_the_run(
         InputError: it is gone and has no sources, or they give other tokens today.
     """
     state = checkpoint.state()
-    folder = where_is(Path(state.corpus_dir), state.corpus, cache)
+    folder = where_is(state.corpus_dir, state.corpus, cache)
     if folder is not None:
         return load_corpus(folder, verify)
-    fact, fix = gone(Path(state.corpus_dir), state.corpus, cache)
+    fact, fix = gone(state.corpus_dir, state.corpus, cache)
     if not trained.data.build.sources:
         why = "a checkpoint is evaluated on the held-out documents of its corpus"
         raise InputError.of(fact, why, fix)
@@ -285,7 +286,8 @@ def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> lis
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the results as text: a row for all domains, and one for each."""
+    """Return the results as text: a row for all domains, and one for each, each language and each
+    source."""
     lines = []
     for result in results:
         lines.append(
@@ -327,18 +329,22 @@ def _rows(result: Mapping[str, Any], loops: int) -> list[list[str]]:
 
 def _sections(result: Mapping[str, Any]) -> list[str]:
     """Return what stands behind `val/loss` of each row: that of all domains before each of them,
-    first at the length of the data stage."""
+    first at the length of the data stage, there with languages and sources."""
     names = [key.removeprefix("val/bpb") for key in result if key.startswith("val/bpb/")]
     lengths = [key.removeprefix("val/loss") for key in result if re.fullmatch(_AT_LENGTH, key)]
-    return [
-        section
-        for at in ["", *lengths]
-        for section in [at, *(n for n in names if _LENGTH.match(n)[0] == at)]  # type: ignore[index]
-    ]
+    of_domains = {at: [n for n in names if _before_domain(n) == at] for at in ["", *lengths]}
+    of_domains[""] += [key.removeprefix("val/loss") for key in result if _BY_LABEL.match(key)]
+    return [section for at, domains in of_domains.items() for section in [at, *domains]]
+
+
+def _before_domain(name: str) -> str:
+    """Return the length that a name begins with, or nothing: a domain may have slashes."""
+    found = re.match(r"/len\d+(?=/)", name)
+    return found[0] if found else ""
 
 
 def _label(section: str) -> str:
-    """Name a row: the domain, and the length of its sequences unless it is the data stage's."""
+    """Name a row: domain, language or source, and the length unless it is the data stage's."""
     found = re.fullmatch(r"(?:/len(\d+))?(?:/(.+))?", section)
     length, domain = found.groups() if found else (None, section)
     return (domain or "all") + (f" at {counted(int(length), 'token')}" if length else "")

@@ -12,6 +12,7 @@ from loopcoder.config.fields import as_override, typed
 from loopcoder.config.schema import Config
 from loopcoder.config.types import NAME
 from loopcoder.errors import Problem
+from loopcoder.storage.remote import is_url
 
 _FIELDS = ("loss", "bpb", "weighting", "unigram_entropy")
 """What stands behind `val/` in the name of a field that is no set of one's own."""
@@ -74,6 +75,14 @@ def _names(data: DataConfig) -> Iterator[Problem]:
             fact = f"{entry} and another corpus are called {name}"
             yield Problem(fact, why, f"{entry}.name=OTHER")
         seen.add(in_list)
+        if is_url(corpus.path) and corpus.domains is None:
+            why = "the mixture follows from the config alone, before anything is fetched"
+            fact = f"{entry}.path={corpus.path} {entry}.domains=null"
+            yield Problem(fact, why, f"{entry}.domains=[text,code], or those of them that it has")
+        if is_url(corpus.path) and data.reader == "megatron":
+            why = "megatron-core's GPTDataset reads files of this machine"
+            fix = f"data.reader=packed, or {entry}.path=FOLDER of a local copy"
+            yield Problem(f"{entry}.path={corpus.path} data.reader=megatron", why, fix)
         where = Path(corpus.path).expanduser().absolute()
         if paths.setdefault(where, name) != name:
             why = "its sequences would be given once by each"

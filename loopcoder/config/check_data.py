@@ -12,6 +12,7 @@ from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.fields import as_override, next_multiple
 from loopcoder.config.schema import Config
 from loopcoder.errors import Problem
+from loopcoder.storage.remote import is_url
 
 
 def check_data(config: Config) -> Iterator[Problem]:
@@ -21,6 +22,18 @@ def check_data(config: Config) -> Iterator[Problem]:
         why = f"data={data.name} needs the folder of a finished corpus"
         yield Problem(f"data={data.name} data.path=null", why, "path=DIR")
     yield from check_joined(config)
+    if not data.build.sources and is_url(data.path) and data.reader == "megatron":
+        yield Problem(
+            f"data.path={as_override(data.path)} data.reader=megatron",
+            "megatron-core's GPTDataset reads files of this machine",
+            "data.reader=packed, or data.path=FOLDER of a local copy",
+        )
+    if not data.build.sources and is_url(data.path) and data.verify == "background":
+        yield Problem(
+            f"data.path={as_override(data.path)} data.verify=background",
+            "every byte would be read from the store by every node",
+            "data.verify=hash, which compares each block when it is read",
+        )
     reads_path = any(
         s.kind in ("files", "hf") and s.path in (None, data.path) for s in data.build.sources
     )

@@ -12,7 +12,7 @@ import torch
 from loopcoder.config.data import DataConfig, ResolvedStage
 from loopcoder.config.mixture import lowest_terms, without
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus
+from loopcoder.data.corpus import Corpus, with_reader
 from loopcoder.data.megatron import MegatronReader
 from loopcoder.data.packed import PackedReader
 from loopcoder.data.reader import MakeReader
@@ -35,9 +35,9 @@ class Rows(NamedTuple):
 
 
 def reader_of(data: DataConfig) -> MakeReader:
-    """Return what reads the sequences of a run."""
+    """Return what reads the sequences of a run; its reader is not `auto` (see `with_reader`)."""
     if data.reader == "packed":
-        return partial(PackedReader, verify=data.verify == "hash")
+        return partial(PackedReader, verify=data.verify == "hash", cache=data.cache)
     return MegatronReader
 
 
@@ -129,7 +129,8 @@ class Blend:
 
 def blend_at(config: Config, corpus: Corpus, position: Position) -> Blend:
     """Return the sequences of the stage that a position is in."""
-    stage, reader = config.stages[position.stage], reader_of(config.data)
+    stage = config.stages[position.stage]
+    reader = reader_of(with_reader(config, corpus).data)
     return Blend(corpus, stage, position.stage, config.seed, reader, position.before)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -20,7 +22,7 @@ from loopcoder.storage.files import write_bytes
 
 BLOCK_BYTES = 1 << 26
 _DIGEST_BYTES = 16
-_PIECE = 1 << 22
+PIECE = 1 << 22
 """Bytes that are read and hashed at a time."""
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EREMOTEIO, errno.ENOLCK}
 """Errors of a network file system or a disk that may be over a moment later."""
@@ -71,6 +73,17 @@ def read_digests(path: Path, size: int) -> NDArray[np.uint8]:
     if len(digests) != blocks * _DIGEST_BYTES:
         raise ValueError(f"{path} has {len(digests)} bytes, {blocks * _DIGEST_BYTES} are needed")
     return digests.reshape(blocks, _DIGEST_BYTES)
+
+
+class RangeFile(Protocol):
+    """A file whose ranges are read; what has a digest is compared with it before."""
+
+    def read(self, start: int, size: int) -> bytearray:
+        """Return the bytes [start, start + size)."""
+
+
+OpenRange = Callable[..., RangeFile]
+"""Opens a file with the arguments of `CheckedFile`."""
 
 
 class CheckedFile:
@@ -134,9 +147,9 @@ class CheckedFile:
         assert self._digests is not None
         start = block * self._block_bytes
         stop = min(start + self._block_bytes, self._size)
-        digest, piece = xxhash.xxh3_128(), memoryview(bytearray(_PIECE))
-        for at in range(start, stop, _PIECE):
-            part = piece[: min(_PIECE, stop - at)]
+        digest, piece = xxhash.xxh3_128(), memoryview(bytearray(PIECE))
+        for at in range(start, stop, PIECE):
+            part = piece[: min(PIECE, stop - at)]
             self._fill(part, at)
             digest.update(part)
         if digest.digest() != self._digests[block].tobytes():

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from loopcoder.config.corpora import SEPARATOR, entries, joined_corpora
 from loopcoder.config.data import CorpusConfig, DataConfig
 from loopcoder.config.fields import typed
+from loopcoder.data.blocks import CheckedFile, OpenRange
 from loopcoder.data.corpus import (
     MANIFEST,
     TOKENIZER,
@@ -34,6 +35,7 @@ from loopcoder.data.corpus import (
 )
 from loopcoder.data.corpus import read_manifest as read
 from loopcoder.data.labels import Label, LabelFile
+from loopcoder.data.mirror import folder_at
 from loopcoder.errors import InputError, Problem
 
 
@@ -65,12 +67,22 @@ class JoinedCorpus(Corpus):
     def label_tokens(self, split: str) -> NDArray[np.int64]:
         return np.concatenate([member.label_tokens(split) for member in self.members])
 
+    @property
+    def has_digests(self) -> bool:
+        return all(member.has_digests or member.url for member in self.members)
+
     def label_file(
-        self, domain: str, split: str, shard: int, *, verify: bool = False
+        self,
+        domain: str,
+        split: str,
+        shard: int,
+        *,
+        verify: bool = False,
+        opens: OpenRange = CheckedFile,
     ) -> LabelFile | None:
         """Open the labels of a shard's documents, which count from `first_label` on."""
         member, own = self.part(domain)
-        return member.label_file(own, split, shard, verify=verify)
+        return member.label_file(own, split, shard, verify=verify, opens=opens)
 
     def prefixes(self, domain: str, split: str) -> list[str]:
         member, own = self.part(domain)
@@ -115,7 +127,7 @@ def open_joined(data: DataConfig, verify: Verify) -> JoinedCorpus:
     problems: list[Problem] = []
     for name, corpus in joined_corpora(data).items():
         try:
-            opened[name] = load_corpus(corpus.path, verify)
+            opened[name] = load_corpus(folder_at(corpus.path, data), verify)
         except InputError as error:
             problems += error.problems
     if problems:
@@ -131,11 +143,11 @@ def check_joined_folders(data: DataConfig) -> None:
     corpora = joined_corpora(data)
     keys = {corpus.called: key for key, corpus in reversed(entries(data).items())}
     for name, corpus in corpora.items():
-        folder, key = Path(corpus.path).expanduser(), keys[name]
+        folder, key = folder_at(corpus.path, data), keys[name]
         if not (folder / MANIFEST).is_file():
             problems.append(
                 Problem(
-                    f"{key}.path={folder}: there is no finished corpus",
+                    f"{key}.path={corpus.path}: there is no finished corpus",
                     "each of them is a folder that `loopcoder data` has built and printed",
                     f"{key}.path=FOLDER {key}.name={name} where it is now, or leave it out",
                 )

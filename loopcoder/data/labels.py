@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loopcoder.data.blocks import CheckedFile
+from loopcoder.data.blocks import CheckedFile, OpenRange
 from loopcoder.errors import InputError
 from loopcoder.storage.files import write_bytes
 
@@ -103,6 +103,7 @@ class LabelFile:
         num_labels: int,
         digest: str | None,
         fix: str,
+        opens: OpenRange = CheckedFile,
     ):
         """
         Args:
@@ -111,6 +112,7 @@ class LabelFile:
             num_labels: Of the corpus.
             digest: xxh3-128 of the file, in hex; None: it is not compared.
             fix: What mends a damaged file.
+            opens: Opens the file.
 
         Raises:
             OSError: the file cannot be opened.
@@ -122,7 +124,7 @@ class LabelFile:
         whole = None
         if digest is not None:
             whole = np.frombuffer(bytes.fromhex(digest), dtype=np.uint8).reshape(1, -1)
-        self._file = CheckedFile(path, size, whole, fix, block_bytes=size)
+        self._file = opens(path, size, whole, fix, block_bytes=size)
 
     def of_sequence(
         self, start: int, before: NDArray[Any], ids: NDArray[Any], eod: int

@@ -18,9 +18,9 @@ was not given of it is left out in this epoch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +105,21 @@ class Order:
         start = int(ends[place] - self.sequences[shard] + counts[order[:done]].sum())
         left_out = int(earlier._counts(shard)[stretch]) - given if given else 0
         return epoch * self.size + start, left_out
+
+    def stretches(self, epoch: int, index: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the stretches of the sequences from one of an epoch on, in their order and without
+        an end, that of the sequence first: the shard, its first token, and the last label there."""
+        at, within, _ = self._within(epoch, index)
+        for later in count(epoch):
+            shards = self._shards(later)[0].tolist()
+            for shard in shards[shards.index(at) if later == epoch else 0 :]:
+                borders, counts = self._borders(shard), self._counts(shard)
+                order = self._stretches(later, shard)[0].tolist()
+                is_first = (later, shard) == (epoch, at)
+                for stretch in order[order.index(within) if is_first else 0 :]:
+                    if counts[stretch]:
+                        start = int(borders[stretch])
+                        yield shard, start, start + int(counts[stretch]) * self.seq_length
 
     def permutation(self, count: int, *of: int) -> NDArray[np.int64]:
         """Return the order of `count` things in an epoch, or in a shard or a stretch of it."""

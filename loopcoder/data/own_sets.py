@@ -7,19 +7,25 @@ from pathlib import Path
 
 from loopcoder.config.evaluation import EvalConfig
 from loopcoder.config.fields import typed
+from loopcoder.config.schema import Config
 from loopcoder.data.corpus import MANIFEST, Corpus, Verify, load_corpus, read_manifest
+from loopcoder.data.mirror import folder_at
 from loopcoder.errors import InputError, Problem
 
 _MOST_TOKENS = 1_000_000_000
 """Of a set that is evaluated whole: every rank holds it in memory, 9 bytes for each token."""
 
 
-def own_folders(config: EvalConfig) -> dict[str, Path]:
-    """Return the folder of every set by its name."""
-    return {name: Path(path).expanduser() for name, path in config.corpora.items()}
+def own_folders(config: Config) -> dict[str, Path]:
+    """Return the folder of every set on this machine, by its name.
+
+    Raises:
+        LoopcoderError: one has a URL and cannot be fetched.
+    """
+    return {name: folder_at(path, config.data) for name, path in config.eval.corpora.items()}
 
 
-def open_own_sets(config: EvalConfig, corpus: Corpus, verify: Verify) -> dict[str, Corpus]:
+def open_own_sets(config: Config, corpus: Corpus, verify: Verify) -> dict[str, Corpus]:
     """Open the sets of `eval.corpora`, by their names.
 
     Args:
@@ -38,13 +44,13 @@ def open_own_sets(config: EvalConfig, corpus: Corpus, verify: Verify) -> dict[st
         except InputError as error:
             problems += error.problems
         else:
-            problems += _unfit(config, name, opened[name], corpus)
+            problems += _unfit(config.eval, name, opened[name], corpus)
     if problems:
         raise InputError(problems)
     return opened
 
 
-def check_own_folders(config: EvalConfig) -> None:
+def check_own_folders(config: Config) -> None:
     """Raise InputError with every set that is no finished corpus: what needs no corpus of the run
     and reads nothing but manifests."""
     problems: list[Problem] = []
@@ -54,7 +60,7 @@ def check_own_folders(config: EvalConfig) -> None:
                 Problem(
                     f"eval.corpora.{name}={folder}: there is no finished corpus",
                     "a validation set is a folder that `loopcoder data` has built and printed",
-                    f"{_build('TOKENIZER')}, or {_without(config, name)}",
+                    f"{_build('TOKENIZER')}, or {_without(config.eval, name)}",
                 )
             )
             continue

@@ -5,7 +5,9 @@ Nothing is built or held in memory that grows with the corpus; the order is that
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loopcoder.data.blocks import CheckedFile, read_digests
+from loopcoder.config.data import CacheConfig
+from loopcoder.data.block_cache import Ahead, BlockCache, CachedFile
+from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, OpenRange, RangeFile, read_digests
 from loopcoder.data.corpus import Corpus, rebuild
 from loopcoder.data.indexed import token_dtype
 from loopcoder.data.labels import LABELS, STRIDE, LabelFile
@@ -21,6 +25,7 @@ from loopcoder.data.order import continued
 from loopcoder.data.reader import Row, readable
 from loopcoder.data.sampler import Given
 from loopcoder.errors import InputError, counted
+from loopcoder.storage.remote import Store
 
 _OPEN = 4
 """Shards that are kept open: a batch can straddle the border of two."""
@@ -38,12 +43,17 @@ class PackedReader:
         before: Given = (),
         *,
         verify: bool = True,
+        cache: CacheConfig | None = None,
     ):
         """
         Args:
             seeds: What the order follows from.
             before: What the domain gave; it goes on there.
             verify: Compare a block with its digest before it is used, if the corpus has digests.
+            cache: What is kept here of shards that are in a store; None: the defaults.
+
+        Raises:
+            InputError: the shards are in a store and have no digests, or nothing can be kept here.
         """
         self._corpus, self._domain, self._seq_length = corpus, domain, seq_length
         self._verify = verify
@@ -63,6 +73,11 @@ class PackedReader:
             )
         self._file = lru_cache(maxsize=_OPEN)(self._open)
         self._labels = lru_cache(maxsize=_OPEN)(self._open_labels)
+        self._opens: OpenRange = CheckedFile
+        self._ahead: Ahead | None = None
+        self._in: tuple[int, int] | None = None
+        if corpus.url is not None:
+            self._read_from(corpus.url, cache or CacheConfig())
 
     def epochs(self, sequences: int) -> float:
         """Return how often the domain was gone through after so many sequences of the stage."""
@@ -78,6 +93,9 @@ class PackedReader:
         (shard, start), size = self.place(epoch, index), self._dtype.itemsize
         # documents are counted from a multiple of STRIDE on, which lies in the same block
         back = start % STRIDE if self._corpus.has_labels else 0
+        if self._ahead is not None and (shard, start * size // BLOCK_BYTES) != self._in:
+            self._in = (shard, start * size // BLOCK_BYTES)
+            self._ahead.want(islice(self.upcoming(epoch, index), self._num_ahead))
         with readable(self._prefixes[shard] + ".bin"):
             content = self._file(shard).read(
                 (start - back) * size, (back + self._seq_length + 1) * size
@@ -91,6 +109,37 @@ class PackedReader:
         """Return the shard of a sequence of an epoch, and its first token there."""
         return self._order.place(epoch, index)
 
+    def upcoming(self, epoch: int, index: int) -> Iterator[tuple[int, int]]:
+        """Yield the blocks that the sequences from one of an epoch on are read from, in their
+        order, as (shard, block) and without an end; the first is that of its stretch."""
+        size = self._dtype.itemsize
+        for shard, first, last in self._order.stretches(epoch, index):
+            for block in range(first * size // BLOCK_BYTES, last * size // BLOCK_BYTES + 1):
+                yield shard, block
+
+    def _read_from(self, url: str, cache: CacheConfig) -> None:
+        """Read shards that are in a store through a cache of this machine."""
+        folder = self._corpus.dir
+        if self._verify and self._corpus.digests(self._domain, 0) is None:
+            raise InputError.of(
+                f"the corpus {url} has no digests of its blocks",
+                "what is read from a store is compared block by block before it is used",
+                "data.verify=size, or data=corpus path=FOLDER of a local copy",
+            )
+        blocks = BlockCache(folder.parents[1] / "blocks", cache.bytes, Store(url))
+
+        def cached(path: Path, *rest: Any, **more: Any) -> CachedFile:
+            return CachedFile(blocks, str(path.relative_to(folder)), *rest, **more)
+
+        self._opens = cached
+        self._ahead, self._num_ahead = Ahead(self._fetch), cache.ahead
+
+    def _fetch(self, shard: int, block: int) -> None:
+        """Fetch a block of a shard in a store, with one try."""
+        file = self._open(shard)
+        assert isinstance(file, CachedFile)
+        file.fetch(block, pauses=())
+
     def _label_ids(
         self, shard: int, start: int, before: NDArray[Any], ids: NDArray[Any]
     ) -> NDArray[np.int64]:
@@ -101,9 +150,11 @@ class PackedReader:
         return labels.of_sequence(start, before, ids, self._corpus.eod_id)
 
     def _open_labels(self, shard: int) -> LabelFile | None:
-        return self._corpus.label_file(self._domain, "train", shard, verify=self._verify)
+        return self._corpus.label_file(
+            self._domain, "train", shard, verify=self._verify, opens=self._opens
+        )
 
-    def _open(self, shard: int) -> CheckedFile:
+    def _open(self, shard: int) -> RangeFile:
         path = Path(self._prefixes[shard] + ".bin")
         size = self._corpus.shard_tokens(self._domain, "train")[shard] * self._dtype.itemsize
         fix, digests = rebuild(self._corpus.dir), None
@@ -113,4 +164,4 @@ class PackedReader:
             except ValueError as error:
                 why = "it was cut off or changed after it was built"
                 raise InputError.of(str(error), why, fix) from error
-        return CheckedFile(path, size, digests, fix)
+        return self._opens(path, size, digests, fix)

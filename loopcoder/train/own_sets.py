@@ -33,7 +33,7 @@ class OwnSets:
         """
         self._evaluators = {
             name: Evaluator(_config_for(config, own), own, run_dir)
-            for name, own in open_own_sets(config.eval, corpus, "size").items()
+            for name, own in open_own_sets(config, corpus, "size").items()
         }
 
     def sizes(self, stage: int = -1) -> Iterator[str]:

@@ -23,7 +23,9 @@ from loopcoder.data.blend import Blend, reader_of
 from loopcoder.data.corpus import Corpus, check_domains, lost
 from loopcoder.data.heldout import HeldOut
 from loopcoder.data.joined import JoinedCorpus, open_joined, trained_part
+from loopcoder.data.labels import LABELS
 from loopcoder.data.unigram import entropies_of
+from loopcoder.data.verifier import Verifier, unverified
 from loopcoder.errors import InputError
 from tests.configs import small_config
 from tests.data.conftest import corpus, data
@@ -239,6 +241,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "both x and y",
         "leave data.corpora.1 out",
     ),
+    "a store whose domains are not said": (
+        {"corpora": [CorpusConfig(path="s3://bucket/x")]},
+        "domains=null",
+        "data.corpora.0.domains=[text,code]",
+    ),
+    "a store for megatron": (
+        {"corpora": [CorpusConfig(path="s3://b/x", domains=["code"])], "reader": "megatron"},
+        "data.reader=megatron",
+        "data.reader=packed",
+    ),
     "a stage without": (
         {"stages": [StageConfig(until=9, corpora=[]), StageConfig()]},
         "data.stages.0.corpora=[]",
@@ -273,3 +285,22 @@ def test_weights_by_language_or_source_of_one_corpus_are_refused(corpus: Corpus,
     assert name in problem.why and "mixed" in problem.why and "data.corpora=[" in problem.fix
     with pytest.raises(InputError, match="draws from every domain"):
         check_domains(corpus.dir, corpus.manifest, ["text", "prose"])
+
+
+def test_shards_of_members_are_verified_in_the_background(two: dict[str, Corpus]) -> None:
+    config = configured([entry(n, c) for n, c in two.items()], verify="background")
+    joined = open_joined(config.data, "size")
+    prefixes = unverified(config, joined)
+    assert sorted(prefixes) == sorted(
+        prefix for domain in joined.domains for prefix in joined.prefixes(domain, "train")
+    )
+    whole = Verifier(joined, prefixes, (".bin", LABELS))
+    whole.wait()
+    assert whole.is_finished and whole.fault is None
+    shard = Path(two["java"].prefixes("code", "train")[0] + ".bin")
+    content = bytearray(shard.read_bytes())
+    content[5] ^= 1
+    shard.write_bytes(content)
+    damaged = Verifier(joined, prefixes, (".bin",))
+    damaged.wait()
+    assert str(shard) in str(damaged.fault) and str(two["java"].dir) in str(damaged.fault)

@@ -44,7 +44,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order, "_LEAST_TOKENS", BLOCK // 2)
     monkeypatch.setattr(labels, "STRIDE", BLOCK // 4)
     monkeypatch.setattr(packed, "STRIDE", BLOCK // 4)
-    monkeypatch.setattr(blocks, "_PIECE", 60)
+    monkeypatch.setattr(blocks, "PIECE", 60)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_a_damaged_block_is_named_before_any_of_it_is_used(sharded: Corpus, seed
 
 def test_opening_leaves_to_the_reader_what_the_reader_compares(sharded: Corpus, seed: int) -> None:
     damaged(sharded, seed)
-    load_corpus(sharded.dir, "blocks")
+    load_corpus(sharded.dir, "small")
     with pytest.raises(InputError, match="has other content"):
         load_corpus(sharded.dir, "hash")
     names = Path(sharded.prefixes("text", "val")[0] + ".bin"), sharded.digests("text", 2)
@@ -194,24 +194,25 @@ def test_opening_leaves_to_the_reader_what_the_reader_compares(sharded: Corpus, 
         whole = path.read_bytes()
         path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         with pytest.raises(InputError, match=f"{path.name} .*has other content"):
-            load_corpus(sharded.dir, "blocks")
+            load_corpus(sharded.dir, "small")
         path.write_bytes(whole)
 
 
-def test_a_corpus_without_digests_is_compared_when_it_is_opened(sharded: Corpus, seed: int) -> None:
+def test_a_corpus_without_digests_is_compared_in_the_background(sharded: Corpus, seed: int) -> None:
     """As the pipeline built them before: read by arithmetic all the same."""
     manifest = json.loads((sharded.dir / "manifest.json").read_text())
     for name in [n for n in manifest["files"] if n.endswith(".blocks")]:
         del manifest["files"][name]
         (sharded.dir / name).unlink()
     (sharded.dir / "manifest.json").write_text(json.dumps(manifest))
-    older = load_corpus(sharded.dir, "blocks")
+    older = load_corpus(sharded.dir, "small")
     assert older.digests("code", 0) is None
     same = epoch(PackedReader(older, "code", 16, SEEDS), 0)
     assert same == epoch(PackedReader(older, "code", 16, SEEDS, verify=False), 0)
     damaged(older, seed)
+    load_corpus(older.dir, "small")
     with pytest.raises(InputError, match="has other content"):
-        load_corpus(older.dir, "blocks")
+        load_corpus(older.dir, "hash")
 
 
 @pytest.mark.parametrize(
@@ -219,8 +220,10 @@ def test_a_corpus_without_digests_is_compared_when_it_is_opened(sharded: Corpus,
     [
         ("megatron", "hash", "hash"),
         ("megatron", "size", "size"),
-        ("packed", "hash", "blocks"),
+        ("packed", "hash", "small"),
         ("packed", "size", "size"),
+        ("megatron", "background", "small"),
+        ("packed", "background", "small"),
     ],
 )
 def test_what_is_compared_when(
@@ -230,7 +233,7 @@ def test_what_is_compared_when(
     assert opening(config) == at_opening
     made: Any = reader_of(config)
     if reader == "packed":
-        assert made.keywords == {"verify": verify == "hash"}
+        assert made.keywords == {"verify": verify == "hash", "cache": config.cache}
     else:
         assert made is MegatronReader
 

@@ -140,7 +140,7 @@ def test_a_set_that_is_too_large_is_refused_unless_a_part_is_asked_for(
     (problem,) = refused(corpus, corpora={"exam": str(own.dir)}).problems
     assert problem.fix == "eval.corpora_sequences=1000"
     part = configured(corpora={"exam": str(own.dir)}, corpora_sequences=1)
-    assert own_sets.open_own_sets(part.eval, corpus, "size").keys() == {"exam"}
+    assert own_sets.open_own_sets(part, corpus, "size").keys() == {"exam"}
 
 
 @pytest.mark.parametrize("name", ["loss", "bpb", "weighting", "unigram_entropy", "a/b", ""])
