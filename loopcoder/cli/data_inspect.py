@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,11 @@ from loopcoder.cli.options import parse_options, whole
 from loopcoder.cli.run_folders import runs_below, trained_on
 from loopcoder.config.check import check_batch
 from loopcoder.config.check_data import check_data
+from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.fields import typed
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, in_use, load_corpus, with_reader
+from loopcoder.data.joined import open_joined
 from loopcoder.data.sampler import advance
 from loopcoder.errors import EXIT_DONE, InputError, counted
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
@@ -115,7 +118,9 @@ def _show(stand: Stand, corpus: Corpus, shown: Shown, *, as_json: bool) -> None:
             from loopcoder.parallel.mcore import prepare
 
             prepare()
-    with in_use(corpus.dir):
+    with ExitStack() as held:
+        for member in corpus.members:
+            held.enter_context(in_use(member.dir))
         rows = rows_of_step(config, corpus, position)
         if as_json:
             print(json.dumps(batches.as_json(rows), indent=1))
@@ -179,6 +184,9 @@ def _of_run(run_dir: Path, step: int, cache: Path) -> tuple[Stand, Corpus]:
             "it was stopped before it had one",
             "loopcoder data inspect step=1 with the words of the run's command",
         )
+    stand = stand_before(run_dir, step)
+    if joined_corpora(stand.config.data):
+        return stand, open_joined(stand.config.data, "size")
     folder = where_is(*trained, cache)
     if folder is None:
         fact, _ = gone(trained[0] or "its corpus", trained[1], cache)
@@ -187,7 +195,7 @@ def _of_run(run_dir: Path, step: int, cache: Path) -> tuple[Stand, Corpus]:
             "a batch consists of its sequences",
             "--cache DIR where it is now; the command of the run builds it again",
         )
-    return stand_before(run_dir, step), load_corpus(folder, "size")
+    return stand, load_corpus(folder, "size")
 
 
 def _as_trained(arguments: Arguments, step: int) -> tuple[Stand, Corpus]:

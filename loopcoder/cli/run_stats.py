@@ -16,8 +16,10 @@ from loopcoder.checkpoint.history import stand_before
 from loopcoder.checkpoint.pinned import where_is
 from loopcoder.cli.run_folders import trained_on
 from loopcoder.cli.shares import KINDS, formatted, in_one, shares, summed, told_of_skip
+from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, in_use, load_corpus
+from loopcoder.data.joined import open_joined
 from loopcoder.data.labels import Label
 from loopcoder.data.ledger import LEDGER_FILE, Ledger
 from loopcoder.data.sampler import Mixture, Position, given, position_at
@@ -34,7 +36,7 @@ class Account:
     position: Position
     ledger: Ledger | None
     """None: a version trained it that kept none."""
-    corpus: Path | None
+    corpus: Path | str | None
     """None: it is gone."""
     epochs: dict[str, float] = field(default_factory=dict)
     """How often each domain was gone through."""
@@ -141,6 +143,10 @@ def account_of(folder: Path, cache: Path) -> Account:
         InputError: nothing of it is saved, or a file is damaged.
     """
     config, position, ledger = _saved(folder)
+    if joined := joined_corpora(config.data):
+        paths = ", ".join(corpus.path for corpus in joined.values())
+        account = Account(folder, config, position, ledger, paths)
+        return _with_epochs(account, open_joined(config.data, "size"))
     trained = trained_on(folder)
     corpus = None if trained is None else where_is(*trained, cache)
     account = Account(folder, config, position, ledger, corpus)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,16 @@ def test_a_run_on_several_corpora(
     assert cli.main(["evaluate", f"checkpoint={run}", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["val/loss/code"] == pytest.approx(last["val/loss/code"], rel=1e-5)
+    assert {f"loss/language/{name}" for name in ("Java", "Python")} < last.keys()
+    assert cli.main(["data", "inspect", f"run_dir={run}", "step=2", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert Counter(sequence["domain"] for sequence in shown["rows"]) == {
+        "mixed/text": 4,
+        "mixed/code": 1,
+        "java/code": 3,
+    }
+    assert cli.main(["data", "stats", str(run), "--json"]) == 0
+    print(capsys.readouterr().out)
     assert cli.main(["data", "show", str(run)]) == 3
     error = capsys.readouterr().err
     assert f"java ({java})" in error and f"loopcoder data show {mixed}" in error
