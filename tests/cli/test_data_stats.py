@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +257,9 @@ def test_a_run_whose_corpus_is_gone_keeps_its_ledger(
     assert found["corpus"] is None and found["domains"]["text"]["epochs"] is None
     assert {d: row["tokens"] for d, row in found["domains"].items()} == tokens
     assert "gone," in printed(capsys, folder)[1]
+    damaged = shutil.copytree(corpus.dir, tmp_path / "damaged")
+    next((damaged / "val").glob("*.bin")).unlink()
+    (saved / "state.json").write_text(json.dumps(state | {"corpus_dir": str(damaged)}))
+    found = stats(capsys, folder)
+    assert found["corpus"] is None and found["domains"]["text"]["tokens"] == tokens["text"]
+    assert "missing," in printed(capsys, folder)[1]
