@@ -95,7 +95,7 @@ class Corpus:
     @property
     def has_digests(self) -> bool:
         """Whether its training shards can be compared block by block when they are read."""
-        return any(name.endswith(BLOCKS) for name in self.manifest["files"])
+        return any(self.digests(domain, 0) is not None for domain in self.domains)
 
     @property
     def has_labels(self) -> bool:
