@@ -35,13 +35,7 @@ from loopcoder.data.corpus import Corpus, in_use, lost, with_reader
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
-from loopcoder.errors import (
-    EXIT_DONE,
-    LoopcoderError,
-    OutOfMemory,
-    Preempted,
-    TrainingDiverged,
-)
+from loopcoder.errors import EXIT_DONE, LoopcoderError, OutOfMemory, Preempted, TrainingDiverged
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
 from loopcoder.metrics.summary import next_command, print_finished, print_summary
