@@ -50,7 +50,7 @@ class Verifier:
         """
         Args:
             prefixes: Of the shards.
-            suffixes: Of their files that training reads.
+            suffixes: Of their files that training reads, where they have them.
         """
         self._corpus, self._prefixes, self._suffixes = corpus, prefixes, suffixes
         self._stop = threading.Event()
@@ -88,7 +88,8 @@ class Verifier:
             self.fault = unreadable(error.filename or self._corpus.dir, error)
 
     def _files(self, prefix: str) -> Iterator[str]:
-        return (prefix + suffix for suffix in self._suffixes)
+        names = (prefix + suffix for suffix in self._suffixes)
+        return (name for name in names if name in self._corpus.manifest["files"])
 
     def _compare(self, name: str) -> None:
         fact = fault_of(self._corpus.dir / name, self._corpus.manifest["files"][name])
