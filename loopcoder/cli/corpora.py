@@ -6,9 +6,9 @@ import difflib
 from pathlib import Path
 
 from loopcoder.checkpoint import format as checkpoints
-from loopcoder.checkpoint.pinned import where_is
+from loopcoder.checkpoint.pinned import gone, where_is
 from loopcoder.cli.run_folders import runs_below, trained_on
-from loopcoder.data.corpus import MANIFEST
+from loopcoder.data.corpus import MANIFEST, Corpus, load_corpus
 from loopcoder.errors import InputError
 
 GIVEN = """\
@@ -44,6 +44,30 @@ def corpus_folder(verb: str, given: str, cache: Path) -> Path:
         "it is that of a finished corpus, or of a run that was trained on one",
         f"{_nearest(verb, path.name, cache)}; loopcoder data list names what there is",
     )
+
+
+def corpus_of_run(folder: Path, cache: Path) -> Corpus:
+    """Open the corpus that a run, or the run of a checkpoint, is trained on; sizes are compared.
+
+    Raises:
+        InputError: it is not known, gone or damaged.
+        LoopcoderError: it cannot be read.
+    """
+    trained = trained_on(folder)
+    if trained is None:
+        raise InputError.of(
+            f"{folder} does not say which corpus it is trained on",
+            "it was stopped before it had one",
+            "loopcoder data inspect step=1 with the words of the run's command",
+        )
+    corpus = where_is(*trained, cache)
+    if corpus is None:
+        raise InputError.of(
+            gone(trained[0] or "its corpus", trained[1], cache)[0],
+            "what it is made of is written in the corpus alone",
+            "--cache DIR where it is now; the command of the run builds it again",
+        )
+    return load_corpus(corpus, "size")
 
 
 def _named(verb: str, name: str, cache: Path) -> Path:

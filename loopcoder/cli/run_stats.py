@@ -13,11 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.history import stand_before
-from loopcoder.checkpoint.pinned import where_is
-from loopcoder.cli.run_folders import trained_on
+from loopcoder.cli.corpora import corpus_of_run
 from loopcoder.cli.shares import KINDS, formatted, in_one, shares, summed, told_of_skip
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus, in_use, load_corpus
+from loopcoder.data.corpus import Corpus
 from loopcoder.data.labels import Label
 from loopcoder.data.ledger import LEDGER_FILE, Ledger
 from loopcoder.data.sampler import Mixture, Position, given, position_at
@@ -36,7 +35,7 @@ class Account:
     """None: a version trained it that kept none."""
     corpus: str | None = None
     """Folder or URL; None: it is gone, or cannot be opened."""
-    fault: str = "which is gone"
+    fault: str = ""
     """Why there is none."""
     epochs: dict[str, float] = field(default_factory=dict)
     """How often each domain was gone through."""
@@ -143,14 +142,9 @@ def account_of(folder: Path, cache: Path) -> Account:
         InputError: nothing of it is saved, or a file is damaged.
     """
     config, position, ledger = _saved(folder)
-    trained = trained_on(folder)
     account = Account(folder, config, position, ledger)
     try:
-        corpus = None if trained is None else where_is(*trained, cache)
-        if corpus is None:
-            return account
-        with in_use(corpus):
-            return _with_epochs(account, load_corpus(corpus, "size"))
+        return _with_epochs(account, corpus_of_run(folder, cache))
     except LoopcoderError as error:  # what was trained on is known all the same
         return replace(account, fault=str(error).splitlines()[0])
 
