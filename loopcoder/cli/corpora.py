@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 
 from loopcoder.checkpoint import format as checkpoints
 from loopcoder.checkpoint.pinned import gone, where_is
 from loopcoder.cli.run_folders import runs_below, trained_on
+from loopcoder.config.schema import Config
 from loopcoder.data.corpus import MANIFEST, Corpus, load_corpus
 from loopcoder.errors import InputError
 
@@ -46,8 +48,15 @@ def corpus_folder(verb: str, given: str, cache: Path) -> Path:
     )
 
 
-def corpus_of_run(folder: Path, cache: Path) -> Corpus:
-    """Open the corpus that a run, or the run of a checkpoint, is trained on; sizes are compared.
+def corpus_of_run(folder: Path, config: Config, cache: Path) -> Corpus:
+    """Open the corpus that a run is trained on; sizes are compared.
+
+    A finished one is where the run's config says, or as every other where it was or in the cache.
+
+    Args:
+        folder: Of the run, or of a checkpoint.
+        config: Of the run.
+        cache: Folder of corpora of today.
 
     Raises:
         InputError: it is not known, gone or damaged.
@@ -60,6 +69,13 @@ def corpus_of_run(folder: Path, cache: Path) -> Corpus:
             "it was stopped before it had one",
             "loopcoder data inspect step=1 with the words of the run's command",
         )
+    if not config.data.build.sources:
+        from data_pipeline.driver import prepare
+
+        with suppress(InputError):
+            named = prepare(config.data, report=lambda _: None, verify="size")
+            if named.fingerprint == trained[1]:
+                return named
     corpus = where_is(*trained, cache)
     if corpus is None:
         raise InputError.of(

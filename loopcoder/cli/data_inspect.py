@@ -174,7 +174,7 @@ def _run(operands: Sequence[str]) -> Path | None:
 def _of_run(run_dir: Path, step: int, cache: Path) -> tuple[Stand, Corpus]:
     """Return where a run stood before a step, and its corpus."""
     stand = stand_before(run_dir, step)
-    return stand, corpus_of_run(run_dir, cache)
+    return stand, corpus_of_run(run_dir, stand.config, cache)
 
 
 def _as_trained(arguments: Arguments, step: int) -> tuple[Stand, Corpus]:

@@ -144,7 +144,7 @@ def account_of(folder: Path, cache: Path) -> Account:
     config, position, ledger = _saved(folder)
     account = Account(folder, config, position, ledger)
     try:
-        return _with_epochs(account, corpus_of_run(folder, cache))
+        return _with_epochs(account, corpus_of_run(folder, config, cache))
     except LoopcoderError as error:  # what was trained on is known all the same
         return replace(account, fault=str(error).splitlines()[0])
 

@@ -247,7 +247,7 @@ def test_a_run_whose_corpus_is_gone_keeps_its_ledger(
     corpus: Corpus, capsys: pytest.CaptureFixture[str], tmp_path: Path, stages: list[str]
 ) -> None:
     folder = run_dir(tmp_path / "run")
-    config = changed(compose(stages), ["train.max_steps=10"])
+    config = changed(compose(stages), ["path=/gone"])
     save_config(config, folder / "config.yaml")
     position, tokens = domains_of(stages, 2)
     saved = save(folder, corpus, position, ledger_at(corpus, tokens))
