@@ -87,7 +87,7 @@ def _config(path: Path, reader: Any, seq_length: int) -> Config:
 
 
 def _step(config: Config, corpus: Corpus, position: Position, blend: Blend) -> Position:
-    def source(_stage: int) -> Blend:
+    def source(_position: Position) -> Blend:
         return blend
 
     return step_data(config, corpus, position, 0, 1, source).after

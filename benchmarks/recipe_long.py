@@ -199,6 +199,7 @@ CALM_100M = Study(
     (
         "model=plt_100m",
         "model.num_loops=1",
+        "optim.lr=3.4e-3",
         *SHORT_WARMUP,
         "train.max_steps=60",
         "eval.interval=1000",

@@ -62,13 +62,32 @@ def _spike_study(size: str, runs_per_gpu: int) -> Study:
 
 SPIKES = tuple(_spike_study(size, n) for size, n in (("20m", 8), ("100m", 4), ("1b", 1)))
 
+# The b that wins at 33M tokens begins slowly: is there one that does both?
+
+INJECTION = Study(
+    "injection",
+    ("model=plt_20m", *LOOPS, "model.num_loops=2"),
+    tuple(Point(f"b {b}", (f"model.hidden_scale={b}",)) for b in ("0.3", "0.447", "0.57", "0.68")),
+    (1, 2),
+    losses_table,
+    runs_per_gpu=8,
+)
+INJECTION_START = Study(
+    "injection_start",
+    ("model=plt_20m", *SHORT_WARMUP, "model.num_loops=2"),
+    INJECTION.points,
+    (1,),
+    spikes_table,
+    runs_per_gpu=8,
+)
+
 # The rate of two loops and four with the recipe as it is; that of one is study `rates`.
 
 _POWERS = {
-    (256, 2): (-4, -3, -2, -1, 0),
-    (512, 2): (-4, -3, -2, -1, 0),
-    (1024, 2): (-4, -3, -2, -1),
-    (512, 4): (-4, -3, -2, -1),
+    (256, 2): (-4, -3, -2, -1, 0, 1, 2, 3),
+    (512, 2): (-4, -3, -2, -1, 0, 1, 2, 3),
+    (1024, 2): (-4, -3, -2, -1, 0, 1, 2, 3),
+    (512, 4): (-4, -3, -2, -1, 0, 1, 2),
 }
 RATES_LOOPED = Study(
     "rates_looped",
@@ -97,5 +116,14 @@ _SEARCH = (
     CALM_100M,
     ONE_LOOP,
 )
-_ANSWERS = (SPIKES[0], LOOPS_20M, PEERS_20M, *SPIKES[1:], LOOPS_100M, RATES_LOOPED)
+_ANSWERS = (
+    SPIKES[0],
+    LOOPS_20M,
+    PEERS_20M,
+    *SPIKES[1:],
+    LOOPS_100M,
+    RATES_LOOPED,
+    INJECTION_START,
+    INJECTION,
+)
 STUDIES = {study.name: study for study in (*_SEARCH, *_ANSWERS)}

@@ -15,6 +15,8 @@ from loopcoder.config.compose import compose
 from loopcoder.metrics.seeds import Mean, mean_of, paired_difference
 from loopcoder.model.flops import train_flops_per_token
 
+NEAR = 0.1
+"""Nats above the lowest loss within which losses by rate are taken for a parabola."""
 VOCABULARY = 16384
 Record = dict[str, Any]
 
@@ -102,8 +104,8 @@ def _mean(mean: Mean | None, spec: str = ".4f") -> str:
 
 
 def rates_table(records: Sequence[Record]) -> str:
-    """The best rate of each model, by a parabola in log2 of the rate through all points, and how
-    far above it the parabola is at the recipe's rate."""
+    """The best rate of each model, by a parabola in log2 of the rate through the points near the
+    lowest, and how far above it the parabola is at the recipe's rate."""
     curves: dict[str, list[tuple[float, float]]] = {}
     recipe: dict[str, float] = {}
     for record in records:
@@ -122,12 +124,20 @@ def rates_table(records: Sequence[Record]) -> str:
 
 
 def optimum(curve: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """Return the rate at the lowest point of a parabola in log2 of the rate, fitted by least
-    squares, and its leading coefficient; None where it has no such point within the rates tried."""
-    if len(curve) < 3:
+    """Return the rate at the lowest point of a parabola in log2 of the rate, and its leading
+    coefficient; None where it has no such point within the rates tried.
+
+    It is fitted by least squares to the lowest loss, its neighbours and all within NEAR of it: a
+    loss that diverges would bend it.
+    """
+    x, y = np.array(sorted(curve)).T
+    best = int(y.argmin())
+    near = y <= y[best] + NEAR
+    near[max(0, best - 1) : best + 2] = True
+    if near.sum() < 3:
         return None
-    x = np.log2([rate for rate, _ in curve])
-    a, b, _ = np.polyfit(x, [loss for _, loss in curve], 2)
+    x = np.log2(x[near])
+    a, b, _ = np.polyfit(x, y[near], 2)
     lowest = -b / (2 * a) if a > 0 else None
     if lowest is None or not x.min() <= lowest <= x.max():
         return None

@@ -30,6 +30,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.data.corpus",
         "loopcoder.data.mirror",
+        "loopcoder.data.places",
         "loopcoder.model.flops",
         "loopcoder.optim.schedule",
         "loopcoder.parallel.layout",
@@ -54,6 +55,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.cli": BASE
     | {
         "loopcoder.checkpoint.format",
+        "loopcoder.checkpoint.history",
         "loopcoder.checkpoint.pinned",
         "loopcoder.checkpoint.rebuilt",
         "loopcoder.checkpoint.start",
@@ -61,6 +63,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.data",
         "loopcoder.metrics",
         "loopcoder.optim.schedule",
+        "loopcoder.parallel.mcore",
         "loopcoder.plan",
         "loopcoder.train",
         "data_pipeline",
@@ -84,6 +87,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.data.indexed",
         "loopcoder.data.labels",
         "loopcoder.data.mirror",
+        "loopcoder.data.places",
         "loopcoder.data.unigram",
     },
 }

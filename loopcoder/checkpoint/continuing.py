@@ -39,7 +39,7 @@ def other_position(
             f"the order of the data follows from the seed: {repeated}",
             f"seed={before.seed}, or {branch}",
         )
-    if before.data.reader != config.data.reader:
+    if config.data.reader not in (before.data.reader, "auto"):
         yield Problem(
             f"data.reader={config.data.reader}, steps up to {state.step} were trained with "
             f"{before.data.reader}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
@@ -17,11 +17,12 @@ from loopcoder.checkpoint.continuing import (
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.sources import other_sources
 from loopcoder.checkpoint.state import CheckpointState
-from loopcoder.config.compose import load_config
 from loopcoder.config.fields import typed
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
-from loopcoder.data.corpus import MANIFEST, TOKENIZER, Corpus
+from loopcoder.data.corpus import MANIFEST, Corpus
+from loopcoder.data.ledger import Ledger
+from loopcoder.data.places import TOKENIZER
 from loopcoder.data.sampler import Position, enter_stage, orders_anew, unreached
 from loopcoder.errors import InputError, Problem, counted
 from loopcoder.model.vocabulary import padded_vocabulary
@@ -77,7 +78,25 @@ def finished_at(config: Config, run_dir: Path) -> Reached | None:
     own = layout.own_checkpoint(run_dir, config.checkpoint.resume)
     if own is None or own.step < config.train.max_steps:
         return None
-    return Reached(own.step, load_config(own.path / layout.CONFIG).train.max_steps)
+    return Reached(own.step, own.config().train.max_steps)
+
+
+def with_kept_reader(config: Config, start: Start | None, sibling: Path | None = None) -> Config:
+    """Return a config with the reader of a run that goes on in place of `auto`: each has an order
+    of its own.
+
+    Args:
+        sibling: Folder of a run whose order a run that begins takes.
+    """
+    if config.data.reader != "auto":
+        return config
+    if start is not None and start.goes_on:
+        before = start.checkpoint.config()
+    elif sibling is not None and (sibling / layout.CONFIG).is_file():
+        before = layout.trained_with(sibling)
+    else:
+        return config
+    return replace(config, data=replace(config.data, reader=before.data.reader))
 
 
 def check_start(config: Config, run_dir: Path, corpus: Corpus | None = None) -> None:
@@ -93,7 +112,7 @@ def check_start(config: Config, run_dir: Path, corpus: Corpus | None = None) -> 
         rows = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
         check_fits(start, config, rows, corpus)
         return
-    before, state = load_config(start.checkpoint.path / layout.CONFIG), start.checkpoint.state()
+    before, state = start.checkpoint.config(), start.checkpoint.state()
     problems = list(_other_run(start, state, before, config))
     if config.model.vocab_size is not None:
         problems += _other_rows(start.checkpoint, state, config.model.vocab_size)
@@ -107,8 +126,8 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
     Returns notes for the user: what may differ but is not to differ unnoticed. Raises InputError
     with every mismatch.
     """
-    checkpoint = start.checkpoint
-    before, state = load_config(checkpoint.path / layout.CONFIG), checkpoint.state()
+    config, checkpoint = with_kept_reader(config, start), start.checkpoint
+    before, state = checkpoint.config(), checkpoint.state()
     problems = [
         *_other_run(start, state, before, config),
         *_other_rows(checkpoint, state, vocab_size),
@@ -139,9 +158,7 @@ def unused_origin(config: Config, run_dir: Path) -> str | None:
     start = find_start(config, run_dir)
     if start is None or not start.resumes or config.checkpoint.init_from is None:
         return None
-    return _unused_origin(
-        start.checkpoint, load_config(start.checkpoint.path / layout.CONFIG), config
-    )
+    return _unused_origin(start.checkpoint, start.checkpoint.config(), config)
 
 
 def _unused_origin(own: Checkpoint, before: Config, config: Config) -> str | None:
@@ -177,7 +194,7 @@ def early_notes(config: Config, run_dir: Path) -> list[str]:
 
 def _jumps(start: Start, config: Config) -> list[str]:
     checkpoint = start.checkpoint
-    before = load_config(checkpoint.path / layout.CONFIG)
+    before = checkpoint.config()
     others = layout.complete(checkpoint.path.parent)
     jumps = (
         jump_of_the_rate(checkpoint.state(), before, config, others),
@@ -186,11 +203,20 @@ def _jumps(start: Start, config: Config) -> list[str]:
     return [jump for jump in jumps if jump is not None]
 
 
+def ledger_of(start: Start | None) -> Ledger:
+    """Return the tokens by label that a run goes on from; an earlier version has not counted
+    them."""
+    if start is None or not start.goes_on:
+        return Ledger()
+    state = start.checkpoint.state()
+    return Ledger.from_here(state.position) if state.ledger is None else state.ledger
+
+
 def warmup_of(start: Start | None, config: Config) -> int:
     """Return the steps of warm-up: those that a run has had that goes on, else the config's."""
     warmup = None
     if start is not None and start.goes_on:
-        before = load_config(start.checkpoint.path / layout.CONFIG)
+        before = start.checkpoint.config()
         warmup = trained_warmup(start.checkpoint.state(), before, config)
     return warmup_steps(config.optim, config.train.max_steps) if warmup is None else warmup
 

@@ -20,15 +20,8 @@ from loopcoder.config.compose import changed, compose, load_config
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import (
-    TOKENIZER,
-    Corpus,
-    Verify,
-    at_once,
-    check_domains,
-    in_use,
-    load_corpus,
-)
+from loopcoder.data.corpus import Corpus, Verify, at_once, check_domains, in_use, load_corpus
+from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import EXIT_DONE, InputError, counted
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
@@ -54,6 +47,8 @@ run's, and only the fields that are given differ."""
 
 _AT_LENGTH = r"val/loss/len\d+"
 """Field of an evaluation at a length of `eval.lengths`."""
+_BY_LABEL = re.compile(r"val/loss/(?:language|source)/")
+"""Field of a language or a source."""
 _CACHE_DIR = "data.build.cache_dir"
 """Where corpora are, whichever it is."""
 _OTHER_DATA = ("data", "path", "data.path")
@@ -269,7 +264,8 @@ def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> lis
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the results as text: a row for all domains, and one for each."""
+    """Return the results as text: a row for all domains, and one for each, each language and each
+    source."""
     lines = []
     for result in results:
         lines.append(
@@ -302,18 +298,16 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _sections(result: Mapping[str, Any]) -> list[str]:
     """Return what stands behind `val/loss` of each row: that of all domains before each of them,
-    first at the length of the data stage."""
+    first at the length of the data stage, there with languages and sources."""
     names = [key.removeprefix("val/bpb") for key in result if key.startswith("val/bpb/")]
     lengths = [key.removeprefix("val/loss") for key in result if re.fullmatch(_AT_LENGTH, key)]
-    return [
-        section
-        for at in ["", *lengths]
-        for section in [at, *(n for n in names if n.rpartition("/")[0] == at)]
-    ]
+    of_domains = {at: [n for n in names if n.rpartition("/")[0] == at] for at in ["", *lengths]}
+    of_domains[""] += [key.removeprefix("val/loss") for key in result if _BY_LABEL.match(key)]
+    return [section for at, domains in of_domains.items() for section in [at, *domains]]
 
 
 def _label(section: str) -> str:
-    """Name a row: the domain, and the length of its sequences unless it is the data stage's."""
+    """Name a row: domain, language or source, and the length unless it is the data stage's."""
     found = re.fullmatch(r"(?:/len(\d+))?(?:/(.+))?", section)
     length, domain = found.groups() if found else (None, section)
     return (domain or "all") + (f" at {counted(int(length), 'token')}" if length else "")

@@ -18,6 +18,8 @@ from loopcoder.config.types import (
     PositiveInt,
 )
 
+Reader = Literal["auto", "megatron", "packed"]
+
 _KINDS = {
     "sample": {"sample"}, "files": {"files"}, "hf": {"hf"}, "packages": {"debian", "npm"}
 }  # fmt: skip
@@ -108,13 +110,12 @@ class DataConfig:
     training goes on, by the first process of every node; what was used before is said, and a
     damaged shard stops the run before its next checkpoint. `size`: only the sizes of files."""
     cache: Annotated[CacheConfig, Changes("nothing")] = field(default_factory=CacheConfig)
-    reader: Annotated[Literal["megatron", "packed"], Changes("numbers", since="2026-11-29")] = (
-        "megatron"
-    )
+    reader: Annotated[Reader, Changes("numbers", since="2026-11-29")] = "auto"
     """What gives the sequences, and their order: `megatron` is megatron-core's GPTDataset, which
     copies the index of a shard into memory; `packed` finds a sequence by arithmetic, whatever the
     size of the corpus, and with data.verify=hash compares each block of 64 MB with its digest
-    before it is used."""
+    before it is used. `auto`: a run that goes on keeps its own; else packed for a corpus that has
+    such digests, as those that are built here, megatron for others."""
     rebuild: Annotated[bool, Changes("nothing")] = False
     """Read the sources again when a run goes on; else it keeps the corpus that it was trained on,
     whatever became of its sources."""

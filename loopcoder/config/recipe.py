@@ -25,10 +25,10 @@ RATE, RATE_BATCH_TOKENS = 1.7e-3, 8192
 """Rate of one loop at so many tokens per step, and at the width that conf/recipe/_dial.yaml names
 as `optim.base_hidden_size`; it grows with the root of the batch."""
 LOOPED_RATE = 0.5
-"""Share of it that two loops or more train best with."""
+"""Share of it that two loops or more train best with, and that one loop can take at once."""
 CALM_WARMUP, VOCABULARY_WARMUP = 50, 200
-"""Steps of warm-up that every weight needs, and steps over which embedding and head grow to their
-rates where that is not enough: they learn many times as fast, and overshoot."""
+"""Steps of warm-up that one loop needs for its rate, and steps over which embedding and head grow
+to theirs where there are fewer: they learn many times as fast, and overshoot."""
 EVALUATIONS = 20
 """Evaluations, and checkpoints, of a whole run."""
 ACTIVATION_BYTES = 30e9
@@ -101,7 +101,7 @@ def max_steps(root: Any) -> int:
 
 def lr(root: Any) -> float:
     per_step = root.train.global_batch_size * root.data.seq_length
-    share = LOOPED_RATE if root.model.num_loops > 1 else 1.0
+    share = LOOPED_RATE if root.model.num_loops > 1 or not _warms_up(root) else 1.0
     return _two_digits(share * RATE * math.sqrt(per_step / RATE_BATCH_TOKENS))
 
 
@@ -109,11 +109,16 @@ def vocabulary_warmup_steps(root: Any) -> int:
     """Return VOCABULARY_WARMUP, which costs loops nothing. It costs one loop 0.5 nats in 33M
     tokens, which therefore has it only if its warm-up is shorter than CALM_WARMUP; 1 is none, and
     leaves the optimizer's groups as they are."""
+    return VOCABULARY_WARMUP if root.model.num_loops > 1 or not _warms_up(root) else 1
+
+
+def _warms_up(root: Any) -> bool:
+    """Say whether the warm-up of all weights is long enough for one loop."""
     schedule = root.optim.schedule
     warmup = schedule.warmup_steps
     if warmup is None:
         warmup = math.ceil(schedule.warmup_fraction * root.train.max_steps)
-    return VOCABULARY_WARMUP if root.model.num_loops > 1 or warmup < CALM_WARMUP else 1
+    return bool(warmup >= CALM_WARMUP)
 
 
 def min_lr(root: Any) -> float:

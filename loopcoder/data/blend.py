@@ -12,12 +12,15 @@ import torch
 from loopcoder.config.data import DataConfig, ResolvedStage
 from loopcoder.config.mixture import lowest_terms, without
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus
+from loopcoder.data.corpus import Corpus, with_reader
 from loopcoder.data.megatron import MegatronReader
 from loopcoder.data.packed import PackedReader
 from loopcoder.data.reader import MakeReader
 from loopcoder.data.sampler import Given, Mixture, Position, given
 from loopcoder.errors import InputError, counted
+
+_MUCH = 0.1
+"""Share of a domain that is not left out in silence."""
 
 
 class Rows(NamedTuple):
@@ -32,7 +35,7 @@ class Rows(NamedTuple):
 
 
 def reader_of(data: DataConfig) -> MakeReader:
-    """Return what reads the sequences of a run."""
+    """Return what reads the sequences of a run; its reader is not `auto` (see `with_reader`)."""
     if data.reader == "packed":
         return partial(PackedReader, verify=data.verify == "hash", cache=data.cache)
     return MegatronReader
@@ -101,6 +104,13 @@ class Blend:
         counts = self.mixture.counts(samples)
         return {d: self._readers[d].epochs(counts[d]) for d in self.mixture.domains}
 
+    def unused(self) -> dict[str, float]:
+        """Return the share of the tokens of each domain that is in none of its sequences."""
+        return {
+            d: 1 - size * self.seq_length / self.corpus.tokens(d, "train")
+            for d, size in self._sizes.items()
+        }
+
     def locate(self, sample: int) -> tuple[str, int, int]:
         """Return the domain of a sample of the stage, its epoch, and its index in the epoch."""
         domain, index = self.mixture.locate(sample)
@@ -119,7 +129,8 @@ class Blend:
 
 def blend_at(config: Config, corpus: Corpus, position: Position) -> Blend:
     """Return the sequences of the stage that a position is in."""
-    stage, reader = config.stages[position.stage], reader_of(config.data)
+    stage = config.stages[position.stage]
+    reader = reader_of(with_reader(config, corpus).data)
     return Blend(corpus, stage, position.stage, config.seed, reader, position.before)
 
 
@@ -135,11 +146,25 @@ def epochs_at(config: Config, corpus: Corpus, position: Position) -> dict[str, f
     return found
 
 
-def check_stages(config: Config, corpus: Corpus, position: Position) -> None:
-    """Raise InputError if a corpus cannot give what a stage from this position on asks for."""
+def check_stages(config: Config, corpus: Corpus, position: Position) -> list[str]:
+    """Compare a corpus with what the stages from a position on ask for.
+
+    Returns notes for the user: of lengths that suit the stretches of a domain badly.
+
+    Raises:
+        InputError: it cannot give it.
+    """
+    notes = []
     for index, stage in enumerate(config.stages[position.stage :], position.stage):
         Blend.check(corpus, stage)
         here = replace(position, stage=index, sample=sum(lowest_terms(stage.mixture).values()))
-        blend_at(config, corpus, here)
+        blend, length = blend_at(config, corpus, here), counted(stage.seq_length, "token")
+        notes += [
+            f"warning: data stage {index + 1} leaves {share:.0%} of {domain} out: {length} do not "
+            "fit well into its stretches, which another length has cut"
+            for domain, share in blend.unused().items()
+            if share > _MUCH and blend.left_out[domain]
+        ]
         if position.before is not None:  # as if it gave each of its domains something
             position = replace(position, before=given(stage, here))
+    return notes

@@ -7,12 +7,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from loopcoder.config.schema import Config
 from loopcoder.data.batch import Batch, make_batch
 from loopcoder.data.blend import Blend, blend_at, check_stages
 from loopcoder.data.corpus import Corpus
+from loopcoder.data.ledger import count_labels
 from loopcoder.data.sampler import Position, advance, begin_step, samples_of_rank, samples_of_step
 
 
@@ -26,6 +29,9 @@ class StepData:
     after: Position
     size: int
     """Sequences of the global batch."""
+    label_tokens: NDArray[np.int64]
+    """Labels of this rank's sequences by what they are of, whether they count in the loss or not.
+    [Corpus.labels]"""
 
 
 def step_data(
@@ -44,8 +50,10 @@ def step_data(
     mine = samples_of_rank(samples, dp_rank, dp_size, config.train.micro_batch_size)
     source = blend(position)
     microbatches = []
+    label_tokens = np.zeros(len(corpus.labels), dtype=np.int64)
     for row in mine:
         rows = source.rows(row)
+        count_labels(label_tokens, rows.label_ids.numpy())
         microbatches.append(
             make_batch(
                 rows.ids,
@@ -57,7 +65,7 @@ def step_data(
                 mask_document_start=config.data.mask_document_start,
             )
         )
-    return StepData(microbatches, position, after, size)
+    return StepData(microbatches, position, after, size, label_tokens)
 
 
 class Loader:

@@ -274,3 +274,10 @@ def samples_of_rank(
     """Cut a step's samples into microbatches and return those of one data-parallel rank.
     [microbatches, micro_batch_size]"""
     return samples.reshape(-1, dp_size, micro_batch_size)[:, dp_rank]
+
+
+def rank_of_row(row: int, dp_size: int, micro_batch_size: int) -> tuple[int, int]:
+    """Return the data-parallel rank that a row of a step's samples goes to, and in which of its
+    microbatches, as `samples_of_rank` deals them out."""
+    part = row // micro_batch_size
+    return part % dp_size, part // dp_size

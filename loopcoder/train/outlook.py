@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loopcoder.config.schema import Config
-from loopcoder.data.blend import epochs_at
+from loopcoder.data.blend import check_stages, epochs_at
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Position, position_at
 from loopcoder.errors import counted
@@ -40,6 +40,7 @@ def outlook(config: Config, corpus: Corpus, vocab_size: int, position: Position)
     epochs = epochs_at(config, corpus, end)
     seen = ", ".join(f"{d} {n:.2g}" for d, n in epochs.items())
     lines.append(f"corpus: {sizes} (tokens); epochs at the end: {seen}")
+    lines += check_stages(config, corpus, position)
     if max(epochs.values()) > _EPOCHS:
         lines.append(
             f"warning: more than {_EPOCHS} epochs add little: more data, or fewer train.max_steps"

@@ -13,8 +13,10 @@ def test_the_optimum_is_that_of_the_parabola(best):
 
     from recipe_study import optimum
 
-    curve = [(rate, 3.0 + 0.1 * math.log2(rate / best) ** 2) for rate in (5e-4, 1e-3, 2e-3)]
+    rates = [1e-3 * 2 ** (power / 2) for power in range(-3, 4)]
+    curve = [(rate, 3.0 + 0.1 * math.log2(rate / best) ** 2) for rate in rates]
     assert optimum(curve) == pytest.approx((best, 0.1))
+    assert optimum([*curve, (4e-3, 9.0)]) == pytest.approx((best, 0.1))  # it diverges there
 
 
 def test_an_optimum_beyond_the_rates_tried_is_none():

@@ -10,6 +10,7 @@ import pytest
 
 from loopcoder.checkpoint import state as module
 from loopcoder.checkpoint.state import CheckpointState, UnknownFormat
+from loopcoder.data.ledger import Ledger, LedgerEntry
 from loopcoder.data.sampler import Position, Skipped
 from tests.checkpoint.states import state_at
 
@@ -65,7 +66,15 @@ def test_any_state_is_read_back(seed):
         before=rng.choice([None, {}, {"text": ((32, rng.randrange(10**9)), (64, 5)), "code": ()}]),
         skipped=tuple(Skipped(*rng.sample(range(99), 5)) for _ in range(rng.randrange(3))),
     )
-    state = state_at(0, position=position, world_size=rng.randrange(1, 9999))
+    ledger = Ledger(
+        since_step=rng.randrange(9),
+        since_tokens=position.tokens // 2,
+        entries=(
+            LedgerEntry("code", "c++", "files", 12),
+            LedgerEntry("text", None, None, position.tokens - position.tokens // 2 - 12),
+        ),
+    )
+    state = state_at(0, position=position, world_size=rng.randrange(1, 9999), ledger=ledger)
     assert CheckpointState.from_json(json.loads(json.dumps(state.to_json()))) == state
 
 
@@ -76,6 +85,12 @@ def test_what_is_missing_or_of_another_kind_is_named(name):
         CheckpointState.from_json({k: v for k, v in content.items() if k != name})
     with pytest.raises(ValueError, match=rf"^{name}[.\w]*: "):
         CheckpointState.from_json(content | {name: ["no", "such", "thing"]})
+
+
+def test_a_ledger_that_does_not_add_up_is_damage():
+    content = state_at(3, ledger=Ledger(entries=(LedgerEntry("text", None, None, 767),))).to_json()
+    with pytest.raises(ValueError, match=r"ledger has 767 tokens .* the position 768"):
+        CheckpointState.from_json(content)
 
 
 @pytest.mark.parametrize("version", [0, 4, None, "1"])

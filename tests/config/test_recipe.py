@@ -84,18 +84,18 @@ def test_what_is_given_changes_what_depends_on_it():
 
 
 @pytest.mark.parametrize(
-    ("override", "steps"),
+    ("override", "steps", "lr"),
     [
-        ("train.max_steps=1008", 1),  # 5%: 51 steps
-        ("train.max_steps=980", 200),  # 49
-        ("optim.schedule.warmup_steps=10", 200),
-        ("optim.schedule.warmup_steps=50", 1),
-        ("optim.vocabulary_warmup_steps=7", 7),
+        ("train.max_steps=1008", 1, 4.8e-3),  # 5%: 51 steps
+        ("train.max_steps=980", 200, 2.4e-3),  # 49
+        ("optim.schedule.warmup_steps=10", 200, 2.4e-3),
+        ("optim.schedule.warmup_steps=50", 1, 4.8e-3),
+        ("optim.vocabulary_warmup_steps=7", 7, 4.8e-3),
     ],
 )
-def test_one_loop_warms_up_embedding_and_head_where_the_schedule_is_too_short(override, steps):
+def test_one_loop_has_the_recipe_of_many_where_the_schedule_is_too_short(override, steps, lr):
     config = compose(["model=plt_20m", "model.num_loops=1", override])
-    assert config.optim.vocabulary_warmup_steps == steps
+    assert (config.optim.vocabulary_warmup_steps, config.optim.lr) == (steps, lr)
 
 
 def test_the_batch_holds_the_mixture_exactly():

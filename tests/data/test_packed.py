@@ -306,13 +306,15 @@ def test_a_length_that_no_stretch_has_is_refused_before_the_first_step(
 
     def staged(length: int) -> Config:
         last = StageConfig(mixture=code, seq_length=length)
-        return config(StageConfig(10, both, 12), StageConfig(20, {"text": 1.0}, 13), last)
+        return config(StageConfig(10, both, 12), StageConfig(20, {"text": 1.0}, 6), last)
 
     with pytest.raises(InputError, match="of the domain 'code' has 200 tokens") as raised:
         check_stages(staged(200), sharded, Position())
     advised = re.search(r"seq_length=(\d+) or less", raised.value.problems[0].fix)
     assert advised
-    check_stages(staged(int(advised[1])), sharded, Position())
+    said = check_stages(staged(int(advised[1])), sharded, Position())
+    assert [note.split(" leaves ")[0] for note in said] == ["warning: data stage 3"]
+    assert check_stages(staged(4), sharded, Position()) == []
     with pytest.raises(InputError, match="sequences of 12 have cut"):
         check_stages(staged(int(advised[1]) + 1), sharded, Position())
     # a domain that comes with that length is cut for it, and an older run has orders of their own
