@@ -30,6 +30,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.data.corpus",
         "loopcoder.data.mirror",
+        "loopcoder.data.places",
         "loopcoder.model.flops",
         "loopcoder.optim.schedule",
         "loopcoder.parallel.layout",
@@ -86,6 +87,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.data.indexed",
         "loopcoder.data.labels",
         "loopcoder.data.mirror",
+        "loopcoder.data.places",
         "loopcoder.data.unigram",
     },
 }
