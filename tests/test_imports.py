@@ -85,6 +85,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.data.corpus",
         "loopcoder.data.indexed",
+        "loopcoder.data.joined",
         "loopcoder.data.labels",
         "loopcoder.data.mirror",
         "loopcoder.data.places",

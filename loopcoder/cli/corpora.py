@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from loopcoder.checkpoint import format as checkpoints
-from loopcoder.checkpoint.pinned import gone, where_is
+from loopcoder.checkpoint.pinned import gone, read_members, where_is
 from loopcoder.cli.run_folders import runs_below, trained_on
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import MANIFEST, Corpus, load_corpus
@@ -112,6 +112,15 @@ def _nearest(verb: str, name: str, cache: Path) -> str:
 def _of_run(verb: str, folder: Path, cache: Path) -> Path:
     """Return the corpus that the run in a folder was trained on."""
     trained = trained_on(folder)
+    # the record of a checkpoint's run is two folders above it
+    for run in (folder, *folder.resolve().parents[1:2]):
+        if members := read_members(run):
+            names = ", ".join(f"{name} ({path})" for name, (path, _) in members.items())
+            raise InputError.of(
+                f"{folder} was trained on several corpora: {names}",
+                "each has a manifest and documents of its own",
+                f"loopcoder {verb} {next(iter(members.values()))[0]}, or another of them",
+            )
     if trained is None:
         runs = [run for run in runs_below(folder) if trained_on(run)]
         if runs and runs != [folder]:

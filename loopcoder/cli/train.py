@@ -39,6 +39,7 @@ from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_ya
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, Verify, load_corpus, opening, with_reader
+from loopcoder.data.own_sets import open_own_sets
 from loopcoder.errors import EXIT_DONE, counted
 from loopcoder.metrics.summary import print_finished
 from loopcoder.plan.fit import check_run, needs
@@ -200,6 +201,8 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
     """Get the corpus, then train in this process or in processes of their own."""
     config, corpus = _opened(config, run_dir)
     check_start(config, run_dir, corpus)  # before anything is written or started
+    is_first = rank() == 0 and config.data.verify != "size"
+    open_own_sets(config, corpus, "hash" if is_first else "size")
     if not launched and size > 1:
         kills = kernel_kills()
         code = start_workers(config, size)  # which inherit the overrides

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopcoder.config.data import DataConfig, Reader
+from loopcoder.config.mixture import CORPUS_EACH
 from loopcoder.config.renamed import translate_manifest
 from loopcoder.config.schema import Config
 from loopcoder.data.blocks import CheckedFile, OpenRange
@@ -78,6 +79,24 @@ class Corpus:
     def place(self) -> str:
         """Where it is, as `data.path` names it and a run records it."""
         return self.url or str(self.dir.resolve())
+
+    @property
+    def members(self) -> tuple[Corpus, ...]:
+        """The corpora that it is joined of (joined.py); itself if it is one."""
+        return (self,)
+
+    def part(self, domain: str) -> tuple[Corpus, str]:
+        """Return the corpus that a domain is read from, and what it is called there."""
+        return self, domain
+
+    def seed(self, domain: str) -> tuple[int, ...]:
+        """Return what the order of a domain's sequences follows from, besides the run's seed."""
+        return (self.domains.index(domain),)
+
+    def first_label(self, domain: str) -> int:
+        """Return the index in `labels` of the first label of the corpus that a domain is read
+        from."""
+        return 0
 
     def prefixes(self, domain: str, split: str) -> list[str]:
         """Return the paths of the shards, Megatron datasets, without .bin/.idx.
@@ -244,11 +263,30 @@ def check_domains(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[st
     """Raise InputError unless a corpus has every domain that a mixture names."""
     there = list(manifest["domains"])
     if missing := [domain for domain in wanted if domain not in there]:
+        why, fix = "data.mixture draws from every domain that it names", ""
+        if kind := next(filter(None, (_mixed_in(manifest, name) for name in missing)), None):
+            why = f"{kind}, and its documents lie mixed with others in the shards of this corpus"
+            fix = f"{CORPUS_EACH}, or "
         raise InputError.of(
             f"corpus {folder} has {' and '.join(there)}, not {' or '.join(missing)}",
-            "data.mixture draws from every domain that it names",
-            f"'data.mixture={{{','.join(f'{d}:1' for d in there)}}}'",
+            why,
+            f"{fix}'data.mixture={{{','.join(f'{d}:1' for d in there)}}}'",
         )
+
+
+def _mixed_in(manifest: Mapping[str, Any], name: str) -> str | None:
+    """Return what a name stands for that is no domain of a corpus; None: nothing in it."""
+    languages = {
+        language.lower(): domain
+        for domain, splits in manifest["domains"].items()
+        for language in splits["train"].get("languages", {})
+    }
+    if domain := languages.get(name.lower()):
+        return f"{name} is a language of its {domain}"
+    sources = [
+        source.get(key) for source in manifest.get("sources", []) for key in ("name", "kind")
+    ]
+    return f"{name} is a source of it" if name in sources else None
 
 
 @contextmanager
@@ -274,11 +312,12 @@ def in_use(folder: Path) -> Iterator[None]:
 
 def lost(corpus: Corpus) -> LoopcoderError | None:
     """Return the error of a corpus that is no longer what was opened; None: all files are there."""
-    problem = next(_faults(corpus.dir, corpus.manifest, "size"), None)
+    faults = ((m.dir, p) for m in corpus.members for p in _faults(m.dir, m.manifest, "size"))
+    folder, problem = next(faults, (corpus.dir, None))
     if problem is None:
         return None
     return LoopcoderError.of(
-        f"the corpus {corpus.dir} was taken away while it was read: {problem.fact}",
+        f"the corpus {folder} was taken away while it was read: {problem.fact}",
         "it was removed, moved or changed, or its disk is gone; a run reads it until it ends",
         "the same command once it is back there, or with data=corpus path=FOLDER where it is now",
     )

@@ -24,11 +24,13 @@ from loopcoder.storage.files import fault_of
 
 def unverified(config: Config, corpus: Corpus) -> list[str]:
     """Return the training shards, by their prefixes, that nothing compares before they are used;
-    domains take turns."""
+    domains take turns. Those of several corpora have their folder in front."""
     domains = {domain: None for stage in config.stages for domain in stage.mixture}
     by_domain = [
         [
             str(Path(prefix).relative_to(corpus.dir))
+            if corpus.part(domain)[0] is corpus
+            else prefix
             for shard, prefix in enumerate(corpus.prefixes(domain, "train"))
             if _left_to_the_background(config.data, corpus, domain, shard)
         ]
@@ -93,11 +95,16 @@ class Verifier:
         return (name for name in names if name in self._corpus.manifest["files"])
 
     def _compare(self, name: str) -> None:
-        fact = fault_of(self._corpus.dir / name, self._corpus.manifest["files"][name])
+        path = self._corpus.dir / name
+        corpus = next(m for m in self._corpus.members if path.is_relative_to(m.dir))
+        wanted = corpus.manifest["files"].get(str(path.relative_to(corpus.dir)))
+        if wanted is None:  # a corpus without labels, read together with one that has them
+            return
+        fact = fault_of(path, wanted)
         if fact is not None:
             raise InputError.of(
                 fact,
                 "it was cut off or changed after it was built; the newest checkpoint may have been "
                 "trained on it",
-                rebuild(self._corpus.dir),
+                rebuild(corpus.dir),
             )

@@ -33,6 +33,7 @@ from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, in_use, lost, with_reader
 from loopcoder.data.loader import Loader, StepData
+from loopcoder.data.own_sets import own_folders
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
 from loopcoder.errors import EXIT_DONE, LoopcoderError, OutOfMemory, Preempted, TrainingDiverged
@@ -54,6 +55,7 @@ from loopcoder.train.health import Health
 from loopcoder.train.labels import label_losses
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
+from loopcoder.train.own_sets import OwnSets
 from loopcoder.train.profiling import StepProfiler
 from loopcoder.train.provenance import Launch, provenance
 from loopcoder.train.signals import StopSignal
@@ -79,7 +81,8 @@ def train(
     with ExitStack() as held:
         if os.environ.get("RANK", "0") == "0":
             held.enter_context(only_run_in(run_dir))
-        held.enter_context(in_use(corpus.dir))
+        for folder in (*(m.dir for m in corpus.members), *own_folders(config).values()):
+            held.enter_context(in_use(folder))
         try:
             return _train_alone(config, corpus, backends, run_dir, launch)
         except LoopcoderError:
@@ -133,6 +136,7 @@ class Run:
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
         self.health = Health(config.optim, self.ranks.device)
         self.evaluator = Evaluator(config, corpus, run_dir)
+        self.own_sets = OwnSets(config, corpus, run_dir)
         self.saver = Saver(config, run_dir, self.event, companions(run_dir))
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
@@ -265,7 +269,7 @@ class Run:
     def _evaluate(self, stage: int) -> dict[str, float]:
         """Evaluate; what is trained is saved before it is said that memory does not suffice."""
         try:
-            return self.evaluator(self.state, stage)
+            return self.evaluator(self.state, stage) | self.own_sets(self.state, stage)
         except OutOfMemory:
             if self.ranks.world_size == 1:  # others may wait for this one in a collective
                 self._save()
@@ -356,6 +360,8 @@ class Run:
         for note in self.evaluator.shortages():
             self.event("note", text=note)
             self.say(note)
+        for size in self.own_sets.sizes(self.position.stage):
+            self.say(size)
         if self.ranks.is_main:
             cache = Path(self.config.data.build.cache_dir).expanduser()
             self._unigram_entropies = entropies_of(self.corpus, cache, self.say)

@@ -253,3 +253,23 @@ def test_fields_that_the_data_of_the_run_cannot_have(
     with pytest.raises(InputError) as error:
         run([f"checkpoint={tmp_path / 'run'}", given])
     assert said in str(error.value)
+
+
+def test_the_table_has_the_sets_of_ones_own() -> None:
+    result = {"checkpoint": "/c", "step": 3, "num_loops": 1, "precision": "fp32", "corpus": "/d"}
+    result |= {"val/loss": 3.0, "val/loss/code": 2.0, "val/bpb/code": 1.5}
+    result |= {"val/exam/loss": 5.0, "val/exam/loss/code": 4.0, "val/exam/bpb/code": 2.5}
+    rows = [line.split() for line in table([result]).splitlines()[2:]]
+    assert rows == [
+        ["all", "3.0000"],
+        ["code", "2.0000", "1.5000"],
+        ["exam", "5.0000"],
+        ["exam:", "code", "4.0000", "2.5000"],
+    ]
+
+
+def test_a_set_of_ones_own_is_added_to_those_of_the_run() -> None:
+    trained = compose(["eval.corpora={a:/a}"])
+    given = ["eval.corpora.b=/b", "eval.corpora_sequences=3"]
+    config = as_asked(trained, compose(given), given)
+    assert config.eval.corpora == {"a": "/a", "b": "/b"} and config.eval.corpora_sequences == 3
