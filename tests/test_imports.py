@@ -30,6 +30,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.data.corpus",
         "loopcoder.data.mirror",
+        "loopcoder.data.places",
         "loopcoder.model.flops",
         "loopcoder.optim.schedule",
         "loopcoder.parallel.layout",
@@ -87,6 +88,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.data.joined",
         "loopcoder.data.labels",
         "loopcoder.data.mirror",
+        "loopcoder.data.places",
         "loopcoder.data.unigram",
     },
 }

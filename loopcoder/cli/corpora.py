@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 
 from loopcoder.checkpoint import format as checkpoints
-from loopcoder.checkpoint.pinned import read_members, where_is
+from loopcoder.checkpoint.pinned import gone, read_members, where_is
 from loopcoder.cli.run_folders import runs_below, trained_on
-from loopcoder.data.corpus import MANIFEST
+from loopcoder.config.corpora import joined_corpora
+from loopcoder.config.schema import Config
+from loopcoder.data.corpus import MANIFEST, Corpus, load_corpus
+from loopcoder.data.joined import open_joined
 from loopcoder.errors import InputError
 
 GIVEN = """\
@@ -44,6 +48,46 @@ def corpus_folder(verb: str, given: str, cache: Path) -> Path:
         "it is that of a finished corpus, or of a run that was trained on one",
         f"{_nearest(verb, path.name, cache)}; loopcoder data list names what there is",
     )
+
+
+def corpus_of_run(folder: Path, config: Config, cache: Path) -> Corpus:
+    """Open the corpus that a run is trained on; sizes are compared.
+
+    A finished one is where the run's config says, or as every other where it was or in the cache.
+
+    Args:
+        folder: Of the run, or of a checkpoint.
+        config: Of the run.
+        cache: Folder of corpora of today.
+
+    Raises:
+        InputError: it is not known, gone or damaged.
+        LoopcoderError: it cannot be read.
+    """
+    trained = trained_on(folder)
+    if trained is None:
+        raise InputError.of(
+            f"{folder} does not say which corpus it is trained on",
+            "it was stopped before it had one",
+            "loopcoder data inspect step=1 with the words of the run's command",
+        )
+    if joined_corpora(config.data):
+        return open_joined(config.data, "size")
+    if not config.data.build.sources:
+        from data_pipeline.driver import prepare
+
+        with suppress(InputError):
+            named = prepare(config.data, report=lambda _: None, verify="size")
+            if named.fingerprint == trained[1]:
+                return named
+    corpus = where_is(*trained, cache)
+    if corpus is None:
+        raise InputError.of(
+            gone(trained[0] or "its corpus", trained[1], cache)[0],
+            "what it is made of is written in the corpus alone",
+            "--cache DIR where it is now; the command of the run builds it again",
+        )
+    return load_corpus(corpus, "size")
 
 
 def _named(verb: str, name: str, cache: Path) -> Path:

@@ -289,7 +289,7 @@ def _print_documents(folder: Path, chosen: str | None, number: int, seed: int) -
     """Print random documents of one domain of a corpus, or of all."""
     from data_pipeline.report.examples import origin, random_documents
     from data_pipeline.report.page import printable
-    from loopcoder.data.corpus import rebuild
+    from loopcoder.data.places import rebuild
 
     corpus = load_corpus(folder, "size")
     if chosen is not None and chosen not in corpus.domains:

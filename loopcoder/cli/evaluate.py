@@ -23,16 +23,9 @@ from loopcoder.config.corpora import joined_corpora, settled
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import (
-    TOKENIZER,
-    Corpus,
-    Verify,
-    at_once,
-    check_domains,
-    in_use,
-    load_corpus,
-)
+from loopcoder.data.corpus import Corpus, Verify, at_once, check_domains, in_use, load_corpus
 from loopcoder.data.own_sets import check_own_folders, own_folders
+from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import EXIT_DONE, InputError, counted
 from loopcoder.metrics.sinks import OWN_SET
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals

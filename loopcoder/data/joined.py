@@ -50,6 +50,10 @@ class JoinedCorpus(Corpus):
     def members(self) -> tuple[Corpus, ...]:
         return tuple(self.parts.values())
 
+    @property
+    def place(self) -> str:
+        return ", ".join(member.place for member in self.members)
+
     def part(self, domain: str) -> tuple[Corpus, str]:
         name, _, own = domain.rpartition(SEPARATOR)
         return self.parts[name], own

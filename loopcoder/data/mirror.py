@@ -19,14 +19,8 @@ from pathlib import Path
 import xxhash
 
 from loopcoder.config.data import DataConfig
-from loopcoder.data.corpus import (
-    MANIFEST,
-    ORIGIN,
-    check_store,
-    parse_manifest,
-    rebuild,
-    small_files,
-)
+from loopcoder.data.corpus import MANIFEST, parse_manifest
+from loopcoder.data.places import ORIGIN, check_store, rebuild, small_files
 from loopcoder.errors import InputError
 from loopcoder.storage.digest import fingerprint
 from loopcoder.storage.files import write_bytes, write_json

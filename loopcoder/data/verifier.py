@@ -16,7 +16,8 @@ from pathlib import Path
 
 from loopcoder.config.data import DataConfig
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus, rebuild, unreadable
+from loopcoder.data.corpus import Corpus, unreadable
+from loopcoder.data.places import rebuild
 from loopcoder.errors import InputError, LoopcoderError
 from loopcoder.storage.files import fault_of
 
@@ -52,7 +53,7 @@ class Verifier:
         """
         Args:
             prefixes: Of the shards.
-            suffixes: Of their files that training reads.
+            suffixes: Of their files that training reads, where they have them.
         """
         self._corpus, self._prefixes, self._suffixes = corpus, prefixes, suffixes
         self._stop = threading.Event()
@@ -90,7 +91,8 @@ class Verifier:
             self.fault = unreadable(error.filename or self._corpus.dir, error)
 
     def _files(self, prefix: str) -> Iterator[str]:
-        return (prefix + suffix for suffix in self._suffixes)
+        names = (prefix + suffix for suffix in self._suffixes)
+        return (name for name in names if name in self._corpus.manifest["files"])
 
     def _compare(self, name: str) -> None:
         path = self._corpus.dir / name

@@ -27,10 +27,8 @@ class Verification:
         self._prefixes = unverified(config, corpus)
         self._verifier: Verifier | None = None
         if self._prefixes and os.environ.get("LOCAL_RANK", "0") == "0":
-            suffixes = [".bin", ".idx"] if config.data.reader == "megatron" else [".bin"]
-            if corpus.has_labels:
-                suffixes.append(LABELS)
-            self._verifier = Verifier(corpus, self._prefixes, tuple(suffixes))
+            index = [".idx"] if config.data.reader == "megatron" else []
+            self._verifier = Verifier(corpus, self._prefixes, (".bin", *index, LABELS))
         self._said = not self._prefixes
         if self._prefixes:
             say(

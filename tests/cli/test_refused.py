@@ -111,7 +111,13 @@ def refuse(*_: Any, **__: Any) -> None:
 
 def of_another_tokenizer(*_: Any, **__: Any) -> Any:
     return types.SimpleNamespace(
-        dir=Path("/c"), vocab_size=128, tokenizer_path="/c/t", tokenizer_hash="x", fingerprint="y"
+        dir=Path("/c"),
+        vocab_size=128,
+        tokenizer_path="/c/t",
+        tokenizer_hash="x",
+        fingerprint="y",
+        has_digests=True,
+        url=None,
     )
 
 

@@ -19,11 +19,12 @@ import torch
 
 from data_pipeline.driver import prepare
 from loopcoder.config.data import CacheConfig, DataConfig, ResolvedStage
-from loopcoder.data import block_cache, blocks, corpus, mirror, order, packed
+from loopcoder.data import block_cache, blocks, mirror, order, packed
 from loopcoder.data.blend import Blend, reader_of
 from loopcoder.data.block_cache import BlockCache
 from loopcoder.data.corpus import Corpus, load_corpus
 from loopcoder.data.packed import PackedReader
+from loopcoder.data.places import ORIGIN
 from loopcoder.errors import InputError, LoopcoderError
 from loopcoder.storage import remote
 from loopcoder.storage.remote import Store
@@ -460,7 +461,7 @@ def test_without_digests_it_is_refused_or_not_compared(
 
 def test_an_altered_record_of_the_url_is_named(config: Callable[..., DataConfig]) -> None:
     there = opened(config())
-    (there.dir / corpus.ORIGIN).write_text("{")
+    (there.dir / ORIGIN).write_text("{")
     with pytest.raises(InputError, match=r"origin.json cannot be read") as caught:
         load_corpus(there.dir, "size")
     assert f"rm -r {there.dir}" in str(caught.value)

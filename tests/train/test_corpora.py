@@ -82,7 +82,12 @@ def test_a_run_on_several_corpora(
         "java/code": 3,
     }
     assert cli.main(["data", "stats", str(run), "--json"]) == 0
-    print(capsys.readouterr().out)
+    account = json.loads(capsys.readouterr().out)
+    domains = account["domains"]
+    assert account["corpus"] == f"{mixed}, {java}"
+    assert domains["java/code"]["tokens"] == 3 * domains["mixed/code"]["tokens"]
+    assert domains["mixed/text"]["wanted"] == 0.5
+    assert all(domain["epochs"] > 0 for domain in domains.values())
     assert cli.main(["data", "show", str(run)]) == 3
     error = capsys.readouterr().err
     assert f"java ({java})" in error and f"loopcoder data show {mixed}" in error
