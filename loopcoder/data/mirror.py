@@ -49,7 +49,15 @@ def folder_of(data: DataConfig) -> Path:
     Raises:
         LoopcoderError: it has a URL and cannot be fetched.
     """
-    path = str(data.path)
+    return folder_at(str(data.path), data)
+
+
+def folder_at(path: str, data: DataConfig) -> Path:
+    """Return the folder on this machine of the finished corpus at a path or URL.
+
+    Raises:
+        LoopcoderError: it has a URL and cannot be fetched.
+    """
     return mirror(path, cache_folder(data)) if is_url(path) else Path(path).expanduser()
 
 
