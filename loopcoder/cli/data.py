@@ -78,7 +78,7 @@ def run(argv: list[str]) -> int:
         raise KeyboardInterrupt(
             "data: stopped; the same command continues with what is not done yet"
         ) from error
-    print(corpus.dir)
+    print(corpus.url or corpus.dir)
     return EXIT_DONE
 
 
