@@ -13,7 +13,10 @@ from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import MANIFEST, Corpus, load_corpus
 from loopcoder.data.joined import open_joined
+from loopcoder.data.mirror import default_cache, mirror
+from loopcoder.data.places import origin_of
 from loopcoder.errors import InputError
+from loopcoder.storage.remote import is_url
 
 GIVEN = """\
   CORPUS        its folder, its name as `loopcoder data list` prints it, or the folder of a run or
@@ -24,6 +27,8 @@ GIVEN = """\
 def corpus_folder(verb: str, given: str, cache: Path) -> Path:
     """Return the folder of the finished corpus that is meant.
 
+    Of one in a store that is the folder of its small files, which suffices for `data stats` alone.
+
     Args:
         verb: As it is typed, such as `data show`.
         given: What stands behind it.
@@ -31,7 +36,20 @@ def corpus_folder(verb: str, given: str, cache: Path) -> Path:
 
     Raises:
         InputError: there is none, with what to type instead.
+        LoopcoderError: it is in a store that cannot be read.
     """
+    folder = mirror(given, default_cache(cache)) if is_url(given) else _found(verb, given, cache)
+    url = origin_of(folder)
+    if url is not None and verb != "data stats":
+        raise InputError.of(
+            f"the training shards of {given} are in a store, {url}",
+            f"loopcoder {verb} reads files of this machine",
+            f"loopcoder {verb} FOLDER of a copy, as `aws s3 sync {url} FOLDER` makes one of s3://",
+        )
+    return folder
+
+
+def _found(verb: str, given: str, cache: Path) -> Path:
     path = Path(given).expanduser()
     if (path / MANIFEST).is_file() and not (path / checkpoints.STATE).is_file():
         return path

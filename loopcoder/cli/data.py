@@ -79,7 +79,7 @@ def run(argv: list[str]) -> int:
             "data: stopped; the same command continues with what is not done yet"
         ) from error
     for member in corpus.members:
-        print(member.dir)
+        print(member.url or member.dir)
     return EXIT_DONE
 
 

@@ -83,6 +83,10 @@ def _names(data: DataConfig) -> Iterator[Problem]:
             why = "megatron-core's GPTDataset reads files of this machine"
             fix = f"data.reader=packed, or {entry}.path=FOLDER of a local copy"
             yield Problem(f"{entry}.path={corpus.path} data.reader=megatron", why, fix)
+        if is_url(corpus.path) and data.verify == "background":
+            why = "every byte would be read from the store by every node"
+            fix = "data.verify=hash, which compares each block when it is read"
+            yield Problem(f"{entry}.path={corpus.path} data.verify=background", why, fix)
         where = Path(corpus.path).expanduser().absolute()
         if paths.setdefault(where, name) != name:
             why = "its sequences would be given once by each"

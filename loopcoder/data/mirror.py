@@ -21,8 +21,9 @@ import xxhash
 from loopcoder.config.data import DataConfig
 from loopcoder.data.corpus import MANIFEST, parse_manifest
 from loopcoder.data.places import ORIGIN, check_store, rebuild, small_files
-from loopcoder.errors import InputError
+from loopcoder.errors import DiskFull, InputError
 from loopcoder.storage.digest import fingerprint
+from loopcoder.storage.disk import full_disk_raises
 from loopcoder.storage.files import write_bytes, write_json
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.lock import hold
@@ -83,7 +84,10 @@ def mirror(url: str, cache: Path) -> Path:
     if (folder / MANIFEST).is_file():
         return folder
     make_folder(folder, "data.cache.dir")
-    with hold(folder.with_suffix(".lock"), _waits(store.url), needed=False):
+    with (
+        full_disk_raises(cache, _no_room),
+        hold(folder.with_suffix(".lock"), _waits(store.url), needed=False),
+    ):
         if (folder / MANIFEST).is_file():
             return folder
         check_store(store, manifest)
@@ -92,6 +96,11 @@ def mirror(url: str, cache: Path) -> Path:
         write_json(folder / ORIGIN, {"url": store.url})
         write_bytes(folder / MANIFEST, content)  # last: what has it is complete
     return folder
+
+
+def _no_room(fact: str) -> DiskFull:
+    why = "the small files of a corpus in a store are kept there"
+    return DiskFull.of(fact, why, "free space there, or data.cache.dir=ANOTHER")
 
 
 def _fetch(store: Store, name: str, path: Path, wanted: str) -> None:

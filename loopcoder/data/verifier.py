@@ -10,7 +10,6 @@ run before its next checkpoint.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -21,22 +20,27 @@ from loopcoder.data.places import rebuild
 from loopcoder.errors import InputError, LoopcoderError
 from loopcoder.storage.files import fault_of
 
+Shard = tuple[Corpus, str]
+"""Its corpus, and its prefix there."""
 
-def unverified(config: Config, corpus: Corpus) -> list[str]:
-    """Return the training shards, by their prefixes, that nothing compares before they are used;
-    domains take turns. Those of several corpora have their folder in front."""
+
+def unverified(config: Config, corpus: Corpus) -> list[Shard]:
+    """Return the training shards that nothing compares before they are used; domains take turns."""
     domains = {domain: None for stage in config.stages for domain in stage.mixture}
     by_domain = [
         [
-            str(Path(prefix).relative_to(corpus.dir))
-            if corpus.part(domain)[0] is corpus
-            else prefix
+            _in_its_corpus(corpus, domain, prefix)
             for shard, prefix in enumerate(corpus.prefixes(domain, "train"))
             if _left_to_the_background(config.data, corpus, domain, shard)
         ]
         for domain in domains
     ]
-    return [p for p in chain.from_iterable(zip_longest(*by_domain)) if p is not None]
+    return [shard for shard in chain.from_iterable(zip_longest(*by_domain)) if shard is not None]
+
+
+def _in_its_corpus(corpus: Corpus, domain: str, prefix: str) -> Shard:
+    member = corpus.part(domain)[0]
+    return member, str(Path(prefix).relative_to(member.dir))
 
 
 def _left_to_the_background(data: DataConfig, corpus: Corpus, domain: str, shard: int) -> bool:
@@ -49,13 +53,12 @@ def _left_to_the_background(data: DataConfig, corpus: Corpus, domain: str, shard
 class Verifier:
     """A thread that compares shards with the manifest, one after the other."""
 
-    def __init__(self, corpus: Corpus, prefixes: list[str], suffixes: tuple[str, ...]):
+    def __init__(self, shards: list[Shard], suffixes: tuple[str, ...]):
         """
         Args:
-            prefixes: Of the shards.
             suffixes: Of their files that training reads, where they have them.
         """
-        self._corpus, self._prefixes, self._suffixes = corpus, prefixes, suffixes
+        self._shards, self._suffixes = shards, suffixes
         self._stop = threading.Event()
         self.fault: LoopcoderError | None = None
         """What is wrong with a shard."""
@@ -67,7 +70,7 @@ class Verifier:
     @property
     def is_finished(self) -> bool:
         """Whether all shards are whole."""
-        return self.done == len(self._prefixes)
+        return self.done == len(self._shards)
 
     def wait(self) -> None:
         """Return when it has finished or found a fault."""
@@ -79,32 +82,25 @@ class Verifier:
 
     def _run(self) -> None:
         try:
-            for prefix in self._prefixes:
-                for name in self._files(prefix):
+            for corpus, prefix in self._shards:
+                for name in (prefix + suffix for suffix in self._suffixes):
                     if self._stop.is_set():
                         return
-                    self._compare(name)
+                    if name in corpus.manifest["files"]:
+                        _compare(corpus, name)
                 self.done += 1
         except LoopcoderError as error:
             self.fault = error
         except OSError as error:
-            self.fault = unreadable(error.filename or self._corpus.dir, error)
+            self.fault = unreadable(error.filename or "a shard", error)
 
-    def _files(self, prefix: str) -> Iterator[str]:
-        names = (prefix + suffix for suffix in self._suffixes)
-        return (name for name in names if name in self._corpus.manifest["files"])
 
-    def _compare(self, name: str) -> None:
-        path = self._corpus.dir / name
-        corpus = next(m for m in self._corpus.members if path.is_relative_to(m.dir))
-        wanted = corpus.manifest["files"].get(str(path.relative_to(corpus.dir)))
-        if wanted is None:  # a corpus without labels, read together with one that has them
-            return
-        fact = fault_of(path, wanted)
-        if fact is not None:
-            raise InputError.of(
-                fact,
-                "it was cut off or changed after it was built; the newest checkpoint may have been "
-                "trained on it",
-                rebuild(corpus.dir),
-            )
+def _compare(corpus: Corpus, name: str) -> None:
+    fact = fault_of(corpus.dir / name, corpus.manifest["files"][name])
+    if fact is not None:
+        raise InputError.of(
+            fact,
+            "it was cut off or changed after it was built; the newest checkpoint may have been "
+            "trained on it",
+            rebuild(corpus.dir),
+        )

@@ -251,6 +251,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "data.reader=megatron",
         "data.reader=packed",
     ),
+    "a store in the background": (
+        {"corpora": [CorpusConfig(path="s3://b/x", domains=["code"])], "verify": "background"},
+        "data.verify=background",
+        "data.verify=hash",
+    ),
     "a stage without": (
         {"stages": [StageConfig(until=9, corpora=[]), StageConfig()]},
         "data.stages.0.corpora=[]",
@@ -290,17 +295,17 @@ def test_weights_by_language_or_source_of_one_corpus_are_refused(corpus: Corpus,
 def test_shards_of_members_are_verified_in_the_background(two: dict[str, Corpus]) -> None:
     config = configured([entry(n, c) for n, c in two.items()], verify="background")
     joined = open_joined(config.data, "size")
-    prefixes = unverified(config, joined)
-    assert sorted(prefixes) == sorted(
+    shards = unverified(config, joined)
+    assert sorted(str(member.dir / prefix) for member, prefix in shards) == sorted(
         prefix for domain in joined.domains for prefix in joined.prefixes(domain, "train")
     )
-    whole = Verifier(joined, prefixes, (".bin", LABELS))
+    whole = Verifier(shards, (".bin", LABELS))
     whole.wait()
     assert whole.is_finished and whole.fault is None
     shard = Path(two["java"].prefixes("code", "train")[0] + ".bin")
     content = bytearray(shard.read_bytes())
     content[5] ^= 1
     shard.write_bytes(content)
-    damaged = Verifier(joined, prefixes, (".bin",))
+    damaged = Verifier(shards, (".bin",))
     damaged.wait()
     assert str(shard) in str(damaged.fault) and str(two["java"].dir) in str(damaged.fault)

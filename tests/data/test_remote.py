@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from data_pipeline.driver import prepare
+from loopcoder.cli import main as cli
 from loopcoder.config.data import CacheConfig, DataConfig, ResolvedStage
 from loopcoder.data import block_cache, blocks, mirror, order, packed
 from loopcoder.data.blend import Blend, reader_of
@@ -25,7 +26,7 @@ from loopcoder.data.block_cache import BlockCache
 from loopcoder.data.corpus import Corpus, load_corpus
 from loopcoder.data.packed import PackedReader
 from loopcoder.data.places import ORIGIN
-from loopcoder.errors import InputError, LoopcoderError
+from loopcoder.errors import DiskFull, InputError, LoopcoderError
 from loopcoder.storage import remote
 from loopcoder.storage.remote import Store
 from tests.configs import data_config
@@ -465,6 +466,34 @@ def test_an_altered_record_of_the_url_is_named(config: Callable[..., DataConfig]
     with pytest.raises(InputError, match=r"origin.json cannot be read") as caught:
         load_corpus(there.dir, "size")
     assert f"rm -r {there.dir}" in str(caught.value)
+
+
+def test_a_full_disk_at_the_start_is_named(
+    config: Callable[..., DataConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(mirror, "write_bytes", full)
+    with pytest.raises(DiskFull, match="no space left") as caught:
+        opened(config())
+    assert "data.cache.dir=ANOTHER" in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["show", "validate", "report"])
+def test_what_reads_shards_here_is_refused(
+    url: str, tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["data", verb, url, "--cache", str(tmp_path)]) == 3
+    said = capsys.readouterr().err
+    assert f"loopcoder data {verb} FOLDER" in said and url in said
+
+
+def test_what_reads_the_manifest_alone_works(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["data", "stats", url, "--cache", str(tmp_path)]) == 0
+    assert "9,000" in capsys.readouterr().out
 
 
 def test_a_protocol_that_nobody_knows(config: Callable[..., DataConfig]) -> None:
