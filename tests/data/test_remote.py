@@ -24,6 +24,7 @@ from loopcoder.data import block_cache, blocks, mirror, order, packed
 from loopcoder.data.blend import Blend, reader_of
 from loopcoder.data.block_cache import BlockCache
 from loopcoder.data.corpus import Corpus, load_corpus
+from loopcoder.data.megatron import MegatronReader
 from loopcoder.data.packed import PackedReader
 from loopcoder.data.places import ORIGIN
 from loopcoder.errors import DiskFull, InputError, LoopcoderError
@@ -458,6 +459,12 @@ def test_without_digests_it_is_refused_or_not_compared(
     reader = PackedReader(there, "code", 20, SEEDS, verify=False, cache=config().cache)
     plain = PackedReader(local, "code", 20, SEEDS)
     assert torch.equal(reader.row(0, 0).ids, plain.row(0, 0).ids)
+
+
+def test_megatron_reads_no_store(config: Callable[..., DataConfig]) -> None:
+    """As a run that began with it elsewhere would."""
+    with pytest.raises(InputError, match=r"in a store, .*data.reader=megatron"):
+        MegatronReader(opened(config()), "code", 20, SEEDS)
 
 
 def test_an_altered_record_of_the_url_is_named(config: Callable[..., DataConfig]) -> None:
