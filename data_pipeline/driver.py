@@ -44,11 +44,11 @@ from loopcoder.data.corpus import (
     MANIFEST,
     Corpus,
     Verify,
-    check_domains,
     load_corpus,
     read_manifest,
 )
 from loopcoder.data.joined import open_joined
+from loopcoder.data.manifest import check_domains
 from loopcoder.data.mirror import folder_of
 from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import sync_folder

@@ -87,6 +87,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.data.indexed",
         "loopcoder.data.joined",
         "loopcoder.data.labels",
+        "loopcoder.data.manifest",
         "loopcoder.data.mirror",
         "loopcoder.data.places",
         "loopcoder.data.unigram",

@@ -13,7 +13,8 @@ from loopcoder.cli.shares import NO_LABELS, formatted, in_one, shares, summed
 from loopcoder.config.check_data import check_stages
 from loopcoder.config.compose import compose
 from loopcoder.config.resolve import resolve
-from loopcoder.data.corpus import Corpus, check_domains
+from loopcoder.data.corpus import Corpus
+from loopcoder.data.manifest import check_domains
 from loopcoder.data.sampler import Position, enter_stage, position_at
 from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import in_words

@@ -23,7 +23,8 @@ from loopcoder.config.corpora import joined_corpora, settled
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus, Verify, at_once, check_domains, in_use, load_corpus
+from loopcoder.data.corpus import Corpus, Verify, at_once, in_use, load_corpus
+from loopcoder.data.manifest import check_domains
 from loopcoder.data.own_sets import check_own_folders, own_folders
 from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import EXIT_DONE, InputError, counted

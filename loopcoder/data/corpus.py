@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopcoder.config.data import DataConfig, Reader
-from loopcoder.config.mixture import CORPUS_EACH
 from loopcoder.config.renamed import translate_manifest
 from loopcoder.config.schema import Config
 from loopcoder.data.blocks import CheckedFile, OpenRange
@@ -257,36 +256,6 @@ def _refuse_altered(where: Path | str, faults: Sequence[str], fix: str, most: in
         more = f" and {len(faults) - most} more" if len(faults) > most else ""
         why = f"a finished corpus was written with all of its entries: {'; '.join(faults[:most])}"
         raise InputError.of(f"{where} was altered", why + more, fix)
-
-
-def check_domains(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str]) -> None:
-    """Raise InputError unless a corpus has every domain that a mixture names."""
-    there = list(manifest["domains"])
-    if missing := [domain for domain in wanted if domain not in there]:
-        why, fix = "data.mixture draws from every domain that it names", ""
-        if kind := next(filter(None, (_mixed_in(manifest, name) for name in missing)), None):
-            why = f"{kind}, and its documents lie mixed with others in the shards of this corpus"
-            fix = f"{CORPUS_EACH}, or "
-        raise InputError.of(
-            f"corpus {folder} has {' and '.join(there)}, not {' or '.join(missing)}",
-            why,
-            f"{fix}'data.mixture={{{','.join(f'{d}:1' for d in there)}}}'",
-        )
-
-
-def _mixed_in(manifest: Mapping[str, Any], name: str) -> str | None:
-    """Return what a name stands for that is no domain of a corpus; None: nothing in it."""
-    languages = {
-        language.lower(): domain
-        for domain, splits in manifest["domains"].items()
-        for language in splits["train"].get("languages", {})
-    }
-    if domain := languages.get(name.lower()):
-        return f"{name} is a language of its {domain}"
-    sources = [
-        source.get(key) for source in manifest.get("sources", []) for key in ("name", "kind")
-    ]
-    return f"{name} is a source of it" if name in sources else None
 
 
 @contextmanager

@@ -128,7 +128,9 @@ def corpus_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Leave a manifest; opening a corpus gives its folder."""
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
-    opened = partial(SimpleNamespace, tokenizer_hash="tokenizer")
+    opened = partial(
+        SimpleNamespace, tokenizer_hash="tokenizer", members=(SimpleNamespace(dir=folder),)
+    )
     monkeypatch.setattr(module, "load_corpus", lambda found, _: opened(dir=found))
     return folder
 
@@ -184,7 +186,10 @@ def trained_on(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -
     def loaded(found: Path, verify: str) -> Any:
         opened.append(verify)
         manifest = {"domains": {"text": {}, "code": {}}}
-        return SimpleNamespace(dir=found, manifest=manifest, tokenizer_hash="tokenizer")
+        only = SimpleNamespace(dir=found)
+        return SimpleNamespace(
+            dir=found, manifest=manifest, tokenizer_hash="tokenizer", members=(only,)
+        )
 
     monkeypatch.setattr(module, "load_corpus", loaded)
     monkeypatch.setattr(module, "evaluate", lambda _, config, corpus: opened.append(config) or [])

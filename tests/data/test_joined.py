@@ -20,10 +20,11 @@ from loopcoder.config.corpora import joined_mixture, settled
 from loopcoder.config.data import CorpusConfig, DataConfig, StageConfig
 from loopcoder.config.schema import Config
 from loopcoder.data.blend import Blend, reader_of
-from loopcoder.data.corpus import Corpus, check_domains, lost
+from loopcoder.data.corpus import Corpus, lost
 from loopcoder.data.heldout import HeldOut
 from loopcoder.data.joined import JoinedCorpus, open_joined, trained_part
 from loopcoder.data.labels import LABELS
+from loopcoder.data.manifest import check_domains
 from loopcoder.data.unigram import entropies_of
 from loopcoder.data.verifier import Verifier, unverified
 from loopcoder.errors import InputError
