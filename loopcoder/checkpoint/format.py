@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from loopcoder.checkpoint.state import FORMAT_VERSION, CheckpointState, UnknownFormat
 from loopcoder.errors import InputError
-from loopcoder.storage.files import fault_of
+from loopcoder.storage.files import FileEntry, fault_of
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -126,12 +128,25 @@ def verify(
     """
     if level == "none":
         return
-    manifest = _read_json(checkpoint, MANIFEST, "files")
-    for index, (name, wanted) in enumerate(sorted(manifest["files"].items())):
+    for index, (name, wanted) in enumerate(sorted(files_of(checkpoint).items())):
         file = checkpoint.path / name
         fact = fault_of(file, wanted, contents=level == "hash" and index % parts == part)
         if fact is not None:
             raise _corrupt(checkpoint, fact)
+
+
+def files_of(checkpoint: Checkpoint) -> dict[str, FileEntry]:
+    """Return what the manifest says of each file.
+
+    Raises:
+        InputError: the manifest is damaged.
+    """
+    files = _read_json(checkpoint, MANIFEST, "files")["files"]
+    try:
+        return TypeAdapter(dict[str, FileEntry]).validate_python(files)
+    except ValidationError as error:
+        file = checkpoint.path / MANIFEST
+        raise _corrupt(checkpoint, f"{file} cannot be understood: {error}") from error
 
 
 def _read_json(checkpoint: Checkpoint, name: str, needed: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.fp8_history import is_history, restore
 from loopcoder.checkpoint.save import sharded_state
+from loopcoder.checkpoint.unpickled import nothing_runs
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
 
@@ -26,11 +27,12 @@ def load(checkpoint: Checkpoint, network: Any, optimizer: Any | None, config: Co
 
     _verify_together(checkpoint, config)
     shards = sharded_state(network, optimizer, is_loading=True)
-    known = load_sharded_metadata(str(checkpoint.path))
-    _keep_new_gates(shards, known)
-    _drop_new_histories(shards["model"], known)
-    # What `load` returns, not what was passed in: only that is right in every layout.
-    loaded = dist_checkpointing.load(shards, str(checkpoint.path))
+    with nothing_runs(checkpoint):
+        known = load_sharded_metadata(str(checkpoint.path))
+        _keep_new_gates(shards, known)
+        _drop_new_histories(shards["model"], known)
+        # What `load` returns, not what was passed in: only that is right in every layout.
+        loaded = dist_checkpointing.load(shards, str(checkpoint.path))
     model = loaded["model"]
     restore(network, {name: model.pop(name) for name in list(model) if is_history(name)})
     weights = {name.removeprefix("model."): value for name, value in model.items()}
