@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,9 @@ _MODULES = {
     },
     filesystem.__name__: {"_StorageInfo"},
 }
-_MAKERS = {
+_MAKERS: dict[str, Callable[..., Any]] = {
     "torch.Size": torch.Size,
-    "torch.serialization._get_layout": torch.serialization._get_layout,  # type: ignore[attr-defined]
+    "torch.serialization._get_layout": torch.serialization._get_layout,
     f"{metadata.__name__}._MEM_FORMAT_ENCODING": metadata._MEM_FORMAT_ENCODING,
 }
 

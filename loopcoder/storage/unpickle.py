@@ -36,7 +36,10 @@ def unpickle(
 
 
 # That of Python and not that of C, which does not let single instructions be handled otherwise.
-class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
+_InPython: Any = pickle._Unpickler
+
+
+class _Unpickler(_InPython):  # type: ignore[misc] # typeshed knows half of its methods
     def __init__(
         self,
         file: io.BytesIO,
@@ -69,7 +72,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined]
     def _instantiate(self, klass: Any, args: Any) -> None:
         raise RefusedPickle(f"a call of {klass!r}")  # as pickles of protocol 0 and 1 do
 
-    dispatch = pickle._Unpickler.dispatch | {  # type: ignore[attr-defined]
+    dispatch = _InPython.dispatch | {
         pickle.REDUCE[0]: load_reduce,
         pickle.BUILD[0]: load_build,
     }

@@ -1,4 +1,4 @@
-"""Real checkpoints of a small model for tests, and changes to them that their manifest agrees to."""
+"""Real checkpoints of a small model for tests, and changes that their manifest agrees to."""
 
 from __future__ import annotations
 

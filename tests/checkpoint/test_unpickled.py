@@ -1,4 +1,4 @@
-"""A checkpoint with a right manifest that wants to run something: it is refused, and runs nothing."""
+"""A checkpoint that wants to run something, its manifest being right: it is refused and named."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,8 @@ import loopcoder
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.unpickled import read_metadata
+from loopcoder.config.compose import load_config
+from loopcoder.data.corpus import Corpus
 from loopcoder.errors import EXIT_BAD_INPUT, InputError
 from tests.checkpoint.saved import change_metadata, load_small, mend_manifest, save_small
 
@@ -147,6 +150,30 @@ def test_damaged_metadata_is_named(copied: Path, content: bytes) -> None:
     (copied / ".metadata").write_bytes(content)
     with pytest.raises(InputError, match=r"\.metadata cannot be read"):
         read_metadata(Checkpoint(copied, 2))
+
+
+def test_a_config_runs_nothing_and_reads_no_environment(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copied / layout.CONFIG
+    monkeypatch.setenv("SECRET", "taken")
+    before = path.read_text()
+    path.write_text(before.replace("name: test", "name: ${oc.env:SECRET}${env_or:SECRET,a}"))
+    assert load_config(path).model.name == "${oc.env:SECRET}${env_or:SECRET,a}"
+    evil = f"name: !!python/object/apply:os.mkdir ['{tmp_path / 'it_ran'}']"
+    path.write_text(before.replace("name: test", evil))
+    mend_manifest(copied)
+    with pytest.raises(InputError, match=r"config\.yaml.*python/object/apply"):
+        loopcoder.load(copied)
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_token_bytes_hold_numbers(tmp_path: Path) -> None:
+    np.save(tmp_path / "token_bytes.npy", np.array([Evil(tmp_path / "it_ran")]), allow_pickle=True)
+    corpus = Corpus(tmp_path, (), tmp_path, "", 1, 0, "", {})
+    with pytest.raises(InputError, match=r"token_bytes\.npy cannot be read"):
+        corpus.token_bytes()
+    assert not (tmp_path / "it_ran").exists()
 
 
 def test_what_was_saved_loads(copied: Path) -> None:
