@@ -14,9 +14,10 @@ neither a loop index nor anything of the layout.
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,14 +59,27 @@ def step_folder(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step_{step:08d}"
 
 
+def unused(folder: Path, why: str) -> Path:
+    """Return a name for a checkpoint that is set aside, which no checkpoint has: step_N.WHY."""
+    names = (f"{folder.name}.{why}{f'-{n}' if n else ''}" for n in count())
+    return next(p for p in map(folder.with_name, names) if not os.path.lexists(p))
+
+
 def complete(folder: Path) -> list[Checkpoint]:
     """Return the complete checkpoints in a `checkpoints/` folder, oldest first."""
     found = []
     for path in sorted(folder.glob("step_*")) if folder.is_dir() else []:
         name = _NAME.fullmatch(path.name)
-        if name and (path / MANIFEST).is_file():
+        if name and _is_complete(path):
             found.append(Checkpoint(path, int(name[1])))
     return found
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        return (path / MANIFEST).is_file()
+    except OSError:  # of somebody else, or on a disk that fails: it is none that can be used
+        return False
 
 
 def own_checkpoint(run_dir: Path, resume: Literal["auto", "never", "require"]) -> Checkpoint | None:
@@ -92,7 +106,8 @@ def own_checkpoint(run_dir: Path, resume: Literal["auto", "never", "require"]) -
 
 def incomplete(folder: Path) -> list[Path]:
     """Return what a killed run left behind: step folders without a manifest."""
-    return [p for p in sorted(folder.glob("step_*")) if p.is_dir() and not (p / MANIFEST).is_file()]
+    found = [p for p in sorted(folder.glob("step_*")) if _NAME.fullmatch(p.name)]
+    return [path for path in found if path.is_dir() and not _is_complete(path)]
 
 
 def find(path: Path) -> Checkpoint:
@@ -171,20 +186,3 @@ def _corrupt(checkpoint: Checkpoint, fact: str) -> InputError:
     return InputError.of(
         fact, "the checkpoint is damaged; training on it would be silently wrong", fix
     )
-
-
-def prune(folder: Path, keep: int | None, spared: int | None = None) -> list[Checkpoint]:
-    """Delete all but the newest `keep` complete checkpoints, and return what was deleted.
-
-    Args:
-        spared: Step whose checkpoint stays besides.
-
-    The manifest goes first, so that a checkpoint half deleted is never taken for a complete one.
-    """
-    if keep is None:
-        return []
-    doomed = [c for c in complete(folder) if c.step != spared][:-keep]
-    for checkpoint in doomed:
-        (checkpoint.path / MANIFEST).unlink()
-        shutil.rmtree(checkpoint.path)
-    return doomed

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # a BaseExcept
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.fp8_history import with_history
+from loopcoder.checkpoint.pruning import prune
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.checkpoint.writers import (
     FULL_BYTES,
@@ -75,6 +76,8 @@ class Saver:
         self._queue = AsyncCallsQueue()
         self._writing = run_dir
         """Folder of the background save that is under way."""
+        self._stays: set[Path] = set()
+        """What could not be deleted."""
         say_once_that_the_disk_is_full(run_dir)
         self._manager = use_result_queue(config.checkpoint.async_save)
 
@@ -156,8 +159,13 @@ class Saver:
         )
         steps = self.config.train.max_steps
         spared = branching_step(self.config.optim, steps, state.warmup_steps)
-        for old in layout.prune(folder.parent, self.config.checkpoint.keep, spared):
+        pruned = prune(folder.parent, self.config.checkpoint, spared)
+        for old in pruned.deleted:
             self.report("checkpoint_deleted", step=old.step, path=str(old.path))
+        for path, why in pruned.notes.items():
+            if path not in self._stays:  # it is tried again after every save, and said once
+                self.report("checkpoint_not_deleted", path=str(path), why=why)
+                self._stays.add(path)
 
     def _failed(self, folder: Path, error: BaseException) -> LoopcoderError:
         """Describe a failed save, and give back the space that its shards took."""
@@ -173,10 +181,14 @@ class Saver:
 
 
 def _fresh(folder: Path) -> None:
-    """Make an empty folder; one without a manifest is what a killed run left, and goes."""
+    """Make an empty folder; one without a manifest is what a killed run left, and goes.
+
+    A complete one, and what a link leads to, are kept under another name.
+    """
     with _disk_errors(folder):
-        if folder.exists():
-            (folder / layout.MANIFEST).unlink(missing_ok=True)
+        if folder.is_symlink() or (folder / layout.MANIFEST).exists():
+            folder.rename(layout.unused(folder, "replaced"))
+        elif folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
 

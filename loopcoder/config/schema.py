@@ -241,6 +241,8 @@ class CheckpointConfig:
     keep: Annotated[PositiveInt | None, Changes("nothing")] = 3
     """Newest checkpoints that stay on disk, besides the one where a wsd run begins to decay; null
     keeps all."""
+    keep_every: Annotated[PositiveInt | None, Changes("nothing")] = None
+    """Checkpoints of steps that are a multiple of this stay on disk for ever, besides `keep`."""
     save_at_end: Annotated[bool, Changes("nothing")] = True
     """Save after the last step."""
     async_save: Annotated[bool, Changes("nothing")] = False
