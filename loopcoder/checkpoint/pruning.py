@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps. Deleting is never worth a run: what can't go stays, and is said."""
+"""Which checkpoints a run keeps. Deleting is never worth a run: what cannot go stays and is said."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GOING = ".deleting"
 
 @dataclass
 class Pruned:
-    """What became of the checkpoints that a run doesn't keep."""
+    """What became of the checkpoints that a run does not keep."""
 
     deleted: list[Checkpoint] = field(default_factory=list)
     notes: dict[Path, str] = field(default_factory=dict)
@@ -42,10 +42,10 @@ def kept(found: list[Checkpoint], config: CheckpointConfig, spared: int | None) 
 
 
 def prune(folder: Path, config: CheckpointConfig, spared: int | None = None) -> Pruned:
-    """Delete the checkpoints in a folder that aren't kept.
+    """Delete the checkpoints in a folder that are not kept.
 
     Links, mounted folders and folders that are not to be written stay, as does what the system
-    doesn't let go. Renaming comes first: it fails where deleting would, before anything is lost,
+    does not let go. Renaming comes first: it fails where deleting would, before anything is lost,
     and what is half deleted is never taken for a checkpoint.
     """
     pruned = Pruned()
@@ -90,7 +90,7 @@ def _delete(path: Path) -> str | None:
 
 
 def _why_not(path: Path) -> str | None:
-    """Say why a folder isn't to be deleted; None: nothing is known that speaks for it."""
+    """Say why a folder is not to be deleted; None: nothing is known that speaks for it."""
     try:
         if path.is_symlink():
             return "it is a link, and what it leads to is not this run's to delete"
