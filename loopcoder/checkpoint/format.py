@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -26,7 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from loopcoder.checkpoint.state import FORMAT_VERSION, CheckpointState, UnknownFormat
 from loopcoder.config.compose import load_config
 from loopcoder.config.schema import Config
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, Problem
 from loopcoder.storage.files import FileEntry, fault_of
 
 MANIFEST = "manifest.json"
@@ -54,7 +55,7 @@ class Checkpoint:
                 "use the version of loopcoder that wrote it, or another checkpoint",
             ) from error
         except ValueError as error:
-            raise _corrupt(self, f"{self.path / STATE} cannot be understood: {error}") from error
+            raise corrupt(self, [f"{self.path / STATE} cannot be understood: {error}"]) from error
 
     def config(self) -> Config:
         """Read config.yaml; the reader of its data is the one that state.json records."""
@@ -101,28 +102,6 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
-def own_checkpoint(run_dir: Path, resume: Literal["auto", "never", "require"]) -> Checkpoint | None:
-    """Return the checkpoint that a run continues from, if it has one.
-
-    Raises InputError where resume=require finds none, or never would overwrite.
-    """
-    folder = run_dir / "checkpoints"
-    own = complete(folder)
-    if resume == "never" and own:
-        raise InputError.of(
-            f"checkpoint.resume=never, but {folder} has checkpoints up to step {own[-1].step}",
-            "a new run in this folder would mix with the old one",
-            "run_dir=ANOTHER_FOLDER, or checkpoint.resume=auto to continue",
-        )
-    if resume == "require" and not own:
-        raise InputError.of(
-            f"checkpoint.resume=require, but {folder} has no complete checkpoint",
-            "there is nothing to continue from",
-            "checkpoint.resume=auto to start anew, or the right run_dir=",
-        )
-    return own[-1] if own else None
-
-
 def incomplete(folder: Path) -> list[Path]:
     """Return what a killed run left behind: step folders without a manifest."""
     found = [p for p in sorted(folder.glob("step_*")) if _NAME.fullmatch(p.name)]
@@ -153,20 +132,36 @@ def find(path: Path) -> Checkpoint:
     )
 
 
-def verify(
-    checkpoint: Checkpoint, level: Literal["hash", "size", "none"], part: int = 0, parts: int = 1
-) -> None:
-    """Compare the files with the manifest; with several ranks each hashes its part of them.
+def verify(checkpoint: Checkpoint, level: Literal["hash", "size", "none"]) -> None:
+    """Compare the files with the manifest.
 
-    Raises InputError naming the file and what to do.
+    Raises InputError naming the first that differs and what to do.
+    """
+    for fact in faults(checkpoint, level):
+        raise corrupt(checkpoint, [fact])
+
+
+def faults(
+    checkpoint: Checkpoint, level: Literal["hash", "size", "none"], part: int = 0, parts: int = 1
+) -> Iterator[str]:
+    """Compare the files with the manifest; yield what is wrong, a fact for each file.
+
+    Args:
+        level: `hash` reads all bytes.
+        part: Of several ranks each reads its part of the files, and looks at the sizes of all.
     """
     if level == "none":
         return
-    for index, (name, wanted) in enumerate(sorted(files_of(checkpoint).items())):
+    try:
+        files = files_of(checkpoint)
+    except InputError as error:
+        yield error.problems[0].fact
+        return
+    for index, (name, wanted) in enumerate(sorted(files.items())):
         file = checkpoint.path / name
         fact = fault_of(file, wanted, contents=level == "hash" and index % parts == part)
         if fact is not None:
-            raise _corrupt(checkpoint, fact)
+            yield fact
 
 
 def files_of(checkpoint: Checkpoint) -> dict[str, FileEntry]:
@@ -180,7 +175,7 @@ def files_of(checkpoint: Checkpoint) -> dict[str, FileEntry]:
         return TypeAdapter(dict[str, FileEntry]).validate_python(files)
     except ValidationError as error:
         file = checkpoint.path / MANIFEST
-        raise _corrupt(checkpoint, f"{file} cannot be understood: {error}") from error
+        raise corrupt(checkpoint, [f"{file} cannot be understood: {error}"]) from error
 
 
 def _read_json(checkpoint: Checkpoint, name: str, needed: str) -> dict[str, Any]:
@@ -189,19 +184,19 @@ def _read_json(checkpoint: Checkpoint, name: str, needed: str) -> dict[str, Any]
     try:
         value = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise _corrupt(checkpoint, f"{file} cannot be read: {error}") from error
+        raise corrupt(checkpoint, [f"{file} cannot be read: {error}"]) from error
     if not isinstance(value, dict) or needed not in value:
-        raise _corrupt(checkpoint, f"{file} has no '{needed}'")
+        raise corrupt(checkpoint, [f"{file} has no '{needed}'"])
     return value
 
 
-def _corrupt(checkpoint: Checkpoint, fact: str) -> InputError:
+def corrupt(checkpoint: Checkpoint, facts: Sequence[str]) -> InputError:
+    """Return the error that a checkpoint is damaged."""
     older = [c for c in complete(checkpoint.path.parent) if c.step < checkpoint.step]
-    aside = checkpoint.path.with_name(f"corrupt_{checkpoint.path.name}")
+    aside = unused(checkpoint.path, "damaged")
     fix = f"mv {checkpoint.path} {aside} and start again"
     fix += (
         f": it continues from step {older[-1].step}" if older else ": there is no older checkpoint"
     )
-    return InputError.of(
-        fact, "the checkpoint is damaged; training on it would be silently wrong", fix
-    )
+    why = "the checkpoint is damaged; training on it would be silently wrong"
+    return InputError([Problem(fact, why, fix) for fact in facts])

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.choice import newest_whole
 from loopcoder.config.compose import load_config, save_config
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
@@ -156,9 +157,9 @@ def companions(folder: Path) -> list[Path]:
 
 
 def _record(run_dir: Path) -> _Record | None:
-    if own := layout.complete(run_dir / "checkpoints"):
-        state = own[-1].state()
-        data = load_config(own[-1].path / layout.CONFIG).data
+    if own := newest_whole(layout.complete(run_dir / "checkpoints"), "size", {}):
+        state = own.state()
+        data = load_config(own.path / layout.CONFIG).data
         return _Record(state.corpus_dir, state.corpus, data, is_saved=True)
     recorded = read_record(run_dir)
     if recorded is None or not (run_dir / layout.CONFIG).exists():

@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps. Deleting is never worth a run: what cannot go stays and is said."""
+"""Which checkpoints a run keeps. Deleting is never worth a run: what cannot go stays."""
 
 from __future__ import annotations
 

@@ -250,6 +250,9 @@ class CheckpointConfig:
     resume: Annotated[Literal["auto", "require", "never"], Changes("nothing")] = "auto"
     """Continue this run: from its newest checkpoint if there is one; it must exist; or start
     anew."""
+    step: Annotated[PositiveInt | None, Changes("nothing")] = None
+    """Go back to the checkpoint of this step of this run; later ones are set aside under another
+    name. The same command again goes on from there."""
     init_from: str | None = None
     """Start another run from a checkpoint (or the newest in a folder of them)."""
     init_optimizer: bool = False

@@ -53,12 +53,10 @@ def damaged(checkpoint: Checkpoint, level: str, parts: int = 1) -> list[str | No
     """Return what each of several ranks finds; None: nothing."""
     found: list[str | None] = []
     for part in range(parts):
-        try:
-            layout.verify(checkpoint, level, part, parts)
-            found.append(None)
-        except InputError as error:
-            (problem,) = error.problems
+        facts = list(layout.faults(checkpoint, level, part, parts))
+        for problem in layout.corrupt(checkpoint, facts[:1]).problems:
             found.append(f"{problem.fact}; {problem.fix}")
+        found += [] if facts else [None]
     return found
 
 
