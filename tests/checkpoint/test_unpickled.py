@@ -170,7 +170,7 @@ def test_a_config_runs_nothing_and_reads_no_environment(
 
 def test_token_bytes_hold_numbers(tmp_path: Path) -> None:
     np.save(tmp_path / "token_bytes.npy", np.array([Evil(tmp_path / "it_ran")]), allow_pickle=True)
-    corpus = Corpus(tmp_path, (), tmp_path, "", 1, 0, "", {})
+    corpus = Corpus(tmp_path, (), tmp_path, "", 1, 0, "", (), {})
     with pytest.raises(InputError, match=r"token_bytes\.npy cannot be read"):
         corpus.token_bytes()
     assert not (tmp_path / "it_ran").exists()
