@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from loopcoder.checkpoint.digest import check_loaded, digest_of, is_comparable, read_digest
 from loopcoder.checkpoint.format import Checkpoint, corrupt
 from loopcoder.checkpoint.fp8_history import is_history, restore
 from loopcoder.checkpoint.save import sharded_state
@@ -31,7 +32,7 @@ def load(
         is_verified: It was compared with its manifest.
 
     Raises:
-        InputError: it is damaged, or wants to run something.
+        InputError: it is damaged, wants to run something, or what was loaded is not what was saved.
     """
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
@@ -55,6 +56,18 @@ def load(
     if optimizer is not None:
         with torch.no_grad():
             optimizer.load_state_dict(loaded["optimizer"])
+    _check_digest(checkpoint, network, optimizer, config)
+
+
+def _check_digest(
+    checkpoint: Checkpoint, network: Any, optimizer: Any | None, config: Config
+) -> None:
+    """Compare what is in the model and the optimizer now with what was saved, where that has to be
+    the same."""
+    saved = read_digest(checkpoint) if config.checkpoint.digest else None
+    if saved is not None and is_comparable(checkpoint, config):
+        shards = sharded_state(network, optimizer, is_loading=False)
+        check_loaded(checkpoint, saved, digest_of(shards, optimizer))
 
 
 def _keep_new_gates(shards: dict[str, Any], known: Any) -> None:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException  # a BaseException
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.digest import DIGEST, digest_of, whole_digest
 from loopcoder.checkpoint.fp8_history import with_history
 from loopcoder.checkpoint.pruning import prune
 from loopcoder.checkpoint.state import CheckpointState
@@ -94,6 +95,7 @@ class Saver:
         if self.config.parallel.overlap_param_gather:
             ddp.start_param_sync(force_sync=True)
         shards = sharded_state(network, optimizer, is_loading=False)
+        sums = digest_of(shards, optimizer) if self.config.checkpoint.digest else None
         try:
             request = dist_checkpointing.save(
                 shards,
@@ -104,9 +106,9 @@ class Saver:
         except (Exception, CheckpointException) as error:
             raise self._failed(folder, error) from error
         if request is None:
-            self._complete(folder, state, began)
+            self._complete(folder, state, sums, began)
         else:
-            request.add_finalize_fn(lambda: self._complete(folder, state, began))
+            request.add_finalize_fn(lambda: self._complete(folder, state, sums, began))
             if request.async_fn is not None:
                 request = request._replace(async_fn=BackgroundWriter(request.async_fn))
             self._queue.schedule_async_request(request)
@@ -131,12 +133,17 @@ class Saver:
             except (Exception, CheckpointException) as error:
                 raise self._failed(self._writing, error) from error
 
-    def _complete(self, folder: Path, state: CheckpointState, began: float) -> None:
+    def _complete(
+        self, folder: Path, state: CheckpointState, sums: dict[str, str] | None, began: float
+    ) -> None:
         """Hash the files on all ranks and write the manifest; only now is it a checkpoint."""
         if self.is_main:
             with _disk_errors(folder):
                 save_config(self.config, folder / layout.CONFIG)
                 write_json(folder / layout.STATE, state.to_json())
+                if sums is not None:
+                    sums = whole_digest(sums, state.to_json(), self.config)
+                    write_json(folder / DIGEST, {"sums": sums})
                 if state.ledger is not None:
                     self.keep_ledger(state.ledger, state.position)
                 for file in self.companions:

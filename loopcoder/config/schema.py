@@ -262,6 +262,9 @@ class CheckpointConfig:
     as its decay."""
     verify: Annotated[Literal["hash", "size", "none"], Changes("nothing")] = "hash"
     """What is compared with the manifest before a checkpoint is loaded."""
+    digest: Annotated[bool, Changes("nothing")] = True
+    """Sum up every tensor, bit for bit and whatever the layout, when a checkpoint is saved, and
+    compare what was loaded with that."""
 
 
 @dataclass(frozen=True, config=STRICT)
