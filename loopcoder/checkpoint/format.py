@@ -4,11 +4,12 @@
     config.yaml     the resolved config of the run that wrote it
     tokenizer.json, token_bytes.npy
                     what decodes its tokens, from the corpus
+    digest.json     the sum of every tensor's bits, whatever the layout; see digest.py
     *.distcp, ...   megatron-core's torch_dist shards, resharded on load to any layout
     manifest.json   size and hash of every file above; written last
 
 There is no pointer to the latest: the newest complete folder is the latest. Names inside contain
-neither a loop index nor anything of the layout.
+neither a loop index nor anything of the layout. step_N.damaged, .later and .replaced are set aside.
 """
 
 from __future__ import annotations
