@@ -24,7 +24,7 @@ from loopcoder.storage.digest import fingerprint
 
 DIGEST = "digest.json"
 _OPTIMIZER, _GROUPS, _PLACE = "optimizer", "optimizer groups", "position"
-_BLOCK = {"cpu": 1 << 16, "cuda": 1 << 24}
+_BLOCK = {"cpu": 1 << 16, "cuda": 1 << 22}
 """Elements at once: on a CPU what its second cache holds."""
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 """By bytes: what has the bits of an element; of 8 bytes each half is an element."""
