@@ -207,13 +207,14 @@ def _unigram_entropy(work: Work) -> dict[str, Any]:
     for bucket, checked in enumerate(work.all_done(Checked)):
         if not checked.files:
             return {}
-        train += np.load(checked.file(counts_file(work, "train", bucket)))
+        train += np.load(checked.file(counts_file(work, "train", bucket)), allow_pickle=False)
     found = {}
     for index, held in enumerate(work.all_done(HeldOut)):
         path = counts_file(work, "val", index)
         if str(path.relative_to(work.folder)) not in held.files:
             return {}
-        found[held.result.domain] = unigram_entropy(train[index], np.load(held.file(path)))
+        val = np.load(held.file(path), allow_pickle=False)
+        found[held.result.domain] = unigram_entropy(train[index], val)
     return {UNIGRAM_ENTROPY: found}
 
 

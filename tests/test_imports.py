@@ -54,9 +54,11 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # The command line alone knows everything.
     "loopcoder.cli": BASE
     | {
+        "loopcoder.checkpoint.damage",
         "loopcoder.checkpoint.format",
         "loopcoder.checkpoint.history",
         "loopcoder.checkpoint.pinned",
+        "loopcoder.checkpoint.pruning",
         "loopcoder.checkpoint.rebuilt",
         "loopcoder.checkpoint.start",
         "loopcoder.loaded",

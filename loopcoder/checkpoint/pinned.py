@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.choice import newest_whole
 from loopcoder.config.compose import load_config, save_config
 from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.data import DataConfig
@@ -165,9 +166,9 @@ def companions(folder: Path) -> list[Path]:
 
 
 def _record(run_dir: Path) -> _Record | None:
-    if own := layout.complete(run_dir / "checkpoints"):
-        state = own[-1].state()
-        data = load_config(own[-1].path / layout.CONFIG).data
+    if own := newest_whole(layout.complete(run_dir / "checkpoints"), "size", {}):
+        state = own.state()
+        data = load_config(own.path / layout.CONFIG).data
         return _Record(state.corpus_dir, state.corpus, data, is_saved=True)
     recorded = read_record(run_dir)
     if recorded is None or not (run_dir / layout.CONFIG).exists():

@@ -13,7 +13,9 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException  # a BaseException
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.digest import DIGEST, digest_of, whole_digest
 from loopcoder.checkpoint.fp8_history import with_history
+from loopcoder.checkpoint.pruning import prune
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.checkpoint.writers import (
     FULL_BYTES,
@@ -77,6 +79,8 @@ class Saver:
         self._queue = AsyncCallsQueue()
         self._writing = run_dir
         """Folder of the background save that is under way."""
+        self._stays: set[Path] = set()
+        """What could not be deleted."""
         say_once_that_the_disk_is_full(run_dir)
         self._manager = use_result_queue(config.checkpoint.async_save)
 
@@ -91,6 +95,7 @@ class Saver:
         if self.config.parallel.overlap_param_gather:
             ddp.start_param_sync(force_sync=True)
         shards = sharded_state(network, optimizer, is_loading=False)
+        sums = digest_of(shards, optimizer) if self.config.checkpoint.digest else None
         try:
             request = dist_checkpointing.save(
                 shards,
@@ -101,9 +106,9 @@ class Saver:
         except (Exception, CheckpointException) as error:
             raise self._failed(folder, error) from error
         if request is None:
-            self._complete(folder, state, began)
+            self._complete(folder, state, sums, began)
         else:
-            request.add_finalize_fn(lambda: self._complete(folder, state, began))
+            request.add_finalize_fn(lambda: self._complete(folder, state, sums, began))
             if request.async_fn is not None:
                 request = request._replace(async_fn=BackgroundWriter(request.async_fn))
             self._queue.schedule_async_request(request)
@@ -128,12 +133,17 @@ class Saver:
             except (Exception, CheckpointException) as error:
                 raise self._failed(self._writing, error) from error
 
-    def _complete(self, folder: Path, state: CheckpointState, began: float) -> None:
+    def _complete(
+        self, folder: Path, state: CheckpointState, sums: dict[str, str] | None, began: float
+    ) -> None:
         """Hash the files on all ranks and write the manifest; only now is it a checkpoint."""
         if self.is_main:
             with _disk_errors(folder):
                 save_config(self.config, folder / layout.CONFIG)
                 write_json(folder / layout.STATE, state.to_json())
+                if sums is not None:
+                    sums = whole_digest(sums, state.to_json(), self.config)
+                    write_json(folder / DIGEST, {"sums": sums})
                 if state.ledger is not None:
                     self.keep_ledger(state.ledger, state.position)
                 for file in self.companions:
@@ -160,8 +170,13 @@ class Saver:
         )
         steps = self.config.train.max_steps
         spared = branching_step(self.config.optim, steps, state.warmup_steps)
-        for old in layout.prune(folder.parent, self.config.checkpoint.keep, spared):
+        pruned = prune(folder.parent, self.config.checkpoint, spared)
+        for old in pruned.deleted:
             self.report("checkpoint_deleted", step=old.step, path=str(old.path))
+        for path, why in pruned.notes.items():
+            if path not in self._stays:  # it is tried again after every save, and said once
+                self.report("checkpoint_not_deleted", path=str(path), why=why)
+                self._stays.add(path)
 
     def keep_ledger(self, ledger: Ledger, position: Position) -> None:
         """Write what a run has trained up to a position beside its metrics (rank 0)."""
@@ -183,10 +198,14 @@ class Saver:
 
 
 def _fresh(folder: Path) -> None:
-    """Make an empty folder; one without a manifest is what a killed run left, and goes."""
+    """Make an empty folder; one without a manifest is what a killed run left, and goes.
+
+    A complete one, and what a link leads to, are kept under another name.
+    """
     with _disk_errors(folder):
-        if folder.exists():
-            (folder / layout.MANIFEST).unlink(missing_ok=True)
+        if folder.is_symlink() or (folder / layout.MANIFEST).exists():
+            folder.rename(layout.unused(folder, "replaced"))
+        elif folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
 

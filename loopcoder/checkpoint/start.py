@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.choice import own_checkpoint
 from loopcoder.checkpoint.continuing import (
     jump_of_the_rate,
     jump_of_the_vocabulary,
@@ -54,9 +55,9 @@ def find_start(config: Config, run_dir: Path) -> Start | None:
     """Return what the run starts from; None: from its own initial weights.
 
     A run that has checkpoints of its own continues from them even when init_from is given: the same
-    command again resumes. Raises InputError as `layout.own_checkpoint` does.
+    command again resumes. Raises InputError as `own_checkpoint` does.
     """
-    if own := layout.own_checkpoint(run_dir, config.checkpoint.resume):
+    if own := own_checkpoint(run_dir, config.checkpoint):
         return Start(own, resumes=True)
     if config.checkpoint.init_from:
         found = layout.find(Path(config.checkpoint.init_from))
@@ -76,7 +77,7 @@ class Reached:
 
 def finished_at(config: Config, run_dir: Path) -> Reached | None:
     """Return where a run stands that has nothing left to train; None: it has."""
-    own = layout.own_checkpoint(run_dir, config.checkpoint.resume)
+    own = own_checkpoint(run_dir, config.checkpoint)
     if own is None or own.step < config.train.max_steps:
         return None
     return Reached(own.step, own.config().train.max_steps)

@@ -243,6 +243,8 @@ class CheckpointConfig:
     keep: Annotated[PositiveInt | None, Changes("nothing")] = 3
     """Newest checkpoints that stay on disk, besides the one where a wsd run begins to decay; null
     keeps all."""
+    keep_every: Annotated[PositiveInt | None, Changes("nothing")] = None
+    """Checkpoints of steps that are a multiple of this stay on disk for ever, besides `keep`."""
     save_at_end: Annotated[bool, Changes("nothing")] = True
     """Save after the last step."""
     async_save: Annotated[bool, Changes("nothing")] = False
@@ -250,6 +252,9 @@ class CheckpointConfig:
     resume: Annotated[Literal["auto", "require", "never"], Changes("nothing")] = "auto"
     """Continue this run: from its newest checkpoint if there is one; it must exist; or start
     anew."""
+    step: Annotated[PositiveInt | None, Changes("nothing")] = None
+    """Go back to the checkpoint of this step of this run; later ones are set aside under another
+    name. The same command again goes on from there."""
     init_from: str | None = None
     """Start another run from a checkpoint (or the newest in a folder of them)."""
     init_optimizer: bool = False
@@ -259,6 +264,9 @@ class CheckpointConfig:
     as its decay."""
     verify: Annotated[Literal["hash", "size", "none"], Changes("nothing")] = "hash"
     """What is compared with the manifest before a checkpoint is loaded."""
+    digest: Annotated[bool, Changes("nothing")] = True
+    """Sum up every tensor, bit for bit and whatever the layout, when a checkpoint is saved, and
+    compare what was loaded with that."""
 
 
 @dataclass(frozen=True, config=STRICT)

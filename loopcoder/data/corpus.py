@@ -174,8 +174,20 @@ class Corpus:
         return dict(self._stats(domain, split)["languages"])
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """Return the UTF-8 bytes that each id stands for, [vocab_size]; 0 for special tokens."""
-        return np.asarray(np.load(self.dir / TOKEN_BYTES), dtype=np.int64)
+        """Return the UTF-8 bytes that each id stands for, [vocab_size]; 0 for special tokens.
+
+        Raises:
+            InputError: the file is damaged, or holds objects, which could run something.
+        """
+        path = self.dir / TOKEN_BYTES
+        try:
+            return np.asarray(np.load(path, allow_pickle=False), dtype=np.int64)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError.of(
+                f"{path} cannot be read: {error}",
+                "it holds whole numbers, and was cut off or altered",
+                "the corpus as it was built; data.rebuild=true builds it again",
+            ) from error
 
     def _stats(self, domain: str, split: str) -> Mapping[str, Any]:
         stats: Mapping[str, Any] = self.manifest["domains"][domain][split]

@@ -180,6 +180,7 @@ _SAID_OTHERWISE = (
     "metrics_resumed",
     "checkpoint_incomplete",
     "checkpoint_deleted",
+    "checkpoint_set_aside",
 )
 """Events that are for the record, or that the run says in a sentence."""
 

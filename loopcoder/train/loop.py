@@ -7,6 +7,7 @@ corpus + config -> Loader (a thread) -> microbatches -> forward_backward -> upda
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loopcoder.backends import Backends
-from loopcoder.checkpoint import format as checkpoints
+from loopcoder.checkpoint.choice import SetAside
 from loopcoder.checkpoint.load import load
 from loopcoder.checkpoint.pinned import companions, record
 from loopcoder.checkpoint.save import Saver
@@ -29,6 +30,7 @@ from loopcoder.checkpoint.start import (
     with_kept_reader,
 )
 from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.checkpoint.verify import report, verified
 from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, in_use, lost, with_reader
@@ -108,7 +110,11 @@ def _train_alone(
     stop = StopSignal()
     mcore.start_processes()
     try:
-        Run(config, corpus, backends, run_dir, vocab_size, start, stop, launch).go(said, notes)
+        whole, aside = verified(start, config)
+        if whole is not None and whole != start:
+            notes = check_fits(whole, config, vocab_size, corpus)
+        run = Run(config, corpus, backends, run_dir, vocab_size, whole, stop, launch)
+        run.go(said, notes, aside)
     finally:
         mcore.shutdown()
     return EXIT_DONE
@@ -152,10 +158,11 @@ class Run:
         self._unigram_entropies: dict[str, float] = {}
         self._unigram_entropy: float | None = None
 
-    def go(self, said: list[str], notes: list[str]) -> None:
+    def go(self, said: list[str], notes: list[str], aside: Sequence[SetAside] = ()) -> None:
         """Restore, train to the end, and leave everything closed; `said` are notes that the command
         line has printed already."""
         try:
+            report(self.run_dir, aside, self.event, self.say)
             self._restore(said, notes)
             self._prepare_validation()
             self.verification = Verification(self.config, self.corpus, self.say)
@@ -331,14 +338,11 @@ class Run:
             "run_started",
             **provenance(self.launch.overrides, self.backends, self.ranks.world_size),
         )
-        for path in checkpoints.incomplete(self.run_dir / "checkpoints"):
-            self.event("checkpoint_incomplete", path=str(path))
-            self.say(f"{path.name} has no manifest: a save was interrupted; it is not used")
         if self.start is not None:
             checkpoint, resumes = self.start.checkpoint, self.start.resumes
             with_optimizer = resumes or self.config.checkpoint.init_optimizer
             optimizer = self.state.optimizer if with_optimizer else None
-            load(checkpoint, self.state.network, optimizer, self.config)
+            load(checkpoint, self.state.network, optimizer, self.config, is_verified=True)
             if not with_optimizer:
                 self.state.optimizer.reload_model_params()
             verb = "continues" if resumes else "starts"
