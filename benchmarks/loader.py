@@ -33,12 +33,15 @@ from loopcoder.data.blend import Blend, reader_of
 from loopcoder.data.blocks import BLOCK_BYTES
 from loopcoder.data.corpus import Corpus, Verify, load_corpus
 from loopcoder.data.indexed import BLOCKS, IndexedWriter
+from loopcoder.data.labels import LABELS, LabelWriter, label_bytes
 from loopcoder.data.loader import step_data
 from loopcoder.data.sampler import Position
 from loopcoder.storage.files import synced_entry
 
 VOCABULARY, EOD = 76_800, 3
 WEIGHTS = {"text": 1, "code": 1}
+LABELS_EACH = 100
+"""Labels of a domain."""
 
 
 def main() -> int:
@@ -72,7 +75,7 @@ def _config(path: Path, reader: Any, seq_length: int) -> Config:
 
 
 def _step(config: Config, corpus: Corpus, position: Position, blend: Blend) -> Position:
-    def source(_stage: int) -> Blend:
+    def source(_position: Position) -> Blend:
         return blend
 
     return step_data(config, corpus, position, 0, 1, source).after
@@ -85,7 +88,7 @@ def _rate(arguments: argparse.Namespace, folder: Path) -> int:
     rng = np.random.default_rng(0)
     for domain in WEIGHTS:
         for split, tokens in (("train", int(arguments.tokens)), ("val", 10_000)):
-            _random_documents(folder / split / domain, tokens, rng)
+            _random_documents(folder / split / domain, tokens, rng, domain)
     _write_manifest(folder, {domain: [f"train/{domain}"] for domain in WEIGHTS})
     for reader in arguments.reader:
         config = _config(folder, reader, arguments.seq_length)
@@ -103,16 +106,24 @@ def _rate(arguments: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
-def _random_documents(prefix: Path, tokens: int, rng: np.random.Generator) -> None:
+def _labels() -> list[tuple[str, str, str]]:
+    return [(domain, f"language{i}", "0-files") for domain in WEIGHTS for i in range(LABELS_EACH)]
+
+
+def _random_documents(prefix: Path, tokens: int, rng: np.random.Generator, domain: str) -> None:
     prefix.parent.mkdir(exist_ok=True)
-    writer = IndexedWriter(prefix, VOCABULARY)
+    writer, labels = IndexedWriter(prefix, VOCABULARY), LabelWriter(len(_labels()))
+    first = list(WEIGHTS).index(domain) * LABELS_EACH
     for start in range(0, tokens, 1 << 22):
         size = min(1 << 22, tokens - start)
         ends = np.unique(np.append(rng.integers(1, size, size // 1000), size))
         ids = rng.integers(EOD + 1, VOCABULARY, size).astype(np.int32)
         ids[ends - 1] = EOD
         writer.append(ids, np.diff(ends, prepend=0))
+        of_document = rng.integers(first, first + LABELS_EACH, len(ends))
+        labels.append(np.diff(ends, prepend=0), of_document)
     writer.finish()
+    labels.finish(prefix.with_name(prefix.name + LABELS))
 
 
 # What opening takes
@@ -126,7 +137,7 @@ def _open(arguments: argparse.Namespace, folder: Path) -> int:
     }
     _sparse_shards(folder / "train", [p for each in prefixes.values() for p in each], tokens)
     for domain in WEIGHTS:
-        _random_documents(folder / "val" / domain, 10_000, np.random.default_rng(0))
+        _random_documents(folder / "val" / domain, 10_000, np.random.default_rng(0), domain)
     _write_manifest(folder, prefixes, sparse_shards=True)
     total = tokens * arguments.shards
     print(f"{total / 1e12:.1f}T tokens in {arguments.shards} shards, {total * 4 / 1e12:.0f} TB")
@@ -139,9 +150,14 @@ def _sparse_shards(folder: Path, prefixes: list[str], tokens: int) -> None:
     whole = xxhash.xxh3_128(bytes(BLOCK_BYTES)).digest()
     blocks, rest = divmod(tokens * 4, BLOCK_BYTES)
     digests = whole * blocks + (xxhash.xxh3_128(bytes(rest)).digest() if rest else b"")
+    sizes = (
+        (".bin", tokens * 4),
+        (".idx", 34 + tokens // 1000 * 20 + 8),
+        (LABELS, label_bytes(tokens // 1000, tokens, len(_labels()))),
+    )
     for prefix in prefixes:
         path = folder.parent / prefix
-        for suffix, size in ((".bin", tokens * 4), (".idx", 34 + tokens // 1000 * 20 + 8)):
+        for suffix, size in sizes:
             with open(f"{path}{suffix}", "wb") as file:
                 file.truncate(size)
         Path(f"{path}{BLOCKS}").write_bytes(digests)
@@ -155,17 +171,26 @@ def _write_manifest(
     np.save(folder / "token_bytes.npy", np.ones(VOCABULARY, dtype=np.int64))
     domains: dict[str, Any] = {}
     for domain, names in prefixes.items():
-        domains[domain] = {"train": _split(folder, names), "val": _split(folder, [f"val/{domain}"])}
-    files = {}
+        domains[domain] = {
+            "train": _split(folder, names, domain),
+            "val": _split(folder, [f"val/{domain}"], domain),
+        }
+    files: dict[str, Any] = {}
+    empty: dict[int, str] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         sparse = sparse_shards and path.parent.name == "train" and path.suffix != BLOCKS
-        known = {"bytes": path.stat().st_size, "xxh3_128": ""} if sparse else synced_entry(path)
+        size = path.stat().st_size
+        digest = ""
+        if sparse and path.suffix == LABELS:  # compared before it is used
+            digest = empty.setdefault(size, xxhash.xxh3_128_hexdigest(bytes(size)))
+        known = {"bytes": size, "xxh3_128": digest} if sparse else synced_entry(path)
         files[str(path.relative_to(folder))] = known
     tokenizer = {"xxh3_128": files["tokenizer.json"]["xxh3_128"]}
     manifest = {
         "format_version": 2,
         "fingerprint": "0" * 16,
         "tokenizer": tokenizer | {"vocab_size": VOCABULARY, "eod_id": EOD},
+        "labels": _labels(),
         "domains": domains,
         "unigram_entropy": dict.fromkeys(WEIGHTS, 10.0),
         "files": files,
@@ -173,15 +198,19 @@ def _write_manifest(
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def _split(folder: Path, prefixes: list[str]) -> dict[str, Any]:
+def _split(folder: Path, prefixes: list[str], domain: str) -> dict[str, Any]:
     tokens = [(folder / f"{prefix}.bin").stat().st_size // 4 for prefix in prefixes]
-    documents = [_documents(folder / f"{prefix}.idx") for prefix in prefixes]
+    documents = [
+        _documents(folder / f"{prefix}.idx") or size // 1000
+        for prefix, size in zip(prefixes, tokens, strict=True)
+    ]
     shards = [
         {"prefix": prefix, "documents": count, "tokens": size}
         for prefix, count, size in zip(prefixes, documents, tokens, strict=True)
     ]
     sums = {"documents": sum(documents), "tokens": sum(tokens)}
-    return {**sums, "languages": {}, "shards": shards}
+    label = list(WEIGHTS).index(domain) * LABELS_EACH
+    return {**sums, "languages": {}, "labels": [{"label": label, **sums}], "shards": shards}
 
 
 def _documents(index: Path) -> int:
@@ -191,7 +220,7 @@ def _documents(index: Path) -> int:
 
 
 def _as_rank(folder: Path) -> int:
-    levels: list[tuple[Verify, str]] = [("size", "any rank"), ("blocks", "rank 0")]
+    levels: list[tuple[Verify, str]] = [("size", "any rank"), ("small", "rank 0")]
     for verify, who in levels:
         config = _config(folder, "packed", 8192)
         with _measured(f"{who}: opened (verify {verify})"):

@@ -46,10 +46,17 @@ def run(tree: Path, *arguments: str) -> str:
 def train(tree: Path, corpus: str, run_dir: Path, overrides: list[str]) -> list[dict[str, float]]:
     """Train in `tree`; return step, loss and gradient norm of each step."""
     steps = [] if any(o.startswith("train.max_steps=") for o in overrides) else [STEPS]
-    fixed = [f"train.max_steps={n}" for n in steps] + [f'run_dir="{run_dir}"']
+    fixed = ["data.reader=megatron"] if _has_readers(tree) else []  # the first, which all have
+    fixed = [o for o in fixed if not any(p.startswith("data.reader=") for p in overrides)]
+    fixed += [f"train.max_steps={n}" for n in steps] + [f'run_dir="{run_dir}"']
     run(tree, "train", "data=corpus", f'path="{corpus}"', *QUIET, *overrides, *fixed)
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     return [{k: line[k] for k in ("step", "loss", "grad_norm")} for line in lines if "loss" in line]
+
+
+def _has_readers(tree: Path) -> bool:
+    """Say whether the code in `tree` lets a run choose what reads its data."""
+    return "reader:" in (tree / "loopcoder" / "config" / "data.py").read_text()
 
 
 def main(base: str, overrides: list[str]) -> int:

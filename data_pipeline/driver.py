@@ -47,6 +47,7 @@ from loopcoder.data.corpus import (
     load_corpus,
     read_manifest,
 )
+from loopcoder.data.mirror import folder_of
 from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import sync_folder
 from loopcoder.storage.folders import is_there
@@ -140,12 +141,18 @@ def check_input(data: DataConfig, report: Report = print) -> None:
         check_executor(data.build.executor)
 
 
-def _check_executor_early(data: DataConfig) -> None:
-    """Raise InputError if nothing here can run the tasks, before packages are fetched or folders
-    listed; unless the corpus may be there already, which their listing tells."""
+def may_be_built(data: DataConfig) -> bool:
+    """Say whether the cache has a corpus that `data` may describe; a listing of its sources
+    tells."""
     cache = Path(data.build.cache_dir).expanduser()
     names = {data.name, data.corpus_name, as_folder(data.corpus_name)}
-    if not any(path.is_dir() for name in names for path in cache.glob(f"{escape(name)}-*")):
+    return any(path.is_dir() for name in names for path in cache.glob(f"{escape(name)}-*"))
+
+
+def _check_executor_early(data: DataConfig) -> None:
+    """Raise InputError if nothing here can run the tasks, before packages are fetched or folders
+    listed; unless the corpus may be there already."""
+    if not may_be_built(data):
         check_executor(data.build.executor)
 
 
@@ -179,7 +186,7 @@ def _finished(data: DataConfig, verify: Verify) -> Corpus:
             "without sources, the path must be one finished corpus folder",
             "data.path=FOLDER, or data=sample",
         )
-    folder = Path(data.path).expanduser()
+    folder = folder_of(data)
     # before every byte is read
     check_domains(folder, read_manifest(folder), list(domains_of(data)))
     return load_corpus(folder, verify)

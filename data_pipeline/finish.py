@@ -27,8 +27,15 @@ from data_pipeline.report.repositories import in_words
 from data_pipeline.repositories.stages import STAGE as REPOSITORIES
 from data_pipeline.repositories.stages import Joined, JoinedNumbered, Scattered, is_on
 from data_pipeline.schema import Tally
+from data_pipeline.shuffle.frequencies import counts_file
 from data_pipeline.shuffle.shards import Total, Written, total_of
-from data_pipeline.shuffle.stages import Assembled, Checked, HeldOut, Tokenised, counts_file
+from data_pipeline.shuffle.stages import (
+    Assembled,
+    BucketsIndexed,
+    Checked,
+    HeldOut,
+    Tokenised,
+)
 from data_pipeline.shuffle.validate import SHARE_TOLERANCE, manifest_problems
 from data_pipeline.tasks.chunks import PACKED
 from data_pipeline.tasks.dropped import FOLDER, total_dropped
@@ -163,6 +170,7 @@ def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
             "languages": planned.languages,
         },
         "lengths": planned.lengths,
+        "labels": work.result(BucketsIndexed).labels,
         "domains": {
             domain: {
                 "train": _split("train", totals[domain], prefixes[domain])
@@ -184,6 +192,10 @@ def _split(split: str, total: Total | Written, shards: Sequence[Written]) -> dic
         "documents": total.documents,
         "tokens": total.tokens,
         "languages": total.languages,
+        "labels": [
+            {"label": number, "documents": documents, "tokens": tokens}
+            for number, (documents, tokens) in sorted(total.labels.items())
+        ],
         "shards": [
             {
                 "prefix": f"{split}/{shard.prefix}",

@@ -29,6 +29,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.plan": BASE
     | {
         "loopcoder.data.corpus",
+        "loopcoder.data.mirror",
         "loopcoder.model.flops",
         "loopcoder.optim.schedule",
         "loopcoder.parallel.layout",
@@ -53,6 +54,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.cli": BASE
     | {
         "loopcoder.checkpoint.format",
+        "loopcoder.checkpoint.history",
         "loopcoder.checkpoint.pinned",
         "loopcoder.checkpoint.rebuilt",
         "loopcoder.checkpoint.start",
@@ -60,6 +62,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.data",
         "loopcoder.metrics",
         "loopcoder.optim.schedule",
+        "loopcoder.parallel.mcore",
         "loopcoder.plan",
         "loopcoder.train",
         "data_pipeline",
@@ -78,7 +81,13 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     },
     "launch": BASE | {"loopcoder.plan"},
     "data_pipeline": BASE
-    | {"loopcoder.data.corpus", "loopcoder.data.indexed", "loopcoder.data.unigram"},
+    | {
+        "loopcoder.data.corpus",
+        "loopcoder.data.indexed",
+        "loopcoder.data.labels",
+        "loopcoder.data.mirror",
+        "loopcoder.data.unigram",
+    },
 }
 """By room, whose files may also import each other."""
 WITHOUT_TORCH = ("data_pipeline", "launch", "loopcoder.cli", "loopcoder.plan", *sorted(BASE))

@@ -33,7 +33,7 @@ from data_pipeline.readers.notebooks import notebook_script
 from data_pipeline.readers.packed import inner_name
 from data_pipeline.readers.parquet import parquet_documents
 from data_pipeline.readers.places import Places
-from data_pipeline.readers.storage import File, is_url, local_path, remote_files
+from data_pipeline.readers.storage import File, local_path, remote_files
 from data_pipeline.readers.tables import (
     csv_documents,
     list_documents,
@@ -43,6 +43,7 @@ from data_pipeline.schema import Document, Place, Tally
 from data_pipeline.tasks.progress import Paced, Report, silent
 from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError, Problem, counted
+from loopcoder.storage.remote import is_url
 
 _HEAD_BYTES = 4096
 _JUDGED_EVERY = 64

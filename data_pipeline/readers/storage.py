@@ -82,11 +82,6 @@ def is_disk_fault(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
-def is_url(path: str) -> bool:
-    """Tell whether a path is for fsspec; `file://` is not, see `local_path`."""
-    return "://" in path and not path.startswith("file://")
-
-
 def local_path(path: str) -> Path:
     """Return a path of this machine; `file://` and `~` are understood.
 

@@ -60,14 +60,21 @@ def random_documents(
         read = ids[:-1] if whole else ids
         text = tokenizer.decode(read.tolist(), skip_special_tokens=False)
         language = str(languages[0]) if len(languages) == 1 else None
-        found.append(Example(f"{prefix} {index}", language, _shortened(text, whole=whole)))
+        found.append(Example(f"{prefix} {index}", language, shortened(text, whole=whole)))
     return found
 
 
-def _shortened(text: str, *, whole: bool) -> str:
+def shortened(text: str, *, whole: bool, most: int = _LINES) -> str:
+    """Return the first lines of a text, and how many were left out.
+
+    Args:
+        text: What is known of it.
+        whole: It is all of the text.
+        most: Lines to return.
+    """
     lines = text.splitlines()
-    shown = [line if len(line) <= _CHARS else f"{line[:_CHARS]} ..." for line in lines[:_LINES]]
-    if len(lines) > _LINES or not whole:
+    shown = [line if len(line) <= _CHARS else f"{line[:_CHARS]} ..." for line in lines[:most]]
+    if len(lines) > most or not whole:
         left = len(lines) - len(shown)
         shown.append(f"... ({counted(left, 'line') if whole else f'{left:,} or more lines'})")
     return "\n".join(shown)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.shuffle.bucket_reader import BucketFile
 from data_pipeline.shuffle.buckets import Bucketed, bucket_file
+from loopcoder.data.labels import Label
 from loopcoder.storage.files import FileEntry
 
 _BUFFER_BYTES = 1 << 25
@@ -27,8 +28,8 @@ _BUFFER_BYTES = 1 << 25
 class Indexed:
     """What all buckets of a folder hold."""
 
-    kinds: list[tuple[str, str]]
-    """Domain and language of documents, in the order of the kinds in the index."""
+    kinds: list[Label]
+    """Of documents, in the order of the kinds in the index."""
     tokens: dict[str, list[int]]
     """Tokens of every bucket, by domain."""
 
@@ -52,7 +53,7 @@ def write_index(
         domains: Of the corpus.
         num_buckets: Of the corpus.
     """
-    numbers: dict[tuple[str, str], int] = {}
+    numbers: dict[Label, int] = {}
     tokens = {domain: [0] * num_buckets for domain in domains}
     shutil.rmtree(folder / "index", ignore_errors=True)
     (folder / "index").mkdir(parents=True)
@@ -81,6 +82,16 @@ def write_index(
             size = 0
     flush()
     return Indexed(list(numbers), tokens)
+
+
+def labels_of(domains: Sequence[str], *indexed: Indexed) -> list[Label]:
+    """Return the labels of a corpus in an order that does not depend on its chunks: by domain,
+    language and source."""
+    found = {label for folder in indexed for label in folder.kinds}
+    return sorted(
+        found,
+        key=lambda label: (domains.index(label.domain), label.language or "", label.source or ""),
+    )
 
 
 def files_of(folder: Path, bucket: int) -> list[BucketFile]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.shuffle.buckets import DOCUMENT_BYTES, HEADER_BYTES, MAGIC, ShuffleConfig
 from loopcoder.data.indexed import token_dtype
+from loopcoder.data.labels import Label
 from loopcoder.errors import InputError, Problem, counted
 from loopcoder.storage.files import FileEntry
 
@@ -54,7 +55,7 @@ class Bucket:
         self,
         number: int,
         files: Sequence[BucketFile],
-        kinds: Sequence[tuple[str, str]],
+        kinds: Sequence[Label],
         config: ShuffleConfig,
         *,
         work: Path,
@@ -65,7 +66,7 @@ class Bucket:
         Args:
             number: Its number.
             files: Of all chunks.
-            kinds: Domain and language of each kind in the corpus.
+            kinds: The label of each kind in the corpus.
             config: The same as for `to_buckets`.
             work: The work folder, for errors.
             whole: Read it; else it is mapped and only the sizes of the files are compared.
@@ -126,7 +127,7 @@ class Bucket:
         return [np.concatenate(column) for column in zip(*columns, strict=True)]
 
     def _of_domain(self, domain: str) -> NDArray[np.int64]:
-        mine = [i for i, kind in enumerate(self.kinds) if kind[0] == domain]
+        mine = [i for i, kind in enumerate(self.kinds) if kind.domain == domain]
         return np.flatnonzero(np.isin(self._kinds, mine))
 
     def read(

@@ -7,8 +7,8 @@ document ends up, so that neither the chunks nor the order in which they were to
     FOLDER/bucket-00003/00001.docs   documents of bucket 3 from chunk 1, in blocks
 
 A block: its magic number, documents n and tokens (uint64), then per document the hash (two arrays
-of uint64), what it is in its chunk (uint64), length and kind (int32; index of [domain, language] in
-what `to_buckets` returns), then the token ids; padded to 8 bytes. The documents of a block stand in
+of uint64), what it is in its chunk (uint64), length and kind (int32; index of its label in what
+`to_buckets` returns), then the token ids; padded to 8 bytes. The documents of a block stand in
 the order of their hashes.
 """
 
@@ -25,6 +25,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from loopcoder.data.indexed import token_dtype
+from loopcoder.data.labels import Label
 from loopcoder.errors import InputError
 from loopcoder.storage.files import FileEntry
 
@@ -61,8 +62,7 @@ class Record(NamedTuple):
 
     ids: NDArray[np.integer]
     """Token ids; the last is EOD and no other. Not copied: they must stay as they are."""
-    domain: str
-    language: str
+    label: Label
     document_id: str
     copy: int = 1
     """1, or higher for a repetition; (document_id, copy) is unique in the corpus."""
@@ -74,8 +74,8 @@ class Record(NamedTuple):
 class Bucketed:
     """What one chunk sent to the buckets."""
 
-    kinds: list[tuple[str, str]]
-    """Domain and language of each kind in the files."""
+    kinds: list[Label]
+    """Of each kind in the files."""
     documents: int
     tokens: dict[int, dict[str, int]]
     """By bucket and domain; buckets that nothing was sent to are not named."""
@@ -143,23 +143,24 @@ class _Buffers:
         self._waiting: dict[int, list[tuple[bytes, int, NDArray[Any], str, int]]] = {}
         self._sizes: dict[int, int] = {}
         self._digests: dict[int, xxhash.xxh3_128] = {}
-        self._kind_index: dict[tuple[str, str], int] = {}
+        self._kind_index: dict[Label, int] = {}
         self.tokens: dict[int, dict[str, int]] = {}
         self.num_bytes = 0
         self.documents = 0
 
     @property
-    def kinds(self) -> list[tuple[str, str]]:
+    def kinds(self) -> list[Label]:
         return list(self._kind_index)
 
     def add(self, record: Record) -> None:
-        if record.domain not in self._config.weights:
+        domain = record.label.domain
+        if domain not in self._config.weights:
             raise InputError.of(
-                f"document {record.document_id} is of the domain {record.domain!r}",
+                f"document {record.document_id} is of the domain {domain!r}",
                 f"the mixture has {', '.join(self._config.weights)}",
-                f"data.mixture with a weight of {record.domain}, or a source without it",
+                f"data.mixture with a weight of {domain}, or a source without it",
             )
-        kind = self._kind_index.setdefault((record.domain, record.language), len(self._kind_index))
+        kind = self._kind_index.setdefault(record.label, len(self._kind_index))
         ids = np.asarray(record.ids)
         if not len(ids):
             raise self._unfit(record.document_id, "is empty")
@@ -192,10 +193,11 @@ class _Buffers:
             )
             self._append(bucket, [column.view(np.uint8) for column in columns])
             totals = self.tokens.setdefault(bucket, {})
-            of_kind = np.bincount(kinds, weights=lengths, minlength=len(self.kinds))
-            for (domain, _), tokens in zip(self.kinds, of_kind.tolist(), strict=True):
-                if tokens:
-                    totals[domain] = totals.get(domain, 0) + int(tokens)
+            of_kind = np.bincount(kinds, weights=lengths)
+            labels = self.kinds
+            for kind in np.flatnonzero(of_kind).tolist():
+                domain = labels[kind].domain
+                totals[domain] = totals.get(domain, 0) + int(of_kind[kind])
         self._waiting.clear()
         self.num_bytes = 0
 

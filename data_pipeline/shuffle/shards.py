@@ -1,6 +1,7 @@
 """The other half of the global shuffle: from buckets of documents to the shards of training.
 
     OUT/text-00003.bin .idx     one shard, of bucket 3; code-00003 has as many sequences
+    OUT/text-00003.labels       what its documents are; a document that is cut keeps its label
 
 The cut. All shards have the same size: with T_s tokens of domain s, B buckets, sequences of L
 tokens and the mixture a_s in lowest terms, u = min_s floor((T_s // B - 1) / (L a_s)), and a shard
@@ -27,7 +28,8 @@ from data_pipeline.shuffle.bucket_index import Indexed
 from data_pipeline.shuffle.bucket_reader import Bucket, Losses
 from data_pipeline.shuffle.buckets import ShuffleConfig
 from loopcoder.config.check_build import least_tokens
-from loopcoder.data.indexed import IndexedWriter
+from loopcoder.data.indexed import BLOCKS, IndexedWriter
+from loopcoder.data.labels import LABELS, Label, LabelWriter
 from loopcoder.errors import InputError
 
 _Block = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]
@@ -46,6 +48,8 @@ class Written:
     """Last tokens of cut documents that became an EOD."""
     languages: dict[str, dict[str, int]]
     """Documents and tokens of each."""
+    labels: dict[int, tuple[int, int]]
+    """Documents and tokens of each that it has, by number."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def assemble(
     bucket: int,
     open_bucket: Callable[[int], Bucket],
     indexed: Indexed,
+    labels: Sequence[Label],
     out: Path,
     config: ShuffleConfig,
     left_over: Callable[[str, list[tuple[int, int]]], None] = lambda *_: None,
@@ -121,6 +126,7 @@ def assemble(
         bucket: Number of the bucket and of its shards.
         open_bucket: Reads this bucket whole; maps others, of which little is taken.
         indexed: What all buckets hold.
+        labels: Of the corpus.
         out: Folder of the shards.
         config: What decides the shards.
         left_over: Is told of each domain the documents that no shard takes, as (chunk, number).
@@ -138,7 +144,8 @@ def assemble(
                 source = own if piece.bucket == bucket else open_bucket(piece.bucket)
                 yield from source.read(domain, piece.start, piece.stop)
 
-        written = _write_pair(out / f"{domain}-{bucket:05}", blocks(), own.kinds, config)
+        prefix = out / f"{domain}-{bucket:05}"
+        written = _write_shard(prefix, blocks(), own.kinds, labels, config)
         # the pieces that are used follow each other from the start of a bucket
         used = max(
             (p.stop for shard in pieces[domain] for p in shard if p.bucket == bucket), default=0
@@ -150,9 +157,14 @@ def assemble(
 
 
 def concatenate(
-    buckets: Iterable[Bucket], indexed: Indexed, prefix: Path, domain: str, config: ShuffleConfig
+    buckets: Iterable[Bucket],
+    indexed: Indexed,
+    labels: Sequence[Label],
+    prefix: Path,
+    domain: str,
+    config: ShuffleConfig,
 ) -> Written:
-    """Write all documents of a domain, bucket after bucket, as one `.bin/.idx`.
+    """Write all documents of a domain, bucket after bucket, as one shard.
 
     Nothing is cut or left over: this is for documents that are held out.
     """
@@ -161,18 +173,27 @@ def concatenate(
         for bucket in buckets:
             yield from bucket.read(domain, 0, bucket.tokens(domain))
 
-    return _write_pair(prefix, blocks(), indexed.kinds, config)
+    return _write_shard(prefix, blocks(), indexed.kinds, labels, config)
 
 
-def _write_pair(
+def shard_files(prefix: Path) -> list[Path]:
+    """Return the files of a shard; the data come first."""
+    return [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx", BLOCKS, LABELS)]
+
+
+def _write_shard(
     prefix: Path,
     blocks: Iterable[_Block],
-    kinds: Sequence[tuple[str, str]],
+    kinds: Sequence[Label],
+    labels: Sequence[Label],
     config: ShuffleConfig,
 ) -> Written:
-    """Write documents as `.bin/.idx`, each ended by EOD."""
-    counts = np.zeros((len(kinds), 2), dtype=np.int64)
+    """Write documents as `.bin/.idx`, each ended by EOD, and their labels."""
+    numbers = {label: number for number, label in enumerate(labels)}
+    label_of = np.array([numbers[kind] for kind in kinds], dtype=np.int64)
+    counts = np.zeros((len(labels), 2), dtype=np.int64)
     overwritten = 0
+    label_writer = LabelWriter(len(labels))
     writer = IndexedWriter(prefix, config.vocab_size)
     try:
         for ids, lengths, of_kind in blocks:
@@ -180,19 +201,34 @@ def _write_pair(
             overwritten += int((ids[last] != config.eod_id).sum())
             ids[last] = config.eod_id
             writer.append(ids, lengths)
-            np.add.at(counts, of_kind, np.stack([np.ones_like(lengths), lengths], axis=1))
+            mine = label_of[of_kind]
+            label_writer.append(lengths, mine)
+            np.add.at(counts, mine, np.stack([np.ones_like(lengths), lengths], axis=1))
         writer.finish()
+        label_writer.finish(prefix.with_name(prefix.name + LABELS))
     finally:
         writer.close()
     documents, tokens = counts.sum(axis=0).tolist()
-    by_language = sorted((kinds[i][1], row) for i, row in enumerate(counts.tolist()) if row[0])
+    by_label = {number: (row[0], row[1]) for number, row in enumerate(counts.tolist()) if row[0]}
     return Written(
         prefix=prefix.name,
         documents=documents,
         tokens=tokens,
         overwritten_tokens=overwritten,
-        languages={name: {"documents": row[0], "tokens": row[1]} for name, row in by_language},
+        languages=_by_language(by_label, labels),
+        labels=by_label,
     )
+
+
+def _by_language(
+    found: Mapping[int, tuple[int, int]], labels: Sequence[Label]
+) -> dict[str, dict[str, int]]:
+    """Return documents and tokens of every language."""
+    languages: dict[str, Counter[str]] = {}
+    for number, (documents, tokens) in found.items():
+        counter = languages.setdefault(str(labels[number].language), Counter())
+        counter.update(documents=documents, tokens=tokens)
+    return {language: dict(languages[language]) for language in sorted(languages)}
 
 
 @dataclass(frozen=True)
@@ -204,6 +240,8 @@ class Total:
     sequences: int
     languages: dict[str, dict[str, int]]
     """Documents and tokens of each, most tokens first."""
+    labels: dict[int, tuple[int, int]]
+    """Documents and tokens of each that there is, by number."""
     tally: Tally
 
 
@@ -215,6 +253,7 @@ def total_of(domain: str, shards: Iterable[Shard]) -> Total:
     """
     total: Counter[str] = Counter()
     languages: dict[str, Counter[str]] = {}
+    labels: dict[int, tuple[int, int]] = {}
     for shard in shards:
         written, losses = shard.written, shard.losses
         total.update(
@@ -226,6 +265,9 @@ def total_of(domain: str, shards: Iterable[Shard]) -> Total:
         )
         for language, numbers in written.languages.items():
             languages.setdefault(language, Counter()).update(numbers)
+        for number, (documents, tokens) in written.labels.items():
+            before = labels.get(number, (0, 0))
+            labels[number] = before[0] + documents, before[1] + tokens
     if total["tokens_in"] != total["tokens"] + total["tokens_dropped"]:
         raise RuntimeError(f"shuffle of {domain}: tokens do not add up: {total}")
     kept = total["documents_in"] - total["documents_dropped"]
@@ -241,5 +283,6 @@ def total_of(domain: str, shards: Iterable[Shard]) -> Total:
         tokens=total["tokens"],
         sequences=total["sequences"],
         languages={language: dict(numbers) for language, numbers in by_tokens},
+        labels=labels,
         tally=tally,
     )

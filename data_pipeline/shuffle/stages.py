@@ -3,12 +3,11 @@
 WORK/buckets/    documents to train on, by bucket: see buckets.py and bucket_index.py
 WORK/held_out/   the others, in the same form
 WORK/corpus/     train/ and val/ of the finished folder
-WORK/frequencies/   how often each token is, by shard: see counts_file
+WORK/frequencies/   how often each token is, by shard: see frequencies.py
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +24,13 @@ from data_pipeline.balance.selection import OtherContentError, select_chunk
 from data_pipeline.batches import batches
 from data_pipeline.repositories.chunks import kept, kept_rows
 from data_pipeline.schema import Document, Tally
-from data_pipeline.shuffle.bucket_index import Indexed, files_of, index_file, write_index
+from data_pipeline.shuffle.bucket_index import (
+    Indexed,
+    files_of,
+    index_file,
+    labels_of,
+    write_index,
+)
 from data_pipeline.shuffle.bucket_reader import Bucket
 from data_pipeline.shuffle.buckets import (
     Bucketed,
@@ -34,17 +39,18 @@ from data_pipeline.shuffle.buckets import (
     num_buckets,
     to_buckets,
 )
+from data_pipeline.shuffle.frequencies import counts_file, save_counts
 from data_pipeline.shuffle.pieces import ByEntry, ByNumber, number_in_chunk
-from data_pipeline.shuffle.shards import Shard, Written, assemble, concatenate
-from data_pipeline.shuffle.validate import pair_problems
+from data_pipeline.shuffle.shards import Shard, Written, assemble, concatenate, shard_files
+from data_pipeline.shuffle.validate import label_problems, pair_problems
 from data_pipeline.tasks.dropped import DropList, Dropped
 from data_pipeline.tasks.origins import Origins
 from data_pipeline.tasks.work import Done, Output, Result, Work, damaged
 from data_pipeline.tokenizer.count import BATCH_CHARS, Counts, Encoding, Tokenizer
-from loopcoder.data.indexed import BLOCKS
+from loopcoder.data.labels import Label
 from loopcoder.data.unigram import count_tokens
 from loopcoder.errors import InputError, Problem
-from loopcoder.storage.files import FileEntry, write_bytes
+from loopcoder.storage.files import FileEntry
 
 _BUFFER_BYTES = 1 << 27
 
@@ -70,6 +76,8 @@ class BucketsIndexed(Result):
     stage: ClassVar[str] = "index"
     train: Indexed
     held_out: Indexed
+    labels: list[Label]
+    """Of all documents, whatever chunk has them first: by domain, language and source."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,8 @@ def index_buckets(work: Work, _: int) -> Output:
         for folder, size in zip(folders, sizes, strict=True)
         for bucket in range(size)
     ]
-    return Output(BucketsIndexed(train, held_out), files=files)
+    labels = labels_of(work.domains, train, held_out)
+    return Output(BucketsIndexed(train, held_out, labels), files=files)
 
 
 def num_shards(work: Work) -> int:
@@ -193,8 +202,8 @@ def assemble_shards(work: Work, bucket: int) -> Output:
             for chunk, number in documents:
                 tally.drop("left_over", places(chunk, number))
 
-        shards = assemble(bucket, open_bucket, indexed, out, config, left_over)
-    files = [path for shard in shards.values() for path in _shard_files(out / shard.written.prefix)]
+        shards = assemble(bucket, open_bucket, indexed, done.result.labels, out, config, left_over)
+    files = [path for shard in shards.values() for path in shard_files(out / shard.written.prefix)]
     return Output(
         Assembled(shards, drops.summary()),
         files=[*files, *drops.files],
@@ -214,10 +223,10 @@ def write_held_out(work: Work, index: int) -> Output:
         _open(work, done, _held_out_folder(work), number, indexed, config, whole=False)
         for number in range(config.num_buckets)
     )
-    written = concatenate(buckets, indexed, prefix, domain, config)
-    files = _shard_files(prefix)
+    written = concatenate(buckets, indexed, done.result.labels, prefix, domain, config)
+    files = shard_files(prefix)
     counts = counts_file(work, "val", index)
-    _save(counts, count_tokens(files[0], config.vocab_size))
+    save_counts(counts, count_tokens(files[0], config.vocab_size))
     return Output(HeldOut(domain, written), files=[*files, counts])
 
 
@@ -225,6 +234,7 @@ def validate_shards(work: Work, bucket: int) -> Output:
     """Refuse shards whose content is not sound; count their tokens while they are read."""
     config, done = _train_config(work), work.done(Assembled, bucket)
     problems: list[Problem] = []
+    labels = work.result(BucketsIndexed).labels
     counts = np.zeros((len(work.domains), config.vocab_size), dtype=np.int64)
     for name in done.files:
         done.file(done.folder / name)
@@ -234,17 +244,12 @@ def validate_shards(work: Work, bucket: int) -> Output:
         fix = f"delete {work.folder} and start the same command again"
         here = counts[work.domains.index(domain)]
         problems += pair_problems(prefix, found, config.vocab_size, config.eod_id, fix, here)
+        problems += label_problems(prefix, found, labels, domain, fix)
     if problems:
         raise InputError(problems)
     path = counts_file(work, "train", bucket)
-    _save(path, counts)
+    save_counts(path, counts)
     return Output(Checked(), files=[path])
-
-
-def counts_file(work: Work, split: str, index: int) -> Path:
-    """Return where it stands how often each token is, int64: of `train`, in the shards of a bucket
-    [domains, vocab_size]; of `val`, in the held-out documents of a domain [vocab_size]."""
-    return work.folder / "frequencies" / f"{split}-{index:05}.npy"
 
 
 # What the stages share
@@ -321,18 +326,6 @@ def _open(
     return Bucket(number, files, indexed.kinds, config, work=work.folder, whole=whole)
 
 
-def _save(path: Path, array: NDArray[np.int64]) -> None:
-    # through a buffer: on a full disk np.save raises an OSError without errno
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    path.parent.mkdir(exist_ok=True)
-    write_bytes(path, buffer.getvalue())
-
-
-def _shard_files(prefix: Path) -> list[Path]:
-    return [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx", BLOCKS)]
-
-
 # Which documents of a chunk are taken
 
 
@@ -396,5 +389,5 @@ def _records(encoding: Encoding, chosen: Iterable[_Chosen]) -> Iterator[Record]:
         how = encoding if copies[0] else plain
         for place, ids in how.encode(pieces, copies):
             piece = pieces[place]
-            number = batch[place].number
-            yield Record(ids, piece.domain, piece.language, piece.id, copies[place], number)
+            label = Label(piece.domain, piece.language, piece.source)
+            yield Record(ids, label, piece.id, copies[place], batch[place].number)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopcoder.data.corpus import MANIFEST, load_corpus, rebuild
-from loopcoder.data.indexed import check_pair, chunks_of, token_dtype
+from loopcoder.data.indexed import check_pair, chunks_of, lengths_of, token_dtype
+from loopcoder.data.labels import LABELS, Label, LabelFile, LabelWriter
 from loopcoder.errors import InputError, Problem, counted
 
 MAX_DOCUMENTS = 2**31 - 1
@@ -30,13 +32,11 @@ def validate_corpus(folder: Path) -> list[Problem]:
     for domain in corpus.domains:
         for split in ("train", "val"):
             for shard in corpus.manifest["domains"][domain][split]["shards"]:
-                problems += pair_problems(
-                    corpus.dir / shard["prefix"],
-                    (shard["documents"], shard["tokens"]),
-                    corpus.vocab_size,
-                    corpus.eod_id,
-                    rebuild(folder),
-                )
+                prefix, named = corpus.dir / shard["prefix"], (shard["documents"], shard["tokens"])
+                fix = rebuild(folder)
+                problems += pair_problems(prefix, named, corpus.vocab_size, corpus.eod_id, fix)
+                if corpus.has_labels:
+                    problems += label_problems(prefix, named, corpus.labels, domain, fix)
     return [*problems, *manifest_problems(folder, corpus.manifest, rebuild(folder))]
 
 
@@ -108,6 +108,43 @@ def pair_problems(
         yield Problem(f"{path} has ids from {lowest} to {highest}", why, fix)
 
 
+def label_problems(
+    prefix: Path, named: tuple[int, int], labels: Sequence[Label], domain: str, fix: str
+) -> Iterator[Problem]:
+    """Yield what is wrong with the labels of a shard whose index is sound.
+
+    Args:
+        prefix: Path of the shard without suffix.
+        named: The documents and tokens that it has.
+        labels: Of the corpus.
+        domain: Of the shard.
+        fix: Of every problem.
+    """
+    path = prefix.with_name(prefix.name + LABELS)
+    writer, first = LabelWriter(len(labels)), 0
+    found: set[int] = set()
+    try:
+        file = LabelFile(path, *named, len(labels), None, fix)
+        for lengths in lengths_of(prefix, named[0]):
+            numbers = file.of_documents(first, first + len(lengths))
+            writer.append(lengths, numbers)
+            found |= set(np.unique(numbers).tolist())
+            first += len(lengths)
+        agrees = writer.content() == path.read_bytes()
+    except InputError as e:
+        yield from e.problems
+        return
+    except OSError as e:
+        yield Problem(f"{path} cannot be read: {e.strerror or e}", "its shard has labels", fix)
+        return
+    if others := {labels[number].domain for number in found} - {domain}:
+        why = f"its shard is of {domain}"
+        yield Problem(f"{path} has labels of {', '.join(sorted(others))}", why, fix)
+    if not agrees:
+        why = "the first document of a sequence is found by these counts"
+        yield Problem(f"{path} counts other documents than its index", why, fix)
+
+
 def _names(folder: Path, manifest: Mapping[str, Any], fix: str) -> Iterator[Problem]:
     """Compare the names of the shards with those of the files, named and there."""
     named = {name for name in manifest["files"] if name.endswith((".bin", ".idx"))}
@@ -157,10 +194,13 @@ def _proportions(folder: Path, manifest: Mapping[str, Any], fix: str) -> Iterato
 def _sums(folder: Path, manifest: Mapping[str, Any], fix: str) -> Iterator[Problem]:
     for domain, splits in manifest["domains"].items():
         for split, stats in splits.items():
-            for key in ("documents", "tokens"):
-                total = sum(language[key] for language in stats["languages"].values())
+            rows = {"languages": stats["languages"].values()}
+            if "labels" in manifest:
+                rows["labels"] = stats["labels"]
+            for name, key in itertools.product(rows, ("documents", "tokens")):
+                total = sum(row[key] for row in rows[name])
                 if total != stats[key]:
-                    fact = f"the languages of {domain} ({split}) in {folder} have {total:,} {key}"
+                    fact = f"the {name} of {domain} ({split}) in {folder} have {total:,} {key}"
                     yield Problem(fact, f"{MANIFEST} says {stats[key]:,} in all", fix)
 
 

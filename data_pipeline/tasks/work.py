@@ -54,7 +54,7 @@ from loopcoder.storage.files import (
 )
 from loopcoder.storage.lock import hold
 
-WORK_FORMAT = 3
+WORK_FORMAT = 4
 """Of the work folder; raising it refuses to continue a build that an older version began."""
 
 _OWNER, TASKS_LOCK = "owner", "tasks.lock"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.format import Checkpoint, complete
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.data import ResolvedStage
 from loopcoder.config.mixture import lowest_terms
@@ -39,13 +39,14 @@ def other_position(
             f"the order of the data follows from the seed: {repeated}",
             f"seed={before.seed}, or {branch}",
         )
-    if before.data.reader != config.data.reader:
+    if config.data.reader not in (before.data.reader, "auto"):
         yield Problem(
             f"data.reader={config.data.reader}, steps up to {state.step} were trained with "
             f"{before.data.reader}",
             f"each has an order of its own: {repeated}",
             f"data.reader={before.data.reader}, or {branch}",
         )
+    yield from _other_skips(path, state, config)
     stage = state.position.stage
     if stage >= len(config.stages):
         yield Problem(
@@ -71,6 +72,32 @@ def other_position(
                 f"for the change from here on, or {branch}",
             )
             return
+
+
+def _other_skips(path: Path, state: CheckpointState, config: Config) -> Iterator[Problem]:
+    """Yield the entries of data.skip that a checkpoint is past, and that were not applied as they
+    stand there."""
+    applied = {done.step: done.steps for done in state.position.skipped}
+    for index, skip in enumerate(config.data.skip):
+        steps = applied.get(skip.step)
+        if skip.step > state.step or steps == skip.steps:
+            continue
+        key = f"data.skip.{index}"
+        had = "nothing was" if steps is None else f"samples of {counted(steps, 'step')} were"
+        older = [c.path for c in complete(path.parent) if c.step < skip.step]
+        again = (
+            f"to go back: run_dir=ANOTHER_FOLDER checkpoint.init_from={older[-1]} "
+            "checkpoint.init_optimizer=true checkpoint.init_position=true"
+            if older
+            else f"a checkpoint of before step {skip.step}, of which none is kept"
+        )
+        kept = f", {key}.steps={steps} as it was" if steps is not None else ""
+        yield Problem(
+            f"{key}.step={skip.step} {key}.steps={skip.steps}, {path} is at step {state.step}, and "
+            f"{had} left out before step {skip.step}",
+            "what has been trained cannot be left out any more",
+            f"{key}.step={state.step + 1} to leave out what comes next{kept}, or {again}",
+        )
 
 
 def _value(stage: ResolvedStage, name: str) -> object:

@@ -16,11 +16,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from loopcoder.checkpoint.state import FORMAT_VERSION, CheckpointState, UnknownFormat
+from loopcoder.config.compose import load_config
+from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
 from loopcoder.storage.files import fault_of
 
@@ -50,6 +52,23 @@ class Checkpoint:
             ) from error
         except ValueError as error:
             raise _corrupt(self, f"{self.path / STATE} cannot be understood: {error}") from error
+
+    def config(self) -> Config:
+        """Read config.yaml; the reader of its data is the one that state.json records."""
+        return trained_with(self.path, self.state().reader)
+
+
+def trained_with(folder: Path, reader: Literal["megatron", "packed"] | None = None) -> Config:
+    """Read the config.yaml of a run or a checkpoint.
+
+    Args:
+        reader: On record; None: what the config says, or where it is of a version that had no
+            choice, megatron.
+    """
+    config = load_config(folder / CONFIG)
+    if reader is None and config.data.reader != "auto":
+        return config
+    return replace(config, data=replace(config.data, reader=reader or "megatron"))
 
 
 def step_folder(run_dir: Path, step: int) -> Path:

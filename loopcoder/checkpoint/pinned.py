@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import MANIFEST, TOKEN_BYTES, TOKENIZER, Corpus, read_manifest
+from loopcoder.data.mirror import default_cache, mirror
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.storage.disk import full_disk_raises
 from loopcoder.storage.files import write_json
+from loopcoder.storage.remote import is_url
 
 RECORD = "corpus.json"
 """Name of the record in a run's folder."""
@@ -30,7 +33,8 @@ _TRAINED = ("mixture", "stages", "seq_length")
 
 @dataclass(frozen=True)
 class _Record:
-    folder: Path
+    place: str
+    """Folder or URL."""
     fingerprint: str
     data: DataConfig
     is_saved: bool
@@ -54,13 +58,13 @@ def pinned_corpus(
     record = _record(run_dir) or (_record(sibling) if sibling else None)
     if record is None or _sources(record.data, record) != _sources(config.data, record):
         return None
-    given = None if config.data.build.sources else Path(str(config.data.path)).expanduser()
-    if given is not None and (given / MANIFEST).is_file():
+    given = None if config.data.build.sources else str(config.data.path)
+    if given is not None and (is_url(given) or (Path(given).expanduser() / MANIFEST).is_file()):
         return None
     cache = Path(config.data.build.cache_dir).expanduser()
-    folder = where_is(record.folder, record.fingerprint, cache)
+    folder = where_is(record.place, record.fingerprint, cache)
     if folder is None:
-        fact, fix = gone(record.folder, record.fingerprint, cache)
+        fact, fix = gone(record.place, record.fingerprint, cache)
         if given is not None:
             raise InputError.of(fact, "a run goes on with the tokens it was trained on", fix)
         report(f"data: {fact}: built again from its sources; if it was moved, {fix}")
@@ -79,14 +83,25 @@ def pinned_corpus(
     return folder
 
 
-def where_is(recorded: Path | None, fingerprint: str, cache: Path) -> Path | None:
+def where_is(recorded: str | None, fingerprint: str, cache: Path) -> Path | None:
     """Return the folder of a finished corpus: where it was, or else in the cache of today; None:
-    nowhere."""
-    places = [*([recorded] if recorded else []), *sorted(cache.glob(f"*-{fingerprint}"))]
+    nowhere.
+
+    Args:
+        recorded: Its folder, or the URL of one in a store, whose small files are fetched.
+
+    Raises:
+        LoopcoderError: the store does not answer.
+    """
+    if recorded is not None and is_url(recorded):
+        with suppress(InputError):  # it is gone there
+            return mirror(recorded, default_cache(cache))
+        recorded = None
+    places = [*([Path(recorded)] if recorded else []), *sorted(cache.glob(f"*-{fingerprint}"))]
     return next((place for place in places if (place / MANIFEST).is_file()), None)
 
 
-def gone(recorded: Path, fingerprint: str, cache: Path) -> tuple[str, str]:
+def gone(recorded: str, fingerprint: str, cache: Path) -> tuple[str, str]:
     """Return the fact of a corpus that is nowhere, and what helps."""
     return (
         f"{recorded}, which this run was trained on, is gone, and {cache} has no {fingerprint}",
@@ -95,7 +110,7 @@ def gone(recorded: Path, fingerprint: str, cache: Path) -> tuple[str, str]:
 
 
 def _kept(folder: Path, record: _Record, data: DataConfig) -> str:
-    moved = "" if folder == record.folder else f" (it was {record.folder})"
+    moved = "" if folder == Path(record.place) else f" (it was {record.place})"
     other = ""
     if data.build.tokenizer != record.data.build.tokenizer:
         other = f", tokenised by {record.data.build.tokenizer} and not by {data.build.tokenizer}"
@@ -128,7 +143,7 @@ def record_corpus(corpus: Corpus, run_dir: Path) -> None:
         shutil.copyfile(file, run_dir / file.name)
     inputs = [source.get("input_xxh3_128") for source in corpus.manifest.get("sources", [])]
     content = {
-        "dir": str(corpus.dir.resolve()),
+        "dir": corpus.place,
         "fingerprint": corpus.fingerprint,
         "inputs": inputs,
     }
@@ -144,7 +159,7 @@ def _record(run_dir: Path) -> _Record | None:
     if own := layout.complete(run_dir / "checkpoints"):
         state = own[-1].state()
         data = load_config(own[-1].path / layout.CONFIG).data
-        return _Record(Path(state.corpus_dir), state.corpus, data, is_saved=True)
+        return _Record(state.corpus_dir, state.corpus, data, is_saved=True)
     recorded = read_record(run_dir)
     if recorded is None or not (run_dir / layout.CONFIG).exists():
         return None  # a run that was killed before it had written both
@@ -152,8 +167,8 @@ def _record(run_dir: Path) -> _Record | None:
     return _Record(*recorded, data, is_saved=False)
 
 
-def read_record(run_dir: Path) -> tuple[Path, str] | None:
-    """Return folder and fingerprint of the corpus by a run's record; None: it has none.
+def read_record(run_dir: Path) -> tuple[str, str] | None:
+    """Return folder, or URL, and fingerprint of the corpus by a run's record; None: it has none.
 
     Raises:
         InputError: the record is damaged.
@@ -175,7 +190,7 @@ def read_record(run_dir: Path) -> tuple[Path, str] | None:
             f"rm -r {path}; the command of the run then reads its sources again if it has no "
             "checkpoint",
         ) from error
-    return Path(folder), fingerprint
+    return folder, fingerprint
 
 
 def _sources(data: DataConfig, record: _Record) -> dict[str, object]:

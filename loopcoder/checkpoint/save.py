@@ -23,6 +23,8 @@ from loopcoder.checkpoint.writers import (
 )
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
+from loopcoder.data.ledger import LEDGER_FILE, Ledger
+from loopcoder.data.sampler import Position
 from loopcoder.errors import EXIT_RETRY, LoopcoderError
 from loopcoder.optim.schedule import branching_step
 from loopcoder.storage.disk import free_bytes, is_disk_full
@@ -132,6 +134,8 @@ class Saver:
             with _disk_errors(folder):
                 save_config(self.config, folder / layout.CONFIG)
                 write_json(folder / layout.STATE, state.to_json())
+                if state.ledger is not None:
+                    self.keep_ledger(state.ledger, state.position)
                 for file in self.companions:
                     shutil.copyfile(file, folder / file.name)
         dist.barrier()
@@ -158,6 +162,12 @@ class Saver:
         spared = branching_step(self.config.optim, steps, state.warmup_steps)
         for old in layout.prune(folder.parent, self.config.checkpoint.keep, spared):
             self.report("checkpoint_deleted", step=old.step, path=str(old.path))
+
+    def keep_ledger(self, ledger: Ledger, position: Position) -> None:
+        """Write what a run has trained up to a position beside its metrics (rank 0)."""
+        if self.is_main:
+            with _disk_errors(self.run_dir):
+                write_json(self.run_dir / LEDGER_FILE, ledger.as_file(position))
 
     def _failed(self, folder: Path, error: BaseException) -> LoopcoderError:
         """Describe a failed save, and give back the space that its shards took."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
@@ -17,15 +17,16 @@ from loopcoder.checkpoint.continuing import (
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.sources import other_sources
 from loopcoder.checkpoint.state import CheckpointState
-from loopcoder.config.compose import load_config
 from loopcoder.config.fields import typed
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.data.corpus import MANIFEST, TOKENIZER, Corpus
-from loopcoder.data.sampler import Position, enter_stage, unreached
+from loopcoder.data.ledger import Ledger
+from loopcoder.data.sampler import Position, enter_stage, orders_anew, unreached
 from loopcoder.errors import InputError, Problem, counted
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.schedule import rate_scales, unreached_rate, warmup_steps
+from loopcoder.storage.remote import is_url
 
 _WEIGHTS = (*SHAPE, "gate", "kv_sharing")
 """Fields of `model` that decide which weights exist."""
@@ -76,7 +77,25 @@ def finished_at(config: Config, run_dir: Path) -> Reached | None:
     own = layout.own_checkpoint(run_dir, config.checkpoint.resume)
     if own is None or own.step < config.train.max_steps:
         return None
-    return Reached(own.step, load_config(own.path / layout.CONFIG).train.max_steps)
+    return Reached(own.step, own.config().train.max_steps)
+
+
+def with_kept_reader(config: Config, start: Start | None, sibling: Path | None = None) -> Config:
+    """Return a config with the reader of a run that goes on in place of `auto`: each has an order
+    of its own.
+
+    Args:
+        sibling: Folder of a run whose order a run that begins takes.
+    """
+    if config.data.reader != "auto":
+        return config
+    if start is not None and start.goes_on:
+        before = start.checkpoint.config()
+    elif sibling is not None and (sibling / layout.CONFIG).is_file():
+        before = layout.trained_with(sibling)
+    else:
+        return config
+    return replace(config, data=replace(config.data, reader=before.data.reader))
 
 
 def check_start(config: Config, run_dir: Path, corpus: Corpus | None = None) -> None:
@@ -92,7 +111,7 @@ def check_start(config: Config, run_dir: Path, corpus: Corpus | None = None) -> 
         rows = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
         check_fits(start, config, rows, corpus)
         return
-    before, state = load_config(start.checkpoint.path / layout.CONFIG), start.checkpoint.state()
+    before, state = start.checkpoint.config(), start.checkpoint.state()
     problems = list(_other_run(start, state, before, config))
     if config.model.vocab_size is not None:
         problems += _other_rows(start.checkpoint, state, config.model.vocab_size)
@@ -106,8 +125,8 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
     Returns notes for the user: what may differ but is not to differ unnoticed. Raises InputError
     with every mismatch.
     """
-    checkpoint = start.checkpoint
-    before, state = load_config(checkpoint.path / layout.CONFIG), checkpoint.state()
+    config, checkpoint = with_kept_reader(config, start), start.checkpoint
+    before, state = checkpoint.config(), checkpoint.state()
     problems = [
         *_other_run(start, state, before, config),
         *_other_rows(checkpoint, state, vocab_size),
@@ -138,9 +157,7 @@ def unused_origin(config: Config, run_dir: Path) -> str | None:
     start = find_start(config, run_dir)
     if start is None or not start.resumes or config.checkpoint.init_from is None:
         return None
-    return _unused_origin(
-        start.checkpoint, load_config(start.checkpoint.path / layout.CONFIG), config
-    )
+    return _unused_origin(start.checkpoint, start.checkpoint.config(), config)
 
 
 def _unused_origin(own: Checkpoint, before: Config, config: Config) -> str | None:
@@ -164,9 +181,11 @@ def early_notes(config: Config, run_dir: Path) -> list[str]:
     start = find_start(config, run_dir)
     goes_on = start is not None and start.goes_on
     position = start.checkpoint.state().position if start and goes_on else Position()
+    position = enter_stage(config.stages, position)
     found = [
         unreached_rate(config.optim, config.train.max_steps),
-        *unreached(config, enter_stage(config.stages, position)),
+        *unreached(config, position),
+        *orders_anew(config, position),
         *(_jumps(start, config) if start and goes_on else ()),
     ]
     return [note for note in found if note is not None]
@@ -174,7 +193,7 @@ def early_notes(config: Config, run_dir: Path) -> list[str]:
 
 def _jumps(start: Start, config: Config) -> list[str]:
     checkpoint = start.checkpoint
-    before = load_config(checkpoint.path / layout.CONFIG)
+    before = checkpoint.config()
     others = layout.complete(checkpoint.path.parent)
     jumps = (
         jump_of_the_rate(checkpoint.state(), before, config, others),
@@ -183,11 +202,20 @@ def _jumps(start: Start, config: Config) -> list[str]:
     return [jump for jump in jumps if jump is not None]
 
 
+def ledger_of(start: Start | None) -> Ledger:
+    """Return the tokens by label that a run goes on from; an earlier version has not counted
+    them."""
+    if start is None or not start.goes_on:
+        return Ledger()
+    state = start.checkpoint.state()
+    return Ledger.from_here(state.position) if state.ledger is None else state.ledger
+
+
 def warmup_of(start: Start | None, config: Config) -> int:
     """Return the steps of warm-up: those that a run has had that goes on, else the config's."""
     warmup = None
     if start is not None and start.goes_on:
-        before = load_config(start.checkpoint.path / layout.CONFIG)
+        before = start.checkpoint.config()
         warmup = trained_warmup(start.checkpoint.state(), before, config)
     return warmup_steps(config.optim, config.train.max_steps) if warmup is None else warmup
 
@@ -255,7 +283,7 @@ def kept_tokens(checkpoint: Checkpoint, state: CheckpointState, resumes: bool) -
     copied = checkpoint.path / TOKENIZER
     tokenizer = copied if copied.is_file() else state.tokenizer_path
     fixes = [f"{typed(f'data.build.tokenizer={tokenizer}')} keeps the ids of these weights"]
-    if (Path(state.corpus_dir) / MANIFEST).is_file():
+    if is_url(state.corpus_dir) or (Path(state.corpus_dir) / MANIFEST).is_file():
         named = typed(f"path={state.corpus_dir}")
         fixes.append(f"data=corpus {named} is the corpus that it was trained on")
     return ", or ".join([*fixes, *(["another run_dir="] if resumes else [])])

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from loopcoder.data.ledger import Ledger
 from loopcoder.data.sampler import Position
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def _to_version_2(content: dict[str, Any]) -> dict[str, Any]:
@@ -19,7 +20,19 @@ def _to_version_2(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"corpus_dir": folder, "warmup_steps": None}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_version_2}
+def _to_version_3(content: dict[str, Any]) -> dict[str, Any]:
+    position = content.get("position")
+    return (
+        content | {"position": position | {"before": None}}
+        if isinstance(position, dict)
+        else content
+    )
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _to_version_2,
+    2: _to_version_3,
+}
 """By version: what makes the content of a state.json that of the next version."""
 
 
@@ -43,6 +56,10 @@ class CheckpointState:
     """Ranks that wrote it; any number reads it."""
     warmup_steps: int | None
     """Of the learning rate, as the run had them; None, from version 1: those of its config."""
+    reader: Literal["megatron", "packed"] | None = None
+    """`data.reader` of its run; None: of a version that did not record it."""
+    ledger: Ledger | None = None
+    """Tokens trained by domain, language and source; None: of a version that did not count them."""
 
     @property
     def step(self) -> int:
@@ -65,10 +82,13 @@ class CheckpointState:
         if version != FORMAT_VERSION:
             raise UnknownFormat(version)
         try:
-            return TypeAdapter(cls).validate_python(content)
+            state = TypeAdapter(cls).validate_python(content)
         except ValidationError as error:
             wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             raise ValueError("; ".join(wrong)) from error
+        if state.ledger is not None:
+            state.ledger.check(state.position)
+        return state
 
 
 class UnknownFormat(Exception):

@@ -17,6 +17,7 @@ from loopcoder.cli.arguments import rank
 from loopcoder.config.check import check
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import MANIFEST, check_domains, read_manifest
+from loopcoder.data.mirror import folder_of
 from loopcoder.errors import InputError, Problem
 from loopcoder.metrics.throughput import peak_flops
 
@@ -52,11 +53,12 @@ def check_inputs(config: Config) -> None:
     logged in to."""
     problems = [*_login(config)]
     data = config.data
-    folder = Path(str(data.path)).expanduser()
-    if not data.build.sources and isinstance(data.path, str) and (folder / MANIFEST).is_file():
+    if not data.build.sources and isinstance(data.path, str):
         try:
+            folder = folder_of(data)
             wanted = dict.fromkeys(domain for stage in config.stages for domain in stage.mixture)
-            check_domains(folder, read_manifest(folder), list(wanted))
+            if (folder / MANIFEST).is_file():
+                check_domains(folder, read_manifest(folder), list(wanted))
         except InputError as error:
             problems += error.problems
     if problems:

@@ -9,11 +9,13 @@ from pathlib import Path
 from loopcoder.backends import detect
 from loopcoder.cli.arguments import cache_for, composed, parse_arguments
 from loopcoder.cli.corpora import GIVEN
+from loopcoder.cli.data_inspect import inspect
+from loopcoder.cli.data_stats import stats
 from loopcoder.cli.data_tools import clean, list_corpora, one_corpus, show
 from loopcoder.cli.options import parse_options
 from loopcoder.config.compose import to_yaml
 from loopcoder.config.fields import typed
-from loopcoder.data.corpus import in_use
+from loopcoder.data.corpus import at_once, in_use
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.storage.signals import interrupted_by_signals
 
@@ -25,6 +27,8 @@ usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
        loopcoder data report CORPUS
        loopcoder data show CORPUS [--domain D] [--documents N] [--seed N]
        loopcoder data show CORPUS --dropped [REASON] [--documents N] [--seed N]
+       loopcoder data inspect [RUN] step=N [--json] [--full] [key=value ...]
+       loopcoder data stats RUN|CORPUS [--json] [key=value ...]
        loopcoder data list [--cache DIR] [--json]
        loopcoder data clean [NAME...] [--older-than DAYS] [--unfinished] [--cache DIR] [--yes]
        loopcoder data train-langid PATH... --out FILE
@@ -37,6 +41,8 @@ usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
   validate      compare a finished corpus with its manifest and with what training relies on
   report        write its report for people, report.html, anew
   show          print random documents of a finished corpus, or what was left out of it
+  inspect       what the global batch of a step consists of, of a run or of a config
+  stats         what a corpus holds, or what a run has trained on: tokens, shares, epochs
   list          the corpora in the cache, what builds left there, and which runs use them
   clean         say what of the cache would go, and remove it with --yes
   train-langid  train a classifier for the programming language of code without a name
@@ -67,7 +73,7 @@ def run(argv: list[str]) -> int:
 
     try:
         with cache_for(config.data):
-            corpus = prepare(config.data, report=report, verify=config.data.verify)
+            corpus = prepare(config.data, report=report, verify=at_once(config.data))
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             "data: stopped; the same command continues with what is not done yet"
@@ -137,6 +143,8 @@ _VERBS = {
     "validate": _validate,
     "report": _report,
     "show": show,
+    "inspect": inspect,
+    "stats": stats,
     "list": list_corpora,
     "clean": clean,
     "train-langid": _train_langid,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loopcoder.cli.corpora import GIVEN, corpus_folder
 from loopcoder.cli.dropped import print_dropped
 from loopcoder.cli.listing import Listed, few, listing
-from loopcoder.cli.options import parse_options
+from loopcoder.cli.options import parse_options, whole
 from loopcoder.cli.run_folders import corpus_of, runs_below
 from loopcoder.data.corpus import MANIFEST, in_use, load_corpus
 from loopcoder.errors import EXIT_DONE, InputError
@@ -269,8 +269,8 @@ def show(argv: list[str]) -> int:
         print(SHOW_HELP)
         return EXIT_DONE
     drops = "--dropped" in options
-    number = _whole(options, "--documents", 10 if drops else 3)
-    seed = _whole(options, "--seed", 0)
+    number = whole(options, "--documents", 10 if drops else 3)
+    seed = whole(options, "--seed", 0)
     reason = options.get("--dropped", "")
     if drops and not reason and len(operands) == 2:
         reason = operands.pop()
@@ -311,15 +311,3 @@ def _print_documents(folder: Path, chosen: str | None, number: int, seed: int) -
             language = f", {example.language}" if example.language else ""
             print(f"\n--- {example.place}{language}\n{printable(example.text)}")
         print()
-
-
-def _whole(options: dict[str, str], name: str, default: int) -> int:
-    try:
-        value = int(options.get(name, default))
-        if value < 0:
-            raise ValueError(name)
-        return value
-    except ValueError as error:
-        raise InputError.of(
-            f"{name} {options[name]}", "it takes a whole number, 0 or more", f"{name} {default}"
-        ) from error

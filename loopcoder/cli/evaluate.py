@@ -24,6 +24,7 @@ from loopcoder.data.corpus import (
     TOKENIZER,
     Corpus,
     Verify,
+    at_once,
     check_domains,
     in_use,
     load_corpus,
@@ -53,6 +54,8 @@ run's, and only the fields that are given differ."""
 
 _AT_LENGTH = r"val/loss/len\d+"
 """Field of an evaluation at a length of `eval.lengths`."""
+_BY_LABEL = re.compile(r"val/loss/(?:language|source)/")
+"""Field of a language or a source."""
 _CACHE_DIR = "data.build.cache_dir"
 """Where corpora are, whichever it is."""
 _OTHER_DATA = ("data", "path", "data.path")
@@ -89,7 +92,7 @@ def run(argv: list[str]) -> int:
     if wrong:
         raise InputError(wrong)
     cache = Path(asked.data.build.cache_dir).expanduser()
-    verify = config.data.verify if "data.verify" in map(_key, others) else "size"
+    verify = at_once(config.data) if "data.verify" in map(_key, others) else "size"
     if config.data == trained.data or (single and _same_build(config.data, trained.data)):
         corpus = corpus_of_the_run(found[-1], trained, cache, verify)
         if config.data != trained.data:
@@ -192,10 +195,10 @@ def corpus_of_the_run(
         InputError: it is gone and has no sources, or they give other tokens today.
     """
     state = checkpoint.state()
-    folder = where_is(Path(state.corpus_dir), state.corpus, cache)
+    folder = where_is(state.corpus_dir, state.corpus, cache)
     if folder is not None:
         return load_corpus(folder, verify)
-    fact, fix = gone(Path(state.corpus_dir), state.corpus, cache)
+    fact, fix = gone(state.corpus_dir, state.corpus, cache)
     if not trained.data.build.sources:
         why = "a checkpoint is evaluated on the held-out documents of its corpus"
         raise InputError.of(fact, why, fix)
@@ -268,7 +271,8 @@ def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> lis
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the results as text: a row for all domains, and one for each."""
+    """Return the results as text: a row for all domains, and one for each, each language and each
+    source."""
     lines = []
     for result in results:
         lines.append(
@@ -301,18 +305,16 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _sections(result: Mapping[str, Any]) -> list[str]:
     """Return what stands behind `val/loss` of each row: that of all domains before each of them,
-    first at the length of the data stage."""
+    first at the length of the data stage, there with languages and sources."""
     names = [key.removeprefix("val/bpb") for key in result if key.startswith("val/bpb/")]
     lengths = [key.removeprefix("val/loss") for key in result if re.fullmatch(_AT_LENGTH, key)]
-    return [
-        section
-        for at in ["", *lengths]
-        for section in [at, *(n for n in names if n.rpartition("/")[0] == at)]
-    ]
+    of_domains = {at: [n for n in names if n.rpartition("/")[0] == at] for at in ["", *lengths]}
+    of_domains[""] += [key.removeprefix("val/loss") for key in result if _BY_LABEL.match(key)]
+    return [section for at, domains in of_domains.items() for section in [at, *domains]]
 
 
 def _label(section: str) -> str:
-    """Name a row: the domain, and the length of its sequences unless it is the data stage's."""
+    """Name a row: domain, language or source, and the length unless it is the data stage's."""
     found = re.fullmatch(r"(?:/len(\d+))?(?:/(.+))?", section)
     length, domain = found.groups() if found else (None, section)
     return (domain or "all") + (f" at {counted(int(length), 'token')}" if length else "")

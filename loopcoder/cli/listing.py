@@ -41,6 +41,17 @@ def listing(header: list[str], entries: Sequence[Listed]) -> str:
     return "\n".join(lines)
 
 
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Format a table of numbers: names on the left, each with its numbers below those of the
+    first row."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *numbers]).rstrip())
+    return "\n".join(lines)
+
+
 def cut(text: str) -> str:
     """Return a text with an ellipsis in every part of it that is very long."""
     parts = text.split(" ")

@@ -69,3 +69,20 @@ def _no_option(
     return InputError.of(
         f"loopcoder {verb} {argument}", f"its options are {', '.join(written)}", fix
     )
+
+
+def whole(options: Mapping[str, str], name: str, default: int) -> int:
+    """Return the whole number that an option has.
+
+    Raises:
+        InputError: it has something else, or one below 0.
+    """
+    try:
+        value = int(options.get(name, default))
+        if value < 0:
+            raise ValueError(name)
+        return value
+    except ValueError as error:
+        raise InputError.of(
+            f"{name} {options[name]}", "it takes a whole number, 0 or more", f"{name} {default}"
+        ) from error

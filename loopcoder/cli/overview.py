@@ -53,7 +53,11 @@ def _data(config: Config) -> str:
         until = "" if stage.until is None else f" until {counted(stage.until, 'token')}"
         parts.append(f"{mixture}, sequences of {stage.seq_length}{until}")
     path = f" ({config.data.path})" if config.data.path else ""
-    return f"{config.data.corpus_name}{path}: {'; then '.join(parts)}"
+    skips = [
+        f"; what {counted(skip.steps, 'step')} would take is left out before step {skip.step}"
+        for skip in config.data.skip
+    ]
+    return f"{config.data.corpus_name}{path}: {'; then '.join(parts)}{''.join(skips)}"
 
 
 def _steps(config: Config) -> str:

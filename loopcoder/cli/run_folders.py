@@ -196,11 +196,11 @@ def corpus_of(run_dir: Path) -> str | None:
     return None if found is None else found[1]
 
 
-def trained_on(folder: Path) -> tuple[Path | None, str] | None:
-    """Return folder and fingerprint of the corpus that a run, or a checkpoint, is trained on.
+def trained_on(folder: Path) -> tuple[str | None, str] | None:
+    """Return place and fingerprint of the corpus that a run, or a checkpoint, is trained on.
 
-    None: it does not say; the folder is None where only the fingerprint is known. What is damaged
-    is said on stderr, if the next file says it.
+    None: it does not say; the place, a folder or URL, is None where only the fingerprint is known.
+    What is damaged is said on stderr, if the next file says it.
 
     Raises:
         InputError: all that says it is damaged.
@@ -226,7 +226,7 @@ def trained_on(folder: Path) -> tuple[Path | None, str] | None:
     return None
 
 
-def _by_state(path: Path) -> tuple[Path | None, str] | None:
+def _by_state(path: Path) -> tuple[str | None, str] | None:
     """Return what `trained_on` does by the state of a checkpoint; None: there is none."""
     if not path.exists():
         return None
@@ -235,7 +235,7 @@ def _by_state(path: Path) -> tuple[Path | None, str] | None:
         recorded, fingerprint = content.get("corpus_dir"), content["corpus"]
         if recorded is None and "tokenizer_path" in content:  # of format 1
             recorded = str(Path(content["tokenizer_path"]).parent)
-        return Path(recorded) if recorded else None, str(fingerprint)
+        return str(recorded) if recorded else None, str(fingerprint)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError.of(
             f"{path} cannot be read: {error!r}",

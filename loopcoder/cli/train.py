@@ -30,6 +30,7 @@ from loopcoder.checkpoint.start import (
     find_start,
     finished_at,
     unused_origin,
+    with_kept_reader,
 )
 from loopcoder.cli.arguments import Arguments, cache_for, composed, parse_arguments, rank, say
 from loopcoder.cli.checks import check_config, check_folder, check_services
@@ -37,7 +38,7 @@ from loopcoder.cli.overview import overview
 from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_yaml
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import load_corpus, opening
+from loopcoder.data.corpus import load_corpus, opening, with_reader
 from loopcoder.errors import EXIT_DONE, counted
 from loopcoder.metrics.summary import print_finished
 from loopcoder.plan.fit import check_run, needs
@@ -199,14 +200,19 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
     """Get the corpus, then train in this process or in processes of their own."""
     from data_pipeline.driver import prepare
 
-    verify = opening(config.data) if rank() == 0 else "size"
     first = os.environ.get(FIRST_VARIABLE)
-    pinned = pinned_corpus(config, run_dir, say, sibling=Path(first) if first else None)
+    sibling = Path(first) if first else None
+    config = with_kept_reader(config, find_start(config, run_dir), sibling)
+    verify = opening(config.data) if rank() == 0 else "size"
+    pinned = pinned_corpus(config, run_dir, say, sibling=sibling)
     if pinned is None:
         refuse = partial(refuse_other_tokens, config, run_dir)
         corpus = prepare(config.data, report=say, verify=verify, before_build=refuse)
     else:
         corpus = load_corpus(pinned, verify)
+    config = with_reader(config, corpus)
+    if verify == "small" and (needed := opening(config.data)) != verify:
+        corpus = load_corpus(corpus.dir, needed)
     check_start(config, run_dir, corpus)  # before anything is written or started
     if not launched and size > 1:
         kills = kernel_kills()

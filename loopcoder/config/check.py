@@ -32,7 +32,7 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
         *_model(config),
         *_layout(config, world_size, backends),
         *_pipeline(config, world_size),
-        *_batch(config, world_size),
+        *check_batch(config, world_size),
         *check_data(config),
         *_optim(config),
         *check_precision(config, backends),
@@ -163,7 +163,8 @@ def _pipeline(config: Config, world_size: int) -> Iterator[Problem]:
         )
 
 
-def _batch(config: Config, world_size: int) -> Iterator[Problem]:
+def check_batch(config: Config, world_size: int) -> Iterator[Problem]:
+    """Yield why no global batch can be dealt out to the ranks, or have its proportions."""
     t, p = config.train, config.parallel
     dp = max(1, world_size // (p.tp * p.pp * p.cp))
     per_pass = t.micro_batch_size * dp

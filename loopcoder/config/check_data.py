@@ -10,6 +10,7 @@ from loopcoder.config.check_names import check_names
 from loopcoder.config.fields import as_override, next_multiple
 from loopcoder.config.schema import Config
 from loopcoder.errors import Problem
+from loopcoder.storage.remote import is_url
 
 
 def check_data(config: Config) -> Iterator[Problem]:
@@ -18,6 +19,18 @@ def check_data(config: Config) -> Iterator[Problem]:
     if not data.build.sources and data.path is None:
         why = f"data={data.name} needs the folder of a finished corpus"
         yield Problem(f"data={data.name} data.path=null", why, "path=DIR")
+    if not data.build.sources and is_url(data.path) and data.reader == "megatron":
+        yield Problem(
+            f"data.path={as_override(data.path)} data.reader=megatron",
+            "megatron-core's GPTDataset reads files of this machine",
+            "data.reader=packed, or data.path=FOLDER of a local copy",
+        )
+    if not data.build.sources and is_url(data.path) and data.verify == "background":
+        yield Problem(
+            f"data.path={as_override(data.path)} data.verify=background",
+            "every byte would be read from the store by every node",
+            "data.verify=hash, which compares each block when it is read",
+        )
     reads_path = any(
         s.kind in ("files", "hf") and s.path in (None, data.path) for s in data.build.sources
     )
@@ -33,6 +46,7 @@ def check_data(config: Config) -> Iterator[Problem]:
     yield from check_build(data)
     yield from _tokenizer(config)
     yield from check_stages(config)
+    yield from _skips(config)
     yield from check_lengths(config)
 
 
@@ -127,6 +141,19 @@ def check_stages(config: Config) -> Iterator[Problem]:
                     f"{where}until={last_until + stage.until}",
                 )
             last_until = max(last_until, stage.until)
+
+
+def _skips(config: Config) -> Iterator[Problem]:
+    steps = [skip.step for skip in config.data.skip]
+    for index, step in enumerate(steps):
+        if step in steps[:index]:
+            first = steps.index(step)
+            both = config.data.skip[first].steps + config.data.skip[index].steps
+            yield Problem(
+                f"data.skip.{first}.step={step} data.skip.{index}.step={step}",
+                "what is left out before a step is one entry",
+                f"data.skip.{first}.steps={both} without the other",
+            )
 
 
 def _length(config: Config, key: str, length: int) -> Iterator[Problem]:

@@ -9,7 +9,16 @@ from typing import Annotated, Literal
 from pydantic.dataclasses import dataclass
 
 from loopcoder.config.build import BuildConfig
-from loopcoder.config.types import STRICT, Changes, FolderName, PositiveFloat, PositiveInt
+from loopcoder.config.types import (
+    STRICT,
+    Changes,
+    FolderName,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+Reader = Literal["auto", "megatron", "packed"]
 
 _KINDS = {
     "sample": {"sample"}, "files": {"files"}, "hf": {"hf"}, "packages": {"debian", "npm"}
@@ -30,6 +39,30 @@ class StageConfig:
     """Tokens per sequence."""
     rope_theta: PositiveFloat | None = None
     """Base of the rotary position embedding in this stage."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class CacheConfig:
+    """What is kept on this machine of a corpus whose `data.path` is a URL."""
+
+    dir: str | None = None
+    """Folder on a local disk, which all processes of a node and all runs share; null: `remote` in
+    data.build.cache_dir."""
+    bytes: PositiveInt = 64_000_000_000
+    """Of the blocks of training shards that it keeps, those that were used last; less where its
+    disk is full."""
+    ahead: NonNegativeInt = 4
+    """Blocks of 64 MB of each domain that are fetched before they are needed."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SkipConfig:
+    """Samples of a data stage that are left out."""
+
+    step: PositiveInt
+    """The step before which they are, by its number in metrics.jsonl."""
+    steps: PositiveInt
+    """As many samples as this many steps would take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,27 +87,35 @@ class DataConfig:
     """Weight of each domain, by tokens; every global batch is composed in these proportions."""
     path: Annotated[str | list[str] | None, Changes("corpus")] = None
     """Shorthand for the path of the sources (data=files, data=hf), or a finished corpus folder
-    (data=corpus)."""
+    (data=corpus), which may also be a URL of fsspec, such as s3://BUCKET/FOLDER."""
     stages: list[StageConfig] = field(default_factory=list)
     """Data stages in order; empty means one stage with the values above."""
+    skip: Annotated[list[SkipConfig], Changes("numbers", since="2026-11-29")] = field(
+        default_factory=list
+    )
+    """Samples to leave out: those that the next `steps` steps would take before step `step`. They
+    do not count as trained, and a stage lasts until its tokens are."""
     isolate_documents: bool = True
     """Keep attention and the loop shift inside a document; position ids restart at each."""
     mask_document_start: bool = True
     """Leave the first token of a document out of the loss: with isolated documents nothing predicts
     it."""
-    prefetch_steps: Annotated[PositiveInt, Changes("nothing")] = 4
-    """Global batches that a thread prepares ahead."""
-    verify: Annotated[Literal["hash", "size"], Changes("nothing")] = "hash"
-    """What of a finished corpus is compared with its manifest: `hash` reads every byte, before
-    training on rank 0, with data.reader=packed each block before it is used; `size` compares the
-    sizes of files only, on any rank, whatever the size of the corpus."""
-    reader: Annotated[Literal["megatron", "packed"], Changes("numbers", since="2026-11-29")] = (
-        "megatron"
-    )
+    prefetch_steps: Annotated[NonNegativeInt, Changes("nothing")] = 4
+    """Global batches that a thread prepares ahead; 0: there is no thread, and a step waits for its
+    own."""
+    verify: Annotated[Literal["hash", "background", "size"], Changes("nothing")] = "hash"
+    """What of a finished corpus is compared with its manifest. `hash`: every byte before it is
+    used, by data.reader=megatron before training on rank 0, by `packed` each block when it is read;
+    shards without digests of their blocks in the background. `background`: training shards while
+    training goes on, by the first process of every node; what was used before is said, and a
+    damaged shard stops the run before its next checkpoint. `size`: only the sizes of files."""
+    cache: Annotated[CacheConfig, Changes("nothing")] = field(default_factory=CacheConfig)
+    reader: Annotated[Reader, Changes("numbers", since="2026-11-29")] = "auto"
     """What gives the sequences, and their order: `megatron` is megatron-core's GPTDataset, which
     copies the index of a shard into memory; `packed` finds a sequence by arithmetic, whatever the
     size of the corpus, and with data.verify=hash compares each block of 64 MB with its digest
-    before it is used."""
+    before it is used. `auto`: a run that goes on keeps its own; else packed for a corpus that has
+    such digests, as those that are built here, megatron for others."""
     rebuild: Annotated[bool, Changes("nothing")] = False
     """Read the sources again when a run goes on; else it keeps the corpus that it was trained on,
     whatever became of its sources."""

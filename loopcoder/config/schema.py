@@ -279,6 +279,10 @@ class LoggingConfig:
     """In logged steps: the training loss of each loop's output through the head (logit lens)."""
     loop_gradients: bool = False
     """In logged steps: the norm of the gradient with respect to each loop's input."""
+    max_labels: NonNegativeInt = 64
+    """Languages that have a loss of their own, those with most training tokens, and as many
+    sources; the others are `other`. 0: no losses by language and source. A corpus without files of
+    labels has none."""
 
 
 @dataclass(frozen=True, config=STRICT)

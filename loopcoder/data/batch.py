@@ -28,6 +28,8 @@ class Batch:
     """Global sample index of each row. [B], int64."""
     domain_ids: Tensor
     """Index of each row's domain in the corpus. [B], int64."""
+    label_ids: Tensor
+    """Index in `Corpus.labels` of the document of each label. [B, S], int64."""
     cu_seqlens: Tensor | None
     """Cumulative document lengths over the rows laid end to end, int32; None: a row is one
     document."""
@@ -59,6 +61,7 @@ def make_batch(
     domain_ids: Tensor,
     eod: int,
     *,
+    label_ids: Tensor | None = None,
     isolate_documents: bool = True,
     mask_document_start: bool = True,
     valid: Tensor | None = None,
@@ -67,6 +70,8 @@ def make_batch(
 
     Args:
         rows: [B, S+1], int64; a document ends with `eod`, and the next one follows in the same row.
+        label_ids: what each label is of, [B, S]; None: of its row's domain, as in a corpus without
+            files of labels.
         isolate_documents: keep documents apart; otherwise a row counts as one document.
         mask_document_start: leave labels that begin a document out of the loss.
         valid: False where a label is padding. [B, S]; None: all count.
@@ -74,6 +79,8 @@ def make_batch(
     tokens, labels = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
     batch, seq_length = tokens.shape
     index = torch.arange(seq_length).expand(batch, seq_length)
+    if label_ids is None:
+        label_ids = domain_ids[:, None].repeat(1, seq_length)
     loss_mask = torch.ones(batch, seq_length)
     if mask_document_start:
         loss_mask[tokens == eod] = 0.0
@@ -93,6 +100,7 @@ def make_batch(
         document_start=docs.start.contiguous(),
         sample_ids=sample_ids,
         domain_ids=domain_ids,
+        label_ids=label_ids,
         cu_seqlens=docs.cu_seqlens,
         max_seqlen=docs.max_seqlen,
     )

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -20,7 +22,7 @@ from loopcoder.storage.files import write_bytes
 
 BLOCK_BYTES = 1 << 26
 _DIGEST_BYTES = 16
-_PIECE = 1 << 22
+PIECE = 1 << 22
 """Bytes that are read and hashed at a time."""
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EREMOTEIO, errno.ENOLCK}
 """Errors of a network file system or a disk that may be over a moment later."""
@@ -73,6 +75,17 @@ def read_digests(path: Path, size: int) -> NDArray[np.uint8]:
     return digests.reshape(blocks, _DIGEST_BYTES)
 
 
+class RangeFile(Protocol):
+    """A file whose ranges are read; what has a digest is compared with it before."""
+
+    def read(self, start: int, size: int) -> bytearray:
+        """Return the bytes [start, start + size)."""
+
+
+OpenRange = Callable[..., RangeFile]
+"""Opens a file with the arguments of `CheckedFile`."""
+
+
 class CheckedFile:
     """Reads ranges of a file; a block is compared with its digest before anything of it is given.
 
@@ -81,18 +94,27 @@ class CheckedFile:
     tried again.
     """
 
-    def __init__(self, path: Path, size: int, digests: NDArray[np.uint8] | None, fix: str):
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        digests: NDArray[np.uint8] | None,
+        fix: str,
+        block_bytes: int | None = None,
+    ):
         """
         Args:
             size: Bytes of the file.
             digests: Of its blocks, [blocks, 16]; None: nothing is compared.
             fix: What mends a damaged file.
+            block_bytes: Of a block; None: 64 MB.
 
         Raises:
             OSError: the file cannot be opened.
         """
         self._file = -1
         self._path, self._size, self._digests, self._fix = path, size, digests, fix
+        self._block_bytes = block_bytes or BLOCK_BYTES
         self._checked = np.zeros(0 if digests is None else len(digests), dtype=bool)
         self._file = os.open(path, os.O_RDONLY)
 
@@ -104,7 +126,8 @@ class CheckedFile:
             OSError: it cannot be read, however often it is tried.
         """
         if self._digests is not None:
-            for block in range(start // BLOCK_BYTES, -(-(start + size) // BLOCK_BYTES)):
+            first, stop = start // self._block_bytes, -(-(start + size) // self._block_bytes)
+            for block in range(first, stop):
                 if not self._checked[block]:
                     self._check(block)
         content = bytearray(size)
@@ -122,11 +145,11 @@ class CheckedFile:
 
     def _check(self, block: int) -> None:
         assert self._digests is not None
-        start = block * BLOCK_BYTES
-        stop = min(start + BLOCK_BYTES, self._size)
-        digest, piece = xxhash.xxh3_128(), memoryview(bytearray(_PIECE))
-        for at in range(start, stop, _PIECE):
-            part = piece[: min(_PIECE, stop - at)]
+        start = block * self._block_bytes
+        stop = min(start + self._block_bytes, self._size)
+        digest, piece = xxhash.xxh3_128(), memoryview(bytearray(PIECE))
+        for at in range(start, stop, PIECE):
+            part = piece[: min(PIECE, stop - at)]
             self._fill(part, at)
             digest.update(part)
         if digest.digest() != self._digests[block].tobytes():

@@ -6,20 +6,24 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loopcoder.config.data import DataConfig
+from loopcoder.config.data import DataConfig, Reader
 from loopcoder.config.renamed import translate_manifest
+from loopcoder.config.schema import Config
+from loopcoder.data.blocks import CheckedFile, OpenRange
 from loopcoder.data.indexed import BLOCKS, check_pair
+from loopcoder.data.labels import LABELS, Label, LabelFile
 from loopcoder.data.manifest import head_faults, manifest_faults
 from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.files import fault_of
 from loopcoder.storage.lock import shared
+from loopcoder.storage.remote import Store, is_url
 
 FORMAT_VERSION = 2
 """Of the manifest and of what the pipeline makes of its input; raising it rebuilds every corpus."""
@@ -28,13 +32,18 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 TOKEN_BYTES = "token_bytes.npy"
 REPORT = "report.html"
+OF_A_SHARD = (".bin", ".idx", LABELS)
+"""Suffixes of the files of a shard."""
+ORIGIN = "origin.json"
+"""Beside the manifest of a corpus whose training shards are in a store: its URL (see mirror.py)."""
 UNIGRAM_ENTROPY = "unigram_entropy"
 """Entry of the manifest: that of every domain, in nats per token (see unigram.py)."""
 
 _PERMIT = "chmod or chown it so that this user may read it"
-Verify = Literal["hash", "blocks", "size"]
-"""`hash` reads every byte of a corpus; `blocks` leaves out the training shards that have digests of
-their blocks, to be compared when they are read; `size` opens no file but the manifest."""
+Verify = Literal["hash", "small", "size"]
+"""`hash` reads every byte of a corpus; `small` leaves out the training shards, which are compared
+block by block when they are read, or by shard while training goes on (see verifier.py); `size`
+opens no file but the manifest."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,17 @@ class Corpus:
     """Token that ends every document."""
     fingerprint: str
     """Hash of everything that determines the content."""
+    labels: tuple[Label, ...]
+    """Of its documents, in the order of their numbers; without files of labels one for each domain,
+    in the order of `domains`."""
     manifest: Mapping[str, Any] = field(repr=False, compare=False)
+    url: str | None = None
+    """Of the store that has its training shards, all else is in `dir`; None: they are there too."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, as `data.path` names it and a run records it."""
+        return self.url or str(self.dir.resolve())
 
     def prefixes(self, domain: str, split: str) -> list[str]:
         """Return the paths of the shards, Megatron datasets, without .bin/.idx.
@@ -72,6 +91,52 @@ class Corpus:
         prefix = self._stats(domain, "train")["shards"][shard]["prefix"]
         name = prefix + BLOCKS
         return self.dir / name if name in self.manifest["files"] else None
+
+    @property
+    def has_digests(self) -> bool:
+        """Whether its training shards can be compared block by block when they are read."""
+        return any(name.endswith(BLOCKS) for name in self.manifest["files"])
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether it keeps what each document is, beyond its domain."""
+        return any(label.language or label.source for label in self.labels)
+
+    def label_tokens(self, split: str) -> NDArray[np.int64]:
+        """Return the tokens of each label. [labels]"""
+        tokens = np.zeros(len(self.labels), dtype=np.int64)
+        for number, domain in enumerate(self.domains):
+            stats = self._stats(domain, split)
+            for row in stats.get("labels", [{"label": number, "tokens": stats["tokens"]}]):
+                tokens[row["label"]] += row["tokens"]
+        return tokens
+
+    def label_file(
+        self,
+        domain: str,
+        split: str,
+        shard: int,
+        *,
+        verify: bool = False,
+        opens: OpenRange = CheckedFile,
+    ) -> LabelFile | None:
+        """Open the labels of a shard's documents; None: the corpus was built without them, and all
+        have the label of their domain.
+
+        Args:
+            verify: Compare the file with its digest before it is used.
+            opens: Opens the file.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
+        entry = self._stats(domain, split)["shards"][shard]
+        name, fix = entry["prefix"] + LABELS, rebuild(self.dir)
+        if "labels" not in self.manifest:
+            return None
+        digest = self.manifest["files"][name]["xxh3_128"] if verify else None
+        size = entry["documents"], entry["tokens"]
+        return LabelFile(self.dir / name, *size, len(self.labels), digest, fix, opens)
 
     def tokens(self, domain: str, split: str) -> int:
         """Return the number of tokens, one EOD per document included."""
@@ -100,22 +165,28 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
     Args:
         folder: Folder that holds manifest.json.
         verify: `hash` compares sizes and hashes of all files, every index with its data, and the
-            end of every document. `blocks` compares the sizes of training shards that have digests
-            of their blocks, and all else as `hash` does. `size` compares the sizes of the files:
-            some microseconds per file, whatever they hold, so that every rank can do it.
+            end of every document. `small` compares the sizes of training shards, and all else as
+            `hash` does. `size` compares the sizes of the files: some microseconds per file,
+            whatever they hold, so that every rank can do it. Of training shards in a store the
+            sizes are listed, unless it is `size`.
 
     Raises:
         InputError: with everything that is missing, cut off, altered or of another version.
+        LoopcoderError: the store cannot be read.
     """
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
-    _refuse_altered(folder, manifest_faults(manifest, TOKENIZER))
+    faults = manifest_faults(manifest, TOKENIZER)
+    _refuse_altered(folder / MANIFEST, faults, rebuild(folder))
     problems = list(_faults(folder, manifest, verify))
     if verify != "size" and not problems:
         problems += _pairs(folder, manifest, verify)
     problems += _sums(folder, manifest)
     if problems:
         raise InputError(problems)
+    url = origin_of(folder)
+    if url is not None and verify != "size":
+        check_store(Store(url), manifest)
     tokenizer = manifest["tokenizer"]
     return Corpus(
         dir=folder,
@@ -125,21 +196,91 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
         vocab_size=tokenizer["vocab_size"],
         eod_id=tokenizer["eod_id"],
         fingerprint=manifest["fingerprint"],
+        labels=_labels(manifest),
         manifest=manifest,
+        url=url,
     )
 
 
+def _labels(manifest: Mapping[str, Any]) -> tuple[Label, ...]:
+    by_domain = [(domain, None, None) for domain in manifest["domains"]]
+    return tuple(Label(*label) for label in manifest.get("labels", by_domain))
+
+
 def opening(data: DataConfig) -> Verify:
-    """Return what a run compares when it opens its corpus: all that its reader does not."""
-    return "blocks" if data.reader == "packed" and data.verify == "hash" else data.verify
+    """Return what a run compares when it opens its corpus: all that it does not later on."""
+    if data.verify == "size":
+        return "size"
+    return "hash" if data.verify == "hash" and data.reader == "megatron" else "small"
 
 
-def _refuse_altered(folder: Path, faults: Sequence[str], most: int = 5) -> None:
+def with_reader(config: Config, corpus: Corpus) -> Config:
+    """Return a config with the reader that suits a corpus in place of `auto`."""
+    if config.data.reader != "auto":
+        return config
+    reader: Reader = "packed" if corpus.has_digests or corpus.url else "megatron"
+    return replace(config, data=replace(config.data, reader=reader))
+
+
+def at_once(data: DataConfig) -> Verify:
+    """Return what is compared of a corpus that is opened and not trained on."""
+    return "size" if data.verify == "size" else "hash"
+
+
+def origin_of(folder: Path) -> str | None:
+    """Return the URL of a corpus whose training shards are in a store; None: they are here."""
+    if not (folder / ORIGIN).is_file():
+        return None
+    try:
+        return str(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["url"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError.of(
+            f"{folder / ORIGIN} cannot be read: {error!r}",
+            "it names the store that has the training shards, and was cut off or altered",
+            f"rm -r {folder}; it is fetched again",
+        ) from error
+
+
+def small_files(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the files that training reads from a folder of this machine, of a corpus in a store:
+    all but training shards, and what only people read."""
+    shards = [s for d in manifest["domains"].values() for s in d["val"]["shards"]]
+    names = [TOKENIZER, TOKEN_BYTES, *(s["prefix"] + e for s in shards for e in OF_A_SHARD)]
+    digests = [s["prefix"] + BLOCKS for s in _training_shards(manifest)]
+    return [name for name in [*names, *digests] if name in manifest["files"]]
+
+
+def check_store(store: Store, manifest: Mapping[str, Any]) -> None:
+    """Compare the sizes of the objects of a corpus with its manifest.
+
+    Raises:
+        InputError: with everything that is missing or of another size.
+        LoopcoderError: the store cannot be read.
+    """
+    sizes = store.sizes()
+    problems = []
+    shards = [s["prefix"] + e for s in _training_shards(manifest) for e in (".bin", LABELS)]
+    for name in [*small_files(manifest), *(n for n in shards if n in manifest["files"])]:
+        wanted = manifest["files"][name]["bytes"]
+        if (there := sizes.get(name)) != wanted:
+            has = "is missing" if there is None else f"has {there:,} bytes"
+            fact = f"{store.url}/{name} {has}, {wanted:,} were written"
+            why = "it was cut off or changed after it was built, or never uploaded"
+            problems.append(Problem(fact, why, rebuild(store.url)))
+    if problems:
+        raise InputError(problems)
+
+
+def _training_shards(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [shard for d in manifest["domains"].values() for shard in d["train"]["shards"]]
+
+
+def _refuse_altered(where: Path | str, faults: Sequence[str], fix: str, most: int = 5) -> None:
     """Raise InputError where entries of the manifest are not what they were."""
     if faults:
         more = f" and {len(faults) - most} more" if len(faults) > most else ""
         why = f"a finished corpus was written with all of its entries: {'; '.join(faults[:most])}"
-        raise InputError.of(f"{folder / MANIFEST} was altered", why + more, rebuild(folder))
+        raise InputError.of(f"{where} was altered", why + more, fix)
 
 
 def check_domains(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str]) -> None:
@@ -198,8 +339,12 @@ def unreadable(path: Path | str, error: OSError) -> LoopcoderError:
     )
 
 
-def rebuild(folder: Path) -> str:
-    """Return the fix of a corpus that is damaged."""
+def rebuild(folder: Path | str) -> str:
+    """Return the fix of a corpus that is damaged, by its folder or its URL."""
+    if is_url(folder):
+        return f"upload it to {folder} again from the corpus that was built, or build that again"
+    if isinstance(folder, Path) and (folder / ORIGIN).is_file():
+        return f"delete {folder}, which the same command fetches again"
     return (
         f"delete {folder} and build it again (the same command does, with data=sample, files or hf)"
     )
@@ -207,8 +352,11 @@ def rebuild(folder: Path) -> str:
 
 def _faults(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterator[Problem]:
     """Compare every file with its entry in the manifest."""
-    for name, wanted in manifest["files"].items():
-        contents = verify == "hash" or (verify == "blocks" and not _in_blocks(name, manifest))
+    in_store = (folder / ORIGIN).is_file()
+    shards = {s["prefix"] + e for s in _training_shards(manifest) for e in OF_A_SHARD}
+    for name in small_files(manifest) if in_store else manifest["files"]:
+        wanted = manifest["files"][name]
+        contents = verify == "hash" or (verify == "small" and name not in shards)
         path = folder / name
         fact = fault_of(path, wanted, contents=contents)
         if fact and path.exists() and not os.access(path, os.R_OK):
@@ -217,21 +365,12 @@ def _faults(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterat
             yield Problem(fact, "it was cut off or changed after it was built", rebuild(folder))
 
 
-def _in_blocks(name: str, manifest: Mapping[str, Any]) -> bool:
-    """Say whether a file is part of a training shard that is compared block by block when it is
-    read."""
-    prefix, dot, suffix = name.rpartition(".")
-    is_shard = dot + suffix in (".bin", ".idx") and prefix.startswith("train/")
-    return is_shard and prefix + BLOCKS in manifest["files"]
-
-
 def _pairs(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterator[Problem]:
     """Compare every index that `verify` reads with its data, and both with the manifest."""
-    tokenizer = manifest["tokenizer"]
+    tokenizer, in_store = manifest["tokenizer"], (folder / ORIGIN).is_file()
     for splits in manifest["domains"].values():
-        for shard in (shard for split in splits.values() for shard in split["shards"]):
-            if verify == "blocks" and _in_blocks(shard["prefix"] + ".bin", manifest):
-                continue
+        small = splits if verify == "hash" and not in_store else {"val": splits["val"]}
+        for shard in (shard for split in small.values() for shard in split["shards"]):
             try:
                 found = check_pair(
                     folder / shard["prefix"],
@@ -270,7 +409,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "data.path=FOLDER of a finished corpus, or data=sample to build a small one",
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError as e:
         # Whoever gives the folder of their documents must not be told to delete it.
         raise InputError.of(
@@ -278,12 +417,35 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "a finished corpus has one, written last; a folder of documents has none",
             f"data=files path={folder} for documents, or a folder that `loopcoder data` printed",
         ) from e
-    except (OSError, ValueError) as e:
+    except OSError as e:
         raise InputError.of(f"cannot read {path}", str(e), rebuild(folder)) from e
+    manifest = _parsed(content, path, rebuild(folder))
+    _refuse_altered(path, list(head_faults(manifest)), rebuild(folder))
+    return manifest
+
+
+def parse_manifest(content: bytes, where: str, fix: str) -> dict[str, Any]:
+    """Return a whole manifest from the content of its file, in the words of this version.
+
+    Args:
+        where: What the file is called.
+        fix: What mends a damaged one.
+
+    Raises:
+        InputError: it is damaged or of another version.
+    """
+    manifest = _parsed(content, where, fix)
+    _refuse_altered(where, list(head_faults(manifest)) or manifest_faults(manifest, TOKENIZER), fix)
+    return manifest
+
+
+def _parsed(content: bytes, where: Path | str, fix: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(content.decode("utf-8"))
+    except ValueError as e:
+        raise InputError.of(f"cannot read {where}", str(e), fix) from e
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         why = f"this code reads version {FORMAT_VERSION}"
-        raise InputError.of(f"{path} has format_version {version}", why, rebuild(folder))
-    manifest = dict(translate_manifest(manifest))
-    _refuse_altered(folder, list(head_faults(manifest)))
-    return manifest
+        raise InputError.of(f"{where} has format_version {version}", why, fix)
+    return dict(translate_manifest(manifest))

@@ -39,6 +39,7 @@ class HeldOut:
         wanted = num_tokens + 1
         parts: list[np.ndarray] = []
         have = 0
+        labels = corpus.label_file(domain, "val", 0)
         for document in range(len(documents)):
             if have >= wanted:
                 break
@@ -52,6 +53,12 @@ class HeldOut:
         self.rows = torch.from_numpy(np.stack([padded[s : s + seq_length + 1] for s in starts]))
         label_index = torch.from_numpy(starts)[:, None] + torch.arange(1, seq_length + 1)
         self.valid = label_index < len(ids)
+        if labels is None:
+            self.label_ids = torch.full_like(label_index, self.domain_id)
+        else:
+            of_token = labels.of_documents(0, len(parts)).repeat([len(part) for part in parts])
+            place = label_index.clamp(max=len(ids) - 1)
+            self.label_ids = torch.from_numpy(of_token)[place]
 
     @property
     def num_tokens(self) -> int:
@@ -73,6 +80,7 @@ class HeldOut:
                 chosen,
                 torch.full_like(chosen, self.domain_id),
                 self.eod,
+                label_ids=self.label_ids[chosen],
                 isolate_documents=self.data.isolate_documents,
                 mask_document_start=self.data.mask_document_start,
                 valid=self.valid[chosen] & inside[:, None],

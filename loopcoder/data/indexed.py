@@ -166,6 +166,14 @@ def check_pair(prefix: Path, *, vocab_size: int, eod_id: int) -> tuple[int, int]
     return int(count), tokens
 
 
+def lengths_of(prefix: Path, documents: int) -> Iterator[NDArray[np.int32]]:
+    """Yield the lengths of the documents of a sound index, in tokens, some at a time."""
+    for start in range(0, documents, _CHUNK):
+        count = min(_CHUNK, documents - start)
+        path = prefix.with_name(prefix.name + ".idx")
+        yield np.fromfile(path, np.int32, count, offset=_HEADER.size + 4 * start)
+
+
 def read_document(prefix: Path, index: int, *, vocab_size: int, most: int) -> NDArray[Any]:
     """Return the first ids of one document of a `.bin/.idx`, [at most `most`], reading no others.
 

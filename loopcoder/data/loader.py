@@ -1,19 +1,22 @@
-"""Prepares the microbatches of coming steps in a thread while the current one computes."""
+"""Prepares the microbatches of coming steps, in a thread while the current one computes."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from loopcoder.config.schema import Config
 from loopcoder.data.batch import Batch, make_batch
-from loopcoder.data.blend import Blend, reader_of
+from loopcoder.data.blend import Blend, blend_at, check_stages
 from loopcoder.data.corpus import Corpus
-from loopcoder.data.sampler import Position, advance, samples_of_rank, samples_of_step
+from loopcoder.data.ledger import count_labels
+from loopcoder.data.sampler import Position, advance, begin_step, samples_of_rank, samples_of_step
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,13 @@ class StepData:
 
     microbatches: list[Batch]
     before: Position
+    """What `data.skip` leaves out before the step is behind it."""
     after: Position
     size: int
     """Sequences of the global batch."""
+    label_tokens: NDArray[np.int64]
+    """Labels of this rank's sequences by what they are of, whether they count in the loss or not.
+    [Corpus.labels]"""
 
 
 def step_data(
@@ -33,28 +40,32 @@ def step_data(
     position: Position,
     dp_rank: int,
     dp_size: int,
-    blend: Callable[[int], Blend],
+    blend: Callable[[Position], Blend],
 ) -> StepData:
-    """Build one rank's microbatches of the step at `position`; `blend` gives the sequences of a
+    """Build one rank's microbatches of the step at `position`; `blend` gives the sequences of its
     stage."""
+    position = begin_step(config, position)
     after, size = advance(config, position)
     samples = samples_of_step(position, size, config.seed, position.stage)
     mine = samples_of_rank(samples, dp_rank, dp_size, config.train.micro_batch_size)
-    source = blend(position.stage)
+    source = blend(position)
     microbatches = []
+    label_tokens = np.zeros(len(corpus.labels), dtype=np.int64)
     for row in mine:
-        rows, domains = source.rows(row)
+        rows = source.rows(row)
+        count_labels(label_tokens, rows.label_ids.numpy())
         microbatches.append(
             make_batch(
-                rows,
+                rows.ids,
                 torch.from_numpy(row.copy()),
-                domains,
+                rows.domain_ids,
                 corpus.eod_id,
+                label_ids=rows.label_ids,
                 isolate_documents=config.data.isolate_documents,
                 mask_document_start=config.data.mask_document_start,
             )
         )
-    return StepData(microbatches, position, after, size)
+    return StepData(microbatches, position, after, size, label_tokens)
 
 
 class Loader:
@@ -75,30 +86,37 @@ class Loader:
         """Why there are no steps beyond those that are ready; iterating raises it after them."""
         self._blends: dict[int, Blend] = {}
         # Wrong data of any stage is found here, in the calling thread, before the first step.
-        for stage in config.stages[position.stage :]:
-            Blend.check(corpus, stage)
-        self._ready: queue.Queue[StepData | BaseException] = queue.Queue(config.data.prefetch_steps)
+        check_stages(config, corpus, position)
+        ahead = config.data.prefetch_steps
+        self._ready: queue.Queue[StepData | BaseException] = queue.Queue(ahead)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._produce, name="loopcoder-data", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if ahead:
+            thread = threading.Thread(target=self._produce, name="loopcoder-data", daemon=True)
+            self._thread = thread
+            thread.start()
 
-    def blend(self, stage: int) -> Blend:
-        if stage not in self._blends:
-            config = self._config
-            resolved, reader = config.stages[stage], reader_of(config.data)
-            self._blends = {stage: Blend(self._corpus, resolved, stage, config.seed, reader)}
-        return self._blends[stage]
+    def blend(self, position: Position) -> Blend:
+        """Return the sequences of the stage that a position is in."""
+        if position.stage not in self._blends:
+            self._blends = {position.stage: blend_at(self._config, self._corpus, position)}
+        return self._blends[position.stage]
+
+    def _steps(self) -> Iterator[StepData]:
+        position = self._position
+        while position.step < self._config.train.max_steps:
+            data = step_data(self._config, self._corpus, position, *self._dp, self.blend)
+            position = data.after
+            if self._pin:
+                data = replace(data, microbatches=[b.pin() for b in data.microbatches])
+            yield data
 
     def _produce(self) -> None:
-        position = self._position
         try:
-            while position.step < self._config.train.max_steps and not self._stop.is_set():
-                data = step_data(self._config, self._corpus, position, *self._dp, self.blend)
-                position = data.after
-                if self._pin:
-                    pinned = [b.pin() for b in data.microbatches]
-                    data = StepData(pinned, data.before, data.after, data.size)
+            for data in self._steps():
                 self._put(data)
+                if self._stop.is_set():
+                    return
         except BaseException as error:  # handed to the training thread, which raises it
             self.error = error
             self._put(error)
@@ -112,13 +130,24 @@ class Loader:
             return
 
     def __iter__(self) -> Iterator[StepData]:
+        if self._thread is None:
+            yield from self._made_when_asked_for()
+            return
         for _ in range(self._position.step, self._config.train.max_steps):
             item = self._ready.get()
             if isinstance(item, BaseException):
                 raise item
             yield item
 
+    def _made_when_asked_for(self) -> Iterator[StepData]:
+        try:
+            yield from self._steps()
+        except Exception as error:
+            self.error = error
+            raise
+
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the thread, if there is one."""
         self._stop.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()

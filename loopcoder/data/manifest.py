@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from loopcoder.data.labels import LABELS
+
 EACH = "*"
 """In place of a name: every entry of a mapping, of which there is one or more."""
 
@@ -19,6 +21,12 @@ _NEEDED: dict[str, Any] = {
     "domains": {EACH: {"train": _SPLIT, "val": _SPLIT}},
     "files": {EACH: {"bytes": int, "xxh3_128": str}},
 }
+_SPLIT_LABELS = {"labels": [{"label": int, "documents": int, "tokens": int}]}
+_LABELS = {
+    "labels": [[str]],
+    "domains": {EACH: {"train": _SPLIT_LABELS, "val": _SPLIT_LABELS}},
+}
+"""Of a corpus that keeps what each document is."""
 _KINDS = {int: "a whole number", str: "text", float: "a number", dict: "a mapping", list: "a list"}
 
 
@@ -71,12 +79,32 @@ def _odds(manifest: Mapping[str, Any], tokenizer: str) -> Iterator[str]:
     size, eod = manifest["tokenizer"]["vocab_size"], manifest["tokenizer"]["eod_id"]
     if not 0 <= eod < size:
         yield f"tokenizer.eod_id is {eod}, of {size} tokens"
+    suffixes = (".bin", ".idx", LABELS) if "labels" in manifest else (".bin", ".idx")
     for domain, splits in manifest["domains"].items():
         for split in ("train", "val"):
             for shard in splits[split]["shards"]:
-                for suffix in (".bin", ".idx"):
+                for suffix in suffixes:
                     if shard["prefix"] + suffix not in manifest["files"]:
                         yield f"files lacks {shard['prefix']}{suffix}, a shard of {domain}"
+    if "labels" in manifest:
+        yield from _label_faults(manifest)
     if "unigram_entropy" in manifest:
         wanted = {"unigram_entropy": dict.fromkeys(manifest["domains"], float)}
         yield from _faults(manifest, wanted, "")
+
+
+def _label_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the labels of a corpus that has them."""
+    faults = list(_faults(manifest, _LABELS, ""))
+    yield from faults
+    if faults:
+        return
+    labels = manifest["labels"]
+    for number, label in enumerate(labels):
+        if len(label) != 3 or label[0] not in manifest["domains"]:
+            yield f"labels.{number} is {label}, not a domain, a language and a source"
+    for domain, splits in manifest["domains"].items():
+        for split in ("train", "val"):
+            for row in splits[split]["labels"]:
+                if not (0 <= row["label"] < len(labels) and labels[row["label"]][0] == domain):
+                    yield f"{domain} {split} has the label {row['label']}, which is none of its own"

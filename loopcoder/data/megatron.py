@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import check_there
-from loopcoder.data.reader import part_of, readable, sequences_by_shard
+from loopcoder.data.labels import tokens_by_document
+from loopcoder.data.reader import Row, part_of, readable, sequences_by_shard
+from loopcoder.data.sampler import Given
 
 _PER_DOMAIN = 4
 """Datasets kept open: a batch can straddle the border of a shard, or of several small ones."""
@@ -31,23 +34,54 @@ class MegatronReader:
     copied when it is entered.
     """
 
-    def __init__(self, corpus: Corpus, domain: str, seq_length: int, seeds: tuple[int, ...]):
-        self._corpus, self._domain, self._seq_length, self._seeds = (
-            corpus,
-            domain,
-            seq_length,
-            seeds,
-        )
+    def __init__(
+        self,
+        corpus: Corpus,
+        domain: str,
+        seq_length: int,
+        seeds: tuple[int, ...],
+        before: Given = (),
+    ):
+        """
+        Args:
+            seeds: What the order follows from: (seed, number of the order, domain).
+            before: What the domain gave. An index is made for one length: at another one the
+                domain begins an order of its own, with the next number.
+        """
+        self._corpus, self._domain, self._seq_length = corpus, domain, seq_length
+        goes_on = bool(before) and before[-1][0] == seq_length
+        self.start = before[-1][1] if goes_on else 0
+        self.left_out: Given = ()
+        self._earlier = before[:-1] if goes_on else before
+        self._seeds = (seeds[0], seeds[1] + len(self._earlier), *seeds[2:])
         self.sequences = sequences_by_shard(corpus, domain, seq_length)
         self._shard = lru_cache(maxsize=_PER_DOMAIN)(self._build_shard)
+        self._labels = lru_cache(maxsize=_PER_DOMAIN)(self._read_labels)
         self._order = lru_cache(maxsize=_PER_DOMAIN)(self._shuffle_shards)
 
-    def row(self, epoch: int, index: int) -> torch.Tensor:
-        """Return the token ids of one sequence and its last label. [S+1], int64"""
+    def row(self, epoch: int, index: int) -> Row:
+        """Return one sequence."""
         shard, index = part_of(*self._order(epoch), self.sequences, index)
         with readable(self._corpus.prefixes(self._domain, "train")[shard]):
-            item = self._shard(epoch, shard)[index]
-        return torch.cat([item["tokens"], item["labels"][-1:]])
+            dataset, labels = self._shard(epoch, shard), self._labels(shard)
+            item = dataset[index]
+        ids = torch.cat([item["tokens"], item["labels"][-1:]])
+        if labels is None:
+            label = self._corpus.domains.index(self._domain)
+            return Row(ids, torch.full((self._seq_length,), label))
+        # its documents follow each other in the dataset's own order of them
+        first = dataset.sample_index[dataset.shuffle_index[index]][0]
+        counts = tokens_by_document(ids.numpy(), self._corpus.eod_id)
+        documents = dataset.document_index[first : first + len(counts)]
+        return Row(ids, torch.from_numpy(np.repeat(labels[documents], counts)))
+
+    def epochs(self, sequences: int) -> float:
+        """Return how often the domain was gone through after so many sequences of the stage, in all
+        of its orders."""
+        passes = (self.start + sequences) / int(self.sequences.sum())
+        for seq_length, count in self._earlier:
+            passes += count / int(sequences_by_shard(self._corpus, self._domain, seq_length).sum())
+        return passes
 
     def _seed(self, epoch: int, *more: int) -> np.random.SeedSequence:
         return np.random.SeedSequence([*self._seeds, epoch, *more])
@@ -56,6 +90,11 @@ class MegatronReader:
         """Return the shards of an epoch in their order, and how many sequences end with each."""
         order = np.random.default_rng(self._seed(epoch)).permutation(len(self.sequences))
         return order, np.cumsum(self.sequences[order])
+
+    def _read_labels(self, shard: int) -> NDArray[np.int64] | None:
+        """Return the label of every document of a shard; None: the corpus was built without."""
+        file = self._corpus.label_file(self._domain, "train", shard)
+        return None if file is None else file.of_documents()
 
     def _build_shard(self, epoch: int, shard: int) -> Any:
         from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig

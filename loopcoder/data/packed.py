@@ -1,39 +1,34 @@
 """Sequences of a corpus by arithmetic: shard and offset follow from the number of the sequence.
 
-A shard of our pipeline is a stretch of shuffled documents, so that it can be read without an index:
-sequence i of a shard is its tokens [i S, i S + S], the last label included. Nothing is built or
-held in memory that grows with the corpus.
-
-The order. An epoch is all shards, one after the other; a shard is its stretches, one after the
-other; a stretch is the sequences that begin in it. Each of the three orders is a permutation of its
-own for every epoch, stage and seed. A stretch is a block of 64 MB, so all sequences that are read
-within some steps lie in the same one; a small shard has 16 stretches or more. A permutation is the
-stable sort of numbers of Philox (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011),
-whose raw stream NumPy guarantees, which it does not for `Generator.permutation`: the order outlives
-another version of NumPy.
+Nothing is built or held in memory that grows with the corpus; the order is that of order.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, read_digests
+from loopcoder.config.data import CacheConfig
+from loopcoder.data.block_cache import Ahead, BlockCache, CachedFile
+from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, OpenRange, RangeFile, read_digests
 from loopcoder.data.corpus import Corpus, rebuild
 from loopcoder.data.indexed import token_dtype
-from loopcoder.data.reader import part_of, readable, sequences_by_shard
-from loopcoder.errors import InputError
+from loopcoder.data.labels import LABELS, STRIDE, LabelFile
+from loopcoder.data.order import continued
+from loopcoder.data.reader import Row, readable
+from loopcoder.data.sampler import Given
+from loopcoder.errors import InputError, counted
+from loopcoder.storage.remote import Store
 
 _OPEN = 4
-"""Shards, and stretches, that are kept open: a batch can straddle the border of two."""
-_STRETCHES = 16
-"""At least so many of them in a shard, if each has..."""
-_LEAST_TOKENS = 1 << 16
-"""...so many tokens."""
+"""Shards that are kept open: a batch can straddle the border of two."""
 
 
 class PackedReader:
@@ -45,76 +40,121 @@ class PackedReader:
         domain: str,
         seq_length: int,
         seeds: tuple[int, ...],
+        before: Given = (),
         *,
         verify: bool = True,
+        cache: CacheConfig | None = None,
     ):
         """
         Args:
             seeds: What the order follows from.
+            before: What the domain gave; it goes on there.
             verify: Compare a block with its digest before it is used, if the corpus has digests.
+            cache: What is kept here of shards that are in a store; None: the defaults.
+
+        Raises:
+            InputError: the shards are in a store and have no digests, or nothing can be kept here.
         """
         self._corpus, self._domain, self._seq_length = corpus, domain, seq_length
-        self._seeds, self._verify = seeds, verify
+        self._verify = verify
         self._dtype = np.dtype(token_dtype(corpus.vocab_size))
         self._prefixes = corpus.prefixes(domain, "train")
-        self.sequences = sequences_by_shard(corpus, domain, seq_length)
+        self._order, self.start, self.left_out = continued(
+            corpus.shard_tokens(domain, "train"), self._dtype.itemsize, seq_length, seeds, before
+        )
+        self.sequences = self._order.sequences
+        if not self._order.size:
+            longest = self._order.longest
+            raise InputError.of(
+                f"no stretch of the domain '{domain}' has {counted(seq_length, 'token')}",
+                f"a domain that changes its length goes on with whole stretches, and those that "
+                f"sequences of {before[0][0]} have cut are of {longest} at most",
+                f"seq_length={longest} or less in this stage of data.stages, or more data",
+            )
         self._file = lru_cache(maxsize=_OPEN)(self._open)
-        self._shards = lru_cache(maxsize=_OPEN)(self._order_of_shards)
-        self._stretches = lru_cache(maxsize=_OPEN)(self._order_of_stretches)
-        self._stretch = lru_cache(maxsize=_OPEN)(self._permutation)
+        self._labels = lru_cache(maxsize=_OPEN)(self._open_labels)
+        self._opens: OpenRange = CheckedFile
+        self._ahead: Ahead | None = None
+        self._in: tuple[int, int] | None = None
+        if corpus.url is not None:
+            self._read_from(corpus.url, cache or CacheConfig())
 
-    def row(self, epoch: int, index: int) -> torch.Tensor:
-        """Return the token ids of one sequence and its last label. [S+1], int64
+    def epochs(self, sequences: int) -> float:
+        """Return how often the domain was gone through after so many sequences of the stage."""
+        return (self.start + sequences) / self._order.size
+
+    def row(self, epoch: int, index: int) -> Row:
+        """Return one sequence.
 
         Raises:
             LoopcoderError: the block is damaged, or cannot be read.
             FileNotFoundError: the shard is gone.
         """
-        shard, sequence = self.place(epoch, index)
-        size = self._dtype.itemsize
-        start = sequence * self._seq_length * size
+        (shard, start), size = self.place(epoch, index), self._dtype.itemsize
+        # documents are counted from a multiple of STRIDE on, which lies in the same block
+        back = start % STRIDE if self._corpus.has_labels else 0
+        if self._ahead is not None and (shard, start * size // BLOCK_BYTES) != self._in:
+            self._in = (shard, start * size // BLOCK_BYTES)
+            self._ahead.want(islice(self.upcoming(epoch, index), self._num_ahead))
         with readable(self._prefixes[shard] + ".bin"):
-            content = self._file(shard).read(start, (self._seq_length + 1) * size)
-        return torch.from_numpy(np.frombuffer(content, dtype=self._dtype).astype(np.int64))
+            content = self._file(shard).read(
+                (start - back) * size, (back + self._seq_length + 1) * size
+            )
+        ids = np.frombuffer(content, dtype=self._dtype)
+        with readable(self._prefixes[shard] + LABELS):
+            labels = self._label_ids(shard, start, ids[:back], ids[back:])
+        return Row(torch.from_numpy(ids[back:].astype(np.int64)), torch.from_numpy(labels))
 
     def place(self, epoch: int, index: int) -> tuple[int, int]:
-        """Return the shard of a sequence of an epoch, and its number there."""
-        shards, ends = self._shards(epoch)
-        shard, index = part_of(shards, ends, self.sequences, index)
-        firsts = self._first_of_stretches(shard)
-        stretches, ends = self._stretches(epoch, shard)
-        stretch, index = part_of(stretches, ends, np.diff(firsts), index)
-        count = int(firsts[stretch + 1] - firsts[stretch])
-        return shard, int(firsts[stretch] + self._stretch(count, epoch, shard, stretch)[index])
+        """Return the shard of a sequence of an epoch, and its first token there."""
+        return self._order.place(epoch, index)
 
-    def _order_of_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        order = self._permutation(len(self.sequences), epoch)
-        return order, np.cumsum(self.sequences[order])
+    def upcoming(self, epoch: int, index: int) -> Iterator[tuple[int, int]]:
+        """Yield the blocks that the sequences from one of an epoch on are read from, in their
+        order, as (shard, block) and without an end; the first is that of its stretch."""
+        size = self._dtype.itemsize
+        for shard, first, last in self._order.stretches(epoch, index):
+            for block in range(first * size // BLOCK_BYTES, last * size // BLOCK_BYTES + 1):
+                yield shard, block
 
-    def _order_of_stretches(
-        self, epoch: int, shard: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        counts = np.diff(self._first_of_stretches(shard))
-        order = self._permutation(len(counts), epoch, shard)
-        return order, np.cumsum(counts[order])
+    def _read_from(self, url: str, cache: CacheConfig) -> None:
+        """Read shards that are in a store through a cache of this machine."""
+        folder = self._corpus.dir
+        if self._verify and self._corpus.digests(self._domain, 0) is None:
+            raise InputError.of(
+                f"the corpus {url} has no digests of its blocks",
+                "what is read from a store is compared block by block before it is used",
+                "data.verify=size, or data=corpus path=FOLDER of a local copy",
+            )
+        blocks = BlockCache(folder.parents[1] / "blocks", cache.bytes, Store(url))
 
-    def _first_of_stretches(self, shard: int) -> NDArray[np.int64]:
-        """Return the first sequence that begins in each stretch of a shard, and their number as the
-        last entry. [stretches + 1]"""
-        sequences = int(self.sequences[shard])
-        tokens = sequences * self._seq_length
-        stretch = _power_of_two(max(tokens // _STRETCHES, _LEAST_TOKENS))
-        stretch = min(stretch, BLOCK_BYTES // self._dtype.itemsize)
-        count = -(-tokens // stretch)
-        firsts = -(-np.arange(count + 1, dtype=np.int64) * stretch // self._seq_length)
-        return np.minimum(firsts, sequences)
+        def cached(path: Path, *rest: Any, **more: Any) -> CachedFile:
+            return CachedFile(blocks, str(path.relative_to(folder)), *rest, **more)
 
-    def _permutation(self, count: int, *of: int) -> NDArray[np.int64]:
-        """Return the order of `count` things in an epoch, or in a shard or a stretch of it."""
-        stream = np.random.Philox(np.random.SeedSequence([*self._seeds, *of]))
-        return np.argsort(stream.random_raw(count), kind="stable")
+        self._opens = cached
+        self._ahead, self._num_ahead = Ahead(self._fetch), cache.ahead
 
-    def _open(self, shard: int) -> CheckedFile:
+    def _fetch(self, shard: int, block: int) -> None:
+        """Fetch a block of a shard in a store, with one try."""
+        file = self._open(shard)
+        assert isinstance(file, CachedFile)
+        file.fetch(block, pauses=())
+
+    def _label_ids(
+        self, shard: int, start: int, before: NDArray[Any], ids: NDArray[Any]
+    ) -> NDArray[np.int64]:
+        """Return the labels of a sequence, see `LabelFile.of_sequence`."""
+        labels = self._labels(shard)
+        if labels is None:
+            return np.full(self._seq_length, self._corpus.domains.index(self._domain))
+        return labels.of_sequence(start, before, ids, self._corpus.eod_id)
+
+    def _open_labels(self, shard: int) -> LabelFile | None:
+        return self._corpus.label_file(
+            self._domain, "train", shard, verify=self._verify, opens=self._opens
+        )
+
+    def _open(self, shard: int) -> RangeFile:
         path = Path(self._prefixes[shard] + ".bin")
         size = self._corpus.shard_tokens(self._domain, "train")[shard] * self._dtype.itemsize
         fix, digests = rebuild(self._corpus.dir), None
@@ -124,9 +164,4 @@ class PackedReader:
             except ValueError as error:
                 why = "it was cut off or changed after it was built"
                 raise InputError.of(str(error), why, fix) from error
-        return CheckedFile(path, size, digests, fix)
-
-
-def _power_of_two(number: int) -> int:
-    """Return the largest power of two that is not above a number."""
-    return 1 << (number.bit_length() - 1)
+        return self._opens(path, size, digests, fix)

@@ -5,13 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from loopcoder.data.corpus import Corpus, unreadable
+from loopcoder.data.sampler import Given
+
+
+class Row(NamedTuple):
+    """One sequence."""
+
+    ids: torch.Tensor
+    """Its token ids and the label of the last one. [S+1], int64"""
+    labels: torch.Tensor
+    """Index in `Corpus.labels` of the document of each label, `ids[1:]`. [S], int64"""
 
 
 class Reader(Protocol):
@@ -19,17 +29,29 @@ class Reader(Protocol):
 
     sequences: NDArray[np.int64]
     """Sequences of each shard. [shards]"""
+    start: int
+    """Sequences that come before the first one of the stage, counted from the first epoch on."""
+    left_out: Given
+    """Sequences that each change of the length left out, with the length before it."""
 
-    def row(self, epoch: int, index: int) -> torch.Tensor:
-        """Return a sequence of an epoch: its token ids and the label of the last one. [S+1],
-        int64"""
+    def epochs(self, sequences: int) -> float:
+        """Return how often the domain was gone through after so many sequences of the stage."""
+
+    def row(self, epoch: int, index: int) -> Row:
+        """Return a sequence of an epoch."""
 
 
 class MakeReader(Protocol):
-    """Opens a domain of a corpus; `seeds` and nothing else decide the order of its epochs."""
+    """Opens a domain of a corpus; `seeds`, and `before` where the length has changed, decide the
+    order of its epochs."""
 
     def __call__(
-        self, corpus: Corpus, domain: str, seq_length: int, seeds: tuple[int, ...]
+        self,
+        corpus: Corpus,
+        domain: str,
+        seq_length: int,
+        seeds: tuple[int, ...],
+        before: Given = (),
     ) -> Reader: ...
 
 

@@ -7,7 +7,7 @@ any step, and resuming costs nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 
@@ -15,8 +15,26 @@ import numpy as np
 
 from loopcoder.config.data import ResolvedStage
 from loopcoder.config.mixture import lowest_terms
-from loopcoder.config.schema import BatchRampConfig, Config
+from loopcoder.config.schema import BatchRampConfig, Config, TrainConfig
 from loopcoder.errors import counted
+
+Given = tuple[tuple[int, int], ...]
+"""What a domain gave, oldest first: (tokens per sequence, sequences). Neighbours have other
+lengths."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Samples that `data.skip` left out."""
+
+    step: int
+    """Before which they were."""
+    steps: int
+    """That would have taken them."""
+    stage: int
+    sample: int
+    """The first of them, in the stage."""
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -28,14 +46,17 @@ class Position:
     stage: int = 0
     """Index of the data stage."""
     sample: int = 0
-    """Global sample index in the stage: sequences that all ranks together took from it."""
+    """Global sample index in the stage: sequences that all ranks together took from it, and those
+    that were left out."""
     samples: int = 0
-    """Sequences of the whole run so far."""
+    """Sequences of the whole run so far; what was left out does not count."""
     tokens: int = 0
-    """Tokens of the whole run so far."""
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+    """Tokens of the whole run so far; what was left out does not count."""
+    before: dict[str, Given] | None = field(default_factory=dict)
+    """What each domain gave before this stage, which continues there. None: the run was begun by
+    a commit where every stage had an order of its own, and keeps to that."""
+    skipped: tuple[Skipped, ...] = ()
+    """What was left out so far."""
 
 
 def batch_size(full: int, ramp: BatchRampConfig | None, samples: int) -> int:
@@ -47,13 +68,39 @@ def batch_size(full: int, ramp: BatchRampConfig | None, samples: int) -> int:
     return ramp.start + ramp.increment * (samples * increments // ramp.samples)
 
 
+def sequences_of(train: TrainConfig, samples: int, steps: int) -> int:
+    """Return the sequences of some steps after `samples` sequences."""
+    ramp, full, done = train.batch_ramp, train.global_batch_size, 0
+    while ramp is not None and steps > 0 and samples + done < ramp.samples:
+        done += batch_size(full, ramp, samples + done)
+        steps -= 1
+    return done + steps * full
+
+
+def begin_step(config: Config, position: Position) -> Position:
+    """Return the position with that behind it which `data.skip` leaves out before the next step:
+    samples of its stage, as many as the steps would take. A second time nothing is left out."""
+    step = position.step + 1
+    steps = {skip.step: skip.steps for skip in config.data.skip}.get(step)
+    if steps is None or any(done.step == step for done in position.skipped):
+        return position
+    samples = sequences_of(config.train, position.samples, steps)
+    skipped = Skipped(step, steps, position.stage, position.sample, samples)
+    return replace(
+        position,
+        sample=position.sample + samples,
+        skipped=(*position.skipped, skipped),
+    )
+
+
 def advance(config: Config, position: Position) -> tuple[Position, int]:
     """Return the position after one step, and the number of sequences in that step."""
+    position = begin_step(config, position)
     size = batch_size(config.train.global_batch_size, config.train.batch_ramp, position.samples)
     stage = config.stages[position.stage]
-    after = Position(
+    after = replace(
+        position,
         step=position.step + 1,
-        stage=position.stage,
         sample=position.sample + size,
         samples=position.samples + size,
         tokens=position.tokens + size * stage.seq_length,
@@ -66,26 +113,43 @@ def enter_stage(stages: list[ResolvedStage], position: Position) -> Position:
     until = stages[position.stage].until
     if until is None or position.tokens < until or position.stage == len(stages) - 1:
         return position
-    following = Position(position.step, position.stage + 1, 0, position.samples, position.tokens)
+    before = None if position.before is None else given(stages[position.stage], position)
+    following = replace(position, stage=position.stage + 1, sample=0, before=before)
     return enter_stage(stages, following)
+
+
+def given(stage: ResolvedStage, position: Position) -> dict[str, Given]:
+    """Return what each domain gave up to a position in this stage; of a run whose stages have
+    orders of their own, in the stage alone."""
+    found = dict(position.before or {})
+    for domain, count in Mixture(stage.mixture).counts(position.sample).items():
+        earlier = found.get(domain, ())
+        if earlier and earlier[-1][0] == stage.seq_length:
+            found[domain] = (*earlier[:-1], (stage.seq_length, earlier[-1][1] + count))
+        elif count:
+            found[domain] = (*earlier, (stage.seq_length, count))
+    return found
 
 
 def position_at(config: Config, position: Position, step: int) -> Position:
     """Return the position after step `step` of a run that stands at another one; only in a ramp of
     the batch it is walked to."""
     train = config.train
+    skips = sorted(skip.step - 1 for skip in config.data.skip)
     while position.step < step:
+        position = begin_step(config, position)
         if train.batch_ramp is not None and position.samples < train.batch_ramp.samples:
             position, _ = advance(config, position)
             continue
-        stage, steps = config.stages[position.stage], step - position.step
+        end = next((before for before in skips if position.step < before < step), step)
+        stage, steps = config.stages[position.stage], end - position.step
         tokens = train.global_batch_size * stage.seq_length
         if stage.until is not None and position.stage < len(config.stages) - 1:
             steps = min(steps, max(1, -(-(stage.until - position.tokens) // tokens)))
         taken = steps * train.global_batch_size
-        after = Position(
+        after = replace(
+            position,
             step=position.step + steps,
-            stage=position.stage,
             sample=position.sample + taken,
             samples=position.samples + taken,
             tokens=position.tokens + steps * tokens,
@@ -95,8 +159,8 @@ def position_at(config: Config, position: Position, step: int) -> Position:
 
 
 def unreached(config: Config, position: Position) -> Iterator[str]:
-    """Yield what to say of a batch that does not come to its full size, and of data stages that do
-    not begin, before a run ends that stands at a position."""
+    """Yield what to say of a batch that does not come to its full size, and of data stages and
+    skips that do not begin, before a run ends that stands at a position."""
     train, stages = config.train, config.stages
     if position.step >= train.max_steps:
         return
@@ -115,6 +179,30 @@ def unreached(config: Config, position: Position) -> Iterator[str]:
             f"data.stages.{last.stage}.until={until} is not less than the tokens that "
             f"train.max_steps={train.max_steps} takes, {end.tokens}"
         )
+    for index, skip in enumerate(config.data.skip):
+        if skip.step > train.max_steps:
+            yield (
+                f"data.skip.{index} leaves nothing out: its step {skip.step} is more than "
+                f"train.max_steps={train.max_steps}"
+            )
+
+
+def orders_anew(config: Config, position: Position) -> Iterator[str]:
+    """Yield what to say of domains that come in sequences of another length in a later stage, with
+    a reader whose order is made for one length."""
+    if config.data.reader != "megatron" or position.before is None:
+        return
+    lengths = {domain: runs[-1][0] for domain, runs in position.before.items()}
+    for index, stage in enumerate(config.stages[position.stage :], position.stage):
+        length = stage.seq_length
+        changed = [d for d in stage.mixture if lengths.get(d, length) != length]
+        if changed and (index > position.stage or position.sample == 0):
+            yield (
+                f"data stage {index + 1} begins {' and '.join(changed)} anew, in sequences of "
+                f"{counted(length, 'token')} and not of {lengths[changed[0]]}: some documents are "
+                "read twice; a run with data.reader=packed goes on where a domain stands"
+            )
+        lengths |= dict.fromkeys(stage.mixture, length)
 
 
 @dataclass(frozen=True)
@@ -167,6 +255,12 @@ class Mixture:
             cycle * self._before[-1, domain] + self._before[place, domain]
         )
 
+    def counts(self, samples: int) -> dict[str, int]:
+        """Return how many of the first samples are of each domain."""
+        cycles, place = divmod(samples, len(self.pattern))
+        counts = cycles * self._before[-1] + self._before[place]
+        return dict(zip(self.domains, counts.tolist(), strict=True))
+
 
 def samples_of_step(position: Position, size: int, seed: int, stage: int) -> np.ndarray:
     """Return the sample indices of a step, permuted so that no rank sees one domain only. [size]"""
@@ -180,3 +274,10 @@ def samples_of_rank(
     """Cut a step's samples into microbatches and return those of one data-parallel rank.
     [microbatches, micro_batch_size]"""
     return samples.reshape(-1, dp_size, micro_batch_size)[:, dp_rank]
+
+
+def rank_of_row(row: int, dp_size: int, micro_batch_size: int) -> tuple[int, int]:
+    """Return the data-parallel rank that a row of a step's samples goes to, and in which of its
+    microbatches, as `samples_of_rank` deals them out."""
+    part = row // micro_batch_size
+    return part % dp_size, part // dp_size

@@ -37,6 +37,9 @@ FIELDS = {
     "step": "optimizer steps done, this one included",
     "loss": "mean over the valid tokens of the global batch, nats per token",
     "loss/<domain>": "the same over one domain's tokens",
+    "loss/language/<name>": "the same over the tokens of one language, where the corpus keeps what "
+    "its documents are (`other`: those beyond logging.max_labels)",
+    "loss/source/<name>": "the same over the tokens of one source",
     "loss/loop<r>": "the training loss with the head on the output of loop r (logging.loop_losses)",
     "grad_norm": "global L2 norm of the gradient before clipping",
     "grad_norm/loop<r>": "L2 norm of the gradient at the input of loop r (logging.loop_gradients)",
@@ -58,6 +61,8 @@ FIELDS = {
     "val/weighting": "what weighs the domains in val/loss: mixture; lines of runs before 2026-12 "
     "lack it, and their val/loss is the mean over the held-out tokens of all domains",
     "val/loss/<domain>": "mean over the held-out tokens of one domain, nats per token",
+    "val/loss/language/<name>": "mean over the held-out tokens of one language of all domains",
+    "val/loss/source/<name>": "the same of one source",
     "val/bpb/<domain>": "bits per byte of UTF-8: val/loss/<domain> * tokens / bytes / ln 2",
     "val/loss/loop<r>": "val/loss with the head on the output of loop r (logit lens), r from 0",
     "val/loss/<domain>/loop<r>": "the same over one domain",
@@ -66,7 +71,8 @@ FIELDS = {
     "val/unigram_entropy": "cross-entropy of the corpus' held-out tokens under the frequencies of "
     "its training tokens, domains weighted as in val/loss, nats per token",
 }
-"""Meaning and unit of every field of a line; `<domain>`, `<r>` and `<n>` are placeholders."""
+"""Meaning and unit of every field of a line; `<domain>`, `<name>`, `<r>` and `<n>` are
+placeholders."""
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

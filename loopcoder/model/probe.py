@@ -9,6 +9,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from loopcoder.config.schema import Config
+
+
+def probe_of(config: Config, device: torch.device) -> LoopProbe | None:
+    """Return what measures the loops in a logged step; None: nothing is asked for."""
+    log = config.logging
+    if not (log.loop_losses or log.loop_gradients):
+        return None
+    loops = config.model.num_loops
+    return LoopProbe(loops, device, losses=log.loop_losses, gradients=log.loop_gradients)
+
 
 class LoopProbe:
     """Sums of one step on this rank, by loop; the model calls it, `train.step` reduces it.

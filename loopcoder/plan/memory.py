@@ -7,10 +7,10 @@ Everything else is marked as an estimate where it is shown.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
 from loopcoder.data.corpus import read_manifest
+from loopcoder.data.mirror import folder_of
 from loopcoder.model.flops import parameters
 from loopcoder.plan.activations import (
     activation_bytes,
@@ -139,7 +139,7 @@ def planned_vocabulary(config: Config) -> int:
         return config.model.vocab_size
     data, tokens = config.data, config.data.build.tokenizer_vocab_size
     if not data.build.sources and isinstance(data.path, str):
-        manifest = read_manifest(Path(data.path).expanduser())
+        manifest = read_manifest(folder_of(data))
         tokens = manifest.get("tokenizer", {}).get("vocab_size", tokens)  # opening it says more
     return -(-tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 

@@ -24,35 +24,34 @@ from loopcoder.checkpoint.start import (
     early_notes,
     find_start,
     finished_at,
+    ledger_of,
     warmup_of,
+    with_kept_reader,
 )
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus, in_use, lost
+from loopcoder.data.corpus import Corpus, in_use, lost, with_reader
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
-from loopcoder.errors import (
-    EXIT_DONE,
-    LoopcoderError,
-    OutOfMemory,
-    Preempted,
-    TrainingDiverged,
-)
+from loopcoder.errors import EXIT_DONE, LoopcoderError, OutOfMemory, Preempted, TrainingDiverged
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
 from loopcoder.metrics.summary import next_command, print_finished, print_summary
 from loopcoder.metrics.throughput import Throughput, peak_flops
 from loopcoder.metrics.writer import MetricsWriter
 from loopcoder.model.flops import train_flops_per_token
-from loopcoder.model.probe import LoopProbe
+from loopcoder.model.probe import probe_of
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.optimizer import update
 from loopcoder.optim.schedule import branching_step, learning_rate, vocabulary_share
 from loopcoder.parallel import mcore
 from loopcoder.storage.run_lock import only_run_in
+from loopcoder.train.accounts import Accounts
+from loopcoder.train.data_events import data_events
 from loopcoder.train.health import Health
+from loopcoder.train.labels import label_losses
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
 from loopcoder.train.profiling import StepProfiler
@@ -61,6 +60,7 @@ from loopcoder.train.signals import StopSignal
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
 from loopcoder.train.validation import Evaluator, mixture_mean
+from loopcoder.train.verification import Verification
 from loopcoder.train.window import Window, reduce_peak_memory
 
 
@@ -94,9 +94,10 @@ def _train_alone(
     config: Config, corpus: Corpus, backends: Backends, run_dir: Path, launch: Launch
 ) -> int:
     vocab_size = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
-    start = find_start(config, run_dir)
+    start, said = find_start(config, run_dir), early_notes(config, run_dir)
+    config = with_reader(with_kept_reader(config, start), corpus)
     notes = [] if start is None else check_fits(start, config, vocab_size, corpus)
-    said = early_notes(config, run_dir)
+    notes += early_notes(config, run_dir)
     if (done := finished_at(config, run_dir)) is not None:
         if os.environ.get("RANK", "0") == "0":
             print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
@@ -129,6 +130,7 @@ class Run:
         self.backends, self.start, self.stop, self.launch = backends, start, stop, launch
         self.vocab_size = vocab_size
         self.state = build_state(config, self.ranks, vocab_size)
+        self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
         self.health = Health(config.optim, self.ranks.device)
         self.evaluator = Evaluator(config, corpus, run_dir)
         self.saver = Saver(config, run_dir, self.event, companions(run_dir))
@@ -136,6 +138,7 @@ class Run:
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
         position = start.checkpoint.state().position if start and start.goes_on else Position()
         self.position = enter_stage(config.stages, position)
+        self.accounts = Accounts(ledger_of(start), corpus.labels, self.ranks)
         self.warmup = warmup_of(start, config)
         self._last_saved = self.position.step
         self.writer = self._writer(resumed) if self.ranks.is_main else None
@@ -151,8 +154,11 @@ class Run:
         try:
             self._restore(said, notes)
             self._prepare_validation()
+            self.verification = Verification(self.config, self.corpus, self.say)
             self._train()
             self.saver.finish()
+            if self._last_saved != self.position.step:
+                self.saver.keep_ledger(self.accounts.ledger(self.position), self.position)
             self._conclude()
         except TrainingDiverged:
             self.event("run_diverged", step=self.position.step)  # a sweep goes on after it
@@ -175,13 +181,18 @@ class Run:
         try:
             for data in window.waiting_for(iter(loader)):
                 step = data.after.step
+                for kind, fields in data_events(config, self.corpus, self.position, data):
+                    self.event(kind, **fields)
                 evaluate = _due(step, config.eval.interval) or (step == last and config.eval.at_end)
                 logged = _due(step, config.logging.interval) or evaluate or step == last
                 with self.profiler.step(step):
-                    result = self._step(data, self._probe() if logged else None)
+                    result = self._step(data, logged)
                 window.add(data)
                 self.position = data.after
+                self.accounts.add(data.label_tokens)
                 self.saver.poll()
+                if self.verification.found_fault:
+                    self.stop.name = "a damaged shard"
                 if loader.error is not None:  # what is trained is saved before it is raised
                     self.stop.name = "no data"
                 stopping = self.stop.requested(self.ranks.device)
@@ -199,41 +210,39 @@ class Run:
                         "the run was asked to stop; nothing is lost",
                         "start the same command again to continue",
                     )
+            self.verification.refuse_damaged(self.ranks.device)
+        except Exception as error:
+            if error is loader.error and self.ranks.world_size == 1:  # others may wait for this one
+                self._save()
+                self.saver.finish()
+            raise
         finally:
             loader.close()
+            self.verification.close(self.event)
 
-    def _probe(self) -> LoopProbe | None:
-        log = self.config.logging
-        if not (log.loop_losses or log.loop_gradients):
-            return None
-        loops, device = self.config.model.num_loops, self.ranks.device
-        return LoopProbe(loops, device, losses=log.loop_losses, gradients=log.loop_gradients)
-
-    def _step(self, data: StepData, probe: LoopProbe | None) -> StepResult:
+    def _step(self, data: StepData, logged: bool) -> StepResult:
         """Train one step; loss and gradient norm stay on the device until they are logged."""
         config, optim = self.config, self.config.optim
+        probe = probe_of(config, self.ranks.device) if logged else None
+        by_label = self._by_label if logged else None
         theta = config.stages[data.before.stage].rope_theta
         self.state.network.set_rope_theta(theta)
         step = data.after.step
         with named_out_of_memory(f"step {step}", smaller_step(config, self.run_dir)):
-            sums = forward_backward(self.state, data.microbatches, len(self.corpus.domains), probe)
+            domains = len(self.corpus.domains)
+            sums = forward_backward(self.state, data.microbatches, domains, probe, by_label)
         lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
         share = vocabulary_share(optim, step)
         grad_norm = update(self.state.optimizer, optim, lr, sums[1].sum(), share)
         self.health.note(grad_norm, step)
-        return StepResult(sums, grad_norm, lr, probe)
+        return StepResult(sums, grad_norm, lr, probe, by_label)
 
     def _log(self, result: StepResult, data: StepData, window: Window, evaluate: bool) -> None:
         self.health.check()
-        loss, tokens = result.sums.tolist()
-        all_tokens = max(sum(tokens), 1.0)
-        by_domain = {
-            f"loss/{d}": s / n
-            for d, s, n in zip(self.corpus.domains, loss, tokens, strict=True)
-            if n > 0
-        }
+        fields = result.fields(self.corpus.domains)
         timing = window.measure(self._throughput(data.before.stage))
         memory = reduce_peak_memory(self.ranks.device)
+        self.verification.tell_finished(data.after.step, self.event)
         if evaluate:
             with window.excluding():
                 self._val = self._evaluate(data.before.stage)
@@ -241,13 +250,9 @@ class Run:
             self.writer.log(
                 {
                     "step": data.after.step,
-                    "loss": sum(loss) / all_tokens,
-                    "lr": result.lr,
-                    "grad_norm": result.grad_norm.item(),
                     "tokens": data.after.tokens,
                     **timing,
-                    **by_domain,
-                    **(result.probe.fields(all_tokens) if result.probe else {}),
+                    **fields,
                     "samples": data.after.samples,
                     "stage": data.before.stage,
                     "batch_size": data.size,
@@ -296,20 +301,23 @@ class Run:
     def _save(self) -> None:
         if self._last_saved == self.position.step:
             return
+        self.verification.refuse_damaged(self.ranks.device)
         self.health.check()
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
         state = CheckpointState(
             position=self.position,
+            ledger=self.accounts.ledger(self.position),
             num_loops=self.config.model.num_loops,
             vocab_size=self.vocab_size,
             tokenizer_hash=self.corpus.tokenizer_hash,
             tokenizer_path=str(self.corpus.tokenizer_path),
             corpus=self.corpus.fingerprint,
-            corpus_dir=str(self.corpus.dir.resolve()),
+            corpus_dir=self.corpus.place,
             config_hash=config_hash(self.config),
             world_size=self.ranks.world_size,
             warmup_steps=self.warmup,
+            reader=self.config.data.reader,  # type: ignore[arg-type]  # it is no longer auto
         )
         self.saver.save(self.state.network, self.state.ddp, self.state.optimizer, state)
         self._last_saved = self.position.step
@@ -332,7 +340,7 @@ class Run:
             verb = "continues" if resumes else "starts"
             self.event(f"run_{verb}", path=str(checkpoint.path), step=checkpoint.step)
             self.say(f"{verb} from {checkpoint.path}, step {checkpoint.step}")
-        for note in dict.fromkeys([*said, *notes]):
+        for note in dict.fromkeys([*said, *notes, *self.accounts.notes()]):
             self.event("note", text=note)
             if note not in said:
                 self.say(note)

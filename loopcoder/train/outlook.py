@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from loopcoder.config.schema import Config
-from loopcoder.data.blend import Blend
+from loopcoder.data.blend import check_stages, epochs_at
 from loopcoder.data.corpus import Corpus
-from loopcoder.data.sampler import Position, batch_size
+from loopcoder.data.sampler import Position, position_at
 from loopcoder.errors import counted
 from loopcoder.metrics.sinks import human
 from loopcoder.model.flops import parameters, train_flops_per_token
@@ -16,33 +16,33 @@ _EPOCHS = 4
 
 def outlook(config: Config, corpus: Corpus, vocab_size: int, position: Position) -> list[str]:
     """Return the lines that a run starts with; `position` is where it starts."""
-    steps, model = config.train.max_steps - position.step, config.model
-    sequences = _sequences(config, position, steps)
-    length = config.stages[position.stage].seq_length
-    tokens = sequences * length
-    flops = tokens * train_flops_per_token(model, vocab_size, length)[0]
+    end, model = position_at(config, position, config.train.max_steps), config.model
+    steps, tokens = end.step - position.step, end.tokens - position.tokens
+    flops = 0.0
+    begun = position.tokens
+    for stage in config.stages[position.stage : end.stage + 1]:
+        until = min(stage.until or end.tokens, end.tokens)
+        flops += (until - begun) * train_flops_per_token(model, vocab_size, stage.seq_length)[0]
+        begun = until
     uses = f", used in {model.num_loops} loops" if model.num_loops > 1 else ""
     lines = [
         f"{parameters(model, vocab_size):,} parameters{uses}; {human(tokens)} tokens in "
         f"{counted(steps, 'step')}, {flops / 1e15:.3g} PFLOP"
     ]
+    if not corpus.has_labels:
+        lines.append(
+            "the corpus does not keep which language and source a document is of: losses and "
+            "tokens are counted by domain (a corpus that is built now keeps them)"
+        )
     sizes = ", ".join(f"{human(corpus.tokens(d, 'train'))} of {d}" for d in corpus.domains)
-    if len(config.stages) > 1:
+    if len(config.stages) > 1 and end.before is None:  # each stage has epochs of its own
         return [*lines, f"corpus: {sizes} (tokens)"]
-    epochs = Blend(corpus, config.stages[0], 0, config.seed).epochs(position.sample + sequences)
+    epochs = epochs_at(config, corpus, end)
     seen = ", ".join(f"{d} {n:.2g}" for d, n in epochs.items())
     lines.append(f"corpus: {sizes} (tokens); epochs at the end: {seen}")
+    lines += check_stages(config, corpus, position)
     if max(epochs.values()) > _EPOCHS:
         lines.append(
             f"warning: more than {_EPOCHS} epochs add little: more data, or fewer train.max_steps"
         )
     return lines
-
-
-def _sequences(config: Config, position: Position, steps: int) -> int:
-    ramp, full = config.train.batch_ramp, config.train.global_batch_size
-    done = 0
-    while ramp is not None and steps > 0 and position.samples + done < ramp.samples:
-        done += batch_size(full, ramp, position.samples + done)
-        steps -= 1
-    return done + steps * full

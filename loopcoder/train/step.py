@@ -3,7 +3,7 @@ update."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from loopcoder.data.batch import Batch
 from loopcoder.model.probe import LoopProbe
 from loopcoder.model.reuse import forget_fp8_copies
 from loopcoder.parallel.schedule import run_chunks
+from loopcoder.train.labels import LabelLosses
 from loopcoder.train.state import TrainState
 
 
@@ -31,10 +32,32 @@ class StepResult:
     lr: float
     probe: LoopProbe | None
     """What the loops did; None unless the step is logged."""
+    by_label: LabelLosses | None
+    """Sums by language and source; None unless the step is logged."""
+
+    def fields(self, domains: Sequence[str]) -> dict[str, float]:
+        """Return the fields of a record; this waits for the device."""
+        loss, tokens = self.sums.tolist()
+        all_tokens = max(sum(tokens), 1.0)
+        by_domain = {
+            f"loss/{d}": s / n for d, s, n in zip(domains, loss, tokens, strict=True) if n > 0
+        }
+        return {
+            "loss": sum(loss) / all_tokens,
+            "lr": self.lr,
+            "grad_norm": self.grad_norm.item(),
+            **by_domain,
+            **(self.by_label.fields("loss") if self.by_label else {}),
+            **(self.probe.fields(all_tokens) if self.probe else {}),
+        }
 
 
 def forward_backward(
-    state: TrainState, microbatches: list[Batch], domains: int, probe: LoopProbe | None = None
+    state: TrainState,
+    microbatches: list[Batch],
+    domains: int,
+    probe: LoopProbe | None = None,
+    by_label: LabelLosses | None = None,
 ) -> Tensor:
     """Compute the gradients of one step, and return sums of the loss by domain.
 
@@ -43,19 +66,24 @@ def forward_backward(
 
     Args:
         probe: measures the loops on the way; its sums are over all ranks afterwards.
+        by_label: gets the sums of the loss by language and source, over all ranks as well.
 
     Returns:
         [2, domains] in fp32 on the device: summed loss and number of valid tokens, over all ranks.
     """
     state.ddp.zero_grad_buffer()
     state.optimizer.zero_grad()
+    if by_label is not None:
+        by_label.sums.zero_()
     device = state.ranks.device
     if state.chunks:
-        step = partial(chunk_step, device=device, domains=domains, probe=probe)
+        step = partial(chunk_step, device=device, domains=domains, probe=probe, by_label=by_label)
         sums = run_chunks(state.chunks, microbatches, step)
     else:
         sums = forward_backward_no_pipelining(
-            forward_step_func=partial(_forward_step, device=device, domains=domains, probe=probe),
+            forward_step_func=partial(
+                _forward_step, device=device, domains=domains, probe=probe, by_label=by_label
+            ),
             data_iterator=iter(microbatches),
             model=state.ddp,
             num_microbatches=len(microbatches),
@@ -66,6 +94,8 @@ def forward_backward(
     for s in sums:  # only the last stage of a pipeline has any
         total += s["sums"]
     _sum_over_ranks(state, total)
+    if by_label is not None:
+        _sum_over_ranks(state, by_label.sums)
     if probe is not None:
         _sum_over_ranks(state, probe.sums)
         if state.config.sequence_parallel:  # each rank saw the gradient of its part of the sequence
@@ -87,12 +117,13 @@ def _forward_step(
     device: torch.device,
     domains: int,
     probe: LoopProbe | None,
+    by_label: LabelLosses | None,
 ) -> Any:
     batch = next(batches).to(device)
     if probe is not None:
         probe.loss_mask = batch.loss_mask
     loss = model(batch.tokens, batch.documents, batch.labels, probe=probe)
-    return loss, partial(_loss, batch=batch, domains=domains)
+    return loss, partial(_loss, batch=batch, domains=domains, by_label=by_label)
 
 
 def losses(state: TrainState, batches: list[Batch], *, every_loop: bool) -> Iterable[Tensor]:
@@ -148,19 +179,25 @@ def chunk_step(
     device: torch.device,
     domains: int,
     probe: LoopProbe | None,
+    by_label: LabelLosses | None = None,
 ) -> Any:
     microbatch, host_batch = next(batches)
     batch = host_batch.to(device)
     if probe is not None:
         probe.loss_mask = batch.loss_mask
-    return chunk(microbatch, batch, probe=probe), partial(_loss, batch=batch, domains=domains)
+    loss = partial(_loss, batch=batch, domains=domains, by_label=by_label)
+    return chunk(microbatch, batch, probe=probe), loss
 
 
-def _loss(loss: Tensor, *, batch: Batch, domains: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _loss(
+    loss: Tensor, *, batch: Batch, domains: int, by_label: LabelLosses | None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return what megatron's schedule wants with calculate_per_token_loss: (sum, tokens, to
     report)."""
     masked = loss * batch.loss_mask
     tokens = batch.loss_mask.sum()
     by_row = torch.stack([masked.detach().sum(1), batch.loss_mask.sum(1)])
     sums = by_row.new_zeros(2, domains).index_add_(1, batch.domain_ids, by_row)
+    if by_label is not None:
+        by_label.add(masked, batch.loss_mask, batch.label_ids)
     return masked.sum(), tokens.to(torch.int), {"sums": sums}

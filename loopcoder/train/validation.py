@@ -14,6 +14,7 @@ from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.heldout import HeldOut
 from loopcoder.errors import counted
+from loopcoder.train.labels import LabelLosses, label_losses
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_evaluation
 from loopcoder.train.state import TrainState
 from loopcoder.train.step import losses
@@ -32,7 +33,7 @@ class Evaluator:
         Args:
             run_dir: of a run that trains: errors say how it continues.
         """
-        self._run_dir = run_dir
+        self._run_dir, self._corpus = run_dir, corpus
         self.config, self._further = config, list(dict.fromkeys(config.eval.lengths or ()))
         trained = {domain for stage in config.stages for domain in stage.mixture}
         of_stages = sorted({stage.seq_length for stage in config.stages})
@@ -101,28 +102,43 @@ class Evaluator:
         here, further = self.config.stages[stage], self._further
         loops = self.config.model.num_loops if self.config.eval.per_loop else 1
         state.network.set_rope_theta(here.rope_theta)
+        by_label = label_losses(self._corpus, self.config.logging.max_labels, state.ranks.device)
         sums = {
-            length: self._by_domain(state, stage, length, loops)
+            length: self._by_domain(
+                state, stage, length, loops, by_label if length == here.seq_length else None
+            )
             for length in dict.fromkeys([here.seq_length, *further])
         }
         fields = _fields(sums[here.seq_length], here.mixture, loops)
+        if by_label is not None:
+            by_label.reduce(state.ranks.groups.dp_cp)
+            fields |= by_label.fields("val/loss")
         for length in further:
             fields |= _fields(sums[length], here.mixture, loops, f"/len{length}")
         return fields
 
     def _by_domain(
-        self, state: TrainState, stage: int, length: int, loops: int
+        self,
+        state: TrainState,
+        stage: int,
+        length: int,
+        loops: int,
+        by_label: LabelLosses | None,
     ) -> dict[str, torch.Tensor]:
         field = "eval.lengths" if length in self._further else "data.seq_length"
         micro = counted(self.config.train.micro_batch_size, "sequence")
         what = f"an evaluation at {counted(length, 'token')} ({field}, {micro} at once)"
         fix = smaller_evaluation(self.config, length, stage, self._run_dir)
         with named_out_of_memory(what, fix):
-            return {s.domain: self._sums(state, s, loops) for s in self.sets(stage, length)}
+            return {
+                s.domain: self._sums(state, s, loops, by_label) for s in self.sets(stage, length)
+            }
 
-    def _sums(self, state: TrainState, held_out: HeldOut, loops: int) -> torch.Tensor:
+    def _sums(
+        self, state: TrainState, held_out: HeldOut, loops: int, by_label: LabelLosses | None
+    ) -> torch.Tensor:
         """[loops + 2]: summed loss after each loop (the last is the model's), valid tokens, UTF-8
-        bytes of them."""
+        bytes of them; `by_label` gets what this rank has of them."""
         device = state.ranks.device
         token_bytes = self._token_bytes.to(device)
         state.network.eval()
@@ -136,6 +152,8 @@ class Evaluator:
         for batch, loss in zip(batches, losses(state, batches, every_loop=loops > 1), strict=True):
             sums[:loops] += (loss * batch.loss_mask).sum((1, 2)).double()
             sums[loops] += batch.loss_mask.sum().double()
+            if by_label is not None:
+                by_label.add(loss[-1] * batch.loss_mask, batch.loss_mask, batch.label_ids)
             sums[loops + 1] += (token_bytes[batch.labels] * batch.loss_mask).sum().double()
         state.network.train()
         dist.all_reduce(sums, group=state.ranks.groups.dp_cp)

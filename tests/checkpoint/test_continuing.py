@@ -16,9 +16,9 @@ from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.start import Start, check_fits, find_start, warmup_of
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.compose import compose, save_config
-from loopcoder.config.data import StageConfig
+from loopcoder.config.data import SkipConfig, StageConfig
 from loopcoder.config.schema import Config
-from loopcoder.data.sampler import Position, enter_stage
+from loopcoder.data.sampler import Position, Skipped, enter_stage
 from loopcoder.errors import InputError
 from loopcoder.optim.schedule import learning_rate, warmup_steps
 from tests.checkpoint.states import state_at
@@ -102,6 +102,34 @@ def test_a_mixture_changed_from_here_on_is_the_next_stage(tmp_path):
     position = enter_stage(mended.stages, start.checkpoint.state().position)
     assert (position.stage, position.sample, position.tokens) == (1, 0, 10240)
     assert mended.stages[1].mixture == CODE
+
+
+@pytest.mark.parametrize(
+    ("asked", "fact", "fix"),
+    [
+        ((12, 3), None, None),
+        ((41, 3), None, None),
+        ((40, 3), "nothing was left out before step 40", "data.skip.0.step=41"),
+        ((30, 1), "nothing was left out before step 30", "checkpoint.init_from={}/step_00000020 "),
+        ((12, 4), "samples of 3 steps were left out before step 12", "data.skip.0.steps=3 as it"),
+        ((1, 4), "nothing was left out before step 1", "of which none is kept"),
+    ],
+)
+def test_what_is_left_out_may_change_only_ahead(tmp_path, asked, fact, fix):
+    """Given again it is not left out again; what is past cannot be left out."""
+    position = Position(step=40, stage=1, sample=64, skipped=(Skipped(12, 3, 0, 88, 24),))
+    start = trained(tmp_path, STAGED, position=position)
+    folder = start.checkpoint.path.parent
+    shutil.copytree(start.checkpoint.path, folder / "step_00000020")
+    check_fits(start, staged(FIRST, SECOND), VOCAB, CORPUS)
+    changed = staged(FIRST, SECOND, skip=[SkipConfig(*asked)])
+    if fact is None:
+        check_fits(start, changed, VOCAB, CORPUS)
+        return
+    (text,) = refused(start, changed)
+    assert fact in text and fix.format(folder) in text
+    mended = staged(FIRST, SECOND, skip=[SkipConfig(41, asked[1])])
+    check_fits(start, mended, VOCAB, CORPUS)
 
 
 THIRD = StageConfig(mixture=BOTH)

@@ -13,6 +13,7 @@ import xxhash
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.state import FORMAT_VERSION
 from loopcoder.errors import InputError
 from loopcoder.storage import files
 from loopcoder.storage.digest import file_digest
@@ -201,7 +202,7 @@ def test_a_damaged_json_is_an_error_with_advice(tmp_path, seed, name, content):
 def test_state_of_another_format(tmp_path, seed):
     checkpoint = write(tmp_path, 7, seed)
     assert checkpoint.state() == state_at(7)
-    for version in (0, 3, None):
+    for version in (0, FORMAT_VERSION + 1, None):
         (checkpoint.path / "state.json").write_text(
             json.dumps(state_at(7).to_json() | {"format_version": version})
         )

@@ -12,9 +12,10 @@ import pytest
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.start import Start, check_fits, find_start
+from loopcoder.checkpoint.start import Start, check_fits, find_start, ledger_of
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
+from loopcoder.data.ledger import Ledger, LedgerEntry
 from loopcoder.errors import InputError
 from tests.checkpoint.states import state_at
 from tests.configs import small_config
@@ -23,12 +24,14 @@ VOCAB = 128
 CORPUS: Any = SimpleNamespace(tokenizer_hash="tokenizer", fingerprint="corpus")
 
 
-def checkpoint(run_dir: Path, step: int, config: Config | None = None) -> Checkpoint:
+def checkpoint(
+    run_dir: Path, step: int, config: Config | None = None, ledger: Ledger | None = None
+) -> Checkpoint:
     """Write a checkpoint without weights."""
     config = config or small_config()
     folder = layout.step_folder(run_dir, step)
     folder.mkdir(parents=True)
-    state = state_at(step, num_loops=config.model.num_loops, vocab_size=VOCAB)
+    state = state_at(step, num_loops=config.model.num_loops, vocab_size=VOCAB, ledger=ledger)
     (folder / "state.json").write_text(json.dumps(state.to_json()))
     (folder / "manifest.json").write_text('{"files": {}}')
     save_config(config, folder / "config.yaml")
@@ -50,6 +53,16 @@ def test_a_run_goes_on_before_it_branches(tmp_path: Path) -> None:
     own = [checkpoint(run_dir, step) for step in (3, 7)]
     for config in (asking(), branches, asking(resume="require")):
         assert find_start(config, run_dir) == Start(own[-1], resumes=True)
+
+
+def test_what_goes_on_keeps_its_ledger(tmp_path: Path) -> None:
+    """Weights alone begin one, as a checkpoint does of a version that did not count."""
+    counted = Ledger(2, 512, (LedgerEntry("text", None, None, 256),))
+    for ledger, expected in ((counted, counted), (None, Ledger(3, 768))):
+        found = checkpoint(tmp_path / str(ledger is None), 3, ledger=ledger)
+        assert ledger_of(Start(found, resumes=True)) == expected
+        assert ledger_of(Start(found, resumes=False, keeps_position=True)) == expected
+        assert ledger_of(Start(found, resumes=False)) == ledger_of(None) == Ledger()
 
 
 def test_modes_of_resuming(tmp_path: Path) -> None:

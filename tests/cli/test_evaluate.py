@@ -72,6 +72,21 @@ def test_the_table_has_domains_and_loops() -> None:
     assert lines[3].split() == ["code", "2.0000", "1.5000"]
 
 
+def test_languages_and_sources_come_after_the_domains() -> None:
+    result = {"checkpoint": "/c", "step": 3, "num_loops": 1, "precision": "fp32", "corpus": "/d"}
+    result |= {"val/loss": 3.0, "val/loss/code": 2.0, "val/bpb/code": 1.5, "val/loss/len8": 4.0}
+    result |= {"val/loss/language/C++": 2.5, "val/loss/source/0-hf org/data": 1.25}
+    rows = [line.split("  ") for line in table([result]).splitlines()[2:]]
+    named = [(row[1], next(cell for cell in row[2:] if cell).strip()) for row in rows]
+    assert named == [
+        ("all", "3.0000"),
+        ("code", "2.0000"),
+        ("language/C++", "2.5000"),
+        ("source/0-hf org/data", "1.2500"),
+        ("all at 8 tokens", "4.0000"),
+    ]
+
+
 def test_every_length_has_its_rows_once_with_their_domains() -> None:
     result = {"checkpoint": "/c", "step": 3, "num_loops": 1, "precision": "fp32", "corpus": "/d"}
     loss = 1.0

@@ -330,3 +330,13 @@ def test_a_run_without_checkpoints_cannot_start_from_itself(
     assert "2 problems" in error  # beside what else is wrong
     assert f"checkpoint.init_from={origin} is of this run itself" in error
     assert "fix: checkpoint.init_from=null, or the folder of another run" in error
+
+
+@pytest.mark.parametrize(("saved", "reader"), [(True, "megatron"), (False, "packed")])
+def test_the_reader_is_that_of_the_run(
+    loop: Loop, corpus: Path, sources_changed: list[str], saved: bool, reader: str
+) -> None:
+    """A checkpoint of an earlier version does not say it."""
+    command = stopped(corpus, "data=sample") if saved else ["data=sample", "run_dir=new"]
+    assert cli.main(["train", *command]) == 0
+    assert loop.called_with[0].data.reader == reader

@@ -19,6 +19,7 @@ def test_it_is_short_and_has_the_numbers_that_matter() -> None:
 def test_stages_ramp_layout_and_branch_are_there() -> None:
     asked = [
         "data.stages=[{until:5000,mixture:{text:1}},{mixture:{text:1,code:3},seq_length:256}]",
+        "data.skip=[{step:7,steps:2},{step:70,steps:1}]",
         "train.batch_ramp={start:4,increment:4,samples:64}",
         "parallel=tp2_sp",
         "checkpoint.init_from=/other",
@@ -28,7 +29,7 @@ def test_stages_ramp_layout_and_branch_are_there() -> None:
     for part in (
         "until 5,000 tokens; then",
         "1 : 3",
-        "sequences of 256",
+        "sequences of 256; what 2 steps would take is left out before step 7; what 1 step would",
         "(from 4)",
         "dp 2, tp 2 with sp",
         "weights from  /other",

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from launch.torchrun import CONFIG_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.cli import main as cli
 from loopcoder.config.compose import compose, load_config, save_config
+from loopcoder.data.corpus import opening
 from loopcoder.metrics.summary import next_command
 from loopcoder.storage.signals import ASKS, name_of
 from loopcoder.train.provenance import Launch
@@ -55,6 +57,14 @@ MISTAKES = {
         ["experiment=loop_sweep", "seed=1"],
         ["a sweep over variant", "-m run_dir=", "experiment=loop_sweep seed=1", "variant=loops_1"],
     ),
+    "a store": (
+        ["data=corpus", "path=memory://no/corpus"],
+        ["memory://no/corpus data.reader=megatron", "fix: data.reader=packed", "is not there"],
+    ),
+    "a store in the background": (
+        ["data=corpus", "path=memory://no/corpus", "data.reader=packed", "data.verify=background"],
+        ["data.verify=background", "fix: data.verify=hash"],
+    ),
     "several": (
         ["model.num_loops=0", "seed=-1", "optim.lr=fast"],
         ["3 problems", "model.num_loops=0", "seed=-1", "optim.lr=fast"],
@@ -79,6 +89,8 @@ def test_mistakes(
 
 def test_one_rank_hashes_the_corpus(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["train"]) == 0
+    assert loop.verified == opening(compose([]).data) != "size"
+    assert cli.main(["train", "data.reader=megatron"]) == 0
     assert loop.verified == "hash"
     assert cli.main(["train", "data.verify=size"]) == 0
     assert loop.verified == "size"
@@ -107,8 +119,13 @@ def test_a_signal_before_the_first_step_is_a_retry(
 
 def test_nohup_is_heeded_before_the_first_step(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    driver = sys.modules["data_pipeline.driver"]
-    monkeypatch.setattr(driver, "prepare", lambda data, **_: signal.raise_signal(signal.SIGHUP))
+    driver, corpus = sys.modules["data_pipeline.driver"], loop.prepare(None, None, "")
+
+    def prepare(data: Any, **_: Any) -> Any:
+        signal.raise_signal(signal.SIGHUP)
+        return corpus
+
+    monkeypatch.setattr(driver, "prepare", prepare)
     assert cli.main(["train"]) == 0
 
 

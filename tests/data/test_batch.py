@@ -75,6 +75,7 @@ def test_against_loops(seed, isolate, mask, padded):
         assert (cu_seqlens, got.max_seqlen) == (expected["cu_seqlens"], expected["max_seqlen"])
         assert torch.equal(got.sample_ids, sample_ids)
         assert torch.equal(got.domain_ids, domain_ids)
+        assert got.label_ids.tolist() == [[domain] * seq_length for domain in domain_ids.tolist()]
         assert torch.equal(rows, untouched)
 
 
@@ -84,7 +85,7 @@ def test_types_and_memory_layout(seed):
         got = make_batch(
             rows, torch.arange(3), torch.zeros(3, dtype=torch.long), EOD, isolate_documents=isolate
         )
-        for name in ("tokens", "labels", "position_ids", "document_start"):
+        for name in ("tokens", "labels", "position_ids", "document_start", "label_ids"):
             x = getattr(got, name)
             # An expanded tensor would be copied to the device element by element, or not at all.
             assert (x.dtype, x.shape, x.is_contiguous()) == (torch.int64, (3, 12), True), name

@@ -18,7 +18,9 @@ from loopcoder.config.data import ResolvedStage
 from loopcoder.config.schema import Config
 from loopcoder.data.blend import Blend
 from loopcoder.data.loader import Loader, step_data
-from loopcoder.data.sampler import Position
+from loopcoder.data.megatron import MegatronReader
+from loopcoder.data.packed import PackedReader
+from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.errors import InputError
 from tests.configs import small_config
 from tests.data.corpora import pairs, stream
@@ -30,8 +32,7 @@ def one_domain(corpus, domain: str, seq_length: int, seed: int = 1, stage_idx: i
 
 def epoch(blend: Blend, corpus, domain: str, number: int) -> list[list[int]]:
     size = (corpus.tokens(domain, "train") - 1) // blend.seq_length
-    rows, _ = blend.rows(np.arange(number * size, (number + 1) * size))
-    return rows.tolist()
+    return blend.rows(np.arange(number * size, (number + 1) * size)).ids.tolist()
 
 
 def run_config(data, seed: int, **train: int) -> Config:
@@ -94,12 +95,13 @@ def test_epochs_and_seeds_have_their_own_order(corpus, seed):
 def test_any_sample_alone_is_the_same_as_in_a_walk(corpus, seed):
     """Nothing depends on what was read before, across the borders of epochs too."""
     stage = ResolvedStage({"text": 2.0, "code": 1.0}, 24, 1e4)
-    walked, domains = Blend(corpus, stage, 0, seed).rows(np.arange(1000))
+    walked, domains, labels = Blend(corpus, stage, 0, seed).rows(np.arange(1000))
     blend = Blend(corpus, stage, 0, seed)
     for i in random.Random(seed).sample(range(1000), 40):
-        row, domain = blend.rows(np.array([i]))
+        row, domain, label = blend.rows(np.array([i]))
         assert torch.equal(row[0], walked[i])
         assert domain.tolist() == [domains[i]]
+        assert torch.equal(label[0], labels[i])
 
 
 def test_samples_do_not_depend_on_length_of_run_or_ranks(corpus, data, seed):
@@ -122,7 +124,7 @@ def test_samples_do_not_depend_on_length_of_run_or_ranks(corpus, data, seed):
 
 def test_rows_carry_their_domain(corpus, seed):
     stage = ResolvedStage({"text": 1.0, "code": 1.0}, 20, 1e4)
-    rows, domains = Blend(corpus, stage, 0, seed).rows(np.arange(40))
+    rows, domains, _ = Blend(corpus, stage, 0, seed).rows(np.arange(40))
     assert rows.dtype == torch.int64
     assert domains.tolist().count(0) == domains.tolist().count(1) == 20
     for row, domain in zip(rows.tolist(), domains.tolist(), strict=True):
@@ -133,12 +135,56 @@ def test_rows_carry_their_domain(corpus, seed):
 def test_a_mixture_interleaves_each_domains_own_sequences(corpus, seed):
     """It skips none of them and repeats none: they are those of a stage of this domain alone."""
     stage = ResolvedStage({"text": 2.0, "code": 3.0}, 20, 1e4)
-    rows, domains = Blend(corpus, stage, 0, seed).rows(np.arange(500))
+    rows, domains, _ = Blend(corpus, stage, 0, seed).rows(np.arange(500))
     for index, domain in enumerate(corpus.domains):
         mine = rows[domains == index]
         assert len(mine) == (200, 300)[index]
-        alone, _ = one_domain(corpus, domain, 20, seed).rows(np.arange(len(mine)))
-        assert torch.equal(mine, alone)
+        alone = one_domain(corpus, domain, 20, seed).rows(np.arange(len(mine)))
+        assert torch.equal(mine, alone.ids)
+
+
+@pytest.mark.parametrize("reader", [MegatronReader, PackedReader])
+def test_a_domain_goes_on_from_stage_to_stage(corpus, seed, reader):
+    """Whatever it is mixed with: the sequences of two stages are those of one, over epochs too."""
+    both, code = {"text": 1.0, "code": 1.0}, {"code": 1.0}
+    taken = random.Random(seed).randint(1, 400)
+    alone, _, _ = Blend(corpus, ResolvedStage(code, 20, 1e4), 0, seed, reader).rows(np.arange(430))
+    first = ResolvedStage(both, 20, 1e4, until=1)
+    position = Position(sample=2 * taken, tokens=1, before={})
+    position = enter_stage([first, ResolvedStage(code, 20, 1e4)], position)
+    begun = Blend(corpus, first, 0, seed, reader, {})
+    rows = begun.rows(np.arange(2 * taken))
+    assert torch.equal(rows.ids[rows.domain_ids == corpus.domains.index("code")], alone[:taken])
+    stage = ResolvedStage(code, 20, 1e4)
+    later = Blend(corpus, stage, 1, seed, reader, position.before)
+    assert torch.equal(later.rows(np.arange(30)).ids, alone[taken : taken + 30])
+    size = int(later._readers["code"].sequences.sum())
+    assert later.epochs(30)["code"] == pytest.approx((taken + 30) / size)
+    assert later.locate(0) == ("code", *divmod(taken, size))
+    # a run of before has an order of its own for every stage
+    older = Blend(corpus, stage, 1, seed, reader)
+    own = reader(corpus, "code", 20, (seed, 1, corpus.domains.index("code")))
+    assert torch.equal(older.rows(np.array([0])).ids[0], own.row(0, 0).ids)
+
+
+def test_at_another_length_an_index_makes_an_order_of_its_own(corpus, seed):
+    """Each time: it is that of no stage before, and goes on while the length stays."""
+    index = corpus.domains.index("code")
+
+    def reader(length, *before):
+        return MegatronReader(corpus, "code", length, (seed, 0, index), before)
+
+    def rows(opened):
+        size = int(opened.sequences.sum())
+        places = (divmod(opened.start + i, size) for i in range(20))
+        return [opened.row(*place).ids.tolist() for place in places]
+
+    first, third = rows(reader(20)), rows(reader(20, (20, 7), (30, 4)))
+    assert first != third
+    assert rows(reader(20, (20, 7), (30, 4), (20, 5)))[:15] == third[5:]
+    sizes = [int(reader(length).sequences.sum()) for length in (20, 30)]
+    passes = reader(20, (20, 7), (30, 4), (20, 5)).epochs(3)
+    assert passes == pytest.approx((7 + 8) / sizes[0] + 4 / sizes[1])
 
 
 def test_microbatches_of_a_step(corpus, data, seed):

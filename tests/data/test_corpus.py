@@ -43,7 +43,7 @@ def test_every_file_is_checked(corpus: Corpus, rng: random.Random) -> None:
     files = [p for p in corpus.dir.rglob("*") if p.is_file() and p.name not in UNCHECKED]
     names = sorted(str(p.relative_to(corpus.dir)) for p in files)
     # two shards and two held-out domains, tokenizer and token_bytes
-    assert len([n for n in names if not n.startswith("dropped/")]) == 4 * 3 + 2
+    assert len([n for n in names if not n.startswith("dropped/")]) == 4 * 4 + 2
     for name in names:
         path = corpus.dir / name
         good = path.read_bytes()
@@ -202,19 +202,19 @@ def test_by_size_no_file_but_the_manifest_is_opened(
 
 
 def test_a_corpus_of_many_files_opens_by_size_at_once(corpus: Corpus) -> None:
-    """20,000 files of 1 TB each, as 18T tokens would have them, were they not sparse."""
+    """30,000 files of 1 TB each, as 18T tokens would have them, were they not sparse."""
     size, number = 1 << 40, 10_000
-    prefixes = [f"train/text-{i:05}" for i in range(number)]
+    prefixes, ends = [f"train/text-{i:05}" for i in range(number)], (".bin", ".idx", ".labels")
 
     def grow(manifest: Any) -> None:
         train = manifest["domains"]["text"]["train"]
         train["shards"] = [{"prefix": p, "documents": 1, "tokens": size} for p in prefixes]
         train |= {"documents": number, "tokens": number * size}
         entry = {"bytes": size, "xxh3_128": "0" * 32}
-        manifest["files"] |= {p + end: entry for p in prefixes for end in (".bin", ".idx")}
+        manifest["files"] |= {p + end: entry for p in prefixes for end in ends}
 
     for prefix in prefixes:
-        for end in (".bin", ".idx"):
+        for end in ends:
             with open(corpus.dir / (prefix + end), "wb") as file:
                 file.truncate(size)
     edit(corpus.dir / "manifest.json", grow)

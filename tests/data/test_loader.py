@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from loopcoder.config.data import StageConfig
 from loopcoder.config.schema import Config
 from loopcoder.data import loader as module
 from loopcoder.data.batch import Batch
-from loopcoder.data.blend import Blend
+from loopcoder.data.blend import blend_at
 from loopcoder.data.loader import Loader, StepData, step_data
 from loopcoder.data.sampler import Position, advance
 from loopcoder.errors import InputError
@@ -80,40 +81,44 @@ def in_time[T](function: Callable[[], T]) -> T:
 
 def close_in_time(loader: Loader) -> None:
     in_time(loader.close)
-    assert not loader._thread.is_alive()
+    assert loader._thread is None or not loader._thread.is_alive()
+
+
+def prefetching(config: Config, steps: int) -> Config:
+    return replace(config, data=replace(config.data, prefetch_steps=steps))
 
 
 @pytest.mark.parametrize("first", [0, 3, 4, 7, 8])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_yields_the_remaining_steps(corpus, config, first, rank):
+@pytest.mark.parametrize(("rank", "ahead"), [(0, 1), (1, 3), (1, 0)])
+def test_yields_the_remaining_steps(corpus, config, first, rank, ahead):
+    config = prefetching(config, ahead)
     loader = Loader(config, corpus, position_at(config, first), rank, 2, pin=False)
-    blends = [Blend(corpus, stage, i, config.seed) for i, stage in enumerate(config.stages)]
+    blend = partial(blend_at, config, corpus)
     steps = in_time(lambda: list(loader))
     close_in_time(loader)
     assert [s.before.step for s in steps] == list(range(first, 8))
     assert [s.before.stage for s in steps] == [0, 0, 0, 0, 1, 1, 1, 1][first:]
     for got in steps:
-        expected = step_data(
-            config, corpus, position_at(config, got.before.step), rank, 2, blends.__getitem__
-        )
+        expected = step_data(config, corpus, position_at(config, got.before.step), rank, 2, blend)
         assert_same(got, expected)
     shapes = [s.microbatches[0].tokens.shape for s in steps]
     assert shapes == [*[(2, 16)] * 4, *[(2, 32)] * 4][first:]
 
 
-def test_an_error_in_the_thread_is_raised_after_the_steps_before_it(corpus, config, monkeypatch):
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_an_error_is_raised_after_the_steps_before_it(corpus, config, monkeypatch, ahead):
     def fails_at_two(config, corpus, position, *args):
         if position.step == 2:
             raise OSError("the disk went away")
         return step_data(config, corpus, position, *args)
 
     monkeypatch.setattr(module, "step_data", fails_at_two)
-    loader = Loader(config, corpus, Position(), 0, 1, pin=False)
+    loader = Loader(prefetching(config, ahead), corpus, Position(), 0, 1, pin=False)
     steps = iter(loader)
     assert [in_time(lambda: next(steps)).before.step for _ in range(2)] == [0, 1]
-    with pytest.raises(OSError, match="the disk went away"):
+    with pytest.raises(OSError, match="the disk went away") as raised:
         in_time(lambda: next(steps))
-    assert loader.error is not None  # known before the steps that are ready are done
+    assert loader.error is raised.value  # known before the steps that are ready are done
     close_in_time(loader)
 
 
@@ -133,6 +138,18 @@ def test_close_with_a_full_queue(corpus, config, monkeypatch, taken):
     assert len(in_time(lambda: list(islice(loader, taken)))) == taken
     assert in_hand.wait(PATIENCE_S)
     close_in_time(loader)
+
+
+def test_without_prefetching_nothing_is_made_that_is_not_asked_for(corpus, config, monkeypatch):
+    built = []
+    monkeypatch.setattr(module, "step_data", lambda *args: built.append(1) or step_data(*args))
+    threads = threading.active_count()
+    loader = Loader(prefetching(config, 0), corpus, Position(), 0, 1, pin=False)
+    for number, _ in enumerate(loader):
+        assert len(built) == number + 1
+        assert threading.active_count() == threads
+    assert len(built) == 8
+    loader.close()
 
 
 def test_does_not_run_ahead_of_the_queue(corpus, config, monkeypatch):

@@ -7,7 +7,9 @@ import errno
 import json
 import os
 import random
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,17 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipeline.driver import prepare
-from loopcoder.config.data import DataConfig, ResolvedStage
-from loopcoder.data import blocks, packed
-from loopcoder.data.blend import Blend, reader_of
+from loopcoder.config.data import DataConfig, ResolvedStage, StageConfig
+from loopcoder.config.schema import Config
+from loopcoder.data import blocks, labels, order, packed
+from loopcoder.data.blend import Blend, check_stages, reader_of
 from loopcoder.data.corpus import Corpus, load_corpus, opening
 from loopcoder.data.megatron import MegatronReader
+from loopcoder.data.order import Order
 from loopcoder.data.packed import PackedReader
+from loopcoder.data.sampler import Position
 from loopcoder.errors import InputError, LoopcoderError
+from tests.configs import small_config
 
 BLOCK = 128
 SEEDS = (1, 0, 0)
@@ -34,9 +40,11 @@ GOLDEN = [1, 6, 0, 9, 3, 5, 10, 8, 4, 11, 2, 7]
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 64 tokens, so that the shards of a test have many."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", BLOCK)
-    monkeypatch.setattr(packed, "BLOCK_BYTES", BLOCK)
-    monkeypatch.setattr(packed, "_LEAST_TOKENS", BLOCK // 2)
-    monkeypatch.setattr(blocks, "_PIECE", 60)
+    monkeypatch.setattr(order, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(order, "_LEAST_TOKENS", BLOCK // 2)
+    monkeypatch.setattr(labels, "STRIDE", BLOCK // 4)
+    monkeypatch.setattr(packed, "STRIDE", BLOCK // 4)
+    monkeypatch.setattr(blocks, "PIECE", 60)
 
 
 @pytest.fixture
@@ -57,7 +65,7 @@ def cut(corpus: Corpus, domain: str, length: int) -> list[list[NDArray[np.int64]
 
 
 def epoch(reader: PackedReader, number: int) -> list[list[int]]:
-    return [reader.row(number, i).tolist() for i in range(int(reader.sequences.sum()))]
+    return [reader.row(number, i).ids.tolist() for i in range(int(reader.sequences.sum()))]
 
 
 @pytest.mark.parametrize("domain", ["text", "code"])
@@ -88,21 +96,21 @@ def test_in_the_order_of_the_files_it_reads_what_megatron_reads(
 
     monkeypatch.setattr(np.random, "RandomState", Unshuffled)
     monkeypatch.setattr(np.random, "default_rng", lambda _: Ordered())
-    monkeypatch.setattr(PackedReader, "_permutation", lambda self, count, *of: np.arange(count))
+    monkeypatch.setattr(Order, "permutation", lambda self, count, *of: np.arange(count))
     length = int(sharded.manifest["seq_length"])
     for domain in sharded.domains:
         theirs = MegatronReader(sharded, domain, length, SEEDS)
         ours = PackedReader(sharded, domain, length, SEEDS)
         assert ours.sequences.tolist() == theirs.sequences.tolist()
         for i in range(int(ours.sequences.sum())):
-            assert torch.equal(ours.row(0, i), theirs.row(0, i))
+            assert all(map(torch.equal, ours.row(0, i), theirs.row(0, i)))
 
 
 def test_sequences_that_are_read_together_lie_in_one_block(sharded: Corpus) -> None:
     length = int(sharded.manifest["seq_length"])
     reader = PackedReader(sharded, "code", length, SEEDS)
     places = [reader.place(1, i) for i in range(int(reader.sequences.sum()))]
-    visited = [(shard, sequence * length * 2 // BLOCK) for shard, sequence in places]
+    visited = [(shard, token * 2 // BLOCK) for shard, token in places]
     entered = [a for a, b in zip(visited, [None, *visited], strict=False) if a != b]
     assert len(entered) == len(set(entered)) > 6, "no block is entered twice"
 
@@ -110,10 +118,7 @@ def test_sequences_that_are_read_together_lie_in_one_block(sharded: Corpus) -> N
 @pytest.mark.parametrize(("tokens", "stretches"), [(40_000, 1), (1 << 20, 16), (3 << 20, 24)])
 def test_a_small_shard_has_stretches_too(tokens: int, stretches: int) -> None:
     """Of a power of two of tokens: 65,536, or what leaves 16 of them or more."""
-    reader = PackedReader.__new__(PackedReader)
-    reader._seq_length, reader._dtype = 100, np.dtype(np.uint16)
-    reader.sequences = np.array([tokens // 100])
-    firsts = reader._first_of_stretches(0)
+    firsts = Order([tokens + 1], 2, 100, SEEDS, 100)._borders(0) // 100
     assert len(firsts) - 1 == stretches
     assert firsts[0] == 0
     assert firsts[-1] == tokens // 100
@@ -121,29 +126,29 @@ def test_a_small_shard_has_stretches_too(tokens: int, stretches: int) -> None:
 
 
 def test_epochs_stages_and_seeds_have_their_own_order(sharded: Corpus) -> None:
-    def order(seeds: tuple[int, ...], number: int) -> list[tuple[int, int]]:
+    def places(seeds: tuple[int, ...], number: int) -> list[tuple[int, int]]:
         reader = PackedReader(sharded, "text", 11, seeds)
         return [reader.place(number, i) for i in range(int(reader.sequences.sum()))]
 
-    first = order((1, 0, 0), 0)
-    assert first == order((1, 0, 0), 0)
-    others = [order((1, 0, 0), 1), order((2, 0, 0), 0), order((1, 1, 0), 0)]
+    first = places((1, 0, 0), 0)
+    assert first == places((1, 0, 0), 0)
+    others = [places((1, 0, 0), 1), places((2, 0, 0), 0), places((1, 1, 0), 0)]
     assert all(sorted(other) == sorted(first) != other for other in others)
     assert all(other != first for other in others)
 
 
-def test_the_order_is_that_of_every_version_of_numpy(sharded: Corpus) -> None:
+def test_the_order_is_that_of_every_version_of_numpy() -> None:
     """Written down once: a run that goes on with another NumPy must not read other data."""
-    reader = PackedReader(sharded, "text", 11, (1234, 0, 1))
-    assert reader._permutation(12, 0).tolist() == GOLDEN
+    assert Order([100], 2, 11, (1234, 0, 1), 11).permutation(12, 0).tolist() == GOLDEN
 
 
 def test_any_sample_alone_is_the_same_as_in_a_walk(sharded: Corpus, seed: int) -> None:
     stage = ResolvedStage({"text": 2.0, "code": 1.0}, 24, 1e4)
-    walked, domains = Blend(sharded, stage, 0, seed, PackedReader).rows(np.arange(1000))
+    walked, domains, label_ids = Blend(sharded, stage, 0, seed, PackedReader).rows(np.arange(1000))
     alone = Blend(sharded, stage, 0, seed, PackedReader)
     for i in random.Random(seed).sample(range(1000), 40):
-        row, domain = alone.rows(np.array([i]))
+        row, domain, label = alone.rows(np.array([i]))
+        assert torch.equal(label[0], label_ids[i])
         assert torch.equal(row[0], walked[i])
         assert domain.tolist() == [domains[i]]
 
@@ -164,8 +169,8 @@ def test_a_damaged_block_is_named_before_any_of_it_is_used(sharded: Corpus, seed
     reader = PackedReader(sharded, "code", length, SEEDS)
     refused = 0
     for i in range(int(reader.sequences.sum())):
-        shard, sequence = reader.place(0, i)
-        first, last = (sequence * length * 2 // BLOCK, ((sequence + 1) * length * 2 + 1) // BLOCK)
+        shard, token = reader.place(0, i)
+        first, last = (token * 2 // BLOCK, ((token + length) * 2 + 1) // BLOCK)
         if shard == 1 and first <= block <= last:
             with pytest.raises(
                 InputError, match=f"{path.name} is damaged in its bytes {block * BLOCK:,}"
@@ -181,7 +186,7 @@ def test_a_damaged_block_is_named_before_any_of_it_is_used(sharded: Corpus, seed
 
 def test_opening_leaves_to_the_reader_what_the_reader_compares(sharded: Corpus, seed: int) -> None:
     damaged(sharded, seed)
-    load_corpus(sharded.dir, "blocks")
+    load_corpus(sharded.dir, "small")
     with pytest.raises(InputError, match="has other content"):
         load_corpus(sharded.dir, "hash")
     names = Path(sharded.prefixes("text", "val")[0] + ".bin"), sharded.digests("text", 2)
@@ -189,24 +194,25 @@ def test_opening_leaves_to_the_reader_what_the_reader_compares(sharded: Corpus, 
         whole = path.read_bytes()
         path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         with pytest.raises(InputError, match=f"{path.name} .*has other content"):
-            load_corpus(sharded.dir, "blocks")
+            load_corpus(sharded.dir, "small")
         path.write_bytes(whole)
 
 
-def test_a_corpus_without_digests_is_compared_when_it_is_opened(sharded: Corpus, seed: int) -> None:
+def test_a_corpus_without_digests_is_compared_in_the_background(sharded: Corpus, seed: int) -> None:
     """As the pipeline built them before: read by arithmetic all the same."""
     manifest = json.loads((sharded.dir / "manifest.json").read_text())
     for name in [n for n in manifest["files"] if n.endswith(".blocks")]:
         del manifest["files"][name]
         (sharded.dir / name).unlink()
     (sharded.dir / "manifest.json").write_text(json.dumps(manifest))
-    older = load_corpus(sharded.dir, "blocks")
+    older = load_corpus(sharded.dir, "small")
     assert older.digests("code", 0) is None
     same = epoch(PackedReader(older, "code", 16, SEEDS), 0)
     assert same == epoch(PackedReader(older, "code", 16, SEEDS, verify=False), 0)
     damaged(older, seed)
+    load_corpus(older.dir, "small")
     with pytest.raises(InputError, match="has other content"):
-        load_corpus(older.dir, "blocks")
+        load_corpus(older.dir, "hash")
 
 
 @pytest.mark.parametrize(
@@ -214,8 +220,10 @@ def test_a_corpus_without_digests_is_compared_when_it_is_opened(sharded: Corpus,
     [
         ("megatron", "hash", "hash"),
         ("megatron", "size", "size"),
-        ("packed", "hash", "blocks"),
+        ("packed", "hash", "small"),
         ("packed", "size", "size"),
+        ("megatron", "background", "small"),
+        ("packed", "background", "small"),
     ],
 )
 def test_what_is_compared_when(
@@ -225,7 +233,7 @@ def test_what_is_compared_when(
     assert opening(config) == at_opening
     made: Any = reader_of(config)
     if reader == "packed":
-        assert made.keywords == {"verify": verify == "hash"}
+        assert made.keywords == {"verify": verify == "hash", "cache": config.cache}
     else:
         assert made is MegatronReader
 
@@ -238,7 +246,7 @@ def test_files_that_were_cut_off_are_named(sharded: Corpus) -> None:
     last = next(
         i
         for i in range(int(reader.sequences.sum()))
-        if reader.place(0, i) == (0, int(reader.sequences[0]) - 1)
+        if reader.place(0, i) == (0, 16 * (int(reader.sequences[0]) - 1))
     )
     reader.row(0, last)
     os.truncate(path, path.stat().st_size - 40)
@@ -282,3 +290,37 @@ def test_a_shard_that_may_not_be_opened_is_named(
     monkeypatch.setattr(os, "open", refused)
     with pytest.raises(InputError, match=r"code-0000\d.bin cannot be read: Permission denied"):
         reader.row(0, 0)
+
+
+def test_a_length_that_no_stretch_has_is_refused_before_the_first_step(
+    sharded: Corpus, data: Callable[..., DataConfig]
+) -> None:
+    """Whichever stage asks for it, and of a domain that another length has cut; what is advised is
+    taken."""
+    both, code = {"text": 1.0, "code": 1.0}, {"code": 1.0}
+    base = small_config()
+
+    def config(*stages: StageConfig) -> Config:
+        fields = data(reader="packed", stages=list(stages))
+        return replace(base, data=fields)
+
+    def staged(length: int) -> Config:
+        last = StageConfig(mixture=code, seq_length=length)
+        return config(StageConfig(10, both, 12), StageConfig(20, {"text": 1.0}, 6), last)
+
+    with pytest.raises(InputError, match="of the domain 'code' has 200 tokens") as raised:
+        check_stages(staged(200), sharded, Position())
+    advised = re.search(r"seq_length=(\d+) or less", raised.value.problems[0].fix)
+    assert advised
+    said = check_stages(staged(int(advised[1])), sharded, Position())
+    assert [note.split(" leaves ")[0] for note in said] == ["warning: data stage 3"]
+    assert check_stages(staged(4), sharded, Position()) == []
+    with pytest.raises(InputError, match="sequences of 12 have cut"):
+        check_stages(staged(int(advised[1]) + 1), sharded, Position())
+    # a domain that comes with that length is cut for it, and an older run has orders of their own
+    check_stages(
+        config(StageConfig(10, {"text": 1.0}, 12), StageConfig(None, code, 200)),
+        sharded,
+        Position(),
+    )
+    check_stages(staged(200), sharded, Position(before=None))

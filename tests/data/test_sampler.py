@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from loopcoder.config.check import batch_sizes, batch_unit
-from loopcoder.config.data import StageConfig
+from loopcoder.config.data import ResolvedStage, StageConfig
 from loopcoder.config.schema import BatchRampConfig, Config
 from loopcoder.data.sampler import (
     Mixture,
@@ -21,6 +22,8 @@ from loopcoder.data.sampler import (
     advance,
     batch_size,
     enter_stage,
+    given,
+    orders_anew,
     position_at,
     samples_of_rank,
     samples_of_step,
@@ -67,22 +70,52 @@ def test_walk_agrees_with_bookkeeping(rng):
     config = staged(rng)
     position = enter_stage(config.stages, Position())
     stage = samples = tokens = sample = 0
+    before: dict[str, list[list[int]]] = {}
     for step in range(300):
-        while config.stages[stage].until is not None and tokens >= config.stages[stage].until:
+        here = config.stages[stage]
+        while here.until is not None and tokens >= here.until:
+            for i in range(sample):
+                runs = before.setdefault(Mixture(here.mixture).locate(i)[0], [])
+                if not runs or runs[-1][0] != here.seq_length:
+                    runs.append([here.seq_length, 0])
+                runs[-1][1] += 1
             stage, sample = stage + 1, 0
-        assert position == Position(step, stage, sample, samples, tokens)
+            here = config.stages[stage]
+        frozen = {domain: tuple(map(tuple, runs)) for domain, runs in before.items()}
+        assert position == Position(step, stage, sample, samples, tokens, frozen)
         position, size = advance(config, position)
         assert size in batch_sizes(config)
         sample, samples = sample + size, samples + size
-        tokens += size * config.stages[stage].seq_length
+        tokens += size * here.seq_length
+
+
+def test_what_a_domain_gave_is_kept_by_length(rng):
+    """Equal lengths are one run, however many stages have them; a domain keeps what it gave while
+    it is left out."""
+    both = {"text": 1.0, "code": 1.0}
+    lengths = [(8, both), (8, {"code": 1.0}), (16, both), (8, both)]
+    stages = [ResolvedStage(mixture, length, 1e4, until=1) for length, mixture in lengths]
+    position = Position()
+    for _ in range(3):
+        stage = position.stage
+        position = enter_stage(
+            stages[: stage + 2], replace(position, sample=10, tokens=position.tokens + 1)
+        )
+    assert position.before == {"text": ((8, 5), (16, 5)), "code": ((8, 15), (16, 5))}
+    assert given(stages[3], replace(position, sample=1)) == {
+        "text": ((8, 5), (16, 5)),
+        "code": ((8, 15), (16, 5), (8, 1)),
+    }
+    older = Position(sample=10, tokens=1, before=None)
+    assert enter_stage(stages[:2], older) == Position(stage=1, tokens=1, before=None)
 
 
 def test_any_position_continues_the_walk(rng):
     config = staged(rng)
     whole = walk(config, enter_stage(config.stages, Position()), 300)
     for start in rng.sample(range(300), 10):
-        saved = json.loads(json.dumps(whole[start][0].as_dict()))
-        assert walk(config, Position(**saved), 300 - start) == whole[start:]
+        saved = TypeAdapter(Position).validate_json(json.dumps(asdict(whole[start][0])))
+        assert walk(config, saved, 300 - start) == whole[start:]
 
 
 def test_a_position_far_away_is_that_of_the_walk(rng):
@@ -120,6 +153,38 @@ def test_what_a_run_does_not_come_to_is_said(rng):
         assert list(unreached(config, replace(last, step=steps))) == []
 
 
+@pytest.mark.parametrize(
+    ("position", "said"),
+    [
+        (
+            Position(),
+            ["stage 2 begins text and code anew, in sequences of 16", "stage 4 begins code"],
+        ),
+        (
+            Position(stage=1, sample=0, before={"text": ((32, 4),)}),
+            ["stage 2 begins text", "stage 4"],
+        ),
+        (Position(stage=1, sample=8, before={"text": ((32, 4),)}), ["stage 4 begins code anew"]),
+        (Position(stage=3, sample=8), []),
+        (Position(before=None), []),
+    ],
+)
+def test_what_begins_anew_at_another_length_is_said(position, said):
+    base, text = small_config(), {"text": 1.0}
+    stages = [
+        StageConfig(until=9),
+        StageConfig(until=99, seq_length=16),
+        StageConfig(until=999, seq_length=16, mixture=text),
+        StageConfig(mixture={"code": 1.0}),
+    ]
+    config = replace(base, data=replace(base.data, stages=stages))
+    notes = list(orders_anew(config, position))
+    assert len(notes) == len(said)
+    assert all(part in note for part, note in zip(said, notes, strict=True))
+    packed = replace(config, data=replace(config.data, reader="packed"))
+    assert not list(orders_anew(packed, position))
+
+
 def test_a_stage_ends_at_the_first_step_that_reaches_until():
     config = small_config()
     stages = [StageConfig(until=64), StageConfig(until=65), StageConfig()]
@@ -132,7 +197,9 @@ def test_a_stage_ends_at_the_first_step_that_reaches_until():
     assert seen == [(0, 0, 0), (0, 2, 32), (1, 0, 64), (2, 0, 96), (2, 2, 128)]
     # One step may pass the ends of several stages; the last stage never ends.
     assert enter_stage(config.stages, Position(tokens=64)).stage == 1
-    assert enter_stage(config.stages, Position(tokens=65, sample=9)) == Position(stage=2, tokens=65)
+    assert enter_stage(config.stages, Position(tokens=65, sample=9)) == Position(
+        stage=2, tokens=65, before={"code": ((16, 5),), "text": ((16, 4),)}
+    )
     assert enter_stage(config.stages, Position(stage=2, tokens=10**9)).stage == 2
 
 

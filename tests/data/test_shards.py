@@ -36,8 +36,7 @@ def cut_for(corpus: Corpus) -> int:
 
 def epoch(blend: Blend, corpus: Corpus, domain: str, number: int) -> list[list[int]]:
     size = sum((n - 1) // blend.seq_length for n in corpus.shard_tokens(domain, "train"))
-    rows, _ = blend.rows(np.arange(number * size, (number + 1) * size))
-    return rows.tolist()
+    return blend.rows(np.arange(number * size, (number + 1) * size)).ids.tolist()
 
 
 @pytest.mark.parametrize("domain", ["text", "code"])
@@ -78,11 +77,12 @@ def test_shards_come_in_an_order_of_seed_and_epoch(sharded: Corpus, seed: int) -
 
 def test_any_sample_alone_is_the_same_as_in_a_walk(sharded: Corpus, seed: int) -> None:
     stage = ResolvedStage({"text": 1.0, "code": 1.0}, cut_for(sharded), 1e4)
-    walked, domains = Blend(sharded, stage, 0, seed).rows(np.arange(600))
+    walked, domains, labels = Blend(sharded, stage, 0, seed).rows(np.arange(600))
     alone = Blend(sharded, stage, 0, seed)
     for i in random.Random(seed).sample(range(600), 40):
-        row, domain = alone.rows(np.array([i]))
+        row, domain, label = alone.rows(np.array([i]))
         assert torch.equal(row[0], walked[i]) and domain.tolist() == [domains[i]]
+        assert torch.equal(label[0], labels[i])
 
 
 def test_both_domains_end_together(sharded: Corpus, seed: int) -> None:

@@ -25,12 +25,20 @@ from loopcoder.data.sampler import samples_of_rank
 from loopcoder.hf.mapping import plain_name, to_released
 from loopcoder.model.init import global_name
 from loopcoder.model.probe import LoopProbe
+from loopcoder.train.labels import Groups, LabelLosses
 from tests import reference
 from tests.configs import small_config, small_model
 from tests.dist.launch import in_processes
 from tests.weights import named, randomise
 
 VOCAB, EOD, DOMAINS, STEPS = 128, 7, 2, 3
+LANGUAGES = 3
+"""Of each domain; documents take turns."""
+GROUPS = [
+    Groups("language", ("a", "b", "other"), (0, 1, 2, 0, 1, 2)),
+    Groups("source", ("x", "y"), (0, 1, 1, 1, 1, 0)),
+]
+"""What has a loss of its own, by the labels of `batch_of`."""
 OVERLAPS = dict(overlap_grad_reduce=True, overlap_param_gather=True)
 LAYOUTS: dict[str, tuple[int, int, dict[str, Any]]] = {
     # processes, layers, parallel
@@ -81,7 +89,10 @@ def microbatches(
 
 
 def batch_of(ids: torch.Tensor, rows: torch.Tensor, isolate: bool) -> Any:
-    return make_batch(ids[rows], rows, rows % DOMAINS, EOD, isolate_documents=isolate)
+    domains, documents = rows % DOMAINS, (ids[rows][:, :-1] == EOD).cumsum(1)
+    language = (documents + rows[:, None] // DOMAINS) % LANGUAGES
+    labels = domains[:, None] * LANGUAGES + language
+    return make_batch(ids[rows], rows, domains, EOD, label_ids=labels, isolate_documents=isolate)
 
 
 def build(config: Any, ranks: Any, weights: dict[str, torch.Tensor]) -> Any:
@@ -107,8 +118,11 @@ def train(state: Any, config: Any, seed: int, isolate: bool) -> dict[str, Any]:
         ids = global_batch(seed, step, config.train.global_batch_size, config.data.seq_length)
         mine = microbatches(config, ids, isolate, ranks.dp_rank, ranks.dp_size)
         probe = LoopProbe(config.model.num_loops, ranks.device, losses=True, gradients=True)
-        sums = forward_backward(state, mine, DOMAINS, probe)
-        if step == 0:
+        by_label = LabelLosses(GROUPS, ranks.device)
+        direct = sums_by_label(state, mine) if step == 0 else None
+        sums = forward_backward(state, mine, DOMAINS, probe, by_label)
+        if direct is not None:
+            check_by_label(by_label.sums, sums, direct, exact=config.precision.name == "fp32")
             out["gradients"] = gather(state, gradients(state))
             out["loops"] = probe.sums.flatten().tolist()
         out["loss"].append((sums[0].sum() / sums[1].sum()).item())
@@ -117,6 +131,38 @@ def train(state: Any, config: Any, seed: int, isolate: bool) -> dict[str, Any]:
         out["grad_norm"].append(norm.item())
     out["weights"] = whole_weights(state)
     return out
+
+
+def sums_by_label(state: Any, batches: list[Any]) -> np.ndarray:
+    """Return the summed loss and the valid tokens of every label, token by token and over all
+    ranks. [2, labels]"""
+    from loopcoder.train.step import losses
+
+    sums = torch.zeros(2, DOMAINS * LANGUAGES, dtype=torch.float64)
+    with torch.no_grad():
+        found = list(losses(state, batches, every_loop=False))
+    for batch, (loss,) in zip(batches, found, strict=True):
+        for label, value, counts in zip(
+            *(x.flatten().tolist() for x in (batch.label_ids, loss, batch.loss_mask)), strict=True
+        ):
+            sums[:, label] += torch.tensor([value * counts, counts])
+    dist.all_reduce(sums, group=state.ranks.groups.dp_cp)
+    return sums.numpy()
+
+
+def check_by_label(got: Any, by_domain: Any, direct: np.ndarray, *, exact: bool) -> None:
+    """Assert that the sums of every language and source are those of its labels, and that no token
+    is lost or counted twice."""
+    rounding = 1e-5 if exact else 2**-9
+    for kind, groups in enumerate(GROUPS):
+        for index in range(len(groups.names)):
+            mine = direct[:, np.array(groups.of_label) == index].sum(1)
+            loss, tokens = got[:, kind, index].tolist()
+            assert tokens == mine[1]
+            assert abs(loss - mine[0]) <= rounding * mine[0]
+        whole, of_domains = got[:, kind].sum(1).tolist(), by_domain.double().sum(1).tolist()
+        assert whole[1] == of_domains[1]
+        assert abs(whole[0] - of_domains[0]) <= 1e-5 * of_domains[0]
 
 
 def whole_weights(state: Any) -> dict[str, torch.Tensor]:

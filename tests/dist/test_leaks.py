@@ -90,6 +90,7 @@ class Draw:
                 document_start=docs.start,
                 sample_ids=index,
                 domain_ids=index % DOMAINS,
+                label_ids=(index % DOMAINS)[:, None].expand_as(self.tokens[index]),
                 cu_seqlens=docs.cu_seqlens,
                 max_seqlen=docs.max_seqlen,
             )

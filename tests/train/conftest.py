@@ -86,7 +86,7 @@ def start(
     """Start `loopcoder train` on the small corpus, in a folder that is not the repository."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
-    def run(run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
+    def run(run_dir: Path, *overrides: str, new_session: bool = False) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "loopcoder", "train", *SMALL, f"path={documents}"]
         return subprocess.Popen(
             [*command, f"run_dir={run_dir}", *overrides],
@@ -95,6 +95,7 @@ def start(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=new_session,
         )
 
     return run

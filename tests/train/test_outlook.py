@@ -12,15 +12,17 @@ from loopcoder.config.data import StageConfig
 from loopcoder.config.schema import BatchRampConfig
 from loopcoder.data.sampler import Position, advance
 from loopcoder.metrics.sinks import human
+from loopcoder.model.flops import train_flops_per_token
 from tests.configs import small_config
 
 
-def corpus(tokens: int) -> Any:
+def corpus(tokens: int, *, has_labels: bool = True) -> Any:
     return SimpleNamespace(
         domains=("text", "code"),
         tokens=lambda domain, split: tokens,
         shard_tokens=lambda domain, split: [tokens],
         eod_id=0,
+        has_labels=has_labels,
     )
 
 
@@ -40,6 +42,15 @@ def test_parameters_tokens_and_epochs() -> None:
     assert "6.4k tokens in 25 steps" in left[0] and "text 4" in left[1]
 
 
+def test_a_corpus_without_labels_is_said() -> None:
+    from loopcoder.train.outlook import outlook
+
+    plain = outlook(small_config(), corpus(3201), 128, Position())
+    said = outlook(small_config(), corpus(3201, has_labels=False), 128, Position())
+    (note,) = (line for line in said if line not in plain)
+    assert "losses and tokens are counted by domain" in note
+
+
 @pytest.mark.parametrize("step", [0, 3, 9])
 def test_a_ramp_counts_as_it_is_trained(step: int) -> None:
     from loopcoder.train.outlook import outlook
@@ -55,11 +66,27 @@ def test_a_ramp_counts_as_it_is_trained(step: int) -> None:
     assert f"{human(tokens)} tokens in {12 - step} steps" in line
 
 
-def test_stages_name_the_corpus_alone() -> None:
+def test_stages_count_together() -> None:
+    """What a domain gives in one stage counts in the next; another length has epochs of its own,
+    which count as well."""
     from loopcoder.train.outlook import outlook
 
     config = small_config()
-    stages = [StageConfig(until=100), StageConfig(mixture={"code": 1.0})]
-    config = replace(config, data=replace(config.data, stages=stages))
+    # 10 steps of 4 and 4 of 100 sequences each, then 20 steps of 8 of 50 twice as long
+    stages = [
+        StageConfig(until=10 * 8 * 32, mixture={"text": 1.0, "code": 1.0}),
+        StageConfig(mixture={"code": 1.0}, seq_length=64),
+    ]
+    config = replace(
+        config,
+        data=replace(config.data, stages=stages),
+        train=replace(config.train, max_steps=30),
+    )
     lines = outlook(config, corpus(3201), 128, Position())
-    assert lines[1] == "corpus: 3.2k of text, 3.2k of code (tokens)"
+    assert f"{human(10 * 8 * 32 + 20 * 8 * 64)} tokens in 30 steps" in lines[0]
+    assert lines[1].endswith("epochs at the end: code 3.6, text 0.4")
+    lengths = ((10 * 8 * 32, 32), (20 * 8 * 64, 64))
+    flops = sum(n * train_flops_per_token(config.model, 128, length)[0] for n, length in lengths)
+    assert f"{flops / 1e15:.3g} PFLOP" in lines[0]
+    older = outlook(config, corpus(3201), 128, Position(before=None))
+    assert older[1] == "corpus: 3.2k of text, 3.2k of code (tokens)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from loopcoder.config.data import StageConfig
+from data_pipeline.driver import prepare
+from loopcoder.config.build import SourceConfig
+from loopcoder.config.data import DataConfig, StageConfig
 from loopcoder.config.schema import Config, EvalConfig
 from loopcoder.data.corpus import Corpus
 from loopcoder.metrics.writer import read_metrics
@@ -101,6 +104,46 @@ def test_domains_count_by_the_mixture(
         mean = sum(weight * by_domain[d][loop] for d, weight in mixture.items()) / total
         assert found[f"val/loss/loop{loop}"] == pytest.approx(mean, rel=1e-6)
     assert found["val/loss"] == found[f"val/loss/loop{LOOPS - 1}"]
+
+
+def test_languages_and_sources_have_a_loss_of_their_own(
+    data: Callable[..., DataConfig], state: Any, tmp_path: Path
+) -> None:
+    """Over the held-out tokens of all domains, as many as the stage's own length has of each."""
+    from loopcoder.train.validation import Evaluator
+
+    for i in range(60):
+        (tmp_path / "input" / f"other{i}.js").write_text(f"let a{i} = {i};\n" * 9)
+    more = tmp_path / "more"
+    more.mkdir()
+    for i in range(60):
+        (more / f"module{i}.py").write_text(f"value_{i} = {i}\n" * 9)
+    folders = [SourceConfig(kind="files", path=str(f)) for f in (tmp_path / "input", more)]
+    corpus = prepare(data(sources=folders), report=lambda _: None)
+    mixture = {"text": 1.0, "code": 3.0}
+    evaluator = Evaluator(configured(mixture=mixture, lengths=[20]), corpus)
+    found, losses = evaluator(state), defaultdict[str, list[float]](list)
+    for held in evaluator.sets():
+        for batch in held.batches(0, 1, 2):
+            of_token = loss_of(batch.labels, LOOPS - 1, 1e4)
+            for label, loss, counts in zip(
+                *(x.flatten().tolist() for x in (batch.label_ids, of_token, batch.loss_mask)),
+                strict=True,
+            ):
+                if counts:
+                    losses[f"language/{corpus.labels[label].language}"].append(loss)
+                    losses[f"source/{corpus.labels[label].source}"].append(loss)
+    assert losses.keys() == {
+        *("language/Text", "language/Python", "language/JavaScript"),
+        *("source/0-files", "source/1-files"),
+    }
+    for name, of_name in losses.items():
+        assert found.pop(f"val/loss/{name}") == pytest.approx(sum(of_name) / len(of_name), rel=1e-6)
+    assert not [name for name in found if "language" in name or "source" in name]
+    for kind in ("language", "source"):
+        of_kind = [of_name for name, of_name in losses.items() if name.startswith(kind)]
+        whole = [batch.loss_mask.sum() for h in evaluator.sets() for batch in h.batches(0, 1, 2)]
+        assert sum(map(len, of_kind)) == sum(whole)
 
 
 @pytest.mark.parametrize("few", ["code", "text"])
@@ -380,7 +423,7 @@ def test_a_run_records_what_its_validation_means(
     # at the length of each stage, once; the further length cuts the same tokens
     assert output.count("\nvalidation has fewer sequences") == 2
     events = read_metrics(run_dir / "events.jsonl")
-    notes = [e["text"] for e in events if e["kind"] == "note"]
+    notes = [e["text"] for e in events if e["kind"] == "note" and "fewer" in e["text"]]
     began = events[0]
     assert began["kind"] == "run_started" and f"run_dir={run_dir}" in began["command"]
     assert {"commit", "host", "python", "torch", "megatron_core", "processes"} <= began.keys()

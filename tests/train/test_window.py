@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -36,7 +37,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def step(number: int, tokens: int) -> StepData:
     before = Position(step=number - 1, tokens=tokens * (number - 1))
-    return StepData([], before, Position(step=number, tokens=tokens * number), 1)
+    after = Position(step=number, tokens=tokens * number)
+    return StepData([], before, after, 1, np.zeros(1, dtype=np.int64))
 
 
 def test_times_and_tokens_of_the_steps_between_two_records(clock: Clock, rng: random.Random):

@@ -12,15 +12,22 @@ import pytest
 from data_pipeline.shuffle import bucket_index
 from data_pipeline.shuffle.bucket_index import files_of, write_index
 from data_pipeline.shuffle.buckets import Bucketed, bucket_file
+from loopcoder.data.labels import Label
 from loopcoder.storage.files import FileEntry
 
 DOMAINS = ("text", "code")
+KINDS = [
+    Label("text", "", "a"),
+    Label("code", "Go", "a"),
+    Label("code", "Go", "b"),
+    Label("code", "C", "b"),
+]
 Chunk = tuple[Bucketed, Callable[[Path], FileEntry]]
 
 
 def some_chunk(folder: Path, seed: int, chunk: int, buckets: int) -> Chunk:
     rng = random.Random(seed + chunk)
-    kinds = rng.sample([("text", ""), ("code", "Go"), ("code", "C"), ("code", "Lua")], 2)
+    kinds = rng.sample(KINDS, 2)
     used = [b for b in range(buckets) if rng.random() < 0.8]
     tokens = {b: {rng.choice(DOMAINS): rng.randrange(1, 1000)} for b in used}
     files: dict[Path, FileEntry] = {

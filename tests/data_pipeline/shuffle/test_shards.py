@@ -20,10 +20,17 @@ from data_pipeline.shuffle.buckets import Record, ShuffleConfig, num_buckets, to
 from data_pipeline.shuffle.shards import Shard, Total, assemble, cut, total_of
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.data.indexed import check_pair, token_dtype
+from loopcoder.data.labels import LABELS, Label
 from loopcoder.errors import InputError
 
 EOD = 7
-KINDS = [("text", "Text"), ("code", "Java"), ("code", "C"), ("code", "Rust")]
+KINDS = [
+    Label("text", "Text", "0-files"),
+    Label("code", "Java", "0-files"),
+    Label("code", "C", "0-files"),
+    Label("code", "C", "1-hf"),
+    Label("code", "Rust", "1-hf"),
+]
 
 
 def make(seed: int, number: int, vocab_size: int = 600) -> list[Record]:
@@ -31,10 +38,10 @@ def make(seed: int, number: int, vocab_size: int = 600) -> list[Record]:
     g = random.Random(seed)
     records = []
     for i in range(number):
-        domain, language = g.choice(KINDS)
+        label = g.choice(KINDS)
         ids = [*(g.randrange(8, vocab_size) for _ in range(g.randrange(200))), EOD]
         for copy in range(1, 2 + (g.random() < 0.1)):
-            records.append(Record(np.array(ids), domain, language, f"d{i}", copy))
+            records.append(Record(np.array(ids), label, f"d{i}", copy))
     return records
 
 
@@ -77,7 +84,7 @@ def shard(
         return Bucket(number, files, indexed.kinds, config, work=folder.parent, whole=whole)
 
     out.mkdir(parents=True, exist_ok=True)
-    return assemble(bucket, open_bucket, indexed, out, config)
+    return assemble(bucket, open_bucket, indexed, KINDS, out, config)
 
 
 def run(
@@ -126,7 +133,10 @@ def test_same_shards_for_any_chunks(tmp_path: Path, seed: int, vocab_size: int) 
     assert all(results[0][0].values())
     run(tmp_path / "other", replace(config, seed=4), [records])
     other = content(tmp_path / "other" / "out")
-    assert set(other.values()).isdisjoint(results[0][0].values())
+    alike = {name for name in other if other[name] == results[0][0][name]}
+    assert all(name.startswith("text") and name.endswith(LABELS) for name in alike), (
+        "the documents of text all have the same label"
+    )
 
 
 def test_every_document_is_there_or_counted(tmp_path: Path, seed: int) -> None:
@@ -153,7 +163,7 @@ def test_every_document_is_there_or_counted(tmp_path: Path, seed: int) -> None:
     assert sum((given - found).values()) <= notes["dropped"] + odd
     kinds: dict[str, Counter[str]] = {domain: Counter() for domain in ("text", "code")}
     for r in records:
-        kinds[r.domain][r.language] += len(r.ids)
+        kinds[r.label.domain][str(r.label.language)] += len(r.ids)
     for domain, total in found_totals.items():
         for language, numbers in total.languages.items():
             assert 0 <= kinds[domain][language] - numbers["tokens"] <= notes["tokens_left_over"]
@@ -171,12 +181,10 @@ def test_copies_lie_apart_and_languages_are_mixed(tmp_path: Path, seed: int) -> 
     config = settings(num_buckets=1, seq_length=4)
     records = []
     for i in range(600):
-        domain, language = [("text", "Text"), ("code", "C"), ("code", "Java")][i * 3 // 600]
+        label = (KINDS[0], KINDS[2], KINDS[1])[i * 3 // 600]
         for copy in (1, 2):
             records.append(
-                Record(
-                    np.array([8 + i % 590, i // 590 + 8, EOD]), domain, language, f"{seed}{i}", copy
-                )
+                Record(np.array([8 + i % 590, i // 590 + 8, EOD]), label, f"{seed}{i}", copy)
             )
     run(tmp_path, config, [records])
     order = [d[0] for d in documents(tmp_path / "out", config, "code-00000")]
@@ -318,13 +326,15 @@ def test_unfit_documents(tmp_path: Path) -> None:
         ([-1, EOD], "outside the vocabulary"),
     ):
         records = [
-            Record(np.array([8, EOD]), "text", "Text", "fine"),
-            Record(np.array(ids, dtype=np.int64), "text", "Text", "odd"),
+            Record(np.array([8, EOD]), KINDS[0], "fine"),
+            Record(np.array(ids, dtype=np.int64), KINDS[0], "odd"),
         ]
         with pytest.raises(InputError, match=f"document odd .*{message}"):
             to_buckets(records, tmp_path, 0, settings(num_buckets=1))
     with pytest.raises(InputError, match="of the domain 'music'"):
-        to_buckets([Record(np.array([EOD]), "music", "x", "d")], tmp_path, 0, settings())
+        to_buckets(
+            [Record(np.array([EOD]), Label("music", "x", "y"), "d")], tmp_path, 0, settings()
+        )
 
 
 def test_a_document_that_comes_twice(tmp_path: Path, seed: int) -> None:
