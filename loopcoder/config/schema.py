@@ -214,6 +214,12 @@ class ParallelConfig:
     nproc_per_node: Annotated[PositiveInt | None, Changes("nothing")] = None
     """Processes that `loopcoder train` starts itself; null: one per GPU, as far as the global
     batch divides among them, or tp*pp*cp without a GPU."""
+    timeout_s: Annotated[PositiveFloat, Changes("nothing")] = 1800
+    """Seconds to wait for another process, at the start and in every collective; then the run
+    stops with 75 and says who is missing."""
+    report_after_s: Annotated[PositiveFloat, Changes("nothing")] = 300
+    """Seconds that a step, evaluation or save lasts until it is reported who is waited for, with
+    the Python stacks in `stacks/` of the run's folder."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -257,6 +263,9 @@ class CheckpointConfig:
     as its decay."""
     verify: Annotated[Literal["hash", "size", "none"], Changes("nothing")] = "hash"
     """What is compared with the manifest before a checkpoint is loaded."""
+    visible_within_s: Annotated[PositiveFloat, Changes("nothing")] = 60
+    """Seconds within which every process has to see in run_dir what another one wrote there: a
+    network disk may lag."""
 
 
 @dataclass(frozen=True, config=STRICT)
