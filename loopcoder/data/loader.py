@@ -160,4 +160,4 @@ class Loader:
         """Stop the thread, if there is one."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(5)

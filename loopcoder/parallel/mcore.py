@@ -20,6 +20,8 @@ from loopcoder.errors import ProcessLost
 from loopcoder.parallel import cpu
 from loopcoder.parallel.peers import Peers, meet
 
+_LATER_S = 60.0
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -78,7 +80,8 @@ def start_processes(timeout_s: float = 1800, report_after_s: float = 300) -> Pee
         store = _common_store(timeout_s)
         peers = meet(store, rank, size, timeout_s, report_after_s)
     options: dict[str, Any] = {"store": store, "rank": rank, "world_size": size}
-    options["timeout"] = timedelta(seconds=timeout_s)
+    # NCCL's watchdog kills a process without a word: whoever watches it comes first
+    options["timeout"] = timedelta(seconds=timeout_s + _LATER_S)
     if torch.cuda.is_available():
         # A launcher may show each process one GPU only, which is then number 0 whatever its rank.
         index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()

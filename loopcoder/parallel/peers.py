@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from loopcoder.errors import ProcessLost
 
 END = "the end"
 """Phase of a rank that has trained all and may end at any moment."""
-SILENT_S = 20.0
+SILENT_S = 15.0
 """Seconds after which a rank that tells nothing new is called silent: it tells every second."""
+_STORE_S = 15.0
+"""Seconds that the store gets to answer: its node may be gone without a word."""
 _LOST, _ALL_CAME = "loopcoder/lost", "loopcoder/all_came"
 _LOST_TEXTS = (
     "closed by peer",
@@ -94,6 +97,7 @@ class Peers:
             store: The world's; it may be waited on elsewhere, so it is cloned.
         """
         self._store, self.size = store.clone(), size
+        self._store.set_timeout(timedelta(seconds=_STORE_S))
         self.me = myself(rank)
         self._heard: dict[int, tuple[int, float]] = {}
         """By rank: its newest beat that was read, and when it was new here."""
@@ -195,7 +199,7 @@ def meet(store: Any, rank: int, size: int, timeout_s: float, report_after_s: flo
         if waited > report_after_s and not reported:
             reported = True
             print(f"loopcoder: rank {rank} waits: {peers.absent()}", file=sys.stderr, flush=True)
-        time.sleep(0.05)
+        time.sleep(0.05 + size / 2000)  # rank 0 asks for every rank
     return peers
 
 

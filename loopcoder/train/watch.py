@@ -20,14 +20,15 @@ from typing import NoReturn
 from loopcoder.config.schema import ParallelConfig
 from loopcoder.errors import EXIT_RETRY, record_exit
 from loopcoder.metrics.writer import append_event
-from loopcoder.parallel.peers import END, Peers
+from loopcoder.parallel.peers import END, SILENT_S, Peers
 from loopcoder.storage.signals import ASKS, name_of
 
 START, FIRST_STEP, STEP = "the start", "its first step", "a step"
 DATA, EVALUATION, SAVE = "waiting for data", "an evaluation", "a save"
-_GRACE_S = {START: 4.0, FIRST_STEP: 12.0, DATA: 8.0}
+_GRACE_S = {START: 4.0, FIRST_STEP: 12.0, DATA: 8.0, END: 28.0}
 """Seconds that a phase gets to end after a signal: there is nothing in it that could be saved."""
 _OTHER_GRACE_S = 20.0
+_STORE_IS_GONE = "rank 0 or the launcher, which keeps the store of the world, is gone"
 _TICK_S = 0.5
 STACKS = "stacks"
 """Folder below the run's in which each rank leaves where it hung."""
@@ -49,6 +50,8 @@ class Watch:
         self._asked: tuple[str, float] | None = None
         self._reported = False
         self._peers: Peers | None = None
+        self._waits_for: list[str] = []
+        self._asks_next = 0.0
         self._lock = threading.Lock()
         self._heard, to_here = os.pipe()
         os.set_blocking(self._heard, False)
@@ -85,39 +88,48 @@ class Watch:
             with self._lock, suppress(Exception):
                 self._peers.tell(self._phase, self._step, left=why, code=code)
 
-    def lost(self, patience_s: float = 10.0) -> tuple[list[str], int]:
+    def lost(self, patience_s: float = SILENT_S + 3) -> tuple[list[str], int]:
         """Return who is gone, after a collective failed, and the exit code that follows from it.
 
-        Those who fell together with this one need a moment to be seen.
+        Who ended on this machine is seen at once. Somebody there tells the others, or else it is a
+        rank that has been silent for long.
         """
         if self._peers is None:
             return [], EXIT_RETRY
-        until = time.monotonic() + patience_s
-        gone: list[str] = []
-        with suppress(Exception):
-            while not gone and time.monotonic() < until:
-                time.sleep(_TICK_S)
+        self.enter(END, self._step)
+        until, found = time.monotonic() + patience_s, list[str]()
+        try:
+            while not found and time.monotonic() < until:
+                time.sleep(_TICK_S + self._peers.size / 100)
                 with self._lock:
-                    gone = self._peers.gone()
+                    told = self._peers.told_lost()
+                    found = self._peers.gone() or ([told] if told else [])
             with self._lock:
-                return gone, self._peers.code_of_the_gone() or EXIT_RETRY
-        return gone or ["rank 0, which keeps the store of the world, cannot be reached"], EXIT_RETRY
+                found = found or self._peers.waited_for()
+                self._peers.tell_lost("; ".join(found))
+                return found, self._peers.code_of_the_gone() or EXIT_RETRY
+        except Exception:  # of the store
+            return found or [_STORE_IS_GONE], EXIT_RETRY
 
     def close(self) -> None:
         """Stop watching."""
         self._end.set()
-        self._thread.join()
+        self._thread.join(4 * _TICK_S)
         signal.set_wakeup_fd(self._before)
+        if self._thread.is_alive():  # the store does not answer
+            return
         for descriptor in self._pipe:
             os.close(descriptor)
 
     def _look(self) -> None:
+        found: list[str] = []
         while not self._end.wait(_TICK_S):
             self._listen()
             lasted = time.monotonic() - self._since
             if self._asked is not None:
                 self._leave_if_stuck(*self._asked)
-            found = self._ask_peers(lasted) if self._peers is not None else []
+            if self._peers is not None:
+                found = self._ask_peers(self._peers, lasted)
             if lasted > self._parallel.report_after_s and not self._reported:
                 self._report(lasted, found)
 
@@ -136,32 +148,31 @@ class Watch:
                 "; the same command continues from the newest checkpoint"
             )
 
-    def _ask_peers(self, lasted: float) -> list[str]:
+    def _ask_peers(self, peers: Peers, lasted: float) -> list[str]:
         """Return for whom this rank may be waiting; leave the world when it is lost."""
-        assert self._peers is not None
         why: str | None = None
         try:
             with self._lock:
-                self._peers.tell(self._phase, self._step)
-                if self._phase in (END, START) or lasted < 10 * _TICK_S:
+                peers.tell(self._phase, self._step)
+                if self._phase == END or lasted < 10 * _TICK_S:
                     return []
-                found = self._peers.waited_for()
-                why = self._peers.told_lost()
-                if why is None and (gone := self._peers.gone()):
-                    why = "; ".join(gone)
-                elif why is None and lasted > self._parallel.timeout_s:
-                    why = "; ".join(found) or "no rank is missing: a collective hangs"
+                why = peers.told_lost()
+                if time.monotonic() > self._asks_next:  # every rank may ask for every rank
+                    self._asks_next = time.monotonic() + 10 * _TICK_S + peers.size / 10
+                    self._waits_for = peers.waited_for()
+                    why = why or "; ".join(peers.gone())
+                if not why and lasted > self._parallel.timeout_s:
+                    why = "; ".join(self._waits_for) or "no rank is missing: a collective hangs"
                     why += f" (parallel.timeout_s={self._parallel.timeout_s:g})"
-                if why is not None:
-                    self._peers.tell_lost(why)
-        except Exception:  # the store is gone, and with it rank 0 or the launcher
-            found = ["rank 0 or the launcher, which keeps the store of the world, is gone"]
-            if self._phase != END and lasted > _OTHER_GRACE_S:
-                why = found[0]
-        if why is not None and lasted > 4 * 10 * _TICK_S:  # collectives fail by themselves first
+                if why:
+                    peers.tell_lost(why)
+        except Exception:  # of the store
+            self._waits_for = [_STORE_IS_GONE]
+            why = _STORE_IS_GONE if self._phase != END else None
+        if why and lasted > 40 * _TICK_S:  # collectives fail by themselves first
             self._stacks()
             self._leave(f"{why}; the same command continues from the newest checkpoint")
-        return found
+        return self._waits_for
 
     def _report(self, lasted: float, waits_for: list[str]) -> None:
         self._reported = True
