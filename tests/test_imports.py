@@ -30,6 +30,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.data.corpus",
         "loopcoder.data.mirror",
+        "loopcoder.data.places",
         "loopcoder.model.flops",
         "loopcoder.optim.schedule",
         "loopcoder.parallel.layout",
@@ -84,8 +85,11 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.data.corpus",
         "loopcoder.data.indexed",
+        "loopcoder.data.joined",
         "loopcoder.data.labels",
+        "loopcoder.data.manifest",
         "loopcoder.data.mirror",
+        "loopcoder.data.places",
         "loopcoder.data.unigram",
     },
 }

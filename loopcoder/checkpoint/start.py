@@ -21,8 +21,10 @@ from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.fields import typed
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
-from loopcoder.data.corpus import MANIFEST, TOKENIZER, Corpus
+from loopcoder.data.corpus import MANIFEST, Corpus
+from loopcoder.data.joined import trained_part
 from loopcoder.data.ledger import Ledger
+from loopcoder.data.places import TOKENIZER
 from loopcoder.data.sampler import Position, enter_stage, orders_anew, unreached
 from loopcoder.errors import InputError, Problem, counted
 from loopcoder.model.vocabulary import padded_vocabulary
@@ -141,7 +143,7 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
     if not start.goes_on:
         return notes
     notes += _jumps(start, config)
-    if state.corpus != corpus.fingerprint:
+    if state.corpus != trained_part(corpus, before.data):
         notes.append(
             f"warning: the corpus is {corpus.fingerprint}, steps up to {checkpoint.step} were "
             f"trained on {state.corpus}: from here on it is other data"

@@ -38,7 +38,8 @@ from loopcoder.cli.overview import overview
 from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_yaml
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import load_corpus, opening, with_reader
+from loopcoder.data.corpus import Corpus, Verify, load_corpus, opening, with_reader
+from loopcoder.data.own_sets import open_own_sets
 from loopcoder.errors import EXIT_DONE, EXIT_NO_RETRY, EXIT_RETRY, counted
 from loopcoder.metrics.summary import print_finished
 from loopcoder.plan.fit import check_run, needs
@@ -200,23 +201,11 @@ def _train(arguments: Arguments) -> int:
 
 def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, launched: bool) -> int:
     """Get the corpus, then train in this process or in processes of their own."""
-    from data_pipeline.driver import prepare
-
-    first = os.environ.get(FIRST_VARIABLE)
-    sibling = Path(first) if first else None
-    config = with_kept_reader(config, find_start(config, run_dir), sibling)
-    verify = opening(config.data) if rank() == 0 else "size"
-    pinned = pinned_corpus(config, run_dir, say, sibling=sibling)
-    if pinned is None:
-        refuse = partial(refuse_other_tokens, config, run_dir)
-        corpus = prepare(config.data, report=say, verify=verify, before_build=refuse)
-    else:
-        corpus = load_corpus(pinned, verify)
-    config = with_reader(config, corpus)
-    if verify == "small" and (needed := opening(config.data)) != verify:
-        corpus = load_corpus(corpus.dir, needed)
+    config, corpus = _opened(config, run_dir)
     if rank() == 0:  # whose view of the folder counts
         check_start(config, run_dir, corpus)  # before anything is written or started
+    is_first = rank() == 0 and config.data.verify != "size"
+    open_own_sets(config, corpus, "hash" if is_first else "size")
     if not launched and size > 1:
         kills = kernel_kills()
         code = start_workers(config, size)  # which inherit the overrides
@@ -236,8 +225,32 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
         from loopcoder.train.world import train
 
     overrides = tuple(shlex.split(os.environ[OVERRIDES_VARIABLE]))
-    launch = Launch(overrides, is_point=first is not None)
+    launch = Launch(overrides, is_point=FIRST_VARIABLE in os.environ)
     return train(config, corpus, backends, run_dir, launch)
+
+
+def _opened(config: Config, run_dir: Path) -> tuple[Config, Corpus]:
+    """Open the corpus of a run, after building it if need be; return the config with the reader
+    that it has."""
+    from data_pipeline.driver import prepare
+
+    first = os.environ.get(FIRST_VARIABLE)
+    sibling = Path(first) if first else None
+    pinned = pinned_corpus(config, run_dir, say, sibling=sibling)
+    refuse = partial(refuse_other_tokens, config, run_dir)
+    config = with_kept_reader(config, find_start(config, run_dir), sibling)
+
+    def opened(verify: Verify) -> Corpus:
+        if pinned is not None:
+            return load_corpus(pinned, verify)
+        return prepare(config.data, report=say, verify=verify, before_build=refuse)
+
+    verify = opening(config.data) if rank() == 0 else "size"
+    corpus = opened(verify)
+    config = with_reader(config, corpus)
+    if verify != "size" and opening(config.data) != verify:
+        corpus = opened(opening(config.data))  # its reader compares nothing itself
+    return config, corpus
 
 
 def _without_unused_origin(config: Config, run_dir: Path) -> Config:

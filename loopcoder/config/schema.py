@@ -15,7 +15,9 @@ from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
+from loopcoder.config.corpora import joined_mixture
 from loopcoder.config.data import DataConfig, ResolvedStage, StageConfig
+from loopcoder.config.evaluation import EvalConfig
 from loopcoder.config.types import (
     STRICT,
     Changes,
@@ -338,30 +340,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class EvalConfig:
-    """Evaluation on the held-out documents."""
-
-    interval: PositiveInt | None = 100
-    """Steps between evaluations; null: only at the end."""
-    at_end: bool = True
-    """Evaluate after the last step."""
-    sequences_per_domain: PositiveInt = 64
-    """Held-out sequences of each domain, of the length of the current data stage; fewer if there
-    are fewer, which is said at the start."""
-    lengths: Annotated[list[PositiveInt] | None, _NEW] = None
-    """Further lengths, in tokens: `val/loss/len<length>` is the loss of the same tokens as
-    `val/loss`, which is at the length of the current data stage, in sequences of another length;
-    null: at no other."""
-    per_loop: bool = True
-    """Also the loss of each loop's output through the head (logit lens)."""
-
-    @property
-    def happens(self) -> bool:
-        """Whether anything is evaluated while training."""
-        return self.interval is not None or self.at_end
-
-
-@dataclass(frozen=True, config=STRICT)
 class ProfileConfig:
     """Traces of single steps."""
 
@@ -399,9 +377,14 @@ class Config:
         return [
             ResolvedStage(
                 until=s.until,
-                mixture=s.mixture or self.data.mixture,
+                mixture=self._mixture(s),
                 seq_length=s.seq_length or self.data.seq_length,
                 rope_theta=s.rope_theta or self.model.rope_theta,
             )
             for s in (self.data.stages or [StageConfig()])
         ]
+
+    def _mixture(self, stage: StageConfig) -> dict[str, float]:
+        mixture = stage.mixture or self.data.mixture
+        corpora = self.data.corpora if stage.corpora is None else stage.corpora
+        return joined_mixture(mixture, corpora) if corpora else mixture

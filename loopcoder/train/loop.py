@@ -48,6 +48,7 @@ from loopcoder.train.health import Health
 from loopcoder.train.labels import label_losses
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
+from loopcoder.train.own_sets import OwnSets
 from loopcoder.train.profiling import StepProfiler
 from loopcoder.train.provenance import Launch, provenance
 from loopcoder.train.signals import StopSignal
@@ -82,6 +83,7 @@ class Run:
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
         self.health = Health(config.optim, self.ranks.device)
         self.evaluator = Evaluator(config, corpus, run_dir)
+        self.own_sets = OwnSets(config, corpus, run_dir)
         self.saver = Saver(config, run_dir, self.event, companions(run_dir))
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
@@ -271,7 +273,8 @@ class Run:
         stopping = partial(self.stop.requested, self.ranks.device, now=True)
         try:
             with self.watch.within(EVALUATION):
-                self._val = self.evaluator(self.state, stage, stopping)
+                own = self.evaluator(self.state, stage, stopping)
+                self._val = own | self.own_sets(self.state, stage, stopping)
             return True
         except EvaluationStopped:
             return False
@@ -355,6 +358,8 @@ class Run:
         for note in self.evaluator.shortages():
             self.event("note", text=note)
             self.say(note)
+        for size in self.own_sets.sizes(self.position.stage):
+            self.say(size)
         if self.ranks.is_main:
             cache = Path(self.config.data.build.cache_dir).expanduser()
             self._unigram_entropies = entropies_of(self.corpus, cache, self.say)

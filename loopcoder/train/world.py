@@ -21,6 +21,7 @@ from loopcoder.checkpoint.start import (
 )
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, in_use, lost, with_reader
+from loopcoder.data.own_sets import own_folders
 from loopcoder.errors import EXIT_DONE, EXIT_RETRY, LoopcoderError, ProcessLost
 from loopcoder.metrics.summary import print_finished
 from loopcoder.model.vocabulary import padded_vocabulary
@@ -49,7 +50,8 @@ def train(
     with ExitStack() as held:
         if rank == 0:
             held.enter_context(only_run_in(run_dir))
-        held.enter_context(in_use(corpus.dir))
+        for folder in (*(m.dir for m in corpus.members), *own_folders(config).values()):
+            held.enter_context(in_use(folder))
         stop, watch = StopSignal(is_starting=True), Watch(run_dir, rank, config.parallel)
         held.callback(watch.close)
         parallel = config.parallel

@@ -60,7 +60,9 @@ class Loop:
 
     def prepare(self, data: Any, report: Any, verify: str, before_build: Any = None) -> Any:
         self.verified = verify
-        return types.SimpleNamespace(dir=Path("/the/corpus"), has_digests=True, url=None)
+        found = types.SimpleNamespace(dir=Path("/the/corpus"), has_digests=True, url=None)
+        found.members = (found,)
+        return found
 
     def train(self, *arguments: Any) -> int:
         self.called_with = arguments

@@ -19,8 +19,10 @@ import torch
 from data_pipeline.driver import prepare
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.data import DataConfig, StageConfig
-from loopcoder.config.schema import Config, EvalConfig
+from loopcoder.config.evaluation import EvalConfig
+from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
+from loopcoder.data.sampler import Position
 from loopcoder.metrics.writer import read_metrics
 from tests.configs import small_config
 from tests.data.conftest import corpus, data
@@ -348,6 +350,7 @@ def test_the_unigram_entropy_is_of_the_corpus(
 ) -> None:
     """It was that of the evaluated tokens: 6.40 with 128 sequences, 5.74 with 8."""
     from loopcoder.train.loop import Run
+    from loopcoder.train.own_sets import OwnSets
     from loopcoder.train.validation import Evaluator
 
     config, said = configured(sequences, mixture=mixture), []
@@ -355,6 +358,8 @@ def test_the_unigram_entropy_is_of_the_corpus(
         config=config,
         corpus=corpus,
         evaluator=Evaluator(config, corpus),
+        own_sets=OwnSets(config, corpus),
+        position=Position(),
         ranks=SimpleNamespace(is_main=True),
         event=lambda kind, text: said.append(text),
         say=said.append,
@@ -374,6 +379,7 @@ def test_a_run_without_validation_counts_nothing(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, evaluates: dict[str, Any]
 ) -> None:
     from loopcoder.train import loop
+    from loopcoder.train.own_sets import OwnSets
     from loopcoder.train.validation import Evaluator
 
     counted: list[Corpus] = []
@@ -384,6 +390,8 @@ def test_a_run_without_validation_counts_nothing(
             config=config,
             corpus=corpus,
             evaluator=Evaluator(config, corpus),
+            own_sets=OwnSets(config, corpus),
+            position=Position(),
             ranks=SimpleNamespace(is_main=True),
             event=lambda *_, **__: None,
             say=lambda _: None,
