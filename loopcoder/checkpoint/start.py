@@ -16,6 +16,7 @@ from loopcoder.checkpoint.continuing import (
     trained_warmup,
 )
 from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.put_off import stage_put_off
 from loopcoder.checkpoint.sources import other_sources
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.fields import typed
@@ -79,6 +80,8 @@ def finished_at(config: Config, run_dir: Path) -> Reached | None:
     """Return where a run stands that has nothing left to train; None: it has."""
     own = own_checkpoint(run_dir, config.checkpoint)
     if own is None or own.step < config.train.max_steps:
+        return None
+    if stage_put_off(run_dir, own.step) is not None:
         return None
     return Reached(own.step, own.config().train.max_steps)
 

@@ -216,6 +216,12 @@ class ParallelConfig:
     nproc_per_node: Annotated[PositiveInt | None, Changes("nothing")] = None
     """Processes that `loopcoder train` starts itself; null: one per GPU, as far as the global
     batch divides among them, or tp*pp*cp without a GPU."""
+    timeout_s: Annotated[PositiveFloat, Changes("nothing")] = 1800
+    """Seconds to wait for another process, at the start and in every collective; then the run
+    stops with 75 and says who is missing."""
+    report_after_s: Annotated[PositiveFloat, Changes("nothing")] = 300
+    """Seconds that a step, evaluation or save lasts until it is reported who is waited for, with
+    the Python stacks in `stacks/` of the run's folder."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -267,6 +273,9 @@ class CheckpointConfig:
     digest: Annotated[bool, Changes("nothing")] = True
     """Sum up every tensor, bit for bit and whatever the layout, when a checkpoint is saved, and
     compare what was loaded with that."""
+    visible_within_s: Annotated[PositiveFloat, Changes("nothing")] = 60
+    """Seconds within which every process has to see in run_dir what another one wrote there: a
+    network disk may lag."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -197,6 +197,18 @@ class Cut:
     """Lines that are no record, such as the torn last one of a killed process."""
 
 
+def append_event(run_dir: Path, kind: str, **fields: Any) -> None:
+    """Append an event to a run's events.jsonl, beside its writer: a line is one write.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = json.dumps({"time": time, "kind": kind, **fields}).encode() + b"\n"
+    with open(run_dir / EVENTS_FILE, "ab", buffering=0) as file:
+        file.write(line)
+
+
 def truncate_after(path: Path, step: int) -> Cut:
     """Remove the lines of steps > `step`, and unreadable ones, from a metrics.jsonl.
 

@@ -6,53 +6,46 @@ corpus + config -> Loader (a thread) -> microbatches -> forward_backward -> upda
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
 
 from loopcoder.backends import Backends
 from loopcoder.checkpoint.choice import SetAside
 from loopcoder.checkpoint.load import load
 from loopcoder.checkpoint.pinned import companions, record
+from loopcoder.checkpoint.put_off import made_up, put_off, stage_put_off
 from loopcoder.checkpoint.save import Saver
-from loopcoder.checkpoint.start import (
-    Start,
-    check_fits,
-    early_notes,
-    find_start,
-    finished_at,
-    ledger_of,
-    warmup_of,
-    with_kept_reader,
-)
+from loopcoder.checkpoint.start import Start, ledger_of, warmup_of
 from loopcoder.checkpoint.state import CheckpointState
-from loopcoder.checkpoint.verify import report, verified
+from loopcoder.checkpoint.verify import report
 from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus, in_use, lost, with_reader
+from loopcoder.data.corpus import Corpus
 from loopcoder.data.loader import Loader, StepData
-from loopcoder.data.own_sets import own_folders
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
-from loopcoder.errors import EXIT_DONE, LoopcoderError, OutOfMemory, Preempted, TrainingDiverged
+from loopcoder.errors import OutOfMemory, Preempted, TrainingDiverged
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
-from loopcoder.metrics.summary import next_command, print_finished, print_summary
+from loopcoder.metrics.summary import next_command, print_summary
 from loopcoder.metrics.throughput import Throughput, peak_flops
 from loopcoder.metrics.writer import MetricsWriter
 from loopcoder.model.flops import train_flops_per_token
 from loopcoder.model.probe import probe_of
-from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.optimizer import update
-from loopcoder.optim.schedule import branching_step, learning_rate, vocabulary_share
+from loopcoder.optim.schedule import learning_rate, vocabulary_share
 from loopcoder.parallel import mcore
-from loopcoder.storage.run_lock import only_run_in
+from loopcoder.parallel.peers import END
 from loopcoder.train.accounts import Accounts
 from loopcoder.train.data_events import data_events
+from loopcoder.train.due import evaluates_after, logs_after, saves_after
 from loopcoder.train.health import Health
 from loopcoder.train.labels import label_losses
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
@@ -63,61 +56,10 @@ from loopcoder.train.provenance import Launch, provenance
 from loopcoder.train.signals import StopSignal
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
-from loopcoder.train.validation import Evaluator, mixture_mean
+from loopcoder.train.validation import EvaluationStopped, Evaluator, mixture_mean
 from loopcoder.train.verification import Verification
+from loopcoder.train.watch import DATA, EVALUATION, FIRST_STEP, SAVE, STEP, Watch
 from loopcoder.train.window import Window, reduce_peak_memory
-
-
-def train(
-    config: Config,
-    corpus: Corpus,
-    backends: Backends,
-    run_dir: Path,
-    launch: Launch,
-) -> int:
-    """Train, and return an exit code.
-
-    The world is given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; every rank
-    calls this. Raises LoopcoderError with what mends it.
-    """
-    with ExitStack() as held:
-        if os.environ.get("RANK", "0") == "0":
-            held.enter_context(only_run_in(run_dir))
-        for folder in (*(m.dir for m in corpus.members), *own_folders(config).values()):
-            held.enter_context(in_use(folder))
-        try:
-            return _train_alone(config, corpus, backends, run_dir, launch)
-        except LoopcoderError:
-            raise
-        except Exception as error:  # of megatron-core, numpy or the system
-            if taken_away := lost(corpus):
-                raise taken_away from error
-            raise
-
-
-def _train_alone(
-    config: Config, corpus: Corpus, backends: Backends, run_dir: Path, launch: Launch
-) -> int:
-    vocab_size = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
-    start, said = find_start(config, run_dir), early_notes(config, run_dir)
-    config = with_reader(with_kept_reader(config, start), corpus)
-    notes = [] if start is None else check_fits(start, config, vocab_size, corpus)
-    notes += early_notes(config, run_dir)
-    if (done := finished_at(config, run_dir)) is not None:
-        if os.environ.get("RANK", "0") == "0":
-            print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
-        return EXIT_DONE
-    stop = StopSignal()
-    mcore.start_processes()
-    try:
-        whole, aside = verified(start, config)
-        if whole is not None and whole != start:
-            notes = check_fits(whole, config, vocab_size, corpus)
-        run = Run(config, corpus, backends, run_dir, vocab_size, whole, stop, launch)
-        run.go(said, notes, aside)
-    finally:
-        mcore.shutdown()
-    return EXIT_DONE
 
 
 class Run:
@@ -133,11 +75,12 @@ class Run:
         start: Start | None,
         stop: StopSignal,
         launch: Launch,
+        watch: Watch,
     ):
         self.ranks = mcore.initialise(config.parallel, config.seed)
         self.config, self.corpus, self.run_dir = config, corpus, run_dir
         self.backends, self.start, self.stop, self.launch = backends, start, stop, launch
-        self.vocab_size = vocab_size
+        self.vocab_size, self.watch = vocab_size, watch
         self.state = build_state(config, self.ranks, vocab_size)
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
         self.health = Health(config.optim, self.ranks.device)
@@ -148,6 +91,7 @@ class Run:
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
         position = start.checkpoint.state().position if start and start.goes_on else Position()
         self.position = enter_stage(config.stages, position)
+        self.resumes = resumed is not None
         self.accounts = Accounts(ledger_of(start), corpus.labels, self.ranks)
         self.warmup = warmup_of(start, config)
         self._last_saved = self.position.step
@@ -166,13 +110,18 @@ class Run:
             self._restore(said, notes)
             self._prepare_validation()
             self.verification = Verification(self.config, self.corpus, self.say)
+            self.stop.started()
+            self._make_up()
             self._train()
-            self.saver.finish()
+            with self.watch.within(SAVE):
+                self.saver.finish()
+            self.watch.enter(END, self.position.step)
             if self._last_saved != self.position.step:
                 self.saver.keep_ledger(self.accounts.ledger(self.position), self.position)
             self._conclude()
         except TrainingDiverged:
-            self.event("run_diverged", step=self.position.step)  # a sweep goes on after it
+            # a sweep goes on after it
+            self.event("run_diverged", step=self.position.step, **self.health.bad_step())
             raise
         finally:
             if self.writer is not None:
@@ -190,12 +139,13 @@ class Run:
         )
         window = Window()
         try:
-            for data in window.waiting_for(iter(loader)):
+            self.watch.enter(DATA, self.position.step + 1)
+            for data in window.waiting_for(loader.steps(self._may_leave)):
                 step = data.after.step
+                self.watch.enter(FIRST_STEP if window.is_new else STEP, step)
                 for kind, fields in data_events(config, self.corpus, self.position, data):
                     self.event(kind, **fields)
-                evaluate = _due(step, config.eval.interval) or (step == last and config.eval.at_end)
-                logged = _due(step, config.logging.interval) or evaluate or step == last
+                evaluate, logged = evaluates_after(config, step), logs_after(config, step)
                 with self.profiler.step(step):
                     result = self._step(data, logged)
                 window.add(data)
@@ -206,21 +156,21 @@ class Run:
                     self.stop.name = "a damaged shard"
                 if loader.error is not None:  # what is trained is saved before it is raised
                     self.stop.name = "no data"
-                stopping = self.stop.requested(self.ranks.device)
+                # a logged step waits for the device anyway
+                stopping = self.stop.requested(self.ranks.device, now=logged)
+                put_off = evaluate and stopping
                 if logged or stopping:
-                    self._log(result, data, window, evaluate)
-                if self._saves_after(step) or stopping:
+                    put_off |= not self._log(result, data, window, evaluate and not stopping)
+                stopping |= put_off
+                if saves_after(config, step, self.warmup) or stopping:
                     with window.excluding():
                         self._save()
-                if stopping and step < last:
-                    self.saver.finish()
-                    if loader.error is not None:
-                        raise loader.error
-                    raise Preempted.of(
-                        f"stopped after step {step} of {last}: its checkpoint is complete",
-                        "the run was asked to stop; nothing is lost",
-                        "start the same command again to continue",
-                    )
+                    stopping = stopping or self.stop.requested(self.ranks.device, now=True)
+                if stopping and (step < last or put_off):
+                    self._leave(loader.error, data.before.stage if put_off else None)
+                self.watch.enter(DATA, step + 1)
+            if self.position.step < last:
+                self._leave(loader.error)
             self.verification.refuse_damaged(self.ranks.device)
         except Exception as error:
             if error is loader.error and self.ranks.world_size == 1:  # others may wait for this one
@@ -230,6 +180,46 @@ class Run:
         finally:
             loader.close()
             self.verification.close(self.event)
+
+    def _may_leave(self) -> bool:
+        """Say whether to stop without the data that is waited for: other ranks may have theirs, and
+        wait for this one."""
+        return self.stop.name is not None and self.ranks.world_size == 1
+
+    def _leave(self, error: BaseException | None, put_off_in: int | None = None) -> NoReturn:
+        """Save and end before the last step, or before its evaluation.
+
+        Args:
+            error: why there is no more data; None: the run was asked to stop.
+            put_off_in: data stage of an evaluation that was due.
+        """
+        self._save()
+        step, last = self.position.step, self.config.train.max_steps
+        if put_off_in is not None and self.ranks.is_main:
+            put_off(self.run_dir, step, put_off_in)
+            self.event("evaluation_put_off", step=step)
+        with self.watch.within(SAVE):
+            self.saver.finish()
+        if error is not None:
+            raise error
+        raise Preempted.of(
+            f"stopped after step {step} of {last}: its checkpoint is complete",
+            "the run was asked to stop; nothing is lost",
+            "start the same command again to continue",
+        )
+
+    def _make_up(self) -> None:
+        """Evaluate where the run was stopped before it could."""
+        stage = stage_put_off(self.run_dir, self.position.step) if self.resumes else None
+        asked = torch.tensor([-1 if stage is None else stage], device=self.ranks.device)
+        dist.broadcast(asked, 0)  # as rank 0 sees it
+        if (found := int(asked)) < 0:
+            return
+        if not self._evaluate(found):
+            self._leave(None, found)
+        if self.writer is not None:
+            self.writer.log({"step": self.position.step, **self._validation(found)})
+            made_up(self.run_dir)
 
     def _step(self, data: StepData, logged: bool) -> StepResult:
         """Train one step; loss and gradient norm stay on the device until they are logged."""
@@ -244,19 +234,25 @@ class Run:
             sums = forward_backward(self.state, data.microbatches, domains, probe, by_label)
         lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
         share = vocabulary_share(optim, step)
-        grad_norm = update(self.state.optimizer, optim, lr, sums[1].sum(), share)
-        self.health.note(grad_norm, step)
+        loss, tp_size = sums[0].sum(), config.parallel.tp
+        grad_norm = update(
+            self.state.optimizer, optim, lr, sums[1].sum(), share, loss=loss, tp_size=tp_size
+        )
+        self.health.note(grad_norm, step, data.before, data.size)
         return StepResult(sums, grad_norm, lr, probe, by_label)
 
-    def _log(self, result: StepResult, data: StepData, window: Window, evaluate: bool) -> None:
+    def _log(self, result: StepResult, data: StepData, window: Window, evaluate: bool) -> bool:
+        """Write a line; return False where its evaluation was broken off by a signal."""
         self.health.check()
         fields = result.fields(self.corpus.domains)
         timing = window.measure(self._throughput(data.before.stage))
         memory = reduce_peak_memory(self.ranks.device)
         self.verification.tell_finished(data.after.step, self.event)
+        broken_off = False
         if evaluate:
             with window.excluding():
-                self._val = self._evaluate(data.before.stage)
+                broken_off = not self._evaluate(data.before.stage)
+            evaluate = not broken_off
         if self.writer is not None:
             self.writer.log(
                 {
@@ -272,11 +268,19 @@ class Run:
                     **(self._validation(data.before.stage) if evaluate else {}),
                 }
             )
+        return not broken_off
 
-    def _evaluate(self, stage: int) -> dict[str, float]:
-        """Evaluate; what is trained is saved before it is said that memory does not suffice."""
+    def _evaluate(self, stage: int) -> bool:
+        """Evaluate, and return whether that came to its end; what is trained is saved before it is
+        said that memory does not suffice."""
+        stopping = partial(self.stop.requested, self.ranks.device, now=True)
         try:
-            return self.evaluator(self.state, stage) | self.own_sets(self.state, stage)
+            with self.watch.within(EVALUATION):
+                own = self.evaluator(self.state, stage, stopping)
+                self._val = own | self.own_sets(self.state, stage, stopping)
+            return True
+        except EvaluationStopped:
+            return False
         except OutOfMemory:
             if self.ranks.world_size == 1:  # others may wait for this one in a collective
                 self._save()
@@ -297,17 +301,6 @@ class Run:
         seq_length = self.config.stages[stage].seq_length
         causal, full = train_flops_per_token(self.config.model, self.vocab_size, seq_length)
         return Throughput(causal, full, self._peak_flops, self.ranks.world_size)
-
-    def _saves_after(self, step: int) -> bool:
-        """Say whether there is a checkpoint of a step: at intervals, where a wsd run begins to
-        decay, and at the end."""
-        saved, last = self.config.checkpoint, self.config.train.max_steps
-        if step == last and saved.save_at_end:
-            return True
-        if saved.interval is None:
-            return False
-        branching = branching_step(self.config.optim, last, self.warmup)
-        return step == branching or _due(step, saved.interval)
 
     def _save(self) -> None:
         if self._last_saved == self.position.step:
@@ -330,7 +323,8 @@ class Run:
             warmup_steps=self.warmup,
             reader=self.config.data.reader,  # type: ignore[arg-type]  # it is no longer auto
         )
-        self.saver.save(self.state.network, self.state.ddp, self.state.optimizer, state)
+        with self.watch.within(SAVE):
+            self.saver.save(self.state.network, self.state.ddp, self.state.optimizer, state)
         self._last_saved = self.position.step
 
     def _restore(self, said: list[str], notes: list[str]) -> None:
@@ -410,7 +404,3 @@ class Run:
     def say(self, text: str) -> None:
         if self.ranks.is_main:
             print(text, flush=True)
-
-
-def _due(step: int, interval: int | None) -> bool:
-    return interval is not None and step % interval == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +46,9 @@ class OwnSets:
             )
             yield f"eval.corpora.{name}: {parts}"
 
-    def __call__(self, state: TrainState, stage: int = -1) -> dict[str, float]:
+    def __call__(
+        self, state: TrainState, stage: int = -1, stopping: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """Evaluate every set at the length of a data stage, and at `eval.lengths`; every rank must
         call it and gets the same.
 
@@ -54,12 +56,13 @@ class OwnSets:
             the fields `val/<name>/...` of a metrics line.
 
         Raises:
+            EvaluationStopped: `stopping` said so, on all ranks.
             OutOfMemory: there is too little for the sequences of a length.
         """
         return {
             f"val/{name}/{field.removeprefix('val/')}": value
             for name, evaluator in self._evaluators.items()
-            for field, value in evaluator(state, stage).items()
+            for field, value in evaluator(state, stage, stopping).items()
         }
 
 

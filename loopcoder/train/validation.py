@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import batched
 from pathlib import Path
 
@@ -26,6 +26,10 @@ _AT_ONCE = 256
 """Microbatches that are on the device at a time."""
 
 
+class EvaluationStopped(Exception):
+    """The run was asked to stop, which does not wait for an evaluation."""
+
+
 class Evaluator:
     """Evaluates the same held-out tokens every time, those of all domains of any data stage.
 
@@ -40,6 +44,7 @@ class Evaluator:
             run_dir: of a run that trains: errors say how it continues.
         """
         self._run_dir, self._corpus = run_dir, corpus
+        self._stopping: Callable[[], bool] = lambda: False
         self.config, self._further = config, list(dict.fromkeys(config.eval.lengths or ()))
         trained = {domain for stage in config.stages for domain in stage.mixture}
         of_stages = sorted({stage.seq_length for stage in config.stages})
@@ -92,20 +97,24 @@ class Evaluator:
                 )
 
     @torch.no_grad()
-    def __call__(self, state: TrainState, stage: int = -1) -> dict[str, float]:
+    def __call__(
+        self, state: TrainState, stage: int = -1, stopping: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """Evaluate as a data stage trains; every rank must call it and gets the same.
 
         Args:
             state: The model.
             stage: Index of the data stage, whose length, RoPE base and mixture are taken.
+            stopping: says, the same on all ranks, whether to break off; asked for every batch.
 
         Returns:
             the fields `val/...` of a metrics line.
 
         Raises:
+            EvaluationStopped: it was broken off.
             OutOfMemory: there is too little for the sequences of a length.
         """
-        here, further = self.config.stages[stage], self._further
+        here, further, self._stopping = self.config.stages[stage], self._further, stopping
         loops = self.config.model.num_loops if self.config.eval.per_loop else 1
         state.network.set_rope_theta(here.rope_theta)
         by_label = label_losses(self._corpus, self.config.logging.max_labels, state.ranks.device)
@@ -147,12 +156,16 @@ class Evaluator:
         bytes of them; `by_label` gets what this rank has of them."""
         device = state.ranks.device
         token_bytes = self._token_bytes.to(device)
-        state.network.eval()
         sums = torch.zeros(loops + 2, dtype=torch.float64, device=device)
         batches = held_out.batches(
             state.ranks.dp_rank, state.ranks.dp_size, self.config.train.micro_batch_size
         )
+        if self._stopping():
+            raise EvaluationStopped
+        state.network.eval()
         for batch, loss in _with_losses(state, batches, every_loop=loops > 1):
+            if self._stopping():
+                raise EvaluationStopped
             sums[:loops] += (loss * batch.loss_mask).sum((1, 2)).double()
             sums[loops] += batch.loss_mask.sum().double()
             if by_label is not None:
