@@ -78,6 +78,8 @@ def test_all_see_what_rank_0_decides_or_say_what_not(tmp_path: Path) -> None:
     for name in ("of_0", "of_1", "shared"):
         (tmp_path / name).mkdir()
     save(tmp_path / "shared", "trained")
+    # damaged where all see it: that is for `verified`, which takes the one before
+    (tmp_path / "shared" / STEP / "state.json").write_text("")
     save(tmp_path / "of_0", "trained")  # rank 1 has this one, too, of an earlier attempt
     save(tmp_path / "of_1", "otherwise")
     began = time.monotonic()
@@ -86,7 +88,7 @@ def test_all_see_what_rank_0_decides_or_say_what_not(tmp_path: Path) -> None:
     shared, own, late, other, same, refused, corpus, lost = by_rank[0]
     assert shared == late == same == ("agreed", "")
     assert own[0] == "InputError" and "rank 1 (" in own[1] and "run_dir=DIR on a disk" in own[1]
-    assert other[0] == "ProcessLost" and "rank 1 (" in other[1] and MANIFEST in other[1]
+    assert other[0] == "ProcessLost" and "rank 1 (" in other[1] and str(STEP) in other[1]
     assert refused[0] == "InputError" and "the fact\n    why: the reason" in refused[1]
     assert corpus[0] == "InputError" and "has the corpus other, rank 0 c" in corpus[1]
     assert lost[0] == "ProcessLost"
