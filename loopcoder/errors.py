@@ -105,6 +105,12 @@ class ProcessLost(LoopcoderError):
     exit_code = EXIT_RETRY
 
 
+class Unreachable(LoopcoderError):
+    """A server that a run reads from does not answer; the same command goes on once it does."""
+
+    exit_code = EXIT_RETRY
+
+
 class TrainingDiverged(LoopcoderError):
     """The loss or gradient is not finite; the same command would end the same way."""
 

@@ -328,7 +328,8 @@ def _faults(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterat
         if fact and path.exists() and not os.access(path, os.R_OK):
             yield Problem(fact, "training reads all files of its corpus", _PERMIT)
         elif fact:
-            yield Problem(fact, "it was cut off or changed after it was built", rebuild(folder))
+            why = "it was removed, cut off or changed after it was built"
+            yield Problem(fact, why, rebuild(folder))
 
 
 def _pairs(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterator[Problem]:
@@ -384,7 +385,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"data=files path={folder} for documents, or a folder that `loopcoder data` printed",
         ) from e
     except OSError as e:
-        raise InputError.of(f"cannot read {path}", str(e), rebuild(folder)) from e
+        raise unreadable(path, e) from e
     manifest = _parsed(content, path, rebuild(folder))
     _refuse_altered(path, list(head_faults(manifest)), rebuild(folder))
     return manifest

@@ -76,5 +76,6 @@ def rebuild(folder: Path | str) -> str:
     if isinstance(folder, Path) and (folder / ORIGIN).is_file():
         return f"delete {folder}, which the same command fetches again"
     return (
-        f"delete {folder} and build it again (the same command does, with data=sample, files or hf)"
+        f"restore what is named from a copy of the corpus, or delete {folder} and build it again "
+        "(the same command does, with data=sample, files or hf)"
     )

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from loopcoder.errors import InputError, LoopcoderError
+from loopcoder.errors import InputError, LoopcoderError, Unreachable
 
 PIECE = 1 << 23
 """Bytes of one request; those of a longer range are asked for at once."""
@@ -56,7 +56,8 @@ class Store:
         """Return a whole object.
 
         Raises:
-            LoopcoderError: it cannot be read, however often it is tried.
+            InputError: it is not there, or may not be read.
+            Unreachable: it cannot be read, however often it is tried.
         """
         content: bytes = self._tried(name, lambda: self._fs.cat_file(self._path(name)), pauses)
         return content
@@ -67,7 +68,8 @@ class Store:
         """Return the bytes [start, start + size) of an object in pieces of at most `PIECE`.
 
         Raises:
-            LoopcoderError: they cannot be read, however often it is tried.
+            InputError: they are not there, or may not be read.
+            Unreachable: they cannot be read, however often it is tried.
         """
         starts = list(range(start, start + size, PIECE))
         ends = [min(at + PIECE, start + size) for at in starts]
@@ -93,7 +95,8 @@ class Store:
         """Return the bytes of every object, by its name below the URL.
 
         Raises:
-            LoopcoderError: they cannot be listed, however often it is tried.
+            InputError: they may not be listed.
+            Unreachable: they cannot be listed, however often it is tried.
         """
 
         def once() -> dict[str, int]:
@@ -152,9 +155,9 @@ class Store:
                 "export AWS_ACCESS_KEY_ID=KEY AWS_SECRET_ACCESS_KEY=SECRET of a user who may list "
                 "and read it, for s3://",
             )
-        return LoopcoderError.of(
+        return Unreachable.of(
             f"{where} cannot be read: {_words(error)}",
-            "its server does not answer or fails; what was trained is saved",
+            "its server does not answer or fails; nothing that was saved is lost",
             "the same command once it can be read, AWS_ENDPOINT_URL=URL for another server of "
             "s3://, or data=corpus path=FOLDER of a copy",
         )

@@ -58,7 +58,7 @@ MISTAKES = {
         ["a sweep over variant", "-m run_dir=", "experiment=loop_sweep seed=1", "variant=loops_1"],
     ),
     "a store": (
-        ["data=corpus", "path=memory://no/corpus"],
+        ["data=corpus", "path=memory://no/corpus", "data.reader=megatron"],
         ["memory://no/corpus data.reader=megatron", "fix: data.reader=packed", "is not there"],
     ),
     "a store in the background": (
