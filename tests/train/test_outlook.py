@@ -17,13 +17,18 @@ from tests.configs import small_config
 
 
 def corpus(tokens: int, *, has_labels: bool = True) -> Any:
-    return SimpleNamespace(
+    corpus = SimpleNamespace(
         domains=("text", "code"),
         tokens=lambda domain, split: tokens,
         shard_tokens=lambda domain, split: [tokens],
+        part=lambda domain: (corpus, domain),
+        seed=lambda domain: (0,),
         eod_id=0,
         has_labels=has_labels,
+        has_digests=False,
+        url=None,
     )
+    return corpus
 
 
 def test_parameters_tokens_and_epochs() -> None:
