@@ -28,6 +28,7 @@ def build(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     return capsys.readouterr().out.strip()
 
 
+@pytest.mark.data_full
 def test_a_run_on_several_corpora(
     start: Start,
     documents: Path,

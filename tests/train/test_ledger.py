@@ -67,6 +67,7 @@ def check(run_dir: Path) -> dict[str, Any]:
     return written
 
 
+@pytest.mark.chaos
 def test_killed_once(start: Start, tmp_path: Path, seed: int) -> None:
     """Between two checkpoints; its losses by language are those of their tokens."""
     run_dir, steps = tmp_path / "run", ["train.max_steps=6", "checkpoint.interval=2"]

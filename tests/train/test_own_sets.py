@@ -162,6 +162,7 @@ def test_a_config_without_sets_keeps_its_name() -> None:
     assert compose(["eval.corpora.a=DIR"]).eval.corpora == {"a": "DIR"}
 
 
+@pytest.mark.data_full
 def test_train_and_evaluate_know_the_sets(
     start: Start, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
