@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parts import part_of
+from tests.parts import one_of, part_of
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
@@ -22,3 +22,12 @@ def test_a_part_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("LOOPCODER_TEST_PART", "4/3")
     with pytest.raises(ValueError, match="from 1 to 3"):
         part_of({})
+
+
+def test_of_few_cases_every_part_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert one_of("abc") == "abc"
+    found = []
+    for k in range(1, 5):
+        monkeypatch.setenv("LOOPCODER_TEST_PART", f"{k}/4")
+        found += one_of("abc")
+    assert found == ["a", "b", "c", "a"]

@@ -16,6 +16,7 @@ import pytest
 
 from loopcoder.checkpoint import format as checkpoints
 from loopcoder.metrics.writer import merge_by_step, read_metrics
+from tests.parts import one_of
 from tests.train.conftest import (  # noqa: F401
     SMALL,
     Start,
@@ -28,6 +29,7 @@ from tests.train.test_resume import curve, wait_for_step
 
 LIMIT_S = 30
 """What schedulers give."""
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT]
 EVALUATED = ["train.max_steps=6", "checkpoint.interval=2", "eval.interval=4"]
 
 ASKED_BEFORE_EVALUATION = """
@@ -105,7 +107,9 @@ def merged(run_dir: Path) -> list[dict[str, object]]:
 @pytest.mark.chaos
 @pytest.mark.parametrize(
     ("code", "step"),
-    [(ASKED_BEFORE_EVALUATION, 4), (ASKED_BEFORE_EVALUATION, 6), (ASKED_WITHIN_EVALUATION, 4)],
+    one_of(
+        [(ASKED_BEFORE_EVALUATION, 4), (ASKED_BEFORE_EVALUATION, 6), (ASKED_WITHIN_EVALUATION, 4)]
+    ),
 )
 def test_an_evaluation_is_put_off_and_made_up(
     patched: Callable[..., subprocess.Popen[str]],
@@ -143,7 +147,7 @@ def test_data_that_does_not_come_is_not_waited_for(
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", one_of(SIGNALS))
 def test_the_whole_group_is_asked_while_a_save_is_under_way(
     documents: Path,  # noqa: F811
     environment: dict[str, str],  # noqa: F811
@@ -176,7 +180,7 @@ def test_the_whole_group_is_asked_while_a_save_is_under_way(
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", one_of(SIGNALS))
 def test_a_rank_that_waits_for_the_others_to_come(
     documents: Path,  # noqa: F811
     environment: dict[str, str],  # noqa: F811
