@@ -272,7 +272,7 @@ def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> lis
                 "step": checkpoint.step,
                 "num_loops": loops,
                 "precision": run.config.precision.name,
-                "corpus": str(corpus.dir),
+                "corpus": corpus.place,
                 **values,
             }
         )
