@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic.dataclasses import dataclass
 
 from loopcoder.config.data import DataConfig, ResolvedStage, StageConfig
+from loopcoder.config.faults import FaultsConfig
 from loopcoder.config.types import (
     STRICT,
     Changes,
@@ -383,6 +384,7 @@ class Config:
     """Folder of everything this run writes; null: runs/<name>-<hash of what was asked for>."""
     seed: NonNegativeInt = 1234
     """Seed of initialisation and data order."""
+    faults: Annotated[FaultsConfig, Changes("nothing")] = field(default_factory=FaultsConfig)
 
     @property
     def stages(self) -> list[ResolvedStage]:

@@ -46,7 +46,12 @@ def build_optimizer(
 
 
 def update(
-    optimizer: Any, optim: OptimConfig, lr: float, tokens: Tensor, vocabulary: float = 1.0
+    optimizer: Any,
+    optim: OptimConfig,
+    lr: float,
+    tokens: Tensor,
+    vocabulary: float = 1.0,
+    loss: Tensor | None = None,
 ) -> Tensor:
     """Average and clip the reduced gradients and update the weights, without waiting for the
     device.
@@ -55,10 +60,12 @@ def update(
         tokens: what the gradients, those of a summed loss, are divided by. []
         vocabulary: share of their rate at which embedding and head learn in this step
             (`schedule.vocabulary_share`).
+        loss: the summed loss, which may be bad where its gradient is not. []
 
     Returns:
-        the global norm of the averaged gradient before clipping, on the device []. Where it is not
-        finite the weights and moments were left as they are: see `train.health`.
+        the global norm of the averaged gradient before clipping, on the device [], the same on all
+        ranks. Where it or the loss is not finite the weights and moments were left as they are, on
+        all ranks: see `train.health`.
     """
     for group in optimizer.param_groups:
         share = vocabulary if group["is_decoupled_lr"] else 1.0
@@ -70,7 +77,8 @@ def update(
     optimizer.prepare_grads()
     divisor = tokens.clamp(min=1.0)
     norm = torch.as_tensor(optimizer.get_grad_norm(), device=tokens.device).reshape(()) / divisor
-    refused = (~norm.isfinite()).float()
+    good = norm.isfinite() if loss is None else norm.isfinite() & loss.isfinite()
+    refused = (~good).float()
     if optim.clip_grad > 0:
         # As torch.nn.utils.clip_grad_norm_ and megatron have it, to the last constant.
         divisor = divisor * ((norm + 1e-6) / optim.clip_grad).clamp(min=1.0)

@@ -50,7 +50,7 @@ from loopcoder.parallel import mcore
 from loopcoder.storage.run_lock import only_run_in
 from loopcoder.train.accounts import Accounts
 from loopcoder.train.data_events import data_events
-from loopcoder.train.health import Health
+from loopcoder.train.health import Health, diverged
 from loopcoder.train.labels import label_losses
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
@@ -131,7 +131,7 @@ class Run:
         self.vocab_size = vocab_size
         self.state = build_state(config, self.ranks, vocab_size)
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
-        self.health = Health(config.optim, self.ranks.device)
+        self.health = Health(config.faults, self.ranks.device)
         self.evaluator = Evaluator(config, corpus, run_dir)
         self.saver = Saver(config, run_dir, self.event, companions(run_dir))
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
@@ -233,12 +233,13 @@ class Run:
             sums = forward_backward(self.state, data.microbatches, domains, probe, by_label)
         lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
         share = vocabulary_share(optim, step)
-        grad_norm = update(self.state.optimizer, optim, lr, sums[1].sum(), share)
-        self.health.note(grad_norm, step)
+        loss, tokens = sums.sum(1)
+        grad_norm = update(self.state.optimizer, optim, lr, tokens, share, loss)
+        self.health.note(data, sums, grad_norm)
         return StepResult(sums, grad_norm, lr, probe, by_label)
 
     def _log(self, result: StepResult, data: StepData, window: Window, evaluate: bool) -> None:
-        self.health.check()
+        self._check_health()
         fields = result.fields(self.corpus.domains)
         timing = window.measure(self._throughput(data.before.stage))
         memory = reduce_peak_memory(self.ranks.device)
@@ -302,7 +303,7 @@ class Run:
         if self._last_saved == self.position.step:
             return
         self.verification.refuse_damaged(self.ranks.device)
-        self.health.check()
+        self._check_health()
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
         state = CheckpointState(
@@ -321,6 +322,14 @@ class Run:
         )
         self.saver.save(self.state.network, self.state.ddp, self.state.optimizer, state)
         self._last_saved = self.position.step
+
+    def _check_health(self) -> None:
+        """Record steps that were bad; raises where they were too many in a row."""
+        trouble = self.health.check()
+        for bad in self.health.taken():
+            self.event("step_refused", **bad.fields())
+        if trouble is not None:
+            raise diverged(trouble, self.config.optim.lr)
 
     def _restore(self, said: list[str], notes: list[str]) -> None:
         self.event(
