@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from pydantic.dataclasses import dataclass
 
-from loopcoder.config.types import STRICT, PositiveFloat, PositiveInt
+from loopcoder.config.types import STRICT, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, config=STRICT)
 class FaultsConfig:
-    """When bad steps are too many."""
+    """When a run goes back to its newest checkpoint from before bad steps, and leaves out what it
+    was trained on since."""
 
     bad_steps: PositiveInt = 3
-    """Steps in a row whose loss or gradient is not finite before the run ends; none of them
-    changes weights or moments."""
+    """Steps in a row whose loss or gradient is not finite before the run goes back; none of
+    them changes weights or moments."""
     spike_nats: PositiveFloat | None = None
-    """How far the loss is above its mean before the run ends, in nats per token; null: a loss
-    that is finite is none of its reasons. 1 is far beyond the noise of a batch of a million
+    """How far the loss is above its mean before the run goes back, in nats per token; null: a
+    loss that is finite is none of its reasons. 1 is far beyond the noise of a batch of a million
     tokens."""
     spike_steps: PositiveInt = 10
     """Steps in a row that the loss is as far above its mean."""
     spike_window: PositiveInt = 100
     """Steps before, over which the mean is taken: of this process and this data stage, so that the
     rule begins after as many."""
+    rewinds: NonNegativeInt = 3
+    """Times that a run goes back in all; then, and where no checkpoint is older than the first bad
+    step, it ends. 0: it never goes back."""

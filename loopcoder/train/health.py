@@ -132,14 +132,14 @@ class Health:
         return loss > sum(losses) / len(losses) + above
 
 
-def diverged(trouble: Trouble, lr: float) -> TrainingDiverged:
-    """Return the error of a run that stops for good."""
+def diverged(trouble: Trouble, lr: float, also: str = "") -> TrainingDiverged:
+    """Return the error of a run that stops for good; `also` is why it does not go back."""
     why = "no bad step changed the weights, and the next ones would be bad as well"
     if trouble.kind == "spike":
         why = "a loss that does not come down again is no training"
     return TrainingDiverged.of(
         str(trouble),
-        why,
+        f"{why}{also}",
         "branch from a checkpoint with a lower rate: run_dir=ANOTHER_FOLDER "
         f"checkpoint.init_from=CHECKPOINT optim.lr={lr / 2:g}",
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from loopcoder.backends import Backends
 from loopcoder.checkpoint import format as checkpoints
 from loopcoder.checkpoint.load import load
 from loopcoder.checkpoint.pinned import companions, record
+from loopcoder.checkpoint.rewind import forget_rewinds
 from loopcoder.checkpoint.save import Saver
 from loopcoder.checkpoint.start import (
     Start,
@@ -37,11 +37,8 @@ from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
 from loopcoder.errors import EXIT_DONE, LoopcoderError, OutOfMemory, Preempted, TrainingDiverged
 from loopcoder.metrics.plots import plot_run
-from loopcoder.metrics.sinks import build_sinks
 from loopcoder.metrics.summary import next_command, print_finished, print_summary
-from loopcoder.metrics.throughput import Throughput, peak_flops
-from loopcoder.metrics.writer import MetricsWriter
-from loopcoder.model.flops import train_flops_per_token
+from loopcoder.metrics.throughput import peak_flops
 from loopcoder.model.probe import probe_of
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.optimizer import update
@@ -50,12 +47,14 @@ from loopcoder.parallel import mcore
 from loopcoder.storage.run_lock import only_run_in
 from loopcoder.train.accounts import Accounts
 from loopcoder.train.data_events import data_events
-from loopcoder.train.health import Health, diverged
+from loopcoder.train.health import Health
 from loopcoder.train.labels import label_losses
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
 from loopcoder.train.profiling import StepProfiler
 from loopcoder.train.provenance import Launch, provenance
+from loopcoder.train.records import open_writer, throughput_of
+from loopcoder.train.rewinding import what_ends
 from loopcoder.train.signals import StopSignal
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
@@ -141,9 +140,16 @@ class Run:
         self.accounts = Accounts(ledger_of(start), corpus.labels, self.ranks)
         self.warmup = warmup_of(start, config)
         self._last_saved = self.position.step
-        self.writer = self._writer(resumed) if self.ranks.is_main else None
+        self._owes_save = False
+        self.writer = (
+            open_writer(config, backends, run_dir, resumed.step if resumed else None)
+            if self.ranks.is_main
+            else None
+        )
         name = backends.gpu_name if self.ranks.device.type == "cuda" else None
-        self._peak_flops = peak_flops(config.hardware, name, config.precision.name)  # type: ignore[arg-type]
+        peak = peak_flops(config.hardware, name, config.precision.name)  # type: ignore[arg-type]
+        sizes = vocab_size, peak, self.ranks.world_size
+        self._throughput = lambda stage: throughput_of(config, stage, *sizes)
         self._val: dict[str, float] = {}
         self._unigram_entropies: dict[str, float] = {}
         self._unigram_entropy: float | None = None
@@ -198,9 +204,10 @@ class Run:
                 stopping = self.stop.requested(self.ranks.device)
                 if logged or stopping:
                     self._log(result, data, window, evaluate)
-                if self._saves_after(step) or stopping:
+                self._owes_save |= self._saves_after(step)
+                if self._owes_save or stopping:
                     with window.excluding():
-                        self._save()
+                        self._save(only_sound=not stopping and step < last)
                 if stopping and step < last:
                     self.saver.finish()
                     if loader.error is not None:
@@ -283,11 +290,6 @@ class Run:
             "val/unigram_entropy": self._unigram_entropy,
         }
 
-    def _throughput(self, stage: int) -> Throughput:
-        seq_length = self.config.stages[stage].seq_length
-        causal, full = train_flops_per_token(self.config.model, self.vocab_size, seq_length)
-        return Throughput(causal, full, self._peak_flops, self.ranks.world_size)
-
     def _saves_after(self, step: int) -> bool:
         """Say whether there is a checkpoint of a step: at intervals, where a wsd run begins to
         decay, and at the end."""
@@ -299,11 +301,16 @@ class Run:
         branching = branching_step(self.config.optim, last, self.warmup)
         return step == branching or _due(step, saved.interval)
 
-    def _save(self) -> None:
+    def _save(self, only_sound: bool = False) -> None:
+        """Save, unless that is done; `only_sound`: or the newest steps are suspicious, after which
+        there will be a save or no run."""
         if self._last_saved == self.position.step:
             return
         self.verification.refuse_damaged(self.ranks.device)
         self._check_health()
+        if only_sound and self.health.is_suspicious:
+            return
+        self._owes_save = False
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
         state = CheckpointState(
@@ -329,13 +336,16 @@ class Run:
         for bad in self.health.taken():
             self.event("step_refused", **bad.fields())
         if trouble is not None:
-            raise diverged(trouble, self.config.optim.lr)
+            self.saver.finish()
+            raise what_ends(trouble, self.config, self.run_dir, self.position, self.event)
 
     def _restore(self, said: list[str], notes: list[str]) -> None:
         self.event(
             "run_started",
             **provenance(self.launch.overrides, self.backends, self.ranks.world_size),
         )
+        if self.ranks.is_main and (self.start is None or not self.start.resumes):
+            forget_rewinds(self.run_dir)
         for path in checkpoints.incomplete(self.run_dir / "checkpoints"):
             self.event("checkpoint_incomplete", path=str(path))
             self.say(f"{path.name} has no manifest: a save was interrupted; it is not used")
@@ -368,18 +378,6 @@ class Run:
         if self.ranks.is_main:
             cache = Path(self.config.data.build.cache_dir).expanduser()
             self._unigram_entropies = entropies_of(self.corpus, cache, self.say)
-
-    def _writer(self, resumed: CheckpointState | None) -> MetricsWriter:
-        step = resumed.step if resumed else None
-        sinks = build_sinks(
-            self.config.logging,
-            self.backends,
-            run_dir=self.run_dir,
-            config=asdict(self.config),
-            max_steps=self.config.train.max_steps,
-            resume_step=step,
-        )
-        return MetricsWriter(self.run_dir, sinks=sinks, resume_step=step)
 
     def _conclude(self) -> None:
         """Draw the curves and say what came out."""
