@@ -27,3 +27,9 @@ class FaultsConfig:
     rewinds: NonNegativeInt = 3
     """Times that a run goes back in all; then, and where no checkpoint is older than the first bad
     step, it ends. 0: it never goes back."""
+    compare_interval: PositiveInt | None = 100
+    """Steps between comparisons of what data-parallel replicas must have in common, bit for bit;
+    before each checkpoint as well. One replica alone has nothing to compare. null: never."""
+    replay_interval: PositiveInt | None = None
+    """Steps between those whose gradients every rank computes three times, twice to compare them
+    bit for bit; null: none. It needs kernels that give the same bits each time."""

@@ -56,6 +56,7 @@ from loopcoder.train.provenance import Launch, provenance
 from loopcoder.train.records import open_writer, throughput_of
 from loopcoder.train.rewinding import what_ends
 from loopcoder.train.signals import StopSignal
+from loopcoder.train.silent_errors import compare_replicas, replay
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
 from loopcoder.train.validation import Evaluator, mixture_mean
@@ -191,11 +192,15 @@ class Run:
                     self.event(kind, **fields)
                 evaluate = _due(step, config.eval.interval) or (step == last and config.eval.at_end)
                 logged = _due(step, config.logging.interval) or evaluate or step == last
+                if _due(step, config.faults.replay_interval):
+                    replay(self.state, data, len(self.corpus.domains), self.event)
                 with self.profiler.step(step):
                     result = self._step(data, logged)
                 window.add(data)
                 self.position = data.after
                 self.accounts.add(data.label_tokens)
+                if _due(step, config.faults.compare_interval):
+                    compare_replicas(self.state, step, self.event)
                 self.saver.poll()
                 if self.verification.found_fault:
                     self.stop.name = "a damaged shard"
@@ -311,6 +316,8 @@ class Run:
         if only_sound and self.health.is_suspicious:
             return
         self._owes_save = False
+        if self.config.faults.compare_interval is not None:
+            compare_replicas(self.state, self.position.step, self.event)
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
         state = CheckpointState(
