@@ -2,10 +2,13 @@
 
     python benchmarks/loader.py rate [--reader packed megatron] [--seq-length 8192]
     python benchmarks/loader.py open [--shards 2250] [--tokens-per-shard 8e9]
+    python benchmarks/loader.py gptdataset [--documents 1e8]
 
 `rate` builds batches in one thread, from the page cache, of a corpus of random documents. `open`
 makes a corpus of sparse files with a manifest and digests as the pipeline writes them, opens it as
-rank 0 and any other rank do, and reads the first batch: seconds, and the memory that it adds.
+rank 0 and any other rank do, and reads the first batch: seconds, and the memory that it adds; then
+it starts `loopcoder train` on it. `gptdataset` opens megatron-core's GPTDataset with prebuilt
+caches over an index of so many documents, and extrapolates to the 18e9 of such a corpus.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,10 +63,16 @@ def main() -> int:
     opened.add_argument("--tokens-per-shard", type=float, default=8e9)
     opened.add_argument("--keep", type=Path, help="make the corpus there and leave it")
     opened.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
+    stock = verbs.add_parser("gptdataset")
+    stock.add_argument("--documents", type=float, default=1e8)
+    stock.add_argument("--seq-length", type=int, default=8192)
+    stock.add_argument("--opened", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="loader-") as folder:
         if arguments.verb == "rate":
             return _rate(arguments, Path(folder))
+        if arguments.verb == "gptdataset":
+            return _gptdataset(arguments, Path(folder))
         if arguments.rank:
             return _as_rank(arguments.rank)
         return _open(arguments, arguments.keep or Path(folder))
@@ -142,7 +154,35 @@ def _open(arguments: argparse.Namespace, folder: Path) -> int:
     total = tokens * arguments.shards
     print(f"{total / 1e12:.1f}T tokens in {arguments.shards} shards, {total * 4 / 1e12:.0f} TB")
     command = [sys.executable, __file__, "open", "--rank", str(folder)]
-    return subprocess.run(command, check=False, cwd=REPOSITORY).returncode
+    subprocess.run(command, check=True, cwd=REPOSITORY)
+    _start(folder)
+    return 0
+
+
+def _start(folder: Path) -> None:
+    """Train two steps by the command line, and say when the first of them was done."""
+    with tempfile.TemporaryDirectory(prefix="run-") as run:
+        overrides = [
+            *("data=corpus", f"path={folder}", "data.reader=packed", "model=plt_tiny"),
+            *("train.max_steps=2", "logging.interval=1", "logging.plots=false", f"run_dir={run}"),
+            *("eval.at_end=false", "checkpoint.save_at_end=false", "parallel.nproc_per_node=1"),
+            *("train.global_batch_size=2", "train.micro_batch_size=1", "logging.wandb=off"),
+        ]
+        before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        command = [sys.executable, "-m", "loopcoder", "train", *overrides]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        said = iter(process.stdout.readline, "")
+        seconds = next(time.perf_counter() - begin for line in said if line.startswith("step 1/"))
+        process.stdout.read()
+        assert process.wait() == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        load = os.getloadavg()[0]
+        print(
+            f"loopcoder train: the first step is done {seconds:.1f} s after the command; "
+            f"{cpu:.1f} s of CPU until its end, load average {load:.1f}"
+        )
 
 
 def _sparse_shards(folder: Path, prefixes: list[str], tokens: int) -> None:
@@ -229,6 +269,71 @@ def _as_rank(folder: Path) -> int:
             blend = Blend(corpus, config.stages[0], 0, 1, reader_of(config.data))
             _step(config, corpus, Position(), blend)
     return 0
+
+
+# What GPTDataset takes
+
+
+def _gptdataset(arguments: argparse.Namespace, folder: Path) -> int:
+    """Time GPTDataset with prebuilt caches; a process of its own opens them."""
+    documents, folder = int(arguments.documents), arguments.opened or folder
+    if arguments.opened is None:
+        _sparse_index(folder / "shard", documents)
+        command = [sys.executable, __file__, "gptdataset", f"--documents={documents}"]
+        command += [f"--seq-length={arguments.seq_length}", f"--opened={folder}"]
+        for _ in range(2):  # the first builds the caches
+            subprocess.run(command, check=True, cwd=REPOSITORY)
+        return 0
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.utils import Split
+
+    prefix, caches = str(folder / "shard"), folder / "caches"
+    built = caches.is_dir()
+    config = GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=arguments.seq_length,
+        blend=([prefix], [1.0]),
+        split="1,0,0",
+        path_to_cache=str(caches),
+        tokenizer=SimpleNamespace(eod=EOD, vocab_size=None, unique_identifiers={}),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    before, begin = _resident(), time.perf_counter()
+    low = GPTDataset.build_low_level_dataset(prefix, config)
+    indices = np.arange(GPTDataset.numel_low_level_dataset(low), dtype=np.int32)
+    dataset = GPTDataset(low, prefix, indices, None, Split.train, config)
+    for index in range(256):
+        dataset[index]
+    seconds, added = time.perf_counter() - begin, _resident() - before
+    times = 18e9 / documents
+    print(
+        f"GPTDataset, {documents:,} documents, .idx of {documents * 20 / 1e9:.1f} GB, caches "
+        f"{'prebuilt' if built else 'built now'}: first batch of 256 in {seconds:.1f} s, "
+        f"{added / 1e6:,.0f} MB more; extrapolated to 18e9 documents (18T tokens): "
+        f"{seconds * times:,.0f} s, {added * times / 1e9:,.0f} GB",
+        flush=True,
+    )
+    return 0
+
+
+def _sparse_index(prefix: Path, documents: int, tokens: int = 1000) -> None:
+    """Write a `.bin/.idx` of so many documents of so many tokens; the `.bin` is sparse."""
+    with open(f"{prefix}.bin", "wb") as file:
+        file.truncate(documents * tokens * 4)
+    with open(f"{prefix}.idx", "wb") as file:
+        file.write(struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 4, documents, documents + 1))
+        for array in (
+            lambda at: np.full(len(at), tokens, dtype=np.int32),
+            lambda at: at * tokens * 4,
+            lambda at: at,
+        ):
+            for start in range(0, documents, 1 << 22):
+                at = np.arange(start, min(start + (1 << 22), documents), dtype=np.int64)
+                file.write(array(at).tobytes())
+        file.write(np.int64(documents).tobytes())
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from data_pipeline.tasks.work import Cost, Task, Work, disk_errors
 from data_pipeline.tokenizer.changes import changes_line
 from data_pipeline.tokenizer.count import Counted, Tokenizer
 from loopcoder.config.build import ExecutorConfig
+from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.data import DataConfig
 from loopcoder.config.fields import as_override
 from loopcoder.config.identity import as_folder
@@ -43,10 +44,11 @@ from loopcoder.data.corpus import (
     MANIFEST,
     Corpus,
     Verify,
-    check_domains,
     load_corpus,
     read_manifest,
 )
+from loopcoder.data.joined import open_joined
+from loopcoder.data.manifest import check_domains
 from loopcoder.data.mirror import folder_of
 from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import sync_folder
@@ -180,6 +182,8 @@ def _remove_work(work: Work, folder: Path, report: Report) -> None:
 
 
 def _finished(data: DataConfig, verify: Verify) -> Corpus:
+    if joined_corpora(data):
+        return open_joined(data, verify)
     if not isinstance(data.path, str) or not data.path.strip():
         raise InputError.of(
             f"data.build.sources is empty and data.path is {as_override(data.path)}",

@@ -42,15 +42,8 @@ from data_pipeline.tasks.dropped import FOLDER, total_dropped
 from data_pipeline.tasks.progress import total_cost
 from data_pipeline.tasks.work import Cost, Output, Result, Work
 from data_pipeline.tokenizer.count import Counted, Tokenizer, encoder_of
-from loopcoder.data.corpus import (
-    FORMAT_VERSION,
-    MANIFEST,
-    REPORT,
-    TOKEN_BYTES,
-    TOKENIZER,
-    UNIGRAM_ENTROPY,
-    load_corpus,
-)
+from loopcoder.data.corpus import FORMAT_VERSION, MANIFEST, REPORT, UNIGRAM_ENTROPY, load_corpus
+from loopcoder.data.places import TOKEN_BYTES, TOKENIZER
 from loopcoder.data.unigram import unigram_entropy
 from loopcoder.errors import InputError
 from loopcoder.storage.disk import is_disk_full
@@ -214,13 +207,14 @@ def _unigram_entropy(work: Work) -> dict[str, Any]:
     for bucket, checked in enumerate(work.all_done(Checked)):
         if not checked.files:
             return {}
-        train += np.load(checked.file(counts_file(work, "train", bucket)))
+        train += np.load(checked.file(counts_file(work, "train", bucket)), allow_pickle=False)
     found = {}
     for index, held in enumerate(work.all_done(HeldOut)):
         path = counts_file(work, "val", index)
         if str(path.relative_to(work.folder)) not in held.files:
             return {}
-        found[held.result.domain] = unigram_entropy(train[index], np.load(held.file(path)))
+        val = np.load(held.file(path), allow_pickle=False)
+        found[held.result.domain] = unigram_entropy(train[index], val)
     return {UNIGRAM_ENTROPY: found}
 
 

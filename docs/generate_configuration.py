@@ -128,7 +128,8 @@ def _section(key: str, info: Any) -> Iterator[_Part]:
             names = ", ".join(f"`{key}={name}`" for name in presets)
             lines.append(f"Presets: {names}.\n")
         inner = _fields(section)
-        prefix = f"{key}.N." if get_origin(info.annotation) is list else f"{key}."
+        kinds = (info.annotation, *get_args(info.annotation))  # a list, or one or null
+        prefix = f"{key}.N." if any(get_origin(kind) is list for kind in kinds) else f"{key}."
         if prefix.endswith(".N."):
             lines.append("A list; `N` is the place of an entry, from 0.\n")
         yield _Part(key, "\n".join([*lines, _table(section, prefix, list(inner))]))

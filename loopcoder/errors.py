@@ -72,6 +72,10 @@ class InputError(LoopcoderError):
         self.problems = list(problems)
         super().__init__("\n".join(str(p) for p in self.problems))
 
+    def __reduce__(self) -> tuple[type[Self], tuple[list[Problem]]]:
+        """Let one rank raise what another one found."""
+        return type(self), (self.problems,)
+
     @classmethod
     def of(cls, fact: str, why: str, fix: str) -> Self:
         return cls([Problem(fact, why, fix)])

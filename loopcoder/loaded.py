@@ -21,7 +21,7 @@ from loopcoder.checkpoint.load import load as load_weights
 from loopcoder.config.compose import load_config
 from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config, ParallelConfig
-from loopcoder.data.corpus import TOKENIZER
+from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import InputError, counted
 from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE, read_metrics
 from loopcoder.model.documents import Documents

@@ -6,10 +6,10 @@ from typing import Any
 
 from loopcoder.config.build import BuildConfig
 from loopcoder.config.data import DataConfig
+from loopcoder.config.evaluation import EvalConfig
 from loopcoder.config.schema import (
     CheckpointConfig,
     Config,
-    EvalConfig,
     HardwareConfig,
     LoggingConfig,
     ModelConfig,

@@ -30,6 +30,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.data.corpus",
         "loopcoder.data.mirror",
+        "loopcoder.data.places",
         "loopcoder.model.flops",
         "loopcoder.optim.schedule",
         "loopcoder.parallel.layout",
@@ -53,10 +54,13 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # The command line alone knows everything.
     "loopcoder.cli": BASE
     | {
+        "loopcoder.checkpoint.damage",
         "loopcoder.checkpoint.format",
         "loopcoder.checkpoint.history",
         "loopcoder.checkpoint.pinned",
+        "loopcoder.checkpoint.pruning",
         "loopcoder.checkpoint.rebuilt",
+        "loopcoder.checkpoint.rewind",
         "loopcoder.checkpoint.start",
         "loopcoder.loaded",
         "loopcoder.data",
@@ -84,8 +88,11 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.data.corpus",
         "loopcoder.data.indexed",
+        "loopcoder.data.joined",
         "loopcoder.data.labels",
+        "loopcoder.data.manifest",
         "loopcoder.data.mirror",
+        "loopcoder.data.places",
         "loopcoder.data.unigram",
     },
 }

@@ -19,6 +19,7 @@ from data_pipeline.decontam.match import decontaminate, open_index
 from data_pipeline.filters import clean
 from data_pipeline.langid.classifier import LanguageClassifier, label, label_code
 from data_pipeline.readers.base import Part, Source
+from data_pipeline.readers.pickled import unpickle_part
 from data_pipeline.readers.sample import DEFAULT_DOMAIN_BYTES, MIN_DOMAIN_BYTES
 from data_pipeline.readers.verdict import described, judge
 from data_pipeline.schema import NAMED_FAULTS, Document, Tally
@@ -29,6 +30,7 @@ from loopcoder.config.data import DataConfig
 from loopcoder.config.mixture import without
 from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.digest import fingerprint
+from loopcoder.storage.unpickle import RefusedPickle
 
 TALLIES = ("ingest", "select", "clean", "decontaminate", "language")
 """The steps, in the order in which documents meet them."""
@@ -193,7 +195,14 @@ def _load_part(work: Work, number: int) -> Part:
     path = _part_path(work, number)
     data = read_sealed(path, work.folder)
     try:
-        part: Part = pickle.loads(data)
+        part: Part = unpickle_part(data, work.data.build.sources)
+    except RefusedPickle as error:
+        raise InputError.of(
+            f"{path} wants to run {error}",
+            "a part of the input holds files and settings; whoever altered this one wants code to "
+            "be run where it is read. Nothing of it was run",
+            f"delete {work.folder} and start the same command again",
+        ) from error
     except Exception as error:  # a class that is no longer there, or has other fields
         raise foreign(work.folder, f"{path} cannot be read: {error!r}") from error
     return part

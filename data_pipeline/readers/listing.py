@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.readers.storage import SKIPPED_FOLDERS, File
-from loopcoder.data.corpus import TOKEN_BYTES
+from loopcoder.data.places import TOKEN_BYTES
 
 _MAGIC = re.compile(r"[*?\[]")
 _MISSING = (FileNotFoundError, NotADirectoryError)

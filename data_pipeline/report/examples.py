@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from data_pipeline.report.page import Html, element, join
 from data_pipeline.report.values import Manifest, as_list, at
-from loopcoder.data.corpus import TOKENIZER
 from loopcoder.data.indexed import read_document
+from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import counted
 
 _MOST_TOKENS = 1200

@@ -39,7 +39,7 @@ from pydantic import TypeAdapter
 from data_pipeline.schema import Document
 from data_pipeline.tasks.chunks import Chunk, read_chunk, read_chunk_list
 from loopcoder.config.data import DataConfig
-from loopcoder.data.corpus import TOKENIZER
+from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import DiskFull, InputError, LoopcoderError
 from loopcoder.storage.digest import fingerprint
 from loopcoder.storage.disk import full_disk_raises

@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from loopcoder.checkpoint.format import Checkpoint, complete
+from loopcoder.checkpoint.sources import written
 from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.data import ResolvedStage
+from loopcoder.config.fields import typed
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import Config
 from loopcoder.errors import Problem, counted
@@ -68,6 +71,7 @@ def other_position(
                 f"data stage {index + 1} has changed after it was trained up to step {state.step} "
                 f"({', '.join(changed)})",
                 f"the position in it would mean other sequences: {repeated}",
+                f"{_corpora(before, config)}"
                 f"data.stages={as_override(_from_here(state, before, config, index))} "
                 f"for the change from here on, or {branch}",
             )
@@ -98,6 +102,15 @@ def _other_skips(path: Path, state: CheckpointState, config: Config) -> Iterator
             "what has been trained cannot be left out any more",
             f"{key}.step={state.step + 1} to leave out what comes next{kept}, or {again}",
         )
+
+
+def _corpora(before: Config, config: Config) -> str:
+    """Return the override that names the corpora of all stages, of those that are over too."""
+    corpora = joined_corpora(before.data) | joined_corpora(config.data)
+    if not corpora:
+        return ""
+    named = [replace(corpus, name=name) for name, corpus in corpora.items()]
+    return typed(f"data.corpora={written(named)}") + " "
 
 
 def _value(stage: ResolvedStage, name: str) -> object:

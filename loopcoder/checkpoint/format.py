@@ -4,27 +4,33 @@
     config.yaml     the resolved config of the run that wrote it
     tokenizer.json, token_bytes.npy
                     what decodes its tokens, from the corpus
+    digest.json     the sum of every tensor's bits, whatever the layout; see digest.py
     *.distcp, ...   megatron-core's torch_dist shards, resharded on load to any layout
     manifest.json   size and hash of every file above; written last
 
 There is no pointer to the latest: the newest complete folder is the latest. Names inside contain
-neither a loop index nor anything of the layout.
+neither a loop index nor anything of the layout. step_N.damaged, .later, .undone and .replaced are
+set aside.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from loopcoder.checkpoint.state import FORMAT_VERSION, CheckpointState, UnknownFormat
 from loopcoder.config.compose import load_config
 from loopcoder.config.schema import Config
-from loopcoder.errors import InputError
-from loopcoder.storage.files import fault_of
+from loopcoder.errors import InputError, Problem
+from loopcoder.storage.files import FileEntry, fault_of
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -51,7 +57,7 @@ class Checkpoint:
                 "use the version of loopcoder that wrote it, or another checkpoint",
             ) from error
         except ValueError as error:
-            raise _corrupt(self, f"{self.path / STATE} cannot be understood: {error}") from error
+            raise corrupt(self, [f"{self.path / STATE} cannot be understood: {error}"]) from error
 
     def config(self) -> Config:
         """Read config.yaml; the reader of its data is the one that state.json records."""
@@ -75,41 +81,33 @@ def step_folder(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step_{step:08d}"
 
 
+def unused(folder: Path, why: str) -> Path:
+    """Return a name for a checkpoint that is set aside, which no checkpoint has: step_N.WHY."""
+    names = (f"{folder.name}.{why}{f'-{n}' if n else ''}" for n in count())
+    return next(p for p in map(folder.with_name, names) if not os.path.lexists(p))
+
+
 def complete(folder: Path) -> list[Checkpoint]:
     """Return the complete checkpoints in a `checkpoints/` folder, oldest first."""
     found = []
     for path in sorted(folder.glob("step_*")) if folder.is_dir() else []:
         name = _NAME.fullmatch(path.name)
-        if name and (path / MANIFEST).is_file():
+        if name and _is_complete(path):
             found.append(Checkpoint(path, int(name[1])))
     return found
 
 
-def own_checkpoint(run_dir: Path, resume: Literal["auto", "never", "require"]) -> Checkpoint | None:
-    """Return the checkpoint that a run continues from, if it has one.
-
-    Raises InputError where resume=require finds none, or never would overwrite.
-    """
-    folder = run_dir / "checkpoints"
-    own = complete(folder)
-    if resume == "never" and own:
-        raise InputError.of(
-            f"checkpoint.resume=never, but {folder} has checkpoints up to step {own[-1].step}",
-            "a new run in this folder would mix with the old one",
-            "run_dir=ANOTHER_FOLDER, or checkpoint.resume=auto to continue",
-        )
-    if resume == "require" and not own:
-        raise InputError.of(
-            f"checkpoint.resume=require, but {folder} has no complete checkpoint",
-            "there is nothing to continue from",
-            "checkpoint.resume=auto to start anew, or the right run_dir=",
-        )
-    return own[-1] if own else None
+def _is_complete(path: Path) -> bool:
+    try:
+        return (path / MANIFEST).is_file()
+    except OSError:  # of somebody else, or on a disk that fails: it is none that can be used
+        return False
 
 
 def incomplete(folder: Path) -> list[Path]:
     """Return what a killed run left behind: step folders without a manifest."""
-    return [p for p in sorted(folder.glob("step_*")) if p.is_dir() and not (p / MANIFEST).is_file()]
+    found = [p for p in sorted(folder.glob("step_*")) if _NAME.fullmatch(p.name)]
+    return [path for path in found if path.is_dir() and not _is_complete(path)]
 
 
 def find(path: Path) -> Checkpoint:
@@ -136,21 +134,50 @@ def find(path: Path) -> Checkpoint:
     )
 
 
-def verify(
-    checkpoint: Checkpoint, level: Literal["hash", "size", "none"], part: int = 0, parts: int = 1
-) -> None:
-    """Compare the files with the manifest; with several ranks each hashes its part of them.
+def verify(checkpoint: Checkpoint, level: Literal["hash", "size", "none"]) -> None:
+    """Compare the files with the manifest.
 
-    Raises InputError naming the file and what to do.
+    Raises InputError naming the first that differs and what to do.
+    """
+    for fact in faults(checkpoint, level):
+        raise corrupt(checkpoint, [fact])
+
+
+def faults(
+    checkpoint: Checkpoint, level: Literal["hash", "size", "none"], part: int = 0, parts: int = 1
+) -> Iterator[str]:
+    """Compare the files with the manifest; yield what is wrong, a fact for each file.
+
+    Args:
+        level: `hash` reads all bytes.
+        part: Of several ranks each reads its part of the files, and looks at the sizes of all.
     """
     if level == "none":
         return
-    manifest = _read_json(checkpoint, MANIFEST, "files")
-    for index, (name, wanted) in enumerate(sorted(manifest["files"].items())):
+    try:
+        files = files_of(checkpoint)
+    except InputError as error:
+        yield error.problems[0].fact
+        return
+    for index, (name, wanted) in enumerate(sorted(files.items())):
         file = checkpoint.path / name
         fact = fault_of(file, wanted, contents=level == "hash" and index % parts == part)
         if fact is not None:
-            raise _corrupt(checkpoint, fact)
+            yield fact
+
+
+def files_of(checkpoint: Checkpoint) -> dict[str, FileEntry]:
+    """Return what the manifest says of each file.
+
+    Raises:
+        InputError: the manifest is damaged.
+    """
+    files = _read_json(checkpoint, MANIFEST, "files")["files"]
+    try:
+        return TypeAdapter(dict[str, FileEntry]).validate_python(files)
+    except ValidationError as error:
+        file = checkpoint.path / MANIFEST
+        raise corrupt(checkpoint, [f"{file} cannot be understood: {error}"]) from error
 
 
 def _read_json(checkpoint: Checkpoint, name: str, needed: str) -> dict[str, Any]:
@@ -159,36 +186,19 @@ def _read_json(checkpoint: Checkpoint, name: str, needed: str) -> dict[str, Any]
     try:
         value = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise _corrupt(checkpoint, f"{file} cannot be read: {error}") from error
+        raise corrupt(checkpoint, [f"{file} cannot be read: {error}"]) from error
     if not isinstance(value, dict) or needed not in value:
-        raise _corrupt(checkpoint, f"{file} has no '{needed}'")
+        raise corrupt(checkpoint, [f"{file} has no '{needed}'"])
     return value
 
 
-def _corrupt(checkpoint: Checkpoint, fact: str) -> InputError:
+def corrupt(checkpoint: Checkpoint, facts: Sequence[str]) -> InputError:
+    """Return the error that a checkpoint is damaged."""
     older = [c for c in complete(checkpoint.path.parent) if c.step < checkpoint.step]
-    aside = checkpoint.path.with_name(f"corrupt_{checkpoint.path.name}")
+    aside = unused(checkpoint.path, "damaged")
     fix = f"mv {checkpoint.path} {aside} and start again"
     fix += (
         f": it continues from step {older[-1].step}" if older else ": there is no older checkpoint"
     )
-    return InputError.of(
-        fact, "the checkpoint is damaged; training on it would be silently wrong", fix
-    )
-
-
-def prune(folder: Path, keep: int | None, spared: int | None = None) -> list[Checkpoint]:
-    """Delete all but the newest `keep` complete checkpoints, and return what was deleted.
-
-    Args:
-        spared: Step whose checkpoint stays besides.
-
-    The manifest goes first, so that a checkpoint half deleted is never taken for a complete one.
-    """
-    if keep is None:
-        return []
-    doomed = [c for c in complete(folder) if c.step != spared][:-keep]
-    for checkpoint in doomed:
-        (checkpoint.path / MANIFEST).unlink()
-        shutil.rmtree(checkpoint.path)
-    return doomed
+    why = "the checkpoint is damaged; training on it would be silently wrong"
+    return InputError([Problem(fact, why, fix) for fact in facts])

@@ -5,32 +5,47 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.digest import check_loaded, digest_of, is_comparable, read_digest
+from loopcoder.checkpoint.format import Checkpoint, corrupt
 from loopcoder.checkpoint.fp8_history import is_history, restore
 from loopcoder.checkpoint.save import sharded_state
+from loopcoder.checkpoint.unpickled import nothing_runs
+from loopcoder.checkpoint.verify import faults_together
 from loopcoder.config.schema import Config
-from loopcoder.errors import InputError
 
 
-def load(checkpoint: Checkpoint, network: Any, optimizer: Any | None, config: Config) -> None:
+def load(
+    checkpoint: Checkpoint,
+    network: Any,
+    optimizer: Any | None,
+    config: Config,
+    *,
+    is_verified: bool = False,
+) -> None:
     """Load weights, and the optimizer's state if one is given. All ranks must call it.
 
     Gates that the checkpoint does not have keep their initial values (and zero moments), and
     delayed scaling starts its history anew where the checkpoint was saved in another precision.
+
+    Args:
+        is_verified: It was compared with its manifest.
+
+    Raises:
+        InputError: it is damaged, wants to run something, or what was loaded is not what was saved.
     """
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 
-    _verify_together(checkpoint, config)
+    if not is_verified and (facts := faults_together(checkpoint, config.checkpoint.verify)):
+        raise corrupt(checkpoint, facts)
     shards = sharded_state(network, optimizer, is_loading=True)
-    known = load_sharded_metadata(str(checkpoint.path))
-    _keep_new_gates(shards, known)
-    _drop_new_histories(shards["model"], known)
-    # What `load` returns, not what was passed in: only that is right in every layout.
-    loaded = dist_checkpointing.load(shards, str(checkpoint.path))
+    with nothing_runs(checkpoint):
+        known = load_sharded_metadata(str(checkpoint.path))
+        _keep_new_gates(shards, known)
+        _drop_new_histories(shards["model"], known)
+        # What `load` returns, not what was passed in: only that is right in every layout.
+        loaded = dist_checkpointing.load(shards, str(checkpoint.path))
     model = loaded["model"]
     restore(network, {name: model.pop(name) for name in list(model) if is_history(name)})
     weights = {name.removeprefix("model."): value for name, value in model.items()}
@@ -41,6 +56,18 @@ def load(checkpoint: Checkpoint, network: Any, optimizer: Any | None, config: Co
     if optimizer is not None:
         with torch.no_grad():
             optimizer.load_state_dict(loaded["optimizer"])
+    _check_digest(checkpoint, network, optimizer, config)
+
+
+def _check_digest(
+    checkpoint: Checkpoint, network: Any, optimizer: Any | None, config: Config
+) -> None:
+    """Compare what is in the model and the optimizer now with what was saved, where that has to be
+    the same."""
+    saved = read_digest(checkpoint) if config.checkpoint.digest else None
+    if saved is not None and is_comparable(checkpoint, config):
+        shards = sharded_state(network, optimizer, is_loading=False)
+        check_loaded(checkpoint, saved, digest_of(shards, optimizer))
 
 
 def _keep_new_gates(shards: dict[str, Any], known: Any) -> None:
@@ -74,17 +101,3 @@ def _drop_new_histories(model: dict[str, Any], known: Any) -> None:
     """Do not ask for a history of FP8 scaling that the checkpoint lacks."""
     for name in [n for n in model if is_history(n) and model[n].unique_key not in known]:
         del model[name]
-
-
-def _verify_together(checkpoint: Checkpoint, config: Config) -> None:
-    """Every rank hashes its part; a fault that one finds is raised on all."""
-    fault: InputError | None = None
-    try:
-        layout.verify(checkpoint, config.checkpoint.verify, dist.get_rank(), dist.get_world_size())
-    except InputError as error:
-        fault = error
-    faults: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(faults, fault.problems if fault else None)
-    found = next((f for f in faults if f), None)
-    if found:
-        raise InputError(found)

@@ -12,14 +12,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.choice import newest_whole
 from loopcoder.config.compose import load_config, save_config
+from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import MANIFEST, TOKEN_BYTES, TOKENIZER, Corpus, read_manifest
+from loopcoder.data.corpus import MANIFEST, Corpus, read_manifest
+from loopcoder.data.joined import JoinedCorpus
 from loopcoder.data.mirror import default_cache, mirror
+from loopcoder.data.places import TOKEN_BYTES, TOKENIZER
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.storage.disk import full_disk_raises
 from loopcoder.storage.files import write_json
@@ -53,7 +58,7 @@ def pinned_corpus(
     Raises:
         InputError: the run was given a finished corpus, which is gone.
     """
-    if config.data.rebuild:
+    if config.data.rebuild or joined_corpora(config.data):
         return None
     record = _record(run_dir) or (_record(sibling) if sibling else None)
     if record is None or _sources(record.data, record) != _sources(config.data, record):
@@ -142,11 +147,16 @@ def record_corpus(corpus: Corpus, run_dir: Path) -> None:
     for file in companions(corpus.dir):
         shutil.copyfile(file, run_dir / file.name)
     inputs = [source.get("input_xxh3_128") for source in corpus.manifest.get("sources", [])]
-    content = {
+    content: dict[str, Any] = {
         "dir": corpus.place,
         "fingerprint": corpus.fingerprint,
         "inputs": inputs,
     }
+    if isinstance(corpus, JoinedCorpus):
+        content["corpora"] = {
+            name: {"dir": member.place, "fingerprint": member.fingerprint}
+            for name, member in corpus.parts.items()
+        }
     write_json(run_dir / RECORD, content)
 
 
@@ -156,9 +166,9 @@ def companions(folder: Path) -> list[Path]:
 
 
 def _record(run_dir: Path) -> _Record | None:
-    if own := layout.complete(run_dir / "checkpoints"):
-        state = own[-1].state()
-        data = load_config(own[-1].path / layout.CONFIG).data
+    if own := newest_whole(layout.complete(run_dir / "checkpoints"), "size", {}):
+        state = own.state()
+        data = load_config(own.path / layout.CONFIG).data
         return _Record(state.corpus_dir, state.corpus, data, is_saved=True)
     recorded = read_record(run_dir)
     if recorded is None or not (run_dir / layout.CONFIG).exists():
@@ -191,6 +201,17 @@ def read_record(run_dir: Path) -> tuple[str, str] | None:
             "checkpoint",
         ) from error
     return folder, fingerprint
+
+
+def read_members(run_dir: Path) -> dict[str, tuple[str, str]]:
+    """Return folder and fingerprint of each corpus that a run reads as one, by name; {}: it reads a
+    single one, or has no record that can be read."""
+    try:
+        content = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+        found = content.get("corpora", {}).items()
+        return {name: (str(c["dir"]), str(c["fingerprint"])) for name, c in found}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def _sources(data: DataConfig, record: _Record) -> dict[str, object]:

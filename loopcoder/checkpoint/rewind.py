@@ -25,8 +25,8 @@ from loopcoder.errors import EXIT_RETRY, InputError, LoopcoderError
 from loopcoder.storage.files import write_json
 
 REWINDS = "rewinds.json"
-UNDONE = ".undone"
-"""Ends the name of a checkpoint that a run went back from."""
+UNDONE = "undone"
+"""Why a checkpoint is set aside that a run went back from."""
 
 
 class Rewound(LoopcoderError):
@@ -140,6 +140,4 @@ def _steps_to_skip(config: Config, start: Position, end: Position) -> int:
 def _set_aside(checkpoints: Sequence[Checkpoint]) -> None:
     """Rename checkpoints, the newest first, so that none of them is continued from."""
     for checkpoint in reversed(checkpoints):
-        path = checkpoint.path
-        names = (path.with_name(f"{path.name}{UNDONE}{n or ''}") for n in range(len(path.name) * 9))
-        path.rename(next(name for name in names if not name.exists()))
+        checkpoint.path.rename(layout.unused(checkpoint.path, UNDONE))

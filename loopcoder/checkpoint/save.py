@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,11 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException  # a BaseException
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.agreed import same_error_on_all
+from loopcoder.checkpoint.digest import DIGEST, digest_of, whole_digest
 from loopcoder.checkpoint.fp8_history import with_history
+from loopcoder.checkpoint.pruning import prune
+from loopcoder.checkpoint.shards import Written, fault_of_shards, needed_bytes, written_here
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.checkpoint.writers import (
     FULL_BYTES,
@@ -25,10 +31,11 @@ from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
 from loopcoder.data.ledger import LEDGER_FILE, Ledger
 from loopcoder.data.sampler import Position
-from loopcoder.errors import EXIT_RETRY, LoopcoderError
+from loopcoder.errors import EXIT_RETRY, LoopcoderError, ProcessLost
 from loopcoder.optim.schedule import branching_step
+from loopcoder.parallel.peers import was_lost
 from loopcoder.storage.disk import free_bytes, is_disk_full
-from loopcoder.storage.files import FileEntry, synced_entry, write_json
+from loopcoder.storage.files import write_json
 
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 """Optimizer state by parameter, so that any layout loads what any other saved; megatron's default
@@ -46,6 +53,9 @@ def sharded_state(network: Any, optimizer: Any | None, *, is_loading: bool) -> d
             model, is_loading=is_loading, metadata=metadata
         )
     return state
+
+
+_OLDER = "older ones are intact"
 
 
 class IncompleteRun(LoopcoderError):
@@ -77,6 +87,8 @@ class Saver:
         self._queue = AsyncCallsQueue()
         self._writing = run_dir
         """Folder of the background save that is under way."""
+        self._stays: set[Path] = set()
+        """What could not be deleted."""
         say_once_that_the_disk_is_full(run_dir)
         self._manager = use_result_queue(config.checkpoint.async_save)
 
@@ -87,10 +99,13 @@ class Saver:
         self.finish()  # one save at a time: the one before is complete first
         began = time.monotonic()
         folder = layout.step_folder(self.run_dir, state.step)
-        self._on_main(lambda: _fresh(folder))
+        with _same_error_on_all(folder):
+            if self.is_main:
+                _fresh(folder)
         if self.config.parallel.overlap_param_gather:
             ddp.start_param_sync(force_sync=True)
         shards = sharded_state(network, optimizer, is_loading=False)
+        sums = digest_of(shards, optimizer) if self.config.checkpoint.digest else None
         try:
             request = dist_checkpointing.save(
                 shards,
@@ -99,11 +114,13 @@ class Saver:
                 async_strategy="mcore",
             )
         except (Exception, CheckpointException) as error:
+            if was_lost(error):
+                raise  # who is said where the world is left
             raise self._failed(folder, error) from error
         if request is None:
-            self._complete(folder, state, began)
+            self._complete(folder, state, sums, began)
         else:
-            request.add_finalize_fn(lambda: self._complete(folder, state, began))
+            request.add_finalize_fn(lambda: self._complete(folder, state, sums, began))
             if request.async_fn is not None:
                 request = request._replace(async_fn=BackgroundWriter(request.async_fn))
             self._queue.schedule_async_request(request)
@@ -121,36 +138,38 @@ class Saver:
 
     def _finalise(self, blocking: bool) -> None:
         if self._queue.get_num_unfinalized_calls():
+            writer = getattr(self._queue.async_calls[0].async_caller, "process", None)
             try:
                 self._queue.maybe_finalize_async_calls(blocking=blocking)
             except LoopcoderError:
                 raise
             except (Exception, CheckpointException) as error:
-                raise self._failed(self._writing, error) from error
+                if was_lost(error):
+                    raise
+                raise self._failed(self._writing, error, writer) from error
 
-    def _complete(self, folder: Path, state: CheckpointState, began: float) -> None:
+    def _complete(
+        self, folder: Path, state: CheckpointState, sums: dict[str, str] | None, began: float
+    ) -> None:
         """Hash the files on all ranks and write the manifest; only now is it a checkpoint."""
-        if self.is_main:
-            with _disk_errors(folder):
+        with _same_error_on_all(folder):
+            if self.is_main:
                 save_config(self.config, folder / layout.CONFIG)
                 write_json(folder / layout.STATE, state.to_json())
+                if sums is not None:
+                    sums = whole_digest(sums, state.to_json(), self.config)
+                    write_json(folder / DIGEST, {"sums": sums})
                 if state.ledger is not None:
                     self.keep_ledger(state.ledger, state.position)
                 for file in self.companions:
                     shutil.copyfile(file, folder / file.name)
-        dist.barrier()
-        files = sorted(p.name for p in folder.iterdir())
-        mine = files[dist.get_rank() :: dist.get_world_size()]
-        with _disk_errors(folder):
-            entries = {name: synced_entry(folder / name) for name in mine}
-        gathered: list[dict[str, FileEntry] | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, entries)
+            written = written_here(folder)
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, written)
+        with _same_error_on_all(folder):
+            size = self._write_manifest(folder, gathered) if self.is_main else 0
         if not self.is_main:
             return
-        merged = {name: entry for part in gathered for name, entry in (part or {}).items()}
-        with _disk_errors(folder):
-            write_json(folder / layout.MANIFEST, {"files": merged})
-        size = sum(entry["bytes"] for entry in merged.values())
         self.report(
             "checkpoint_saved",
             step=state.step,
@@ -160,8 +179,26 @@ class Saver:
         )
         steps = self.config.train.max_steps
         spared = branching_step(self.config.optim, steps, state.warmup_steps)
-        for old in layout.prune(folder.parent, self.config.checkpoint.keep, spared):
+        pruned = prune(folder.parent, self.config.checkpoint, spared)
+        for old in pruned.deleted:
             self.report("checkpoint_deleted", step=old.step, path=str(old.path))
+        for path, why in pruned.notes.items():
+            if path not in self._stays:  # it is tried again after every save, and said once
+                self.report("checkpoint_not_deleted", path=str(path), why=why)
+                self._stays.add(path)
+
+    def _write_manifest(self, folder: Path, written: Sequence[Written]) -> int:
+        """Make a checkpoint of what is there if that is all; return its bytes."""
+        within_s = self.config.checkpoint.visible_within_s
+        if (fault := fault_of_shards(folder, needed_bytes(folder), written, within_s)) is not None:
+            raise IncompleteRun.of(
+                f"could not save {folder}: {fault}",
+                f"a checkpoint counts when all of its files are in one folder; {_OLDER}",
+                "start the same command again, which looks whether all nodes have the same run_dir",
+            )
+        merged = {name: entry for part in written for name, entry in part.entries.items()}
+        write_json(folder / layout.MANIFEST, {"files": merged})
+        return sum(entry["bytes"] for entry in merged.values())
 
     def keep_ledger(self, ledger: Ledger, position: Position) -> None:
         """Write what a run has trained up to a position beside its metrics (rank 0)."""
@@ -169,31 +206,58 @@ class Saver:
             with _disk_errors(self.run_dir):
                 write_json(self.run_dir / LEDGER_FILE, ledger.as_file(position))
 
-    def _failed(self, folder: Path, error: BaseException) -> LoopcoderError:
-        """Describe a failed save, and give back the space that its shards took."""
-        described = _not_saved(folder, error)
+    def _failed(self, folder: Path, error: BaseException, writer: Any = None) -> LoopcoderError:
+        """Describe a failed save, and give back the space that its shards took.
+
+        Args:
+            writer: Process that wrote in the background.
+        """
+        ended = self._ended(error, writer)
+        described = _not_saved(folder, error) if ended is None else _writer_lost(folder, ended)
         if self.is_main and folder != self.run_dir:
             shutil.rmtree(folder, ignore_errors=True)
         return described
 
-    def _on_main(self, action: Callable[[], None]) -> None:
-        if self.is_main:
-            action()
-        dist.barrier()
+    def _ended(self, error: BaseException, writer: Any) -> str | None:
+        """Say which process that writes has been ended, on any rank; None: none of them."""
+        mine, here = None, f"rank {dist.get_rank()} ({socket.gethostname()}"
+        if writer is not None and (writer.exitcode or 0) < 0:
+            how = signal.Signals(-writer.exitcode).name
+            mine = f"{how} ended the writer of {here}, process {writer.pid})"
+        server = getattr(self._manager, "_process", None)
+        if server is not None and not server.is_alive():
+            mine = f"the process that passes on what the writer of {here}, {server.pid}) says ended"
+        if not isinstance(error, CheckpointException):
+            return mine  # the other ranks do not know of it yet
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, mine)
+        return "; ".join(one for one in found if one is not None) or None
 
 
 def _fresh(folder: Path) -> None:
-    """Make an empty folder; one without a manifest is what a killed run left, and goes."""
+    """Make an empty folder; one without a manifest is what a killed run left, and goes.
+
+    A complete one, and what a link leads to, are kept under another name.
+    """
     with _disk_errors(folder):
-        if folder.exists():
-            (folder / layout.MANIFEST).unlink(missing_ok=True)
+        if folder.is_symlink() or (folder / layout.MANIFEST).exists():
+            folder.rename(layout.unused(folder, "replaced"))
+        elif folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
 
 
+def _writer_lost(folder: Path, ended: str) -> ProcessLost:
+    return ProcessLost.of(
+        f"could not save {folder}: {ended}",
+        f"what it was writing is not whole and is removed; {_OLDER}",
+        "start the same command again: it continues from the newest checkpoint",
+    )
+
+
 def _not_saved(folder: Path, error: BaseException) -> LoopcoderError:
     """Say what failed. megatron's writer swallows the reason, so the free space is looked at."""
-    why = "without checkpoints a run is lost when it ends; older ones are intact"
+    why = f"without checkpoints a run is lost when it ends; {_OLDER}"
     full = is_disk_full(error) or free_bytes(folder) < FULL_BYTES
     if isinstance(error, FileNotFoundError) and not full:
         return IncompleteRun.of(
@@ -215,3 +279,15 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _not_saved(folder, error) from error
+
+
+@contextmanager
+def _same_error_on_all(folder: Path) -> Iterator[None]:
+    """Raise on all ranks what any of them raises in the block, so that none waits for another."""
+    found: LoopcoderError | None = None
+    try:
+        with _disk_errors(folder):
+            yield
+    except LoopcoderError as error:
+        found = error
+    same_error_on_all(found)

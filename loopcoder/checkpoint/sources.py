@@ -27,7 +27,7 @@ def other_sources(before: Config, config: Config) -> Iterator[Problem]:
     if is_asked_for or all(old[n] == new[n] for n in ("path", "sources")):
         return
     asked = f"data={config.data.name}"
-    asked += "" if config.data.path is None else f" path={_written(config.data.path)}"
+    asked += "" if config.data.path is None else f" path={written(config.data.path)}"
     overrides = [typed(override) for override in data_overrides(before)]
     yield Problem(
         f"this run was started with {' '.join(overrides[:2])}, and {asked} is asked for",
@@ -40,7 +40,7 @@ def data_overrides(config: Config) -> list[str]:
     """Return the overrides that ask for the data of a config: its preset, then what differs."""
     data, chosen = config.data, [f"data={config.data.name}"]
     if data.path is not None:
-        chosen.append(f"path={_written(data.path)}")
+        chosen.append(f"path={written(data.path)}")
     try:
         preset = compose([f"model={config.model.name}", *chosen])
     except InputError:  # presets of the user's own
@@ -48,19 +48,19 @@ def data_overrides(config: Config) -> list[str]:
     for key, at in leaves(FieldAt(DataConfig), "data."):
         value, usual = (attrgetter(key)(c) for c in (config, preset))
         if at.changes.effect != "nothing" and value != usual and key != "data.path":
-            chosen.append(f"{key}={_written(value)}")
+            chosen.append(f"{key}={written(value)}")
     return chosen
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """Write a value so that an override reads it back."""
     if isinstance(value, str):
         return quoted(value) if set(value) & set("\"'\\ ,:=()[]{}") or not value else value
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_written(v)}" for key, v in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{written(v)}" for key, v in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(_written(v) for v in value) + "]"
+        return "[" + ",".join(written(v) for v in value) + "]"
     if is_dataclass(value) and not isinstance(value, type):
         fields = asdict(value)
-        return _written({key: v for key, v in fields.items() if v is not None})
+        return written({key: v for key, v in fields.items() if v is not None})
     return as_override(value)

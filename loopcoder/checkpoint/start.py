@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.choice import own_checkpoint
 from loopcoder.checkpoint.continuing import (
     jump_of_the_rate,
     jump_of_the_vocabulary,
@@ -15,13 +16,16 @@ from loopcoder.checkpoint.continuing import (
     trained_warmup,
 )
 from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.put_off import stage_put_off
 from loopcoder.checkpoint.sources import other_sources
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.fields import typed
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
-from loopcoder.data.corpus import MANIFEST, TOKENIZER, Corpus
+from loopcoder.data.corpus import MANIFEST, Corpus
+from loopcoder.data.joined import trained_part
 from loopcoder.data.ledger import Ledger
+from loopcoder.data.places import TOKENIZER
 from loopcoder.data.sampler import Position, enter_stage, orders_anew, unreached
 from loopcoder.errors import InputError, Problem, counted
 from loopcoder.model.vocabulary import padded_vocabulary
@@ -52,9 +56,9 @@ def find_start(config: Config, run_dir: Path) -> Start | None:
     """Return what the run starts from; None: from its own initial weights.
 
     A run that has checkpoints of its own continues from them even when init_from is given: the same
-    command again resumes. Raises InputError as `layout.own_checkpoint` does.
+    command again resumes. Raises InputError as `own_checkpoint` does.
     """
-    if own := layout.own_checkpoint(run_dir, config.checkpoint.resume):
+    if own := own_checkpoint(run_dir, config.checkpoint):
         return Start(own, resumes=True)
     if config.checkpoint.init_from:
         found = layout.find(Path(config.checkpoint.init_from))
@@ -74,8 +78,10 @@ class Reached:
 
 def finished_at(config: Config, run_dir: Path) -> Reached | None:
     """Return where a run stands that has nothing left to train; None: it has."""
-    own = layout.own_checkpoint(run_dir, config.checkpoint.resume)
+    own = own_checkpoint(run_dir, config.checkpoint)
     if own is None or own.step < config.train.max_steps:
+        return None
+    if stage_put_off(run_dir, own.step) is not None:
         return None
     return Reached(own.step, own.config().train.max_steps)
 
@@ -138,7 +144,7 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
     if not start.goes_on:
         return notes
     notes += _jumps(start, config)
-    if state.corpus != corpus.fingerprint:
+    if state.corpus != trained_part(corpus, before.data):
         notes.append(
             f"warning: the corpus is {corpus.fingerprint}, steps up to {checkpoint.step} were "
             f"trained on {state.corpus}: from here on it is other data"

@@ -4,6 +4,9 @@ megatron-core hands write results from a forked writer to the trainer through a 
 spawned process, even when it writes in the trainer itself. After `kill -9` of the trainer both
 would stay: the queue's process for ever, with half a gigabyte and the run's output pipe; the writer
 until it has written into a folder that the restarted run may be writing as well.
+
+Nor may they end before it: a scheduler sends its SIGTERM or SIGUSR1 to every process of a job, and
+the save that is under way then is the one that counts.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 
 from loopcoder.storage.disk import free_bytes
 from loopcoder.storage.process import exit_with_parent, use_short_socket_paths
+from loopcoder.storage.signals import ignore_requests, requests_held_back
 
 _WRITERS = "megatron.core.dist_checkpointing.strategies.filesystem_async"
 FULL_BYTES = 16 << 20
@@ -52,8 +56,15 @@ class BackgroundWriter:
         self.write = write
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        ignore_requests()  # the trainer stops when this save is complete
         exit_with_parent()
         return self.write(*args, **kwargs)
+
+
+def _serve() -> None:
+    """Begin the life of the queue's process."""
+    ignore_requests()
+    exit_with_parent()
 
 
 def use_result_queue(background: bool) -> SyncManager | None:
@@ -65,6 +76,7 @@ def use_result_queue(background: bool) -> SyncManager | None:
         return None
     use_short_socket_paths()
     manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-    manager.start(exit_with_parent)
+    with requests_held_back():
+        manager.start(_serve)
     writers._results_queue = manager.Queue()
     return manager

@@ -81,7 +81,7 @@ class Batches:
             "seed": self.config.seed,
             "reader": self.config.data.reader,
             "skipped": [asdict(skipped) for skipped in self._skipped],
-            "corpus": str(self.corpus.dir),
+            "corpus": self.corpus.place,
             "fingerprint": self.corpus.fingerprint,
             "labels": [
                 {**label._asdict(), "tokens": tokens[i], "documents": documents[i]}
@@ -169,7 +169,7 @@ class Batches:
             f"{first} to {last} of data stage {position.stage + 1} of {len(config.stages)}\n"
             f"{mixture}; {counted(position.tokens, 'token')} before it; seed {config.seed}, "
             f"data.reader={config.data.reader}\n"
-            f"corpus {self.corpus.dir}\n"
+            f"corpus {self.corpus.place}\n"
             + "".join(f"{told_of_skip(skip)}\n" for skip in self._skipped)
         )
 

@@ -15,9 +15,13 @@ from loopcoder.backends import Backends
 from loopcoder.checkpoint.start import check_start
 from loopcoder.cli.arguments import rank
 from loopcoder.config.check import check
+from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import MANIFEST, check_domains, read_manifest
+from loopcoder.data.corpus import MANIFEST, read_manifest
+from loopcoder.data.joined import check_joined_folders
+from loopcoder.data.manifest import check_domains
 from loopcoder.data.mirror import folder_of
+from loopcoder.data.own_sets import check_own_folders
 from loopcoder.errors import InputError, Problem
 from loopcoder.metrics.throughput import peak_flops
 
@@ -53,7 +57,12 @@ def check_inputs(config: Config) -> None:
     logged in to."""
     problems = [*_login(config)]
     data = config.data
-    if not data.build.sources and isinstance(data.path, str):
+    if joined_corpora(data):
+        try:
+            check_joined_folders(data)
+        except InputError as error:
+            problems += error.problems
+    elif not data.build.sources and isinstance(data.path, str):
         try:
             folder = folder_of(data)
             wanted = dict.fromkeys(domain for stage in config.stages for domain in stage.mixture)
@@ -61,6 +70,10 @@ def check_inputs(config: Config) -> None:
                 check_domains(folder, read_manifest(folder), list(wanted))
         except InputError as error:
             problems += error.problems
+    try:
+        check_own_folders(config)
+    except InputError as error:
+        problems += error.problems
     if problems:
         raise InputError(problems)
 

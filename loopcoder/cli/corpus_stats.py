@@ -13,7 +13,8 @@ from loopcoder.cli.shares import NO_LABELS, formatted, in_one, shares, summed
 from loopcoder.config.check_data import check_stages
 from loopcoder.config.compose import compose
 from loopcoder.config.resolve import resolve
-from loopcoder.data.corpus import Corpus, check_domains
+from loopcoder.data.corpus import Corpus
+from loopcoder.data.manifest import check_domains
 from loopcoder.data.sampler import Position, enter_stage, position_at
 from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import in_words
@@ -40,7 +41,7 @@ def epochs_of(corpus: Corpus, overrides: Sequence[str], config_dir: Path | None)
     """
     if not overrides and config_dir is None:
         return None
-    given = ["data=corpus", f"path={corpus.dir}", *overrides]
+    given = ["data=corpus", f"path={corpus.place}", *overrides]
     config = resolve(compose(given, config_dir), detect())
     if problems := list(check_stages(config)):
         raise InputError(problems)
@@ -65,7 +66,7 @@ class Contents:
         """Return everything as JSON can say it."""
         corpus, manifest = self.corpus, self.corpus.manifest
         found: dict[str, Any] = {
-            "corpus": str(corpus.dir),
+            "corpus": corpus.place,
             "fingerprint": corpus.fingerprint,
             "created": manifest.get("created"),
             "seq_length": manifest.get("seq_length"),
@@ -100,7 +101,7 @@ class Contents:
         ]
         built = f"{counted(found['seq_length'] or 0, 'token')} per sequence, "
         built += f"{counted(self.corpus.vocab_size, 'token id')}, {in_words(found['bytes'])}"
-        lines = [f"{self.corpus.dir}, built {found['created']}: {built}\n", in_one(parts)]
+        lines = [f"{self.corpus.place}, built {found['created']}: {built}\n", in_one(parts)]
         if not self.corpus.has_labels:
             lines.append(f"\n{NO_LABELS}: a run counts its tokens by domain only")
         if epochs is not None:

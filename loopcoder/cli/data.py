@@ -78,7 +78,8 @@ def run(argv: list[str]) -> int:
         raise KeyboardInterrupt(
             "data: stopped; the same command continues with what is not done yet"
         ) from error
-    print(corpus.dir)
+    for member in corpus.members:
+        print(member.url or member.dir)
     return EXIT_DONE
 
 

@@ -6,18 +6,20 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loopcoder.backends import detect
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.history import Stand, stand_before
-from loopcoder.checkpoint.pinned import gone, pinned_corpus, where_is
+from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.checkpoint.start import check_start, find_start, with_kept_reader
 from loopcoder.cli.arguments import Arguments, composed
+from loopcoder.cli.corpora import corpus_of_run
 from loopcoder.cli.data_tools import cache_of
 from loopcoder.cli.options import parse_options, whole
-from loopcoder.cli.run_folders import runs_below, trained_on
+from loopcoder.cli.run_folders import runs_below
 from loopcoder.config.check import check_batch
 from loopcoder.config.check_data import check_data
 from loopcoder.config.fields import typed
@@ -115,7 +117,9 @@ def _show(stand: Stand, corpus: Corpus, shown: Shown, *, as_json: bool) -> None:
             from loopcoder.parallel.mcore import prepare
 
             prepare()
-    with in_use(corpus.dir):
+    with ExitStack() as held:
+        for member in corpus.members:
+            held.enter_context(in_use(member.dir))
         rows = rows_of_step(config, corpus, position)
         if as_json:
             print(json.dumps(batches.as_json(rows), indent=1))
@@ -172,22 +176,8 @@ def _run(operands: Sequence[str]) -> Path | None:
 
 def _of_run(run_dir: Path, step: int, cache: Path) -> tuple[Stand, Corpus]:
     """Return where a run stood before a step, and its corpus."""
-    trained = trained_on(run_dir)
-    if trained is None:
-        raise InputError.of(
-            f"{run_dir} does not say which corpus it is trained on",
-            "it was stopped before it had one",
-            "loopcoder data inspect step=1 with the words of the run's command",
-        )
-    folder = where_is(*trained, cache)
-    if folder is None:
-        fact, _ = gone(trained[0] or "its corpus", trained[1], cache)
-        raise InputError.of(
-            fact,
-            "a batch consists of its sequences",
-            "--cache DIR where it is now; the command of the run builds it again",
-        )
-    return stand_before(run_dir, step), load_corpus(folder, "size")
+    stand = stand_before(run_dir, step)
+    return stand, corpus_of_run(run_dir, stand.config, cache)
 
 
 def _as_trained(arguments: Arguments, step: int) -> tuple[Stand, Corpus]:

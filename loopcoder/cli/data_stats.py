@@ -11,7 +11,9 @@ from loopcoder.cli.data_tools import cache_of
 from loopcoder.cli.options import parse_options
 from loopcoder.cli.run_folders import runs_below
 from loopcoder.data.corpus import in_use, load_corpus
+from loopcoder.data.mirror import default_cache, mirror
 from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.storage.remote import is_url
 from loopcoder.storage.signals import interrupted_by_signals
 
 HELP = """\
@@ -24,7 +26,7 @@ usage: loopcoder data stats RUN [--json] [--cache DIR]
   loopcoder data stats runs/plt_tiny-r2-cc8f20c8a9     a run, at its newest save
   loopcoder data stats RUN/checkpoints/step_00001000   at one of its checkpoints
   loopcoder data stats sample-de90dc211f64d29c         a corpus: its folder, or its name as
-                                                       `loopcoder data list` prints it
+                                                       `loopcoder data list` prints it, or its URL
   loopcoder data stats CORPUS model=plt_1b train.tokens=20000000000
                                                        also: epochs of it that a run would take
 
@@ -69,7 +71,10 @@ def stats(argv: list[str]) -> int:
         return EXIT_DONE
     from loopcoder.cli.corpus_stats import Contents, epochs_of
 
-    folder = corpus_folder("data stats", folders[0], cache)
+    if is_url(folders[0]):
+        folder = mirror(folders[0], default_cache(cache))
+    else:
+        folder = corpus_folder("data stats", folders[0], cache)
     with in_use(folder):
         corpus = load_corpus(folder, "size")
         config_dir = options.get("--config-dir")

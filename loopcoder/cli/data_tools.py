@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loopcoder.checkpoint.pinned import read_members
 from loopcoder.cli.corpora import GIVEN, corpus_folder
 from loopcoder.cli.dropped import print_dropped
 from loopcoder.cli.listing import Listed, few, listing
@@ -140,9 +141,10 @@ def _runs_by_corpus() -> dict[str, list[Path]]:
     """Return the runs in ./runs by the fingerprint of their corpus."""
     found: dict[str, list[Path]] = {}
     for run_dir in runs_below(Path("runs")):
-        fingerprint = corpus_of(run_dir)
-        if fingerprint is not None:
-            found.setdefault(fingerprint, []).append(run_dir)
+        members: list[str | None] = [of for _, of in read_members(run_dir).values()]
+        for fingerprint in members or [corpus_of(run_dir)]:
+            if fingerprint is not None:
+                found.setdefault(fingerprint, []).append(run_dir)
     return found
 
 
@@ -287,7 +289,7 @@ def _print_documents(folder: Path, chosen: str | None, number: int, seed: int) -
     """Print random documents of one domain of a corpus, or of all."""
     from data_pipeline.report.examples import origin, random_documents
     from data_pipeline.report.page import printable
-    from loopcoder.data.corpus import rebuild
+    from loopcoder.data.places import rebuild
 
     corpus = load_corpus(folder, "size")
     if chosen is not None and chosen not in corpus.domains:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from loopcoder.data.corpus import rebuild
+from loopcoder.data.places import rebuild
 from loopcoder.errors import InputError
 
 _MOST = 5_000_000

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,21 +16,19 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.pinned import gone, where_is
 from loopcoder.cli.arguments import parse_arguments
+from loopcoder.config.check_corpora import check_joined, check_own_sets
 from loopcoder.config.check_data import check_lengths, check_stages
 from loopcoder.config.compose import changed, compose, load_config
+from loopcoder.config.corpora import joined_corpora, settled
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import (
-    TOKENIZER,
-    Corpus,
-    Verify,
-    at_once,
-    check_domains,
-    in_use,
-    load_corpus,
-)
+from loopcoder.data.corpus import Corpus, Verify, at_once, in_use, load_corpus
+from loopcoder.data.manifest import check_domains
+from loopcoder.data.own_sets import check_own_folders, own_folders
+from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import EXIT_DONE, InputError, counted
+from loopcoder.metrics.sinks import OWN_SET
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
 if TYPE_CHECKING:
@@ -87,20 +86,29 @@ def run(argv: list[str]) -> int:
     asked = compose([o for o in others if o not in single], arguments.config_dir)
     trained = load_config(found[-1].path / layout.CONFIG)
     config = as_asked(trained, asked, others)
-    wrong = list(check_stages(config)) if config.data != trained.data else []
-    wrong += check_lengths(config) if config.eval != trained.eval else []
+    config = replace(config, data=settled(config.data))
+    wrong = []
+    if config.data != trained.data:
+        wrong += [*check_stages(config), *check_joined(config)]
+    if config.eval != trained.eval:
+        wrong += [*check_lengths(config), *check_own_sets(config)]
     if wrong:
         raise InputError(wrong)
+    check_own_folders(config)
     cache = Path(asked.data.build.cache_dir).expanduser()
     verify = at_once(config.data) if "data.verify" in map(_key, others) else "size"
-    if config.data == trained.data or (single and _same_build(config.data, trained.data)):
+    if joined_corpora(config.data):
+        corpus = corpus_of(found[-1], config.data, cache, verify)
+    elif config.data == trained.data or (single and _same_build(config.data, trained.data)):
         corpus = corpus_of_the_run(found[-1], trained, cache, verify)
         if config.data != trained.data:
             domains = {domain for stage in config.stages for domain in stage.mixture}
             check_domains(corpus.dir, corpus.manifest, sorted(domains))
     else:
         corpus = corpus_of(found[-1], config.data, cache, verify)
-    with in_use(corpus.dir):
+    with ExitStack() as held:
+        for folder in (*(m.dir for m in corpus.members), *own_folders(config).values()):
+            held.enter_context(in_use(folder))
         results = evaluate(found, config, corpus)
     if "--json" in argv:
         for result in results:
@@ -156,8 +164,7 @@ def as_asked(trained: Config, asked: Config, overrides: Sequence[str]) -> Config
         if section in ("data", "path"):
             config = replace(config, data=asked.data)
         elif section == "eval" and field:
-            section_now = replace(config.eval, **{field: getattr(asked.eval, field)})
-            config = replace(config, eval=section_now)
+            config = changed(config, [override])
         elif key == "model.num_loops":
             config = replace(config, model=replace(config.model, num_loops=asked.model.num_loops))
         elif key == "precision":
@@ -246,6 +253,7 @@ def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> lis
     """Return the fields `val/...` of each checkpoint, with its path, step and loops."""
     with ended_at_once():
         from loopcoder.loaded import load
+        from loopcoder.train.own_sets import OwnSets
         from loopcoder.train.validation import Evaluator
 
     # None: what suits this machine, for a run in FP8
@@ -257,6 +265,7 @@ def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> lis
         resolved = replace(config, model=run.config.model)
         stage = min(checkpoint.state().position.stage, len(config.stages) - 1)
         values = Evaluator(resolved, corpus)(run.state, stage)
+        values |= OwnSets(resolved, corpus)(run.state, stage)
         results.append(
             {
                 "checkpoint": str(checkpoint.path),
@@ -280,21 +289,16 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             f"{result['precision']}, on {result['corpus']}"
         )
         rows = [["", "nats per token", "bits per byte", "by loop"]]
-        for at in _sections(result):
-            by_loop = [
-                f"{result[f'val/loss{at}/loop{r}']:.4f}"
-                for r in range(result["num_loops"])
-                if f"val/loss{at}/loop{r}" in result
-            ]
-            bits = result.get(f"val/bpb{at}")
-            rows.append(
-                [
-                    _label(at),
-                    f"{result[f'val/loss{at}']:.4f}",
-                    "" if bits is None else f"{bits:.4f}",
-                    " -> ".join(by_loop),
-                ]
-            )
+        rows += _rows(result, int(result["num_loops"]))
+        for name in dict.fromkeys(found[1] for key in result if (found := OWN_SET.fullmatch(key))):
+            own = f"val/{name}/"
+            of_set = {
+                f"val/{key.removeprefix(own)}": value
+                for key, value in result.items()
+                if key.startswith(own)
+            }
+            for label, *numbers in _rows(of_set, int(result["num_loops"])):
+                rows.append([name if label == "all" else f"{name}: {label}", *numbers])
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines += [
             "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
@@ -303,14 +307,34 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _rows(result: Mapping[str, Any], loops: int) -> list[list[str]]:
+    rows = []
+    for at in _sections(result):
+        by_loop = [
+            f"{result[f'val/loss{at}/loop{r}']:.4f}"
+            for r in range(loops)
+            if f"val/loss{at}/loop{r}" in result
+        ]
+        bits = result.get(f"val/bpb{at}")
+        shown = "" if bits is None else f"{bits:.4f}"
+        rows.append([_label(at), f"{result[f'val/loss{at}']:.4f}", shown, " -> ".join(by_loop)])
+    return rows
+
+
 def _sections(result: Mapping[str, Any]) -> list[str]:
     """Return what stands behind `val/loss` of each row: that of all domains before each of them,
     first at the length of the data stage, there with languages and sources."""
     names = [key.removeprefix("val/bpb") for key in result if key.startswith("val/bpb/")]
     lengths = [key.removeprefix("val/loss") for key in result if re.fullmatch(_AT_LENGTH, key)]
-    of_domains = {at: [n for n in names if n.rpartition("/")[0] == at] for at in ["", *lengths]}
+    of_domains = {at: [n for n in names if _before_domain(n) == at] for at in ["", *lengths]}
     of_domains[""] += [key.removeprefix("val/loss") for key in result if _BY_LABEL.match(key)]
     return [section for at, domains in of_domains.items() for section in [at, *domains]]
+
+
+def _before_domain(name: str) -> str:
+    """Return the length that a name begins with, or nothing: a domain may have slashes."""
+    found = re.match(r"/len\d+(?=/)", name)
+    return found[0] if found else ""
 
 
 def _label(section: str) -> str:

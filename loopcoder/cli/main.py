@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loopcoder import __version__
-from loopcoder.cli import data, doctor, evaluate, runs, train
+from loopcoder.cli import checkpoint, data, doctor, evaluate, runs, train
 from loopcoder.cli.messages import (
     another_rank_failed_first,
     print_error,
@@ -161,7 +161,9 @@ def _help(argv: list[str]) -> int:
         return _dispatch([argv[0]])  # which is no verb
     if verb is not None:
         return VERBS[verb].run(["--help", *(a for a in argv if a != verb)])
-    print(USAGE.format(verbs="\n".join(f"  {name:<8} {verb.help}" for name, verb in VERBS.items())))
+    print(
+        USAGE.format(verbs="\n".join(f"  {name:<10} {verb.help}" for name, verb in VERBS.items()))
+    )
     return EXIT_DONE
 
 
@@ -169,6 +171,7 @@ VERBS = {
     "train": Verb(train.run, "train a model, or several with -m"),
     "evaluate": Verb(evaluate.run, "the validation loss of a checkpoint, on any data"),
     "data": Verb(data.run, "build a corpus; list, show and clean what is built"),
+    "checkpoint": Verb(checkpoint.run, "list the checkpoints of a run, or verify them"),
     "runs": Verb(runs.run, "list run folders, or compare them in one table and plot"),
     "doctor": Verb(doctor.run, "show what this machine has and whether a config fits it"),
     "help": Verb(_help, "this text; `help VERB` for one verb"),

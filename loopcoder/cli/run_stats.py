@@ -13,15 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.history import stand_before
-from loopcoder.checkpoint.pinned import where_is
-from loopcoder.cli.run_folders import trained_on
+from loopcoder.cli.corpora import corpus_of_run
 from loopcoder.cli.shares import KINDS, formatted, in_one, shares, summed, told_of_skip
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus, in_use, load_corpus
+from loopcoder.data.corpus import Corpus
 from loopcoder.data.labels import Label
 from loopcoder.data.ledger import LEDGER_FILE, Ledger
 from loopcoder.data.sampler import Mixture, Position, given, position_at
-from loopcoder.errors import InputError, counted
+from loopcoder.errors import InputError, LoopcoderError, counted
 from loopcoder.storage.signals import ended_at_once
 
 
@@ -34,8 +33,10 @@ class Account:
     position: Position
     ledger: Ledger | None
     """None: a version trained it that kept none."""
-    corpus: Path | None
-    """None: it is gone."""
+    corpus: str | None = None
+    """Folder or URL; None: it is gone, or cannot be opened."""
+    fault: str = ""
+    """Why there is none."""
     epochs: dict[str, float] = field(default_factory=dict)
     """How often each domain was gone through."""
     epochs_at_end: dict[str, float] = field(default_factory=dict)
@@ -92,7 +93,7 @@ class Account:
                 for domain, count in summed(self.counted, "domain").items()
             },
             "skipped": [asdict(skipped) for skipped in self.position.skipped],
-            "corpus": None if self.corpus is None else str(self.corpus),
+            "corpus": self.corpus,
         }
 
     def as_text(self) -> str:
@@ -103,7 +104,7 @@ class Account:
             f"{counted(position.tokens, 'token')}, data stage {position.stage + 1} of "
             f"{len(self.config.stages)}"
         )
-        where = "which is gone, so that epochs are not known" if self.corpus is None else ""
+        where = f"{self.fault}, so that epochs are not known"
         lines = [heading, f"corpus {self.corpus or where}\n", self._table()]
         return "\n".join([*lines, *self._notes()])
 
@@ -141,13 +142,11 @@ def account_of(folder: Path, cache: Path) -> Account:
         InputError: nothing of it is saved, or a file is damaged.
     """
     config, position, ledger = _saved(folder)
-    trained = trained_on(folder)
-    corpus = None if trained is None else where_is(*trained, cache)
-    account = Account(folder, config, position, ledger, corpus)
-    if corpus is None:
-        return account
-    with in_use(corpus):
-        return _with_epochs(account, load_corpus(corpus, "size"))
+    account = Account(folder, config, position, ledger)
+    try:
+        return _with_epochs(account, corpus_of_run(folder, config, cache))
+    except LoopcoderError as error:  # what was trained on is known all the same
+        return replace(account, fault=str(error).splitlines()[0])
 
 
 def _saved(folder: Path) -> tuple[Config, Position, Ledger | None]:
@@ -212,4 +211,9 @@ def _with_epochs(account: Account, corpus: Corpus) -> Account:
         return found
 
     end = position_at(config, position, config.train.max_steps)
-    return replace(account, epochs=epochs(position), epochs_at_end=epochs(end))
+    return replace(
+        account,
+        corpus=corpus.place,
+        epochs=epochs(position),
+        epochs_at_end=epochs(end),
+    )

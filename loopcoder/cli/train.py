@@ -39,8 +39,9 @@ from loopcoder.cli.overview import overview
 from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_yaml
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import load_corpus, opening, with_reader
-from loopcoder.errors import EXIT_DONE, counted
+from loopcoder.data.corpus import Corpus, Verify, load_corpus, opening, with_reader
+from loopcoder.data.own_sets import open_own_sets
+from loopcoder.errors import EXIT_DONE, EXIT_NO_RETRY, EXIT_RETRY, counted
 from loopcoder.metrics.summary import print_finished
 from loopcoder.plan.fit import check_run, needs
 from loopcoder.storage.folders import folder_for
@@ -174,7 +175,9 @@ def _train(arguments: Arguments) -> int:
     with ExitStack() as made:
         if rank() == 0:
             refuse_second(run_dir)
-        if (done := finished_at(config, run_dir)) is not None:
+        # of several that a launcher started rank 0 decides, once they have met
+        decides = not (launched and size > 1)
+        if decides and (done := finished_at(config, run_dir)) is not None:
             if unused := unused_origin(config, run_dir):
                 say(unused)
             if rank() == 0:
@@ -200,40 +203,56 @@ def _train(arguments: Arguments) -> int:
 
 def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, launched: bool) -> int:
     """Get the corpus, then train in this process or in processes of their own."""
-    from data_pipeline.driver import prepare
-
-    first = os.environ.get(FIRST_VARIABLE)
-    sibling = Path(first) if first else None
-    config = with_kept_reader(config, find_start(config, run_dir), sibling)
-    verify = opening(config.data) if rank() == 0 else "size"
-    pinned = pinned_corpus(config, run_dir, say, sibling=sibling)
-    if pinned is None:
-        refuse = partial(refuse_other_tokens, config, run_dir)
-        corpus = prepare(config.data, report=say, verify=verify, before_build=refuse)
-    else:
-        corpus = load_corpus(pinned, verify)
-    config = with_reader(config, corpus)
-    if verify == "small" and (needed := opening(config.data)) != verify:
-        corpus = load_corpus(corpus.dir, needed)
-    check_start(config, run_dir, corpus)  # before anything is written or started
+    config, corpus = _opened(config, run_dir)
+    if rank() == 0:  # whose view of the folder counts
+        check_start(config, run_dir, corpus)  # before anything is written or started
+    is_first = rank() == 0 and config.data.verify != "size"
+    open_own_sets(config, corpus, "hash" if is_first else "size")
     if not launched and size > 1:
         kills = kernel_kills()
         code = start_workers(config, size)  # which inherit the overrides
         estimate = partial(needs, config, size, backends)
         if named := kill_named(worker_killed(code), kills, estimate):
             print(named, file=sys.stderr)
+            # memory is short again; whoever else kills a process, a node that fails with it
+            # included, leaves checkpoints to continue from
+            return EXIT_NO_RETRY if kernel_kills() > kills else EXIT_RETRY
         return code
     if not launched:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
 
     with ended_at_once():
-        from loopcoder.train.loop import train
         from loopcoder.train.provenance import Launch
+        from loopcoder.train.world import train
 
     overrides = tuple(shlex.split(os.environ[OVERRIDES_VARIABLE]))
-    launch = Launch(overrides, is_point=first is not None)
+    launch = Launch(overrides, is_point=FIRST_VARIABLE in os.environ)
     return train(config, corpus, backends, run_dir, launch)
+
+
+def _opened(config: Config, run_dir: Path) -> tuple[Config, Corpus]:
+    """Open the corpus of a run, after building it if need be; return the config with the reader
+    that it has."""
+    from data_pipeline.driver import prepare
+
+    first = os.environ.get(FIRST_VARIABLE)
+    sibling = Path(first) if first else None
+    pinned = pinned_corpus(config, run_dir, say, sibling=sibling)
+    refuse = partial(refuse_other_tokens, config, run_dir)
+    config = with_kept_reader(config, find_start(config, run_dir), sibling)
+
+    def opened(verify: Verify) -> Corpus:
+        if pinned is not None:
+            return load_corpus(pinned, verify)
+        return prepare(config.data, report=say, verify=verify, before_build=refuse)
+
+    verify = opening(config.data) if rank() == 0 else "size"
+    corpus = opened(verify)
+    config = with_reader(config, corpus)
+    if verify != "size" and opening(config.data) != verify:
+        corpus = opened(opening(config.data))  # its reader compares nothing itself
+    return config, corpus
 
 
 def _without_unused_origin(config: Config, run_dir: Path) -> Config:

@@ -13,6 +13,7 @@ from pathlib import Path
 from loopcoder.backends import Backends
 from loopcoder.config.check_data import check_data
 from loopcoder.config.check_precision import check_precision
+from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.fields import as_override, next_multiple
 from loopcoder.config.mixture import lowest_terms
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
@@ -202,7 +203,8 @@ def check_batch(config: Config, world_size: int) -> Iterator[Problem]:
             )
         if size % unit:
             mixtures = [s.mixture for s in config.stages if s.mixture]
-            facts.append(f"data.mixture={' then '.join(map(as_override, mixtures))}")
+            key = "data.corpora come to " if joined_corpora(config.data) else "data.mixture="
+            facts.append(f"{key}{' then '.join(map(as_override, mixtures))}")
             whys.append(f"only multiples of {unit} sequences have exactly these proportions")
         fix = f"train.global_batch_size={next_multiple(full, good)}"
         if ramp is None and size % unit == 0 and (fewer := _fewer_at_once(config, dp)):

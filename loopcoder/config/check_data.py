@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from loopcoder.config.build import MIN_VOCAB_SIZE, NUM_SPECIAL_TOKENS, SourceConfig
 from loopcoder.config.check_build import check_build
+from loopcoder.config.check_corpora import check_joined, check_own_sets
 from loopcoder.config.check_names import check_names
+from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.fields import as_override, next_multiple
 from loopcoder.config.schema import Config
 from loopcoder.errors import Problem
@@ -16,9 +18,10 @@ from loopcoder.storage.remote import is_url
 def check_data(config: Config) -> Iterator[Problem]:
     """Yield what of this config no corpus can be built from, or no run can read from one."""
     data = config.data
-    if not data.build.sources and data.path is None:
+    if not data.build.sources and data.path is None and not joined_corpora(data):
         why = f"data={data.name} needs the folder of a finished corpus"
         yield Problem(f"data={data.name} data.path=null", why, "path=DIR")
+    yield from check_joined(config)
     if not data.build.sources and is_url(data.path) and data.reader == "megatron":
         yield Problem(
             f"data.path={as_override(data.path)} data.reader=megatron",
@@ -48,6 +51,7 @@ def check_data(config: Config) -> Iterator[Problem]:
     yield from check_stages(config)
     yield from _skips(config)
     yield from check_lengths(config)
+    yield from check_own_sets(config)
 
 
 def check_lengths(config: Config) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from loopcoder.config.build import SourceConfig
 from loopcoder.config.data import DataConfig
 from loopcoder.config.fields import as_override, typed
 from loopcoder.config.filters import PERMISSIVE_LICENCES
-from loopcoder.config.mixture import DOMAINS
+from loopcoder.config.mixture import CORPUS_EACH, DOMAINS
 from loopcoder.errors import Problem
 
 
@@ -62,8 +62,10 @@ def _domains(data: DataConfig) -> Iterator[Problem]:
         is_clear = None not in mended and len(mended) == len(mapping)
         yield Problem(
             f"{key}={as_override(mapping)}: there is no domain {unknown[0]!r}",
-            f"the domains of a corpus built here are {' and '.join(DOMAINS)}",
-            typed(f"{key}={as_override(mended if is_clear else dict.fromkeys(DOMAINS, 1))}"),
+            f"the domains of a corpus built here are {' and '.join(DOMAINS)}; languages have "
+            "weights in data.build.shares, and what is a corpus of its own has one",
+            typed(f"{key}={as_override(mended if is_clear else dict.fromkeys(DOMAINS, 1))}")
+            + ("" if is_clear or mapping is epochs else f", or data=corpus {CORPUS_EACH}"),
         )
     wanted = {name for mapping in mixtures.values() for name in mapping}
     missing = [domain for domain in DOMAINS if domain in wanted - epochs.keys()]

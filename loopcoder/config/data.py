@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
@@ -26,6 +27,28 @@ _KINDS = {
 """Kinds of the sources that the presets of `data` have."""
 
 
+_NEW = Changes("corpus", since="2026-11-29")
+
+
+@dataclass(frozen=True, config=STRICT)
+class CorpusConfig:
+    """A finished corpus that is read together with others; all have the same tokenizer."""
+
+    path: str
+    """Its folder."""
+    weight: PositiveFloat = 1.0
+    """Its share of each of its domains, in proportion to the other corpora that have it."""
+    name: str | None = None
+    """What it is called, in NAME/DOMAIN of losses and mixtures; null: as its folder is."""
+    domains: list[str] | None = None
+    """Domains that are read of it; null: all that its manifest has."""
+
+    @property
+    def called(self) -> str:
+        """Its name, or that of its folder."""
+        return self.name or Path(self.path).name
+
+
 @dataclass(frozen=True, config=STRICT)
 class StageConfig:
     """One stretch of training on one mixture; null fields take the value of `data` or `model`."""
@@ -35,6 +58,8 @@ class StageConfig:
     end of the run."""
     mixture: Annotated[dict[str, PositiveFloat] | None, Changes("corpus")] = None
     """Weight of each domain, by tokens."""
+    corpora: Annotated[list[CorpusConfig] | None, _NEW] = None
+    """Corpora that are read in this stage."""
     seq_length: PositiveInt | None = None
     """Tokens per sequence."""
     rope_theta: PositiveFloat | None = None
@@ -88,6 +113,9 @@ class DataConfig:
     path: Annotated[str | list[str] | None, Changes("corpus")] = None
     """Shorthand for the path of the sources (data=files, data=hf), or a finished corpus folder
     (data=corpus), which may also be a URL of fsspec, such as s3://BUCKET/FOLDER."""
+    corpora: Annotated[list[CorpusConfig], _NEW] = field(default_factory=list)
+    """Several finished corpora in place of `path` (data=corpus), each with its weight: documents of
+    one language or source have shares of their own if they are a corpus of their own."""
     stages: list[StageConfig] = field(default_factory=list)
     """Data stages in order; empty means one stage with the values above."""
     skip: Annotated[list[SkipConfig], Changes("numbers", since="2026-11-29")] = field(

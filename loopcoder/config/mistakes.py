@@ -12,11 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from loopcoder.config.fields import MISSING, FieldAt, arms, as_override, leaves, placeholder, typed
+from loopcoder.config.mixture import CORPUS_EACH
 from loopcoder.config.renamed import new_name
 from loopcoder.config.types import PATTERNS
 from loopcoder.errors import Problem
 
 _ANY = "VALUE"
+_WEIGHT = re.compile(r"data\.(stages\.\d+\.)?mixture\.[^.]+")
 GROUPS = ("experiment", "variant")
 """Groups of presets that are no section of the schema: they change all of them."""
 
@@ -126,6 +128,9 @@ def _problem(
 ) -> Problem:
     at = root.at(key.split(".")) or FieldAt(Any)
     first = details[0]
+    if isinstance(first["input"], Mapping) and _WEIGHT.fullmatch(key):
+        why = "a mixture weighs domains; languages and sources lie mixed in a corpus"
+        return Problem(f"{key}={as_override(first['input'])}", why, f"data=corpus {CORPUS_EACH}")
     whys = []
     for d in details:
         if d["type"] == "string_pattern_mismatch":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from loopcoder.backends import NOT_BUILT, Backends
+from loopcoder.config.corpora import settled
 from loopcoder.config.schema import Config, ModelConfig
 
 KERNEL_HEAD_DIMS, KERNEL_MAX_WINDOW = (64, 128), 256
@@ -15,7 +16,8 @@ KERNEL_GATE_WIDTH, KERNEL_GATE_HEADS = 64, 128
 
 def resolve(config: Config, backends: Backends) -> Config:
     """Replace "auto" in `precision`, `model.layer_spec` and `model.kernels` by what this machine
-    can do, and `model.layer_multiple` by the layers that it comes to.
+    can do, `model.layer_multiple` by the layers that it comes to, and say which domains the corpora
+    of `data.corpora` have.
 
     An extension that was built for another torch or from other sources is chosen all the same, so
     that the check says it: to leave it out silently would be the slower run that nobody asked for.
@@ -34,6 +36,7 @@ def resolve(config: Config, backends: Backends) -> Config:
         kernels = "cuda" if is_there and fits else "stock"
     return replace(
         config,
+        data=settled(config.data),
         precision=replace(config.precision, name=precision),
         model=replace(
             config.model,

@@ -15,7 +15,9 @@ from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
+from loopcoder.config.corpora import joined_mixture
 from loopcoder.config.data import DataConfig, ResolvedStage, StageConfig
+from loopcoder.config.evaluation import EvalConfig
 from loopcoder.config.faults import FaultsConfig
 from loopcoder.config.types import (
     STRICT,
@@ -215,6 +217,12 @@ class ParallelConfig:
     nproc_per_node: Annotated[PositiveInt | None, Changes("nothing")] = None
     """Processes that `loopcoder train` starts itself; null: one per GPU, as far as the global
     batch divides among them, or tp*pp*cp without a GPU."""
+    timeout_s: Annotated[PositiveFloat, Changes("nothing")] = 1800
+    """Seconds to wait for another process, at the start and in every collective; then the run
+    stops with 75 and says who is missing."""
+    report_after_s: Annotated[PositiveFloat, Changes("nothing")] = 300
+    """Seconds that a step, evaluation or save lasts until it is reported who is waited for, with
+    the Python stacks in `stacks/` of the run's folder."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -242,6 +250,8 @@ class CheckpointConfig:
     keep: Annotated[PositiveInt | None, Changes("nothing")] = 3
     """Newest checkpoints that stay on disk, besides the one where a wsd run begins to decay; null
     keeps all."""
+    keep_every: Annotated[PositiveInt | None, Changes("nothing")] = None
+    """Checkpoints of steps that are a multiple of this stay on disk for ever, besides `keep`."""
     save_at_end: Annotated[bool, Changes("nothing")] = True
     """Save after the last step."""
     async_save: Annotated[bool, Changes("nothing")] = False
@@ -249,6 +259,9 @@ class CheckpointConfig:
     resume: Annotated[Literal["auto", "require", "never"], Changes("nothing")] = "auto"
     """Continue this run: from its newest checkpoint if there is one; it must exist; or start
     anew."""
+    step: Annotated[PositiveInt | None, Changes("nothing")] = None
+    """Go back to the checkpoint of this step of this run; later ones are set aside under another
+    name. The same command again goes on from there."""
     init_from: str | None = None
     """Start another run from a checkpoint (or the newest in a folder of them)."""
     init_optimizer: bool = False
@@ -258,6 +271,12 @@ class CheckpointConfig:
     as its decay."""
     verify: Annotated[Literal["hash", "size", "none"], Changes("nothing")] = "hash"
     """What is compared with the manifest before a checkpoint is loaded."""
+    digest: Annotated[bool, Changes("nothing")] = True
+    """Sum up every tensor, bit for bit and whatever the layout, when a checkpoint is saved, and
+    compare what was loaded with that."""
+    visible_within_s: Annotated[PositiveFloat, Changes("nothing")] = 60
+    """Seconds within which every process has to see in run_dir what another one wrote there: a
+    network disk may lag."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -330,30 +349,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class EvalConfig:
-    """Evaluation on the held-out documents."""
-
-    interval: PositiveInt | None = 100
-    """Steps between evaluations; null: only at the end."""
-    at_end: bool = True
-    """Evaluate after the last step."""
-    sequences_per_domain: PositiveInt = 64
-    """Held-out sequences of each domain, of the length of the current data stage; fewer if there
-    are fewer, which is said at the start."""
-    lengths: Annotated[list[PositiveInt] | None, _NEW] = None
-    """Further lengths, in tokens: `val/loss/len<length>` is the loss of the same tokens as
-    `val/loss`, which is at the length of the current data stage, in sequences of another length;
-    null: at no other."""
-    per_loop: bool = True
-    """Also the loss of each loop's output through the head (logit lens)."""
-
-    @property
-    def happens(self) -> bool:
-        """Whether anything is evaluated while training."""
-        return self.interval is not None or self.at_end
-
-
-@dataclass(frozen=True, config=STRICT)
 class ProfileConfig:
     """Traces of single steps."""
 
@@ -392,9 +387,14 @@ class Config:
         return [
             ResolvedStage(
                 until=s.until,
-                mixture=s.mixture or self.data.mixture,
+                mixture=self._mixture(s),
                 seq_length=s.seq_length or self.data.seq_length,
                 rope_theta=s.rope_theta or self.model.rope_theta,
             )
             for s in (self.data.stages or [StageConfig()])
         ]
+
+    def _mixture(self, stage: StageConfig) -> dict[str, float]:
+        mixture = stage.mixture or self.data.mixture
+        corpora = self.data.corpora if stage.corpora is None else stage.corpora
+        return joined_mixture(mixture, corpora) if corpora else mixture

@@ -64,10 +64,9 @@ class Blend:
         order = stage_idx if before is None else 0
         self._readers = {
             d: reader(
-                corpus,
-                d,
+                *corpus.part(d),
                 stage.seq_length,
-                (seed, order, corpus.domains.index(d)),
+                (seed, order, *corpus.seed(d)),
                 (before or {}).get(d, ()),
             )
             for d in self.mixture.domains
@@ -118,12 +117,13 @@ class Blend:
 
     def rows(self, samples: np.ndarray) -> Rows:
         """Return some samples."""
-        rows, domains = [], []
+        ids, labels, domains = [], [], []
         for sample in samples:
             domain, epoch, index = self.locate(int(sample))
-            rows.append(self._readers[domain].row(epoch, index))
+            row = self._readers[domain].row(epoch, index)
+            ids.append(row.ids)
+            labels.append(row.labels + self.corpus.first_label(domain))
             domains.append(self.corpus.domains.index(domain))
-        ids, labels = zip(*rows, strict=True)
         return Rows(torch.stack(ids), torch.tensor(domains), torch.stack(labels))
 
 
@@ -141,8 +141,8 @@ def epochs_at(config: Config, corpus: Corpus, position: Position) -> dict[str, f
     order = position.stage if position.before is None else 0
     for domain, runs in given(config.stages[position.stage], position).items():
         *before, (length, sequences) = runs
-        seeds = (config.seed, order, corpus.domains.index(domain))
-        found[domain] = reader(corpus, domain, length, seeds, tuple(before)).epochs(sequences)
+        own, seeds = corpus.part(domain), (config.seed, order, *corpus.seed(domain))
+        found[domain] = reader(*own, length, seeds, tuple(before)).epochs(sequences)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,8 @@ def rows_of_step(config: Config, corpus: Corpus, position: Position) -> Iterator
         InputError: the corpus cannot give what the stage asks for, or is damaged.
         LoopcoderError: it cannot be read.
     """
+    only_these = replace(config.data, cache=replace(config.data.cache, ahead=0))
+    config = replace(config, data=only_these)
     _, size = advance(config, position)
     parts, blend = size // config.train.micro_batch_size, blend_at(config, corpus, position)
     for part in range(parts):

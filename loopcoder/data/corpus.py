@@ -20,22 +20,27 @@ from loopcoder.data.blocks import CheckedFile, OpenRange
 from loopcoder.data.indexed import BLOCKS, check_pair
 from loopcoder.data.labels import LABELS, Label, LabelFile
 from loopcoder.data.manifest import head_faults, manifest_faults
+from loopcoder.data.places import (
+    OF_A_SHARD,
+    ORIGIN,
+    TOKEN_BYTES,
+    TOKENIZER,
+    check_store,
+    origin_of,
+    rebuild,
+    small_files,
+    training_shards,
+)
 from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.files import fault_of
 from loopcoder.storage.lock import shared
-from loopcoder.storage.remote import Store, is_url
+from loopcoder.storage.remote import Store
 
 FORMAT_VERSION = 2
 """Of the manifest and of what the pipeline makes of its input; raising it rebuilds every corpus."""
 
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.json"
-TOKEN_BYTES = "token_bytes.npy"
 REPORT = "report.html"
-OF_A_SHARD = (".bin", ".idx", LABELS)
-"""Suffixes of the files of a shard."""
-ORIGIN = "origin.json"
-"""Beside the manifest of a corpus whose training shards are in a store: its URL (see mirror.py)."""
 UNIGRAM_ENTROPY = "unigram_entropy"
 """Entry of the manifest: that of every domain, in nats per token (see unigram.py)."""
 
@@ -74,6 +79,24 @@ class Corpus:
         """Where it is, as `data.path` names it and a run records it."""
         return self.url or str(self.dir.resolve())
 
+    @property
+    def members(self) -> tuple[Corpus, ...]:
+        """The corpora that it is joined of (joined.py); itself if it is one."""
+        return (self,)
+
+    def part(self, domain: str) -> tuple[Corpus, str]:
+        """Return the corpus that a domain is read from, and what it is called there."""
+        return self, domain
+
+    def seed(self, domain: str) -> tuple[int, ...]:
+        """Return what the order of a domain's sequences follows from, besides the run's seed."""
+        return (self.domains.index(domain),)
+
+    def first_label(self, domain: str) -> int:
+        """Return the index in `labels` of the first label of the corpus that a domain is read
+        from."""
+        return 0
+
     def prefixes(self, domain: str, split: str) -> list[str]:
         """Return the paths of the shards, Megatron datasets, without .bin/.idx.
 
@@ -95,7 +118,7 @@ class Corpus:
     @property
     def has_digests(self) -> bool:
         """Whether its training shards can be compared block by block when they are read."""
-        return any(name.endswith(BLOCKS) for name in self.manifest["files"])
+        return any(self.digests(domain, 0) is not None for domain in self.domains)
 
     @property
     def has_labels(self) -> bool:
@@ -151,8 +174,20 @@ class Corpus:
         return dict(self._stats(domain, split)["languages"])
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """Return the UTF-8 bytes that each id stands for, [vocab_size]; 0 for special tokens."""
-        return np.asarray(np.load(self.dir / TOKEN_BYTES), dtype=np.int64)
+        """Return the UTF-8 bytes that each id stands for, [vocab_size]; 0 for special tokens.
+
+        Raises:
+            InputError: the file is damaged, or holds objects, which could run something.
+        """
+        path = self.dir / TOKEN_BYTES
+        try:
+            return np.asarray(np.load(path, allow_pickle=False), dtype=np.int64)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError.of(
+                f"{path} cannot be read: {error}",
+                "it holds whole numbers, and was cut off or altered",
+                "the corpus as it was built; data.rebuild=true builds it again",
+            ) from error
 
     def _stats(self, domain: str, split: str) -> Mapping[str, Any]:
         stats: Mapping[str, Any] = self.manifest["domains"][domain][split]
@@ -227,71 +262,12 @@ def at_once(data: DataConfig) -> Verify:
     return "size" if data.verify == "size" else "hash"
 
 
-def origin_of(folder: Path) -> str | None:
-    """Return the URL of a corpus whose training shards are in a store; None: they are here."""
-    if not (folder / ORIGIN).is_file():
-        return None
-    try:
-        return str(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["url"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError.of(
-            f"{folder / ORIGIN} cannot be read: {error!r}",
-            "it names the store that has the training shards, and was cut off or altered",
-            f"rm -r {folder}; it is fetched again",
-        ) from error
-
-
-def small_files(manifest: Mapping[str, Any]) -> list[str]:
-    """Return the files that training reads from a folder of this machine, of a corpus in a store:
-    all but training shards, and what only people read."""
-    shards = [s for d in manifest["domains"].values() for s in d["val"]["shards"]]
-    names = [TOKENIZER, TOKEN_BYTES, *(s["prefix"] + e for s in shards for e in OF_A_SHARD)]
-    digests = [s["prefix"] + BLOCKS for s in _training_shards(manifest)]
-    return [name for name in [*names, *digests] if name in manifest["files"]]
-
-
-def check_store(store: Store, manifest: Mapping[str, Any]) -> None:
-    """Compare the sizes of the objects of a corpus with its manifest.
-
-    Raises:
-        InputError: with everything that is missing or of another size.
-        LoopcoderError: the store cannot be read.
-    """
-    sizes = store.sizes()
-    problems = []
-    shards = [s["prefix"] + e for s in _training_shards(manifest) for e in (".bin", LABELS)]
-    for name in [*small_files(manifest), *(n for n in shards if n in manifest["files"])]:
-        wanted = manifest["files"][name]["bytes"]
-        if (there := sizes.get(name)) != wanted:
-            has = "is missing" if there is None else f"has {there:,} bytes"
-            fact = f"{store.url}/{name} {has}, {wanted:,} were written"
-            why = "it was cut off or changed after it was built, or never uploaded"
-            problems.append(Problem(fact, why, rebuild(store.url)))
-    if problems:
-        raise InputError(problems)
-
-
-def _training_shards(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [shard for d in manifest["domains"].values() for shard in d["train"]["shards"]]
-
-
 def _refuse_altered(where: Path | str, faults: Sequence[str], fix: str, most: int = 5) -> None:
     """Raise InputError where entries of the manifest are not what they were."""
     if faults:
         more = f" and {len(faults) - most} more" if len(faults) > most else ""
         why = f"a finished corpus was written with all of its entries: {'; '.join(faults[:most])}"
         raise InputError.of(f"{where} was altered", why + more, fix)
-
-
-def check_domains(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str]) -> None:
-    """Raise InputError unless a corpus has every domain that a mixture names."""
-    there = list(manifest["domains"])
-    if missing := [domain for domain in wanted if domain not in there]:
-        raise InputError.of(
-            f"corpus {folder} has {' and '.join(there)}, not {' or '.join(missing)}",
-            "data.mixture draws from every domain that it names",
-            f"'data.mixture={{{','.join(f'{d}:1' for d in there)}}}'",
-        )
 
 
 @contextmanager
@@ -317,11 +293,12 @@ def in_use(folder: Path) -> Iterator[None]:
 
 def lost(corpus: Corpus) -> LoopcoderError | None:
     """Return the error of a corpus that is no longer what was opened; None: all files are there."""
-    problem = next(_faults(corpus.dir, corpus.manifest, "size"), None)
+    faults = ((m.dir, p) for m in corpus.members for p in _faults(m.dir, m.manifest, "size"))
+    folder, problem = next(faults, (corpus.dir, None))
     if problem is None:
         return None
     return LoopcoderError.of(
-        f"the corpus {corpus.dir} was taken away while it was read: {problem.fact}",
+        f"the corpus {folder} was taken away while it was read: {problem.fact}",
         "it was removed, moved or changed, or its disk is gone; a run reads it until it ends",
         "the same command once it is back there, or with data=corpus path=FOLDER where it is now",
     )
@@ -339,21 +316,10 @@ def unreadable(path: Path | str, error: OSError) -> LoopcoderError:
     )
 
 
-def rebuild(folder: Path | str) -> str:
-    """Return the fix of a corpus that is damaged, by its folder or its URL."""
-    if is_url(folder):
-        return f"upload it to {folder} again from the corpus that was built, or build that again"
-    if isinstance(folder, Path) and (folder / ORIGIN).is_file():
-        return f"delete {folder}, which the same command fetches again"
-    return (
-        f"delete {folder} and build it again (the same command does, with data=sample, files or hf)"
-    )
-
-
 def _faults(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterator[Problem]:
     """Compare every file with its entry in the manifest."""
     in_store = (folder / ORIGIN).is_file()
-    shards = {s["prefix"] + e for s in _training_shards(manifest) for e in OF_A_SHARD}
+    shards = {s["prefix"] + e for s in training_shards(manifest) for e in OF_A_SHARD}
     for name in small_files(manifest) if in_store else manifest["files"]:
         wanted = manifest["files"][name]
         contents = verify == "hash" or (verify == "small" and name not in shards)

@@ -33,13 +33,14 @@ class HeldOut:
 
         self.domain, self.data, self.eod = domain, data, corpus.eod_id
         self.domain_id = corpus.domains.index(domain)
-        (prefix,) = corpus.prefixes(domain, "val")
+        member, own = corpus.part(domain)
+        (prefix,) = member.prefixes(own, "val")
         check_there(prefix)
         documents = IndexedDataset(prefix)
         wanted = num_tokens + 1
         parts: list[np.ndarray] = []
         have = 0
-        labels = corpus.label_file(domain, "val", 0)
+        labels = member.label_file(own, "val", 0)
         for document in range(len(documents)):
             if have >= wanted:
                 break
@@ -54,11 +55,12 @@ class HeldOut:
         label_index = torch.from_numpy(starts)[:, None] + torch.arange(1, seq_length + 1)
         self.valid = label_index < len(ids)
         if labels is None:
-            self.label_ids = torch.full_like(label_index, self.domain_id)
+            self.label_ids = torch.full_like(label_index, member.domains.index(own))
         else:
             of_token = labels.of_documents(0, len(parts)).repeat([len(part) for part in parts])
             place = label_index.clamp(max=len(ids) - 1)
             self.label_ids = torch.from_numpy(of_token)[place]
+        self.label_ids += corpus.first_label(domain)
 
     @property
     def num_tokens(self) -> int:

@@ -130,11 +130,21 @@ class Loader:
             return
 
     def __iter__(self) -> Iterator[StepData]:
+        return self.steps()
+
+    def steps(self, stopping: Callable[[], bool] = lambda: False) -> Iterator[StepData]:
+        """Yield the steps, until `stopping` says so while one is waited for."""
         if self._thread is None:
             yield from self._made_when_asked_for()
             return
         for _ in range(self._position.step, self._config.train.max_steps):
-            item = self._ready.get()
+            item = None
+            while item is None:
+                try:
+                    item = self._ready.get(timeout=0.5)
+                except queue.Empty:
+                    if stopping():
+                        return
             if isinstance(item, BaseException):
                 raise item
             yield item
@@ -150,4 +160,4 @@ class Loader:
         """Stop the thread, if there is one."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(5)

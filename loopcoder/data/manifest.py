@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from loopcoder.config.mixture import CORPUS_EACH
 from loopcoder.data.labels import LABELS
+from loopcoder.errors import InputError
 
 EACH = "*"
 """In place of a name: every entry of a mapping, of which there is one or more."""
@@ -108,3 +111,33 @@ def _label_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
             for row in splits[split]["labels"]:
                 if not (0 <= row["label"] < len(labels) and labels[row["label"]][0] == domain):
                     yield f"{domain} {split} has the label {row['label']}, which is none of its own"
+
+
+def check_domains(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str]) -> None:
+    """Raise InputError unless a corpus has every domain that a mixture names."""
+    there = list(manifest["domains"])
+    if missing := [domain for domain in wanted if domain not in there]:
+        why, fix = "data.mixture draws from every domain that it names", ""
+        if kind := next(filter(None, (_mixed_in(manifest, name) for name in missing)), None):
+            why = f"{kind}, and its documents lie mixed with others in the shards of this corpus"
+            fix = f"{CORPUS_EACH}, or "
+        raise InputError.of(
+            f"corpus {folder} has {' and '.join(there)}, not {' or '.join(missing)}",
+            why,
+            f"{fix}'data.mixture={{{','.join(f'{d}:1' for d in there)}}}'",
+        )
+
+
+def _mixed_in(manifest: Mapping[str, Any], name: str) -> str | None:
+    """Return what a name stands for that is no domain of a corpus; None: nothing in it."""
+    languages = {
+        language.lower(): domain
+        for domain, splits in manifest["domains"].items()
+        for language in splits.get("train", {}).get("languages", {})
+    }
+    if domain := languages.get(name.lower()):
+        return f"{name} is a language of its {domain}"
+    sources = [
+        source.get(key) for source in manifest.get("sources", []) for key in ("name", "kind")
+    ]
+    return f"{name} is a source of it" if name in sources else None

@@ -16,6 +16,7 @@ from loopcoder.data.indexed import check_there
 from loopcoder.data.labels import tokens_by_document
 from loopcoder.data.reader import Row, part_of, readable, sequences_by_shard
 from loopcoder.data.sampler import Given
+from loopcoder.errors import InputError
 
 _PER_DOMAIN = 4
 """Datasets kept open: a batch can straddle the border of a shard, or of several small ones."""
@@ -47,7 +48,16 @@ class MegatronReader:
             seeds: What the order follows from: (seed, number of the order, domain).
             before: What the domain gave. An index is made for one length: at another one the
                 domain begins an order of its own, with the next number.
+
+        Raises:
+            InputError: the shards are in a store.
         """
+        if corpus.url is not None:
+            raise InputError.of(
+                f"the training shards are in a store, {corpus.url}, and data.reader=megatron",
+                "megatron-core's GPTDataset reads files of this machine",
+                "data=corpus path=FOLDER of a local copy; a new run may have data.reader=packed",
+            )
         self._corpus, self._domain, self._seq_length = corpus, domain, seq_length
         goes_on = bool(before) and before[-1][0] == seq_length
         self.start = before[-1][1] if goes_on else 0

@@ -19,16 +19,11 @@ from pathlib import Path
 import xxhash
 
 from loopcoder.config.data import DataConfig
-from loopcoder.data.corpus import (
-    MANIFEST,
-    ORIGIN,
-    check_store,
-    parse_manifest,
-    rebuild,
-    small_files,
-)
-from loopcoder.errors import InputError
+from loopcoder.data.corpus import MANIFEST, parse_manifest
+from loopcoder.data.places import ORIGIN, check_store, rebuild, small_files
+from loopcoder.errors import DiskFull, InputError
 from loopcoder.storage.digest import fingerprint
+from loopcoder.storage.disk import full_disk_raises
 from loopcoder.storage.files import write_bytes, write_json
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.lock import hold
@@ -55,7 +50,18 @@ def folder_of(data: DataConfig) -> Path:
     Raises:
         LoopcoderError: it has a URL and cannot be fetched.
     """
-    path = str(data.path)
+    return folder_at(str(data.path), data)
+
+
+def folder_at(path: str, data: DataConfig) -> Path:
+    """Return the folder on this machine of the finished corpus at a path or a URL.
+
+    Args:
+        data: Says where parts of remote corpora are kept.
+
+    Raises:
+        LoopcoderError: it has a URL and cannot be fetched.
+    """
     return mirror(path, cache_folder(data)) if is_url(path) else Path(path).expanduser()
 
 
@@ -78,7 +84,10 @@ def mirror(url: str, cache: Path) -> Path:
     if (folder / MANIFEST).is_file():
         return folder
     make_folder(folder, "data.cache.dir")
-    with hold(folder.with_suffix(".lock"), _waits(store.url), needed=False):
+    with (
+        full_disk_raises(cache, _no_room),
+        hold(folder.with_suffix(".lock"), _waits(store.url), needed=False),
+    ):
         if (folder / MANIFEST).is_file():
             return folder
         check_store(store, manifest)
@@ -87,6 +96,11 @@ def mirror(url: str, cache: Path) -> Path:
         write_json(folder / ORIGIN, {"url": store.url})
         write_bytes(folder / MANIFEST, content)  # last: what has it is complete
     return folder
+
+
+def _no_room(fact: str) -> DiskFull:
+    why = "the small files of a corpus in a store are kept there"
+    return DiskFull.of(fact, why, "free space there, or data.cache.dir=ANOTHER")
 
 
 def _fetch(store: Store, name: str, path: Path, wanted: str) -> None:

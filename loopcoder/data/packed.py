@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from loopcoder.config.data import CacheConfig
 from loopcoder.data.block_cache import Ahead, BlockCache, CachedFile
 from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, OpenRange, RangeFile, read_digests
-from loopcoder.data.corpus import Corpus, rebuild
+from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import token_dtype
 from loopcoder.data.labels import LABELS, STRIDE, LabelFile
 from loopcoder.data.order import continued
+from loopcoder.data.places import rebuild
 from loopcoder.data.reader import Row, readable
 from loopcoder.data.sampler import Given
 from loopcoder.errors import InputError, counted

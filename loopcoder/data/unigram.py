@@ -59,6 +59,10 @@ def entropies_of(corpus: Corpus, cache: Path, report: Callable[[str], None]) -> 
     """
     if UNIGRAM_ENTROPY in corpus.manifest:
         return dict(corpus.manifest[UNIGRAM_ENTROPY])
+    if corpus.members[0] is not corpus:
+        by_member = {id(m): entropies_of(m, cache, report) for m in corpus.members}
+        parts = {domain: corpus.part(domain) for domain in corpus.domains}
+        return {domain: by_member[id(member)][own] for domain, (member, own) in parts.items()}
     places = (
         corpus.dir / f"{UNIGRAM_ENTROPY}.json",
         cache / f"{UNIGRAM_ENTROPY}-{corpus.fingerprint}.json",

@@ -10,30 +10,37 @@ run before its next checkpoint.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from loopcoder.config.data import DataConfig
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus, rebuild, unreadable
+from loopcoder.data.corpus import Corpus, unreadable
+from loopcoder.data.places import rebuild
 from loopcoder.errors import InputError, LoopcoderError
 from loopcoder.storage.files import fault_of
 
+Shard = tuple[Corpus, str]
+"""Its corpus, and its prefix there."""
 
-def unverified(config: Config, corpus: Corpus) -> list[str]:
-    """Return the training shards, by their prefixes, that nothing compares before they are used;
-    domains take turns."""
+
+def unverified(config: Config, corpus: Corpus) -> list[Shard]:
+    """Return the training shards that nothing compares before they are used; domains take turns."""
     domains = {domain: None for stage in config.stages for domain in stage.mixture}
     by_domain = [
         [
-            str(Path(prefix).relative_to(corpus.dir))
+            _in_its_corpus(corpus, domain, prefix)
             for shard, prefix in enumerate(corpus.prefixes(domain, "train"))
             if _left_to_the_background(config.data, corpus, domain, shard)
         ]
         for domain in domains
     ]
-    return [p for p in chain.from_iterable(zip_longest(*by_domain)) if p is not None]
+    return [shard for shard in chain.from_iterable(zip_longest(*by_domain)) if shard is not None]
+
+
+def _in_its_corpus(corpus: Corpus, domain: str, prefix: str) -> Shard:
+    member = corpus.part(domain)[0]
+    return member, str(Path(prefix).relative_to(member.dir))
 
 
 def _left_to_the_background(data: DataConfig, corpus: Corpus, domain: str, shard: int) -> bool:
@@ -46,13 +53,12 @@ def _left_to_the_background(data: DataConfig, corpus: Corpus, domain: str, shard
 class Verifier:
     """A thread that compares shards with the manifest, one after the other."""
 
-    def __init__(self, corpus: Corpus, prefixes: list[str], suffixes: tuple[str, ...]):
+    def __init__(self, shards: list[Shard], suffixes: tuple[str, ...]):
         """
         Args:
-            prefixes: Of the shards.
-            suffixes: Of their files that training reads.
+            suffixes: Of their files that training reads, where they have them.
         """
-        self._corpus, self._prefixes, self._suffixes = corpus, prefixes, suffixes
+        self._shards, self._suffixes = shards, suffixes
         self._stop = threading.Event()
         self.fault: LoopcoderError | None = None
         """What is wrong with a shard."""
@@ -64,7 +70,7 @@ class Verifier:
     @property
     def is_finished(self) -> bool:
         """Whether all shards are whole."""
-        return self.done == len(self._prefixes)
+        return self.done == len(self._shards)
 
     def wait(self) -> None:
         """Return when it has finished or found a fault."""
@@ -76,26 +82,25 @@ class Verifier:
 
     def _run(self) -> None:
         try:
-            for prefix in self._prefixes:
-                for name in self._files(prefix):
+            for corpus, prefix in self._shards:
+                for name in (prefix + suffix for suffix in self._suffixes):
                     if self._stop.is_set():
                         return
-                    self._compare(name)
+                    if name in corpus.manifest["files"]:
+                        _compare(corpus, name)
                 self.done += 1
         except LoopcoderError as error:
             self.fault = error
         except OSError as error:
-            self.fault = unreadable(error.filename or self._corpus.dir, error)
+            self.fault = unreadable(error.filename or "a shard", error)
 
-    def _files(self, prefix: str) -> Iterator[str]:
-        return (prefix + suffix for suffix in self._suffixes)
 
-    def _compare(self, name: str) -> None:
-        fact = fault_of(self._corpus.dir / name, self._corpus.manifest["files"][name])
-        if fact is not None:
-            raise InputError.of(
-                fact,
-                "it was cut off or changed after it was built; the newest checkpoint may have been "
-                "trained on it",
-                rebuild(self._corpus.dir),
-            )
+def _compare(corpus: Corpus, name: str) -> None:
+    fact = fault_of(corpus.dir / name, corpus.manifest["files"][name])
+    if fact is not None:
+        raise InputError.of(
+            fact,
+            "it was cut off or changed after it was built; the newest checkpoint may have been "
+            "trained on it",
+            rebuild(corpus.dir),
+        )

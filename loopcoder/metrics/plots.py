@@ -21,7 +21,7 @@ from loopcoder.metrics.drawing import (
     series,
     style,
 )
-from loopcoder.metrics.sinks import VAL_DOMAIN, human, run_title
+from loopcoder.metrics.sinks import OWN_SET, VAL_DOMAIN, human, run_title
 from loopcoder.metrics.writer import METRICS_FILE, Record, merge_by_step, read_metrics
 
 if TYPE_CHECKING:
@@ -94,6 +94,11 @@ def _loss(fig: Figure, records: list[Record], title: str) -> None:
     curves += [
         (records, f"val/loss/len{n}", f"validation, {n} tokens", color_of(len(curves) + i))
         for i, n in enumerate(lengths(records), 1)
+    ]
+    keys = sorted({key for record in records for key in record if OWN_SET.fullmatch(key)})
+    curves += [
+        (records, key, f"validation, {key.split('/')[1]}", color_of(len(curves) + i))
+        for i, key in enumerate(keys, 1)
     ]
     if older:
         curves.append((older, "val/loss", f"validation, {_OLDER}", _OLDER_COLOR))

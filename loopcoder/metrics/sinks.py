@@ -25,6 +25,8 @@ Record = Mapping[str, Any]
 
 VAL_DOMAIN = re.compile(r"val/loss/(?!(?:loop|len)\d+$)([^/]+)")
 """The name of a domain's validation loss."""
+OWN_SET = re.compile(r"val/(?!loss/)([^/]+)/loss")
+"""The name of the loss on a validation set of one's own (`eval.corpora`)."""
 
 _log = getLogger(__name__)
 
@@ -179,6 +181,7 @@ _SAID_OTHERWISE = (
     "metrics_resumed",
     "checkpoint_incomplete",
     "checkpoint_deleted",
+    "checkpoint_set_aside",
 )
 """Events that are for the record, or that the run says in a sentence."""
 
@@ -268,17 +271,21 @@ def describe(record: Record, max_steps: int, eta_s: float | None) -> list[str]:
 def describe_evaluation(record: Record) -> str:
     """Return one line with the validation loss, in all, by domain and by loop."""
     texts = [f"eval step {record['step']}: val {record['val/loss']:.4f}"]
-    domains, loops, lengths = [], [], []
+    domains, loops, lengths, own_sets = [], [], [], []
     for key, value in record.items():
         if match := re.fullmatch(r"val/loss/loop(\d+)", key):
             loops.append((int(match[1]), value))
         elif match := re.fullmatch(r"val/loss/len(\d+)", key):
             lengths.append((int(match[1]), value))
+        elif match := OWN_SET.fullmatch(key):
+            own_sets.append(f"{match[1]} {value:.4f}")
         elif match := VAL_DOMAIN.fullmatch(key):
             bpb = record.get(f"val/bpb/{match[1]}")
             domains.append(f"{match[1]} {value:.4f}" + (f" ({bpb:.3f} bits/byte)" if bpb else ""))
     if domains:
         texts.append("  ".join(domains))
+    if own_sets:
+        texts.append("  ".join(own_sets))
     if len(loops) > 1:
         texts.append("by loop " + " -> ".join(f"{value:.4f}" for _, value in sorted(loops)))
     if lengths:

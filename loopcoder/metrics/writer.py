@@ -40,6 +40,8 @@ FIELDS = {
     "loss/language/<name>": "the same over the tokens of one language, where the corpus keeps what "
     "its documents are (`other`: those beyond logging.max_labels)",
     "loss/source/<name>": "the same over the tokens of one source",
+    "loss/corpus/<name>/<domain>": "the same over one corpus (data.corpora); loss/<domain> is over "
+    "all of them, in validation by their weights",
     "loss/loop<r>": "the training loss with the head on the output of loop r (logging.loop_losses)",
     "grad_norm": "global L2 norm of the gradient before clipping",
     "grad_norm/loop<r>": "L2 norm of the gradient at the input of loop r (logging.loop_gradients)",
@@ -64,10 +66,13 @@ FIELDS = {
     "val/loss/language/<name>": "mean over the held-out tokens of one language of all domains",
     "val/loss/source/<name>": "the same of one source",
     "val/bpb/<domain>": "bits per byte of UTF-8: val/loss/<domain> * tokens / bytes / ln 2",
+    "val/loss/corpus/<name>/<domain>": "the same of one corpus (data.corpora), as val/bpb/...",
     "val/loss/loop<r>": "val/loss with the head on the output of loop r (logit lens), r from 0",
     "val/loss/<domain>/loop<r>": "the same over one domain",
     "val/loss/len<n>": "val/loss with sequences of n tokens (eval.lengths); its /<domain>, "
     "/loop<r> and val/bpb/len<n>/<domain> are as above",
+    "val/<name>/loss": "mean over the held-out tokens of the set <name> of eval.corpora; its "
+    "/<domain>, /loop<r>, /len<n> and val/<name>/bpb/<domain> are as above",
     "val/unigram_entropy": "cross-entropy of the corpus' held-out tokens under the frequencies of "
     "its training tokens, domains weighted as in val/loss, nats per token",
 }
@@ -190,6 +195,18 @@ class Cut:
     last_discarded_step: int | None = None
     unreadable_lines: int = 0
     """Lines that are no record, such as the torn last one of a killed process."""
+
+
+def append_event(run_dir: Path, kind: str, **fields: Any) -> None:
+    """Append an event to a run's events.jsonl, beside its writer: a line is one write.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = json.dumps({"time": time, "kind": kind, **fields}).encode() + b"\n"
+    with open(run_dir / EVENTS_FILE, "ab", buffering=0) as file:
+        file.write(line)
 
 
 def truncate_after(path: Path, step: int) -> Cut:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.optimizer import (
     OptimizerConfig,
     get_megatron_optimizer,
     get_standard_config_overrides,
 )
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from torch import Tensor
 
 from loopcoder.config.schema import ModelConfig, OptimConfig, ParallelConfig
@@ -51,7 +53,9 @@ def update(
     lr: float,
     tokens: Tensor,
     vocabulary: float = 1.0,
+    *,
     loss: Tensor | None = None,
+    tp_size: int = 1,
 ) -> Tensor:
     """Average and clip the reduced gradients and update the weights, without waiting for the
     device.
@@ -60,7 +64,8 @@ def update(
         tokens: what the gradients, those of a summed loss, are divided by. []
         vocabulary: share of their rate at which embedding and head learn in this step
             (`schedule.vocabulary_share`).
-        loss: the summed loss, which may be bad where its gradient is not. []
+        loss: of the step, over all ranks; one that is not finite refuses the update as well. []
+        tp_size: tensor-parallel ranks; all ranks must call this.
 
     Returns:
         the global norm of the averaged gradient before clipping, on the device [], the same on all
@@ -77,6 +82,8 @@ def update(
     optimizer.prepare_grads()
     divisor = tokens.clamp(min=1.0)
     norm = torch.as_tensor(optimizer.get_grad_norm(), device=tokens.device).reshape(()) / divisor
+    if tp_size > 1:
+        norm = torch.where(_are_copies_finite(optimizer, tokens.device), norm, torch.nan)
     good = norm.isfinite() if loss is None else norm.isfinite() & loss.isfinite()
     refused = (~good).float()
     if optim.clip_grad > 0:
@@ -86,3 +93,22 @@ def update(
         inner.optimizer.grad_divisor, inner.optimizer.is_refused = divisor, refused
     optimizer.step_with_ready_grads()
     return norm
+
+
+def _are_copies_finite(optimizer: Any, device: torch.device) -> Tensor:
+    """Say on every rank whether the gradients are finite that the norm leaves out. []
+
+    Each tensor-parallel rank has a copy of what is not split (norms, gates), and the norm counts
+    that of the first alone; a bad number in another's would get into that rank's weights.
+    """
+    copies = [
+        parameter.grad
+        for inner in getattr(optimizer, "chained_optimizers", [optimizer])
+        for parameter in inner.get_parameters()
+        if parameter.grad is not None and not param_is_not_tensor_parallel_duplicate(parameter)
+    ]
+    bad = torch.zeros((), device=device)
+    if copies:
+        bad = (~torch.stack(torch._foreach_norm(copies)).isfinite().all()).float()
+    dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+    return bad == 0

@@ -13,9 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
 
 from loopcoder.config.schema import ParallelConfig
+from loopcoder.errors import ProcessLost
 from loopcoder.parallel import cpu
+from loopcoder.parallel.peers import Peers, meet
+
+_LATER_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,31 @@ def prepare() -> None:
     cpu.install()
 
 
-def start_processes(timeout_s: float = 1800) -> None:
+def start_processes(timeout_s: float = 1800, report_after_s: float = 300) -> Peers | None:
     """Join the world given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     NCCL or gloo, by what is there. A world of one needs no address and opens no port.
+
+    Args:
+        timeout_s: How long to wait for a rank, here and in every collective.
+        report_after_s: After how long to say who has not come.
+
+    Returns:
+        what the ranks tell of each other; None: there is one.
+
+    Raises:
+        ProcessLost: a rank has not come.
     """
-    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
-    if os.environ.get("WORLD_SIZE") == "1":
-        options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    peers = None
+    if size == 1:
+        store: Any = dist.HashStore()
+    else:
+        store = _common_store(timeout_s)
+        peers = meet(store, rank, size, timeout_s, report_after_s)
+    options: dict[str, Any] = {"store": store, "rank": rank, "world_size": size}
+    # NCCL's watchdog kills a process without a word: whoever watches it comes first
+    options["timeout"] = timedelta(seconds=timeout_s + _LATER_S)
     if torch.cuda.is_available():
         # A launcher may show each process one GPU only, which is then number 0 whatever its rank.
         index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
@@ -68,6 +90,20 @@ def start_processes(timeout_s: float = 1800) -> None:
         dist.init_process_group("nccl", device_id=device, **options)
     else:
         dist.init_process_group("gloo", **options)
+    return peers
+
+
+def _common_store(timeout_s: float) -> Any:
+    """Return the store of the world, which rank 0 or torchrun keeps."""
+    try:
+        return next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))[0]
+    except dist.DistError as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ProcessLost.of(
+            f"rank 0 has not come to {address} within {timeout_s:g} s (parallel.timeout_s)",
+            str(error).partition("\n")[0],
+            "see to the node of rank 0 and the network, then start the same command again",
+        ) from error
 
 
 def start_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,4 +109,7 @@ def _checkpoints_at_once(config: Config) -> int:
     if interval and branch is not None:
         written += branch % interval > 0
         keep = None if keep is None else keep + 1
+    every = config.checkpoint.keep_every
+    if interval and keep is not None and every is not None:
+        keep += config.train.max_steps // math.lcm(interval, every)
     return written if keep is None else min(keep + 1, written)

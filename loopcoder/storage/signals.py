@@ -7,6 +7,7 @@ import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from types import FrameType
 
 from loopcoder.errors import EXIT_RETRY, record_exit
@@ -43,6 +44,32 @@ def leave_terminal() -> None:
         if stat.S_ISCHR(os.fstat(descriptor).st_mode):
             os.dup2(nowhere, descriptor)
     os.close(nowhere)
+
+
+def ignore_requests() -> None:
+    """Let this process finish its work whatever asks it to stop: its parent decides when it ends.
+
+    A scheduler signals every process of a job, and a terminal its whole process group.
+    """
+    for number in ASKS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def requests_held_back() -> Iterator[None]:
+    """Hold back what asks to stop while the block runs; the handlers get it afterwards.
+
+    A process that the block starts inherits the mask, so it is safe from its first instruction on
+    (CPython's multiprocessing lets SIGINT and SIGTERM through once, when it starts its resource
+    tracker, which is done first). Call from the main thread.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKS)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def interrupted_by_signals(what: str) -> None:

@@ -6,109 +6,56 @@ corpus + config -> Loader (a thread) -> microbatches -> forward_backward -> upda
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
 
 from loopcoder.backends import Backends
-from loopcoder.checkpoint import format as checkpoints
+from loopcoder.checkpoint.choice import SetAside
 from loopcoder.checkpoint.load import load
 from loopcoder.checkpoint.pinned import companions, record
-from loopcoder.checkpoint.rewind import forget_rewinds
+from loopcoder.checkpoint.put_off import made_up, put_off, stage_put_off
 from loopcoder.checkpoint.save import Saver
-from loopcoder.checkpoint.start import (
-    Start,
-    check_fits,
-    early_notes,
-    find_start,
-    finished_at,
-    ledger_of,
-    warmup_of,
-    with_kept_reader,
-)
+from loopcoder.checkpoint.start import Start, ledger_of, warmup_of
 from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.checkpoint.verify import report
 from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus, in_use, lost, with_reader
+from loopcoder.data.corpus import Corpus
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
-from loopcoder.errors import EXIT_DONE, LoopcoderError, OutOfMemory, Preempted, TrainingDiverged
-from loopcoder.metrics.plots import plot_run
-from loopcoder.metrics.summary import next_command, print_finished, print_summary
-from loopcoder.metrics.throughput import peak_flops
+from loopcoder.errors import OutOfMemory, Preempted, TrainingDiverged
 from loopcoder.model.probe import probe_of
-from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.optim.optimizer import update
-from loopcoder.optim.schedule import branching_step, learning_rate, vocabulary_share
+from loopcoder.optim.schedule import learning_rate, vocabulary_share
 from loopcoder.parallel import mcore
-from loopcoder.storage.run_lock import only_run_in
+from loopcoder.parallel.peers import END
+from loopcoder.train import due
 from loopcoder.train.accounts import Accounts
 from loopcoder.train.data_events import data_events
 from loopcoder.train.health import Health
 from loopcoder.train.labels import label_losses
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
+from loopcoder.train.own_sets import OwnSets
 from loopcoder.train.profiling import StepProfiler
 from loopcoder.train.provenance import Launch, provenance
-from loopcoder.train.records import open_writer, throughput_of
+from loopcoder.train.records import open_writer, print_end, throughput_of
 from loopcoder.train.rewinding import what_ends
 from loopcoder.train.signals import StopSignal
 from loopcoder.train.silent_errors import compare_replicas, replay
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
-from loopcoder.train.validation import Evaluator, mixture_mean
+from loopcoder.train.validation import EvaluationStopped, Evaluator, mixture_mean
 from loopcoder.train.verification import Verification
+from loopcoder.train.watch import DATA, EVALUATION, FIRST_STEP, SAVE, STEP, Watch
 from loopcoder.train.window import Window, reduce_peak_memory
-
-
-def train(
-    config: Config,
-    corpus: Corpus,
-    backends: Backends,
-    run_dir: Path,
-    launch: Launch,
-) -> int:
-    """Train, and return an exit code.
-
-    The world is given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; every rank
-    calls this. Raises LoopcoderError with what mends it.
-    """
-    with ExitStack() as held:
-        if os.environ.get("RANK", "0") == "0":
-            held.enter_context(only_run_in(run_dir))
-        held.enter_context(in_use(corpus.dir))
-        try:
-            return _train_alone(config, corpus, backends, run_dir, launch)
-        except LoopcoderError:
-            raise
-        except Exception as error:  # of megatron-core, numpy or the system
-            if taken_away := lost(corpus):
-                raise taken_away from error
-            raise
-
-
-def _train_alone(
-    config: Config, corpus: Corpus, backends: Backends, run_dir: Path, launch: Launch
-) -> int:
-    vocab_size = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
-    start, said = find_start(config, run_dir), early_notes(config, run_dir)
-    config = with_reader(with_kept_reader(config, start), corpus)
-    notes = [] if start is None else check_fits(start, config, vocab_size, corpus)
-    notes += early_notes(config, run_dir)
-    if (done := finished_at(config, run_dir)) is not None:
-        if os.environ.get("RANK", "0") == "0":
-            print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
-        return EXIT_DONE
-    stop = StopSignal()
-    mcore.start_processes()
-    try:
-        Run(config, corpus, backends, run_dir, vocab_size, start, stop, launch).go(said, notes)
-    finally:
-        mcore.shutdown()
-    return EXIT_DONE
 
 
 class Run:
@@ -124,46 +71,49 @@ class Run:
         start: Start | None,
         stop: StopSignal,
         launch: Launch,
+        watch: Watch,
     ):
         self.ranks = mcore.initialise(config.parallel, config.seed)
         self.config, self.corpus, self.run_dir = config, corpus, run_dir
         self.backends, self.start, self.stop, self.launch = backends, start, stop, launch
-        self.vocab_size = vocab_size
+        self.vocab_size, self.watch = vocab_size, watch
         self.state = build_state(config, self.ranks, vocab_size)
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
         self.health = Health(config.faults, self.ranks.device)
         self.evaluator = Evaluator(config, corpus, run_dir)
+        self.own_sets = OwnSets(config, corpus, run_dir)
         self.saver = Saver(config, run_dir, self.event, companions(run_dir))
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
         position = start.checkpoint.state().position if start and start.goes_on else Position()
         self.position = enter_stage(config.stages, position)
+        self.resumes = resumed is not None
         self.accounts = Accounts(ledger_of(start), corpus.labels, self.ranks)
         self.warmup = warmup_of(start, config)
         self._last_saved = self.position.step
         self._owes_save = False
-        self.writer = (
-            open_writer(config, backends, run_dir, resumed.step if resumed else None)
-            if self.ranks.is_main
-            else None
-        )
-        name = backends.gpu_name if self.ranks.device.type == "cuda" else None
-        peak = peak_flops(config.hardware, name, config.precision.name)  # type: ignore[arg-type]
-        sizes = vocab_size, peak, self.ranks.world_size
-        self._throughput = lambda stage: throughput_of(config, stage, *sizes)
+        resume_step = resumed.step if resumed else None
+        is_main = self.ranks.is_main
+        self.writer = open_writer(config, backends, run_dir, resume_step) if is_main else None
+        self._throughput = partial(throughput_of, config, backends, self.ranks, vocab_size)
         self._val: dict[str, float] = {}
         self._unigram_entropies: dict[str, float] = {}
         self._unigram_entropy: float | None = None
 
-    def go(self, said: list[str], notes: list[str]) -> None:
+    def go(self, said: list[str], notes: list[str], aside: Sequence[SetAside] = ()) -> None:
         """Restore, train to the end, and leave everything closed; `said` are notes that the command
         line has printed already."""
         try:
+            report(self.run_dir, aside, self.event, self.say)
             self._restore(said, notes)
             self._prepare_validation()
             self.verification = Verification(self.config, self.corpus, self.say)
+            self.stop.started()
+            self._make_up()
             self._train()
-            self.saver.finish()
+            with self.watch.within(SAVE):
+                self.saver.finish()
+            self.watch.enter(END, self.position.step)
             if self._last_saved != self.position.step:
                 self.saver.keep_ledger(self.accounts.ledger(self.position), self.position)
             self._conclude()
@@ -186,42 +136,43 @@ class Run:
         )
         window = Window()
         try:
-            for data in window.waiting_for(iter(loader)):
+            self.watch.enter(DATA, self.position.step + 1)
+            for data in window.waiting_for(loader.steps(self._may_leave)):
                 step = data.after.step
+                self.watch.enter(FIRST_STEP if window.is_new else STEP, step)
                 for kind, fields in data_events(config, self.corpus, self.position, data):
                     self.event(kind, **fields)
-                evaluate = _due(step, config.eval.interval) or (step == last and config.eval.at_end)
-                logged = _due(step, config.logging.interval) or evaluate or step == last
-                if _due(step, config.faults.replay_interval):
+                if due.replays_before(config, step):
                     replay(self.state, data, len(self.corpus.domains), self.event)
+                evaluate, logged = due.evaluates_after(config, step), due.logs_after(config, step)
                 with self.profiler.step(step):
                     result = self._step(data, logged)
                 window.add(data)
                 self.position = data.after
                 self.accounts.add(data.label_tokens)
-                if _due(step, config.faults.compare_interval):
+                if due.compares_after(config, step):
                     compare_replicas(self.state, step, self.event)
                 self.saver.poll()
                 if self.verification.found_fault:
                     self.stop.name = "a damaged shard"
                 if loader.error is not None:  # what is trained is saved before it is raised
                     self.stop.name = "no data"
-                stopping = self.stop.requested(self.ranks.device)
+                # a logged step waits for the device anyway
+                stopping = self.stop.requested(self.ranks.device, now=logged)
+                put_off = evaluate and stopping
                 if logged or stopping:
-                    self._log(result, data, window, evaluate)
-                self._owes_save |= self._saves_after(step)
+                    put_off |= not self._log(result, data, window, evaluate and not stopping)
+                stopping |= put_off
+                self._owes_save |= due.saves_after(config, step, self.warmup)
                 if self._owes_save or stopping:
                     with window.excluding():
                         self._save(only_sound=not stopping and step < last)
-                if stopping and step < last:
-                    self.saver.finish()
-                    if loader.error is not None:
-                        raise loader.error
-                    raise Preempted.of(
-                        f"stopped after step {step} of {last}: its checkpoint is complete",
-                        "the run was asked to stop; nothing is lost",
-                        "start the same command again to continue",
-                    )
+                    stopping = stopping or self.stop.requested(self.ranks.device, now=True)
+                if stopping and (step < last or put_off):
+                    self._leave(loader.error, data.before.stage if put_off else None)
+                self.watch.enter(DATA, step + 1)
+            if self.position.step < last:
+                self._leave(loader.error)
             self.verification.refuse_damaged(self.ranks.device)
         except Exception as error:
             if error is loader.error and self.ranks.world_size == 1:  # others may wait for this one
@@ -231,6 +182,46 @@ class Run:
         finally:
             loader.close()
             self.verification.close(self.event)
+
+    def _may_leave(self) -> bool:
+        """Say whether to stop without the data that is waited for: other ranks may have theirs, and
+        wait for this one."""
+        return self.stop.name is not None and self.ranks.world_size == 1
+
+    def _leave(self, error: BaseException | None, put_off_in: int | None = None) -> NoReturn:
+        """Save and end before the last step, or before its evaluation.
+
+        Args:
+            error: why there is no more data; None: the run was asked to stop.
+            put_off_in: data stage of an evaluation that was due.
+        """
+        self._save()
+        step, last = self.position.step, self.config.train.max_steps
+        if put_off_in is not None and self.ranks.is_main:
+            put_off(self.run_dir, step, put_off_in)
+            self.event("evaluation_put_off", step=step)
+        with self.watch.within(SAVE):
+            self.saver.finish()
+        if error is not None:
+            raise error
+        raise Preempted.of(
+            f"stopped after step {step} of {last}: its checkpoint is complete",
+            "the run was asked to stop; nothing is lost",
+            "start the same command again to continue",
+        )
+
+    def _make_up(self) -> None:
+        """Evaluate where the run was stopped before it could."""
+        stage = stage_put_off(self.run_dir, self.position.step) if self.resumes else None
+        asked = torch.tensor([-1 if stage is None else stage], device=self.ranks.device)
+        dist.broadcast(asked, 0)  # as rank 0 sees it
+        if (found := int(asked)) < 0:
+            return
+        if not self._evaluate(found):
+            self._leave(None, found)
+        if self.writer is not None:
+            self.writer.log({"step": self.position.step, **self._validation(found)})
+            made_up(self.run_dir)
 
     def _step(self, data: StepData, logged: bool) -> StepResult:
         """Train one step; loss and gradient norm stay on the device until they are logged."""
@@ -245,20 +236,25 @@ class Run:
             sums = forward_backward(self.state, data.microbatches, domains, probe, by_label)
         lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
         share = vocabulary_share(optim, step)
-        loss, tokens = sums.sum(1)
-        grad_norm = update(self.state.optimizer, optim, lr, tokens, share, loss)
+        loss, tp_size = sums[0].sum(), config.parallel.tp
+        grad_norm = update(
+            self.state.optimizer, optim, lr, sums[1].sum(), share, loss=loss, tp_size=tp_size
+        )
         self.health.note(data, sums, grad_norm)
         return StepResult(sums, grad_norm, lr, probe, by_label)
 
-    def _log(self, result: StepResult, data: StepData, window: Window, evaluate: bool) -> None:
+    def _log(self, result: StepResult, data: StepData, window: Window, evaluate: bool) -> bool:
+        """Write a line; return False where its evaluation was broken off by a signal."""
         self._check_health()
         fields = result.fields(self.corpus.domains)
         timing = window.measure(self._throughput(data.before.stage))
         memory = reduce_peak_memory(self.ranks.device)
         self.verification.tell_finished(data.after.step, self.event)
+        broken_off = False
         if evaluate:
             with window.excluding():
-                self._val = self._evaluate(data.before.stage)
+                broken_off = not self._evaluate(data.before.stage)
+            evaluate = not broken_off
         if self.writer is not None:
             self.writer.log(
                 {
@@ -274,11 +270,19 @@ class Run:
                     **(self._validation(data.before.stage) if evaluate else {}),
                 }
             )
+        return not broken_off
 
-    def _evaluate(self, stage: int) -> dict[str, float]:
-        """Evaluate; what is trained is saved before it is said that memory does not suffice."""
+    def _evaluate(self, stage: int) -> bool:
+        """Evaluate, and return whether that came to its end; what is trained is saved before it is
+        said that memory does not suffice."""
+        stopping = partial(self.stop.requested, self.ranks.device, now=True)
         try:
-            return self.evaluator(self.state, stage)
+            with self.watch.within(EVALUATION):
+                own = self.evaluator(self.state, stage, stopping)
+                self._val = own | self.own_sets(self.state, stage, stopping)
+            return True
+        except EvaluationStopped:
+            return False
         except OutOfMemory:
             if self.ranks.world_size == 1:  # others may wait for this one in a collective
                 self._save()
@@ -294,17 +298,6 @@ class Run:
             "val/weighting": "mixture",
             "val/unigram_entropy": self._unigram_entropy,
         }
-
-    def _saves_after(self, step: int) -> bool:
-        """Say whether there is a checkpoint of a step: at intervals, where a wsd run begins to
-        decay, and at the end."""
-        saved, last = self.config.checkpoint, self.config.train.max_steps
-        if step == last and saved.save_at_end:
-            return True
-        if saved.interval is None:
-            return False
-        branching = branching_step(self.config.optim, last, self.warmup)
-        return step == branching or _due(step, saved.interval)
 
     def _save(self, only_sound: bool = False) -> None:
         """Save, unless that is done; `only_sound`: or the newest steps are suspicious, after which
@@ -334,7 +327,8 @@ class Run:
             warmup_steps=self.warmup,
             reader=self.config.data.reader,  # type: ignore[arg-type]  # it is no longer auto
         )
-        self.saver.save(self.state.network, self.state.ddp, self.state.optimizer, state)
+        with self.watch.within(SAVE):
+            self.saver.save(self.state.network, self.state.ddp, self.state.optimizer, state)
         self._last_saved = self.position.step
 
     def _check_health(self) -> None:
@@ -343,7 +337,8 @@ class Run:
         for bad in self.health.taken():
             self.event("step_refused", **bad.fields())
         if trouble is not None:
-            self.saver.finish()
+            with self.watch.within(SAVE):
+                self.saver.finish()
             raise what_ends(trouble, self.config, self.run_dir, self.position, self.event)
 
     def _restore(self, said: list[str], notes: list[str]) -> None:
@@ -351,16 +346,11 @@ class Run:
             "run_started",
             **provenance(self.launch.overrides, self.backends, self.ranks.world_size),
         )
-        if self.ranks.is_main and (self.start is None or not self.start.resumes):
-            forget_rewinds(self.run_dir)
-        for path in checkpoints.incomplete(self.run_dir / "checkpoints"):
-            self.event("checkpoint_incomplete", path=str(path))
-            self.say(f"{path.name} has no manifest: a save was interrupted; it is not used")
         if self.start is not None:
             checkpoint, resumes = self.start.checkpoint, self.start.resumes
             with_optimizer = resumes or self.config.checkpoint.init_optimizer
             optimizer = self.state.optimizer if with_optimizer else None
-            load(checkpoint, self.state.network, optimizer, self.config)
+            load(checkpoint, self.state.network, optimizer, self.config, is_verified=True)
             if not with_optimizer:
                 self.state.optimizer.reload_model_params()
             verb = "continues" if resumes else "starts"
@@ -382,6 +372,8 @@ class Run:
         for note in self.evaluator.shortages():
             self.event("note", text=note)
             self.say(note)
+        for size in self.own_sets.sizes(self.position.stage):
+            self.say(size)
         if self.ranks.is_main:
             cache = Path(self.config.data.build.cache_dir).expanduser()
             self._unigram_entropies = entropies_of(self.corpus, cache, self.say)
@@ -392,19 +384,8 @@ class Run:
             return
         self.event("run_done", step=self.position.step)
         self.writer.close()
-        plots = self.config.logging.plots and self.backends.has("matplotlib")
-        print_summary(
-            self.run_dir,
-            steps=self.position.step,
-            tokens=self.position.tokens,
-            # beside a branch a sweep from scratch says nothing
-            advice=None
-            if self.launch.is_point or self.config.checkpoint.init_from
-            else next_command(self.config, self.launch.overrides),
-            val_loss=self._val.get("val/loss"),
-            unigram_entropy=self._unigram_entropy,
-            plots=plot_run(self.run_dir) if plots else [],
-        )
+        losses = self._val.get("val/loss"), self._unigram_entropy
+        print_end(self.config, self.backends, self.run_dir, self.launch, self.position, *losses)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Record an event (rank 0)."""
@@ -414,7 +395,3 @@ class Run:
     def say(self, text: str) -> None:
         if self.ranks.is_main:
             print(text, flush=True)
-
-
-def _due(step: int, interval: int | None) -> bool:
-    return interval is not None and step % interval == 0

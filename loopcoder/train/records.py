@@ -1,4 +1,4 @@
-"""What a run writes down while it trains, and at which speed its device could."""
+"""What a run writes down, at which speed its device could, and what it says at its end."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from pathlib import Path
 
 from loopcoder.backends import Backends
 from loopcoder.config.schema import Config
+from loopcoder.data.sampler import Position
+from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
-from loopcoder.metrics.throughput import Throughput
+from loopcoder.metrics.summary import next_command, print_summary
+from loopcoder.metrics.throughput import Throughput, peak_flops
 from loopcoder.metrics.writer import MetricsWriter
 from loopcoder.model.flops import train_flops_per_token
+from loopcoder.parallel.mcore import Ranks
+from loopcoder.train.provenance import Launch
 
 
 def open_writer(
@@ -29,9 +34,35 @@ def open_writer(
 
 
 def throughput_of(
-    config: Config, stage: int, vocab_size: int, peak_flops: float | None, world_size: int
+    config: Config, backends: Backends, ranks: Ranks, vocab_size: int, stage: int
 ) -> Throughput:
     """Return what makes tokens and seconds of a data stage into fields of a record."""
+    name = backends.gpu_name if ranks.device.type == "cuda" else None
+    peak = peak_flops(config.hardware, name, config.precision.name)  # type: ignore[arg-type]
     seq_length = config.stages[stage].seq_length
     causal, full = train_flops_per_token(config.model, vocab_size, seq_length)
-    return Throughput(causal, full, peak_flops, world_size)
+    return Throughput(causal, full, peak, ranks.world_size)
+
+
+def print_end(
+    config: Config,
+    backends: Backends,
+    run_dir: Path,
+    launch: Launch,
+    position: Position,
+    val_loss: float | None,
+    unigram_entropy: float | None,
+) -> None:
+    """Draw the curves of a run that is done, and print what came out (rank 0)."""
+    plots = config.logging.plots and backends.has("matplotlib")
+    # beside a branch a sweep from scratch says nothing
+    is_beside = launch.is_point or config.checkpoint.init_from
+    print_summary(
+        run_dir,
+        steps=position.step,
+        tokens=position.tokens,
+        advice=None if is_beside else next_command(config, launch.overrides),
+        val_loss=val_loss,
+        unigram_entropy=unigram_entropy,
+        plots=plot_run(run_dir) if plots else [],
+    )

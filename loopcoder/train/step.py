@@ -17,6 +17,7 @@ from loopcoder.data.batch import Batch
 from loopcoder.model.probe import LoopProbe
 from loopcoder.model.reuse import forget_fp8_copies
 from loopcoder.parallel.schedule import run_chunks
+from loopcoder.train.by_domain import loss_fields
 from loopcoder.train.labels import LabelLosses
 from loopcoder.train.state import TrainState
 
@@ -39,14 +40,11 @@ class StepResult:
         """Return the fields of a record; this waits for the device."""
         loss, tokens = self.sums.tolist()
         all_tokens = max(sum(tokens), 1.0)
-        by_domain = {
-            f"loss/{d}": s / n for d, s, n in zip(domains, loss, tokens, strict=True) if n > 0
-        }
         return {
             "loss": sum(loss) / all_tokens,
             "lr": self.lr,
             "grad_norm": self.grad_norm.item(),
-            **by_domain,
+            **loss_fields(domains, loss, tokens),
             **(self.by_label.fields("loss") if self.by_label else {}),
             **(self.probe.fields(all_tokens) if self.probe else {}),
         }

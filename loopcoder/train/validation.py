@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import batched
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,22 @@ import torch
 import torch.distributed as dist
 
 from loopcoder.config.schema import Config
+from loopcoder.data.batch import Batch
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.heldout import HeldOut
 from loopcoder.errors import counted
+from loopcoder.train.by_domain import field_of, over_corpora
 from loopcoder.train.labels import LabelLosses, label_losses
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_evaluation
 from loopcoder.train.state import TrainState
 from loopcoder.train.step import losses
+
+_AT_ONCE = 256
+"""Microbatches that are on the device at a time."""
+
+
+class EvaluationStopped(Exception):
+    """The run was asked to stop, which does not wait for an evaluation."""
 
 
 class Evaluator:
@@ -34,6 +44,7 @@ class Evaluator:
             run_dir: of a run that trains: errors say how it continues.
         """
         self._run_dir, self._corpus = run_dir, corpus
+        self._stopping: Callable[[], bool] = lambda: False
         self.config, self._further = config, list(dict.fromkeys(config.eval.lengths or ()))
         trained = {domain for stage in config.stages for domain in stage.mixture}
         of_stages = sorted({stage.seq_length for stage in config.stages})
@@ -86,20 +97,24 @@ class Evaluator:
                 )
 
     @torch.no_grad()
-    def __call__(self, state: TrainState, stage: int = -1) -> dict[str, float]:
+    def __call__(
+        self, state: TrainState, stage: int = -1, stopping: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """Evaluate as a data stage trains; every rank must call it and gets the same.
 
         Args:
             state: The model.
             stage: Index of the data stage, whose length, RoPE base and mixture are taken.
+            stopping: says, the same on all ranks, whether to break off; asked for every batch.
 
         Returns:
             the fields `val/...` of a metrics line.
 
         Raises:
+            EvaluationStopped: it was broken off.
             OutOfMemory: there is too little for the sequences of a length.
         """
-        here, further = self.config.stages[stage], self._further
+        here, further, self._stopping = self.config.stages[stage], self._further, stopping
         loops = self.config.model.num_loops if self.config.eval.per_loop else 1
         state.network.set_rope_theta(here.rope_theta)
         by_label = label_losses(self._corpus, self.config.logging.max_labels, state.ranks.device)
@@ -141,15 +156,16 @@ class Evaluator:
         bytes of them; `by_label` gets what this rank has of them."""
         device = state.ranks.device
         token_bytes = self._token_bytes.to(device)
-        state.network.eval()
         sums = torch.zeros(loops + 2, dtype=torch.float64, device=device)
-        batches = [
-            batch.to(device)
-            for batch in held_out.batches(
-                state.ranks.dp_rank, state.ranks.dp_size, self.config.train.micro_batch_size
-            )
-        ]
-        for batch, loss in zip(batches, losses(state, batches, every_loop=loops > 1), strict=True):
+        batches = held_out.batches(
+            state.ranks.dp_rank, state.ranks.dp_size, self.config.train.micro_batch_size
+        )
+        if self._stopping():
+            raise EvaluationStopped
+        state.network.eval()
+        for batch, loss in _with_losses(state, batches, every_loop=loops > 1):
+            if self._stopping():
+                raise EvaluationStopped
             sums[:loops] += (loss * batch.loss_mask).sum((1, 2)).double()
             sums[loops] += batch.loss_mask.sum().double()
             if by_label is not None:
@@ -158,6 +174,15 @@ class Evaluator:
         state.network.train()
         dist.all_reduce(sums, group=state.ranks.groups.dp_cp)
         return sums.cpu()
+
+
+def _with_losses(
+    state: TrainState, batches: Iterable[Batch], *, every_loop: bool
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Yield each microbatch, on the device, with its losses; few of them are there at once."""
+    for some in batched(batches, _AT_ONCE):
+        there = [batch.to(state.ranks.device) for batch in some]
+        yield from zip(there, losses(state, there, every_loop=every_loop), strict=True)
 
 
 def mixture_mean(values: Mapping[str, float], mixture: Mapping[str, float]) -> float:
@@ -177,13 +202,14 @@ def _fields(
     """Return the fields of what `_sums` found of every domain; `at` comes after `val/loss`."""
     by_domain: dict[str, list[float]] = {}
     fields: dict[str, float] = {}
-    for domain, found in sums.items():
+    for domain, found in (over_corpora(sums, mixture) | dict(sums)).items():
         *by_loop, tokens, utf8_bytes = found.tolist()
         if tokens == 0:  # nothing but first tokens of documents
             continue
         by_domain[domain] = [s / tokens for s in by_loop]
-        fields |= _by_loop(f"val/loss{at}/{domain}", by_domain[domain])
-        fields[f"val/bpb{at}/{domain}"] = by_loop[-1] / math.log(2) / max(utf8_bytes, 1.0)
+        field = field_of(domain)
+        fields |= _by_loop(f"val/loss{at}/{field}", by_domain[domain])
+        fields[f"val/bpb{at}/{field}"] = by_loop[-1] / math.log(2) / max(utf8_bytes, 1.0)
     means = [
         mixture_mean({domain: loss[r] for domain, loss in by_domain.items()}, mixture)
         for r in range(loops)

@@ -24,17 +24,15 @@ class Verification:
 
     def __init__(self, config: Config, corpus: Corpus, say: Callable[[str], None]):
         self._corpus, self._say = corpus, say
-        self._prefixes = unverified(config, corpus)
+        self._shards = unverified(config, corpus)
         self._verifier: Verifier | None = None
-        if self._prefixes and os.environ.get("LOCAL_RANK", "0") == "0":
-            suffixes = [".bin", ".idx"] if config.data.reader == "megatron" else [".bin"]
-            if corpus.has_labels:
-                suffixes.append(LABELS)
-            self._verifier = Verifier(corpus, self._prefixes, tuple(suffixes))
-        self._said = not self._prefixes
-        if self._prefixes:
+        if self._shards and os.environ.get("LOCAL_RANK", "0") == "0":
+            index = [".idx"] if config.data.reader == "megatron" else []
+            self._verifier = Verifier(self._shards, (".bin", *index, LABELS))
+        self._said = not self._shards
+        if self._shards:
             say(
-                f"data: {counted(len(self._prefixes), 'shard')} of {corpus.dir} are compared with "
+                f"data: {counted(len(self._shards), 'shard')} of {corpus.dir} are compared with "
                 "the manifest while training goes on: until then samples are used unverified"
             )
 
@@ -49,7 +47,7 @@ class Verification:
         Raises:
             LoopcoderError: a shard is damaged or cannot be read.
         """
-        if not self._prefixes:
+        if not self._shards:
             return
         flag = torch.full((1,), int(self.found_fault), device=device)
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -70,8 +68,8 @@ class Verification:
         if self._said or self._verifier is None or not self._verifier.is_finished:
             return
         self._said = True
-        number = counted(len(self._prefixes), "shard")
-        event("shards_verified", step=step, shards=len(self._prefixes))
+        number = counted(len(self._shards), "shard")
+        event("shards_verified", step=step, shards=len(self._shards))
         self._say(f"data: {number} verified after step {step}: none is damaged")
 
     def close(self, event: Callable[..., Any]) -> None:
@@ -80,7 +78,7 @@ class Verification:
             return
         self._verifier.close()
         if not self._said and not self.found_fault:
-            done, number = self._verifier.done, len(self._prefixes)
+            done, number = self._verifier.done, len(self._shards)
             event("shards_unverified", shards=number - done)
             self._say(
                 f"data: {number - done} of {counted(number, 'shard')} were not verified when the "

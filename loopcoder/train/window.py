@@ -19,6 +19,8 @@ class Window:
     count."""
 
     def __init__(self) -> None:
+        self.is_new = True
+        """No step has been counted yet."""
         self._reset()
 
     def _reset(self) -> None:
@@ -39,6 +41,7 @@ class Window:
     def add(self, data: StepData) -> None:
         """Count a step."""
         self._steps += 1
+        self.is_new = False
         self._tokens += data.after.tokens - data.before.tokens
 
     @contextmanager

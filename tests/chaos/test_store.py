@@ -21,7 +21,7 @@ from tests.data.stores import Server, needs_server, server, written
 
 pytestmark = [pytest.mark.chaos, needs_server]
 
-KILLS = 6 if "LOOPCODER_TEST_PART" in os.environ else 20
+KILLS = 4 if "LOOPCODER_TEST_PART" in os.environ else 20
 """Of a run; fewer where CI runs parts."""
 REPOSITORY = Path(__file__).parents[2]
 READS = """

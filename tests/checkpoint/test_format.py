@@ -53,12 +53,10 @@ def damaged(checkpoint: Checkpoint, level: str, parts: int = 1) -> list[str | No
     """Return what each of several ranks finds; None: nothing."""
     found: list[str | None] = []
     for part in range(parts):
-        try:
-            layout.verify(checkpoint, level, part, parts)
-            found.append(None)
-        except InputError as error:
-            (problem,) = error.problems
+        facts = list(layout.faults(checkpoint, level, part, parts))
+        for problem in layout.corrupt(checkpoint, facts[:1]).problems:
             found.append(f"{problem.fact}; {problem.fix}")
+        found += [] if facts else [None]
     return found
 
 
@@ -208,45 +206,3 @@ def test_state_of_another_format(tmp_path, seed):
         )
         with pytest.raises(InputError, match=f"has checkpoint format {version}"):
             checkpoint.state()
-
-
-def test_prune_keeps_the_newest(tmp_path, seed):
-    folder = tmp_path / "checkpoints"
-    for step in (5, 40, 10, 30):
-        write(tmp_path, step, seed)
-    killed = write(tmp_path, 1, seed, manifest=False)
-    assert layout.prune(folder, None) == []
-    assert layout.prune(folder, 4) == layout.prune(folder, 9) == []
-    assert [c.step for c in layout.prune(folder, 2)] == [5, 10]
-    assert [c.step for c in layout.complete(folder)] == [30, 40]
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "step_00000001",
-        "step_00000030",
-        "step_00000040",
-    ]
-    assert killed.path.exists()  # not a checkpoint: not counted, not touched
-
-
-def test_prune_spares_a_step(tmp_path, seed):
-    folder = tmp_path / "checkpoints"
-    for step in (5, 40, 10, 30, 20):
-        write(tmp_path, step, seed)
-    assert [c.step for c in layout.prune(folder, 2, spared=10)] == [5, 20]
-    assert [c.step for c in layout.complete(folder)] == [10, 30, 40]
-    assert [c.step for c in layout.prune(folder, 2, spared=11)] == [10]
-
-
-def test_prune_killed_halfway_leaves_nothing_that_looks_complete(tmp_path, seed, monkeypatch):
-    for step in (1, 2, 3):
-        write(tmp_path, step, seed)
-
-    def killed(path: Path) -> None:
-        next(path.glob("*.distcp")).unlink()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(layout.shutil, "rmtree", killed)
-    with pytest.raises(KeyboardInterrupt):
-        layout.prune(tmp_path / "checkpoints", 1)
-    remaining = layout.complete(tmp_path / "checkpoints")
-    assert [c.step for c in remaining] == [2, 3]  # the oldest goes first
-    assert [damaged(c, "hash") for c in remaining] == [[None], [None]]

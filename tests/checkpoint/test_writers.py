@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import loopcoder.train  # noqa: F401 - so that megatron-core can be imported
 from loopcoder.checkpoint import writers
 from loopcoder.checkpoint.writers import use_result_queue
+from loopcoder.storage.signals import ASKS
 
 
 def test_the_queue_is_reached_from_a_long_tmpdir(
@@ -48,3 +51,44 @@ def test_what_writers_say_of_a_full_disk_is_left_to_the_error(
         for level, passes in ((logging.WARNING, True), (logging.ERROR, lets_errors_through)):
             record = log.makeRecord(log.name, level, "f", 1, "message", (), None)
             assert bool(log.filter(record)) == passes
+
+
+def test_the_queue_outlives_signals_to_the_whole_job() -> None:
+    """Slurm, timeout(1) and a terminal signal every process: the save under way completes."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    heard: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: heard.append(number)) for n in ASKS}
+    manager = use_result_queue(background=True)
+    assert manager is not None
+    try:
+        for number in ASKS:
+            os.kill(manager._process.pid, number)  # type: ignore[attr-defined]
+        filesystem_async._results_queue.put("written")
+        assert filesystem_async._results_queue.get(timeout=60) == "written"
+        for number in ASKS:  # they ask the trainer as before
+            os.kill(os.getpid(), number)
+        assert heard == list(ASKS)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        manager.shutdown()
+        use_result_queue(background=False)
+
+
+def test_a_writer_outlives_signals_to_the_whole_job() -> None:
+    context = multiprocessing.get_context("fork")
+    writing, go_on = context.Event(), context.Event()
+
+    def write() -> None:
+        writing.set()
+        go_on.wait(60)
+
+    process = context.Process(target=writers.BackgroundWriter(write))
+    process.start()
+    assert writing.wait(60) and process.pid
+    for number in ASKS:
+        os.kill(process.pid, number)
+    go_on.set()
+    process.join(60)
+    assert process.exitcode == 0

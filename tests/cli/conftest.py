@@ -48,19 +48,21 @@ class Loop:
         self.called_with: tuple[Any, ...] = ()
         self.verified = ""
         self.environ: dict[str, str] = {}
-        loop: Any = types.ModuleType("loopcoder.train.loop")
+        loop: Any = types.ModuleType("loopcoder.train.world")
         loop.train = self.train
         driver: Any = types.ModuleType("data_pipeline.driver")
         driver.prepare = self.prepare
         driver.check_input = lambda data: None
-        monkeypatch.setitem(sys.modules, "loopcoder.train.loop", loop)
+        monkeypatch.setitem(sys.modules, "loopcoder.train.world", loop)
         monkeypatch.setitem(sys.modules, "data_pipeline.driver", driver)
         for verb in (data, doctor, train):
             monkeypatch.setattr(verb, "detect", Backends)
 
     def prepare(self, data: Any, report: Any, verify: str, before_build: Any = None) -> Any:
         self.verified = verify
-        return types.SimpleNamespace(dir=Path("/the/corpus"), has_digests=True, url=None)
+        found = types.SimpleNamespace(dir=Path("/the/corpus"), has_digests=True, url=None)
+        found.members = (found,)
+        return found
 
     def train(self, *arguments: Any) -> int:
         self.called_with = arguments

@@ -22,6 +22,7 @@ from loopcoder.data.corpus import Corpus, load_corpus
 from loopcoder.data.sampler import Position, advance, samples_of_rank, samples_of_step
 from tests.cli.run_dirs import run_dir
 from tests.configs import data_config
+from tests.data.stores import in_memory
 from tests.data_pipeline.conftest import PLAIN
 
 SUFFIXES = {"Text": ".txt", "Python": ".py", "Java": ".java"}
@@ -155,6 +156,22 @@ def test_documents_have_the_language_and_source_that_their_words_tell(
     assert cli.main(["data", "inspect", "step=2", *given]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert all([name, str(count)] in [line[:2] for line in lines] for name, count in sums.items())
+
+
+def test_a_corpus_in_a_store_is_shown_as_the_same_one_here(
+    corpus: Corpus, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Also what it holds, for which no shard is read."""
+    given, url = words(corpus, "data.reader=packed"), in_memory(corpus.dir, tmp_path.name)
+    here = told(capsys, "step=2", *given)
+    there = told(capsys, "step=2", *given, f"path={url}", f"data.cache.dir={tmp_path / 'kept'}")
+    assert (there["rows"], there["labels"]) == (here["rows"], here["labels"])
+    holds = []
+    for place in (url, str(corpus.dir)):
+        assert cli.main(["data", "stats", "--json", place, "--cache", str(tmp_path)]) == 0
+        holds.append(json.loads(capsys.readouterr().out))
+    assert holds[0]["domains"] == holds[1]["domains"]
+    assert holds[0]["corpus"] == url
 
 
 def test_a_corpus_without_labels_is_told_by_domain(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,7 @@ def test_a_run_whose_corpus_is_gone_keeps_its_ledger(
     corpus: Corpus, capsys: pytest.CaptureFixture[str], tmp_path: Path, stages: list[str]
 ) -> None:
     folder = run_dir(tmp_path / "run")
-    config = changed(compose(stages), ["train.max_steps=10"])
+    config = changed(compose(stages), ["path=/gone"])
     save_config(config, folder / "config.yaml")
     position, tokens = domains_of(stages, 2)
     saved = save(folder, corpus, position, ledger_at(corpus, tokens))
@@ -255,4 +256,10 @@ def test_a_run_whose_corpus_is_gone_keeps_its_ledger(
     found = stats(capsys, folder)
     assert found["corpus"] is None and found["domains"]["text"]["epochs"] is None
     assert {d: row["tokens"] for d, row in found["domains"].items()} == tokens
-    assert "gone," in printed(capsys, folder)[1]
+    assert "so that epochs are not known" in " ".join(printed(capsys, folder)[1])
+    damaged = shutil.copytree(corpus.dir, tmp_path / "damaged")
+    next((damaged / "val").glob("*.bin")).unlink()
+    (saved / "state.json").write_text(json.dumps(state | {"corpus_dir": str(damaged)}))
+    found = stats(capsys, folder)
+    assert found["corpus"] is None and found["domains"]["text"]["tokens"] == tokens["text"]
+    assert "val/" in " ".join(printed(capsys, folder)[1])

@@ -128,7 +128,9 @@ def corpus_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Leave a manifest; opening a corpus gives its folder."""
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
-    opened = partial(SimpleNamespace, tokenizer_hash="tokenizer")
+    opened = partial(
+        SimpleNamespace, tokenizer_hash="tokenizer", members=(SimpleNamespace(dir=folder),)
+    )
     monkeypatch.setattr(module, "load_corpus", lambda found, _: opened(dir=found))
     return folder
 
@@ -184,7 +186,10 @@ def trained_on(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -
     def loaded(found: Path, verify: str) -> Any:
         opened.append(verify)
         manifest = {"domains": {"text": {}, "code": {}}}
-        return SimpleNamespace(dir=found, manifest=manifest, tokenizer_hash="tokenizer")
+        only = SimpleNamespace(dir=found)
+        return SimpleNamespace(
+            dir=found, manifest=manifest, tokenizer_hash="tokenizer", members=(only,)
+        )
 
     monkeypatch.setattr(module, "load_corpus", loaded)
     monkeypatch.setattr(module, "evaluate", lambda _, config, corpus: opened.append(config) or [])
@@ -253,3 +258,23 @@ def test_fields_that_the_data_of_the_run_cannot_have(
     with pytest.raises(InputError) as error:
         run([f"checkpoint={tmp_path / 'run'}", given])
     assert said in str(error.value)
+
+
+def test_the_table_has_the_sets_of_ones_own() -> None:
+    result = {"checkpoint": "/c", "step": 3, "num_loops": 1, "precision": "fp32", "corpus": "/d"}
+    result |= {"val/loss": 3.0, "val/loss/code": 2.0, "val/bpb/code": 1.5}
+    result |= {"val/exam/loss": 5.0, "val/exam/loss/code": 4.0, "val/exam/bpb/code": 2.5}
+    rows = [line.split() for line in table([result]).splitlines()[2:]]
+    assert rows == [
+        ["all", "3.0000"],
+        ["code", "2.0000", "1.5000"],
+        ["exam", "5.0000"],
+        ["exam:", "code", "4.0000", "2.5000"],
+    ]
+
+
+def test_a_set_of_ones_own_is_added_to_those_of_the_run() -> None:
+    trained = compose(["eval.corpora={a:/a}"])
+    given = ["eval.corpora.b=/b", "eval.corpora_sequences=3"]
+    config = as_asked(trained, compose(given), given)
+    assert config.eval.corpora == {"a": "/a", "b": "/b"} and config.eval.corpora_sequences == 3

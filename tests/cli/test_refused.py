@@ -41,6 +41,8 @@ MISTAKES = {
     "another width": (["run_dir=old", "model.hidden_size=64"], "fix: model.hidden_size="),
     "other loops": (["run_dir=old", "model.num_loops=3"], "fix: run_dir=ANOTHER_FOLDER"),
     "another seed": (["run_dir=old", "seed=5"], "fix: seed=1234"),
+    "no validation set": (["run_dir=a/new", "eval.corpora={exam:/nowhere}"], "eval.corpora={}"),
+    "a set named as a field": (["run_dir=a/new", "eval.corpora={bpb:/x}"], "val/bpb is a field"),
     "other rows": (["run_dir=old", "model.vocab_size=4096"], "fix: model.vocab_size=128"),
     "a branch of another width": (
         ["run_dir=a/new", "checkpoint.init_from=old", "model.num_layers=3"],
@@ -109,7 +111,13 @@ def refuse(*_: Any, **__: Any) -> None:
 
 def of_another_tokenizer(*_: Any, **__: Any) -> Any:
     return types.SimpleNamespace(
-        dir=Path("/c"), vocab_size=128, tokenizer_path="/c/t", tokenizer_hash="x", fingerprint="y"
+        dir=Path("/c"),
+        vocab_size=128,
+        tokenizer_path="/c/t",
+        tokenizer_hash="x",
+        fingerprint="y",
+        has_digests=True,
+        url=None,
     )
 
 

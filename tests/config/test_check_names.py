@@ -31,6 +31,12 @@ def problems(**fields: Any) -> list[str]:
         ({"mixture": {"code": 1, "coed": 2}}, "no domain 'coed'", "={text:1,code:1}'"),
         ({"mixture": {"prose": 1}}, "no domain 'prose'", "'data.mixture={text:1,code:1}'"),
         (
+            {"mixture": {"code": 1, "Python": 1}},
+            "no domain 'Python'",
+            "'data.corpora=[{path:FOLDER",
+        ),
+        ({"mixture": {"0-files": 1}}, "no domain '0-files'", "'data.corpora=[{path:FOLDER"),
+        (
             {"stages": [StageConfig(mixture={"txt": 1})]},
             "no domain 'txt'",
             "'data.stages.0.mixture={text:1}'",

@@ -33,8 +33,9 @@ from loopcoder.config.types import STRICT, Changes, Effect
 from loopcoder.errors import InputError
 
 EVERYTHING = [
-    "data=files", "path=/x", "data.stages=[{until:10,mixture:{text:1}},{}]",
-    "train.batch_ramp={start:8,increment:8,samples:64}", "data.skip=[{step:5,steps:3}]",
+    "data=files", "path=/x", "data.stages=[{until:10,mixture:{text:1},corpora:[{path:/y}]},{}]",
+    "data.corpora=[{path:/y}]", "data.skip=[{step:5,steps:3}]",
+    "train.batch_ramp={start:8,increment:8,samples:64}",
 ]  # fmt: skip
 SCHEMA = TypeAdapter(Config)
 H100 = Backends(8, "NVIDIA H100", (9, 0), {"transformer_engine": "2.20"}, None, 80 * 2**30)

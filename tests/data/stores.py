@@ -139,7 +139,9 @@ class Server:
                 self.fs.call_s3("list_buckets")
                 return
             except Exception:
-                assert time.monotonic() < deadline, (self._folder / "log").read_text()[-3000:]
+                if time.monotonic() > deadline:
+                    self.kill()
+                    pytest.fail((self._folder / "log").read_text()[-3000:])
                 time.sleep(0.2)
 
     def kill(self) -> None:

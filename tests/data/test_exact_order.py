@@ -103,7 +103,7 @@ def nothing_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which samples there are does not depend on what is in them."""
 
     def rows(self: Blend, samples: np.ndarray) -> Rows:
-        return Rows(*[torch.empty(0)] * 3)
+        return Rows(torch.empty(0), torch.empty(0), torch.zeros(len(samples), 1, dtype=torch.long))
 
     def batch(ids: torch.Tensor, samples: torch.Tensor, *_: object, **__: object) -> object:
         return SimpleNamespace(sample_ids=samples)

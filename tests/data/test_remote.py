@@ -18,13 +18,16 @@ import pytest
 import torch
 
 from data_pipeline.driver import prepare
+from loopcoder.cli import main as cli
 from loopcoder.config.data import CacheConfig, DataConfig, ResolvedStage
-from loopcoder.data import block_cache, blocks, corpus, mirror, order, packed
+from loopcoder.data import block_cache, blocks, mirror, order, packed
 from loopcoder.data.blend import Blend, reader_of
 from loopcoder.data.block_cache import BlockCache
 from loopcoder.data.corpus import Corpus, load_corpus
+from loopcoder.data.megatron import MegatronReader
 from loopcoder.data.packed import PackedReader
-from loopcoder.errors import InputError, LoopcoderError
+from loopcoder.data.places import ORIGIN
+from loopcoder.errors import DiskFull, InputError, LoopcoderError
 from loopcoder.storage import remote
 from loopcoder.storage.remote import Store
 from tests.configs import data_config
@@ -458,12 +461,46 @@ def test_without_digests_it_is_refused_or_not_compared(
     assert torch.equal(reader.row(0, 0).ids, plain.row(0, 0).ids)
 
 
+def test_megatron_reads_no_store(config: Callable[..., DataConfig]) -> None:
+    """As a run that began with it elsewhere would."""
+    with pytest.raises(InputError, match=r"in a store, .*data.reader=megatron"):
+        MegatronReader(opened(config()), "code", 20, SEEDS)
+
+
 def test_an_altered_record_of_the_url_is_named(config: Callable[..., DataConfig]) -> None:
     there = opened(config())
-    (there.dir / corpus.ORIGIN).write_text("{")
+    (there.dir / ORIGIN).write_text("{")
     with pytest.raises(InputError, match=r"origin.json cannot be read") as caught:
         load_corpus(there.dir, "size")
     assert f"rm -r {there.dir}" in str(caught.value)
+
+
+def test_a_full_disk_at_the_start_is_named(
+    config: Callable[..., DataConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(mirror, "write_bytes", full)
+    with pytest.raises(DiskFull, match="no space left") as caught:
+        opened(config())
+    assert "data.cache.dir=ANOTHER" in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["show", "validate", "report"])
+def test_what_reads_shards_here_is_refused(
+    url: str, tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["data", verb, url, "--cache", str(tmp_path)]) == 3
+    said = capsys.readouterr().err
+    assert f"loopcoder data {verb} FOLDER" in said and url in said
+
+
+def test_what_reads_the_manifest_alone_works(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["data", "stats", url, "--cache", str(tmp_path)]) == 0
+    assert "9,000" in capsys.readouterr().out
 
 
 def test_a_protocol_that_nobody_knows(config: Callable[..., DataConfig]) -> None:

@@ -56,14 +56,15 @@ def flip(path: Path) -> None:
 def test_what_nothing_else_compares(corpus: Corpus) -> None:
     assert unverified(config("packed", "hash"), corpus) == []
     assert unverified(config("megatron", "hash"), corpus) == []
-    everything = [f"train/{d}-{i:05}" for i in range(3) for d in ("text", "code")]
+    everything = [(corpus, f"train/{d}-{i:05}") for i in range(3) for d in ("text", "code")]
     for reader in ("packed", "megatron"):
         assert unverified(config(reader, "background"), corpus) == everything
         assert unverified(config(reader, "size"), corpus) == []
     text = unverified(config("packed", "background", {"text": 1}), corpus)
     assert text == everything[::2], "what no stage reads is not compared"
     older = without_digests(corpus, "code")
-    assert unverified(config("packed", "hash"), older) == everything[1::2]
+    found = unverified(config("packed", "hash"), older)
+    assert found == [(older, prefix) for _, prefix in everything[1::2]]
     assert unverified(config("packed", "size"), older) == []
 
 
@@ -82,14 +83,14 @@ def test_a_damaged_shard_is_found(
     else:
         monkeypatch.setattr(verifiers, "fault_of", failing)
     names = unverified(config("megatron", "background"), corpus)
-    found = Verifier(corpus, names, (".bin", ".idx"))
+    found = Verifier(names, (".bin", ".idx"))
     found.wait()
     assert isinstance(found.fault, LoopcoderError)
     assert (how == "unreadable") or (str(path) in str(found.fault))
     assert not found.is_finished
     for part in ("why:", "fix:"):
         assert part in str(found.fault)
-    packed = Verifier(corpus, names, (".bin",))
+    packed = Verifier(names, (".bin",))
     packed.wait()
     assert (packed.fault is None) == (suffix == ".idx" and how != "unreadable")
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.readers import open_source
+from data_pipeline.readers.pickled import unpickle_part
 from data_pipeline.schema import Document, Tally
 from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
@@ -22,7 +23,7 @@ def read(parts: Any) -> tuple[list[Document], Tally]:
     found: dict[int, list[Document]] = {}
     for number in random.Random(len(parts)).sample(range(len(parts)), len(parts)):
         tally = Tally("ingest")
-        part = pickle.loads(pickle.dumps(parts[number]))
+        part: Any = unpickle_part(pickle.dumps(parts[number]), [])
         found[number] = list(part.documents(tally))
         tally.check()
         total.add(tally)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from loopcoder.checkpoint.digest import read_digest
+from loopcoder.checkpoint.format import find
 from tests.checkpoint.states import state_at
 from tests.configs import small_config
 from tests.dist.launch import in_processes
@@ -174,6 +176,9 @@ def test_any_layout_continues_any_other(ranks: Any, tmp_path: Path, seed: int, w
     for name, (_, losses) in (saved | saved_spread).items():
         assert agree(losses, expected), (name, losses, expected)
     assert len(found) == len(names) ** 2 == 16
+    # every load has compared what each layout has then with the digest of what was saved
+    digests = [read_digest(find(tmp_path / name)) for name in names]
+    assert all(d is not None and d.keys() == (digests[0] or {}).keys() for d in digests)
     for pair, losses in found.items():
         assert agree(losses, expected), (pair, losses, expected)
 

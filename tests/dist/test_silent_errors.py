@@ -69,7 +69,8 @@ def _flipped(rank: int, victim: int, layouts: list[dict[str, Any]], seed: int) -
         data = StepData(**(vars(step_data(1)) | {"microbatches": mine}))
         replayed = said(replay, state, data, DOMAINS)
         loss, tokens = forward_backward(state, mine, DOMAINS).sum(1)
-        norm = update(state.optimizer, config.optim, 1e-3, tokens, loss=loss)
+        tp = config.parallel.tp
+        norm = update(state.optimizer, config.optim, 1e-3, tokens, loss=loss, tp_size=tp)
         before = said(compare_replicas, state, 1)
         if rank == victim:
             if config.parallel.distributed_optimizer:

@@ -48,7 +48,7 @@ def train(config, corpus, backends, run_dir, launch):
     raise Preempted("stopped after step 7")
 
 if "RANK" in os.environ:
-    sys.modules["loopcoder.train.loop"] = types.SimpleNamespace(train=train)
+    sys.modules["loopcoder.train.world"] = types.SimpleNamespace(train=train)
     prepare = lambda data, **_: None
     sys.modules["data_pipeline.driver"] = types.SimpleNamespace(prepare=prepare)
 """

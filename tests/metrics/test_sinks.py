@@ -126,8 +126,9 @@ def test_an_evaluation_names_further_lengths_apart_from_domains() -> None:
     record = {"step": 9, "val/loss": 2.0, "val/loss/code": 1.5, "val/loss/len16": 3.0}
     record |= {"val/loss/len512": 1.75, "val/loss/len512/code": 1.25, "val/loss/len512/loop0": 4.0}
     record |= {"val/bpb/len512/code": 0.5, "val/loss/lengthy": 6.0, "val/weighting": "mixture"}
+    record |= {"val/exam/loss": 7.0, "val/exam/loss/code": 8.0, "val/exam/loss/len16": 9.0}
     assert describe_evaluation(record) == (
-        "eval step 9: val 2.0000  |  code 1.5000  lengthy 6.0000  |  "
+        "eval step 9: val 2.0000  |  code 1.5000  lengthy 6.0000  |  exam 7.0000  |  "
         "by length 16: 3.0000  512: 1.7500"
     )
 

@@ -82,9 +82,16 @@ def test_damaged_checkpoint(start: Start, finished: Path, tmp_path: Path) -> Non
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     output = finish(start(run_dir, "train.max_steps=4"), code=3)
-    assert shard.name in output and "mv " in output
+    assert shard.name in output and "no checkpoint of the run is whole" in output
     shard.write_bytes(content[:-1])
     assert "bytes" in finish(start(run_dir, "train.max_steps=4"), code=3)
+    # an older one that is whole is gone on from
+    older = checkpoints.step_folder(run_dir, 1)
+    shutil.copytree(finished / newest.path.relative_to(run_dir), older)
+    output = finish(start(run_dir, "train.max_steps=4"))
+    assert f"warning: {newest.path.name} is damaged and not used" in output
+    assert f"continues from {older}" in output
+    assert newest.path.with_name(f"{newest.path.name}.damaged").is_dir()
 
 
 def test_resume_modes(start: Start, finished: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,7 +93,9 @@ def test_what_is_trained_is_saved_before_memory_is_complained_of(world_size: int
     run: Any = SimpleNamespace(
         evaluator=evaluator,
         state=None,
-        ranks=SimpleNamespace(world_size=world_size),
+        ranks=SimpleNamespace(world_size=world_size, device=torch.device("cpu")),
+        stop=SimpleNamespace(requested=lambda *_, **__: False),
+        watch=SimpleNamespace(within=lambda _: nullcontext()),
         saver=SimpleNamespace(finish=lambda: done.append("finished")),
         _save=lambda: done.append("saved"),
     )

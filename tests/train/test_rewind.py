@@ -158,7 +158,7 @@ def test_checkpoints_that_were_undone_are_kept_under_another_name(tmp_path: Path
     assert checkpoints.complete(tmp_path / "checkpoints") == found[:1]
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == [
-        "step_00000004", "step_00000008.undone", "step_00000008.undone1", "step_00000012.undone"
+        "step_00000004", "step_00000008.undone", "step_00000008.undone-1", "step_00000012.undone"
     ]  # fmt: skip
 
 

@@ -19,8 +19,10 @@ import torch
 from data_pipeline.driver import prepare
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.data import DataConfig, StageConfig
-from loopcoder.config.schema import Config, EvalConfig
+from loopcoder.config.evaluation import EvalConfig
+from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
+from loopcoder.data.sampler import Position
 from loopcoder.metrics.writer import read_metrics
 from tests.configs import small_config
 from tests.data.conftest import corpus, data
@@ -181,7 +183,12 @@ def test_a_domain_without_a_loss_counts_nothing(corpus: Corpus, state: Any) -> N
     evaluator = Evaluator(configured(per_loop=False), corpus)
     evaluator.sets()[0].valid[:] = False
     found = evaluator(state)
-    assert set(found) == {"val/loss", "val/loss/code", "val/bpb/code"}
+    assert set(found) == {
+        "val/loss",
+        "val/loss/code",
+        "val/bpb/code",
+        "val/loss/language/Python",
+    }
     assert found["val/loss"] == found["val/loss/code"]
     evaluator.sets()[1].valid[:] = False
     assert math.isnan(evaluator(state)["val/loss"])
@@ -312,9 +319,11 @@ def test_further_lengths(corpus: Corpus, state: Any) -> None:
     found = evaluator(state, 1)
     assert sorted(state.network.lengths) == [12, 12, 24, 24]
     assert {k: v for k, v in found.items() if "len" not in k} == plain
-    for name, value in plain.items():
+    by_label = {name for name in plain if "/language/" in name or "/source/" in name}
+    assert by_label  # at the stage's own length only
+    for name in plain.keys() - by_label:
         kind, *rest = name.removeprefix("val/").split("/")
-        assert found["/".join(["val", kind, "len24", *rest])] == value
+        assert found["/".join(["val", kind, "len24", *rest])] == plain[name]
         assert "/".join(["val", kind, "len12", *rest]) in found
     # the same tokens, and this model does not read the tokens before
     assert found["val/loss/len12"] == pytest.approx(found["val/loss"], rel=1e-6)
@@ -348,6 +357,7 @@ def test_the_unigram_entropy_is_of_the_corpus(
 ) -> None:
     """It was that of the evaluated tokens: 6.40 with 128 sequences, 5.74 with 8."""
     from loopcoder.train.loop import Run
+    from loopcoder.train.own_sets import OwnSets
     from loopcoder.train.validation import Evaluator
 
     config, said = configured(sequences, mixture=mixture), []
@@ -355,6 +365,8 @@ def test_the_unigram_entropy_is_of_the_corpus(
         config=config,
         corpus=corpus,
         evaluator=Evaluator(config, corpus),
+        own_sets=OwnSets(config, corpus),
+        position=Position(),
         ranks=SimpleNamespace(is_main=True),
         event=lambda kind, text: said.append(text),
         say=said.append,
@@ -374,6 +386,7 @@ def test_a_run_without_validation_counts_nothing(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, evaluates: dict[str, Any]
 ) -> None:
     from loopcoder.train import loop
+    from loopcoder.train.own_sets import OwnSets
     from loopcoder.train.validation import Evaluator
 
     counted: list[Corpus] = []
@@ -384,6 +397,8 @@ def test_a_run_without_validation_counts_nothing(
             config=config,
             corpus=corpus,
             evaluator=Evaluator(config, corpus),
+            own_sets=OwnSets(config, corpus),
+            position=Position(),
             ranks=SimpleNamespace(is_main=True),
             event=lambda *_, **__: None,
             say=lambda _: None,

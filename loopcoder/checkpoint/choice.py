@@ -1,0 +1,173 @@
+"""Which of its own checkpoints a run goes on from: the newest that is whole, or one that is chosen.
+
+Others are set aside under another name and never deleted: `step_N.damaged`, and `step_N.later`
+where `checkpoint.step` goes back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.config.schema import CheckpointConfig
+from loopcoder.errors import InputError, Problem
+from loopcoder.storage.files import fault_of, write_json
+
+_WENT_BACK = "went_back.json"
+"""Says in the folder of checkpoints that a run has gone back to a step: the same command again goes
+on from there. The next command without checkpoint.step removes it."""
+
+
+def own_checkpoint(run_dir: Path, asked: CheckpointConfig) -> Checkpoint | None:
+    """Return the checkpoint that a run continues from, if it has one.
+
+    One whose state or config is damaged is passed over; its shards are compared by all ranks
+    together (`verify.verified`).
+
+    Raises:
+        InputError: resume=require finds none, never would overwrite, the chosen step is not there
+            or damaged, or none is whole.
+    """
+    folder = run_dir / "checkpoints"
+    own = layout.complete(folder)
+    if asked.resume == "never" and own:
+        raise InputError.of(
+            f"checkpoint.resume=never, but {folder} has checkpoints up to step {own[-1].step}",
+            "a new run in this folder would mix with the old one",
+            "run_dir=ANOTHER_FOLDER, or checkpoint.resume=auto to continue",
+        )
+    if asked.resume == "require" and not own:
+        raise InputError.of(
+            f"checkpoint.resume=require, but {folder} has no complete checkpoint",
+            "there is nothing to continue from",
+            "checkpoint.resume=auto to start anew, or the right run_dir=",
+        )
+    if goes_back(folder, asked):
+        own = [_chosen(folder, own, asked.step)]
+    return newest_whole(own, asked.verify, {})
+
+
+def newest_whole(
+    own: Sequence[Checkpoint],
+    level: Literal["hash", "size", "none"],
+    damaged: Mapping[Path, Sequence[str]],
+) -> Checkpoint | None:
+    """Return the newest checkpoint that is not damaged; None: there is none at all.
+
+    Args:
+        own: Those to choose from, oldest first.
+        level: `none` compares nothing.
+        damaged: What is known to be wrong, by folder.
+
+    Raises:
+        InputError: all are damaged; it lists them.
+    """
+    found = dict(damaged)
+    for checkpoint in reversed(own):
+        if checkpoint.path not in found and (facts := _at_once(checkpoint, level)):
+            found[checkpoint.path] = facts
+        if checkpoint.path not in found:
+            return checkpoint
+    if not own:
+        return None
+    folder = own[-1].path.parent
+    why = "no checkpoint of the run is whole; training on one would be silently wrong"
+    fix = f"restore a checkpoint in {folder}, or run_dir=ANOTHER_FOLDER to begin anew"
+    facts = [fact for c in reversed(own) for fact in found[c.path]]
+    raise InputError([Problem(fact, why, fix) for fact in facts])
+
+
+def _at_once(checkpoint: Checkpoint, level: Literal["hash", "size", "none"]) -> list[str]:
+    """Compare what is read before all else: return what is wrong with state and config."""
+    if level == "none":
+        return []
+    try:
+        files = layout.files_of(checkpoint)
+    except InputError as error:
+        return [error.problems[0].fact]
+    names = (layout.STATE, layout.CONFIG)
+    facts = (fault_of(checkpoint.path / n, files[n]) for n in names if n in files)
+    return [fact for fact in facts if fact is not None]
+
+
+def _chosen(folder: Path, own: Sequence[Checkpoint], step: int | None) -> Checkpoint:
+    found = next((c for c in own if c.step == step), None)
+    if found is None:
+        there = ", ".join(str(c.step) for c in own) or "none"
+        raise InputError.of(
+            f"checkpoint.step={step}, and {folder} has no such checkpoint",
+            f"the complete ones are those of steps {there}",
+            f"checkpoint.step={own[-1].step if own else 'null'}",
+        )
+    return found
+
+
+def goes_back(folder: Path, asked: CheckpointConfig) -> bool:
+    """Say whether a run is to go back to a step, which it has not done yet."""
+    if asked.step is None:
+        return False
+    try:
+        return bool(json.loads((folder / _WENT_BACK).read_text())["step"] != asked.step)
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A checkpoint that a run does not go on from, although it is newer."""
+
+    path: Path
+    now: Path | None
+    """What it is called now; None: it could not be renamed, and is passed over."""
+    kind: Literal["damaged", "later"]
+    why: str
+
+    def __str__(self) -> str:
+        where = f"it is {self.now.name} now" if self.now else "it could not be renamed"
+        if self.kind == "later":
+            return f"{self.path.name} is set aside ({where}): {self.why}"
+        return f"warning: {self.path.name} is damaged and not used ({where}): {self.why}"
+
+
+def set_aside(
+    chosen: Checkpoint, asked: CheckpointConfig, damaged: Mapping[Path, Sequence[str]]
+) -> list[SetAside]:
+    """Set aside what is newer than the checkpoint that a run goes on from, and say why.
+
+    Args:
+        damaged: What is wrong with shards, by folder.
+    """
+    folder, aside = chosen.path.parent, []
+    back = goes_back(folder, asked)
+    for newer in [c for c in layout.complete(folder) if c.step > chosen.step]:
+        if facts := damaged.get(newer.path) or _at_once(newer, asked.verify):
+            aside.append(_renamed(newer.path, "damaged", "; ".join(facts)))
+        elif back:
+            aside.append(_renamed(newer.path, "later", f"checkpoint.step={asked.step}"))
+    try:
+        if back:
+            write_json(folder / _WENT_BACK, {"step": asked.step})
+        elif asked.step is None:
+            (folder / _WENT_BACK).unlink(missing_ok=True)
+    except OSError as error:
+        if back:
+            raise InputError.of(
+                f"cannot write {folder / _WENT_BACK}: {error.strerror or error}",
+                "without it the same command would go back again, and not continue",
+                "a run_dir that can be written",
+            ) from error
+    return aside
+
+
+def _renamed(path: Path, kind: Literal["damaged", "later"], why: str) -> SetAside:
+    name = layout.unused(path, kind)
+    try:
+        path.rename(name)
+    except OSError:
+        return SetAside(path, None, kind, why)
+    return SetAside(path, name, kind, why)

@@ -1,0 +1,94 @@
+"""The files of a checkpoint's shards: whose they are, and what their own metadata says of them."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.checkpoint import FileSystemReader
+
+from loopcoder.storage.files import FileEntry, synced_entry
+
+_SHARD = re.compile(r"__(\d+)_\d+\.distcp")
+_LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a rank has written into the folder of a checkpoint, as it sees it."""
+
+    host: str
+    entries: dict[str, FileEntry]
+
+
+def written_here(folder: Path) -> Written:
+    """Sync and hash the shards of this rank, and on rank 0 everything that is no shard.
+
+    Every rank sees at least its own files at once, whatever disk that is.
+    """
+    rank = dist.get_rank()
+    mine = [path for path in sorted(folder.iterdir()) if _writer(path.name) == rank]
+    return Written(socket.gethostname(), {path.name: synced_entry(path) for path in mine})
+
+
+def _writer(name: str) -> int:
+    shard = _SHARD.fullmatch(name)
+    return int(shard[1]) if shard else 0
+
+
+def needed_bytes(folder: Path) -> dict[str, int]:
+    """Return by the shards' own metadata how long each file is at least."""
+    metadata: Any = FileSystemReader(str(folder)).read_metadata()
+    needed: dict[str, int] = {}
+    for part in (metadata.storage_data or {}).values():
+        end = part.offset + part.length
+        needed[part.relative_path] = max(end, needed.get(part.relative_path, 0))
+    return needed
+
+
+def fault_of_shards(
+    folder: Path,
+    needed: Mapping[str, int],
+    written: Sequence[Written],
+    within_s: float,
+    now: Callable[[], float] = time.monotonic,
+) -> str | None:
+    """Return what keeps a checkpoint from being whole where rank 0 looks; None: nothing.
+
+    Args:
+        needed: What the metadata asks for (`needed_bytes`).
+        written: What each rank says that it has written, by rank.
+        within_s: How long a network disk may lag behind what the others wrote.
+    """
+    entries = {name: entry for part in written for name, entry in part.entries.items()}
+    for name, size in needed.items():
+        if name not in entries:
+            rank = _writer(name)
+            return f"rank {rank} ({written[rank].host}) has not written {name}"
+        if entries[name]["bytes"] < size:
+            return f"{name} has {entries[name]['bytes']:,} bytes, its metadata asks for {size:,}"
+    until = now() + within_s
+    while (missed := _unseen(folder, entries)) is not None:
+        if now() > until:
+            rank = _writer(missed)
+            return (
+                f"rank 0 ({written[0].host}) does not see {missed} in {folder.absolute()}, which "
+                f"rank {rank} ({written[rank].host}) wrote, after {within_s:g} s "
+                "(checkpoint.visible_within_s)"
+            )
+        time.sleep(_LOOK_EVERY_S)
+    return None
+
+
+def _unseen(folder: Path, entries: Mapping[str, FileEntry]) -> str | None:
+    sizes: dict[str, int] = {}
+    with suppress(OSError):
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    return next((n for n, entry in entries.items() if sizes.get(n) != entry["bytes"]), None)

@@ -1,0 +1,80 @@
+"""Where the files of a corpus are: all in a folder, or its training shards in a store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loopcoder.data.indexed import BLOCKS
+from loopcoder.data.labels import LABELS
+from loopcoder.errors import InputError, Problem
+from loopcoder.storage.remote import Store, is_url
+
+TOKENIZER = "tokenizer.json"
+TOKEN_BYTES = "token_bytes.npy"
+ORIGIN = "origin.json"
+"""Beside the manifest of a corpus whose training shards are in a store: its URL (see mirror.py)."""
+OF_A_SHARD = (".bin", ".idx", LABELS)
+"""Suffixes of the files of a shard."""
+
+
+def origin_of(folder: Path) -> str | None:
+    """Return the URL of a corpus whose training shards are in a store; None: they are here."""
+    if not (folder / ORIGIN).is_file():
+        return None
+    try:
+        return str(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["url"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError.of(
+            f"{folder / ORIGIN} cannot be read: {error!r}",
+            "it names the store that has the training shards, and was cut off or altered",
+            f"rm -r {folder}; it is fetched again",
+        ) from error
+
+
+def small_files(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the files that training reads from a folder of this machine, of a corpus in a store:
+    all but training shards, and what only people read."""
+    shards = [s for d in manifest["domains"].values() for s in d["val"]["shards"]]
+    names = [TOKENIZER, TOKEN_BYTES, *(s["prefix"] + e for s in shards for e in OF_A_SHARD)]
+    digests = [s["prefix"] + BLOCKS for s in training_shards(manifest)]
+    return [name for name in [*names, *digests] if name in manifest["files"]]
+
+
+def check_store(store: Store, manifest: Mapping[str, Any]) -> None:
+    """Compare the sizes of the objects of a corpus with its manifest.
+
+    Raises:
+        InputError: with everything that is missing or of another size.
+        LoopcoderError: the store cannot be read.
+    """
+    sizes = store.sizes()
+    problems = []
+    shards = [s["prefix"] + e for s in training_shards(manifest) for e in (".bin", LABELS)]
+    for name in [*small_files(manifest), *(n for n in shards if n in manifest["files"])]:
+        wanted = manifest["files"][name]["bytes"]
+        if (there := sizes.get(name)) != wanted:
+            has = "is missing" if there is None else f"has {there:,} bytes"
+            fact = f"{store.url}/{name} {has}, {wanted:,} were written"
+            why = "it was cut off or changed after it was built, or never uploaded"
+            problems.append(Problem(fact, why, rebuild(store.url)))
+    if problems:
+        raise InputError(problems)
+
+
+def training_shards(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the entries of all training shards."""
+    return [shard for d in manifest["domains"].values() for shard in d["train"]["shards"]]
+
+
+def rebuild(folder: Path | str) -> str:
+    """Return the fix of a corpus that is damaged, by its folder or its URL."""
+    if is_url(folder):
+        return f"upload it to {folder} again from the corpus that was built, or build that again"
+    if isinstance(folder, Path) and (folder / ORIGIN).is_file():
+        return f"delete {folder}, which the same command fetches again"
+    return (
+        f"delete {folder} and build it again (the same command does, with data=sample, files or hf)"
+    )

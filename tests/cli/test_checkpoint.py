@@ -1,0 +1,80 @@
+"""`loopcoder checkpoint list` and `verify`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopcoder.checkpoint import format as layout
+from loopcoder.cli.main import main
+from loopcoder.config.compose import save_config
+from tests.checkpoint.saved import save_small
+from tests.checkpoint.test_choice import flipped, truncated
+from tests.configs import small_config
+
+
+@pytest.fixture(scope="module")
+def original(ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("original")
+    save_small(run_dir, 1, 1, 2, 3)
+    config = small_config()
+    checkpoint = replace(config.checkpoint, keep=1, keep_every=2)
+    save_config(replace(config, checkpoint=checkpoint), run_dir / "config.yaml")
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "run")
+
+
+def shown(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> Any:
+    assert main(["checkpoint", *argv, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_list_says_what_each_is(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_dir / "checkpoints"
+    (folder / "step_00000003" / layout.MANIFEST).unlink()
+    shutil.copytree(folder / "step_00000002", folder / "step_00000002.later")
+    found = shown(capsys, "list", str(run_dir))
+    assert [(one["step"], one["state"], one["kept"]) for one in found] == [
+        (1, "complete", ""),
+        (2, "complete", "every 2"),
+        (2, "set aside", ""),
+        (3, "incomplete", ""),
+    ]
+    assert found[0]["layout"] == "1 rank" and found[0]["bytes"] > 100_000
+    assert shown(capsys, "list", str(folder)) == found
+    assert shown(capsys, "list", str(folder / "step_00000001")) == [found[0]]
+    assert main(["checkpoint", "list", str(run_dir)]) == 0
+    text = capsys.readouterr().out
+    assert "step_00000002.later" in text and "every 2" in text and len(text.splitlines()) == 5
+
+
+def test_verify_names_what_is_damaged(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["checkpoint", "verify", str(run_dir)]) == 0
+    capsys.readouterr()
+    flipped(layout.step_folder(run_dir, 1) / "__0_0.distcp")
+    truncated(layout.step_folder(run_dir, 2) / "state.json")
+    found = shown(capsys, "verify", str(run_dir), code=3)
+    assert [one["state"] for one in found] == ["damaged", "damaged", "complete"]
+    assert "__0_0.distcp" in found[0]["faults"][0] and "; in it " in found[0]["faults"][0]
+    assert "state.json" in found[1]["faults"][0]
+    # a list reads no shards
+    found = shown(capsys, "list", str(run_dir), code=3)
+    assert [one["state"] for one in found] == ["complete", "damaged", "complete"]
+    (layout.step_folder(run_dir, 3) / layout.MANIFEST).write_bytes(b"{")
+    assert shown(capsys, "verify", str(run_dir), code=3)[2]["state"] == "damaged"
+
+
+def test_nothing_to_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["list", str(tmp_path)], ["list", str(tmp_path / "no")], ["lst", "x"], ["list"]):
+        assert main(["checkpoint", *argv]) == 3
+        assert "fix:" in capsys.readouterr().err
+    assert main(["checkpoint", "--help"]) == 0

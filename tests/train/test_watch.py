@@ -1,0 +1,177 @@
+"""The thread that ends a process which cannot end itself, and says for whom it waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed import HashStore
+
+from loopcoder.config.schema import ParallelConfig
+from loopcoder.metrics.writer import read_metrics
+from loopcoder.parallel import peers as peers_module
+from loopcoder.parallel.peers import END, Peer, Peers, myself
+from loopcoder.train import watch as watch_module
+from loopcoder.train.watch import DATA, FIRST_STEP, SAVE, START, STEP, Watch
+
+
+class Left(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a watch said when it would have ended this process; its times are short."""
+    said: list[str] = []
+
+    def leave(watch: Watch, why: str) -> None:
+        said.append(why)
+        watch._end.set()
+
+    monkeypatch.setattr(Watch, "_leave", leave)
+    monkeypatch.setattr(watch_module, "_TICK_S", 0.02)
+    monkeypatch.setattr(watch_module, "_OTHER_GRACE_S", 0.3)
+    monkeypatch.setattr(watch_module, "_GRACE_S", dict.fromkeys((START, FIRST_STEP, DATA), 0.1))
+    monkeypatch.setattr(peers_module, "SILENT_S", 0.2)
+    return said
+
+
+@pytest.fixture
+def watch(left: list[str], tmp_path: Path) -> Iterator[Callable[..., Watch]]:
+    made: list[Watch] = []
+
+    def make(rank: int = 0, **fields: float) -> Watch:
+        made.append(Watch(tmp_path, rank, ParallelConfig(**fields)))  # type: ignore[arg-type]
+        return made[-1]
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield make
+    for one in made:
+        one.close()
+    signal.signal(signal.SIGTERM, before)
+
+
+def until(condition: Callable[[], Any], limit_s: float = 10) -> Any:
+    """Return what a condition gives as soon as it is true, or at last."""
+    end = time.monotonic() + limit_s
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
+
+
+@pytest.mark.parametrize("phase", [START, FIRST_STEP, DATA, STEP])
+def test_a_phase_that_does_not_end_is_left(
+    watch: Callable[..., Watch], left: list[str], phase: str
+) -> None:
+    """Also where the main thread never comes back to Python: its C part writes to a pipe."""
+    watch().enter(phase, 7)
+    time.sleep(0.4)
+    assert not left  # nobody has asked
+    os.kill(os.getpid(), signal.SIGTERM)
+    said = until(lambda: left)
+    assert said and f"SIGTERM in {phase} of step 7" in said[0]
+
+
+def test_a_save_is_never_left_and_what_goes_on_is_not(
+    watch: Callable[..., Watch], left: list[str]
+) -> None:
+    one = watch()
+    one.enter(STEP, 1)
+    with one.within(SAVE):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.6)
+    for step in range(2, 12):
+        one.enter(STEP, step)
+        time.sleep(0.05)
+    assert not left
+
+
+def test_a_hang_is_reported_with_stacks(
+    watch: Callable[..., Watch], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one = watch(report_after_s=0.2)
+    one.enter(STEP, 3)
+    file = tmp_path / "stacks" / "rank_0.txt"
+    assert until(lambda: file.exists() and "test_watch.py" in file.read_text())
+    events = until((tmp_path / "events.jsonl").exists)
+    assert events and read_metrics(tmp_path / "events.jsonl")[0]["kind"] == "hang"
+    time.sleep(0.3)
+    assert capfd.readouterr().err.count("in a step of step 3") == 1  # once, not every tick
+
+
+class Store(HashStore):  # type: ignore[misc]
+    """The store of a world in one process."""
+
+    def clone(self) -> Store:
+        return self
+
+
+def test_who_is_waited_for_is_named() -> None:
+    store = Store()
+    mine, silent, gone = Peers(store, 0, 6), Peers(store, 1, 6), Peers(store, 2, 6)
+    dead, slow = Peers(store, 3, 6), Peers(store, 4, 6)
+    mine.tell(STEP, 9)
+    silent.tell(STEP, 9)
+    gone.tell(STEP, 8, left="there is no memory", code=76)
+    dead.me = Peer(3, dead.me.host, 2**22 + 1, dead.me.machine)  # no such process
+    dead.tell(STEP, 9)
+    slow.tell(DATA, 9)
+    mine.waited_for()
+    mine._heard[1] = (mine._heard[1][0], time.monotonic() - 60)
+    found = mine.waited_for()
+    host = mine.me.host
+    assert found[0] == f"rank 2 ({host}, process {os.getpid()}) has ended: there is no memory"
+    assert (
+        found[1].startswith("rank 3 (") and "was killed or crashed in a step of step 9" in found[1]
+    )
+    assert found[2] == "rank 5 has never come"
+    assert found[3].startswith("rank 1 (") and "silent for 60 s" in found[3]
+    assert found[4].startswith("rank 4 (") and "is in waiting for data of step 9" in found[4]
+    assert len(found) == 5
+    assert mine.code_of_the_gone() == 76
+    dead.tell(END, 9)  # it has trained all and may go
+    assert len(mine.gone()) == 1
+
+
+def test_a_process_of_another_machine_is_not_taken_for_dead() -> None:
+    """Pods may share a name of their host and have process ids of their own."""
+    me = myself(0)
+    assert not me.is_dead
+    assert Peer(1, me.host, 2**22 + 1, me.machine).is_dead
+    assert not Peer(1, me.host, 2**22 + 1, "another").is_dead
+
+
+def test_a_lost_world_is_left_and_told(watch: Callable[..., Watch], left: list[str]) -> None:
+    store = Store()
+    dead = Peers(store, 1, 2)
+    dead.me = Peer(1, dead.me.host, 2**22 + 1, dead.me.machine)
+    dead.tell(STEP, 4)
+    one = watch()
+    one.enter(STEP, 4)
+    one.meet(Peers(store, 0, 2))
+    said = until(lambda: left)
+    assert said and "rank 1 (" in said[0] and "was killed or crashed" in said[0]
+    assert "rank 1 (" in (Peers(store, 2, 3).told_lost() or "")
+
+
+def test_waiting_has_an_end(watch: Callable[..., Watch], left: list[str]) -> None:
+    store = Store()
+    Peers(store, 1, 2).tell(DATA, 4)
+    one = watch(timeout_s=0.5)
+    one.enter(STEP, 4)
+    one.meet(Peers(store, 0, 2))
+    said = until(lambda: left)
+    assert said and "rank 1 (" in said[0] and "timeout_s=0.5" in said[0]
+
+
+def test_who_does_not_come_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store()
+    with pytest.raises(peers_module.ProcessLost, match="2 of 3 ranks have not come: 1, 2") as error:
+        peers_module.meet(store, 0, 3, timeout_s=0.3, report_after_s=0.1)
+    assert error.value.exit_code == 75
+    assert "rank 0 waits: 2 of 3 ranks have not come: 1, 2" in capsys.readouterr().err
