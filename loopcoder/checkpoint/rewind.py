@@ -21,18 +21,12 @@ from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.config.data import SkipConfig
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import Position, sequences_of
-from loopcoder.errors import EXIT_RETRY, InputError, LoopcoderError
+from loopcoder.errors import InputError
 from loopcoder.storage.files import write_json
 
 REWINDS = "rewinds.json"
 UNDONE = "undone"
 """Why a checkpoint is set aside that a run went back from."""
-
-
-class Rewound(LoopcoderError):
-    """The run goes back to a checkpoint; the same command continues from there."""
-
-    exit_code = EXIT_RETRY
 
 
 @dataclass(frozen=True)

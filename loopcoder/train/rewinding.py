@@ -9,10 +9,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from loopcoder.checkpoint.rewind import Rewind, Rewound, go_back, last_before, rewinds_of
+from loopcoder.checkpoint.rewind import Rewind, go_back, last_before, rewinds_of
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import Position
-from loopcoder.errors import LoopcoderError, counted
+from loopcoder.errors import LoopcoderError, Rewound, counted
 from loopcoder.train.health import Trouble, diverged
 
 
