@@ -139,9 +139,13 @@ def sweep(
         print(f"[{number}/{len(found)}] {point.label}", flush=True)
         kills = kernel_kills()
         code = _run(point, ledger, config_dir, found[0].run_dir)
+        while code == EXIT_RETRY and _last_event(point, "run_rewound"):
+            code = _run(point, ledger, config_dir, found[0].run_dir)
         if named := kill_named(code, kills, partial(_needs, point, backends)):
             print(named, file=sys.stderr)
-        if code in (EXIT_BAD_INPUT, EXIT_RETRY) or (code == EXIT_NO_RETRY and not _diverged(point)):
+        if code in (EXIT_BAD_INPUT, EXIT_RETRY) or (
+            code == EXIT_NO_RETRY and not _last_event(point, "run_diverged")
+        ):
             stopped = code
             left = [p for p in found if not is_finished(p, ledger)]
             print(
@@ -154,11 +158,12 @@ def sweep(
     return Sweep(folder, found, codes, stopped or (failed[0] if failed else EXIT_DONE))
 
 
-def _diverged(point: Point) -> bool:
-    """Say whether a point's last run ended because its loss did: another one may fare better."""
+def _last_event(point: Point, kind: str) -> bool:
+    """Say whether a point's last run ended with an event: `run_diverged`, after which another point
+    may fare better, or `run_rewound`, after which the same command goes on."""
     kinds = [record.get("kind") for record in _records(point.run_dir / "events.jsonl")]
-    of_runs = [kind for kind in kinds if kind in ("run_started", "run_diverged")]
-    return of_runs[-1:] == ["run_diverged"]
+    of_runs = [k for k in kinds if k in ("run_started", "run_diverged", "run_rewound")]
+    return of_runs[-1:] == [kind]
 
 
 def _stopped(code: int, which: str, found: Sequence[Point], left: Sequence[Point]) -> str:

@@ -99,6 +99,12 @@ class Preempted(LoopcoderError):
     exit_code = EXIT_RETRY
 
 
+class Rewound(LoopcoderError):
+    """The run goes back to a checkpoint; the same command continues from there."""
+
+    exit_code = EXIT_RETRY
+
+
 class ProcessLost(LoopcoderError):
     """A process or node that worked for this one is gone; the same command continues."""
 

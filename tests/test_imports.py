@@ -60,6 +60,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.checkpoint.pinned",
         "loopcoder.checkpoint.pruning",
         "loopcoder.checkpoint.rebuilt",
+        "loopcoder.checkpoint.rewind",
         "loopcoder.checkpoint.start",
         "loopcoder.loaded",
         "loopcoder.data",

@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from loopcoder.checkpoint.start import Reached, Start
+from loopcoder.config.data import SkipConfig
 from loopcoder.errors import EXIT_BAD_INPUT, InputError, LoopcoderError, ProcessLost
 
 _LOOK_EVERY_S = 0.2
@@ -38,6 +39,8 @@ class Decision:
     """`data.reader`, which decides the order."""
     notes: tuple[str, ...] = ()
     """What is to be said of the start."""
+    skip: tuple[SkipConfig, ...] = ()
+    """`data.skip`, with what the run left out when it went back to a checkpoint."""
 
 
 def agree(run_dir: Path, corpus: str, within_s: float, decide: Callable[[], Decision]) -> Decision:

@@ -9,7 +9,8 @@
     manifest.json   size and hash of every file above; written last
 
 There is no pointer to the latest: the newest complete folder is the latest. Names inside contain
-neither a loop index nor anything of the layout. step_N.damaged, .later and .replaced are set aside.
+neither a loop index nor anything of the layout. step_N.damaged, .later, .undone and .replaced are
+set aside.
 """
 
 from __future__ import annotations

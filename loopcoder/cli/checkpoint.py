@@ -33,8 +33,8 @@ states:
   complete       a run can go on from it
   damaged        a file is not as it was written: a run passes it over
   incomplete     a save that was interrupted; not used
-  set aside      step_N.damaged, step_N.later (checkpoint.step went back), step_N.replaced: not
-                 used, and never deleted by a run
+  set aside      step_N.damaged, step_N.later (checkpoint.step went back), step_N.undone (the run
+                 went back by itself), step_N.replaced: not used, and never deleted by a run
 
 exit codes: 0 all that could be used are whole, 3 one is damaged"""
 

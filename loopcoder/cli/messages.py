@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from loopcoder.cli.arguments import rank
-from loopcoder.errors import InputError, LoopcoderError, Preempted, TrainingDiverged
+from loopcoder.errors import InputError, LoopcoderError, Preempted, Rewound, TrainingDiverged
 
 _RANK_0_FIRST_S = 0.5
 """Seconds for which the others let rank 0 speak first."""
@@ -25,8 +25,8 @@ def print_error(error: LoopcoderError) -> None:
         text = f"{len(error.problems)} problems\n{numbered}"
     else:
         text = str(error) or type(error).__name__
-    # every rank stops at the same step, whichever was asked, and diverges at the same
-    _say_once(text, is_of_all=isinstance(error, Preempted | TrainingDiverged))
+    # every rank stops at the same step, whichever was asked, and diverges or goes back at the same
+    _say_once(text, is_of_all=isinstance(error, Preempted | Rewound | TrainingDiverged))
 
 
 def print_interrupted(error: KeyboardInterrupt) -> None:

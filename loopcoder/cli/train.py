@@ -24,6 +24,7 @@ from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect, refuse_missing
 from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.checkpoint.rebuilt import refuse_other_tokens
+from loopcoder.checkpoint.rewind import with_rewinds
 from loopcoder.checkpoint.start import (
     check_start,
     early_notes,
@@ -166,6 +167,7 @@ def _train(arguments: Arguments) -> int:
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check_config(config, size, backends)
     run_dir = Path(str(config.run_dir))
+    config = with_rewinds(config, run_dir)
     if arguments.print_config:
         _print_aside(early_notes(config, run_dir))
         return EXIT_DONE

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from loopcoder.config.corpora import joined_mixture
 from loopcoder.config.data import DataConfig, ResolvedStage, StageConfig
 from loopcoder.config.evaluation import EvalConfig
+from loopcoder.config.faults import FaultsConfig
 from loopcoder.config.types import (
     STRICT,
     Changes,
@@ -378,6 +379,7 @@ class Config:
     """Folder of everything this run writes; null: runs/<name>-<hash of what was asked for>."""
     seed: NonNegativeInt = 1234
     """Seed of initialisation and data order."""
+    faults: Annotated[FaultsConfig, Changes("nothing")] = field(default_factory=FaultsConfig)
 
     @property
     def stages(self) -> list[ResolvedStage]:

@@ -175,6 +175,7 @@ _SAID_OTHERWISE = (
     "run_starts",
     "run_continues",
     "run_diverged",
+    "run_rewound",
     "run_done",
     "note",
     "metrics_resumed",

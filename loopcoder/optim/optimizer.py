@@ -68,8 +68,9 @@ def update(
         tp_size: tensor-parallel ranks; all ranks must call this.
 
     Returns:
-        the global norm of the averaged gradient before clipping, on the device []. Where it is not
-        finite the weights and moments were left as they are on every rank: see `train.health`.
+        the global norm of the averaged gradient before clipping, on the device [], the same on all
+        ranks. Where it or the loss is not finite the weights and moments were left as they are, on
+        all ranks: see `train.health`.
     """
     for group in optimizer.param_groups:
         share = vocabulary if group["is_decoupled_lr"] else 1.0
@@ -81,11 +82,10 @@ def update(
     optimizer.prepare_grads()
     divisor = tokens.clamp(min=1.0)
     norm = torch.as_tensor(optimizer.get_grad_norm(), device=tokens.device).reshape(()) / divisor
-    if loss is not None:
-        norm = torch.where(loss.isfinite(), norm, torch.nan)
     if tp_size > 1:
         norm = torch.where(_are_copies_finite(optimizer, tokens.device), norm, torch.nan)
-    refused = (~norm.isfinite()).float()
+    good = norm.isfinite() if loss is None else norm.isfinite() & loss.isfinite()
+    refused = (~good).float()
     if optim.clip_grad > 0:
         # As torch.nn.utils.clip_grad_norm_ and megatron have it, to the last constant.
         divisor = divisor * ((norm + 1e-6) / optim.clip_grad).clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""What is due after a step: an evaluation, a line of metrics, a checkpoint."""
+"""What is due around a step: an evaluation, a line of metrics, a checkpoint, a comparison."""
 
 from __future__ import annotations
 
@@ -31,6 +31,16 @@ def saves_after(config: Config, step: int, warmup: int) -> bool:
     if saved.interval is None:
         return False
     return step == branching_step(config.optim, last, warmup) or _due(step, saved.interval)
+
+
+def compares_after(config: Config, step: int) -> bool:
+    """Say whether replicas are compared after a step; they are before each checkpoint as well."""
+    return _due(step, config.faults.compare_interval)
+
+
+def replays_before(config: Config, step: int) -> bool:
+    """Say whether the gradients of a step are computed twice and compared before it."""
+    return _due(step, config.faults.replay_interval)
 
 
 def _due(step: int, interval: int | None) -> bool:

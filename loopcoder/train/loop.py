@@ -7,7 +7,6 @@ corpus + config -> Loader (a thread) -> microbatches -> forward_backward -> upda
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -32,20 +31,14 @@ from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
 from loopcoder.errors import OutOfMemory, Preempted, TrainingDiverged
-from loopcoder.metrics.plots import plot_run
-from loopcoder.metrics.sinks import build_sinks
-from loopcoder.metrics.summary import next_command, print_summary
-from loopcoder.metrics.throughput import Throughput, peak_flops
-from loopcoder.metrics.writer import MetricsWriter
-from loopcoder.model.flops import train_flops_per_token
 from loopcoder.model.probe import probe_of
 from loopcoder.optim.optimizer import update
 from loopcoder.optim.schedule import learning_rate, vocabulary_share
 from loopcoder.parallel import mcore
 from loopcoder.parallel.peers import END
+from loopcoder.train import due
 from loopcoder.train.accounts import Accounts
 from loopcoder.train.data_events import data_events
-from loopcoder.train.due import evaluates_after, logs_after, saves_after
 from loopcoder.train.health import Health
 from loopcoder.train.labels import label_losses
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
@@ -53,7 +46,10 @@ from loopcoder.train.outlook import outlook
 from loopcoder.train.own_sets import OwnSets
 from loopcoder.train.profiling import StepProfiler
 from loopcoder.train.provenance import Launch, provenance
+from loopcoder.train.records import open_writer, print_end, throughput_of
+from loopcoder.train.rewinding import what_ends
 from loopcoder.train.signals import StopSignal
+from loopcoder.train.silent_errors import compare_replicas, replay
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
 from loopcoder.train.validation import EvaluationStopped, Evaluator, mixture_mean
@@ -83,7 +79,7 @@ class Run:
         self.vocab_size, self.watch = vocab_size, watch
         self.state = build_state(config, self.ranks, vocab_size)
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
-        self.health = Health(config.optim, self.ranks.device)
+        self.health = Health(config.faults, self.ranks.device)
         self.evaluator = Evaluator(config, corpus, run_dir)
         self.own_sets = OwnSets(config, corpus, run_dir)
         self.saver = Saver(config, run_dir, self.event, companions(run_dir))
@@ -95,9 +91,11 @@ class Run:
         self.accounts = Accounts(ledger_of(start), corpus.labels, self.ranks)
         self.warmup = warmup_of(start, config)
         self._last_saved = self.position.step
-        self.writer = self._writer(resumed) if self.ranks.is_main else None
-        name = backends.gpu_name if self.ranks.device.type == "cuda" else None
-        self._peak_flops = peak_flops(config.hardware, name, config.precision.name)  # type: ignore[arg-type]
+        self._owes_save = False
+        resume_step = resumed.step if resumed else None
+        is_main = self.ranks.is_main
+        self.writer = open_writer(config, backends, run_dir, resume_step) if is_main else None
+        self._throughput = partial(throughput_of, config, backends, self.ranks, vocab_size)
         self._val: dict[str, float] = {}
         self._unigram_entropies: dict[str, float] = {}
         self._unigram_entropy: float | None = None
@@ -120,8 +118,7 @@ class Run:
                 self.saver.keep_ledger(self.accounts.ledger(self.position), self.position)
             self._conclude()
         except TrainingDiverged:
-            # a sweep goes on after it
-            self.event("run_diverged", step=self.position.step, **self.health.bad_step())
+            self.event("run_diverged", step=self.position.step)  # a sweep goes on after it
             raise
         finally:
             if self.writer is not None:
@@ -145,12 +142,16 @@ class Run:
                 self.watch.enter(FIRST_STEP if window.is_new else STEP, step)
                 for kind, fields in data_events(config, self.corpus, self.position, data):
                     self.event(kind, **fields)
-                evaluate, logged = evaluates_after(config, step), logs_after(config, step)
+                if due.replays_before(config, step):
+                    replay(self.state, data, len(self.corpus.domains), self.event)
+                evaluate, logged = due.evaluates_after(config, step), due.logs_after(config, step)
                 with self.profiler.step(step):
                     result = self._step(data, logged)
                 window.add(data)
                 self.position = data.after
                 self.accounts.add(data.label_tokens)
+                if due.compares_after(config, step):
+                    compare_replicas(self.state, step, self.event)
                 self.saver.poll()
                 if self.verification.found_fault:
                     self.stop.name = "a damaged shard"
@@ -162,9 +163,10 @@ class Run:
                 if logged or stopping:
                     put_off |= not self._log(result, data, window, evaluate and not stopping)
                 stopping |= put_off
-                if saves_after(config, step, self.warmup) or stopping:
+                self._owes_save |= due.saves_after(config, step, self.warmup)
+                if self._owes_save or stopping:
                     with window.excluding():
-                        self._save()
+                        self._save(only_sound=not stopping and step < last)
                     stopping = stopping or self.stop.requested(self.ranks.device, now=True)
                 if stopping and (step < last or put_off):
                     self._leave(loader.error, data.before.stage if put_off else None)
@@ -238,12 +240,12 @@ class Run:
         grad_norm = update(
             self.state.optimizer, optim, lr, sums[1].sum(), share, loss=loss, tp_size=tp_size
         )
-        self.health.note(grad_norm, step, data.before, data.size)
+        self.health.note(data, sums, grad_norm)
         return StepResult(sums, grad_norm, lr, probe, by_label)
 
     def _log(self, result: StepResult, data: StepData, window: Window, evaluate: bool) -> bool:
         """Write a line; return False where its evaluation was broken off by a signal."""
-        self.health.check()
+        self._check_health()
         fields = result.fields(self.corpus.domains)
         timing = window.measure(self._throughput(data.before.stage))
         memory = reduce_peak_memory(self.ranks.device)
@@ -297,16 +299,18 @@ class Run:
             "val/unigram_entropy": self._unigram_entropy,
         }
 
-    def _throughput(self, stage: int) -> Throughput:
-        seq_length = self.config.stages[stage].seq_length
-        causal, full = train_flops_per_token(self.config.model, self.vocab_size, seq_length)
-        return Throughput(causal, full, self._peak_flops, self.ranks.world_size)
-
-    def _save(self) -> None:
+    def _save(self, only_sound: bool = False) -> None:
+        """Save, unless that is done; `only_sound`: or the newest steps are suspicious, after which
+        there will be a save or no run."""
         if self._last_saved == self.position.step:
             return
         self.verification.refuse_damaged(self.ranks.device)
-        self.health.check()
+        self._check_health()
+        if only_sound and self.health.is_suspicious:
+            return
+        self._owes_save = False
+        if self.config.faults.compare_interval is not None:
+            compare_replicas(self.state, self.position.step, self.event)
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
         state = CheckpointState(
@@ -326,6 +330,16 @@ class Run:
         with self.watch.within(SAVE):
             self.saver.save(self.state.network, self.state.ddp, self.state.optimizer, state)
         self._last_saved = self.position.step
+
+    def _check_health(self) -> None:
+        """Record steps that were bad; raises where they were too many in a row."""
+        trouble = self.health.check()
+        for bad in self.health.taken():
+            self.event("step_refused", **bad.fields())
+        if trouble is not None:
+            with self.watch.within(SAVE):
+                self.saver.finish()
+            raise what_ends(trouble, self.config, self.run_dir, self.position, self.event)
 
     def _restore(self, said: list[str], notes: list[str]) -> None:
         self.event(
@@ -364,37 +378,14 @@ class Run:
             cache = Path(self.config.data.build.cache_dir).expanduser()
             self._unigram_entropies = entropies_of(self.corpus, cache, self.say)
 
-    def _writer(self, resumed: CheckpointState | None) -> MetricsWriter:
-        step = resumed.step if resumed else None
-        sinks = build_sinks(
-            self.config.logging,
-            self.backends,
-            run_dir=self.run_dir,
-            config=asdict(self.config),
-            max_steps=self.config.train.max_steps,
-            resume_step=step,
-        )
-        return MetricsWriter(self.run_dir, sinks=sinks, resume_step=step)
-
     def _conclude(self) -> None:
         """Draw the curves and say what came out."""
         if self.writer is None:
             return
         self.event("run_done", step=self.position.step)
         self.writer.close()
-        plots = self.config.logging.plots and self.backends.has("matplotlib")
-        print_summary(
-            self.run_dir,
-            steps=self.position.step,
-            tokens=self.position.tokens,
-            # beside a branch a sweep from scratch says nothing
-            advice=None
-            if self.launch.is_point or self.config.checkpoint.init_from
-            else next_command(self.config, self.launch.overrides),
-            val_loss=self._val.get("val/loss"),
-            unigram_entropy=self._unigram_entropy,
-            plots=plot_run(self.run_dir) if plots else [],
-        )
+        losses = self._val.get("val/loss"), self._unigram_entropy
+        print_end(self.config, self.backends, self.run_dir, self.launch, self.position, *losses)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Record an event (rank 0)."""

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # a BaseExcept
 
 from loopcoder.backends import Backends
 from loopcoder.checkpoint.agreed import Decision, agree
+from loopcoder.checkpoint.rewind import forget_rewinds, with_rewinds
 from loopcoder.checkpoint.start import (
     check_fits,
     early_notes,
@@ -96,11 +97,14 @@ def _train_together(
             print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
         return EXIT_DONE
     said = early_notes(config, run_dir) if os.environ.get("RANK", "0") == "0" else []
-    config = replace(config, data=replace(config.data, reader=decision.reader))  # type: ignore[arg-type]
+    data = replace(config.data, reader=decision.reader, skip=list(decision.skip))  # type: ignore[arg-type]
+    config = replace(config, data=data)
     whole, aside = verified(decision.start, config)
     notes = list(decision.notes)
     if whole is not None and whole != decision.start:
         notes = check_fits(whole, config, vocab_size, corpus)
+    if os.environ.get("RANK", "0") == "0" and (whole is None or not whole.resumes):
+        forget_rewinds(run_dir)
     run = Run(config, corpus, backends, run_dir, vocab_size, whole, stop, launch, watch)
     run.go(said, notes, aside)
     return EXIT_DONE
@@ -109,6 +113,7 @@ def _train_together(
 def _decide(config: Config, corpus: Corpus, run_dir: Path, vocab_size: int) -> Decision:
     """Return what the run starts from, by the view of this rank."""
     start = find_start(config, run_dir)
+    config = with_rewinds(config, run_dir)
     config = with_reader(with_kept_reader(config, start), corpus)
     notes = [] if start is None else check_fits(start, config, vocab_size, corpus)
     notes += early_notes(config, run_dir)
@@ -118,6 +123,7 @@ def _decide(config: Config, corpus: Corpus, run_dir: Path, vocab_size: int) -> D
         corpus.fingerprint,
         config.data.reader,
         tuple(notes),
+        tuple(config.data.skip),
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 import loopcoder
 from launch.torchrun import EXIT_VARIABLE
 from loopcoder.cli import main as cli
-from loopcoder.errors import InputError, Preempted, TrainingDiverged
+from loopcoder.errors import InputError, Preempted, Rewound, TrainingDiverged
 from tests.cli.conftest import Loop
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -27,6 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
         (75, 75),
         (InputError.of("a", "b", "c"), 3),
         (Preempted("saved"), 75),
+        (Rewound("goes back"), 75),
         (TrainingDiverged("nan"), 76),
         (KeyboardInterrupt(), 75),
         (ZeroDivisionError(), 1),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from loopcoder.cli import main as cli
-from loopcoder.errors import InputError, Preempted, TrainingDiverged
+from loopcoder.errors import InputError, Preempted, Rewound, TrainingDiverged
 from tests.cli.conftest import RANKS_SHARE, Loop
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,6 +34,7 @@ def words_of(
 
 SAME = [
     Preempted("stopped after step 3"),
+    Rewound("the run goes back to step 4"),
     TrainingDiverged("nan"),
     InputError.of("a", "b", "c"),
     KeyboardInterrupt("a second Ctrl-C"),

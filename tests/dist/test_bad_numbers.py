@@ -52,7 +52,7 @@ def _what_gets_through(rank: int) -> list[str]:
                 found = _step(state, config, victim if rank == bad_rank else None, 1.0)
                 if found != (False, False):
                     wrong.append(f"{name}: {victim} of rank {bad_rank}: {found}")
-        if _step(state, config, None, math.inf) != (False, False):
+        if _step(state, config, None, math.inf) != (True, False):
             wrong.append(f"{name}: a loss that is not finite")
         if _step(state, config, None, 1.0) != (True, True):
             wrong.append(f"{name}: a good step is refused")

@@ -105,14 +105,16 @@ def test_a_step_never_waits_for_the_gpu(
     from loopcoder.optim.optimizer import update
     from loopcoder.train.health import Health
     from loopcoder.train.step import forward_backward
+    from tests.train.test_health import step_data
 
     state, config = build(ranks, precision, loops, kernels=kernels)
-    health = Health(config.optim, state.ranks.device)
+    health = Health(config.faults, state.ranks.device)
 
     def step(number: int) -> None:
         sums = forward_backward(state, data, 1)
-        norm = update(state.optimizer, config.optim, config.optim.lr, sums[1].sum())
-        health.note(norm, number)
+        loss, tokens = sums.sum(1)
+        norm = update(state.optimizer, config.optim, config.optim.lr, tokens, loss=loss)
+        health.note(step_data(number), sums, norm)
 
     data = batches(seed, 2, pinned=True)
     for number in (1, 2):  # kernels are compiled, moments are made
