@@ -323,7 +323,7 @@ def test_a_passing_error_is_tried_again(
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
-        (ConnectionRefusedError("refused"), LoopcoderError, "its server does not answer"),
+        (ConnectionRefusedError("refused"), Unreachable, "its server does not answer"),
         (PermissionError("Access Denied"), InputError, "may not be read: .*Access Denied"),
         (FileNotFoundError("NoSuchBucket"), InputError, "is not there"),
     ],

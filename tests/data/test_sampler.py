@@ -177,7 +177,7 @@ def test_what_begins_anew_at_another_length_is_said(position, said):
         StageConfig(until=999, seq_length=16, mixture=text),
         StageConfig(mixture={"code": 1.0}),
     ]
-    config = replace(base, data=replace(base.data, stages=stages))
+    config = replace(base, data=replace(base.data, stages=stages, reader="megatron"))
     notes = list(orders_anew(config, position))
     assert len(notes) == len(said)
     assert all(part in note for part, note in zip(said, notes, strict=True))
