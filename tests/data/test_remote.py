@@ -27,7 +27,7 @@ from loopcoder.data.corpus import Corpus, load_corpus
 from loopcoder.data.megatron import MegatronReader
 from loopcoder.data.packed import PackedReader
 from loopcoder.data.places import ORIGIN
-from loopcoder.errors import DiskFull, InputError, LoopcoderError
+from loopcoder.errors import DiskFull, InputError, LoopcoderError, Unreachable
 from loopcoder.storage import remote
 from loopcoder.storage.remote import Store
 from tests.configs import data_config
