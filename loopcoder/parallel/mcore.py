@@ -117,23 +117,22 @@ def start_alone() -> None:
 
 
 def initialise(parallel: ParallelConfig, seed: int) -> Ranks:
-    """Build the process groups of a layout in the running world, replacing those of an earlier
-    one."""
+    """Build the process groups of a layout in the running world, replacing those of another one."""
     cpu.install()
     from megatron.core import parallel_state as state
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-    if state.model_parallel_is_initialized():
+    sizes = (parallel.tp, parallel.pp, parallel.cp)
+    if state.model_parallel_is_initialized() and sizes != _sizes(state):
         state.destroy_model_parallel()
-        # megatron forgets its groups without closing them, and each keeps threads and sockets.
-        for group in [g for g in distributed_c10d._world.pg_map if g is not dist.group.WORLD]:
-            dist.destroy_process_group(group)
-    state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tp,
-        pipeline_model_parallel_size=parallel.pp,
-        context_parallel_size=parallel.cp,
-    )
+        _close_groups()
+    if not state.model_parallel_is_initialized():
+        state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tp,
+            pipeline_model_parallel_size=parallel.pp,
+            context_parallel_size=parallel.cp,
+        )
     # No dropout and our own initialisation: the streams are never drawn from, but megatron expects
     # them.
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
@@ -156,3 +155,18 @@ def shutdown() -> None:
         if state is not None:  # importing megatron only to leave would take seconds
             state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+def _sizes(state: Any) -> tuple[int, int, int]:
+    return (
+        state.get_tensor_model_parallel_world_size(),
+        state.get_pipeline_model_parallel_world_size(),
+        state.get_context_parallel_world_size(),
+    )
+
+
+def _close_groups() -> None:
+    """Close all groups but the world: megatron forgets its own without that, and each of gloo keeps
+    sockets, and threads that wake a hundred times a second as long as a model holds the group."""
+    for group in [g for g in distributed_c10d._world.pg_map if g is not dist.group.WORLD]:
+        dist.destroy_process_group(group)
