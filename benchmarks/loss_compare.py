@@ -56,7 +56,8 @@ def train(tree: Path, corpus: str, run_dir: Path, overrides: list[str]) -> list[
 
 def _has_readers(tree: Path) -> bool:
     """Say whether the code in `tree` lets a run choose what reads its data."""
-    return "reader:" in (tree / "loopcoder" / "config" / "data.py").read_text()
+    fields = tree / "loopcoder" / "config" / "data.py"  # which the oldest have elsewhere
+    return fields.is_file() and "reader:" in fields.read_text()
 
 
 def main(base: str, overrides: list[str]) -> int:

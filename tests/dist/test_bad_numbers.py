@@ -60,6 +60,7 @@ def _what_gets_through(rank: int) -> list[str]:
 
 
 @pytest.mark.dist
+@pytest.mark.dist_full
 def test_a_bad_number_reaches_the_weights_of_no_rank() -> None:
     """A NaN in a norm's gradient of the second tensor-parallel rank went into its weights."""
     assert in_processes(2, _what_gets_through) == [[], []]

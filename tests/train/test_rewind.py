@@ -86,6 +86,7 @@ def position(run_dir: Path, step: int) -> Any:
     return json.loads(path.read_text())["position"]
 
 
+@pytest.mark.chaos
 def test_it_goes_back_and_leaves_the_window_out(
     train: Any, spoil: set[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

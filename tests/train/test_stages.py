@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from loopcoder.metrics.writer import read_metrics
 from tests.train.conftest import Start, finish
 
 PACKED = ["data.reader=packed", "data.prefetch_steps=0"]
 
 
+@pytest.mark.data_full
 def test_what_is_changed_on_resuming_goes_on_where_the_domains_stood(
     start: Start, tmp_path: Path
 ) -> None:
