@@ -74,6 +74,7 @@ def _cases(rank: int, folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.dist
+@pytest.mark.dist_full
 def test_all_see_what_rank_0_decides_or_say_what_not(tmp_path: Path) -> None:
     for name in ("of_0", "of_1", "shared"):
         (tmp_path / name).mkdir()

@@ -306,7 +306,9 @@ def test_a_length_that_no_stretch_has_is_refused_before_the_first_step(
 
     def staged(length: int) -> Config:
         last = StageConfig(mixture=code, seq_length=length)
-        return config(StageConfig(10, both, 12), StageConfig(20, {"text": 1.0}, 6), last)
+        first = StageConfig(until=10, mixture=both, seq_length=12)
+        text = StageConfig(until=20, mixture={"text": 1.0}, seq_length=6)
+        return config(first, text, last)
 
     with pytest.raises(InputError, match="of the domain 'code' has 200 tokens") as raised:
         check_stages(staged(200), sharded, Position())
@@ -319,7 +321,10 @@ def test_a_length_that_no_stretch_has_is_refused_before_the_first_step(
         check_stages(staged(int(advised[1]) + 1), sharded, Position())
     # a domain that comes with that length is cut for it, and an older run has orders of their own
     check_stages(
-        config(StageConfig(10, {"text": 1.0}, 12), StageConfig(None, code, 200)),
+        config(
+            StageConfig(until=10, mixture={"text": 1.0}, seq_length=12),
+            StageConfig(mixture=code, seq_length=200),
+        ),
         sharded,
         Position(),
     )

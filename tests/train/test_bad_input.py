@@ -94,6 +94,7 @@ def test_damaged_checkpoint(start: Start, finished: Path, tmp_path: Path) -> Non
     assert newest.path.with_name(f"{newest.path.name}.damaged").is_dir()
 
 
+@pytest.mark.chaos
 def test_resume_modes(start: Start, finished: Path, tmp_path: Path) -> None:
     output = finish(start(finished, "checkpoint.resume=never"), code=3)
     assert "run_dir=" in output

@@ -30,6 +30,7 @@ def losses(run_dir: Path) -> list[float]:
     return [float(line["loss"]) for line in read_metrics(run_dir / "metrics.jsonl")]
 
 
+@pytest.mark.data_full
 def test_a_run_on_a_url_goes_on_and_is_evaluated(
     start: Start, corpus: Path, tmp_path: Path
 ) -> None:
