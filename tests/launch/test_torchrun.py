@@ -49,7 +49,9 @@ def train(config, corpus, backends, run_dir, launch):
 
 if "RANK" in os.environ:
     sys.modules["loopcoder.train.world"] = types.SimpleNamespace(train=train)
-    prepare = lambda data, **_: None
+    corpus = types.SimpleNamespace(dir=Path("/the/corpus"), has_digests=True, url=None)
+    corpus.members = (corpus,)
+    prepare = lambda data, **_: corpus
     sys.modules["data_pipeline.driver"] = types.SimpleNamespace(prepare=prepare)
 """
 
