@@ -138,14 +138,12 @@ def sweep(
             continue
         print(f"[{number}/{len(found)}] {point.label}", flush=True)
         kills = kernel_kills()
-        code = _run(point, ledger, config_dir, found[0].run_dir)
-        while code == EXIT_RETRY and _last_event(point, "run_rewound"):
-            code = _run(point, ledger, config_dir, found[0].run_dir)
+        rewinds, code = _rewinds(point), _run(point, ledger, config_dir, found[0].run_dir)
+        while code == EXIT_RETRY and _rewinds(point) > rewinds:  # of faults.rewinds at most
+            rewinds, code = _rewinds(point), _run(point, ledger, config_dir, found[0].run_dir)
         if named := kill_named(code, kills, partial(_needs, point, backends)):
             print(named, file=sys.stderr)
-        if code in (EXIT_BAD_INPUT, EXIT_RETRY) or (
-            code == EXIT_NO_RETRY and not _last_event(point, "run_diverged")
-        ):
+        if code in (EXIT_BAD_INPUT, EXIT_RETRY) or (code == EXIT_NO_RETRY and not _diverged(point)):
             stopped = code
             left = [p for p in found if not is_finished(p, ledger)]
             print(
@@ -158,12 +156,17 @@ def sweep(
     return Sweep(folder, found, codes, stopped or (failed[0] if failed else EXIT_DONE))
 
 
-def _last_event(point: Point, kind: str) -> bool:
-    """Say whether a point's last run ended with an event: `run_diverged`, after which another point
-    may fare better, or `run_rewound`, after which the same command goes on."""
+def _rewinds(point: Point) -> int:
+    """Return how often a point has gone back, after which the same command goes on."""
+    records = _records(point.run_dir / "events.jsonl")
+    return sum(record.get("kind") == "run_rewound" for record in records)
+
+
+def _diverged(point: Point) -> bool:
+    """Say whether a point's last run ended so that another point may fare better."""
     kinds = [record.get("kind") for record in _records(point.run_dir / "events.jsonl")]
     of_runs = [k for k in kinds if k in ("run_started", "run_diverged", "run_rewound")]
-    return of_runs[-1:] == [kind]
+    return of_runs[-1:] == ["run_diverged"]
 
 
 def _stopped(code: int, which: str, found: Sequence[Point], left: Sequence[Point]) -> str:

@@ -90,18 +90,12 @@ def _token(run_dir: Path) -> Iterator[str]:
 def _from_rank_0(decide: Callable[[], Decision]) -> tuple[Decision, dict[str, int]]:
     """Return the decision and the files of its checkpoint, whole or not, with their bytes; raise
     what rank 0 raised."""
-    told: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            decision = decide()
-            told = [(decision, _sizes(decision.start))]
-        except LoopcoderError as error:
-            told = [error]
-    dist.broadcast_object_list(told, 0)
-    if isinstance(told[0], LoopcoderError):
-        raise told[0]
-    decided: tuple[Decision, dict[str, int]] = told[0]
-    return decided
+
+    def both() -> tuple[Decision, dict[str, int]]:
+        decision = decide()
+        return decision, _sizes(decision.start)
+
+    return of_rank_0(both)
 
 
 def _sizes(start: Start | None) -> dict[str, int]:
@@ -179,6 +173,34 @@ def _error(missed: list[tuple[int, str, str, str]], within_s: float) -> Exceptio
         "the ranks would start from different checkpoints; a network disk that lags catches up",
         "start the same command again",
     )
+
+
+def of_rank_0[T](value: Callable[[], T]) -> T:
+    """Return on all ranks what rank 0 makes of this, or raise on all what it raises there. All
+    ranks must call it.
+
+    Raises:
+        InputError: besides, where rank 0 cannot read or write a file.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value()
+    told: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            told[0] = value()
+        except LoopcoderError as error:
+            told[1] = error
+        except OSError as error:
+            told[1] = InputError.of(
+                f"rank 0 cannot use {error.filename}: {error.strerror or error}",
+                "what it sees of the run's folder counts for all",
+                "a run_dir that can be read and written, then the same command",
+            )
+    dist.broadcast_object_list(told, 0)
+    if told[1] is not None:
+        raise told[1]
+    result: T = told[0]
+    return result
 
 
 def same_error_on_all(error: LoopcoderError | None) -> None:

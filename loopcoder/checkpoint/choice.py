@@ -149,6 +149,12 @@ def set_aside(
             aside.append(_renamed(newer.path, "damaged", "; ".join(facts)))
         elif back:
             aside.append(_renamed(newer.path, "later", f"checkpoint.step={asked.step}"))
+    if back and (stuck := [str(one.path) for one in aside if one.now is None]):
+        raise InputError.of(
+            f"cannot rename {' and '.join(stuck)}",
+            "the same command would go on from there, and not from where it went back to",
+            "a run_dir that can be written, or move it away yourself",
+        )
     try:
         if back:
             write_json(folder / _WENT_BACK, {"step": asked.step})

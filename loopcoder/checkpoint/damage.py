@@ -41,7 +41,7 @@ def _damaged(checkpoint: Checkpoint, file: str) -> Iterator[str]:
                 shard.seek(info.offset)
                 if not _is_whole(shard.read(info.length), info.length):
                     yield index.fqn
-    except FileNotFoundError:
+    except OSError:  # what cannot be read is named by its file
         return
 
 

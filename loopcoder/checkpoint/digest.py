@@ -138,7 +138,8 @@ def place_digest(state: dict[str, Any], config: Config) -> str:
     """
     step, last, warmup = state["step"], config.train.max_steps, state["warmup_steps"]
     rate = learning_rate(config.optim, max(1, min(step, last)), last, warmup)
-    return fingerprint(state["position"], state["corpus"], warmup, config.seed, rate)
+    # nine digits: another mathematical library may round the last ones otherwise
+    return fingerprint(state["position"], state["corpus"], warmup, config.seed, f"{rate:.9g}")
 
 
 def whole_digest(found: dict[str, str], state: dict[str, Any], config: Config) -> dict[str, str]:

@@ -75,12 +75,6 @@ def pinned_corpus(
         report(f"data: {fact}: built again from its sources; if it was moved, {fix}")
         return None
     manifest = read_manifest(folder)
-    if manifest["fingerprint"] != record.fingerprint:
-        report(
-            f"data: {folder} is no longer the corpus {record.fingerprint}, which this run was "
-            f"trained on, but {manifest['fingerprint']}: the sources are read again"
-        )
-        return None
     needed = {domain for stage in config.stages for domain in stage.mixture}
     if not needed <= manifest["domains"].keys():
         return None
@@ -89,8 +83,8 @@ def pinned_corpus(
 
 
 def where_is(recorded: str | None, fingerprint: str, cache: Path) -> Path | None:
-    """Return the folder of a finished corpus: where it was, or else in the cache of today; None:
-    nowhere.
+    """Return the folder of a finished corpus: where it was, if that is still the same, or else in
+    the cache of today; None: nowhere.
 
     Args:
         recorded: Its folder, or the URL of one in a store, whose small files are fetched.
@@ -99,17 +93,37 @@ def where_is(recorded: str | None, fingerprint: str, cache: Path) -> Path | None
         LoopcoderError: the store does not answer.
     """
     if recorded is not None and is_url(recorded):
+        places = []
         with suppress(InputError):  # it is gone there
-            return mirror(recorded, default_cache(cache))
-        recorded = None
-    places = [*([Path(recorded)] if recorded else []), *sorted(cache.glob(f"*-{fingerprint}"))]
-    return next((place for place in places if (place / MANIFEST).is_file()), None)
+            places = [mirror(recorded, default_cache(cache))]
+    else:
+        places = [Path(recorded)] if recorded else []
+    places += sorted(cache.glob(f"*-{fingerprint}"))
+    return next((place for place in places if _is(place, fingerprint)), None)
+
+
+def _is(folder: Path, fingerprint: str) -> bool:
+    """Say whether a corpus is there, and not another one; a damaged one is said where it is
+    opened."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    try:
+        return bool(json.loads(path.read_bytes()).get("fingerprint", fingerprint) == fingerprint)
+    except (OSError, ValueError, AttributeError):
+        return True
 
 
 def gone(recorded: str, fingerprint: str, cache: Path) -> tuple[str, str]:
     """Return the fact of a corpus that is nowhere, and what helps."""
+    fact = f"{recorded}, which this run was trained on, is gone, and {cache} has no {fingerprint}"
+    if not is_url(recorded) and (Path(recorded) / MANIFEST).is_file():
+        fact = (
+            f"{recorded} is no longer the corpus {fingerprint}, which this run was trained on, and "
+            f"{cache} has none of that name"
+        )
     return (
-        f"{recorded}, which this run was trained on, is gone, and {cache} has no {fingerprint}",
+        fact,
         "data=corpus path=FOLDER where it is now",
     )
 

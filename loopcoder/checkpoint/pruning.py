@@ -41,8 +41,17 @@ def kept(found: list[Checkpoint], config: CheckpointConfig, spared: int | None) 
     return why | {c.step: "before the decay" for c in found if c.step == spared}
 
 
-def prune(folder: Path, config: CheckpointConfig, spared: int | None = None) -> Pruned:
+def prune(
+    folder: Path,
+    config: CheckpointConfig,
+    spared: int | None = None,
+    newest: int | None = None,
+) -> Pruned:
     """Delete the checkpoints in a folder that are not kept.
+
+    Args:
+        newest: Step of the one that was just saved; None: the newest. Later ones, which a run that
+            went back could not set aside, neither count nor go.
 
     Links, mounted folders and folders that are not to be written stay, as does what the system
     does not let go. Renaming comes first: it fails where deleting would, before anything is lost,
@@ -50,7 +59,7 @@ def prune(folder: Path, config: CheckpointConfig, spared: int | None = None) -> 
     """
     pruned = Pruned()
     try:
-        found = complete(folder)
+        found = [c for c in complete(folder) if newest is None or c.step <= newest]
         stays = kept(found, config, spared)
         left = list(folder.glob(f"step_*{_GOING}"))  # of a run that was killed in here
     except OSError as error:

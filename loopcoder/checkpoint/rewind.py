@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.choice import newest_whole
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.config.data import SkipConfig
 from loopcoder.config.schema import Config
@@ -69,14 +72,15 @@ def rewinds_of(run_dir: Path) -> list[Rewind]:
 
 def with_rewinds(config: Config, run_dir: Path) -> Config:
     """Return a config that leaves out what the run went back for; a second time changes nothing."""
-    if not layout.complete(run_dir / "checkpoints"):
+    rewinds = rewinds_of(run_dir)
+    if not rewinds or not layout.complete(run_dir / "checkpoints"):
         return config  # it begins anew
     skips = {skip.step: skip for skip in config.data.skip}
-    for rewind in rewinds_of(run_dir):
+    for rewind in rewinds:
         step = rewind.to_step + 1
         skips[step] = SkipConfig(step=step, steps=rewind.skip_steps)
-    ordered = [skips[step] for step in sorted(skips)] if rewinds_of(run_dir) else config.data.skip
-    return replace(config, data=replace(config.data, skip=ordered))
+    skip = [skips[step] for step in sorted(skips)]
+    return replace(config, data=replace(config.data, skip=skip))
 
 
 def forget_rewinds(run_dir: Path) -> None:
@@ -84,10 +88,19 @@ def forget_rewinds(run_dir: Path) -> None:
     (run_dir / REWINDS).unlink(missing_ok=True)
 
 
-def last_before(run_dir: Path, step: int) -> Checkpoint | None:
-    """Return the newest complete checkpoint from before a step; None: there is none."""
+def last_before(
+    run_dir: Path, step: int, level: Literal["hash", "size", "none"] = "none"
+) -> Checkpoint | None:
+    """Return the newest complete checkpoint from before a step whose state and config are not
+    damaged; None: there is none.
+
+    Args:
+        level: `none` compares nothing.
+    """
     older = [c for c in layout.complete(run_dir / "checkpoints") if c.step < step]
-    return older[-1] if older else None
+    with suppress(InputError):
+        return newest_whole(older, level, {})
+    return None
 
 
 def go_back(

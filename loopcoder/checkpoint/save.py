@@ -19,8 +19,9 @@ from loopcoder.checkpoint.agreed import same_error_on_all
 from loopcoder.checkpoint.digest import DIGEST, digest_of, whole_digest
 from loopcoder.checkpoint.fp8_history import with_history
 from loopcoder.checkpoint.pruning import prune
-from loopcoder.checkpoint.shards import Written, fault_of_shards, needed_bytes, written_here
+from loopcoder.checkpoint.shards import Written, fault_of_shards, written_here
 from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.checkpoint.unpickled import metadata_of
 from loopcoder.checkpoint.writers import (
     FULL_BYTES,
     BackgroundWriter,
@@ -31,7 +32,7 @@ from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
 from loopcoder.data.ledger import LEDGER_FILE, Ledger
 from loopcoder.data.sampler import Position
-from loopcoder.errors import EXIT_RETRY, LoopcoderError, ProcessLost
+from loopcoder.errors import EXIT_RETRY, InputError, LoopcoderError, ProcessLost
 from loopcoder.optim.schedule import branching_step
 from loopcoder.parallel.peers import was_lost
 from loopcoder.storage.disk import free_bytes, is_disk_full
@@ -179,7 +180,7 @@ class Saver:
         )
         steps = self.config.train.max_steps
         spared = branching_step(self.config.optim, steps, state.warmup_steps)
-        pruned = prune(folder.parent, self.config.checkpoint, spared)
+        pruned = prune(folder.parent, self.config.checkpoint, spared, state.step)
         for old in pruned.deleted:
             self.report("checkpoint_deleted", step=old.step, path=str(old.path))
         for path, why in pruned.notes.items():
@@ -190,7 +191,11 @@ class Saver:
     def _write_manifest(self, folder: Path, written: Sequence[Written]) -> int:
         """Make a checkpoint of what is there if that is all; return its bytes."""
         within_s = self.config.checkpoint.visible_within_s
-        if (fault := fault_of_shards(folder, needed_bytes(folder), written, within_s)) is not None:
+        try:
+            fault = fault_of_shards(folder, metadata_of(folder)[1], written, within_s)
+        except InputError as error:  # what says where the tensors lie was cut off
+            fault = error.problems[0].fact
+        if fault is not None:
             raise IncompleteRun.of(
                 f"could not save {folder}: {fault}",
                 f"a checkpoint counts when all of its files are in one folder; {_OLDER}",
@@ -214,7 +219,8 @@ class Saver:
         """
         ended = self._ended(error, writer)
         described = _not_saved(folder, error) if ended is None else _writer_lost(folder, ended)
-        if self.is_main and folder != self.run_dir:
+        # with a manifest it is a checkpoint, whatever failed after that
+        if self.is_main and folder != self.run_dir and not (folder / layout.MANIFEST).exists():
             shutil.rmtree(folder, ignore_errors=True)
         return described
 

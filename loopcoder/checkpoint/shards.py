@@ -9,10 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.checkpoint import FileSystemReader
 
 from loopcoder.storage.files import FileEntry, synced_entry
 
@@ -43,16 +41,6 @@ def _writer(name: str) -> int:
     return int(shard[1]) if shard else 0
 
 
-def needed_bytes(folder: Path) -> dict[str, int]:
-    """Return by the shards' own metadata how long each file is at least."""
-    metadata: Any = FileSystemReader(str(folder)).read_metadata()
-    needed: dict[str, int] = {}
-    for part in (metadata.storage_data or {}).values():
-        end = part.offset + part.length
-        needed[part.relative_path] = max(end, needed.get(part.relative_path, 0))
-    return needed
-
-
 def fault_of_shards(
     folder: Path,
     needed: Mapping[str, int],
@@ -63,7 +51,7 @@ def fault_of_shards(
     """Return what keeps a checkpoint from being whole where rank 0 looks; None: nothing.
 
     Args:
-        needed: What the metadata asks for (`needed_bytes`).
+        needed: What the metadata asks for (`unpickled.metadata_of`).
         written: What each rank says that it has written, by rank.
         within_s: How long a network disk may lag behind what the others wrote.
     """

@@ -45,18 +45,21 @@ def _is_known(module: str, name: str) -> bool:
     return is_type or name in _MODULES.get(module, ())
 
 
-def read_metadata(checkpoint: Checkpoint) -> metadata.Metadata:
-    """Read where the tensors of a checkpoint lie.
+def metadata_of(folder: Path) -> tuple[metadata.Metadata, dict[str, int]]:
+    """Read where the tensors of a checkpoint lie, and how long each file is at least.
 
     Raises:
-        InputError: it is damaged, wants to run something, or names files outside the manifest.
+        InputError: it is damaged, or wants to run something.
     """
-    path = checkpoint.path / METADATA
+    path = folder / METADATA
+    needed: dict[str, int] = {}
     try:
         found = unpickle(path.read_bytes(), _is_known, _MAKERS)
         if not isinstance(found, metadata.Metadata):
             raise pickle.UnpicklingError(f"it is a {type(found).__name__}")
-        named = {info.relative_path for info in found.storage_data.values()}
+        for info in found.storage_data.values():
+            end = info.offset + info.length
+            needed[info.relative_path] = max(end, needed.get(info.relative_path, 0))
     except RefusedPickle as error:
         raise _refused(path, str(error)) from error
     except Exception as error:  # a damaged pickle fails in as many ways as there are instructions
@@ -65,7 +68,18 @@ def read_metadata(checkpoint: Checkpoint) -> metadata.Metadata:
             "it says where each tensor lies, and was cut off or altered",
             "another checkpoint",
         ) from error
-    if foreign := sorted(named - files_of(checkpoint).keys()):
+    return found, needed
+
+
+def read_metadata(checkpoint: Checkpoint) -> metadata.Metadata:
+    """Read where the tensors of a checkpoint lie.
+
+    Raises:
+        InputError: it is damaged, wants to run something, or names files outside the manifest.
+    """
+    found, named = metadata_of(checkpoint.path)
+    path = checkpoint.path / METADATA
+    if foreign := sorted(named.keys() - files_of(checkpoint).keys()):
         raise InputError.of(
             f"{path} names {foreign[0]}, which the manifest does not have",
             "what is not in the manifest was not written with the checkpoint",
@@ -100,7 +114,7 @@ def nothing_runs(checkpoint: Checkpoint) -> Iterator[None]:
             info = found.storage_data[item.storage_index]
             place = f"{checkpoint.path / info.relative_path} ({item.storage_index.fqn})"
             refused.append(_refused(Path(place), _wanted(error)))
-            raise
+            raise refused[-1] from error  # torch hands it to the other ranks
         value.seek(0)
         load_theirs(planner, item, value)
 
@@ -110,7 +124,9 @@ def nothing_runs(checkpoint: Checkpoint) -> Iterator[None]:
     reader.read_metadata, planner.load_bytes = read, load_known
     try:
         yield
-    except (Exception, CheckpointException):
+    except (Exception, CheckpointException) as error:
+        if isinstance(error, CheckpointException):
+            refused += [e for e, _ in error.failures.values() if isinstance(e, InputError)]
         if refused:
             raise refused[0] from None
         raise

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch.distributed as dist
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.agreed import of_rank_0
 from loopcoder.checkpoint.choice import SetAside, newest_whole, set_aside
 from loopcoder.checkpoint.damage import with_tensors
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.start import Start
 from loopcoder.config.schema import Config
-from loopcoder.errors import InputError, Problem
 
 
 def faults_together(checkpoint: Checkpoint, level: Literal["hash", "size", "none"]) -> list[str]:
@@ -31,7 +31,7 @@ def faults_together(checkpoint: Checkpoint, level: Literal["hash", "size", "none
     facts = list(dict.fromkeys(fact for part in gathered for fact in part))
     if not facts:
         return []
-    return _of_main(lambda: with_tensors(checkpoint, facts))
+    return of_rank_0(lambda: with_tensors(checkpoint, facts))
 
 
 def verified(start: Start | None, config: Config) -> tuple[Start | None, list[SetAside]]:
@@ -43,7 +43,7 @@ def verified(start: Start | None, config: Config) -> tuple[Start | None, list[Se
     Raises:
         InputError: that of another run is damaged, the chosen one, or all.
     """
-    start = _of_main(lambda: start)
+    start = of_rank_0(lambda: start)
     if start is None:
         return None, []
     level, damaged = config.checkpoint.verify, dict[Path, list[str]]()
@@ -52,28 +52,25 @@ def verified(start: Start | None, config: Config) -> tuple[Start | None, list[Se
         if not start.resumes or found.step == config.checkpoint.step:
             raise layout.corrupt(found, facts)
         damaged[found.path] = facts
-        older = _of_main(partial(_older, found, level, damaged))
-        if not isinstance(older, Checkpoint):
-            raise InputError(older)
+        older = of_rank_0(partial(_older, found, level, damaged))
         start = replace(start, checkpoint=older)
     chosen = start
     if not chosen.resumes:
         return chosen, []
-    return chosen, _of_main(lambda: set_aside(chosen.checkpoint, config.checkpoint, damaged))
+    return chosen, of_rank_0(lambda: set_aside(chosen.checkpoint, config.checkpoint, damaged))
 
 
 def _older(
     than: Checkpoint, level: Literal["hash", "size", "none"], damaged: dict[Path, list[str]]
-) -> Checkpoint | list[Problem]:
-    """Return the newest that is whole, as far as rank 0 can tell alone; else what is wrong with
-    all."""
-    own = layout.complete(than.path.parent)
-    try:
-        return (
-            newest_whole(own, level, damaged) or layout.corrupt(than, damaged[than.path]).problems
-        )
-    except InputError as error:
-        return error.problems
+) -> Checkpoint:
+    """Return the newest that is whole, as far as rank 0 can tell alone.
+
+    Raises:
+        InputError: there is none, with what is wrong with all.
+    """
+    if (found := newest_whole(layout.complete(than.path.parent), level, damaged)) is None:
+        raise layout.corrupt(than, damaged[than.path])
+    return found
 
 
 def report(
@@ -90,11 +87,3 @@ def report(
         now = None if one.now is None else str(one.now)
         event("checkpoint_set_aside", path=str(one.path), now=now, cause=one.kind, why=one.why)
         say(str(one))
-
-
-def _of_main[T](value: Callable[[], T]) -> T:
-    """Return what rank 0 makes of this, on all ranks."""
-    out: list[Any] = [value() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(out)
-    result: T = out[0]
-    return result

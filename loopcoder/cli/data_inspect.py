@@ -18,7 +18,7 @@ from loopcoder.checkpoint.start import check_start, find_start, with_kept_reader
 from loopcoder.cli.arguments import Arguments, composed
 from loopcoder.cli.corpora import corpus_of_run
 from loopcoder.cli.data_tools import cache_of
-from loopcoder.cli.options import parse_options, whole
+from loopcoder.cli.options import config_dir_of, parse_options, split_folders, whole
 from loopcoder.cli.run_folders import runs_below
 from loopcoder.config.check import check_batch
 from loopcoder.config.check_data import check_data
@@ -79,7 +79,7 @@ def inspect(argv: list[str]) -> int:
     others = [o for o in operands if o.partition("=")[0] != "step"]
     run = _run(others)
     if run is None:
-        stand, corpus = _as_trained(Arguments(others, _config_dir(options)), step)
+        stand, corpus = _as_trained(Arguments(others, config_dir_of(options)), step)
     else:
         stand, corpus = _of_run(run, step, cache_of(options))
     from loopcoder.cli.batch_text import Shown
@@ -146,7 +146,7 @@ def _run(operands: Sequence[str]) -> Path | None:
     Raises:
         InputError: it is none, or more is given, which a run that is there does not take.
     """
-    folders = [o for o in operands if "=" not in o]
+    folders, _ = split_folders(operands)
     if not folders:
         only = operands[0].partition("=") if len(operands) == 1 else ("", "", "")
         named = Path(only[2]).expanduser()
@@ -232,10 +232,6 @@ def _ranks(options: dict[str, str], stand: Stand) -> int | None:
             f"--ranks {fits}",
         )
     return ranks
-
-
-def _config_dir(options: dict[str, str]) -> Path | None:
-    return Path(options["--config-dir"]).expanduser() if "--config-dir" in options else None
 
 
 def _say(text: str) -> None:

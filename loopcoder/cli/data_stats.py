@@ -8,12 +8,10 @@ from pathlib import Path
 from loopcoder.checkpoint import format as layout
 from loopcoder.cli.corpora import corpus_folder
 from loopcoder.cli.data_tools import cache_of
-from loopcoder.cli.options import parse_options
+from loopcoder.cli.options import config_dir_of, parse_options, split_folders
 from loopcoder.cli.run_folders import runs_below
 from loopcoder.data.corpus import in_use, load_corpus
-from loopcoder.data.mirror import default_cache, mirror
 from loopcoder.errors import EXIT_DONE, InputError
-from loopcoder.storage.remote import is_url
 from loopcoder.storage.signals import interrupted_by_signals
 
 HELP = """\
@@ -46,8 +44,7 @@ def stats(argv: list[str]) -> int:
         print(HELP)
         return EXIT_DONE
     interrupted_by_signals("before all was counted; nothing is lost")
-    folders = [o for o in operands if "=" not in o or Path(o).expanduser().is_dir()]
-    overrides = [o for o in operands if o not in folders]
+    folders, overrides = split_folders(operands)
     if len(folders) != 1:
         raise InputError.of(
             f"loopcoder data stats {' '.join(operands)}".rstrip(),
@@ -71,15 +68,10 @@ def stats(argv: list[str]) -> int:
         return EXIT_DONE
     from loopcoder.cli.corpus_stats import Contents, epochs_of
 
-    if is_url(folders[0]):
-        folder = mirror(folders[0], default_cache(cache))
-    else:
-        folder = corpus_folder("data stats", folders[0], cache)
+    folder = corpus_folder("data stats", folders[0], cache)
     with in_use(folder):
         corpus = load_corpus(folder, "size")
-        config_dir = options.get("--config-dir")
-        epochs = epochs_of(corpus, overrides, Path(config_dir) if config_dir else None)
-        contents = Contents(corpus, epochs)
+        contents = Contents(corpus, epochs_of(corpus, overrides, config_dir_of(options)))
         print(
             json.dumps(contents.as_json(), indent=1) if "--json" in options else contents.as_text()
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from loopcoder.errors import InputError
 
@@ -52,6 +53,18 @@ def parse_options(
         else:
             operands.append(argument)
     return operands, options
+
+
+def split_folders(operands: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split what stands behind a verb into folders, in whose names there may be a `=`, and
+    overrides."""
+    folders = [o for o in operands if "=" not in o or Path(o).expanduser().is_dir()]
+    return folders, [o for o in operands if o not in folders]
+
+
+def config_dir_of(options: Mapping[str, str]) -> Path | None:
+    """Return the folder of --config-dir, if it is given."""
+    return Path(options["--config-dir"]).expanduser() if "--config-dir" in options else None
 
 
 def _no_option(

@@ -197,23 +197,13 @@ def _ledger_file(run_dir: Path) -> tuple[int, Ledger] | None:
 def _with_epochs(account: Account, corpus: Corpus) -> Account:
     """Add how often the run has gone, and will go, through its corpus."""
     with ended_at_once():
-        from loopcoder.data.blend import blend_at
-        from loopcoder.data.reader import sequences_by_shard
+        from loopcoder.data.blend import epochs_at
 
     config, position = account.config, account.position
-
-    def epochs(at: Position) -> dict[str, float]:
-        found = blend_at(config, corpus, at).epochs(at.sample)
-        for domain, parts in (at.before or {}).items():
-            if domain not in found:  # which the stage leaves out
-                sizes = [(n, sequences_by_shard(corpus, domain, length)) for length, n in parts]
-                found[domain] = sum(n / int(shards.sum()) for n, shards in sizes)
-        return found
-
     end = position_at(config, position, config.train.max_steps)
     return replace(
         account,
         corpus=corpus.place,
-        epochs=epochs(position),
-        epochs_at_end=epochs(end),
+        epochs=epochs_at(config, corpus, position),
+        epochs_at_end=epochs_at(config, corpus, end),
     )

@@ -36,6 +36,13 @@ def check_precision(config: Config, backends: Backends) -> Iterator[Problem]:
             "bfloat16 starts with compute capability 8.0",
             "precision=fp32",
         )
+    if name == "fp8_delayed" and config.faults.replay_interval is not None:
+        yield Problem(
+            f"faults.replay_interval={config.faults.replay_interval} with precision=fp8_delayed",
+            "its scales follow from what was computed before, so a step that is computed twice has "
+            "other gradients the second time",
+            "faults.replay_interval=null, or precision=fp8_tensorwise",
+        )
     yield from _kernels(config, backends)
     yield from _bf16_layers(config)
     if not name.startswith("fp8"):

@@ -137,7 +137,7 @@ def blend_at(config: Config, corpus: Corpus, position: Position) -> Blend:
 def epochs_at(config: Config, corpus: Corpus, position: Position) -> dict[str, float]:
     """Return how often each domain that the run has read was gone through at a position; of a run
     whose stages have orders of their own, in the position's stage alone."""
-    reader, found = reader_of(config.data), {}
+    reader, found = reader_of(with_reader(config, corpus).data), {}
     order = position.stage if position.before is None else 0
     for domain, runs in given(config.stages[position.stage], position).items():
         *before, (length, sequences) = runs

@@ -253,7 +253,8 @@ def with_reader(config: Config, corpus: Corpus) -> Config:
     """Return a config with the reader that suits a corpus in place of `auto`."""
     if config.data.reader != "auto":
         return config
-    reader: Reader = "packed" if corpus.has_digests or corpus.url else "megatron"
+    in_store = any(member.url for member in corpus.members)
+    reader: Reader = "packed" if corpus.has_digests or in_store else "megatron"
     return replace(config, data=replace(config.data, reader=reader))
 
 

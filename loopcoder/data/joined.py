@@ -73,7 +73,7 @@ class JoinedCorpus(Corpus):
 
     @property
     def has_digests(self) -> bool:
-        return all(member.has_digests or member.url for member in self.members)
+        return all(member.has_digests for member in self.members)
 
     def label_file(
         self,
@@ -144,10 +144,12 @@ def check_joined_folders(data: DataConfig) -> None:
     is to be read of it, or has another tokenizer than the first; manifests are all that is read."""
     problems: list[Problem] = []
     manifests: dict[str, dict[str, Any]] = {}
+    folders: dict[str, Path] = {}
     corpora = joined_corpora(data)
     keys = {corpus.called: key for key, corpus in reversed(entries(data).items())}
     for name, corpus in corpora.items():
         folder, key = folder_at(corpus.path, data), keys[name]
+        folders[name] = folder
         if not (folder / MANIFEST).is_file():
             problems.append(
                 Problem(
@@ -161,7 +163,7 @@ def check_joined_folders(data: DataConfig) -> None:
             manifests[name] = read(folder)
         except InputError as error:
             problems += error.problems
-    problems += [*_other_tokens(corpora, manifests), *_copies(corpora, manifests)]
+    problems += [*_other_tokens(corpora, manifests, folders), *_copies(corpora, manifests)]
     for name, manifest in manifests.items():
         there = list(manifest["domains"])
         if missing := [d for d in corpora[name].domains or [] if d not in there]:
@@ -178,13 +180,15 @@ def check_joined_folders(data: DataConfig) -> None:
 
 
 def _other_tokens(
-    corpora: Mapping[str, CorpusConfig], manifests: Mapping[str, Mapping[str, Any]]
+    corpora: Mapping[str, CorpusConfig],
+    manifests: Mapping[str, Mapping[str, Any]],
+    folders: Mapping[str, Path],
 ) -> Iterator[Problem]:
     hashes = {n: m.get("tokenizer", {}).get("xxh3_128") for n, m in manifests.items()}
     first = next(iter(hashes), "")
     for name, found in hashes.items():
         if found != hashes[first]:
-            tokenizer = Path(corpora[first].path).expanduser() / TOKENIZER
+            tokenizer = folders[first] / TOKENIZER
             yield Problem(
                 f"{corpora[name].path} was tokenised by {found}, {corpora[first].path} by "
                 f"{hashes[first]}",

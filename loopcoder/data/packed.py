@@ -64,7 +64,7 @@ class PackedReader:
             corpus.shard_tokens(domain, "train"), self._dtype.itemsize, seq_length, seeds, before
         )
         self.sequences = self._order.sequences
-        if not self._order.size:
+        if before and not self._order.size:
             longest = self._order.longest
             raise InputError.of(
                 f"no stretch of the domain '{domain}' has {counted(seq_length, 'token')}",

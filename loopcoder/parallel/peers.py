@@ -103,7 +103,9 @@ class Peers:
         """By rank: its newest beat that was read, and when it was new here."""
 
     def tell(self, phase: str, step: int, *, left: str | None = None, code: int = 0) -> None:
-        """Say where this rank stands, or why it leaves and with which exit code."""
+        """Say where this rank stands, or why it leaves and with which exit code: for good."""
+        if self.me.left is not None:
+            return
         fields = asdict(self.me) | {"phase": phase, "step": step, "left": left, "code": code}
         self.me = Peer(**(fields | {"beat": self.me.beat + 1}))
         self._store.set(_key(self.me.rank), json.dumps(asdict(self.me)))

@@ -106,7 +106,8 @@ def ended_at_once() -> Iterator[None]:
         if os.environ.get("RANK", "0") == "0":
             with suppress(OSError):  # nobody reads it
                 os.write(2, f"loopcoder: {name_of(number)} before the first step\n".encode())
-        record_exit(EXIT_RETRY)
+        with suppress(OSError):  # the launcher's folder is gone, or full
+            record_exit(EXIT_RETRY)
         os._exit(EXIT_RETRY)
 
     before = {number: signal.signal(number, end) for number in heard()}

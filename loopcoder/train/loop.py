@@ -113,9 +113,9 @@ class Run:
             self._train()
             with self.watch.within(SAVE):
                 self.saver.finish()
-            self.watch.enter(END, self.position.step)
             if self._last_saved != self.position.step:
                 self.saver.keep_ledger(self.accounts.ledger(self.position), self.position)
+            self.watch.enter(END, self.position.step)
             self._conclude()
         except TrainingDiverged:
             self.event("run_diverged", step=self.position.step)  # a sweep goes on after it

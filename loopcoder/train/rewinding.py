@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
+from loopcoder.checkpoint.agreed import of_rank_0
 from loopcoder.checkpoint.rewind import Rewind, go_back, last_before, rewinds_of
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import Position
@@ -27,12 +26,7 @@ def what_ends(
 
     Rank 0 decides and writes it down; all ranks call it, with no save under way.
     """
-    decided: list[Rewind | str | None] = [None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        decided = [_decide(trouble, config, run_dir, position)]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast_object_list(decided, 0)
-    (rewind,) = decided
+    rewind = of_rank_0(lambda: _decide(trouble, config, run_dir, position))
     if not isinstance(rewind, Rewind):
         return diverged(trouble, config.optim.lr, str(rewind))
     event("run_rewound", **_fields(rewind))
@@ -52,7 +46,7 @@ def _decide(trouble: Trouble, config: Config, run_dir: Path, position: Position)
         return "; faults.rewinds=0"
     if len(rewinds_of(run_dir)) >= most:
         return f"; the run went back {counted(most, 'time')} before (faults.rewinds={most})"
-    checkpoint = last_before(run_dir, trouble.first)
+    checkpoint = last_before(run_dir, trouble.first, config.checkpoint.verify)
     if checkpoint is None:
         return f"; there is no checkpoint of before step {trouble.first} to go back to"
     try:

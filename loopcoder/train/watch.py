@@ -75,11 +75,14 @@ class Watch:
         """Be in another phase of the same step."""
         before = self._phase
         self.enter(phase, self._step)
-        yield
-        self.enter(before, self._step)
+        try:
+            yield
+        finally:
+            self.enter(before, self._step)
 
     def meet(self, peers: Peers) -> None:
         """Tell the other ranks from here on where this one stands, and listen to them."""
+        self.enter(self._phase, self._step)  # the wait for them is no part of it
         self._peers = peers
 
     def leaves(self, why: str, code: int) -> None:
@@ -199,11 +202,14 @@ class Watch:
         return file
 
     def _leave(self, why: str) -> NoReturn:
-        """End this process now, with the code that starts the same command again."""
+        """End this process now, with the code that starts the same command again, or that with
+        which it was about to end."""
         self.leaves(why, EXIT_RETRY)
+        code = (self._peers.me.code if self._peers is not None else 0) or EXIT_RETRY
         _say(f"rank {self._rank}: {why}" if self._rank else why)
-        record_exit(EXIT_RETRY)
-        os._exit(EXIT_RETRY)
+        with suppress(OSError):  # the launcher's folder is gone, or full
+            record_exit(code)
+        os._exit(code)
 
 
 def _say(text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.pinned import pinned_corpus
+from loopcoder.checkpoint.pinned import pinned_corpus, where_is
 from loopcoder.config.compose import compose, save_config
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
@@ -95,6 +95,17 @@ def test_a_corpus_that_is_gone_or_another_is_built_again(tmp_path, corpus):
     shutil.rmtree(corpus)
     assert pinned_corpus(config(), tmp_path / "run", said.append) is None
     assert "is gone" in said[0]
+
+
+def test_where_it_was_another_corpus_is_not_taken_for_it(tmp_path, corpus):
+    cache = tmp_path / "elsewhere"
+    assert where_is(str(corpus), "fingerprint", cache) == corpus
+    assert where_is(str(corpus), "other", cache) is None
+    kept = cache / "files-other"
+    kept.mkdir(parents=True)
+    manifest = json.loads((corpus / "manifest.json").read_text()) | {"fingerprint": "other"}
+    (kept / "manifest.json").write_text(json.dumps(manifest))
+    assert where_is(str(corpus), "other", cache) == kept
 
 
 def test_a_new_run_has_none_and_a_point_takes_that_of_its_sweep(tmp_path, corpus):

@@ -53,6 +53,14 @@ def test_a_step_and_multiples_are_spared(tmp_path: Path, seed: int) -> None:
     assert steps(layout.complete(tmp_path / "checkpoints")) == [40, 60, 65]
 
 
+def test_what_could_not_be_set_aside_takes_the_place_of_nothing(tmp_path: Path, seed: int) -> None:
+    """Of a run that went back: the checkpoint that it has just saved stays, the later one too."""
+    for step in (100, 110, 300):
+        write(tmp_path, step, seed)
+    pruned = prune(tmp_path / "checkpoints", CheckpointConfig(keep=1), newest=110)
+    assert (steps(pruned.deleted), pruned.notes) == ([100], {})
+
+
 def test_killed_halfway_leaves_nothing_that_looks_complete(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

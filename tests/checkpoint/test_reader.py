@@ -80,14 +80,19 @@ def test_a_run_that_goes_on_keeps_its_reader(
 
 def test_a_run_that_begins_takes_what_suits_its_corpus(tmp_path: Path) -> None:
     branch = Start(saved(tmp_path, "packed", "packed"), resumes=False)
-    with_digests: Any = SimpleNamespace(has_digests=True, url=None)
-    without: Any = SimpleNamespace(has_digests=False, url=None)
+
+    def corpus_of(has_digests: bool, *urls: str | None) -> Any:
+        members = tuple(SimpleNamespace(url=url) for url in urls)
+        return SimpleNamespace(has_digests=has_digests, members=members)
+
+    with_digests, without = corpus_of(True, None), corpus_of(False, None)
+    stored = "s3://bucket/corpus"
     for start in (None, branch):
         asked = with_kept_reader(asking("auto"), start)
         assert with_reader(asked, with_digests).data.reader == "packed"
         assert with_reader(asked, without).data.reader == "megatron"
-        in_store: Any = SimpleNamespace(has_digests=False, url="s3://bucket/corpus")
-        assert with_reader(asked, in_store).data.reader == "packed"
+        for in_store in (corpus_of(False, stored), corpus_of(False, stored, None)):
+            assert with_reader(asked, in_store).data.reader == "packed"
     for named in ("packed", "megatron"):
         for corpus in (with_digests, without):
             assert with_reader(asking(named), corpus).data.reader == named

@@ -175,3 +175,21 @@ def test_who_does_not_come_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         peers_module.meet(store, 0, 3, timeout_s=0.3, report_after_s=0.1)
     assert error.value.exit_code == 75
     assert "rank 0 waits: 2 of 3 ranks have not come: 1, 2" in capsys.readouterr().err
+
+
+def test_the_first_reason_to_leave_counts() -> None:
+    store = HashStore()
+    mine, other = Peers(store, 0, 2), Peers(store, 1, 2)
+    mine.tell(STEP, 7, left="the corpus is gone", code=3)
+    mine.tell(END, 7)  # the watch goes on ticking until the process has ended
+    mine.tell(STEP, 7, left="lost", code=75)
+    assert "has ended: the corpus is gone" in other.gone()[0]
+    assert other.code_of_the_gone() == 3
+
+
+def test_a_phase_is_over_when_it_fails(watch: Callable[..., Watch]) -> None:
+    one = watch()
+    one.enter(STEP, 7)
+    with pytest.raises(OSError), one.within(SAVE):
+        raise OSError
+    assert one._phase == STEP
