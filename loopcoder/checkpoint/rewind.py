@@ -60,7 +60,7 @@ def rewinds_of(run_dir: Path) -> list[Rewind]:
     path = run_dir / REWINDS
     try:
         return TypeAdapter(list[Rewind]).validate_python(json.loads(path.read_text("utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError, ValidationError) as error:
         raise InputError.of(

@@ -117,7 +117,7 @@ def of_another_tokenizer(*_: Any, **__: Any) -> Any:
         tokenizer_hash="x",
         fingerprint="y",
         has_digests=True,
-        url=None,
+        members=(),
     )
 
 
