@@ -121,9 +121,11 @@ class Saver:
         if request is None:
             self._complete(folder, state, sums, began)
         else:
-            request.add_finalize_fn(lambda: self._complete(folder, state, sums, began))
+            writer = None
             if request.async_fn is not None:
-                request = request._replace(async_fn=BackgroundWriter(request.async_fn))
+                writer = BackgroundWriter(request.async_fn, folder, dist.get_rank())
+                request = request._replace(async_fn=writer)
+            request.add_finalize_fn(lambda: self._complete(folder, state, sums, began, writer))
             self._queue.schedule_async_request(request)
             self._writing = folder
         return folder
@@ -150,7 +152,12 @@ class Saver:
                 raise self._failed(self._writing, error, writer) from error
 
     def _complete(
-        self, folder: Path, state: CheckpointState, sums: dict[str, str] | None, began: float
+        self,
+        folder: Path,
+        state: CheckpointState,
+        sums: dict[str, str] | None,
+        began: float,
+        writer: BackgroundWriter | None = None,
     ) -> None:
         """Hash the files on all ranks and write the manifest; only now is it a checkpoint."""
         with _same_error_on_all(folder):
@@ -164,7 +171,7 @@ class Saver:
                     self.keep_ledger(state.ledger, state.position)
                 for file in self.companions:
                     shutil.copyfile(file, folder / file.name)
-            written = written_here(folder)
+            written = written_here(folder, writer.hashed() if writer else None)
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, written)
         with _same_error_on_all(folder):

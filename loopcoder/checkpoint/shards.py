@@ -26,14 +26,24 @@ class Written:
     entries: dict[str, FileEntry]
 
 
-def written_here(folder: Path) -> Written:
+def written_here(folder: Path, hashed: Mapping[str, FileEntry] | None = None) -> Written:
     """Sync and hash the shards of this rank, and on rank 0 everything that is no shard.
 
     Every rank sees at least its own files at once, whatever disk that is.
+
+    Args:
+        hashed: Entries of shards that their writer has synced and hashed already.
     """
-    rank = dist.get_rank()
+    rank, known = dist.get_rank(), hashed or {}
     mine = [path for path in sorted(folder.iterdir()) if _writer(path.name) == rank]
-    return Written(socket.gethostname(), {path.name: synced_entry(path) for path in mine})
+    entries = {path.name: known.get(path.name) or synced_entry(path) for path in mine}
+    return Written(socket.gethostname(), entries)
+
+
+def shard_entries(folder: Path, rank: int) -> dict[str, FileEntry]:
+    """Sync and hash the shards that a rank has written."""
+    shards = (path for path in sorted(folder.iterdir()) if _SHARD.fullmatch(path.name))
+    return {path.name: synced_entry(path) for path in shards if _writer(path.name) == rank}
 
 
 def _writer(name: str) -> int:

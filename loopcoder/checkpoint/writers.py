@@ -16,11 +16,14 @@ import logging
 import multiprocessing
 import queue
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
+from loopcoder.checkpoint.shards import shard_entries
 from loopcoder.storage.disk import free_bytes
+from loopcoder.storage.files import FileEntry
 from loopcoder.storage.process import exit_with_parent, use_short_socket_paths
 from loopcoder.storage.signals import ignore_requests, requests_held_back
 
@@ -50,15 +53,26 @@ def say_once_that_the_disk_is_full(folder: Path) -> None:
 
 
 class BackgroundWriter:
-    """A writer's work, bound to the life of the trainer (picklable, as megatron wants it)."""
+    """A writer's work, bound to the life of the trainer: it writes the shards of a rank, and hashes
+    them so that training need not wait for that."""
 
-    def __init__(self, write: Callable[..., Any]):
-        self.write = write
+    def __init__(self, write: Callable[..., Any], folder: Path, rank: int):
+        self.write, self.folder, self.rank = write, folder, rank
+        self._hashed, self._tell = multiprocessing.Pipe(duplex=False)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Do the work, in a process that was forked."""
         ignore_requests()  # the trainer stops when this save is complete
         exit_with_parent()
-        return self.write(*args, **kwargs)
+        self.write(*args, **kwargs)
+        with suppress(OSError):  # the trainer reads them itself, and says what is wrong
+            self._tell.send(shard_entries(self.folder, self.rank))
+
+    def hashed(self) -> dict[str, FileEntry]:
+        """Return the entries of the shards once their writer has ended; without those that it could
+        not read."""
+        found: dict[str, FileEntry] = self._hashed.recv() if self._hashed.poll() else {}
+        return found
 
 
 def _serve() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import random
 import signal
 import tempfile
 from pathlib import Path
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import loopcoder.train  # noqa: F401 - so that megatron-core can be imported
-from loopcoder.checkpoint import writers
+from loopcoder.checkpoint import shards, writers
 from loopcoder.checkpoint.writers import use_result_queue
+from loopcoder.storage.files import FileEntry, fault_of
 from loopcoder.storage.signals import ASKS
 
 
@@ -76,7 +78,7 @@ def test_the_queue_outlives_signals_to_the_whole_job() -> None:
         use_result_queue(background=False)
 
 
-def test_a_writer_outlives_signals_to_the_whole_job() -> None:
+def test_a_writer_outlives_signals_to_the_whole_job(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     writing, go_on = context.Event(), context.Event()
 
@@ -84,7 +86,7 @@ def test_a_writer_outlives_signals_to_the_whole_job() -> None:
         writing.set()
         go_on.wait(60)
 
-    process = context.Process(target=writers.BackgroundWriter(write))
+    process = context.Process(target=writers.BackgroundWriter(write, tmp_path, 0))
     process.start()
     assert writing.wait(60) and process.pid
     for number in ASKS:
@@ -92,3 +94,38 @@ def test_a_writer_outlives_signals_to_the_whole_job() -> None:
     go_on.set()
     process.join(60)
     assert process.exitcode == 0
+
+
+def test_a_writer_hashes_what_it_wrote(tmp_path: Path, seed: int) -> None:
+    """Reading a checkpoint again takes seconds, in which no step would be trained."""
+    content = random.Random(seed).randbytes(5000)
+
+    def write() -> None:
+        for name in ("__1_0.distcp", "__1_1.distcp", "__11_0.distcp", ".metadata"):
+            (tmp_path / name).write_bytes(content + name.encode())
+
+    writer = writers.BackgroundWriter(write, tmp_path, 1)
+    process = multiprocessing.get_context("fork").Process(target=writer)
+    process.start()
+    process.join(60)
+    found = writer.hashed()
+    assert set(found) == {"__1_0.distcp", "__1_1.distcp"}
+    assert all(fault_of(tmp_path / name, entry) is None for name, entry in found.items())
+
+
+def test_the_trainer_reads_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards.dist, "get_rank", lambda: 1)
+    for name in ("__1_0.distcp", "__1_1.distcp", "__0_0.distcp"):
+        (tmp_path / name).write_bytes(b"x")
+    hashed: FileEntry = {"bytes": 1, "xxh3_128": "as the writer says"}
+    found = shards.written_here(tmp_path, {"__1_0.distcp": hashed}).entries
+    assert found.keys() == {"__1_0.distcp", "__1_1.distcp"}
+    assert found["__1_0.distcp"] == hashed and found["__1_1.distcp"] != hashed
+
+
+def test_a_writer_that_fails_has_hashed_nothing(tmp_path: Path) -> None:
+    writer = writers.BackgroundWriter(lambda: None, tmp_path / "gone", 0)
+    process = multiprocessing.get_context("fork").Process(target=writer)
+    process.start()
+    process.join(60)
+    assert writer.hashed() == {} and process.exitcode == 0
