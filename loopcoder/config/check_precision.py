@@ -43,6 +43,13 @@ def check_precision(config: Config, backends: Backends) -> Iterator[Problem]:
             "other gradients the second time",
             "faults.replay_interval=null, or precision=fp8_tensorwise",
         )
+    replays = config.faults.replay_interval
+    if replays is not None and backends.has_gpu and not config.train.deterministic:
+        yield Problem(
+            f"faults.replay_interval={replays} with train.deterministic=false",
+            "kernels that sum in another order each time give other bits without any fault",
+            "train.deterministic=true, or faults.replay_interval=null",
+        )
     yield from _kernels(config, backends)
     yield from _bf16_layers(config)
     if not name.startswith("fp8"):

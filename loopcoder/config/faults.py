@@ -32,4 +32,4 @@ class FaultsConfig:
     before each checkpoint as well. One replica alone has nothing to compare. null: never."""
     replay_interval: PositiveInt | None = None
     """Steps between those whose gradients every rank computes three times, twice to compare them
-    bit for bit; null: none. It needs kernels that give the same bits each time."""
+    bit for bit; null: none. On a GPU it needs train.deterministic."""

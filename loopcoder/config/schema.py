@@ -346,6 +346,9 @@ class TrainConfig:
     then counts. Once they are settled it changes nothing."""
     batch_ramp: BatchRampConfig | None = None
     """Grow the global batch at the beginning; null: constant."""
+    deterministic: Annotated[bool, Changes("numbers", since="2026-11-30")] = False
+    """Use kernels on a GPU that give the same bits each time, so that a run that is resumed equals
+    one that never stopped bit for bit; slower. On a CPU that is always so."""
 
 
 @dataclass(frozen=True, config=STRICT)

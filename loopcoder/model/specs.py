@@ -69,6 +69,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         pipeline_model_parallel_size=parallel.pp,
         context_parallel_size=parallel.cp,
         sequence_parallel=parallel.sp,
+        deterministic_mode=config.train.deterministic,
         # The loss contract: a sum over valid tokens over their number in the whole global batch.
         calculate_per_token_loss=True,
         # Weights are drawn by model/init.py, the same in every layout.

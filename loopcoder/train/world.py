@@ -30,6 +30,7 @@ from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.parallel import mcore
 from loopcoder.parallel.peers import was_lost
 from loopcoder.storage.run_lock import only_run_in
+from loopcoder.train.deterministic import use_deterministic_algorithms
 from loopcoder.train.loop import Run
 from loopcoder.train.provenance import Launch
 from loopcoder.train.signals import StopSignal
@@ -56,6 +57,8 @@ def train(
             held.enter_context(in_use(folder))
         stop, watch = StopSignal(is_starting=True), Watch(run_dir, rank, config.parallel)
         held.callback(watch.close)
+        if config.train.deterministic:
+            use_deterministic_algorithms()
         parallel = config.parallel
         peers = mcore.start_processes(parallel.timeout_s, parallel.report_after_s)
         held.callback(mcore.shutdown)

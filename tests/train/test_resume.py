@@ -102,11 +102,11 @@ def test_kill_and_stop(start: Start, tmp_path: Path, uninterrupted: Path, seed: 
 def test_background_saves_resume_alike(start: Start, tmp_path: Path) -> None:
     """Saved in the background, in bf16: the checkpoint is complete and continues like a
     saved-at-once one."""
-    finish(start(tmp_path / "whole", "train.max_steps=8", "precision=bf16"))
+    shared = ["train.max_steps=8", "precision=bf16", "train.deterministic=true"]
+    finish(start(tmp_path / "whole", *shared))
     run_dir = tmp_path / "run"
     options = [
-        "train.max_steps=8",
-        "precision=bf16",
+        *shared,
         "checkpoint.async_save=true",
         "checkpoint.interval=4",
     ]
