@@ -57,7 +57,7 @@ def test_two_processes_equal_one(fp32: dict[str, Any], name: str) -> None:
     check(fp32[name])
 
 
-@pytest.mark.dist
+@pytest.mark.dist_full
 @pytest.mark.parametrize("name", [c.name for c in BF16])
 def test_two_processes_change_bf16_no_more_than_bf16_does(bf16: dict[str, Any], name: str) -> None:
     check_bf16(bf16[name])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import pytest
@@ -54,7 +53,6 @@ CASES = {
     world: [case(name, v) for name in LAYOUTS if LAYOUTS[name][0] == world for v in VARIANTS]
     for world in (2, 4)
 }
-FAST = [case(n, v) for n, v in zip(LAYOUTS, cycle(VARIANTS), strict=False) if LAYOUTS[n][0] == 2]
 
 
 @dataclass(frozen=True)
@@ -160,20 +158,9 @@ def leaks(world: int, cases: list[Case], count: int) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def fast() -> dict[str, list[str]]:
-    return leaks(2, FAST, 2)
-
-
-@pytest.fixture(scope="module")
 def full() -> dict[str, list[str]]:
     microbatches = ROWS // MICRO_BATCH
     return leaks(2, CASES[2], microbatches) | leaks(4, CASES[4], microbatches)
-
-
-@pytest.mark.dist
-@pytest.mark.parametrize("name", [c.name for c in FAST])
-def test_nothing_leaks(fast: dict[str, list[str]], name: str) -> None:
-    assert not fast[name]
 
 
 @pytest.mark.dist_full
