@@ -28,7 +28,7 @@ from loopcoder.data.manifest import check_domains
 from loopcoder.data.own_sets import check_own_folders, own_folders
 from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import EXIT_DONE, InputError, counted
-from loopcoder.metrics.sinks import OWN_SET
+from loopcoder.metrics.words import OWN_SET
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from loopcoder.cli.options import parse_options
 from loopcoder.cli.run_folders import RunFolder, differences, find_runs, labels, read_run
 from loopcoder.config.identity import numbers
 from loopcoder.errors import EXIT_DONE, InputError
-from loopcoder.metrics.sinks import human
 from loopcoder.metrics.sweep import report_sweep
 from loopcoder.metrics.sweep_rows import SweptRun, row_of
+from loopcoder.metrics.words import human
 from loopcoder.storage.files import in_words
 
 HELP = """\

@@ -21,7 +21,7 @@ from loopcoder.metrics.drawing import (
     series,
     style,
 )
-from loopcoder.metrics.sinks import OWN_SET, VAL_DOMAIN, human, run_title
+from loopcoder.metrics.words import OWN_SET, VAL_DOMAIN, human, run_title
 from loopcoder.metrics.writer import METRICS_FILE, Record, merge_by_step, read_metrics
 
 if TYPE_CHECKING:

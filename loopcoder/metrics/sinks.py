@@ -6,27 +6,18 @@ raises ends that sink only (see MetricsWriter).
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import secrets
-import sys
-import time
 from collections.abc import Callable, Mapping
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol
 
 from loopcoder.backends import Backends
 from loopcoder.config.schema import LoggingConfig
 from loopcoder.errors import InputError
-
-Record = Mapping[str, Any]
-
-VAL_DOMAIN = re.compile(r"val/loss/(?!(?:loop|len)\d+$)([^/]+)")
-"""The name of a domain's validation loss."""
-OWN_SET = re.compile(r"val/(?!loss/)([^/]+)/loss")
-"""The name of the loss on a validation set of one's own (`eval.corpora`)."""
+from loopcoder.metrics.progress import ProgressSink
+from loopcoder.metrics.words import Record, run_title
 
 _log = getLogger(__name__)
 
@@ -95,223 +86,6 @@ def build_sinks(
             )
         )
     return sinks
-
-
-def run_title(config: Mapping[str, Any]) -> str:
-    """Return "<model> R=<loops>" for headings; "run" where the config does not say."""
-    model = config.get("model") or {}
-    loops = model.get("num_loops")
-    return " ".join([str(model.get("name", "run")), *([f"R={loops}"] if loops is not None else [])])
-
-
-class ProgressSink:
-    """Show the run: a live bar on a terminal, else a plain line now and then; every evaluation.
-
-    A log file (torchrun, CI) gets a line at the first and last step and at most every `every_s`
-    seconds between.
-    """
-
-    def __init__(
-        self,
-        max_steps: int,
-        *,
-        start_step: int = 0,
-        title: str = "run",
-        stream: TextIO | None = None,
-        every_s: float = 10.0,
-        rich_installed: bool = True,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self._max_steps = max_steps
-        self._stream = stream or sys.stdout
-        self._every_s = every_s
-        self._clock = clock
-        self._eta = _Eta(max_steps)
-        self._latest: dict[str, Any] = {}
-        self._last_print = -math.inf
-        live = rich_installed and self._stream.isatty()
-        self._bar = _LiveBar(max_steps, start_step, title, self._stream) if live else None
-
-    def log(self, record: Record) -> None:
-        now = self._clock()
-        self._latest.update(record)
-        step = record["step"]
-        if "loss" in record:
-            self._eta.update(step, now)
-            fields = describe(self._latest, self._max_steps, self._eta.seconds)
-            if self._bar is not None:
-                self._bar.update(step, fields)
-            elif now - self._last_print >= self._every_s or step >= self._max_steps:
-                self._print("  ".join([f"step {step}/{self._max_steps}", *fields]))
-                self._last_print = now
-        if "val/loss" in record:
-            self._print(describe_evaluation(record))
-
-    def event(self, kind: str, **fields: Any) -> None:
-        if kind in _SAID_OTHERWISE:
-            return
-        if kind == "checkpoint_saved":
-            size, took = human(fields["bytes"]), fields["seconds"]
-            seconds = duration(took) if took >= 10 else f"{took:.1f} s"
-            self._print(f"saved step {fields['step']} ({size}B, {seconds})")
-            return
-        values = (f"{k}={v}" for k, v in fields.items() if isinstance(v, str | int | float))
-        self._print(" ".join([f"[{kind}]", *values]))
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def _print(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.print(line)
-        else:
-            print(line, file=self._stream, flush=True)
-
-
-_SAID_OTHERWISE = (
-    "run_started",
-    "run_starts",
-    "run_continues",
-    "run_diverged",
-    "run_rewound",
-    "run_done",
-    "note",
-    "metrics_resumed",
-    "checkpoint_incomplete",
-    "checkpoint_deleted",
-    "checkpoint_set_aside",
-)
-"""Events that are for the record, or that the run says in a sentence."""
-
-
-class _LiveBar:
-    """A bar and a line of numbers below it, redrawn in place by rich."""
-
-    def __init__(self, max_steps: int, start_step: int, title: str, stream: TextIO):
-        from rich.console import Console, Group
-        from rich.live import Live
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.text import Text
-
-        self._console = Console(file=stream, highlight=False)
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.percentage:3.0f}%"),
-            console=self._console,
-            expand=True,
-        )
-        self._task = self._bar.add_task(title, total=max_steps, completed=start_step)
-        self._numbers = Text(style="dim")
-        self._live = Live(
-            Group(self._bar, self._numbers), console=self._console, refresh_per_second=4
-        )
-        self._live.start()
-
-    def update(self, step: int, fields: list[str]) -> None:
-        self._bar.update(self._task, completed=step)
-        self._numbers.plain = "  ".join(fields)
-
-    def print(self, line: str) -> None:
-        self._console.print(line, markup=False)
-
-    def close(self) -> None:
-        self._live.stop()
-
-
-class _Eta:
-    """Seconds left, by the mean pace of this session with its evaluations and checkpoints."""
-
-    def __init__(self, max_steps: int):
-        self._max_steps = max_steps
-        # The first record starts the clock: the step before it includes compilation and warm-up.
-        self._first: tuple[int, float] | None = None
-        self.seconds: float | None = None
-
-    def update(self, step: int, now: float) -> None:
-        if self._first is None:
-            self._first = (step, now)
-            return
-        first_step, start = self._first
-        if step > first_step:
-            self.seconds = (now - start) / (step - first_step) * max(0, self._max_steps - step)
-
-
-def describe(record: Record, max_steps: int, eta_s: float | None) -> list[str]:
-    """Return the numbers of a record that are there as short texts, with their units."""
-    texts = [
-        text.format(record[key])
-        for key, text in (
-            ("loss", "loss {:.4f}"),
-            ("val/loss", "val {:.4f}"),
-            ("grad_norm", "grad {:.3g}"),
-            ("lr", "lr {:.2e}"),
-        )
-        if record.get(key) is not None
-    ]
-    if (rate := record.get("tokens_per_s")) is not None:
-        texts.append(f"{human(rate)} tok/s")
-    if (causal := record.get("mfu_causal")) is not None:
-        full = record.get("mfu_full", math.nan)
-        texts.append(f"MFU {causal:.1%} causal, {full:.1%} full")
-    if (wait := record.get("data_wait_s")) is not None and record.get("step_time_s"):
-        texts.append(f"data wait {wait / record['step_time_s']:.1%}")
-    if (memory := record.get("memory_bytes")) is not None:
-        texts.append(f"mem {memory / 2**30:.2f} GiB")
-    if record.get("skipped"):
-        texts.append(f"skipped {record['skipped']}")
-    if eta_s is not None and record["step"] < max_steps:
-        texts.append(f"ETA {duration(eta_s)}")
-    return texts
-
-
-def describe_evaluation(record: Record) -> str:
-    """Return one line with the validation loss, in all, by domain and by loop."""
-    texts = [f"eval step {record['step']}: val {record['val/loss']:.4f}"]
-    domains, loops, lengths, own_sets = [], [], [], []
-    for key, value in record.items():
-        if match := re.fullmatch(r"val/loss/loop(\d+)", key):
-            loops.append((int(match[1]), value))
-        elif match := re.fullmatch(r"val/loss/len(\d+)", key):
-            lengths.append((int(match[1]), value))
-        elif match := OWN_SET.fullmatch(key):
-            own_sets.append(f"{match[1]} {value:.4f}")
-        elif match := VAL_DOMAIN.fullmatch(key):
-            bpb = record.get(f"val/bpb/{match[1]}")
-            domains.append(f"{match[1]} {value:.4f}" + (f" ({bpb:.3f} bits/byte)" if bpb else ""))
-    if domains:
-        texts.append("  ".join(domains))
-    if own_sets:
-        texts.append("  ".join(own_sets))
-    if len(loops) > 1:
-        texts.append("by loop " + " -> ".join(f"{value:.4f}" for _, value in sorted(loops)))
-    if lengths:
-        texts.append("by length " + "  ".join(f"{n}: {loss:.4f}" for n, loss in sorted(lengths)))
-    return "  |  ".join(texts)
-
-
-def human(number: float) -> str:
-    """Return a number with three digits and k, M, B or T: 12345 -> 12.3k."""
-    for unit in ("", "k", "M", "B"):
-        if abs(number) < 999.5:
-            return f"{number:.3g}{unit}"
-        number /= 1000
-    return f"{number:.3g}T"
-
-
-def duration(seconds: float) -> str:
-    """Return 45s, 3m10s, 2h05m or 4d03h."""
-    s = round(seconds)
-    if s < 60:
-        return f"{s}s"
-    if s < 3600:
-        return f"{s // 60}m{s % 60:02d}s"
-    if s < 86400:
-        return f"{s // 3600}h{s % 3600 // 60:02d}m"
-    return f"{s // 86400}d{s % 86400 // 3600:02d}h"
 
 
 class WandbSink:

@@ -20,8 +20,8 @@ from loopcoder.metrics.drawing import (
 )
 from loopcoder.metrics.loops import differs_in_loops_only
 from loopcoder.metrics.seeds import Mean
-from loopcoder.metrics.sinks import human
 from loopcoder.metrics.sweep_rows import PointRow
+from loopcoder.metrics.words import human
 from loopcoder.metrics.writer import METRICS_FILE, Record, merge_by_step, read_metrics
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loopcoder.config.schema import Config, ModelConfig
 from loopcoder.metrics.seeds import BySeed, Mean, mean_of, paired_difference
-from loopcoder.metrics.sinks import VAL_DOMAIN
+from loopcoder.metrics.words import VAL_DOMAIN
 from loopcoder.metrics.writer import METRICS_FILE, merge_by_step, read_metrics
 
 

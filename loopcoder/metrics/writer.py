@@ -13,16 +13,14 @@ import contextlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loopcoder.errors import InputError, LoopcoderError, Problem
-from loopcoder.storage.disk import full_disk_raises
+from loopcoder.errors import InputError, Problem
+from loopcoder.metrics.lines import LineFile, Record, disk_full_is_an_error, parse
 from loopcoder.storage.files import whole_file
 
 if TYPE_CHECKING:
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
-
-Record = dict[str, Any]
 
 FIELDS = {
     "step": "optimizer steps done, this one included",
@@ -116,8 +112,8 @@ class MetricsWriter:
             moved_to = _move_aside(metrics)
         elif metrics.exists():
             cut = truncate_after(metrics, resume_step)
-        self._events = _LineFile(run_dir / EVENTS_FILE)
-        self._metrics = _LineFile(metrics)
+        self._events = LineFile(run_dir / EVENTS_FILE)
+        self._metrics = LineFile(metrics)
         if moved_to is not None:
             self.event("metrics_moved", to=moved_to.name)
         if resume_step is not None:
@@ -218,9 +214,9 @@ def truncate_after(path: Path, step: int) -> Cut:
     kept = unreadable = 0
     last_kept: int | None = None
     discarded: list[int] = []
-    with _disk_full_is_an_error(path), path.open("rb") as old, whole_file(path) as new:
+    with disk_full_is_an_error(path), path.open("rb") as old, whole_file(path) as new:
         for line in old:
-            record = _parse(line)
+            record = parse(line)
             if record is None or type(record.get("step")) is not int:
                 unreadable += 1
             elif record["step"] > step:
@@ -254,7 +250,7 @@ def read_metrics(path: Path) -> list[Record]:
     bad: list[int] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            record = _parse(line)
+            record = parse(line)
             if record is not None:
                 records.append(
                     {
@@ -286,53 +282,6 @@ def merge_by_step(records: Iterable[Mapping[str, Any]]) -> list[Record]:
     return [merged[step] for step in sorted(merged)]
 
 
-class _LineFile:
-    """A file of JSON lines, opened for appending; what a killed process tore is cut off."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        _cut_torn_tail(self._fd)
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        start = os.fstat(self._fd).st_size
-        with _disk_full_is_an_error(self._path):
-            try:
-                # Unbuffered, and one system call as long as the disk has room: a kill falls before
-                # or after it.
-                written = os.write(self._fd, line)
-                while written < len(line):
-                    written += os.write(self._fd, line[written:])
-            except OSError:
-                os.ftruncate(self._fd, start)
-                raise
-
-    def sync(self) -> None:
-        with _disk_full_is_an_error(self._path):
-            os.fsync(self._fd)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-def _cut_torn_tail(fd: int) -> None:
-    """Cut the file after its last newline."""
-    end = os.fstat(fd).st_size
-    position = end
-    while position > 0:
-        start = max(0, position - 4096)
-        newline = os.pread(fd, position - start, start).rfind(b"\n")
-        if newline >= 0:
-            position = start + newline + 1
-            break
-        position = start
-    if position < end:
-        os.ftruncate(fd, position)
-
-
 def _move_aside(path: Path) -> Path | None:
     """Rename `path` to the first free metrics.<n>.jsonl; None when there is nothing to keep."""
     if not path.exists() or path.stat().st_size == 0:
@@ -360,25 +309,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         return _plain(value.item())
     raise TypeError(f"cannot log {value!r} of type {type(value).__name__}")
-
-
-def _parse(line: bytes) -> Record | None:
-    """Parse one line; None when it is no JSON object. A torn one lacks its last brace."""
-    try:
-        record = json.loads(line)
-    except ValueError:  # JSONDecodeError and UnicodeDecodeError
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _disk_full_is_an_error(path: Path) -> AbstractContextManager[None]:
-    """Say how to go on after 'no space left' and 'quota exceeded'."""
-    return full_disk_raises(
-        path.parent,
-        lambda fact: LoopcoderError.of(
-            f"{path} could not be written: {fact}",
-            "metrics.jsonl must hold every step of the curve",
-            "free space there (checkpoint.keep=N keeps fewer checkpoints), then start the same "
-            "command again: it resumes from the newest checkpoint",
-        ),
-    )

@@ -7,7 +7,7 @@ from loopcoder.data.blend import check_stages, epochs_at
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Position, position_at
 from loopcoder.errors import counted
-from loopcoder.metrics.sinks import human
+from loopcoder.metrics.words import human
 from loopcoder.model.flops import parameters, train_flops_per_token
 
 _EPOCHS = 4

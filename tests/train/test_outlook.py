@@ -11,7 +11,7 @@ import pytest
 from loopcoder.config.data import StageConfig
 from loopcoder.config.schema import BatchRampConfig
 from loopcoder.data.sampler import Position, advance
-from loopcoder.metrics.sinks import human
+from loopcoder.metrics.words import human
 from loopcoder.model.flops import train_flops_per_token
 from tests.configs import small_config
 
