@@ -19,7 +19,8 @@ from loopcoder.config.fields import as_override
 from loopcoder.config.identity import numbers
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
-from loopcoder.metrics.tail import newest_values
+from loopcoder.metrics.goodput import TIME_FILE
+from loopcoder.metrics.tail import newest_event, newest_values
 from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE
 from loopcoder.storage.files import size_of
 from loopcoder.storage.lock import is_held
@@ -28,6 +29,9 @@ _DEPTH = 4
 """Folders below a given one in which runs are looked for: runs/sweeps/HASH/POINT is a sweep's."""
 _MANY = 4
 """Differing fields above which a run's own are shown only where most runs have another value."""
+
+
+_SHOWN = ("step", "tokens", "loss", "val/loss", "goodput")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class RunFolder:
     tokens: int | None
     loss: float | None
     val_loss: float | None
+    goodput: float | None
+    """Share of its wall time that went into steps that count."""
+    stopped: str
+    """Why it ended last, if it is not finished; empty: that is not known."""
     bytes: int
     """Of the whole folder."""
     checkpoint_bytes: int
@@ -112,7 +120,7 @@ def read_run(run_dir: Path) -> RunFolder:
     """
     saved = layout.complete(run_dir / "checkpoints")
     config = _config_of(run_dir, saved)
-    newest = newest_values(run_dir / METRICS_FILE, ("step", "tokens", "loss", "val/loss"))
+    newest = newest_values(run_dir / METRICS_FILE, _SHOWN)
     saved_step = saved[-1].step if saved else None
     step = max(int(newest.get("step", 0)), saved_step or 0)
     if is_held(run_dir / ".lock"):
@@ -132,10 +140,21 @@ def read_run(run_dir: Path) -> RunFolder:
         tokens=int(newest["tokens"]) if "tokens" in newest else None,
         loss=newest.get("loss"),
         val_loss=newest.get("val/loss"),
+        goodput=newest.get("goodput"),
+        stopped=_why_stopped(run_dir) if state in ("stopped", "never saved") else "",
         bytes=size_of(run_dir),
         checkpoint_bytes=size_of(run_dir / "checkpoints"),
         written=max([*written, *(c.path.stat().st_mtime for c in saved[-1:])]),
     )
+
+
+def _why_stopped(run_dir: Path) -> str:
+    event = newest_event(run_dir / EVENTS_FILE, ("run_started", "run_stopped", "run_done")) or {}
+    if event.get("kind") == "run_stopped":
+        return f"{event.get('why')} (exit code {event.get('exit_code')})"
+    # versions that kept no account of their time did not say why they stopped either
+    was_killed = event.get("kind") == "run_started" and (run_dir / TIME_FILE).exists()
+    return "killed, or its machine failed: it left no word" if was_killed else ""
 
 
 def _config_of(run_dir: Path, saved: Sequence[layout.Checkpoint]) -> Config | None:

@@ -16,13 +16,14 @@ from loopcoder.cli.options import parse_options
 from loopcoder.cli.run_folders import RunFolder, differences, find_runs, labels, read_run
 from loopcoder.config.identity import numbers
 from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.metrics.goodput import account_of, read_marks
 from loopcoder.metrics.sweep import report_sweep
 from loopcoder.metrics.sweep_rows import SweptRun, row_of
 from loopcoder.metrics.words import human
 from loopcoder.storage.files import in_words
 
 HELP = """\
-List run folders: how far each run came, how good it is, in what it differs, how large it is.
+List run folders: how far each run came, how good it is, why it ended, in what it differs.
 
 usage: loopcoder runs [DIR...] [--json]
        loopcoder runs [DIR...] --table FOLDER
@@ -37,6 +38,8 @@ states:
   finished      it reached train.max_steps
   stopped       it has a checkpoint; the command that started it continues it
   never saved   it has none; that command starts it anew
+
+goodput is the share of a run's wall time since its first start that went into steps that count.
 
   --json          one list of objects, with every differing field and sizes in bytes
   --table FOLDER  write sweep.md, sweep.json and sweep.png there; seeds of one config are one row"""
@@ -76,7 +79,7 @@ def _unreadable(run_dir: Path, error: Exception) -> None:
 
 def _listing(found: Sequence[RunFolder], differing: Sequence[str]) -> str:
     header = ["state", "step", "tokens", "loss", "val/loss", "R"]
-    header += ["size", "checkpoints", "last written"]
+    header += ["goodput", "size", "saved", "last written"]
     entries = [
         Listed(
             str(entry.run_dir),
@@ -87,11 +90,13 @@ def _listing(found: Sequence[RunFolder], differing: Sequence[str]) -> str:
                 _number(entry.loss, ".4f"),
                 _number(entry.val_loss, ".4f"),
                 str(entry.config.model.num_loops) if entry.config else "-",
+                "-" if entry.goodput is None else f"{entry.goodput:.0%}",
                 in_words(entry.bytes),
                 in_words(entry.checkpoint_bytes),
                 f"{datetime.fromtimestamp(entry.written):%Y-%m-%d %H:%M}",
             ],
             text=label,
+            notes=[f"ended: {entry.stopped}"] if entry.stopped else [],
         )
         for entry, label in zip(found, differing, strict=True)
     ]
@@ -114,6 +119,9 @@ def _plain(entry: RunFolder, differing: dict[str, Any]) -> dict[str, Any]:
         "saved_step": entry.saved_step,
         "tokens": entry.tokens,
         **{k: str(v) if v and not math.isfinite(v) else v for k, v in losses.items()},
+        "goodput": entry.goodput,
+        "seconds": dict(account_of(read_marks(entry.run_dir)).seconds),
+        "stopped": entry.stopped or None,
         "num_loops": config.model.num_loops if config else None,
         "differs": differing,
         "bytes": entry.bytes,

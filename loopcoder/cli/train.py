@@ -11,6 +11,7 @@ import os
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -47,6 +48,9 @@ from loopcoder.plan.fit import check_run, needs
 from loopcoder.storage.folders import folder_for
 from loopcoder.storage.run_lock import refuse_second
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
+
+BEGAN_VARIABLE = "LOOPCODER_BEGAN"
+"""When the command was started, on the monotonic clock of the machine."""
 
 HELP = """\
 Train a model. Without arguments: a tiny one, on text and code that are already on this machine.
@@ -151,6 +155,7 @@ def _sweep(arguments: Arguments) -> int:
 
 
 def _train(arguments: Arguments) -> int:
+    _note_beginning()
     interrupted_by_signals("before the first step; the same command continues")
     # Read when CUDA starts: kernels then run in the order of their launches, on which megatron-core
     # relies to put communication under computation.
@@ -227,7 +232,8 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
         from loopcoder.train.world import train
 
     overrides = tuple(shlex.split(os.environ[OVERRIDES_VARIABLE]))
-    launch = Launch(overrides, is_point=FIRST_VARIABLE in os.environ)
+    began = float(os.environ[BEGAN_VARIABLE])
+    launch = Launch(overrides, is_point=FIRST_VARIABLE in os.environ, began=began)
     return train(config, corpus, backends, run_dir, launch)
 
 
@@ -261,6 +267,14 @@ def _without_unused_origin(config: Config, run_dir: Path) -> Config:
     if start is None or not start.resumes:
         return config
     return replace(config, checkpoint=replace(config.checkpoint, init_from=None))
+
+
+def _note_beginning() -> None:
+    """Note when the command began, for the account of a run's time; workers have it from their
+    parent, unless torchrun starts them again."""
+    is_worker = CONFIG_VARIABLE in os.environ and BEGAN_VARIABLE in os.environ
+    if not is_worker or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        os.environ[BEGAN_VARIABLE] = str(time.monotonic())
 
 
 def _have_a_user_name() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loopcoder.config.schema import Config
 from loopcoder.errors import counted
+from loopcoder.metrics.goodput import Account
 from loopcoder.metrics.writer import METRICS_FILE, read_metrics
 
 _OF_ONE_START = (
@@ -29,6 +30,7 @@ def print_summary(
     advice: str | None,
     val_loss: float | None,
     unigram_entropy: float | None,
+    account: Account,
     plots: Sequence[Path],
 ) -> None:
     """Print what came out and, as `advice`, what to try next.
@@ -44,6 +46,7 @@ def print_summary(
             f"{abs(unigram_entropy - val_loss):.2f} {side} the unigram entropy "
             f"{unigram_entropy:.2f}"
         )
+    print(f"time: {account}")
     for path in [*plots, run_dir / METRICS_FILE, run_dir / "checkpoints"]:
         print(f"  {path}")
     if advice is not None:

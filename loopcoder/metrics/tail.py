@@ -1,12 +1,13 @@
-"""The newest values of a metrics.jsonl, read from its end."""
+"""The newest values of a metrics.jsonl, and the newest event of an events.jsonl."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from loopcoder.metrics.lines import parse
 
 _BLOCK = 1 << 16
 _LIMIT = 1 << 22
@@ -40,14 +41,26 @@ def newest_values(path: Path, names: Collection[str]) -> dict[str, float]:
     return found
 
 
+def newest_event(path: Path, kinds: Collection[str]) -> dict[str, Any] | None:
+    """Return the newest event of one of these kinds, as far as the end of the file has one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        for block in _blocks_backwards(file):
+            for line in reversed(block.split(b"\n")):
+                if (event := parse(line)) is not None and event.get("kind") in kinds:
+                    return event
+    return None
+
+
 def _numbers(line: bytes) -> dict[str, float]:
     """Return the numbers of a line; what is not finite is written as a string."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return {}
     found: dict[str, float] = {}
-    for name, value in record.items() if isinstance(record, dict) else ():
+    for name, value in (parse(line) or {}).items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             found[name] = value
         elif value in ("nan", "inf", "-inf"):

@@ -52,6 +52,8 @@ FIELDS = {
     "batch_size": "sequences of the step's global batch",
     "step_time_s": "wall time per step",
     "data_wait_s": "part of step_time_s spent waiting for the batch",
+    "goodput": "share of the wall time since the run's first start that went into steps that count "
+    "(goodput.py)",
     "time": "when it was written, UTC (ISO 8601)",
     "memory_bytes": "peak memory of the rank with most of it: on the GPU, or of its process",
     "val/loss": "sum over domains of their share of the data stage's mixture, by tokens, times "

@@ -31,6 +31,7 @@ from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.data.unigram import entropies_of
 from loopcoder.errors import OutOfMemory, Preempted, TrainingDiverged
+from loopcoder.metrics.goodput import TimeRecord
 from loopcoder.model.probe import probe_of
 from loopcoder.optim.optimizer import update
 from loopcoder.optim.schedule import learning_rate, vocabulary_share
@@ -54,7 +55,7 @@ from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
 from loopcoder.train.validation import EvaluationStopped, Evaluator, mixture_mean
 from loopcoder.train.verification import Verification
-from loopcoder.train.watch import DATA, EVALUATION, FIRST_STEP, SAVE, STEP, Watch
+from loopcoder.train.watch import COMPLETION, DATA, EVALUATION, FIRST_STEP, SAVE, STEP, Watch
 from loopcoder.train.window import Window, reduce_peak_memory
 
 
@@ -95,6 +96,13 @@ class Run:
         resume_step = resumed.step if resumed else None
         is_main = self.ranks.is_main
         self.writer = open_writer(config, backends, run_dir, resume_step) if is_main else None
+        begins_anew = not self.resumes and config.checkpoint.resume == "never"
+        self.times = TimeRecord(
+            run_dir if is_main else None,
+            watch.spent,
+            from_step=self.position.step,
+            anew=begins_anew,
+        )
         self._throughput = partial(throughput_of, config, backends, self.ranks, vocab_size)
         self._val: dict[str, float] = {}
         self._unigram_entropies: dict[str, float] = {}
@@ -121,6 +129,7 @@ class Run:
             self.event("run_diverged", step=self.position.step)  # a sweep goes on after it
             raise
         finally:
+            self.times.close(self.position.step)
             if self.writer is not None:
                 self.writer.close()
 
@@ -152,7 +161,8 @@ class Run:
                 self.accounts.add(data.label_tokens)
                 if due.compares_after(config, step):
                     compare_replicas(self.state, step, self.event)
-                self.saver.poll()
+                with self.watch.within(COMPLETION):
+                    self.saver.poll()
                 if self.verification.found_fault:
                     self.stop.name = "a damaged shard"
                 if loader.error is not None:  # what is trained is saved before it is raised
@@ -261,6 +271,7 @@ class Run:
                     "step": data.after.step,
                     "tokens": data.after.tokens,
                     **timing,
+                    **self.times.fields(data.after.step),
                     **fields,
                     "samples": data.after.samples,
                     "stage": data.before.stage,
@@ -311,6 +322,7 @@ class Run:
         self._owes_save = False
         if self.config.faults.compare_interval is not None:
             compare_replicas(self.state, self.position.step, self.event)
+        self.times.mark(self.position.step, sync=True)
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
         state = CheckpointState(
@@ -385,7 +397,9 @@ class Run:
         self.event("run_done", step=self.position.step)
         self.writer.close()
         losses = self._val.get("val/loss"), self._unigram_entropy
-        print_end(self.config, self.backends, self.run_dir, self.launch, self.position, *losses)
+        account = self.times.account()
+        end = (self.config, self.backends, self.run_dir, self.launch, self.position)
+        print_end(*end, *losses, account)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Record an event (rank 0)."""

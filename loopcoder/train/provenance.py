@@ -8,7 +8,7 @@ import shlex
 import socket
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class Launch:
     """What was asked for on the command line, `--config-dir DIR` too."""
     is_point: bool = False
     """It is one run of a sweep."""
+    began: float | None = field(default=None, compare=False)
+    """When the command was started, on the monotonic clock of the machine; None: not known."""
 
 
 def provenance(overrides: Sequence[str], backends: Backends, world_size: int) -> dict[str, Any]:

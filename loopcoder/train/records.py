@@ -8,6 +8,7 @@ from pathlib import Path
 from loopcoder.backends import Backends
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import Position
+from loopcoder.metrics.goodput import Account
 from loopcoder.metrics.plots import plot_run
 from loopcoder.metrics.sinks import build_sinks
 from loopcoder.metrics.summary import next_command, print_summary
@@ -52,6 +53,7 @@ def print_end(
     position: Position,
     val_loss: float | None,
     unigram_entropy: float | None,
+    account: Account,
 ) -> None:
     """Draw the curves of a run that is done, and print what came out (rank 0)."""
     plots = config.logging.plots and backends.has("matplotlib")
@@ -64,5 +66,6 @@ def print_end(
         advice=None if is_beside else next_command(config, launch.overrides),
         val_loss=val_loss,
         unigram_entropy=unigram_entropy,
+        account=account,
         plots=plot_run(run_dir) if plots else [],
     )

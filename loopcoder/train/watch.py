@@ -19,12 +19,25 @@ from typing import NoReturn
 
 from loopcoder.config.schema import ParallelConfig
 from loopcoder.errors import EXIT_RETRY, record_exit
-from loopcoder.metrics.writer import append_event
+from loopcoder.metrics.goodput import DOWN, STEPS
+from loopcoder.metrics.writer import EVENTS_FILE, append_event
 from loopcoder.parallel.peers import END, SILENT_S, Peers
 from loopcoder.storage.signals import ASKS, name_of
 
 START, FIRST_STEP, STEP = "the start", "its first step", "a step"
 DATA, EVALUATION, SAVE = "waiting for data", "an evaluation", "a save"
+COMPLETION = "completing a save"
+_KINDS = {
+    START: "start",
+    FIRST_STEP: STEPS,
+    STEP: STEPS,
+    DATA: "data",
+    EVALUATION: "evaluation",
+    SAVE: "saving",
+    COMPLETION: "saving",
+    END: DOWN,
+}
+"""As what the time of a phase counts (`metrics.goodput`)."""
 _GRACE_S = {START: 4.0, FIRST_STEP: 12.0, DATA: 8.0, END: 28.0}
 """Seconds that a phase gets to end after a signal: there is nothing in it that could be saved."""
 _OTHER_GRACE_S = 20.0
@@ -43,12 +56,19 @@ class Watch:
     that lasts `parallel.timeout_s` is left with 75 too. Make and close it in the main thread.
     """
 
-    def __init__(self, run_dir: Path, rank: int, parallel: ParallelConfig):
+    def __init__(
+        self, run_dir: Path, rank: int, parallel: ParallelConfig, began: float | None = None
+    ):
+        """
+        Args:
+            began: When the command was started, on the monotonic clock; None: now.
+        """
         self._run_dir, self._rank, self._parallel = run_dir, rank, parallel
         self._phase, self._step, self._since = START, 0, time.monotonic()
+        self._spent = {START: 0.0 if began is None else max(0.0, self._since - began)}
         self._longest_s = 0.0
         self._asked: tuple[str, float] | None = None
-        self._reported = False
+        self._reported = self._has_left = False
         self._peers: Peers | None = None
         self._waits_for: list[str] = []
         self._asks_next = 0.0
@@ -68,7 +88,16 @@ class Watch:
         now = time.monotonic()
         if self._phase == STEP:
             self._longest_s = max(self._longest_s, now - self._since)
+        self._spent[self._phase] = self._spent.get(self._phase, 0.0) + now - self._since
         self._phase, self._step, self._since, self._reported = phase, step, now, False
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds of this process so far, by kind of `metrics.goodput`."""
+        seconds = dict.fromkeys(_KINDS.values(), 0.0)
+        running = {self._phase: time.monotonic() - self._since}
+        for phase, lasted in (*self._spent.items(), *running.items()):
+            seconds[_KINDS[phase]] += lasted
+        return seconds
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:
@@ -86,7 +115,12 @@ class Watch:
         self._peers = peers
 
     def leaves(self, why: str, code: int) -> None:
-        """Tell the other ranks why this one ends."""
+        """Tell the other ranks, and rank 0 the record of the run, why this one ends."""
+        if self._rank == 0 and not self._has_left and (self._run_dir / EVENTS_FILE).exists():
+            self._has_left = True
+            with suppress(OSError):
+                fields = {"step": self._step, "why": why, "exit_code": code}
+                append_event(self._run_dir, "run_stopped", **fields)
         if self._peers is not None:
             with self._lock, suppress(Exception):
                 self._peers.tell(self._phase, self._step, left=why, code=code)

@@ -55,7 +55,8 @@ def train(
             held.enter_context(only_run_in(run_dir))
         for folder in (*(m.dir for m in corpus.members), *own_folders(config).values()):
             held.enter_context(in_use(folder))
-        stop, watch = StopSignal(is_starting=True), Watch(run_dir, rank, config.parallel)
+        stop = StopSignal(is_starting=True)
+        watch = Watch(run_dir, rank, config.parallel, launch.began)
         held.callback(watch.close)
         if config.train.deterministic:
             use_deterministic_algorithms()

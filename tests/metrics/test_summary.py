@@ -8,12 +8,19 @@ from typing import Any
 import pytest
 
 from loopcoder.config.compose import compose
+from loopcoder.metrics.goodput import Account
 from loopcoder.metrics.summary import next_command, print_finished, print_summary
 
 
 def summary(capsys: pytest.CaptureFixture[str], **changes: Any) -> list[str]:
     fields: dict[str, Any] = dict(
-        steps=400, tokens=204_800, advice="try", val_loss=4.5, unigram_entropy=6.25, plots=[]
+        steps=400,
+        tokens=204_800,
+        advice="try",
+        val_loss=4.5,
+        unigram_entropy=6.25,
+        account=Account({"steps": 90, "start": 30}),
+        plots=[],
     )
     print_summary(Path("/runs/a"), **(fields | changes))
     return capsys.readouterr().out.splitlines()
@@ -24,6 +31,7 @@ def test_the_loss_stands_beside_the_entropy(capsys: pytest.CaptureFixture[str]) 
     assert lines[1:] == [
         "done: 400 steps, 204,800 tokens",
         "validation loss 4.500 nats per token, 1.75 under the unigram entropy 6.25",
+        "time: 75.0% of 2m00s in steps that count; start 25.0%",
         "  /runs/a/plots/loss.png",
         "  /runs/a/metrics.jsonl",
         "  /runs/a/checkpoints",
@@ -35,7 +43,7 @@ def test_the_loss_stands_beside_the_entropy(capsys: pytest.CaptureFixture[str]) 
 def test_without_an_evaluation_nothing_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
     lines = summary(capsys, val_loss=None, unigram_entropy=None)
     assert not any("validation" in line for line in lines)
-    assert len(lines) == 5
+    assert len(lines) == 6
 
 
 def test_no_advice_within_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
