@@ -128,6 +128,7 @@ def _alone() -> mcore.Ranks:
 
 def _state(checkpoint: Checkpoint, config: Config) -> TrainState:
     ranks = _alone()
+    from loopcoder.train.compute import ComputeTime
     from loopcoder.train.state import TrainState, build_network
 
     saved = checkpoint.state()
@@ -135,7 +136,8 @@ def _state(checkpoint: Checkpoint, config: Config) -> TrainState:
     network.set_rope_theta(config.stages[saved.position.stage].rope_theta)
     load_weights(checkpoint, network, None, config)
     network.eval()
-    return TrainState(ranks, mcore_config, network, ddp=None, optimizer=None, chunks=[])
+    compute = ComputeTime(ranks.device)
+    return TrainState(ranks, mcore_config, network, None, None, compute, chunks=[])
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from loopcoder.config.types import STRICT, NonNegativeInt, PositiveFloat, PositiveInt
@@ -30,6 +33,12 @@ class FaultsConfig:
     compare_interval: PositiveInt | None = 100
     """Steps between comparisons of what data-parallel replicas must have in common, bit for bit;
     before each checkpoint as well. One replica alone has nothing to compare. null: never."""
+    slow_rank: Annotated[float, Field(gt=1)] | None = 1.2
+    """By how many times the compute time of a rank is above the median of its pipeline stage before
+    it is named (event `slow_rank`); null: no rank is."""
+    slow_window: PositiveInt = 20
+    """Steps over which a rank's compute time is the median, at least; it is named when it is slow
+    in three such windows in a row."""
     replay_interval: PositiveInt | None = None
     """Steps between those whose gradients every rank computes three times, twice to compare them
     bit for bit; null: none. On a GPU it needs train.deterministic."""

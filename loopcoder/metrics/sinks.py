@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,7 +18,9 @@ from loopcoder.backends import Backends
 from loopcoder.config.schema import LoggingConfig
 from loopcoder.errors import InputError
 from loopcoder.metrics.progress import ProgressSink
+from loopcoder.metrics.tail import newest_values
 from loopcoder.metrics.words import Record, run_title
+from loopcoder.metrics.writer import METRICS_FILE
 
 _log = getLogger(__name__)
 
@@ -91,9 +94,11 @@ def build_sinks(
 class WandbSink:
     """Weights & Biases: its files under run_dir/wandb, the run's id in run_dir/wandb_id.
 
-    Offline touches no network; `wandb sync run_dir/wandb/offline-run-*` uploads later. A resumed
-    run keeps its id. The steps done again after a resume are there twice (wandb cannot take back a
-    point); metrics.jsonl has them once.
+    Offline touches no network; `wandb sync` uploads later, one folder of run_dir/wandb after the
+    other, for it may upload several in any order. wandb's own step is the step of the record. A
+    resumed run keeps its id. Where it has logged steps that are done again, it is rewound: wandb
+    takes them back on its server, at once or at the sync. Where that is refused at the start, the
+    rest is another run of the same group, so that no curve has a step twice.
     """
 
     def __init__(
@@ -114,11 +119,11 @@ class WandbSink:
 
         # Without this folder wandb falls back to a temporary one.
         (run_dir / "wandb").mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
+        name = run_dir.resolve().name
+        start = partial(
+            wandb.init,
             project=project,
-            name=run_dir.resolve().name,
-            id=_wandb_id(run_dir, fresh=resume_step is None),
-            resume="allow",
+            group=name,
             dir=run_dir,
             config=dict(config),
             settings=wandb.Settings(
@@ -133,18 +138,36 @@ class WandbSink:
                 x_save_requirements=False,
             ),
         )
-        # Steps as an axis of their own: wandb's counter may not go back, a resumed run does.
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
+        run_id = _wandb_id(run_dir, fresh=resume_step is None)
+        if resume_step is None or not _goes_back(run_dir, resume_step):
+            self._run = start(name=name, id=run_id, resume="allow")
+            return
+        try:
+            self._run = start(name=name, resume_from=f"{run_id}?_step={resume_step}")
+        except wandb.errors.Error as error:
+            _log.warning(
+                "wandb does not take back the steps after %d of run %s (%s): the rest is another "
+                "run of the group %s", resume_step, run_id, error, name,
+            )  # fmt: skip
+            new = _wandb_id(run_dir, fresh=True)
+            self._run = start(name=f"{name} from step {resume_step}", id=new, resume="allow")
 
     def log(self, record: Record) -> None:
-        self._run.log({k: v for k, v in record.items() if k != "time"})
+        fields = {k: v for k, v in record.items() if k != "time"}
+        self._run.log(fields, step=record["step"], commit=True)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Events are in events.jsonl only."""
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _goes_back(run_dir: Path, step: int) -> bool:
+    """Say whether later steps than this were logged; their lines are cut after the sinks are
+    built."""
+    newest = newest_values(run_dir / METRICS_FILE, ["step"])
+    return newest.get("step", 0) > step
 
 
 def _wandb_id(run_dir: Path, *, fresh: bool) -> str:

@@ -52,6 +52,11 @@ FIELDS = {
     "batch_size": "sequences of the step's global batch",
     "step_time_s": "wall time per step",
     "data_wait_s": "part of step_time_s spent waiting for the batch",
+    "compute_s": "part of step_time_s in a rank's own forward and backward passes, median over "
+    "ranks",
+    "compute_s/slowest": "the same of the rank that is slowest beside the others of its pipeline "
+    "stage",
+    "compute_s/slowest_rank": "which rank that is",
     "goodput": "share of the wall time since the run's first start that went into steps that count "
     "(goodput.py)",
     "time": "when it was written, UTC (ISO 8601)",

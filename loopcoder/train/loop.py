@@ -53,10 +53,11 @@ from loopcoder.train.signals import StopSignal
 from loopcoder.train.silent_errors import compare_replicas, replay
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
+from loopcoder.train.stragglers import Stragglers, gather, places_of
 from loopcoder.train.validation import EvaluationStopped, Evaluator, mixture_mean
 from loopcoder.train.verification import Verification
 from loopcoder.train.watch import COMPLETION, DATA, EVALUATION, FIRST_STEP, SAVE, STEP, Watch
-from loopcoder.train.window import Window, reduce_peak_memory
+from loopcoder.train.window import Window, peak_memory
 
 
 class Run:
@@ -89,6 +90,8 @@ class Run:
         position = start.checkpoint.state().position if start and start.goes_on else Position()
         self.position = enter_stage(config.stages, position)
         self.resumes = resumed is not None
+        self.stragglers = Stragglers(config.faults, places_of(self.ranks))
+        self._logged = self.position.step
         self.accounts = Accounts(ledger_of(start), corpus.labels, self.ranks)
         self.warmup = warmup_of(start, config)
         self._last_saved = self.position.step
@@ -241,7 +244,8 @@ class Run:
         theta = config.stages[data.before.stage].rope_theta
         self.state.network.set_rope_theta(theta)
         step = data.after.step
-        with named_out_of_memory(f"step {step}", smaller_step(config, self.run_dir)):
+        short = named_out_of_memory(f"step {step}", smaller_step(config, self.run_dir))
+        with short, self.state.compute.step():
             domains = len(self.corpus.domains)
             sums = forward_backward(self.state, data.microbatches, domains, probe, by_label)
         lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
@@ -258,7 +262,11 @@ class Run:
         self._check_health()
         fields = result.fields(self.corpus.domains)
         timing = window.measure(self._throughput(data.before.stage))
-        memory = reduce_peak_memory(self.ranks.device)
+        device = self.ranks.device
+        memory, compute = gather([peak_memory(device), self.state.compute.take()], device)
+        for slow in self.stragglers.judge(self._logged, data.after.step, compute):
+            self.event("slow_rank", **vars(slow))
+        self._logged = data.after.step
         self.verification.tell_finished(data.after.step, self.event)
         broken_off = False
         if evaluate:
@@ -276,7 +284,8 @@ class Run:
                     "samples": data.after.samples,
                     "stage": data.before.stage,
                     "batch_size": data.size,
-                    "memory_bytes": memory,
+                    "memory_bytes": int(max(memory)),
+                    **self.stragglers.fields(compute),
                     "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                     **(self._validation(data.before.stage) if evaluate else {}),
                 }

@@ -23,6 +23,7 @@ from loopcoder.parallel.layout import stage_layers
 from loopcoder.parallel.mcore import Ranks
 from loopcoder.parallel.schedule import LoopChunk, build_chunks
 from loopcoder.parallel.shift import position_before
+from loopcoder.train.compute import ComputeTime
 
 
 @dataclass
@@ -35,6 +36,8 @@ class TrainState:
     ddp: Any
     """megatron-core's DistributedDataParallel around the network."""
     optimizer: Any
+    compute: ComputeTime
+    """What this rank computes in a step, by the timers of the schedules."""
     chunks: list[LoopChunk]
     """The network as chunks of a pipeline; empty without pipeline stages."""
 
@@ -89,8 +92,9 @@ def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
         mcore_config.no_sync_func = ddp.no_sync
     if parallel.overlap_param_gather:
         mcore_config.param_sync_func = ddp.start_param_sync
+    mcore_config.timers = compute = ComputeTime(ranks.device)
     chunks = []
     if parallel.pp > 1:
         loops, parts = config.model.num_loops, parallel.chunks_per_loop
         chunks = build_chunks(mcore_config, ddp, loops, parts)
-    return TrainState(ranks, mcore_config, network, ddp, optimizer, chunks)
+    return TrainState(ranks, mcore_config, network, ddp, optimizer, compute, chunks)

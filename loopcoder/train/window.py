@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 
 from loopcoder.data.loader import StepData
 from loopcoder.metrics.throughput import Throughput
@@ -63,15 +62,9 @@ class Window:
         return fields
 
 
-def reduce_peak_memory(device: torch.device) -> int:
-    """Return the peak memory so far of the rank that has most, in bytes; all ranks must call it.
-
-    Memory of its GPU, or resident memory on a machine without one.
-    """
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory of this rank so far, in bytes: of its GPU, or resident memory on a
+    machine without one."""
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    most = torch.tensor(peak, device=device)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return int(most)
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

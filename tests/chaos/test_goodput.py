@@ -13,6 +13,7 @@ import pytest
 
 from loopcoder.metrics.goodput import account_of, read_marks
 from loopcoder.metrics.writer import read_metrics
+from tests.chaos.test_lost import until
 from tests.train.conftest import (  # noqa: F401
     Start,
     documents,
@@ -45,6 +46,7 @@ def test_only_steps_that_are_there_in_the_end_count(
     # goes back two checkpoints or more, trains some steps and is asked to stop
     resumed_at = time.time()
     process = start(run_dir, *LONG, "train.max_steps=1000", "checkpoint.step=10")
+    until(lambda: {m.session for m in read_marks(run_dir)} == {0, 1}, process)
     wait_for_step(process, run_dir, 14)
     process.send_signal(signal.SIGTERM)
     finish(process, code=75)
