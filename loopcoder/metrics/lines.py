@@ -12,6 +12,9 @@ from typing import Any
 from loopcoder.errors import LoopcoderError
 from loopcoder.storage.disk import full_disk_raises
 
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+
 Record = dict[str, Any]
 
 

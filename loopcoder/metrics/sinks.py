@@ -17,10 +17,10 @@ from typing import Any, Literal, Protocol
 from loopcoder.backends import Backends
 from loopcoder.config.schema import LoggingConfig
 from loopcoder.errors import InputError
+from loopcoder.metrics.lines import METRICS_FILE
 from loopcoder.metrics.progress import ProgressSink
 from loopcoder.metrics.tail import newest_values
 from loopcoder.metrics.words import Record, run_title
-from loopcoder.metrics.writer import METRICS_FILE
 
 _log = getLogger(__name__)
 

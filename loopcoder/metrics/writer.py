@@ -20,14 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopcoder.errors import InputError, Problem
-from loopcoder.metrics.lines import LineFile, Record, disk_full_is_an_error, parse
+from loopcoder.metrics.lines import (
+    EVENTS_FILE,
+    METRICS_FILE,
+    LineFile,
+    Record,
+    disk_full_is_an_error,
+    parse,
+)
 from loopcoder.storage.files import whole_file
 
 if TYPE_CHECKING:
     from loopcoder.metrics.sinks import Sink
-
-METRICS_FILE = "metrics.jsonl"
-EVENTS_FILE = "events.jsonl"
 
 FIELDS = {
     "step": "optimizer steps done, this one included",

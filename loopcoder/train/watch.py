@@ -21,6 +21,7 @@ from loopcoder.config.schema import ParallelConfig
 from loopcoder.errors import EXIT_RETRY, record_exit
 from loopcoder.metrics.goodput import DOWN, STEPS
 from loopcoder.metrics.writer import EVENTS_FILE, append_event
+from loopcoder.parallel.collectives import nccl_trace, pending
 from loopcoder.parallel.peers import END, SILENT_S, Peers
 from loopcoder.storage.signals import ASKS, name_of
 
@@ -213,17 +214,20 @@ class Watch:
 
     def _report(self, lasted: float, waits_for: list[str]) -> None:
         self._reported = True
-        file = self._stacks()
+        file, collectives = self._stacks()
         text = f"{lasted:.0f} s in {self._phase} of step {self._step}"
         if waits_for:
             text += ": " + "; ".join(waits_for[:8])
+        if collectives:
+            text += f"; in {collectives[0]}"
         _say(f"rank {self._rank}: {text}; its stacks are in {file}")
         if self._rank == 0:
             with suppress(OSError):
                 append_event(self._run_dir, "hang", text=text, stacks=str(file))
 
-    def _stacks(self) -> Path | None:
-        """Write where every thread of this process is."""
+    def _stacks(self) -> tuple[Path | None, list[str]]:
+        """Write where every thread of this process is, and the collectives that it is in; return
+        them with the file."""
         file = self._run_dir / STACKS / f"rank_{self._rank}.txt"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -231,9 +235,13 @@ class Watch:
                 out.write(f"{time.strftime('%FT%TZ', time.gmtime())} {self._phase} {self._step}\n")
                 out.flush()
                 faulthandler.dump_traceback(out, all_threads=True)
+                collectives = pending()  # it may wait
+                out.writelines(f"in {collective}\n" for collective in collectives)
+            if (trace := nccl_trace()) is not None:
+                (file.parent / f"nccl_trace_rank_{self._rank}").write_bytes(trace)
         except OSError:
-            return None
-        return file
+            return None, []
+        return file, collectives
 
     def _leave(self, why: str) -> NoReturn:
         """End this process now, with the code that starts the same command again, or that with

@@ -61,6 +61,40 @@ def test_the_state_of_every_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-2] == "runs/working" and "2033-05-18" in lines[-1]
 
 
+def test_why_a_run_ended_and_what_its_time_went_into(capsys: pytest.CaptureFixture[str]) -> None:
+    def written(name: str, events: list[dict[str, Any]], *, finished: bool = False) -> None:
+        folder = run_dir(Path("runs", name), losses=10 if finished else 7, saved=5)
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 7, "goodput": 0.625}) + "\n")
+        (folder / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+        marks = [(1000, 0, {"start": 8.0}), (1008, 5, {"start": 8.0, "steps": 8.0})]
+        fields = {"session": 0, "from_step": 0, "anew": False}
+        lines = [fields | {"time": t, "step": s, "seconds": spent} for t, s, spent in marks]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "time.jsonl").write_text(text)
+
+    began = {"kind": "run_started"}
+    stopped = {"kind": "run_stopped", "step": 7, "why": "rank 3 (node7) is gone", "exit_code": 75}
+    written("stopped", [began, {"kind": "hang"}, stopped, {"kind": "note"}])
+    written("killed", [began, stopped, began, {"kind": "checkpoint_saved"}])
+    written("finished", [began, stopped, began, {"kind": "run_done"}], finished=True)
+    written("old", [began, {"kind": "checkpoint_saved"}])
+    Path("runs/old/time.jsonl").unlink()  # of a version that did not say why it stopped
+    found = listed(capsys)
+    assert {name: entry["stopped"] for name, entry in found.items()} == {
+        "stopped": "rank 3 (node7) is gone (exit code 75)",
+        "killed": "killed, or its machine failed: it left no word",
+        "finished": None,
+        "old": None,
+    }
+    assert found["stopped"]["goodput"] == 0.625
+    assert found["stopped"]["seconds"]["steps"] == found["stopped"]["seconds"]["start"] == 8
+    assert cli.main(["runs", "runs/stopped"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[6] == "goodput" and lines[2].split()[6] == "62%"
+    assert lines[3] == "  ended: rank 3 (node7) is gone (exit code 75)"
+
+
 def test_runs_are_found_in_runs_sweeps_and_folders_of_them(tmp_path: Path) -> None:
     one = run_dir(Path("runs/one"), losses=1, saved=1)
     point = run_dir(Path("runs/sweeps/abc/00_loops_1"), losses=1)

@@ -27,6 +27,8 @@ def records(path: Path) -> Iterator[Any]:
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + HEADER])
         position += HEADER
+        if position + length > len(data):  # it is being written
+            return
         parts += data[position : position + length]
         position += length
         if kind in (1, 4):

@@ -23,6 +23,7 @@ from loopcoder.config.evaluation import EvalConfig
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Position
+from loopcoder.metrics.goodput import account_of, read_marks
 from loopcoder.metrics.writer import read_metrics
 from tests.configs import small_config
 from tests.data.conftest import corpus, data
@@ -442,6 +443,14 @@ def test_a_run_records_what_its_validation_means(
     began = events[0]
     assert began["kind"] == "run_started" and f"run_dir={run_dir}" in began["command"]
     assert {"commit", "host", "python", "torch", "megatron_core", "processes"} <= began.keys()
+    assert all(0 < record["compute_s"] < record["step_time_s"] for record in records)
+    assert all(0 < record["goodput"] < 1 for record in records)
+    account = account_of(read_marks(run_dir))
+    assert account.seconds["lost"] == account.seconds["down"] == 0
+    assert (
+        f"\ntime: {account.goodput:.1%} of " in output and "in steps that count; start " in output
+    )
+    assert "evaluation" in output.split("\ntime: ")[1].splitlines()[0]
     times = [datetime.fromisoformat(record["time"]) for record in records]
     assert sorted(times) == times and times[0].tzinfo is not None
     assert [line.split(" tokens")[0].split()[-1] for line in notes] == ["32", "64"]

@@ -17,7 +17,16 @@ from loopcoder.metrics.writer import read_metrics
 from loopcoder.parallel import peers as peers_module
 from loopcoder.parallel.peers import END, Peer, Peers, myself
 from loopcoder.train import watch as watch_module
-from loopcoder.train.watch import DATA, FIRST_STEP, SAVE, START, STEP, Watch
+from loopcoder.train.watch import (
+    COMPLETION,
+    DATA,
+    EVALUATION,
+    FIRST_STEP,
+    SAVE,
+    START,
+    STEP,
+    Watch,
+)
 
 
 class Left(Exception):
@@ -51,7 +60,7 @@ def watch(left: list[str], tmp_path: Path) -> Iterator[Callable[..., Watch]]:
 
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     yield make
-    for one in made:
+    for one in reversed(made):
         one.close()
     signal.signal(signal.SIGTERM, before)
 
@@ -92,14 +101,23 @@ def test_a_save_is_never_left_and_what_goes_on_is_not(
 
 
 def test_a_hang_is_reported_with_stacks(
-    watch: Callable[..., Watch], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    watch: Callable[..., Watch],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    waits_in = ["nccl:all_reduce number 3 of group 0", "nccl:send 0->1 number 1 of group 4"]
+    monkeypatch.setattr(watch_module, "pending", lambda: waits_in)
+    monkeypatch.setattr(watch_module, "nccl_trace", lambda: b"for torch's own tool")
     one = watch(report_after_s=0.2)
     one.enter(STEP, 3)
     file = tmp_path / "stacks" / "rank_0.txt"
     assert until(lambda: file.exists() and "test_watch.py" in file.read_text())
     events = until((tmp_path / "events.jsonl").exists)
-    assert events and read_metrics(tmp_path / "events.jsonl")[0]["kind"] == "hang"
+    hang = read_metrics(tmp_path / "events.jsonl")[0] if events else {}
+    assert hang["kind"] == "hang" and hang["text"].endswith(f"; in {waits_in[0]}")
+    assert all(f"in {collective}\n" in file.read_text() for collective in waits_in)
+    assert (tmp_path / "stacks" / "nccl_trace_rank_0").read_bytes() == b"for torch's own tool"
     time.sleep(0.3)
     assert capfd.readouterr().err.count("in a step of step 3") == 1  # once, not every tick
 
@@ -193,3 +211,54 @@ def test_a_phase_is_over_when_it_fails(watch: Callable[..., Watch]) -> None:
     with pytest.raises(OSError), one.within(SAVE):
         raise OSError
     assert one._phase == STEP
+
+
+def test_time_is_counted_by_phase(
+    left: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(watch_module.time, "monotonic", lambda: now[0])
+
+    def lasts(seconds: float) -> None:
+        now[0] += seconds
+
+    one = Watch(tmp_path, 0, ParallelConfig(), began=88.0)
+    one._end.set()  # the clock is the test's
+    lasts(3)
+    one.enter(DATA, 1)
+    lasts(0.5)
+    one.enter(FIRST_STEP, 1)
+    lasts(20)
+    with one.within(EVALUATION):
+        lasts(4)
+    with one.within(SAVE):
+        lasts(2)
+    with one.within(COMPLETION):
+        lasts(1)
+    lasts(0.25)
+    one.enter(STEP, 2)
+    lasts(0.5)
+    assert one.spent() == {
+        "start": 12 + 3,
+        "steps": 20.75,
+        "data": 0.5,
+        "evaluation": 4,
+        "saving": 3,
+        "down": 0,
+    }
+    one.close()
+
+
+def test_why_a_run_stopped_is_in_its_record(watch: Callable[..., Watch], tmp_path: Path) -> None:
+    watch().leaves("there is no such corpus", 3)
+    assert not (tmp_path / "events.jsonl").exists()  # it has not begun
+    (tmp_path / "events.jsonl").touch()
+    other, one = watch(rank=1), watch()
+    other.enter(STEP, 8)
+    other.leaves("this is told to the other ranks", 75)
+    one.enter(STEP, 7)
+    one.leaves("SIGTERM in a step", 75)
+    one.leaves("a collective failed", 1)
+    (event,) = read_metrics(tmp_path / "events.jsonl")
+    assert (event["kind"], event["step"]) == ("run_stopped", 7)
+    assert (event["why"], event["exit_code"]) == ("SIGTERM in a step", 75)
