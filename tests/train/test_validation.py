@@ -446,11 +446,9 @@ def test_a_run_records_what_its_validation_means(
     assert all(0 < record["compute_s"] < record["step_time_s"] for record in records)
     assert all(0 < record["goodput"] < 1 for record in records)
     account = account_of(read_marks(run_dir))
-    assert account.seconds["lost"] == account.seconds["down"] == 0
-    assert (
-        f"\ntime: {account.goodput:.1%} of " in output and "in steps that count; start " in output
-    )
-    assert "evaluation" in output.split("\ntime: ")[1].splitlines()[0]
+    assert account.seconds["lost"] + account.seconds["down"] < 0.05 * account.total
+    (where,) = [line for line in output.splitlines() if line.startswith("time: ")]
+    assert " in steps that count; " in where and "start " in where and "evaluation" in where
     times = [datetime.fromisoformat(record["time"]) for record in records]
     assert sorted(times) == times and times[0].tzinfo is not None
     assert [line.split(" tokens")[0].split()[-1] for line in notes] == ["32", "64"]
