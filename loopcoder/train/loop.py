@@ -90,8 +90,7 @@ class Run:
         position = start.checkpoint.state().position if start and start.goes_on else Position()
         self.position = enter_stage(config.stages, position)
         self.resumes = resumed is not None
-        self.stragglers = Stragglers(config.faults, places_of(self.ranks))
-        self._logged = self.position.step
+        self.stragglers = Stragglers(config.faults, places_of(self.ranks), self.position.step)
         self.accounts = Accounts(ledger_of(start), corpus.labels, self.ranks)
         self.warmup = warmup_of(start, config)
         self._last_saved = self.position.step
@@ -99,13 +98,9 @@ class Run:
         resume_step = resumed.step if resumed else None
         is_main = self.ranks.is_main
         self.writer = open_writer(config, backends, run_dir, resume_step) if is_main else None
-        begins_anew = not self.resumes and config.checkpoint.resume == "never"
-        self.times = TimeRecord(
-            run_dir if is_main else None,
-            watch.spent,
-            from_step=self.position.step,
-            anew=begins_anew,
-        )
+        anew = not self.resumes and config.checkpoint.resume == "never"
+        where = run_dir if is_main else None
+        self.times = TimeRecord(where, watch.spent, from_step=self.position.step, anew=anew)
         self._throughput = partial(throughput_of, config, backends, self.ranks, vocab_size)
         self._val: dict[str, float] = {}
         self._unigram_entropies: dict[str, float] = {}
@@ -264,9 +259,8 @@ class Run:
         timing = window.measure(self._throughput(data.before.stage))
         device = self.ranks.device
         memory, compute = gather([peak_memory(device), self.state.compute.take()], device)
-        for slow in self.stragglers.judge(self._logged, data.after.step, compute):
+        for slow in self.stragglers.judge(data.after.step, compute):
             self.event("slow_rank", **vars(slow))
-        self._logged = data.after.step
         self.verification.tell_finished(data.after.step, self.event)
         broken_off = False
         if evaluate:
@@ -406,9 +400,8 @@ class Run:
         self.event("run_done", step=self.position.step)
         self.writer.close()
         losses = self._val.get("val/loss"), self._unigram_entropy
-        account = self.times.account()
         end = (self.config, self.backends, self.run_dir, self.launch, self.position)
-        print_end(*end, *losses, account)
+        print_end(*end, *losses, self.times.account())
 
     def event(self, kind: str, **fields: Any) -> None:
         """Record an event (rank 0)."""

@@ -64,10 +64,14 @@ class Stragglers:
     parallel group wait for each other inside of a pass, so that all of them are slow with one.
     """
 
-    def __init__(self, faults: FaultsConfig, places: Sequence[Place]):
+    def __init__(self, faults: FaultsConfig, places: Sequence[Place], step: int = 0):
+        """
+        Args:
+            step: Steps that are done already.
+        """
         self._factor, self._window, self._places = faults.slow_rank, faults.slow_window, places
         self._lines: list[Sequence[float]] = []
-        self._began: int | None = None
+        self._began = step
         """Step before those of the window."""
         self._in_a_row = [0] * len(places)
 
@@ -81,17 +85,16 @@ class Stragglers:
             found["compute_s/slowest_rank"] = slowest
         return found
 
-    def judge(self, before: int, step: int, seconds: Sequence[float]) -> list[SlowRank]:
-        """Take the compute time of each rank in the steps after `before` up to `step`; return the
-        ranks that are to be named."""
+    def judge(self, step: int, seconds: Sequence[float]) -> list[SlowRank]:
+        """Take the compute time of each rank in the steps up to this one since the last call;
+        return the ranks that are to be named."""
         if self._factor is None or len(seconds) == 1:
             return []
         self._lines.append(seconds)
-        self._began = before if self._began is None else self._began
         if step - self._began < self._window:
             return []
         medians = [median(of_rank) for of_rank in zip(*self._lines, strict=True)]
-        self._lines, self._began = [], None
+        self._lines, self._began = [], step
         found = []
         for rank, ratio in enumerate(self._ratios(medians)):
             self._in_a_row[rank] = self._in_a_row[rank] + 1 if ratio > self._factor else 0

@@ -109,13 +109,14 @@ def test_a_step_without_memory_is_named_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: str
 ) -> None:
     from loopcoder.train import loop
+    from loopcoder.train.compute import ComputeTime
 
     monkeypatch.setattr(loop, "forward_backward", lambda *_: allocate(fails))
     run: Any = SimpleNamespace(
         config=small_config(),
         run_dir=tmp_path,
         corpus=SimpleNamespace(domains=["text"]),
-        state=SimpleNamespace(network=Network()),
+        state=SimpleNamespace(network=Network(), compute=ComputeTime(torch.device("cpu"))),
     )
     data: Any = SimpleNamespace(
         before=SimpleNamespace(stage=0), after=SimpleNamespace(step=7), microbatches=[]

@@ -24,7 +24,7 @@ ONE_STAGE = [Place(f"node{rank // 2}", 0) for rank in range(4)]
 def named(stragglers: Stragglers, steps: range, seconds: Any) -> list[SlowRank]:
     found = []
     for step in steps:
-        found += stragglers.judge(step - 1, step, seconds(step))
+        found += stragglers.judge(step, seconds(step))
     return found
 
 
@@ -60,7 +60,7 @@ def test_lines_of_several_steps_fill_a_window(capsys: pytest.CaptureFixture[str]
     one = Stragglers(FaultsConfig(slow_rank=1.2, slow_window=20), ONE_STAGE[:2])
     found = []
     for step in range(25, 1000, 25):  # logging.interval=25
-        found += one.judge(step - 25, step, [1.0, 1.5])
+        found += one.judge(step, [1.0, 1.5])
     assert [slow.step for slow in found] == [25 * WINDOWS]
 
 
@@ -171,7 +171,7 @@ def _measure(rank: int, steps: int, slow: int | None) -> tuple[list[Any], list[f
         with state.compute.step():
             forward_backward(state, mine, 2)
         (seconds,) = gather([state.compute.take()], ranks.device)
-        found += stragglers.judge(step - 1, step, seconds)
+        found += stragglers.judge(step, seconds)
     return found, seconds
 
 
