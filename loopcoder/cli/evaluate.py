@@ -41,7 +41,7 @@ bits per byte. One process; no launcher is needed.
 usage: loopcoder evaluate checkpoint=DIR [--all] [--json] [key=value ...]
 
   loopcoder evaluate checkpoint=runs/plt_tiny-r2-cc8f20c8a9      the newest checkpoint of a run
-  loopcoder evaluate checkpoint=DIR/checkpoints/step_00001000    one of them
+  loopcoder evaluate checkpoint=DIR/checkpoints/step_00001000    one of those that are kept
   loopcoder evaluate checkpoint=DIR --all                        every one that is kept
   loopcoder evaluate checkpoint=DIR model.num_loops=3            with another number of loops
   loopcoder evaluate checkpoint=DIR data=files path=~/src        on other data, with its tokenizer

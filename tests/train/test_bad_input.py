@@ -12,6 +12,7 @@ from loopcoder.checkpoint import format as checkpoints
 from loopcoder.metrics.writer import read_metrics
 from loopcoder.storage.lock import is_held
 from loopcoder.storage.run_lock import only_run_in
+from tests.checkpoint.saved import mend_manifest
 from tests.train.conftest import Start, finish
 
 
@@ -88,9 +89,17 @@ def test_damaged_checkpoint(start: Start, finished: Path, tmp_path: Path) -> Non
     # an older one that is whole is gone on from
     older = checkpoints.step_folder(run_dir, 1)
     shutil.copytree(finished / newest.path.relative_to(run_dir), older)
-    output = finish(start(run_dir, "train.max_steps=4"))
+    shard.write_bytes(content)
+    state = older / checkpoints.STATE
+    state.write_text(state.read_text().replace('"step": 2', '"step": 1'))
+    mend_manifest(older)
+    output = finish(start(run_dir, "train.max_steps=4", "optim.lr=0.001"))
     assert f"warning: {newest.path.name} is damaged and not used" in output
     assert f"continues from {older}" in output
+    # the command line has said the jump of the one whose damage was not known yet
+    assert output.index("is damaged and not used") < output.index("(step 1) to")
+    events = (run_dir / "events.jsonl").read_text()
+    assert "(step 1) to" in events and "(step 2) to" not in events
     assert newest.path.with_name(f"{newest.path.name}.damaged").is_dir()
 
 
