@@ -286,8 +286,7 @@ def _other_text(
 ) -> Iterator[Problem]:
     if state.tokenizer_hash != corpus.tokenizer_hash:
         yield Problem(
-            f"the corpus was tokenised by {corpus.tokenizer_hash}, "
-            f"the checkpoint {checkpoint.path} was trained on {state.tokenizer_hash}",
+            f"the corpus has another tokenizer than the checkpoint {checkpoint.path}",
             "the same ids mean other text",
             kept_tokens(checkpoint, state, resumes),
         )

@@ -236,8 +236,7 @@ def corpus_of(
     corpus = prepare(data, report=_say, verify=verify)
     if corpus.tokenizer_hash != state.tokenizer_hash:
         raise InputError.of(
-            f"{corpus.dir} was tokenised by {corpus.tokenizer_hash}, "
-            f"{checkpoint.path} was trained on {state.tokenizer_hash}",
+            f"{corpus.dir} has another tokenizer than {checkpoint.path} was trained with",
             "the same ids mean other text",
             "data=files path=DOCUMENTS, which is tokenised as the checkpoint was, or no data=",
         )

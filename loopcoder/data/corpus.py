@@ -21,6 +21,7 @@ from loopcoder.data.indexed import BLOCKS, check_pair
 from loopcoder.data.labels import LABELS, Label, LabelFile
 from loopcoder.data.manifest import head_faults, manifest_faults
 from loopcoder.data.places import (
+    ELSEWHERE,
     OF_A_SHARD,
     ORIGIN,
     TOKEN_BYTES,
@@ -301,7 +302,7 @@ def lost(corpus: Corpus) -> LoopcoderError | None:
     return LoopcoderError.of(
         f"the corpus {folder} was taken away while it was read: {problem.fact}",
         "it was removed, moved or changed, or its disk is gone; a run reads it until it ends",
-        "the same command once it is back there, or with data=corpus path=FOLDER where it is now",
+        f"the same command once it is back there, or with {ELSEWHERE} where it is now",
     )
 
 
@@ -313,7 +314,7 @@ def unreadable(path: Path | str, error: OSError) -> LoopcoderError:
     return LoopcoderError.of(
         fact,
         "its disk or its server fails; what was trained is saved",
-        "the same command once it can be read, or with data=corpus path=FOLDER of a copy",
+        f"the same command once it can be read, or with {ELSEWHERE} of a copy",
     )
 
 

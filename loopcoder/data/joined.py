@@ -190,8 +190,7 @@ def _other_tokens(
         if found != hashes[first]:
             tokenizer = folders[first] / TOKENIZER
             yield Problem(
-                f"{corpora[name].path} was tokenised by {found}, {corpora[first].path} by "
-                f"{hashes[first]}",
+                f"{corpora[name].path} has another tokenizer than {corpora[first].path}",
                 "the same ids mean other text",
                 "loopcoder data data=files path=DOCUMENTS "
                 f"{typed(f'data.build.tokenizer={tokenizer}')} builds it in the same tokens",

@@ -76,7 +76,7 @@ def _unfit(config: EvalConfig, name: str, own: Corpus, corpus: Corpus) -> Iterat
     key = f"eval.corpora.{name}={own.dir}"
     if own.tokenizer_hash != corpus.tokenizer_hash:
         yield Problem(
-            f"{key} was tokenised by {own.tokenizer_hash}, {corpus.dir} by {corpus.tokenizer_hash}",
+            f"{key} has another tokenizer than {corpus.dir}",
             "the same ids mean other text",
             f"{_build(str(corpus.tokenizer_path))}, or {_without(config, name)}",
         )

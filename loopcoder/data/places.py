@@ -10,6 +10,7 @@ from typing import Any
 from loopcoder.data.indexed import BLOCKS
 from loopcoder.data.labels import LABELS
 from loopcoder.errors import InputError, Problem
+from loopcoder.storage.files import parsing
 from loopcoder.storage.remote import Store, is_url
 
 TOKENIZER = "tokenizer.json"
@@ -19,19 +20,17 @@ ORIGIN = "origin.json"
 OF_A_SHARD = (".bin", ".idx", LABELS)
 """Suffixes of the files of a shard."""
 
+ELSEWHERE = "data=corpus path=FOLDER, or the path of its entry in data.corpora,"
+"""What names another place of a corpus that a run reads."""
+
 
 def origin_of(folder: Path) -> str | None:
     """Return the URL of a corpus whose training shards are in a store; None: they are here."""
     if not (folder / ORIGIN).is_file():
         return None
-    try:
+    why = "it names the store that has the training shards, and was cut off or altered"
+    with parsing(folder / ORIGIN, why, f"rm -r {folder}; it is fetched again"):
         return str(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["url"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError.of(
-            f"{folder / ORIGIN} cannot be read: {error!r}",
-            "it names the store that has the training shards, and was cut off or altered",
-            f"rm -r {folder}; it is fetched again",
-        ) from error
 
 
 def small_files(manifest: Mapping[str, Any]) -> list[str]:
