@@ -21,8 +21,9 @@ from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import MANIFEST, Corpus, read_manifest
+from loopcoder.data.corpus import Corpus
 from loopcoder.data.joined import JoinedCorpus
+from loopcoder.data.manifest import MANIFEST, read_manifest
 from loopcoder.data.mirror import default_cache, mirror
 from loopcoder.data.places import TOKEN_BYTES, TOKENIZER
 from loopcoder.errors import DiskFull, InputError

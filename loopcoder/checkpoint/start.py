@@ -22,9 +22,10 @@ from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.fields import typed
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
-from loopcoder.data.corpus import MANIFEST, Corpus
+from loopcoder.data.corpus import Corpus
 from loopcoder.data.joined import trained_part
 from loopcoder.data.ledger import Ledger
+from loopcoder.data.manifest import MANIFEST
 from loopcoder.data.places import TOKENIZER
 from loopcoder.data.sampler import Position, enter_stage, orders_anew, unreached
 from loopcoder.errors import InputError, Problem, counted

@@ -20,7 +20,8 @@ import xxhash
 
 from loopcoder.config.data import DataConfig
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import MANIFEST, Corpus, parse_manifest
+from loopcoder.data.corpus import Corpus
+from loopcoder.data.manifest import MANIFEST, parse_manifest
 from loopcoder.data.places import ORIGIN, check_store, rebuild, small_files
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.storage.digest import fingerprint

@@ -9,7 +9,7 @@ from typing import Any
 
 from loopcoder.data.indexed import BLOCKS
 from loopcoder.data.labels import LABELS
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.files import parsing
 from loopcoder.storage.remote import Store, is_url
 
@@ -22,6 +22,7 @@ OF_A_SHARD = (".bin", ".idx", LABELS)
 
 ELSEWHERE = "data=corpus path=FOLDER, or the path of its entry in data.corpora,"
 """What names another place of a corpus that a run reads."""
+PERMIT = "chmod or chown it so that this user may read it"
 
 
 def origin_of(folder: Path) -> str | None:
@@ -77,4 +78,16 @@ def rebuild(folder: Path | str) -> str:
     return (
         f"restore what is named from a copy of the corpus, or delete {folder} and build it again "
         "(the same command does, with data=sample, files or hf)"
+    )
+
+
+def unreadable(path: Path | str, error: OSError) -> LoopcoderError:
+    """Return the error of a file of a corpus that is there and cannot be read."""
+    fact = f"{path} cannot be read: {error.strerror or error}"
+    if isinstance(error, PermissionError):
+        return InputError.of(fact, "training reads all files of its corpus", PERMIT)
+    return LoopcoderError.of(
+        fact,
+        "its disk or its server fails; what was trained is saved",
+        f"the same command once it can be read, or with {ELSEWHERE} of a copy",
     )
