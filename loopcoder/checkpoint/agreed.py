@@ -8,7 +8,6 @@ is neither, and would say nothing.
 from __future__ import annotations
 
 import socket
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,8 +21,7 @@ from loopcoder.checkpoint.start import Reached, Start
 from loopcoder.config.data import SkipConfig
 from loopcoder.errors import EXIT_BAD_INPUT, DiskFull, InputError, LoopcoderError, ProcessLost
 from loopcoder.storage.disk import is_disk_full
-
-_LOOK_EVERY_S = 0.2
+from loopcoder.storage.files import missed_within
 
 
 @dataclass(frozen=True)
@@ -120,19 +118,18 @@ def _unseen(
     within_s: float,
 ) -> tuple[str, str, str] | None:
     """Return host, kind and fact of what this rank does not see in time; None: it sees all."""
-    host, until = socket.gethostname(), time.monotonic() + within_s
+    host = socket.gethostname()
     if corpus != decision.corpus:
         return host, "corpus", f"has the corpus {corpus}, rank 0 {decision.corpus}"
-    while True:
+
+    def missed() -> tuple[str, str, str] | None:
         if not _is_there(run_dir / token):
-            missed = "folder", f"does not see in {run_dir.absolute()} what rank 0 writes there"
-        elif (fact := _unlike(decision.start, sizes)) is not None:
-            missed = "checkpoint", fact
-        else:
-            return None
-        if time.monotonic() > until:
-            return host, *missed
-        time.sleep(_LOOK_EVERY_S)
+            fact = f"does not see in {run_dir.absolute()} what rank 0 writes there"
+            return host, "folder", fact
+        unlike = _unlike(decision.start, sizes)
+        return None if unlike is None else (host, "checkpoint", unlike)
+
+    return missed_within(within_s, missed)
 
 
 def _is_there(path: Path) -> bool:
