@@ -23,7 +23,8 @@ from typing import Any, Literal
 from data_pipeline.tasks.work import TASKS_LOCK
 from loopcoder.config.compose import compose
 from loopcoder.config.renamed import translate_manifest
-from loopcoder.data.corpus import MANIFEST, load_corpus
+from loopcoder.data.corpus import load_corpus
+from loopcoder.data.manifest import MANIFEST
 from loopcoder.errors import InputError
 from loopcoder.storage.files import size_of
 from loopcoder.storage.lock import hold, is_held, without_readers

@@ -40,15 +40,9 @@ from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.data import DataConfig
 from loopcoder.config.fields import as_override
 from loopcoder.config.identity import as_folder
-from loopcoder.data.corpus import (
-    MANIFEST,
-    Corpus,
-    Verify,
-    load_corpus,
-    read_manifest,
-)
+from loopcoder.data.corpus import Corpus, Verify, load_corpus
 from loopcoder.data.joined import open_joined
-from loopcoder.data.manifest import check_domains
+from loopcoder.data.manifest import MANIFEST, check_domains, read_manifest
 from loopcoder.data.mirror import folder_of
 from loopcoder.errors import InputError, counted
 from loopcoder.storage.files import sync_folder

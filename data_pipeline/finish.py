@@ -42,7 +42,8 @@ from data_pipeline.tasks.dropped import FOLDER, total_dropped
 from data_pipeline.tasks.progress import total_cost
 from data_pipeline.tasks.work import Cost, Output, Result, Work
 from data_pipeline.tokenizer.count import Counted, Tokenizer, encoder_of
-from loopcoder.data.corpus import FORMAT_VERSION, MANIFEST, REPORT, UNIGRAM_ENTROPY, load_corpus
+from loopcoder.data.corpus import REPORT, UNIGRAM_ENTROPY, load_corpus
+from loopcoder.data.manifest import FORMAT_VERSION, MANIFEST
 from loopcoder.data.places import TOKEN_BYTES, TOKENIZER
 from loopcoder.data.unigram import unigram_entropy
 from loopcoder.errors import InputError

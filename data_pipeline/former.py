@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loopcoder.data.corpus import MANIFEST
+from loopcoder.data.manifest import MANIFEST
 
 
 def former_line(folder: Path, sources: list[dict[str, Any]]) -> str | None:

@@ -31,7 +31,7 @@ from loopcoder.config.check_names import check_names
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.mixture import DOMAINS, lowest_terms, without
-from loopcoder.data.corpus import FORMAT_VERSION
+from loopcoder.data.manifest import FORMAT_VERSION
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.digest import file_digest
 

@@ -28,7 +28,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.hf": BASE,
     "loopcoder.plan": BASE
     | {
-        "loopcoder.data.corpus",
+        "loopcoder.data.manifest",
         "loopcoder.data.mirror",
         "loopcoder.data.places",
         "loopcoder.model.flops",

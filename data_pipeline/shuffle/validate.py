@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loopcoder.data.corpus import MANIFEST, load_corpus
+from loopcoder.data.corpus import load_corpus
 from loopcoder.data.indexed import check_pair, chunks_of, lengths_of, token_dtype
 from loopcoder.data.labels import LABELS, Label, LabelFile, LabelWriter
+from loopcoder.data.manifest import MANIFEST
 from loopcoder.data.places import rebuild
 from loopcoder.errors import InputError, Problem, counted
 

@@ -8,7 +8,6 @@ is neither, and would say nothing.
 from __future__ import annotations
 
 import socket
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,9 +19,9 @@ import torch.distributed as dist
 
 from loopcoder.checkpoint.start import Reached, Start
 from loopcoder.config.data import SkipConfig
-from loopcoder.errors import EXIT_BAD_INPUT, InputError, LoopcoderError, ProcessLost
-
-_LOOK_EVERY_S = 0.2
+from loopcoder.errors import EXIT_BAD_INPUT, DiskFull, InputError, LoopcoderError, ProcessLost
+from loopcoder.storage.disk import is_disk_full
+from loopcoder.storage.files import missed_within
 
 
 @dataclass(frozen=True)
@@ -72,19 +71,24 @@ def agree(run_dir: Path, corpus: str, within_s: float, decide: Callable[[], Deci
 
 @contextmanager
 def _token(run_dir: Path) -> Iterator[str]:
-    """Let rank 0 write a file into the folder while the block runs; return its name."""
-    name: list[Any] = [f".seen-by-all-{uuid.uuid4().hex}" if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(name, 0)
-    path = run_dir / str(name[0])
-    if dist.get_rank() == 0:
-        with suppress(OSError):  # a folder that nobody can write to is refused elsewhere
-            path.touch()
+    """Let rank 0 write a file into the folder while the block runs; return its name.
+
+    Raises:
+        InputError: on all ranks, where it cannot: the others would take it for another folder.
+    """
+
+    def written() -> str:
+        name = f".seen-by-all-{uuid.uuid4().hex}"
+        (run_dir / name).touch()
+        return name
+
+    name = of_rank_0(written)
     try:
-        yield str(name[0])
+        yield name
     finally:
         if dist.get_rank() == 0:
             with suppress(OSError):
-                path.unlink(missing_ok=True)
+                (run_dir / name).unlink(missing_ok=True)
 
 
 def _from_rank_0(decide: Callable[[], Decision]) -> tuple[Decision, dict[str, int]]:
@@ -114,19 +118,18 @@ def _unseen(
     within_s: float,
 ) -> tuple[str, str, str] | None:
     """Return host, kind and fact of what this rank does not see in time; None: it sees all."""
-    host, until = socket.gethostname(), time.monotonic() + within_s
+    host = socket.gethostname()
     if corpus != decision.corpus:
         return host, "corpus", f"has the corpus {corpus}, rank 0 {decision.corpus}"
-    while True:
+
+    def missed() -> tuple[str, str, str] | None:
         if not _is_there(run_dir / token):
-            missed = "folder", f"does not see in {run_dir.absolute()} what rank 0 writes there"
-        elif (fact := _unlike(decision.start, sizes)) is not None:
-            missed = "checkpoint", fact
-        else:
-            return None
-        if time.monotonic() > until:
-            return host, *missed
-        time.sleep(_LOOK_EVERY_S)
+            fact = f"does not see in {run_dir.absolute()} what rank 0 writes there"
+            return host, "folder", fact
+        unlike = _unlike(decision.start, sizes)
+        return None if unlike is None else (host, "checkpoint", unlike)
+
+    return missed_within(within_s, missed)
 
 
 def _is_there(path: Path) -> bool:
@@ -180,7 +183,7 @@ def of_rank_0[T](value: Callable[[], T]) -> T:
     ranks must call it.
 
     Raises:
-        InputError: besides, where rank 0 cannot read or write a file.
+        InputError: besides, where rank 0 cannot read or write a file; DiskFull for want of room.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value()
@@ -191,10 +194,12 @@ def of_rank_0[T](value: Callable[[], T]) -> T:
         except LoopcoderError as error:
             told[1] = error
         except OSError as error:
-            told[1] = InputError.of(
+            full = is_disk_full(error)
+            told[1] = (DiskFull if full else InputError).of(
                 f"rank 0 cannot use {error.filename}: {error.strerror or error}",
                 "what it sees of the run's folder counts for all",
-                "a run_dir that can be read and written, then the same command",
+                f"{'free space there' if full else 'a run_dir that can be read and written'}, then "
+                "the same command",
             )
     dist.broadcast_object_list(told, 0)
     if told[1] is not None:

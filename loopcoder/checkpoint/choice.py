@@ -23,11 +23,17 @@ _WENT_BACK = "went_back.json"
 on from there. The next command without checkpoint.step removes it."""
 
 
-def own_checkpoint(run_dir: Path, asked: CheckpointConfig) -> Checkpoint | None:
+def own_checkpoint(
+    run_dir: Path, asked: CheckpointConfig, *, sizes: bool = False
+) -> Checkpoint | None:
     """Return the checkpoint that a run continues from, if it has one.
 
     One whose state or config is damaged is passed over; its shards are compared by all ranks
     together (`verify.verified`).
+
+    Args:
+        sizes: One is passed over as well where a shard is missing or cut off, or another file is
+            not as it was written: for one process that looks for all others.
 
     Raises:
         InputError: resume=require finds none, never would overwrite, the chosen step is not there
@@ -48,14 +54,19 @@ def own_checkpoint(run_dir: Path, asked: CheckpointConfig) -> Checkpoint | None:
             "checkpoint.resume=auto to start anew, or the right run_dir=",
         )
     if goes_back(folder, asked):
-        own = [_chosen(folder, own, asked.step)]
-    return newest_whole(own, asked.verify, {})
+        chosen = _chosen(folder, own, asked.step)
+        if facts := _at_once(chosen, asked.verify, sizes):
+            raise layout.corrupt(chosen, facts)
+        return chosen
+    return newest_whole(own, asked.verify, {}, sizes=sizes)
 
 
 def newest_whole(
     own: Sequence[Checkpoint],
     level: Literal["hash", "size", "none"],
     damaged: Mapping[Path, Sequence[str]],
+    *,
+    sizes: bool = False,
 ) -> Checkpoint | None:
     """Return the newest checkpoint that is not damaged; None: there is none at all.
 
@@ -63,13 +74,14 @@ def newest_whole(
         own: Those to choose from, oldest first.
         level: `none` compares nothing.
         damaged: What is known to be wrong, by folder.
+        sizes: As in `own_checkpoint`.
 
     Raises:
         InputError: all are damaged; it lists them.
     """
     found = dict(damaged)
     for checkpoint in reversed(own):
-        if checkpoint.path not in found and (facts := _at_once(checkpoint, level)):
+        if checkpoint.path not in found and (facts := _at_once(checkpoint, level, sizes)):
             found[checkpoint.path] = facts
         if checkpoint.path not in found:
             return checkpoint
@@ -82,8 +94,11 @@ def newest_whole(
     raise InputError([Problem(fact, why, fix) for fact in facts])
 
 
-def _at_once(checkpoint: Checkpoint, level: Literal["hash", "size", "none"]) -> list[str]:
-    """Compare what is read before all else: return what is wrong with state and config."""
+def _at_once(
+    checkpoint: Checkpoint, level: Literal["hash", "size", "none"], sizes: bool = True
+) -> list[str]:
+    """Compare what takes no time; return what is wrong with state and config and, with `sizes`, the
+    other files."""
     if level == "none":
         return []
     try:
@@ -91,18 +106,20 @@ def _at_once(checkpoint: Checkpoint, level: Literal["hash", "size", "none"]) -> 
     except InputError as error:
         return [error.problems[0].fact]
     names = (layout.STATE, layout.CONFIG)
-    facts = (fault_of(checkpoint.path / n, files[n]) for n in names if n in files)
-    return [fact for fact in facts if fact is not None]
+    found = (fault_of(checkpoint.path / n, files[n]) for n in names if n in files)
+    facts = [fact for fact in found if fact is not None]
+    if sizes:
+        facts += layout.faults(checkpoint, "small" if level == "hash" else "size")
+    return list(dict.fromkeys(facts))
 
 
 def _chosen(folder: Path, own: Sequence[Checkpoint], step: int | None) -> Checkpoint:
     found = next((c for c in own if c.step == step), None)
     if found is None:
-        there = ", ".join(str(c.step) for c in own) or "none"
         raise InputError.of(
-            f"checkpoint.step={step}, and {folder} has no such checkpoint",
-            f"the complete ones are those of steps {there}",
-            f"checkpoint.step={own[-1].step if own else 'null'}",
+            f"checkpoint.step={step}, and the run has no complete checkpoint of that step",
+            layout.contents(folder),
+            f"checkpoint.step={own[-1].step}" if own else "leave checkpoint.step out to begin anew",
         )
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from loopcoder.config.schema import Config
 from loopcoder.errors import InputError, Problem
 from loopcoder.optim.schedule import learning_rate
 from loopcoder.storage.digest import fingerprint
+from loopcoder.storage.files import parsing
 
 DIGEST = "digest.json"
 _OPTIMIZER, _GROUPS, _PLACE = "optimizer", "optimizer groups", "position"
@@ -154,17 +156,14 @@ def read_digest(checkpoint: Checkpoint) -> dict[str, str] | None:
         InputError: it is damaged.
     """
     path = checkpoint.path / DIGEST
-    try:
+    why = "it says what the tensors were when they were saved"
+    with (
+        suppress(FileNotFoundError),
+        parsing(path, why, "another checkpoint, or checkpoint.digest=false"),
+    ):
         content = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): str(value) for name, value in content["sums"].items()}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError.of(
-            f"{path} cannot be read: {error!r}",
-            "it says what the tensors were when they were saved",
-            "another checkpoint, or checkpoint.digest=false",
-        ) from error
+    return None
 
 
 def is_comparable(checkpoint: Checkpoint, config: Config) -> bool:

@@ -29,13 +29,19 @@ from pydantic import TypeAdapter, ValidationError
 from loopcoder.checkpoint.state import FORMAT_VERSION, CheckpointState, UnknownFormat
 from loopcoder.config.compose import load_config
 from loopcoder.config.schema import Config
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError, Problem, counted
 from loopcoder.storage.files import FileEntry, fault_of
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 CONFIG = "config.yaml"
 _NAME = re.compile(r"step_(\d{8})")
+_SHARD = ".distcp"
+_NAMED = 8
+"""Steps that a message names at most."""
+Level = Literal["hash", "small", "size", "none"]
+"""What is compared with the manifest: `hash` all bytes; `small` the sizes of shards and all bytes
+besides; `size` the sizes; `none` nothing."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,16 @@ def incomplete(folder: Path) -> list[Path]:
     return [path for path in found if path.is_dir() and not _is_complete(path)]
 
 
-def find(path: Path) -> Checkpoint:
+def find(path: Path, field: str | None = None) -> Checkpoint:
     """Return one checkpoint from its folder, from a folder of them, or from a run folder: the
-    newest complete one."""
+    newest complete one.
+
+    Args:
+        field: Of the config, which names the path.
+
+    Raises:
+        InputError: there is none.
+    """
     path = path.expanduser()
     if (path / MANIFEST).is_file() and (path / STATE).is_file():
         name = _NAME.fullmatch(path.resolve().name)
@@ -121,35 +134,43 @@ def find(path: Path) -> Checkpoint:
     for folder in (path, path / "checkpoints"):
         if found := complete(folder):
             return found[-1]
+    beside = path.absolute().parent
+    near = next((f for f in (beside, beside / "checkpoints") if complete(f)), None)
     if not path.exists():
         raise InputError.of(
-            f"there is no folder {path}",
+            f"there is no folder {path}" + (f" ({field}={path})" if field else ""),
             "a checkpoint, a folder of them or a run's folder is looked for there",
-            "the folder as `loopcoder runs` lists it",
+            f"name one that is there: {contents(near)}"
+            if near
+            else "the folder as `loopcoder runs` lists it",
         )
     raise InputError.of(
         f"{path} holds no complete checkpoint",
         f"a checkpoint is a folder step_NNNNNNNN with a {MANIFEST}, which is written last",
-        "give the folder of a checkpoint, of a run, or of several checkpoints",
+        f"name another one: {contents(near)}"
+        if near
+        else "give the folder of a checkpoint, of a run, or of several checkpoints",
     )
 
 
-def verify(checkpoint: Checkpoint, level: Literal["hash", "size", "none"]) -> None:
-    """Compare the files with the manifest.
+def contents(folder: Path, but: Path | None = None) -> str:
+    """Say for a message which complete checkpoints are in a folder, besides one."""
+    found = [str(c.step) for c in complete(folder) if but is None or c.path.name != but.name]
+    if not found:
+        return (
+            f"{folder} has no {'complete checkpoint' if but is None else 'other that is complete'}"
+        )
+    *before, last = found[-_NAMED:]
+    steps = f"steps {', '.join(before)} and {last}" if before else f"step {last}"
+    older = len(found) - _NAMED
+    more = f", and {counted(older, 'older one')}" if older > 0 else ""
+    return f"{folder} has complete checkpoints of {steps}{more}"
 
-    Raises InputError naming the first that differs and what to do.
-    """
-    for fact in faults(checkpoint, level):
-        raise corrupt(checkpoint, [fact])
 
-
-def faults(
-    checkpoint: Checkpoint, level: Literal["hash", "size", "none"], part: int = 0, parts: int = 1
-) -> Iterator[str]:
+def faults(checkpoint: Checkpoint, level: Level, part: int = 0, parts: int = 1) -> Iterator[str]:
     """Compare the files with the manifest; yield what is wrong, a fact for each file.
 
     Args:
-        level: `hash` reads all bytes.
         part: Of several ranks each reads its part of the files, and looks at the sizes of all.
     """
     if level == "none":
@@ -161,7 +182,8 @@ def faults(
         return
     for index, (name, wanted) in enumerate(sorted(files.items())):
         file = checkpoint.path / name
-        fact = fault_of(file, wanted, contents=level == "hash" and index % parts == part)
+        reads = level == "hash" or (level == "small" and not name.endswith(_SHARD))
+        fact = fault_of(file, wanted, contents=reads and index % parts == part)
         if fact is not None:
             yield fact
 
@@ -193,12 +215,8 @@ def _read_json(checkpoint: Checkpoint, name: str, needed: str) -> dict[str, Any]
 
 
 def corrupt(checkpoint: Checkpoint, facts: Sequence[str]) -> InputError:
-    """Return the error that a checkpoint is damaged."""
-    older = [c for c in complete(checkpoint.path.parent) if c.step < checkpoint.step]
-    aside = unused(checkpoint.path, "damaged")
-    fix = f"mv {checkpoint.path} {aside} and start again"
-    fix += (
-        f": it continues from step {older[-1].step}" if older else ": there is no older checkpoint"
-    )
-    why = "the checkpoint is damaged; training on it would be silently wrong"
+    """Return the error that a checkpoint is damaged that somebody has named."""
+    path = checkpoint.path.absolute()
+    why = "the checkpoint is damaged; what would be made of it would be silently wrong"
+    fix = f"name another one: {contents(path.parent, but=path)}"
     return InputError([Problem(fact, why, fix) for fact in facts])

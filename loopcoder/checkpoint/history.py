@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.rewind import last_before
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import Position, enter_stage, position_at
 from loopcoder.errors import InputError
@@ -35,12 +36,12 @@ def stand_before(run_dir: Path, step: int, config: Config | None = None) -> Stan
         InputError: the run branched from another one after this step, or a file is damaged.
     """
     saved = layout.complete(run_dir / "checkpoints")
-    before = [c for c in saved if c.step < step]
+    before = last_before(run_dir, step)
     after = [c for c in saved if c.step >= step]
     if config is None:
         config = after[0].config() if after else layout.trained_with(run_dir)
-    if before:
-        begin = before[-1].state().position
+    if before is not None:
+        begin = before.state().position
     else:
         begin = _beginning(config, run_dir, step)
         if after and after[0].state().position.before is None:  # of an earlier version

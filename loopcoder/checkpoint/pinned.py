@@ -21,13 +21,14 @@ from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import MANIFEST, Corpus, read_manifest
+from loopcoder.data.corpus import Corpus
 from loopcoder.data.joined import JoinedCorpus
+from loopcoder.data.manifest import MANIFEST, read_manifest
 from loopcoder.data.mirror import default_cache, mirror
 from loopcoder.data.places import TOKEN_BYTES, TOKENIZER
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.storage.disk import full_disk_raises
-from loopcoder.storage.files import write_json
+from loopcoder.storage.files import parsing, write_json
 from loopcoder.storage.remote import is_url
 
 RECORD = "corpus.json"
@@ -198,23 +199,19 @@ def read_record(run_dir: Path) -> tuple[str, str] | None:
         InputError: the record is damaged.
     """
     path = run_dir / RECORD
-    try:
+    why = "it says which corpus the run is trained on, and was cut off or altered"
+    fix = (
+        f"rm -r {path}; the command of the run then reads its sources again if it has no checkpoint"
+    )
+    with suppress(FileNotFoundError, NotADirectoryError), parsing(path, why, fix):
         content = json.loads(path.read_text(encoding="utf-8"))
         folder, fingerprint = content["dir"], content["fingerprint"]
         if not (
             isinstance(folder, str) and isinstance(fingerprint, str) and folder and fingerprint
         ):
             raise ValueError(f"dir is {folder!r}, fingerprint {fingerprint!r}")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError.of(
-            f"{path} cannot be read: {error if isinstance(error, ValueError) else repr(error)}",
-            "it says which corpus the run is trained on, and was cut off or altered",
-            f"rm -r {path}; the command of the run then reads its sources again if it has no "
-            "checkpoint",
-        ) from error
-    return folder, fingerprint
+        return folder, fingerprint
+    return None
 
 
 def read_members(run_dir: Path) -> dict[str, tuple[str, str]]:

@@ -66,7 +66,7 @@ def prune(
         pruned.notes[folder] = str(error)
         return pruned
     for path in left:
-        if (why := _why_not(path) or _remove(path)) is not None:
+        if (why := why_not(path) or _remove(path)) is not None:
             pruned.notes[path] = why
     for checkpoint in found:
         if checkpoint.step in stays:
@@ -80,7 +80,7 @@ def prune(
 
 def _delete(path: Path) -> str | None:
     """Delete a checkpoint; return why it stays, None: it is gone."""
-    if (why := _why_not(path)) is not None:
+    if (why := why_not(path)) is not None:
         return why
     going = path.with_name(path.name + _GOING)
     try:
@@ -98,7 +98,7 @@ def _delete(path: Path) -> str | None:
     return why
 
 
-def _why_not(path: Path) -> str | None:
+def why_not(path: Path) -> str | None:
     """Say why a folder is not to be deleted; None: nothing is known that speaks for it."""
     try:
         if path.is_symlink():

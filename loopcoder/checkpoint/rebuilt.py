@@ -50,7 +50,7 @@ def _other_tokenizer(
         found = file_digest(Path(build.tokenizer).expanduser())
         known = checkpoint.state().tokenizer_hash
         return (
-            f"data.build.tokenizer={build.tokenizer} is {found}, that of the weights is {known}"
+            f"data.build.tokenizer={build.tokenizer} is another one than that of the weights"
             if found != known
             else None
         )

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import newest_whole
@@ -25,7 +25,7 @@ from loopcoder.config.data import SkipConfig
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import Position, sequences_of
 from loopcoder.errors import InputError
-from loopcoder.storage.files import write_json
+from loopcoder.storage.files import parsing, write_json
 
 REWINDS = "rewinds.json"
 UNDONE = "undone"
@@ -58,16 +58,11 @@ def rewinds_of(run_dir: Path) -> list[Rewind]:
         InputError: the file is damaged.
     """
     path = run_dir / REWINDS
-    try:
+    why = "it says which samples the run leaves out since it went back to a checkpoint"
+    fix = f"the events `run_rewound` of {run_dir}/events.jsonl say what belongs there"
+    with suppress(FileNotFoundError, NotADirectoryError), parsing(path, why, fix):
         return TypeAdapter(list[Rewind]).validate_python(json.loads(path.read_text("utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (OSError, ValueError, ValidationError) as error:
-        raise InputError.of(
-            f"{path} cannot be read: {str(error).splitlines()[0]}",
-            "it says which samples the run leaves out since it went back to a checkpoint",
-            f"the events `run_rewound` of {run_dir}/events.jsonl say what belongs there",
-        ) from error
+    return []
 
 
 def with_rewinds(config: Config, run_dir: Path) -> Config:

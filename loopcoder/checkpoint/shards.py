@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
 
-from loopcoder.storage.files import FileEntry, synced_entry
+from loopcoder.storage.files import FileEntry, missed_within, synced_entry
 
 _SHARD = re.compile(r"__(\d+)_\d+\.distcp")
-_LOOK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,14 @@ def fault_of_shards(
             return f"rank {rank} ({written[rank].host}) has not written {name}"
         if entries[name]["bytes"] < size:
             return f"{name} has {entries[name]['bytes']:,} bytes, its metadata asks for {size:,}"
-    until = now() + within_s
-    while (missed := _unseen(folder, entries)) is not None:
-        if now() > until:
-            rank = _writer(missed)
-            return (
-                f"rank 0 ({written[0].host}) does not see {missed} in {folder.absolute()}, which "
-                f"rank {rank} ({written[rank].host}) wrote, after {within_s:g} s "
-                "(checkpoint.visible_within_s)"
-            )
-        time.sleep(_LOOK_EVERY_S)
-    return None
+    missed = missed_within(within_s, partial(_unseen, folder, entries), now)
+    if missed is None:
+        return None
+    rank = _writer(missed)
+    return (
+        f"rank 0 ({written[0].host}) does not see {missed} in {folder.absolute()}, which rank "
+        f"{rank} ({written[rank].host}) wrote, after {within_s:g} s (checkpoint.visible_within_s)"
+    )
 
 
 def _unseen(folder: Path, entries: Mapping[str, FileEntry]) -> str | None:

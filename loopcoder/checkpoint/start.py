@@ -22,9 +22,10 @@ from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.fields import typed
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, Config
-from loopcoder.data.corpus import MANIFEST, Corpus
+from loopcoder.data.corpus import Corpus
 from loopcoder.data.joined import trained_part
 from loopcoder.data.ledger import Ledger
+from loopcoder.data.manifest import MANIFEST
 from loopcoder.data.places import TOKENIZER
 from loopcoder.data.sampler import Position, enter_stage, orders_anew, unreached
 from loopcoder.errors import InputError, Problem, counted
@@ -52,16 +53,16 @@ class Start:
         return self.resumes or self.keeps_position
 
 
-def find_start(config: Config, run_dir: Path) -> Start | None:
+def find_start(config: Config, run_dir: Path, *, sizes: bool = False) -> Start | None:
     """Return what the run starts from; None: from its own initial weights.
 
     A run that has checkpoints of its own continues from them even when init_from is given: the same
-    command again resumes. Raises InputError as `own_checkpoint` does.
+    command again resumes. `sizes`, and what is raised, are those of `own_checkpoint`.
     """
-    if own := own_checkpoint(run_dir, config.checkpoint):
+    if own := own_checkpoint(run_dir, config.checkpoint, sizes=sizes):
         return Start(own, resumes=True)
     if config.checkpoint.init_from:
-        found = layout.find(Path(config.checkpoint.init_from))
+        found = layout.find(Path(config.checkpoint.init_from), "checkpoint.init_from")
         return Start(found, resumes=False, keeps_position=config.checkpoint.init_position)
     return None
 
@@ -77,8 +78,12 @@ class Reached:
 
 
 def finished_at(config: Config, run_dir: Path) -> Reached | None:
-    """Return where a run stands that has nothing left to train; None: it has."""
-    own = own_checkpoint(run_dir, config.checkpoint)
+    """Return where a run stands that has nothing left to train; None: it has.
+
+    Nothing is loaded of a run that is finished, and its shards are not read: their sizes are
+    compared, and the bytes of all else. One process is to call it.
+    """
+    own = own_checkpoint(run_dir, config.checkpoint, sizes=True)
     if own is None or own.step < config.train.max_steps:
         return None
     if stage_put_off(run_dir, own.step) is not None:
@@ -183,8 +188,13 @@ def _unused_origin(own: Checkpoint, before: Config, config: Config) -> str | Non
 
 
 def early_notes(config: Config, run_dir: Path) -> list[str]:
-    """Return what is to be said of a run's schedules before there is a corpus or a model."""
-    start = find_start(config, run_dir)
+    """Return what is to be said of a run's schedules before there is a corpus or a model. One
+    process is to call it."""
+    return notes_of_schedules(config, find_start(config, run_dir, sizes=True))
+
+
+def notes_of_schedules(config: Config, start: Start | None) -> list[str]:
+    """Return what is to be said of the schedules of a run that starts from a checkpoint."""
     goes_on = start is not None and start.goes_on
     position = start.checkpoint.state().position if start and goes_on else Position()
     position = enter_stage(config.stages, position)
@@ -277,8 +287,7 @@ def _other_text(
 ) -> Iterator[Problem]:
     if state.tokenizer_hash != corpus.tokenizer_hash:
         yield Problem(
-            f"the corpus was tokenised by {corpus.tokenizer_hash}, "
-            f"the checkpoint {checkpoint.path} was trained on {state.tokenizer_hash}",
+            f"the corpus has another tokenizer than the checkpoint {checkpoint.path}",
             "the same ids mean other text",
             kept_tokens(checkpoint, state, resumes),
         )

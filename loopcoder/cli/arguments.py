@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -100,6 +101,11 @@ def say(text: str) -> None:
     """Print on rank 0."""
     if rank() == 0:
         print(text, flush=True)
+
+
+def say_aside(text: str) -> None:
+    """Print what is no result, to stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def cache_for(data: DataConfig) -> AbstractContextManager[None]:

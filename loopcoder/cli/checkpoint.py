@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.pruning import kept
+from loopcoder.checkpoint.pruning import kept as stays
+from loopcoder.checkpoint.pruning import why_not
 from loopcoder.cli.listing import table
 from loopcoder.cli.options import parse_options
 from loopcoder.config.schema import Config
@@ -25,7 +27,7 @@ usage: loopcoder checkpoint list DIR [--json]
        loopcoder checkpoint verify DIR [--json]
 
   loopcoder checkpoint list runs/NAME          step, time, size, layout, state, why it stays
-  loopcoder checkpoint verify runs/NAME        hash all files; name what is damaged
+  loopcoder checkpoint verify runs/NAME        hash all files: how many, how much, what is damaged
 
 DIR is a run, its checkpoints/ or one checkpoint. `list` looks at sizes, `verify` reads everything.
 
@@ -35,6 +37,8 @@ states:
   incomplete     a save that was interrupted; not used
   set aside      step_N.damaged, step_N.later (checkpoint.step went back), step_N.undone (the run
                  went back by itself), step_N.replaced: not used, and never deleted by a run
+
+kept: why it stays when the next ones are saved; "stuck": it is to go and cannot be deleted.
 
 exit codes: 0 all that could be used are whole, 3 one is damaged"""
 
@@ -52,6 +56,12 @@ class Shown:
     """Ranks that wrote it, and how they shared the model; "" where it does not say."""
     kept: str
     """Why it stays; "": it goes when the next ones are saved, or it is not the run's to delete."""
+    stuck: str
+    """Why it cannot be deleted, although it is to go; "" otherwise."""
+    files: int
+    """Files that its manifest has, and that were compared with it."""
+    hashed_bytes: int
+    """Of them, those of files whose contents were compared; 0: sizes alone."""
     faults: list[str]
 
 
@@ -67,12 +77,12 @@ def run(argv: list[str]) -> int:
             "it takes `list` or `verify`, and one folder",
             "loopcoder checkpoint list runs/NAME",
         )
-    verb, folder = operands[0], Path(operands[1]).expanduser()
-    found = list(_shown(folder, reads_all=verb == "verify"))
+    reads_all, folder = operands[0] == "verify", Path(operands[1]).expanduser()
+    found = list(_shown(folder, reads_all))
     if "--json" in options:
         print(json.dumps([asdict(one) for one in found], indent=1))
     else:
-        print(_text(found))
+        print(_verified(found) if reads_all else _listed(found))
     return EXIT_BAD_INPUT if any(one.state == "damaged" for one in found) else EXIT_DONE
 
 
@@ -87,10 +97,13 @@ def _shown(path: Path, reads_all: bool) -> Iterator[Shown]:
     for folder in folders:
         checkpoint = _named(folder)
         facts: list[str] = []
+        sizes: list[int] = []
         state = "set aside" if "." in folder.name else "incomplete"
         if checkpoint is not None:
+            sizes = _sizes(checkpoint)
             facts = _faults(checkpoint, reads_all)
             state = "damaged" if facts else "complete"
+        kept = "" if checkpoint is None else why.get(checkpoint.step, "")
         yield Shown(
             path=str(folder),
             step=int(folder.name.partition("_")[2].partition(".")[0] or 0)
@@ -100,7 +113,10 @@ def _shown(path: Path, reads_all: bool) -> Iterator[Shown]:
             time=f"{datetime.fromtimestamp(folder.stat().st_mtime):%Y-%m-%d %H:%M}",
             bytes=size_of(folder),
             layout="" if facts or checkpoint is None else _layout(checkpoint),
-            kept="" if checkpoint is None else why.get(checkpoint.step, ""),
+            kept=kept,
+            stuck="" if checkpoint is None or kept or not why else why_not(folder) or "",
+            files=len(sizes),
+            hashed_bytes=sum(sizes) if reads_all else 0,
             faults=facts,
         )
 
@@ -124,16 +140,24 @@ def _named(folder: Path) -> Checkpoint | None:
     return layout.find(folder) if is_copy else there
 
 
+def _sizes(checkpoint: Checkpoint) -> list[int]:
+    """Return the bytes of the files of a manifest; [] where it is damaged."""
+    with suppress(InputError):
+        return [entry["bytes"] for entry in layout.files_of(checkpoint).values()]
+    return []
+
+
 def _faults(checkpoint: Checkpoint, reads_all: bool) -> list[str]:
     facts = list(layout.faults(checkpoint, "hash" if reads_all else "size"))
     if facts and reads_all:
         from loopcoder.checkpoint.damage import with_tensors
 
         return with_tensors(checkpoint, facts)
-    try:
-        checkpoint.config()
-    except InputError as error:
-        facts += [problem.fact for problem in error.problems]
+    if not facts:  # of what is damaged already, reading would say the same again
+        try:
+            checkpoint.config()
+        except InputError as error:
+            return [problem.fact for problem in error.problems]
     return facts
 
 
@@ -152,15 +176,32 @@ def _why_kept(folder: Path) -> dict[int, str]:
         except InputError:
             continue
         spared = branching_step(config.optim, config.train.max_steps, None)
-        return kept(complete, config.checkpoint, spared)
+        return stays(complete, config.checkpoint, spared)
     return {}
 
 
-def _text(found: Sequence[Shown]) -> str:
+def _listed(found: Sequence[Shown]) -> str:
     rows = [["checkpoint", "step", "time", "size", "layout", "state", "kept"]]
     for one in found:
         size = in_words(one.bytes)
         name, step = Path(one.path).name, str(one.step)
-        rows.append([name, step, one.time, size, one.layout, one.state, one.kept])
-    faults = [f"{Path(one.path).name}: {fact}" for one in found for fact in one.faults]
-    return "\n".join([table(rows), *faults])
+        why = "stuck" if one.stuck else one.kept
+        rows.append([name, step, one.time, size, one.layout, one.state, why])
+    stuck = [f"{Path(one.path).name} is not deleted: {one.stuck}" for one in found if one.stuck]
+    return "\n".join([table(rows), *_all_faults(found), *stuck])
+
+
+def _verified(found: Sequence[Shown]) -> str:
+    rows = [["checkpoint", "files", "hashed", "result"]]
+    for one in found:
+        compared = one.state in ("complete", "damaged")
+        result = "whole" if one.state == "complete" else f"{one.state}, not compared"
+        if one.state == "damaged":
+            result = f"damaged: {counted(len(one.faults), 'fault')}"
+        numbers = [f"{one.files:,}", in_words(one.hashed_bytes)] if compared else ["", ""]
+        rows.append([Path(one.path).name, *numbers, result])
+    return "\n".join([table(rows), *_all_faults(found)])
+
+
+def _all_faults(found: Sequence[Shown]) -> list[str]:
+    return [f"{Path(one.path).name}: {fact}" for one in found for fact in one.faults]

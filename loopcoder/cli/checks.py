@@ -17,9 +17,8 @@ from loopcoder.cli.arguments import rank
 from loopcoder.config.check import check
 from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import MANIFEST, read_manifest
 from loopcoder.data.joined import check_joined_folders
-from loopcoder.data.manifest import check_domains
+from loopcoder.data.manifest import MANIFEST, check_domains, read_manifest
 from loopcoder.data.mirror import folder_of
 from loopcoder.data.own_sets import check_own_folders
 from loopcoder.errors import InputError, Problem

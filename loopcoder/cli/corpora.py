@@ -11,8 +11,9 @@ from loopcoder.checkpoint.pinned import gone, read_members, where_is
 from loopcoder.cli.run_folders import runs_below, trained_on
 from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import MANIFEST, Corpus, load_corpus
+from loopcoder.data.corpus import Corpus, load_corpus
 from loopcoder.data.joined import open_joined
+from loopcoder.data.manifest import MANIFEST
 from loopcoder.data.mirror import default_cache, mirror
 from loopcoder.data.places import origin_of
 from loopcoder.errors import InputError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,7 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.history import Stand, stand_before
 from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.checkpoint.start import check_start, find_start, with_kept_reader
-from loopcoder.cli.arguments import Arguments, composed
+from loopcoder.cli.arguments import Arguments, composed, say_aside
 from loopcoder.cli.corpora import corpus_of_run
 from loopcoder.cli.data_tools import cache_of
 from loopcoder.cli.options import config_dir_of, parse_options, split_folders, whole
@@ -103,9 +102,9 @@ def _show(stand: Stand, corpus: Corpus, shown: Shown, *, as_json: bool) -> None:
 
     config, position = stand.config, stand.position
     for note in stand.notes:
-        _say(note)
+        say_aside(note)
     if position.step >= config.train.max_steps:
-        _say(
+        say_aside(
             f"train.max_steps={config.train.max_steps} ends the run before step "
             f"{position.step + 1}: this is what it would take"
         )
@@ -193,7 +192,7 @@ def _as_trained(arguments: Arguments, step: int) -> tuple[Stand, Corpus]:
     if problems := [*check_batch(config, one_copy), *check_data(config)]:
         raise InputError(problems)
     check_start(config, run_dir)
-    pinned = pinned_corpus(config, run_dir, _say)
+    pinned = pinned_corpus(config, run_dir, say_aside)
     corpus = _built(config, arguments) if pinned is None else load_corpus(pinned, "size")
     config = with_reader(with_kept_reader(config, find_start(config, run_dir)), corpus)
     check_start(config, run_dir, corpus)
@@ -214,7 +213,7 @@ def _built(config: Config, arguments: Arguments) -> Corpus:
 
     if config.data.build.sources and not may_be_built(config.data):
         refuse()
-    return prepare(config.data, report=_say, verify="size", before_build=refuse)
+    return prepare(config.data, report=say_aside, verify="size", before_build=refuse)
 
 
 def _ranks(options: dict[str, str], stand: Stand) -> int | None:
@@ -232,8 +231,3 @@ def _ranks(options: dict[str, str], stand: Stand) -> int | None:
             f"--ranks {fits}",
         )
     return ranks
-
-
-def _say(text: str) -> None:
-    """Print what is no result."""
-    print(text, file=sys.stderr, flush=True)

@@ -15,7 +15,8 @@ from loopcoder.cli.dropped import print_dropped
 from loopcoder.cli.listing import Listed, few, listing
 from loopcoder.cli.options import parse_options, whole
 from loopcoder.cli.run_folders import corpus_of, runs_below
-from loopcoder.data.corpus import MANIFEST, in_use, load_corpus
+from loopcoder.data.corpus import in_use, load_corpus
+from loopcoder.data.manifest import MANIFEST
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.storage.files import in_words, size_of
 from loopcoder.storage.lock import is_held

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,7 +14,7 @@ from loopcoder.backends import refuse_missing
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.pinned import gone, where_is
-from loopcoder.cli.arguments import parse_arguments
+from loopcoder.cli.arguments import parse_arguments, say_aside
 from loopcoder.config.check_corpora import check_joined, check_own_sets
 from loopcoder.config.check_data import check_lengths, check_stages
 from loopcoder.config.compose import changed, compose, load_config
@@ -41,7 +40,7 @@ bits per byte. One process; no launcher is needed.
 usage: loopcoder evaluate checkpoint=DIR [--all] [--json] [key=value ...]
 
   loopcoder evaluate checkpoint=runs/plt_tiny-r2-cc8f20c8a9      the newest checkpoint of a run
-  loopcoder evaluate checkpoint=DIR/checkpoints/step_00001000    one of them
+  loopcoder evaluate checkpoint=DIR/checkpoints/step_00001000    one of those that are kept
   loopcoder evaluate checkpoint=DIR --all                        every one that is kept
   loopcoder evaluate checkpoint=DIR model.num_loops=3            with another number of loops
   loopcoder evaluate checkpoint=DIR data=files path=~/src        on other data, with its tokenizer
@@ -209,7 +208,7 @@ def corpus_of_the_run(
     if not trained.data.build.sources:
         why = "a checkpoint is evaluated on the held-out documents of its corpus"
         raise InputError.of(fact, why, fix)
-    _say(f"data: {fact}: built again from its sources; if it was moved, {fix}")
+    say_aside(f"data: {fact}: built again from its sources; if it was moved, {fix}")
     return corpus_of(checkpoint, trained.data, cache, verify)
 
 
@@ -233,20 +232,14 @@ def corpus_of(
         tokenizer = str(copied) if copied.is_file() else state.tokenizer_path
         build = replace(data.build, tokenizer=tokenizer, cache_dir=str(cache))
         data = replace(data, build=build)
-    corpus = prepare(data, report=_say, verify=verify)
+    corpus = prepare(data, report=say_aside, verify=verify)
     if corpus.tokenizer_hash != state.tokenizer_hash:
         raise InputError.of(
-            f"{corpus.dir} was tokenised by {corpus.tokenizer_hash}, "
-            f"{checkpoint.path} was trained on {state.tokenizer_hash}",
+            f"{corpus.dir} has another tokenizer than {checkpoint.path} was trained with",
             "the same ids mean other text",
             "data=files path=DOCUMENTS, which is tokenised as the checkpoint was, or no data=",
         )
     return corpus
-
-
-def _say(text: str) -> None:
-    """Print what is no result."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from loopcoder.errors import InputError
 from loopcoder.metrics.goodput import TIME_FILE
 from loopcoder.metrics.tail import newest_event, newest_values
 from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE
-from loopcoder.storage.files import size_of
+from loopcoder.storage.files import parsing, size_of
 from loopcoder.storage.lock import is_held
 
 _DEPTH = 4
@@ -249,18 +249,13 @@ def _by_state(path: Path) -> tuple[str | None, str] | None:
     """Return what `trained_on` does by the state of a checkpoint; None: there is none."""
     if not path.exists():
         return None
-    try:
+    why = "it says which corpus a checkpoint was trained on, and was cut off or altered"
+    with parsing(path, why, "another checkpoint, or the corpus itself"):
         content = json.loads(path.read_text(encoding="utf-8"))
         recorded, fingerprint = content.get("corpus_dir"), content["corpus"]
         if recorded is None and "tokenizer_path" in content:  # of format 1
             recorded = str(Path(content["tokenizer_path"]).parent)
         return str(recorded) if recorded else None, str(fingerprint)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError.of(
-            f"{path} cannot be read: {error!r}",
-            "it says which corpus a checkpoint was trained on, and was cut off or altered",
-            "another checkpoint, or the corpus itself",
-        ) from error
 
 
 def differences(configs: Sequence[Config | None]) -> list[dict[str, Any]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
@@ -21,6 +22,7 @@ from loopcoder.data.labels import Label
 from loopcoder.data.ledger import LEDGER_FILE, Ledger
 from loopcoder.data.sampler import Mixture, Position, given, position_at
 from loopcoder.errors import InputError, LoopcoderError, counted
+from loopcoder.storage.files import parsing
 from loopcoder.storage.signals import ended_at_once
 
 
@@ -180,18 +182,16 @@ def _ledger_file(run_dir: Path) -> tuple[int, Ledger] | None:
         InputError: it is damaged.
     """
     path = run_dir / LEDGER_FILE
-    try:
+    saved = layout.complete(run_dir / "checkpoints")
+    fix = f"rm {path}; the next save of the run writes it again"
+    if saved:
+        fix += f". loopcoder data stats {saved[-1].path} has that of its newest checkpoint"
+    why = "it says what the run has trained on, and was cut off or altered"
+    with suppress(FileNotFoundError), parsing(path, why, fix):
         content = json.loads(path.read_text(encoding="utf-8"))
         fields = {name: content[name] for name in Ledger.__dataclass_fields__}
         return int(content["step"]), TypeAdapter(Ledger).validate_python(fields)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, LookupError, TypeError, ValidationError) as error:
-        raise InputError.of(
-            f"{path} cannot be read: {str(error).splitlines()[0]}",
-            "it says what the run has trained on, and was cut off or altered",
-            f"loopcoder data stats {run_dir}/checkpoints/step_NNNNNNNN: each has a ledger too",
-        ) from error
+    return None
 
 
 def _with_epochs(account: Account, corpus: Corpus) -> Account:

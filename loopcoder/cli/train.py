@@ -79,7 +79,8 @@ a run that is there, with its other settings as they were:
   loopcoder train checkpoint.init_from=DIR/checkpoints/step_00001000 run_dir=ANOTHER \\
       checkpoint.init_optimizer=true checkpoint.init_position=true train.max_steps=1200 \\
       optim=adam_wsd optim.schedule.decay_steps=200
-                                                   decay a branch: 200 steps from step 1000 on
+                                                   decay a branch: 200 steps from step 1000 on,
+                                                   which checkpoint.keep_every=1000 has kept
 
 groups and their presets:
 {groups}
@@ -200,7 +201,7 @@ def _train(arguments: Arguments) -> int:
                 batch, micro = config.train.global_batch_size, config.train.micro_batch_size
                 gpus = f"using {size} of {backends.gpu_count} GPUs"
                 say(f"{gpus}: {counted(batch, 'sequence')} per step, {micro} at once")
-            for note in [may_not_fit, *early_notes(config, run_dir)]:
+            for note in [may_not_fit, *early_notes(config, run_dir)] if rank() == 0 else []:
                 if note is not None:
                     say(note)
         return _start(config, backends, run_dir, size, launched=launched)

@@ -311,12 +311,6 @@ def _checkpoint(config: Config) -> Iterator[Problem]:
             "init_from starts a run from the weights of another; its own it goes on from anyway",
             "checkpoint.init_from=null, or the folder of another run",
         )
-    elif origin and not origin.is_dir():
-        yield Problem(
-            f"checkpoint.init_from={c.init_from}",
-            "there is no such folder",
-            "checkpoint.init_from=DIR, a checkpoint or a folder of them",
-        )
     for name, what in (("init_optimizer", "optimizer's state"), ("init_position", "position")):
         if getattr(c, name) and c.init_from is None:
             yield Problem(

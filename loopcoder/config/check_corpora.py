@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
-from loopcoder.config.corpora import SEPARATOR, entries, joined_corpora
+from loopcoder.config.corpora import SEPARATOR, entries, joined_corpora, place_of
 from loopcoder.config.data import CorpusConfig, DataConfig, StageConfig
 from loopcoder.config.fields import as_override, typed
 from loopcoder.config.schema import Config
@@ -41,7 +40,8 @@ def check_joined(config: Config) -> Iterator[Problem]:
         return
     if data.build.sources:
         why = "they are finished corpora, and this preset builds one of its sources"
-        yield Problem(f"data={data.name} with data.corpora", why, "data=corpus data.corpora=...")
+        where = next(iter(entries(data))).rpartition(".")[0]
+        yield Problem(f"data={data.name} with {where}", why, "data=corpus")
     if data.path is not None:
         why = "data.corpora names all that is read, and its entries have a path each"
         fix = f"path=null, or {{path:{data.path},weight:1}} as an entry of data.corpora"
@@ -63,14 +63,19 @@ def check_joined(config: Config) -> Iterator[Problem]:
 
 
 def _names(data: DataConfig) -> Iterator[Problem]:
-    known, paths = joined_corpora(data), dict[Path, str]()
+    known = joined_corpora(data)
     seen: set[tuple[str, str]] = set()
     for entry, corpus in entries(data).items():
-        name, in_list = corpus.called, (entry.rpartition(".")[0], corpus.called)
+        name, place = corpus.called, place_of(corpus)
+        in_list = entry.rpartition(".")[0], name
         if not re.fullmatch(NAME, name):
             why = "it is part of the names of its losses: letters, digits and . _ - + = , @"
             yield Problem(f"{entry} is called {name!r}", why, f"{entry}.name=NAME")
-        elif in_list in seen or corpus.path != known[name].path:
+        elif in_list in seen and place == place_of(known[name]):
+            why = "its sequences would be given once by each"
+            fix = "leave one of them out, and give its weight to the other"
+            yield Problem(f"{entry} is {name} again, {corpus.path}", why, fix)
+        elif in_list in seen or place != place_of(known[name]):
             why = "a position, and a loss, goes by the name of its corpus"
             fact = f"{entry} and another corpus are called {name}"
             yield Problem(fact, why, f"{entry}.name=OTHER")
@@ -79,19 +84,22 @@ def _names(data: DataConfig) -> Iterator[Problem]:
             why = "the mixture follows from the config alone, before anything is fetched"
             fact = f"{entry}.path={corpus.path} {entry}.domains=null"
             yield Problem(fact, why, f"{entry}.domains=[text,code], or those of them that it has")
-        if is_url(corpus.path) and data.reader == "megatron":
-            why = "megatron-core's GPTDataset reads files of this machine"
-            fix = f"data.reader=packed, or {entry}.path=FOLDER of a local copy"
-            yield Problem(f"{entry}.path={corpus.path} data.reader=megatron", why, fix)
-        if is_url(corpus.path) and data.verify == "background":
-            why = "every byte would be read from the store by every node"
-            fix = "data.verify=hash, which compares each block when it is read"
-            yield Problem(f"{entry}.path={corpus.path} data.verify=background", why, fix)
-        where = Path(corpus.path).expanduser().absolute()
-        if paths.setdefault(where, name) != name:
-            why = "its sequences would be given once by each"
-            fix = f"leave {entry} out, and give the weight of both to {paths[where]}"
-            yield Problem(f"{corpus.path} is both {paths[where]} and {name}", why, fix)
+        yield from check_url(f"{entry}.path", corpus.path, data)
+
+
+def check_url(key: str, path: str, data: DataConfig) -> Iterator[Problem]:
+    """Yield why the finished corpus at a URL, which the field `key` names, cannot be read."""
+    if not is_url(path):
+        return
+    given = f"{key}={as_override(path)}"
+    if data.reader == "megatron":
+        why = "megatron-core's GPTDataset reads files of this machine"
+        fix = f"data.reader=packed, or {key}=FOLDER of a local copy"
+        yield Problem(f"{given} data.reader=megatron", why, fix)
+    if data.verify == "background":
+        why = "every byte would be read from the store by every node"
+        fix = "data.verify=hash, which compares each block when it is read"
+        yield Problem(f"{given} data.verify=background", why, fix)
 
 
 def _shares(

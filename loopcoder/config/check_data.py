@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 from loopcoder.config.build import MIN_VOCAB_SIZE, NUM_SPECIAL_TOKENS, SourceConfig
 from loopcoder.config.check_build import check_build
-from loopcoder.config.check_corpora import check_joined, check_own_sets
+from loopcoder.config.check_corpora import check_joined, check_own_sets, check_url
 from loopcoder.config.check_names import check_names
 from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.fields import as_override, next_multiple
 from loopcoder.config.schema import Config
 from loopcoder.errors import Problem
-from loopcoder.storage.remote import is_url
 
 
 def check_data(config: Config) -> Iterator[Problem]:
@@ -22,18 +21,8 @@ def check_data(config: Config) -> Iterator[Problem]:
         why = f"data={data.name} needs the folder of a finished corpus"
         yield Problem(f"data={data.name} data.path=null", why, "path=DIR")
     yield from check_joined(config)
-    if not data.build.sources and is_url(data.path) and data.reader == "megatron":
-        yield Problem(
-            f"data.path={as_override(data.path)} data.reader=megatron",
-            "megatron-core's GPTDataset reads files of this machine",
-            "data.reader=packed, or data.path=FOLDER of a local copy",
-        )
-    if not data.build.sources and is_url(data.path) and data.verify == "background":
-        yield Problem(
-            f"data.path={as_override(data.path)} data.verify=background",
-            "every byte would be read from the store by every node",
-            "data.verify=hash, which compares each block when it is read",
-        )
+    if not data.build.sources and isinstance(data.path, str):
+        yield from check_url("data.path", data.path, data)
     reads_path = any(
         s.kind in ("files", "hf") and s.path in (None, data.path) for s in data.build.sources
     )

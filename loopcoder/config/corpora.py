@@ -24,6 +24,7 @@ from pathlib import Path
 
 from loopcoder.config.data import CorpusConfig, DataConfig
 from loopcoder.config.renamed import translate_manifest
+from loopcoder.storage.remote import is_url
 
 SEPARATOR = "/"
 """Between the name of a corpus and its domain; neither has one."""
@@ -45,6 +46,13 @@ def entries(data: DataConfig) -> dict[str, CorpusConfig]:
         for index, stage in enumerate(data.stages)
     }
     return {f"{key}.{i}": corpus for key, of in lists.items() for i, corpus in enumerate(of)}
+
+
+def place_of(corpus: CorpusConfig) -> str:
+    """Return where a corpus is, in one way of writing it."""
+    if is_url(corpus.path):
+        return corpus.path.rstrip("/")
+    return str(Path(corpus.path).expanduser().resolve())
 
 
 def joined_mixture(

@@ -35,7 +35,7 @@ class CorpusConfig:
     """A finished corpus that is read together with others; all have the same tokenizer."""
 
     path: str
-    """Its folder."""
+    """Its folder, or its URL in an object store."""
     weight: PositiveFloat = 1.0
     """Its share of each of its domains, in proportion to the other corpora that have it."""
     name: str | None = None

@@ -28,9 +28,9 @@ class EvalConfig:
     `val/loss`, which is at the length of the current data stage, in sequences of another length;
     null: at no other."""
     corpora: Annotated[dict[str, str], _NEW] = field(default_factory=dict)
-    """Validation sets of one's own, by name: folders of finished corpora with the tokenizer of the
-    run. `val/<name>/loss` is the mean over their held-out documents, each domain with the tokens
-    that it has of them; nothing else that is evaluated changes."""
+    """Validation sets of one's own, by name: folders or URLs of finished corpora with the tokenizer
+    of the run. `val/<name>/loss` is the mean over their held-out documents, each domain with the
+    tokens that it has of them; nothing else that is evaluated changes."""
     corpora_sequences: Annotated[PositiveInt | None, _NEW] = None
     """Held-out sequences of each domain of `eval.corpora`; null: all."""
     per_loop: bool = True

@@ -18,6 +18,8 @@ from loopcoder.config.types import PATTERNS
 from loopcoder.errors import Problem
 
 _ANY = "VALUE"
+_LONG = 120
+"""Characters of what a choice is."""
 _WEIGHT = re.compile(r"data\.(stages\.\d+\.)?mixture\.[^.]+")
 GROUPS = ("experiment", "variant")
 """Groups of presets that are no section of the schema: they change all of them."""
@@ -139,7 +141,9 @@ def _problem(
         limits = {k: as_override(v) for k, v in d.get("ctx", {}).items()}
         text = _WHY.get(d["type"], d["msg"])
         whys.append(text.format(**limits, choices=", ".join(at.choices)) if "{" in text else text)
-    why = " or ".join(dict.fromkeys(whys)) + (f": {' '.join(at.doc.split())}" if at.doc else "")
+    why = " or ".join(dict.fromkeys(whys)).replace(" or must be ", " or ")
+    if doc := _in_short(at):
+        why += f": {doc}"
     if first["type"] == "missing":
         value = as_override(at.default) if at.default is not MISSING else placeholder(root, key)
         return Problem(f"{key} has no value", why, typed(f"{key}={value}"))
@@ -148,6 +152,14 @@ def _problem(
     mended = _mended(key, first, at, presets)
     mended = typed(f"{key}={placeholder(root, key) if mended == _ANY else mended}")
     return Problem(f"{key}={as_override(first['input'])}", why, mended)
+
+
+def _in_short(at: FieldAt) -> str:
+    """Return what a field is; of a long text that goes through its choices, the first clause."""
+    doc = " ".join(at.doc.split())
+    if not at.choices or len(doc) <= _LONG:
+        return doc
+    return re.split(r"[.:;] ", doc)[0]
 
 
 def takes(at: FieldAt, value: Any) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopcoder.config.data import DataConfig, Reader
-from loopcoder.config.renamed import translate_manifest
 from loopcoder.config.schema import Config
 from loopcoder.data.blocks import CheckedFile, OpenRange
 from loopcoder.data.indexed import BLOCKS, check_pair
 from loopcoder.data.labels import LABELS, Label, LabelFile
-from loopcoder.data.manifest import head_faults, manifest_faults
+from loopcoder.data.manifest import MANIFEST, manifest_faults, read_manifest, refuse_altered
 from loopcoder.data.places import (
+    ELSEWHERE,
     OF_A_SHARD,
     ORIGIN,
+    PERMIT,
     TOKEN_BYTES,
     TOKENIZER,
     check_store,
@@ -36,15 +36,10 @@ from loopcoder.storage.files import fault_of
 from loopcoder.storage.lock import shared
 from loopcoder.storage.remote import Store
 
-FORMAT_VERSION = 2
-"""Of the manifest and of what the pipeline makes of its input; raising it rebuilds every corpus."""
-
-MANIFEST = "manifest.json"
 REPORT = "report.html"
 UNIGRAM_ENTROPY = "unigram_entropy"
 """Entry of the manifest: that of every domain, in nats per token (see unigram.py)."""
 
-_PERMIT = "chmod or chown it so that this user may read it"
 Verify = Literal["hash", "small", "size"]
 """`hash` reads every byte of a corpus; `small` leaves out the training shards, which are compared
 block by block when they are read, or by shard while training goes on (see verifier.py); `size`
@@ -102,7 +97,8 @@ class Corpus:
 
         Splits are `train` and `val`; the latter has one shard.
         """
-        return [str(self.dir / shard["prefix"]) for shard in self._stats(domain, split)["shards"]]
+        folder = self.part(domain)[0].dir
+        return [str(folder / shard["prefix"]) for shard in self._stats(domain, split)["shards"]]
 
     def shard_tokens(self, domain: str, split: str) -> list[int]:
         """Return the tokens of each shard, in the order of `prefixes`."""
@@ -111,9 +107,8 @@ class Corpus:
     def digests(self, domain: str, shard: int) -> Path | None:
         """Return the file with the digests of a training shard's blocks (see blocks.py); None: the
         corpus was built without them."""
-        prefix = self._stats(domain, "train")["shards"][shard]["prefix"]
-        name = prefix + BLOCKS
-        return self.dir / name if name in self.manifest["files"] else None
+        of, name = self._entry(domain, "train", shard, BLOCKS)
+        return of.dir / name if name in of.manifest["files"] else None
 
     @property
     def has_digests(self) -> bool:
@@ -143,8 +138,8 @@ class Corpus:
         verify: bool = False,
         opens: OpenRange = CheckedFile,
     ) -> LabelFile | None:
-        """Open the labels of a shard's documents; None: the corpus was built without them, and all
-        have the label of their domain.
+        """Open the labels of a shard's documents, which count from `first_label` on; None: the
+        corpus was built without them, and all have the label of their domain.
 
         Args:
             verify: Compare the file with its digest before it is used.
@@ -153,13 +148,13 @@ class Corpus:
         Raises:
             OSError: the file cannot be opened.
         """
-        entry = self._stats(domain, split)["shards"][shard]
-        name, fix = entry["prefix"] + LABELS, rebuild(self.dir)
-        if "labels" not in self.manifest:
+        of, name = self._entry(domain, split, shard, LABELS)
+        if "labels" not in of.manifest:
             return None
-        digest = self.manifest["files"][name]["xxh3_128"] if verify else None
+        entry = self._stats(domain, split)["shards"][shard]
+        digest = of.manifest["files"][name]["xxh3_128"] if verify else None
         size = entry["documents"], entry["tokens"]
-        return LabelFile(self.dir / name, *size, len(self.labels), digest, fix, opens)
+        return LabelFile(of.dir / name, *size, len(of.labels), digest, rebuild(of.dir), opens)
 
     def tokens(self, domain: str, split: str) -> int:
         """Return the number of tokens, one EOD per document included."""
@@ -189,6 +184,11 @@ class Corpus:
                 "the corpus as it was built; data.rebuild=true builds it again",
             ) from error
 
+    def _entry(self, domain: str, split: str, shard: int, suffix: str) -> tuple[Corpus, str]:
+        """Return the corpus that has a file of a shard, and the file's name there."""
+        prefix = self._stats(domain, split)["shards"][shard]["prefix"]
+        return self.part(domain)[0], prefix + suffix
+
     def _stats(self, domain: str, split: str) -> Mapping[str, Any]:
         stats: Mapping[str, Any] = self.manifest["domains"][domain][split]
         return stats
@@ -212,7 +212,7 @@ def load_corpus(folder: str | Path, verify: Verify = "hash") -> Corpus:
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
     faults = manifest_faults(manifest, TOKENIZER)
-    _refuse_altered(folder / MANIFEST, faults, rebuild(folder))
+    refuse_altered(folder / MANIFEST, faults, rebuild(folder))
     problems = list(_faults(folder, manifest, verify))
     if verify != "size" and not problems:
         problems += _pairs(folder, manifest, verify)
@@ -263,14 +263,6 @@ def at_once(data: DataConfig) -> Verify:
     return "size" if data.verify == "size" else "hash"
 
 
-def _refuse_altered(where: Path | str, faults: Sequence[str], fix: str, most: int = 5) -> None:
-    """Raise InputError where entries of the manifest are not what they were."""
-    if faults:
-        more = f" and {len(faults) - most} more" if len(faults) > most else ""
-        why = f"a finished corpus was written with all of its entries: {'; '.join(faults[:most])}"
-        raise InputError.of(f"{where} was altered", why + more, fix)
-
-
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
     """Keep `loopcoder data clean` from removing a corpus that is read in the block.
@@ -301,19 +293,7 @@ def lost(corpus: Corpus) -> LoopcoderError | None:
     return LoopcoderError.of(
         f"the corpus {folder} was taken away while it was read: {problem.fact}",
         "it was removed, moved or changed, or its disk is gone; a run reads it until it ends",
-        "the same command once it is back there, or with data=corpus path=FOLDER where it is now",
-    )
-
-
-def unreadable(path: Path | str, error: OSError) -> LoopcoderError:
-    """Return the error of a file of a corpus that is there and cannot be read."""
-    fact = f"{path} cannot be read: {error.strerror or error}"
-    if isinstance(error, PermissionError):
-        return InputError.of(fact, "training reads all files of its corpus", _PERMIT)
-    return LoopcoderError.of(
-        fact,
-        "its disk or its server fails; what was trained is saved",
-        "the same command once it can be read, or with data=corpus path=FOLDER of a copy",
+        f"the same command once it is back there, or with {ELSEWHERE} where it is now",
     )
 
 
@@ -327,7 +307,7 @@ def _faults(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterat
         path = folder / name
         fact = fault_of(path, wanted, contents=contents)
         if fact and path.exists() and not os.access(path, os.R_OK):
-            yield Problem(fact, "training reads all files of its corpus", _PERMIT)
+            yield Problem(fact, "training reads all files of its corpus", PERMIT)
         elif fact:
             why = "it was removed, cut off or changed after it was built"
             yield Problem(fact, why, rebuild(folder))
@@ -361,59 +341,3 @@ def _sums(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
                 if total != stats[key]:
                     fact = f"{folder / MANIFEST}: {domain} {split} has {stats[key]:,} {key}"
                     yield Problem(fact, f"its shards have {total:,}", rebuild(folder))
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a corpus, in the words of this version.
-
-    Raises:
-        InputError: there is none, or it is damaged or of another version.
-    """
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise InputError.of(
-            f"there is no corpus folder {folder}",
-            "training reads its tokens from there",
-            "data.path=FOLDER of a finished corpus, or data=sample to build a small one",
-        )
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as e:
-        # Whoever gives the folder of their documents must not be told to delete it.
-        raise InputError.of(
-            f"{folder} has no {MANIFEST}",
-            "a finished corpus has one, written last; a folder of documents has none",
-            f"data=files path={folder} for documents, or a folder that `loopcoder data` printed",
-        ) from e
-    except OSError as e:
-        raise unreadable(path, e) from e
-    manifest = _parsed(content, path, rebuild(folder))
-    _refuse_altered(path, list(head_faults(manifest)), rebuild(folder))
-    return manifest
-
-
-def parse_manifest(content: bytes, where: str, fix: str) -> dict[str, Any]:
-    """Return a whole manifest from the content of its file, in the words of this version.
-
-    Args:
-        where: What the file is called.
-        fix: What mends a damaged one.
-
-    Raises:
-        InputError: it is damaged or of another version.
-    """
-    manifest = _parsed(content, where, fix)
-    _refuse_altered(where, list(head_faults(manifest)) or manifest_faults(manifest, TOKENIZER), fix)
-    return manifest
-
-
-def _parsed(content: bytes, where: Path | str, fix: str) -> dict[str, Any]:
-    try:
-        manifest = json.loads(content.decode("utf-8"))
-    except ValueError as e:
-        raise InputError.of(f"cannot read {where}", str(e), fix) from e
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        why = f"this code reads version {FORMAT_VERSION}"
-        raise InputError.of(f"{where} has format_version {version}", why, fix)
-    return dict(translate_manifest(manifest))

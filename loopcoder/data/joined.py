@@ -24,18 +24,11 @@ from numpy.typing import NDArray
 from loopcoder.config.corpora import SEPARATOR, entries, joined_corpora
 from loopcoder.config.data import CorpusConfig, DataConfig
 from loopcoder.config.fields import typed
-from loopcoder.data.blocks import CheckedFile, OpenRange
-from loopcoder.data.corpus import (
-    MANIFEST,
-    TOKENIZER,
-    UNIGRAM_ENTROPY,
-    Corpus,
-    Verify,
-    load_corpus,
-)
-from loopcoder.data.corpus import read_manifest as read
-from loopcoder.data.labels import Label, LabelFile
+from loopcoder.data.corpus import Corpus, Verify, load_corpus
+from loopcoder.data.labels import Label
+from loopcoder.data.manifest import read_manifests
 from loopcoder.data.mirror import folder_at
+from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import InputError, Problem
 
 
@@ -74,27 +67,6 @@ class JoinedCorpus(Corpus):
     @property
     def has_digests(self) -> bool:
         return all(member.has_digests for member in self.members)
-
-    def label_file(
-        self,
-        domain: str,
-        split: str,
-        shard: int,
-        *,
-        verify: bool = False,
-        opens: OpenRange = CheckedFile,
-    ) -> LabelFile | None:
-        """Open the labels of a shard's documents, which count from `first_label` on."""
-        member, own = self.part(domain)
-        return member.label_file(own, split, shard, verify=verify, opens=opens)
-
-    def prefixes(self, domain: str, split: str) -> list[str]:
-        member, own = self.part(domain)
-        return member.prefixes(own, split)
-
-    def digests(self, domain: str, shard: int) -> Path | None:
-        member, own = self.part(domain)
-        return member.digests(own, shard)
 
 
 def joined_fingerprint(parts: Mapping[str, Corpus]) -> str:
@@ -142,27 +114,19 @@ def open_joined(data: DataConfig, verify: Verify) -> JoinedCorpus:
 def check_joined_folders(data: DataConfig) -> None:
     """Raise InputError with every corpus of `data.corpora` that is not there, lacks a domain that
     is to be read of it, or has another tokenizer than the first; manifests are all that is read."""
-    problems: list[Problem] = []
-    manifests: dict[str, dict[str, Any]] = {}
-    folders: dict[str, Path] = {}
     corpora = joined_corpora(data)
     keys = {corpus.called: key for key, corpus in reversed(entries(data).items())}
-    for name, corpus in corpora.items():
-        folder, key = folder_at(corpus.path, data), keys[name]
-        folders[name] = folder
-        if not (folder / MANIFEST).is_file():
-            problems.append(
-                Problem(
-                    f"{key}.path={corpus.path}: there is no finished corpus",
-                    "each of them is a folder that `loopcoder data` has built and printed",
-                    f"{key}.path=FOLDER {key}.name={name} where it is now, or leave it out",
-                )
-            )
-            continue
-        try:
-            manifests[name] = read(folder)
-        except InputError as error:
-            problems += error.problems
+    folders = {name: folder_at(corpus.path, data) for name, corpus in corpora.items()}
+
+    def not_there(name: str) -> Problem:
+        key = keys[name]
+        return Problem(
+            f"{key}.path={corpora[name].path}: there is no finished corpus",
+            "each of them is a folder that `loopcoder data` has built and printed",
+            f"{key}.path=FOLDER {key}.name={name} where it is now, or leave it out",
+        )
+
+    manifests, problems = read_manifests(folders, not_there)
     problems += [*_other_tokens(corpora, manifests, folders), *_copies(corpora, manifests)]
     for name, manifest in manifests.items():
         there = list(manifest["domains"])
@@ -190,8 +154,7 @@ def _other_tokens(
         if found != hashes[first]:
             tokenizer = folders[first] / TOKENIZER
             yield Problem(
-                f"{corpora[name].path} was tokenised by {found}, {corpora[first].path} by "
-                f"{hashes[first]}",
+                f"{corpora[name].path} has another tokenizer than {corpora[first].path}",
                 "the same ids mean other text",
                 "loopcoder data data=files path=DOCUMENTS "
                 f"{typed(f'data.build.tokenizer={tokenizer}')} builds it in the same tokens",
@@ -233,12 +196,6 @@ def _join(opened: Mapping[str, Corpus]) -> JoinedCorpus:
         "domains": domains,
         "sources": [s for _, member in named for s in member.manifest.get("sources", [])],
     }
-    if all(UNIGRAM_ENTROPY in member.manifest for _, member in named):
-        manifest[UNIGRAM_ENTROPY] = {
-            f"{name}{SEPARATOR}{domain}": entropy
-            for name, member in named
-            for domain, entropy in member.manifest[UNIGRAM_ENTROPY].items()
-        }
     return JoinedCorpus(
         dir=first.dir,
         domains=tuple(domains),

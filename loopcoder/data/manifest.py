@@ -1,15 +1,21 @@
-"""What a corpus' manifest must have for training to read it: entries and their kinds."""
+"""The manifest of a finished corpus: reading it, and what it must have for training to read it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loopcoder.config.mixture import CORPUS_EACH
+from loopcoder.config.renamed import translate_manifest
 from loopcoder.data.labels import LABELS
-from loopcoder.errors import InputError
+from loopcoder.data.places import TOKENIZER, rebuild, unreadable
+from loopcoder.errors import InputError, Problem
 
+FORMAT_VERSION = 2
+"""Of the manifest and of what the pipeline makes of its input; raising it rebuilds every corpus."""
+MANIFEST = "manifest.json"
 EACH = "*"
 """In place of a name: every entry of a mapping, of which there is one or more."""
 
@@ -31,6 +37,91 @@ _LABELS = {
 }
 """Of a corpus that keeps what each document is."""
 _KINDS = {int: "a whole number", str: "text", float: "a number", dict: "a mapping", list: "a list"}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a corpus, in the words of this version.
+
+    Raises:
+        InputError: there is none, or it is damaged or of another version.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise InputError.of(
+            f"there is no corpus folder {folder}",
+            "training reads its tokens from there",
+            "data.path=FOLDER of a finished corpus, or data=sample to build a small one",
+        )
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as e:
+        # Whoever gives the folder of their documents must not be told to delete it.
+        raise InputError.of(
+            f"{folder} has no {MANIFEST}",
+            "a finished corpus has one, written last; a folder of documents has none",
+            f"data=files path={folder} for documents, or a folder that `loopcoder data` printed",
+        ) from e
+    except OSError as e:
+        raise unreadable(path, e) from e
+    manifest = _parsed(content, path, rebuild(folder))
+    refuse_altered(path, list(head_faults(manifest)), rebuild(folder))
+    return manifest
+
+
+def read_manifests(
+    folders: Mapping[str, Path], missing: Callable[[str], Problem]
+) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+    """Return the manifests of corpora by their names, and what is wrong with the others.
+
+    Args:
+        missing: What to say of one by its name that is not there.
+    """
+    manifests: dict[str, dict[str, Any]] = {}
+    problems: list[Problem] = []
+    for name, folder in folders.items():
+        if not (folder / MANIFEST).is_file():
+            problems.append(missing(name))
+            continue
+        try:
+            manifests[name] = read_manifest(folder)
+        except InputError as error:
+            problems += error.problems
+    return manifests, problems
+
+
+def parse_manifest(content: bytes, where: str, fix: str) -> dict[str, Any]:
+    """Return a whole manifest from the content of its file, in the words of this version.
+
+    Args:
+        where: What the file is called.
+        fix: What mends a damaged one.
+
+    Raises:
+        InputError: it is damaged or of another version.
+    """
+    manifest = _parsed(content, where, fix)
+    refuse_altered(where, list(head_faults(manifest)) or manifest_faults(manifest, TOKENIZER), fix)
+    return manifest
+
+
+def _parsed(content: bytes, where: Path | str, fix: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(content.decode("utf-8"))
+    except ValueError as e:
+        raise InputError.of(f"cannot read {where}", str(e), fix) from e
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        why = f"this code reads version {FORMAT_VERSION}"
+        raise InputError.of(f"{where} has format_version {version}", why, fix)
+    return dict(translate_manifest(manifest))
+
+
+def refuse_altered(where: Path | str, faults: Sequence[str], fix: str, most: int = 5) -> None:
+    """Raise InputError where entries of the manifest are not what they were."""
+    if faults:
+        more = f" and {len(faults) - most} more" if len(faults) > most else ""
+        why = f"a finished corpus was written with all of its entries: {'; '.join(faults[:most])}"
+        raise InputError.of(f"{where} was altered", why + more, fix)
 
 
 def head_faults(manifest: Mapping[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import check_there
 from loopcoder.data.labels import tokens_by_document
+from loopcoder.data.places import ELSEWHERE
 from loopcoder.data.reader import Row, part_of, readable, sequences_by_shard
 from loopcoder.data.sampler import Given
 from loopcoder.errors import InputError
@@ -56,7 +57,7 @@ class MegatronReader:
             raise InputError.of(
                 f"the training shards are in a store, {corpus.url}, and data.reader=megatron",
                 "megatron-core's GPTDataset reads files of this machine",
-                "data=corpus path=FOLDER of a local copy; a new run may have data.reader=packed",
+                f"{ELSEWHERE} of a local copy; a new run may have data.reader=packed",
             )
         self._corpus, self._domain, self._seq_length = corpus, domain, seq_length
         goes_on = bool(before) and before[-1][0] == seq_length

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import xxhash
 
 from loopcoder.config.data import DataConfig
-from loopcoder.data.corpus import MANIFEST, parse_manifest
+from loopcoder.config.schema import Config
+from loopcoder.data.corpus import Corpus
+from loopcoder.data.manifest import MANIFEST, parse_manifest
 from loopcoder.data.places import ORIGIN, check_store, rebuild, small_files
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.storage.digest import fingerprint
@@ -63,6 +65,24 @@ def folder_at(path: str, data: DataConfig) -> Path:
         LoopcoderError: it has a URL and cannot be fetched.
     """
     return mirror(path, cache_folder(data)) if is_url(path) else Path(path).expanduser()
+
+
+def small_cache(config: Config, corpus: Corpus) -> Iterator[str]:
+    """Yield what to say of a cache that has no room for a shard of every domain: the last sequence
+    of a stretch ends in another block, which is gone again when its turn comes."""
+    needed = 0
+    for domain in {domain for stage in config.stages for domain in stage.mixture}:
+        member, own = corpus.part(domain)
+        if member.url is not None:
+            shards = member.manifest["domains"][own]["train"]["shards"]
+            files = [member.manifest["files"][shard["prefix"] + ".bin"] for shard in shards]
+            needed += max((file["bytes"] for file in files), default=0)
+    if (limit := config.data.cache.bytes) < needed:
+        yield (
+            f"warning: data.cache.bytes={limit} is less than the largest shards of the domains "
+            f"that are read, {needed:,} bytes: most blocks are fetched more than once; "
+            f"data.cache.bytes={needed} has room for them"
+        )
 
 
 @lru_cache(maxsize=16)  # a command asks for its corpus several times

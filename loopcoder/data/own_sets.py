@@ -8,7 +8,8 @@ from pathlib import Path
 from loopcoder.config.evaluation import EvalConfig
 from loopcoder.config.fields import typed
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import MANIFEST, Corpus, Verify, load_corpus, read_manifest
+from loopcoder.data.corpus import Corpus, Verify, load_corpus
+from loopcoder.data.manifest import read_manifests
 from loopcoder.data.mirror import folder_at
 from loopcoder.errors import InputError, Problem
 
@@ -53,21 +54,16 @@ def open_own_sets(config: Config, corpus: Corpus, verify: Verify) -> dict[str, C
 def check_own_folders(config: Config) -> None:
     """Raise InputError with every set that is no finished corpus: what needs no corpus of the run
     and reads nothing but manifests."""
-    problems: list[Problem] = []
-    for name, folder in own_folders(config).items():
-        if not (folder / MANIFEST).is_file():
-            problems.append(
-                Problem(
-                    f"eval.corpora.{name}={folder}: there is no finished corpus",
-                    "a validation set is a folder that `loopcoder data` has built and printed",
-                    f"{_build('TOKENIZER')}, or {_without(config.eval, name)}",
-                )
-            )
-            continue
-        try:
-            read_manifest(folder)
-        except InputError as error:
-            problems += error.problems
+    folders = own_folders(config)
+
+    def not_there(name: str) -> Problem:
+        return Problem(
+            f"eval.corpora.{name}={folders[name]}: there is no finished corpus",
+            "a validation set is a folder that `loopcoder data` has built and printed",
+            f"{_build('TOKENIZER')}, or {_without(config.eval, name)}",
+        )
+
+    _, problems = read_manifests(folders, not_there)
     if problems:
         raise InputError(problems)
 
@@ -76,7 +72,7 @@ def _unfit(config: EvalConfig, name: str, own: Corpus, corpus: Corpus) -> Iterat
     key = f"eval.corpora.{name}={own.dir}"
     if own.tokenizer_hash != corpus.tokenizer_hash:
         yield Problem(
-            f"{key} was tokenised by {own.tokenizer_hash}, {corpus.dir} by {corpus.tokenizer_hash}",
+            f"{key} has another tokenizer than {corpus.dir}",
             "the same ids mean other text",
             f"{_build(str(corpus.tokenizer_path))}, or {_without(config, name)}",
         )

@@ -22,7 +22,7 @@ from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import token_dtype
 from loopcoder.data.labels import LABELS, STRIDE, LabelFile
 from loopcoder.data.order import continued
-from loopcoder.data.places import rebuild
+from loopcoder.data.places import ELSEWHERE, rebuild
 from loopcoder.data.reader import Row, readable
 from loopcoder.data.sampler import Given
 from loopcoder.errors import InputError, counted
@@ -125,7 +125,7 @@ class PackedReader:
             raise InputError.of(
                 f"the corpus {url} has no digests of its blocks",
                 "what is read from a store is compared block by block before it is used",
-                "data.verify=size, or data=corpus path=FOLDER of a local copy",
+                f"data.verify=size, or {ELSEWHERE} of a local copy",
             )
         blocks = BlockCache(folder.parents[1] / "blocks", cache.bytes, Store(url))
 

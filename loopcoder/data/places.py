@@ -9,7 +9,8 @@ from typing import Any
 
 from loopcoder.data.indexed import BLOCKS
 from loopcoder.data.labels import LABELS
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError, LoopcoderError, Problem
+from loopcoder.storage.files import parsing
 from loopcoder.storage.remote import Store, is_url
 
 TOKENIZER = "tokenizer.json"
@@ -19,19 +20,18 @@ ORIGIN = "origin.json"
 OF_A_SHARD = (".bin", ".idx", LABELS)
 """Suffixes of the files of a shard."""
 
+ELSEWHERE = "data=corpus path=FOLDER, or the path of its entry in data.corpora,"
+"""What names another place of a corpus that a run reads."""
+PERMIT = "chmod or chown it so that this user may read it"
+
 
 def origin_of(folder: Path) -> str | None:
     """Return the URL of a corpus whose training shards are in a store; None: they are here."""
     if not (folder / ORIGIN).is_file():
         return None
-    try:
+    why = "it names the store that has the training shards, and was cut off or altered"
+    with parsing(folder / ORIGIN, why, f"rm -r {folder}; it is fetched again"):
         return str(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["url"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError.of(
-            f"{folder / ORIGIN} cannot be read: {error!r}",
-            "it names the store that has the training shards, and was cut off or altered",
-            f"rm -r {folder}; it is fetched again",
-        ) from error
 
 
 def small_files(manifest: Mapping[str, Any]) -> list[str]:
@@ -78,4 +78,16 @@ def rebuild(folder: Path | str) -> str:
     return (
         f"restore what is named from a copy of the corpus, or delete {folder} and build it again "
         "(the same command does, with data=sample, files or hf)"
+    )
+
+
+def unreadable(path: Path | str, error: OSError) -> LoopcoderError:
+    """Return the error of a file of a corpus that is there and cannot be read."""
+    fact = f"{path} cannot be read: {error.strerror or error}"
+    if isinstance(error, PermissionError):
+        return InputError.of(fact, "training reads all files of its corpus", PERMIT)
+    return LoopcoderError.of(
+        fact,
+        "its disk or its server fails; what was trained is saved",
+        f"the same command once it can be read, or with {ELSEWHERE} of a copy",
     )

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loopcoder.data.corpus import Corpus, unreadable
+from loopcoder.data.corpus import Corpus
+from loopcoder.data.places import unreadable
 from loopcoder.data.sampler import Given
 
 

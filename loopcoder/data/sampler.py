@@ -168,21 +168,21 @@ def unreached(config: Config, position: Position) -> Iterator[str]:
     if train.batch_ramp is not None and last.samples < train.batch_ramp.samples:
         size = batch_size(train.global_batch_size, train.batch_ramp, last.samples)
         yield (
-            f"the batch ends at {size} of {counted(train.global_batch_size, 'sequence')}: "
+            f"warning: the batch ends at {size} of {counted(train.global_batch_size, 'sequence')}: "
             f"train.batch_ramp.samples={train.batch_ramp.samples} is more than what "
             f"train.max_steps={train.max_steps} takes, {last.samples + size}"
         )
     if last.stage < len(stages) - 1:
         until, (end, _) = stages[last.stage].until, advance(config, last)
         yield (
-            f"data stage {last.stage + 2} of {len(stages)} does not begin: "
+            f"warning: data stage {last.stage + 2} of {len(stages)} does not begin: "
             f"data.stages.{last.stage}.until={until} is not less than the tokens that "
             f"train.max_steps={train.max_steps} takes, {end.tokens}"
         )
     for index, skip in enumerate(config.data.skip):
         if skip.step > train.max_steps:
             yield (
-                f"data.skip.{index} leaves nothing out: its step {skip.step} is more than "
+                f"warning: data.skip.{index} leaves nothing out: its step {skip.step} is more than "
                 f"train.max_steps={train.max_steps}"
             )
 

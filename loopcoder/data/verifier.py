@@ -15,8 +15,8 @@ from pathlib import Path
 
 from loopcoder.config.data import DataConfig
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus, unreadable
-from loopcoder.data.places import rebuild
+from loopcoder.data.corpus import Corpus
+from loopcoder.data.places import rebuild, unreadable
 from loopcoder.errors import InputError, LoopcoderError
 from loopcoder.storage.files import fault_of
 

@@ -17,6 +17,7 @@ _OF_ONE_START = (
     "name=",
     "checkpoint.resume=",
     "checkpoint.init_",
+    "checkpoint.step=",
     "data.rebuild=",
     "profile.",
 )

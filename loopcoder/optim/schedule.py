@@ -91,7 +91,7 @@ def unreached_rate(optim: OptimConfig, max_steps: int) -> str | None:
         return None
     share = vocabulary_share(optim, max_steps)
     return (
-        f"embedding and head end at {share:.2g} of their rate: "
+        f"warning: embedding and head end at {share:.2g} of their rate: "
         f"optim.vocabulary_warmup_steps={steps} is more than train.max_steps={max_steps}"
     )
 

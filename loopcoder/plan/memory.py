@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
-from loopcoder.data.corpus import read_manifest
+from loopcoder.data.manifest import read_manifest
 from loopcoder.data.mirror import folder_of
 from loopcoder.model.flops import parameters
 from loopcoder.plan.activations import (

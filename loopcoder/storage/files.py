@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypedDict
 
+from loopcoder.errors import InputError
 from loopcoder.storage.digest import file_digest
+
+_LOOK_EVERY_S = 0.2
 
 
 class FileEntry(TypedDict):
@@ -50,6 +54,38 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def missed_within[T](
+    within_s: float, missed: Callable[[], T | None], now: Callable[[], float] = time.monotonic
+) -> T | None:
+    """Look until nothing is missed, as long as a network disk may lag; return what is missed at the
+    end."""
+    until = now() + within_s
+    while (found := missed()) is not None and now() <= until:
+        time.sleep(_LOOK_EVERY_S)
+    return found
+
+
+@contextmanager
+def parsing(path: Path, why: str, fix: str) -> Iterator[None]:
+    """Read one of a program's own files in the block; a damaged one is an error.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is none.
+        InputError: it cannot be read, or is not what was written.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        said = " ".join(line.strip() for line in str(error).splitlines()[:3])
+        if isinstance(error, OSError):
+            said = error.strerror or said
+        elif isinstance(error, KeyError):
+            said = f"it has no {error}"
+        raise InputError.of(f"{path} cannot be read: {said}", why, fix) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -159,7 +159,7 @@ class Store:
             f"{where} cannot be read: {_words(error)}",
             "its server does not answer or fails; nothing that was saved is lost",
             "the same command once it can be read, AWS_ENDPOINT_URL=URL for another server of "
-            "s3://, or data=corpus path=FOLDER of a copy",
+            "s3://, or the folder of a copy in its place",
         )
 
 

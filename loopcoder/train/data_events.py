@@ -25,7 +25,7 @@ def data_events(
     """
     if position.stage > 0 and position.sample == 0:
         text = stage_begins(config, corpus, position)
-        yield "data_stage", {"stage": position.stage + 1, "step": data.after.step, "text": text}
+        yield "data_stage", {"stage": position.stage, "step": data.after.step, "text": text}
     for skipped in data.before.skipped[len(position.skipped) :]:
         yield "samples_skipped", asdict(skipped)
 
@@ -34,7 +34,8 @@ def stage_begins(config: Config, corpus: Corpus, position: Position) -> str:
     """Return what to say at the first sample of a stage that is not the first one."""
     stage = config.stages[position.stage]
     mixture = ", ".join(f"{d} {n}" for d, n in lowest_terms(stage.mixture).items())
-    said = [f"{mixture}; sequences of {counted(stage.seq_length, 'token')}"]
+    number = f"data stage {position.stage + 1} of {len(config.stages)}"
+    said = [f"{number}: {mixture}; sequences of {counted(stage.seq_length, 'token')}"]
     for domain, left_out in blend_at(config, corpus, position).left_out.items():
         before = (position.before or {}).get(domain, ())
         if before and left_out and before[-1][0] != stage.seq_length:

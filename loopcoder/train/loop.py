@@ -371,7 +371,7 @@ class Run:
             verb = "continues" if resumes else "starts"
             self.event(f"run_{verb}", path=str(checkpoint.path), step=checkpoint.step)
             self.say(f"{verb} from {checkpoint.path}, step {checkpoint.step}")
-        for note in dict.fromkeys([*said, *notes, *self.accounts.notes()]):
+        for note in dict.fromkeys([*notes, *self.accounts.notes()]):
             self.event("note", text=note)
             if note not in said:
                 self.say(note)

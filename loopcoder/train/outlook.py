@@ -5,6 +5,7 @@ from __future__ import annotations
 from loopcoder.config.schema import Config
 from loopcoder.data.blend import check_stages, epochs_at
 from loopcoder.data.corpus import Corpus
+from loopcoder.data.mirror import small_cache
 from loopcoder.data.sampler import Position, position_at
 from loopcoder.errors import counted
 from loopcoder.metrics.words import human
@@ -40,7 +41,7 @@ def outlook(config: Config, corpus: Corpus, vocab_size: int, position: Position)
     epochs = epochs_at(config, corpus, end)
     seen = ", ".join(f"{d} {n:.2g}" for d, n in epochs.items())
     lines.append(f"corpus: {sizes} (tokens); epochs at the end: {seen}")
-    lines += check_stages(config, corpus, position)
+    lines += [*check_stages(config, corpus, position), *small_cache(config, corpus)]
     if max(epochs.values()) > _EPOCHS:
         lines.append(
             f"warning: more than {_EPOCHS} epochs add little: more data, or fewer train.max_steps"

@@ -52,7 +52,7 @@ class Watch:
     """Watches one process; `enter` tells it what begins.
 
     A phase that is asked to stop and does not end is left with 75: its newest checkpoint is what
-    the same command continues from. A save is never left. One that lasts `parallel.report_after_s`
+    the same command continues from. No signal ends a save. One that lasts `parallel.report_after_s`
     is reported, with the ranks that are waited for and the Python stacks; with several ranks one
     that lasts `parallel.timeout_s` is left with 75 too. Make and close it in the main thread.
     """

@@ -15,9 +15,9 @@ from loopcoder.checkpoint.agreed import Decision, agree
 from loopcoder.checkpoint.rewind import forget_rewinds, with_rewinds
 from loopcoder.checkpoint.start import (
     check_fits,
-    early_notes,
     find_start,
     finished_at,
+    notes_of_schedules,
     with_kept_reader,
 )
 from loopcoder.checkpoint.verify import verified
@@ -96,18 +96,21 @@ def _train_together(
     decide = partial(_decide, config, corpus, run_dir, vocab_size)
     within_s = config.checkpoint.visible_within_s
     decision = agree(run_dir, corpus.fingerprint, within_s, decide)
+    is_main = os.environ.get("RANK", "0") == "0"
     if (done := decision.done) is not None:
-        if os.environ.get("RANK", "0") == "0":
+        if is_main:
             print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
         return EXIT_DONE
-    said = early_notes(config, run_dir) if os.environ.get("RANK", "0") == "0" else []
+    # what the command line has printed, which did not know the reader yet
+    unread = replace(config, data=replace(config.data, reader="auto"))
+    said = notes_of_schedules(unread, decision.start) if is_main else []
     data = replace(config.data, reader=decision.reader, skip=list(decision.skip))  # type: ignore[arg-type]
     config = replace(config, data=data)
     whole, aside = verified(decision.start, config)
     notes = list(decision.notes)
     if whole is not None and whole != decision.start:
-        notes = check_fits(whole, config, vocab_size, corpus)
-    if os.environ.get("RANK", "0") == "0" and (whole is None or not whole.resumes):
+        notes = check_fits(whole, config, vocab_size, corpus) + notes_of_schedules(config, whole)
+    if is_main and (whole is None or not whole.resumes):
         forget_rewinds(run_dir)
     run = Run(config, corpus, backends, run_dir, vocab_size, whole, stop, launch, watch)
     run.go(said, notes, aside)
@@ -116,11 +119,11 @@ def _train_together(
 
 def _decide(config: Config, corpus: Corpus, run_dir: Path, vocab_size: int) -> Decision:
     """Return what the run starts from, by the view of this rank."""
-    start = find_start(config, run_dir)
+    start = find_start(config, run_dir, sizes=True)
     config = with_rewinds(config, run_dir)
     config = with_reader(with_kept_reader(config, start), corpus)
     notes = [] if start is None else check_fits(start, config, vocab_size, corpus)
-    notes += early_notes(config, run_dir)
+    notes += notes_of_schedules(config, start)
     return Decision(
         start,
         finished_at(config, run_dir),

@@ -64,6 +64,8 @@ def _cases(rank: int, folder: Path) -> list[tuple[str, str]]:
     found.append(outcome(shared, refuses))
     found.append(outcome(shared, decided, corpus="c" if rank == 0 else "other"))
 
+    found.append(outcome(folder / "nowhere", decided))
+
     error = ProcessLost.of("lost", "a", "b") if rank == 1 else None
     try:
         same_error_on_all(error)
@@ -86,12 +88,13 @@ def test_all_see_what_rank_0_decides_or_say_what_not(tmp_path: Path) -> None:
     began = time.monotonic()
     by_rank = in_processes(2, _cases, tmp_path)
     assert by_rank[0] == by_rank[1]  # nobody goes on alone, and nobody waits
-    shared, own, late, other, same, refused, corpus, lost = by_rank[0]
+    shared, own, late, other, same, refused, corpus, unwritable, lost = by_rank[0]
     assert shared == late == same == ("agreed", "")
     assert own[0] == "InputError" and "rank 1 (" in own[1] and "run_dir=DIR on a disk" in own[1]
     assert other[0] == "ProcessLost" and "rank 1 (" in other[1] and str(STEP) in other[1]
     assert refused[0] == "InputError" and "the fact\n    why: the reason" in refused[1]
     assert corpus[0] == "InputError" and "has the corpus other, rank 0 c" in corpus[1]
+    assert unwritable[0] == "InputError" and "rank 0 cannot use" in unwritable[1]  # and no other
     assert lost[0] == "ProcessLost"
     assert not list((tmp_path / "shared").glob(".seen*"))
     assert time.monotonic() - began < 120

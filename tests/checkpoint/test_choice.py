@@ -12,7 +12,7 @@ import pytest
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import SetAside
-from loopcoder.checkpoint.start import Start, find_start
+from loopcoder.checkpoint.start import Reached, Start, find_start, finished_at
 from loopcoder.checkpoint.verify import report, verified
 from loopcoder.errors import EXIT_BAD_INPUT, InputError
 from tests.checkpoint.saved import save_small
@@ -160,11 +160,17 @@ def test_going_back_happens_once(run_dir: Path, seed: int) -> None:
 
 
 def test_going_back_to_what_is_not_there_or_damaged(run_dir: Path) -> None:
-    with pytest.raises(InputError, match="the complete ones are those of steps 1, 2, 3"):
+    with pytest.raises(InputError, match="has complete checkpoints of steps 1, 2 and 3"):
         choose(run_dir, step=7)
+    with pytest.raises(InputError, match="new/checkpoints has no complete checkpoint"):
+        choose(run_dir.with_name("new"), step=7)
     flipped(layout.step_folder(run_dir, 2) / "__0_0.distcp")
-    with pytest.raises(InputError, match="step_00000002"):
-        choose(run_dir, step=2)
+    truncated(layout.step_folder(run_dir, 1) / "state.json")
+    for step, others in ((1, "2 and 3"), (2, "1 and 3")):
+        with pytest.raises(InputError, match=f"step_0000000{step}") as raised:
+            choose(run_dir, step=step)
+        (problem,) = raised.value.problems
+        assert problem.fix.endswith(f"has complete checkpoints of steps {others}")
     assert names(run_dir) == ["step_00000001", "step_00000002", "step_00000003"]
 
 
@@ -172,3 +178,37 @@ def test_state_is_looked_at_before_there_are_ranks(tmp_path: Path, seed: int) ->
     own = [write(tmp_path, step, seed) for step in (1, 2)]
     truncated(own[1].path / "state.json")
     assert find_start(small_config(), tmp_path) == Start(own[0], resumes=True)
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "state.json"])
+@pytest.mark.parametrize("damage", [flipped, truncated, Path.unlink])
+@pytest.mark.parametrize("level", ["hash", "size", "none"])
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_not(
+    run_dir: Path, file: str, damage: Callable[[Path], None], level: Any
+) -> None:
+    """As far as the sizes of shards say it, and the bytes of all else; it was said to be done."""
+    config = small_config()
+    config = replace(
+        config,
+        train=replace(config.train, max_steps=3),
+        checkpoint=replace(config.checkpoint, verify=level),
+    )
+    planned = layout.find(run_dir).config().train.max_steps
+    done = Reached(3, planned)
+    assert finished_at(config, run_dir) == done
+    damage(layout.step_folder(run_dir, 3) / file)
+    if level == "none":
+        if file != "state.json":
+            assert finished_at(config, run_dir) == done
+        return
+    unseen = damage is flipped and (
+        file.endswith("distcp") or (level, file) == ("size", ".metadata")
+    )
+    assert finished_at(config, run_dir) == (done if unseen else None)
+    if unseen:
+        return
+    start = find_start(config, run_dir, sizes=True)
+    assert start is not None and start.checkpoint.step == 2
+    start, (aside,) = verified(start, config)
+    assert start is not None and start.checkpoint.step == 2 and file in aside.why
+    assert names(run_dir)[-1] == "step_00000003.damaged"

@@ -146,8 +146,7 @@ def test_damage_to_any_file_is_found(tmp_path, seed, kind, parts):
             assert None not in by_size + by_hash
         for found in filter(None, by_size + by_hash):
             assert name in found
-            assert f"mv {checkpoint.path} " in found
-            assert "continues from step 3" in found
+            assert f"name another one: {checkpoint.path.parent} has complete checkpoints" in found
         assert damaged(checkpoint, "none", parts) == [None] * parts
         file.write_bytes(content)
     assert damaged(checkpoint, "hash", parts) == [None] * parts
@@ -165,18 +164,55 @@ def test_every_file_is_read_by_exactly_one_rank(tmp_path, seed, monkeypatch):
     )
 
 
-def test_the_advice_for_a_damaged_checkpoint_works(tmp_path, seed):
-    """Moving it away as the message says makes the older one the newest."""
-    write(tmp_path, 3, seed)
-    checkpoint = write(tmp_path, 7, seed)
+@pytest.mark.parametrize(
+    ("others", "says"),
+    [
+        ([], "has no other that is complete"),
+        ([3], "has complete checkpoints of step 3"),
+        ([9, 3], "has complete checkpoints of steps 3 and 9"),
+        (range(10, 30), "has complete checkpoints of steps 22, 23, 24, 25, 26, 27, 28 and 29, "
+         "and 12 older ones"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["step_00000007", "step_00000007.damaged", "."])
+def test_a_damaged_checkpoint_that_is_named_has_those_beside_it_named(
+    tmp_path, seed, monkeypatch, others, says, name
+):
+    """Also where it was set aside, or is the folder one stands in: no command goes on without it,
+    so that moving it away would mend nothing."""
+    named = write(tmp_path, 7, seed).path
+    for step in others:
+        write(tmp_path, step, seed)
+    if name == ".":
+        monkeypatch.chdir(named)
+    else:
+        named = named.rename(named.with_name(name))
+    checkpoint = Checkpoint(Path() if name == "." else named, 7)
     flip_a_bit(checkpoint.path / "__0_0.distcp", random.Random(seed))
     (advice,) = damaged(checkpoint, "hash")
-    words = advice.split("; ", 1)[1].split()
-    assert words[0] == "mv"
-    Path(words[1]).rename(words[2])
-    assert layout.find(tmp_path).step == 3
-    flip_a_bit(layout.find(tmp_path).path / "__0_0.distcp", random.Random(seed))
-    assert "there is no older checkpoint" in damaged(layout.find(tmp_path), "hash")[0]
+    assert advice.endswith(f"; name another one: {named.parent} {says}") and "mv" not in advice
+
+
+def test_a_step_that_is_not_there_has_those_that_are_named(tmp_path, seed):
+    for step in (3, 9):
+        write(tmp_path, step, seed)
+    write(tmp_path, 7, seed, manifest=False)
+    folder = tmp_path / "checkpoints"
+    for asked in (folder / "step_00000004", folder / "step_00000007", tmp_path / "step_00000009"):
+        with pytest.raises(InputError) as error:
+            layout.find(asked)
+        (problem,) = error.value.problems
+        assert problem.fix.endswith(f"{folder} has complete checkpoints of steps 3 and 9")
+
+
+def test_shards_are_not_read_to_compare_what_is_small(tmp_path, seed):
+    checkpoint, rng = write(tmp_path, 7, seed), random.Random(seed)
+    flip_a_bit(checkpoint.path / "__0_0.distcp", rng)
+    assert damaged(checkpoint, "small") == [None]
+    flip_a_bit(checkpoint.path / "config.yaml", rng)
+    os.truncate(checkpoint.path / "__1_0.distcp", 0)
+    facts = list(layout.faults(checkpoint, "small"))
+    assert ["__1_0.distcp" in facts[0], "config.yaml" in facts[1], len(facts)] == [True, True, 2]
 
 
 @pytest.mark.parametrize("name", ["state.json", "manifest.json"])
@@ -191,10 +227,10 @@ def test_a_damaged_json_is_an_error_with_advice(tmp_path, seed, name, content):
     (checkpoint.path / name).write_bytes(content)
     with pytest.raises(InputError) as error:
         layout.find(checkpoint.path).state()
-        layout.verify(checkpoint, "size")
+        layout.files_of(checkpoint)
     (problem,) = error.value.problems
     assert str(checkpoint.path) in problem.fact
-    assert "continues from step 3" in problem.fix
+    assert problem.fix.endswith("has complete checkpoints of step 3")
 
 
 def test_state_of_another_format(tmp_path, seed):

@@ -52,7 +52,7 @@ def config_of(*overrides: str) -> Config:
             "data.build.tokenizer_vocab_size=640, that of the weights had 2048",
         ),
         (["data.build.tokenizer=/t.json"], [], "then", "makes another tokenizer than"),
-        ([], ["data.build.tokenizer=other.json"], "then", "that of the weights is"),
+        ([], ["data.build.tokenizer=other.json"], "then", "another one than that of the weights"),
     ],
 )
 @pytest.mark.parametrize("branches", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from loopcoder.checkpoint import format as layout
 from loopcoder.cli.main import main
 from loopcoder.config.compose import save_config
+from loopcoder.storage.files import in_words
 from tests.checkpoint.saved import save_small
 from tests.checkpoint.test_choice import flipped, truncated
 from tests.configs import small_config
@@ -78,3 +80,55 @@ def test_nothing_to_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert main(["checkpoint", *argv]) == 3
         assert "fix:" in capsys.readouterr().err
     assert main(["checkpoint", "--help"]) == 0
+
+
+def test_what_cannot_be_deleted_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of those that are to go: the column was empty, as for one that goes next."""
+    folder = layout.step_folder(run_dir, 1)
+    folder.rename(run_dir / "moved")
+    folder.symlink_to(run_dir / "moved")
+    layout.step_folder(run_dir, 2).chmod(0o555)  # stays by its step
+    found = shown(capsys, "list", str(run_dir))
+    assert ["it is a link" in one["stuck"] for one in found] == [True, False, False]
+    assert [one["stuck"] == "" for one in found] == [False, True, True]
+    assert main(["checkpoint", "list", str(run_dir)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("stuck") and lines[-1].startswith("step_00000001 is not deleted: it")
+    layout.step_folder(run_dir, 2).chmod(0o755)
+
+
+def test_verify_says_what_was_compared(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_dir / "checkpoints"
+    (folder / "step_00000003" / layout.MANIFEST).unlink()
+    (folder / "step_00000002").rename(folder / "step_00000002.damaged")
+    files = [p for p in (folder / "step_00000001").iterdir() if p.name != layout.MANIFEST]
+    size = sum(p.stat().st_size for p in files)
+    one, *others = shown(capsys, "verify", str(run_dir))
+    assert (one["files"], one["hashed_bytes"]) == (len(files), size)
+    assert all((other["files"], other["hashed_bytes"]) == (0, 0) for other in others)
+    assert shown(capsys, "list", str(run_dir))[0]["hashed_bytes"] == 0
+    assert main(["checkpoint", "verify", str(run_dir)]) == 0
+    header, *lines = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert header == ["checkpoint", "files", "hashed", "result"]
+    assert lines[0][1:] == [str(len(files)), *in_words(size).split(), "whole"]
+    assert [line[1:] for line in lines[1:]] == [
+        ["set", "aside,", "not", "compared"],
+        ["incomplete,", "not", "compared"],
+    ]
+
+
+@pytest.mark.parametrize("verb", ["list", "verify"])
+@pytest.mark.parametrize("file", ["state.json", "config.yaml", layout.MANIFEST])
+@pytest.mark.parametrize("damage", [truncated, Path.unlink])
+def test_a_fault_is_named_once(
+    run_dir: Path,
+    verb: str,
+    file: str,
+    damage: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if file == layout.MANIFEST and damage is Path.unlink:
+        return  # incomplete
+    damage(layout.step_folder(run_dir, 2) / file)
+    (fault,) = shown(capsys, verb, str(run_dir), code=3)[1]["faults"]
+    assert file in fault

@@ -178,6 +178,16 @@ def test_a_ledger_beyond_the_newest_checkpoint(
     (folder / "ledger.json").write_text(json.dumps(content)[:-20])
     assert cli.main(["data", "stats", str(folder)]) == 3
     assert "ledger.json cannot be read" in capsys.readouterr().err
+    for damage in ("step", "entries"):
+        (folder / "ledger.json").write_text(json.dumps(content | {damage: "x"}))
+        assert cli.main(["data", "stats", str(folder)]) == 3
+        assert "fix: rm " in capsys.readouterr().err
+    del content["step"]
+    (folder / "ledger.json").write_text(json.dumps(content))
+    assert cli.main(["data", "stats", str(folder)]) == 3
+    said = capsys.readouterr().err
+    assert "cannot be read: it has no 'step'" in said
+    assert f"data stats {folder}/checkpoints/step_00000001 has that" in said
 
 
 def test_a_corpus_is_its_manifest(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:

@@ -256,12 +256,28 @@ def test_a_jump_of_the_rate_is_said_before_the_corpus_is_opened(
     assert printed.err.count(text) == (says is not None) and "jumps" not in printed.out
 
 
+def test_a_jump_of_the_rate_is_that_of_the_checkpoint_that_is_used(
+    loop: Loop, corpus: Path, sources_changed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shard of the newest is cut off: it was said of that one, which is then passed over."""
+    command = stopped(corpus, "data=sample")
+    checkpoint(Path("run"), 7, "recorded", corpus_dir=str(corpus))
+    newest = Path("run/checkpoints/step_00000007")
+    entry = {"bytes": 5001, "xxh3_128": ""}
+    (newest / "manifest.json").write_text(json.dumps({"files": {"weights.distcp": entry}}))
+    for verb in (["train"], ["doctor"], ["train", "--print-config"]):
+        assert cli.main([*verb, *command, "optim.lr=0.1"]) == 0
+        printed = "".join(capsys.readouterr())
+        assert "(step 3) to" in printed and "(step 7) to" not in printed
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
         ("optim.vocabulary_warmup_steps=200", "=200 is more than train.max_steps=5"),
-        ("train.batch_ramp={start:8,increment:8,samples:64}", "the batch ends at "),
-        ("data.stages=[{until:9000000},{}]", "data stage 2 of 2 does not begin"),
+        ("train.batch_ramp={start:8,increment:8,samples:64}", "warning: the batch ends at "),
+        ("data.stages=[{until:9000000},{}]", "warning: data stage 2 of 2 does not begin"),
+        ("data.skip=[{step:6,steps:2}]", "warning: data.skip.0 leaves nothing out: its step 6"),
     ],
 )
 def test_what_a_run_does_not_come_to_is_said(

@@ -249,6 +249,7 @@ def test_a_run_of_own_presets_remembers_their_folder(
     [
         ([], "loopcoder train -m model.num_loops=2,3"),
         (["seed=7", "run_dir=x"], "loopcoder train -m seed=7 model.num_loops=2,3"),
+        (["checkpoint.keep=2"], "loopcoder train -m checkpoint.keep=2 model.num_loops=2,3"),
         (["model.num_loops=3"], "loopcoder train -m model.num_loops=3,4"),
         (
             ["data.mixture={text: 1,code: 3}"],
@@ -272,6 +273,21 @@ def test_what_to_try_next_has_the_overrides(
     monkeypatch.setenv(FIRST_VARIABLE, "/runs/first")
     assert cli.main(["train", *overrides]) == 0
     assert loop.called_with[-1].is_point
+
+
+@pytest.mark.parametrize(
+    "once",
+    [
+        "checkpoint.step=9",
+        "checkpoint.resume=require",
+        "checkpoint.init_from=x",
+        "data.rebuild=true",
+        "name=x",
+    ],
+)
+def test_what_to_try_next_leaves_out_what_belongs_to_one_start(once: str) -> None:
+    config = compose([])
+    assert next_command(config, ["seed=7", once]) == next_command(config, ["seed=7"])
 
 
 @pytest.mark.parametrize(

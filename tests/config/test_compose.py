@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from loopcoder.config import fields
 from loopcoder.config.compose import (
     compose,
     conf_dir,
@@ -22,7 +23,7 @@ from loopcoder.config.compose import (
     to_yaml,
 )
 from loopcoder.config.identity import config_hash
-from loopcoder.config.schema import ModelConfig
+from loopcoder.config.schema import Config, ModelConfig
 from loopcoder.errors import InputError, Problem
 
 
@@ -311,11 +312,11 @@ def test_a_wrong_value_of_any_field_is_an_error_with_its_name(seed: int) -> None
 @pytest.mark.parametrize(
     ("override", "why", "fix"),
     [
-        ("data.build.shares=foo", "supply, published or must be a mapping",
+        ("data.build.shares=foo", "supply, published or a mapping",
          "data.build.shares=supply"),
         ("data.build.epochs=0", "greater than 0", "data.build.epochs=1"),
         ("data.mixture=3", "written {text:1,code:1}", "'data.mixture={text:1,code:1}'"),
-        ("data.build.near_dedup.enabled=7", "true or false or must be one of auto",
+        ("data.build.near_dedup.enabled=7", "true or false or one of auto",
          "data.build.near_dedup.enabled=auto"),
     ],
 )  # fmt: skip
@@ -373,3 +374,18 @@ def test_one_value_of_a_list_is_offered_in_brackets(asked: str, fix: str) -> Non
     assert problem.fix == fix
     if not fix.startswith("loopcoder"):
         compose([*shlex.split(fix)])
+
+
+def test_what_a_choice_is_is_said_in_a_line() -> None:
+    """Some fields go through their choices in a paragraph."""
+    overrides = [
+        f"{key}=no_such_choice"
+        for key, at in fields.leaves(fields.FieldAt(Config))
+        if at.choices and at.doc
+    ]
+    with pytest.raises(InputError) as caught:
+        compose(overrides)
+    whys = {p.fact.split("=")[0]: p.why for p in caught.value.problems}
+    assert len(whys) > 20 and max(map(len, whys.values())) < 250
+    assert whys["data.verify"].endswith("is compared with its manifest")
+    assert whys["parallel.recompute"].endswith("or whole layers.")

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loopcoder.data.corpus import FORMAT_VERSION, Corpus, load_corpus
+from loopcoder.data.corpus import Corpus, load_corpus
 from loopcoder.data.indexed import IndexedWriter
 from loopcoder.data.labels import LABELS, LabelWriter
+from loopcoder.data.manifest import FORMAT_VERSION
 from loopcoder.storage.files import synced_entry
 
 WEED = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))

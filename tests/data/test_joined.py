@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -184,6 +185,7 @@ def test_a_member_that_is_taken_away_is_named(two: dict[str, Corpus]) -> None:
     assert lost(joined) is None
     next((two["java"].dir / "train").glob("*.bin")).unlink()
     assert str(two["java"].dir) in str(lost(joined))
+    assert "data.corpora" in str(lost(joined)).split("fix:")[1]
 
 
 def refused(config: Config) -> InputError:
@@ -197,7 +199,7 @@ def test_other_tokens_are_refused(
 ) -> None:
     other = build(data(), tmp_path / "other", None, "txt")
     (problem,) = refused(configured([entry("a", corpus), entry("b", other)])).problems
-    assert corpus.tokenizer_hash in problem.fact and other.tokenizer_hash in problem.fact
+    assert f"{other.dir} has another tokenizer than {corpus.dir}" in problem.fact
     assert f"data.build.tokenizer={corpus.tokenizer_path}" in problem.fix
 
 
@@ -237,10 +239,19 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "are called x",
         "data.corpora.1.name=OTHER",
     ),
-    "one by two names": (
-        {"corpora": [CorpusConfig(**NAMED), CorpusConfig(**NAMED, name="y")]},
-        "both x and y",
-        "leave data.corpora.1 out",
+    "one twice": (
+        {"corpora": [CorpusConfig(**NAMED), CorpusConfig(path="/y/../x/", domains=["code"])]},
+        "data.corpora.1 is x again",
+        "leave one of them out",
+    ),
+    "a preset that builds, corpora in stages": (
+        {
+            "build": replace(small_config().data.build, sources=[SourceConfig(kind="sample")]),
+            "corpora": [],
+            "stages": [StageConfig(corpora=[CorpusConfig(**NAMED)])],
+        },
+        "data=test with data.stages.0.corpora",
+        "data=corpus",
     ),
     "a store whose domains are not said": (
         {"corpora": [CorpusConfig(path="s3://bucket/x")]},
@@ -310,3 +321,24 @@ def test_shards_of_members_are_verified_in_the_background(two: dict[str, Corpus]
     damaged = Verifier(shards, (".bin",))
     damaged.wait()
     assert str(shard) in str(damaged.fault) and str(two["java"].dir) in str(damaged.fault)
+
+
+def test_one_corpus_under_two_names_is_refused_once(two: dict[str, Corpus], tmp_path: Path) -> None:
+    """Whatever makes it look like two: its sequences would be given once by each."""
+    folder, link, copy = two["java"].dir, tmp_path / "link", tmp_path / "copy"
+    link.symlink_to(folder)
+    shutil.copytree(folder, copy)
+    for place in (link, copy, folder / ".." / folder.name):
+        again = CorpusConfig(path=str(place), name="again", domains=["code"])
+        config = configured([entry("java", two["java"]), again], mixture={"code": 1.0})
+        (problem,) = [*check_joined(config), *refused(config).problems]
+        assert "are the same corpus" in problem.fact and "leave one of them out" in problem.fix
+
+
+def test_stages_may_write_the_path_of_a_corpus_in_other_ways() -> None:
+    stages = [
+        StageConfig(until=512, corpora=[CorpusConfig(**NAMED)]),
+        StageConfig(corpora=[CorpusConfig(path="/y/../x/", name="x", domains=["code"])]),
+    ]
+    config = configured([], stages=stages, mixture={"code": 1.0})
+    assert list(check_joined(config)) == []

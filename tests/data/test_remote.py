@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ from loopcoder.data.packed import PackedReader
 from loopcoder.data.places import ORIGIN
 from loopcoder.errors import DiskFull, InputError, LoopcoderError, Unreachable
 from loopcoder.storage import remote
+from loopcoder.storage.files import size_of
 from loopcoder.storage.remote import Store
-from tests.configs import data_config
+from tests.configs import data_config, small_config
 from tests.data.stores import in_memory, written
 
 BLOCK = 512
@@ -516,3 +518,23 @@ def test_blocks_are_closed(local: Corpus, url: str, tmp_path: Path) -> None:
             cache.block(a_shard(local), index * BLOCK, BLOCK, None)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
     assert block_cache._OPEN == 4
+
+
+def test_a_cache_without_room_for_a_shard_of_each_domain_is_said(
+    config: Callable[..., DataConfig], local: Corpus
+) -> None:
+    """Most blocks are fetched twice then, without a word."""
+    settings = config()
+    corpus = opened(settings)
+    run = replace(small_config(), data=settings)
+    shards = [max((local.dir / "train").glob(f"{d}*.bin"), key=size_of) for d in local.domains]
+    needed = sum(map(size_of, shards))
+    assert list(mirror.small_cache(run, corpus)) == []
+    for limit, said in ((needed, 0), (needed - 1, 1), (1, 1)):
+        run = replace(run, data=config(bytes=limit))
+        notes = list(mirror.small_cache(run, corpus))
+        assert len(notes) == said
+        assert all(f"data.cache.bytes={needed} has room" in note for note in notes)
+        assert list(mirror.small_cache(run, local)) == []  # reads no store
+    text = replace(run, data=replace(config(bytes=needed - 1), mixture={"text": 1.0}))
+    assert list(mirror.small_cache(text, corpus)) == []

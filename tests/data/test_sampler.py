@@ -139,9 +139,10 @@ def test_what_a_run_does_not_come_to_is_said(rng):
         (last, size), full = walked[-1], config.train.global_batch_size
         begun, stages = last.stage + 1, len(config.stages)
         ramps = last.samples < config.train.batch_ramp.samples
-        assert [note.split()[1] for note in said] == ["batch"] * ramps + ["stage"] * (
+        assert [note.split()[2] for note in said] == ["batch"] * ramps + ["stage"] * (
             begun < stages
         )
+        assert all(note.startswith("warning: ") for note in said)
         if ramps:
             assert f"ends at {size} of {full} sequence" in said[0]
             assert said[0].endswith(f"max_steps={steps} takes, {last.samples + size}")

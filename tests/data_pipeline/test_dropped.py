@@ -31,7 +31,8 @@ from loopcoder.config.build import (
     SourceConfig,
 )
 from loopcoder.config.filters import FilterConfig
-from loopcoder.data.corpus import MANIFEST, Corpus, load_corpus
+from loopcoder.data.corpus import Corpus, load_corpus
+from loopcoder.data.manifest import MANIFEST
 from loopcoder.errors import InputError
 from tests.data_pipeline.builds import Config, documents, hashes
 from tests.data_pipeline.works import work_of

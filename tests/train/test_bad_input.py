@@ -17,9 +17,9 @@ from tests.train.conftest import Start, finish
 
 @pytest.fixture(scope="module")
 def finished(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two steps."""
+    """The folder of a run of two steps, with a checkpoint of each."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    finish(start(run_dir, "train.max_steps=2"))
+    finish(start(run_dir, "train.max_steps=2", "checkpoint.interval=1"))
     return run_dir
 
 
@@ -76,7 +76,8 @@ def test_another_shape_on_resume(start: Start, finished: Path) -> None:
 def test_damaged_checkpoint(start: Start, finished: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(finished, run_dir)
-    newest = checkpoints.complete(run_dir / "checkpoints")[-1]
+    older, newest = checkpoints.complete(run_dir / "checkpoints")
+    aside = older.path.rename(run_dir / "aside")
     shard = max(newest.path.glob("*.distcp"), key=lambda p: p.stat().st_size)
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -86,11 +87,15 @@ def test_damaged_checkpoint(start: Start, finished: Path, tmp_path: Path) -> Non
     shard.write_bytes(content[:-1])
     assert "bytes" in finish(start(run_dir, "train.max_steps=4"), code=3)
     # an older one that is whole is gone on from
-    older = checkpoints.step_folder(run_dir, 1)
-    shutil.copytree(finished / newest.path.relative_to(run_dir), older)
-    output = finish(start(run_dir, "train.max_steps=4"))
+    aside.rename(older.path)
+    shard.write_bytes(content)
+    output = finish(start(run_dir, "train.max_steps=4", "optim.lr=0.001"))
     assert f"warning: {newest.path.name} is damaged and not used" in output
-    assert f"continues from {older}" in output
+    assert f"continues from {older.path}" in output
+    # the command line has said the jump of the one whose damage was not known yet
+    assert output.index("is damaged and not used") < output.index("(step 1) to")
+    events = (run_dir / "events.jsonl").read_text()
+    assert "(step 1) to" in events and "(step 2) to" not in events
     assert newest.path.with_name(f"{newest.path.name}.damaged").is_dir()
 
 

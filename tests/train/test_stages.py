@@ -25,7 +25,8 @@ def test_what_is_changed_on_resuming_goes_on_where_the_domains_stood(
     stages = "data.stages=[{until:1024,mixture:{text:1,code:1}},{mixture:{code:1},seq_length:32}]"
     changed = [stages, "data.skip=[{step:6,steps:2}]", "train.max_steps=8"]
     output = finish(start(run_dir, *changed, *PACKED))
-    assert "[data_stage] stage=2 step=5 text=code 1; sequences of 32 tokens; code goes on" in output
+    assert "[data_stage] stage=1 step=5 text=data stage 2 of 2: code 1; sequences of" in output
+    assert "sequences of 32 tokens; code goes on" in output
     assert "[samples_skipped] step=6 steps=2 stage=1 sample=4 samples=8" in output
     records = read_metrics(run_dir / "metrics.jsonl")
     assert [r["stage"] for r in records] == [0] * 4 + [1] * 4
