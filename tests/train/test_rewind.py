@@ -15,6 +15,7 @@ from loopcoder.checkpoint import format as checkpoints
 from loopcoder.checkpoint.rewind import REWINDS, Rewind, rewinds_of, with_rewinds
 from loopcoder.cli.main import main
 from loopcoder.errors import EXIT_NO_RETRY, EXIT_RETRY
+from loopcoder.metrics.goodput import account_of, read_marks
 from loopcoder.metrics.writer import read_metrics
 from tests.train.conftest import SMALL
 
@@ -121,6 +122,15 @@ def test_it_goes_back_and_leaves_the_window_out(
         (7, 4, 16),
         (9, 4, 16),
     ]
+    # of the first process steps 1 to 4 count, of the second none
+    marks = read_marks(went_back)
+    assert {mark.session: mark.from_step for mark in marks} == {0: 0, 1: 4, 2: 4}
+    kept = next(m for m in marks if m.step == 4 and m.session == 0).seconds["steps"]
+    last = [max(m.seconds["steps"] for m in marks if m.session == n) for n in range(3)]
+    account = account_of(marks)
+    assert account.seconds["steps"] == pytest.approx(kept + last[2], abs=0.3)
+    assert account.seconds["lost"] == pytest.approx(last[0] - kept + last[1], abs=0.3)
+    assert min(last[0] - kept, last[1]) > 0
     refused = [(e["step"], e["sample"]) for e in events if e["kind"] == "step_refused"]
     assert refused == [(6, 20), (7, 24), (8, 40), (9, 44)]
 
