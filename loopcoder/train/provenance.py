@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import shlex
@@ -12,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loopcoder import __version__
 from loopcoder.backends import Backends
+from loopcoder.config.identity import leaves
+from loopcoder.config.schema import Config
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,29 @@ def provenance(overrides: Sequence[str], backends: Backends, world_size: int) ->
     if job := os.environ.get("SLURM_JOB_ID"):
         fields["slurm_job_id"] = job
     return fields
+
+
+def same_on_all(config: Config, backends: Backends) -> dict[str, str]:
+    """Return what all nodes of a run must have in common, by its name: code and config."""
+    of_a_node = (
+        "run_dir",
+        "data.path",
+        "data.build.",
+        "data.reader",
+        "data.skip",
+        "hardware.",
+        "parallel.nproc_per_node",
+    )
+    found = {
+        name: str(value)
+        for name, value in leaves(dataclasses.asdict(config))
+        if not name.startswith(of_a_node)
+    }
+    versions = {f"{name} version": version for name, version in backends.versions.items()}
+    own = {"loopcoder version": __version__, "python version": platform.python_version()}
+    if (commit := _commit()) is not None:
+        own["loopcoder commit"] = commit
+    return own | versions | found
 
 
 def _commit() -> str | None:
