@@ -50,10 +50,10 @@ class Node:
         script = f"hostname {self.name}\n"
         if disk_of_its_own is not None:
             script += f"mount -t tmpfs none {disk_of_its_own}\n"
-        inside = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        inside = ["ip", "netns", "exec", self.namespace]
+        inside += ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace, *inside]
-            + ["sh", "-e", "-c", f'{script}exec "$@"', "sh", *command],
+            [*inside, "sh", "-e", "-c", f'{script}exec "$@"', "sh", *command],
             cwd=folder,
             env=dict(environment),
             stdout=subprocess.PIPE,

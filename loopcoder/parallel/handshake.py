@@ -33,7 +33,10 @@ class _Hello:
     machine: str
     alike: dict[str, str]
     """What has to be the same on all, by its name; one rank of each machine shows it."""
-    address: str
+    address: str | None
+    """By which others reach it."""
+    fault: str | None = None
+    """Why there is none."""
 
 
 def shake_hands(peers: Peers, alike: Mapping[str, str], timeout_s: float) -> None:
@@ -50,15 +53,24 @@ def shake_hands(peers: Peers, alike: Mapping[str, str], timeout_s: float) -> Non
         ProcessLost: ranks do not reach each other.
     """
     exchange, me = _Exchange(peers, timeout_s), peers.me
-    route = _own_route()
+    route, fault = _own_route()
     shows = me.rank == 0 or os.environ.get("LOCAL_RANK", "0") == "0"
-    hello = _Hello(me.machine, dict(alike) if shows else {}, route.address)
+    hello = _Hello(
+        me.machine, dict(alike) if shows else {}, None if route is None else route.address, fault
+    )
     told = exchange.settle("hello", json.dumps(asdict(hello)), _compared)
     if told["unlike"]:
         raise InputError.of(
             told["unlike"],
             "all ranks have to compute the same step",
             "the same installation and the same command on all nodes",
+        )
+    if told["faults"] or route is None:
+        raise InputError.of(
+            "; ".join(told["faults"][:_SHOWN]),
+            "gloo connects all ranks by one interface of each machine",
+            f"unset {GLOO_INTERFACE}, by which the interface that leads to rank 0 is taken; or "
+            "export MASTER_ADDR=ADDRESS on all nodes, if it does not resolve",
         )
     if told["outside"] is not None:
         route = _reached_from(told["outside"], route)
@@ -119,30 +131,30 @@ def _compared(told: list[dict[str, Any]]) -> dict[str, Any]:
         if value != hellos[0].alike.get(name, value)
     ]
     machines = {hello.machine for hello in hellos}
-    addresses = [h.address for h in hellos if not is_loopback(h.address)]
+    addresses = [h.address for h in hellos if h.address and not is_loopback(h.address)]
     more = f"; and {len(unlike) - _SHOWN} more" if len(unlike) > _SHOWN else ""
     outside = next(iter(addresses), hellos[0].address) if len(machines) > 1 else None
-    return {"unlike": "; ".join(unlike[:_SHOWN]) + more, "outside": outside}
+    faults = [f"rank {rank}: {h.fault}" for rank, h in enumerate(hellos) if h.fault is not None]
+    return {"unlike": "; ".join(unlike[:_SHOWN]) + more, "outside": outside, "faults": faults}
 
 
 def _faults(told: list[str | None]) -> list[str]:
     return [fault for fault in told if fault is not None]
 
 
-def _own_route() -> Route:
-    """Return how others reach this rank: by the interface that gloo was given, or by that which
-    leads to rank 0."""
-    given = os.environ.get(GLOO_INTERFACE, "").partition(",")[0]
+def _own_route() -> tuple[Route | None, str | None]:
+    """Return how others reach this rank, by the interface that gloo was given or by that which
+    leads to rank 0; or else why they do not."""
+    host, given = socket.gethostname(), os.environ.get(GLOO_INTERFACE, "").partition(",")[0]
     if not given:
-        return route_to(os.environ["MASTER_ADDR"])
-    route = route_of(given)
-    if route is None:
-        raise InputError.of(
-            f"{GLOO_INTERFACE}={given} on {socket.gethostname()}",
-            "there is no such interface, or it has no address",
-            f"unset {GLOO_INTERFACE}: the interface that leads to rank 0 is taken",
-        )
-    return route
+        master = os.environ["MASTER_ADDR"]
+        try:
+            return route_to(master), None
+        except OSError as error:
+            return None, f"no way from {host} to MASTER_ADDR={master} ({error.strerror})"
+    if (route := route_of(given)) is None:
+        return None, f"{host} has no interface {GLOO_INTERFACE}={given}, or that has no address"
+    return route, None
 
 
 def _reached_from(outside: str, route: Route) -> Route:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from loopcoder.checkpoint import format as checkpoints
@@ -29,7 +29,8 @@ pytestmark = [
     pytest.mark.skipif(cannot_make() is not None, reason=cannot_make() or ""),
 ]
 
-STEPS = ["train.max_steps=60", "checkpoint.interval=20", "eval.interval=50"]
+REPOSITORY = Path(__file__).resolve().parents[2]
+STEPS = ["train.max_steps=100", "checkpoint.interval=20", "eval.interval=50"]
 IN_A_MINUTE_S = 60
 PORT = 29500
 
@@ -110,7 +111,7 @@ def test_a_node_that_is_lost(
     both: Both, machines: list[Node], local: Path, tmp_path: Path, how: str
 ) -> None:
     run_dir = tmp_path / "run"
-    first, second = both(run_dir, *STEPS, "parallel.timeout_s=20", "train.max_steps=100000")
+    first, second = both(run_dir, *STEPS, "parallel.timeout_s=20")
     wait_for_step(first, run_dir, 30)
     if how != "killed":
         machines[1].cut()
@@ -135,7 +136,7 @@ def test_a_node_that_is_lost(
     ("cause", "named"),
     one_of(
         [
-            ("config", "rank 1 has train.max_steps=7, rank 0 60"),
+            ("config", "rank 1 has train.max_steps=7, rank 0 100"),
             ("interface", "rank 0 (node1, process"),
             ("disk", "rank 1 (node2) does not see in"),
             ("version", "rank 1 has megatron-core version=0.0.1, rank 0"),
@@ -163,7 +164,7 @@ def test_what_is_wrong_is_named_on_both(
         other = tmp_path / "other" / "megatron_core-0.0.1.dist-info"
         other.mkdir(parents=True)
         (other / "METADATA").write_text("Name: megatron-core\nVersion: 0.0.1\n")
-        path = f"{other.parent}:{local_path()}"
+        path = f"{other.parent}:{REPOSITORY}"
         changed = {"environ_of_second": {"PYTHONPATH": path}}
     began = time.monotonic()
     both_started = both(run_dir, *STEPS, "checkpoint.visible_within_s=2", **changed)
@@ -185,12 +186,27 @@ def test_a_node_that_is_not_reached(
     processes = both(tmp_path / "run", *STEPS)
     for process, named in zip(
         processes,
-        ("node1 waits for the other nodes: not all of 2", f"node2 waits for the other nodes: 10."),
+        ("node1 waits for the other nodes: not all of 2", "node2 waits for the other nodes: 10."),
         strict=True,
     ):
         assert process.stdout is not None
         assert any(named in line for line in process.stdout)
         assert time.monotonic() - began < IN_A_MINUTE_S
     for process in processes:
-        process.terminate()
+        (command,) = psutil.Process(process.pid).children()
+        command.terminate()
         finish(process, code=75)
+
+
+def test_a_machine_that_does_not_know_its_own_name(
+    machines: list[Node],
+    documents: Path,  # noqa: F811
+    environment: dict[str, str],  # noqa: F811
+    local: Path,
+    tmp_path: Path,
+) -> None:
+    """Two processes of it meet nevertheless; torch looked for the name without end."""
+    command = [sys.executable, "-m", "loopcoder", "train", *SMALL, f"path={documents}"]
+    options = ["parallel.nproc_per_node=2", "train.max_steps=2", f"run_dir={tmp_path / 'run'}"]
+    output = finish(machines[0].start([*command, *options], environment, tmp_path))
+    assert "done: 2 steps" in output
