@@ -20,6 +20,7 @@ BASE = {
     "loopcoder.storage",
     "loopcoder.backends",
     "loopcoder.network",
+    "loopcoder.origin",
     "loopcoder.config",
 }
 """What needs no torch and may be imported from anywhere above it."""
@@ -29,6 +30,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.storage": {"loopcoder.errors"},
     "loopcoder.backends": {"loopcoder.errors"},
     "loopcoder.network": {"loopcoder.errors"},
+    "loopcoder.origin": {"loopcoder.errors"},
     "loopcoder.config": {"loopcoder.errors", "loopcoder.storage", "loopcoder.backends"},
     "loopcoder.ops": BASE,
     "loopcoder.model": BASE | {"loopcoder.ops"},

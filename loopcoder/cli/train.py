@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from launch.frozen import HASH_VARIABLE
 from launch.killed import kernel_kills, kill_named, worker_killed
 from launch.nodes import meeting_point, refuse_other_launch
 from launch.slurm_env import adopt_slurm
@@ -199,7 +200,7 @@ def _train(arguments: Arguments) -> int:
         if rank() == 0:
             made.enter_context(folder_for(run_dir, "run_dir"))
             made.enter_context(cache_for(config.data))
-        if CONFIG_VARIABLE not in os.environ:
+        if CONFIG_VARIABLE not in os.environ or HASH_VARIABLE in os.environ:
             shown = _without_unused_origin(config, run_dir)
             say(f"{backends.table()}\n\n{overview(shown, arguments.asked, size)}")
             say(f"run_dir    {run_dir} (the whole configuration is in its config.yaml)\n")
