@@ -36,7 +36,7 @@ class SlurmConfig:
     account: str | None = None
     """Account; null: the user's default."""
     options: list[str] = field(default_factory=list)
-    """Other options of sbatch, such as --qos=high."""
+    """Other options of sbatch, as in 'options=["--qos=high"]'."""
     signal_before_s: PositiveInt = 180
     """Seconds before the limit at which the run is asked to save and stop; Slurm may do it up to
     60 s earlier."""
@@ -92,7 +92,6 @@ def job_script(
     ]
     lines += [f"#SBATCH {option}" for option in job.options]
     variables = {
-        "PYTHONPATH": code,
         "PYTHONSAFEPATH": "1",
         CONFIG_VARIABLE: config,
         HASH_VARIABLE: config_sha256,
@@ -102,6 +101,7 @@ def job_script(
     return _SCRIPT.format(
         options="\n".join(lines),
         unset=" ".join(_OF_OTHER_LAUNCHERS),
+        code=shlex.quote(str(code)),
         exports="\n".join(exports),
         exit_variable=EXIT_VARIABLE,
         exit_file=shlex.quote(str(folder / "exit_codes")),
@@ -123,6 +123,7 @@ _SCRIPT = """\
 {options}
 
 unset {unset}
+export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}
 {exports}
 # one for each start; every rank that ends with another code than 0 leaves it there
 export {exit_variable}={exit_file}-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}

@@ -12,7 +12,7 @@ COMMIT = "COMMIT"
 def commit_of() -> str | None:
     """Return the commit of a checkout, with "+" where it has changes; None outside of one."""
     folder = Path(__file__).resolve().parents[1]
-    if (copied := folder / "COMMIT").exists():  # a launcher's copy (launch/snapshot.py)
+    if (copied := folder / COMMIT).exists():
         return copied.read_text(encoding="ascii").strip()
     if not (folder / ".git").exists():
         return None

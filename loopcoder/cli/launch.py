@@ -34,7 +34,8 @@ What stands before `train` is for Slurm:
 
 The run's config and a copy of this program go to RUN_DIR/launch-HASH, which names both: files that
 are changed later change nothing. The job starts itself again when it was stopped, preempted, or
-lost a node (exit code 75), and not after 76 and 3. Its environment is that of the shell that submits."""
+lost a node (exit code 75), and not after 76 and 3. Its environment is that of the shell that
+submits."""
 
 
 @dataclass(frozen=True)
@@ -143,4 +144,7 @@ def _sbatch(folder: Path) -> str:
 
 def _fields() -> str:
     docs = SlurmConfig.__pydantic_fields__  # type: ignore[attr-defined]
-    return "\n".join(f"  {f.name:<16} {docs[f.name].description}" for f in fields(SlurmConfig))
+    return "\n".join(
+        f"  {f.name:<16} {' '.join(str(docs[f.name].description).split())}"
+        for f in fields(SlurmConfig)
+    )
