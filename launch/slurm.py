@@ -81,7 +81,7 @@ def job_script(
         "partition": job.partition,
         "account": job.account,
         "signal": f"USR1@{job.signal_before_s}",
-        "output": folder / "slurm-%j.out",
+        "output": f"{str(folder).replace('%', '%%')}/slurm-%j.out",
         "open-mode": "append",
         "requeue": "",
     }

@@ -13,7 +13,7 @@ from loopcoder.backends import Backends, detect
 from loopcoder.cli.arguments import Arguments, parse_arguments
 from loopcoder.cli.checks import check_config
 from loopcoder.config.compose import compose, save_config
-from loopcoder.config.identity import resolve_run_dir
+from loopcoder.config.identity import as_folder, resolve_run_dir
 from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_DONE, InputError
@@ -93,7 +93,7 @@ def submit_to_slurm(job: SlurmConfig, arguments: Arguments, backends: Backends) 
     folder = run_dir / f"launch-{name}"
     script = job_script(
         job,
-        name=run_dir.name,
+        name=as_folder(run_dir.name),
         tasks_per_node=tasks_per_node,
         folder=folder,
         code=folder / "code",
