@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import time
@@ -118,7 +119,7 @@ def test_two_steps_at_once_on_two_nodes(
     """Each has ranks, a place to meet and a port of its own; the names of the nodes do not
     resolve."""
     options = " ".join([*SMALL, *STEPS, f"path={documents}", "train.max_steps=4"])
-    step = "srun --exact -N2 --ntasks-per-node=1 --cpus-per-task=1"
+    step = "srun --exact --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=1"
     script = tmp_path / "job.sh"
     script.write_text(
         "#!/bin/bash\n#SBATCH --nodes=2 --ntasks-per-node=2 --output=out\n"
@@ -154,14 +155,15 @@ def test_the_shell_of_an_salloc_is_no_task(
     options = " ".join([*SMALL, f"path={documents}", f"run_dir={tmp_path / 'run'}"])
     command = f"{sys.executable} -m loopcoder train {options} train.max_steps=100000"
     os.write(terminal, f"echo $SLURM_NTASKS tasks; {command}; echo code $?; exit\n".encode())
-    printed = b""
-    asked = False
+    printed, asked, end = b"", False, time.monotonic() + 280
     with suppress(OSError):  # its end
-        while more := os.read(terminal, 4096):
-            printed += more
-            if b"step 1/100000" in printed and not asked:
+        while time.monotonic() < end:
+            if select.select([terminal], [], [], 0.2)[0]:
+                printed += os.read(terminal, 4096)
+            if not asked and steps_done(tmp_path / "run"):
                 asked = True
                 os.write(terminal, b"\x03")
+    os.close(terminal)
     os.waitpid(child, 0)
     assert b"4 tasks" in printed and asked and b"code 75" in printed, printed.decode()
 
