@@ -19,7 +19,7 @@ $(BIN)/python -m pip install --disable-pip-version-check $$quiet -e '.[$(1)]' -c
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install kernels train test test-dist test-data test-kernels test-chaos lint format loss-compare docs clean
+.PHONY: help install kernels train test test-dist test-data test-kernels test-chaos test-slurm lint format loss-compare docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ test-kernels: $(VENV)/.nvcc ## compile the CUDA kernels (needs no GPU)
 
 test-chaos: $(STAMP) ## tests that kill, fill and corrupt
 	$(call run_tests,-m chaos)
+
+test-slurm: $(STAMP) ## jobs of a real Slurm (Debian: apt-get install slurm-wlm munge; root)
+	$(call run_tests,-m slurm)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

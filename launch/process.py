@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -14,6 +15,8 @@ import psutil
 
 from loopcoder.storage.process import exit_with_parent
 from loopcoder.storage.signals import heard, leave_terminal
+
+_LOOK_EVERY_S = 1.0
 
 
 def child_environ() -> dict[str, str]:
@@ -33,12 +36,13 @@ def run_forwarding(
     command: list[str],
     environ: dict[str, str],
     targets: Callable[[int], Sequence[psutil.Process]],
+    look: Callable[[psutil.Process], None] | None = None,
 ) -> tuple[int, bool]:
     """Run a command to its end; return its exit code and whether a signal was forwarded meanwhile.
 
     What asks this process to stop goes to the processes that `targets` names for the child's id; if
-    it names none, nothing worth saving has started, and the child is terminated. Call from the main
-    thread.
+    it names none, nothing worth saving has started, and the child is terminated. `look` is called
+    every second. Call from the main thread.
     """
     # In a session of its own a Ctrl-C reaches the child through `forward` only, and not twice.
     process = subprocess.Popen(
@@ -62,7 +66,12 @@ def run_forwarding(
 
     before = {number: signal.signal(number, forward) for number in heard()}
     try:
-        return process.wait(), signalled
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(None if look is None else _LOOK_EVERY_S), signalled
+            if look is not None:
+                with suppress(psutil.NoSuchProcess):  # it has ended since
+                    look(psutil.Process(process.pid))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

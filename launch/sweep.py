@@ -127,6 +127,12 @@ def sweep(
             "loopcoder train -m ... without torchrun; each run starts its own processes",
         )
     folder, found = points(overrides, config_dir, backends)
+    if several := next((p for p in found if p.config.parallel.nodes > 1), None):
+        raise InputError.of(
+            f"train -m with parallel.nodes={several.config.parallel.nodes}",
+            "the nodes would each go through the sweep in their own time, and never meet",
+            "parallel.nodes=1, or loopcoder train for each point",
+        )
     ledger = folder / "ledger.jsonl"
     _refuse([point for point in found if not is_finished(point, ledger)], refuse)
     make_folder(folder, "run_dir")

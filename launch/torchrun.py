@@ -9,12 +9,14 @@ then sees them end. A worker that is killed leaves nothing:
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
 import psutil
 
+from launch.nodes import Attendance, arguments_of_torchrun
 from launch.process import child_environ, run_forwarding
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
@@ -29,17 +31,35 @@ OVERRIDES_VARIABLE = "LOOPCODER_OVERRIDES"
 def start_workers(config: Config, num_processes: int) -> int:
     """Run `loopcoder train` in processes of this machine and return their exit code.
 
-    Raises Preempted when asked to stop before there are workers that could say so.
+    Args:
+        config: Resolved and checked.
+        num_processes: Of the run, on all its nodes.
+
+    Raises:
+        Preempted: asked to stop before there are workers that could say so.
+        InputError: the nodes cannot meet where they are to.
+        ProcessLost: the node where they meet has not come.
     """
+    parallel = config.parallel
+    here = num_processes // parallel.nodes
+    meeting = arguments_of_torchrun(parallel)
     with tempfile.TemporaryDirectory(prefix="loopcoder-") as folder:
         config_path, exit_path = Path(folder, "config.yaml"), Path(folder, "exit_codes")
         save_config(config, config_path)
-        threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
-        environ = {"OMP_NUM_THREADS": str(threads)} | child_environ()
+        threads = max(1, len(os.sched_getaffinity(0)) // here)
+        # torch's sockets warn of every host name that does not resolve
+        quiet = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        environ = quiet | child_environ()
         environ |= {CONFIG_VARIABLE: str(config_path), EXIT_VARIABLE: str(exit_path)}
-        command = [sys.executable, "-m", "loopcoder.parallel.elastic", "--standalone"]
-        command += [f"--nproc-per-node={num_processes}", "-m", "loopcoder", "train"]
-        code, signalled = run_forwarding(command, environ, _workers)
+        command = [sys.executable, "-m", "loopcoder.parallel.elastic", *meeting]
+        command += [f"--nproc-per-node={here}", "-m", "loopcoder", "train"]
+        attendance = Attendance(parallel)
+        code, signalled = run_forwarding(
+            command,
+            environ,
+            _workers,
+            None if parallel.nodes == 1 else lambda p: attendance.look(p, _workers(p.pid)),
+        )
         if signalled and code != EXIT_DONE and not exit_path.exists():
             raise Preempted("asked to stop; the same command continues")
         return exit_code(code, exit_path, signalled)
@@ -57,11 +77,12 @@ def _workers(pid: int) -> list[psutil.Process]:
 def exit_code(torchrun_code: int, exit_path: Path, signalled: bool) -> int:
     """Return the run's exit code: the first that a worker left; torchrun then ended the others.
 
-    137 is that of a worker that was killed, and what the others left follows from it.
+    137 is that of a worker that was killed, and what the others left follows from it; 75 that of
+    torchrun where another node, which kept its store, is gone.
     """
     if torchrun_code in (EXIT_DONE, EXIT_KILLED):
         return torchrun_code
     codes = exit_path.read_text(encoding="ascii").split() if exit_path.exists() else []
     if codes:
         return int(codes[0])
-    return EXIT_RETRY if signalled else 1
+    return EXIT_RETRY if signalled or torchrun_code in (EXIT_RETRY, -signal.SIGKILL) else 1

@@ -15,13 +15,22 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("loopcoder", "data_pipeline", "launch")
 
-BASE = {"loopcoder.errors", "loopcoder.storage", "loopcoder.backends", "loopcoder.config"}
+BASE = {
+    "loopcoder.errors",
+    "loopcoder.storage",
+    "loopcoder.backends",
+    "loopcoder.network",
+    "loopcoder.origin",
+    "loopcoder.config",
+}
 """What needs no torch and may be imported from anywhere above it."""
 MODEL = {"loopcoder.model", "loopcoder.ops"}
 MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.errors": set(),
     "loopcoder.storage": {"loopcoder.errors"},
     "loopcoder.backends": {"loopcoder.errors"},
+    "loopcoder.network": {"loopcoder.errors"},
+    "loopcoder.origin": {"loopcoder.errors"},
     "loopcoder.config": {"loopcoder.errors", "loopcoder.storage", "loopcoder.backends"},
     "loopcoder.ops": BASE,
     "loopcoder.model": BASE | {"loopcoder.ops"},

@@ -10,9 +10,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch.frozen import handed_config
 from launch.torchrun import CONFIG_VARIABLE
 from loopcoder.backends import Backends
-from loopcoder.config.compose import compose, load_config
+from loopcoder.config.compose import compose
 from loopcoder.config.data import DataConfig
 from loopcoder.config.fields import FieldAt, placeholder
 from loopcoder.config.identity import resolve_run_dir
@@ -125,15 +126,15 @@ def composed(arguments: Arguments, backends: Backends) -> Config:
 
     Its run_dir is given: that of the overrides, or the one that follows from them.
     """
-    handed = os.environ.get(CONFIG_VARIABLE)
+    handed = handed_config()
     if handed is None:
         asked = compose(arguments.overrides, arguments.config_dir)
         config = resolve(asked, backends)
         return replace(config, run_dir=str(resolve_run_dir(asked, config)))
     if arguments.overrides:
         raise InputError.of(
-            f"{CONFIG_VARIABLE}={handed} and {' '.join(arguments.overrides)}",
+            f"{CONFIG_VARIABLE}={os.environ[CONFIG_VARIABLE]} and {' '.join(arguments.overrides)}",
             "the variable names a finished config, so the overrides would have no effect",
             f"unset {CONFIG_VARIABLE}",
         )
-    return resolve(load_config(Path(handed)), backends)
+    return resolve(handed, backends)

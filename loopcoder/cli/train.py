@@ -18,7 +18,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from launch.frozen import HASH_VARIABLE
 from launch.killed import kernel_kills, kill_named, worker_killed
+from launch.nodes import meeting_point, refuse_other_launch
 from launch.slurm_env import adopt_slurm
 from launch.sweep import FIRST_VARIABLE, points, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
@@ -170,6 +172,10 @@ def _train(arguments: Arguments) -> int:
     os.environ.setdefault(OVERRIDES_VARIABLE, shlex.join(arguments.asked))
     adopt_slurm(os.environ)
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if launched:
+        refuse_other_launch(config.parallel, os.environ)
+    elif config.parallel.nodes > 1:
+        meeting_point(config.parallel)
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check_config(config, size, backends)
     run_dir = Path(str(config.run_dir))
@@ -179,10 +185,11 @@ def _train(arguments: Arguments) -> int:
         return EXIT_DONE
     may_not_fit = check_run(config, size, backends)
     with ExitStack() as made:
-        if rank() == 0:
+        one_node = config.parallel.nodes == 1
+        if rank() == 0 and (launched or one_node):
             refuse_second(run_dir)
-        # of several that a launcher started rank 0 decides, once they have met
-        decides = not (launched and size > 1)
+        # of several processes that do not come from here rank 0 decides, once they have met
+        decides = not (launched and size > 1) and one_node
         if decides and (done := finished_at(config, run_dir)) is not None:
             if unused := unused_origin(config, run_dir):
                 say(unused)
@@ -193,13 +200,13 @@ def _train(arguments: Arguments) -> int:
         if rank() == 0:
             made.enter_context(folder_for(run_dir, "run_dir"))
             made.enter_context(cache_for(config.data))
-        if CONFIG_VARIABLE not in os.environ:
+        if CONFIG_VARIABLE not in os.environ or HASH_VARIABLE in os.environ:
             shown = _without_unused_origin(config, run_dir)
             say(f"{backends.table()}\n\n{overview(shown, arguments.asked, size)}")
             say(f"run_dir    {run_dir} (the whole configuration is in its config.yaml)\n")
-            if not launched and size < backends.gpu_count:
+            if not launched and size // config.parallel.nodes < backends.gpu_count:
                 batch, micro = config.train.global_batch_size, config.train.micro_batch_size
-                gpus = f"using {size} of {backends.gpu_count} GPUs"
+                gpus = f"using {size // config.parallel.nodes} of {backends.gpu_count} GPUs"
                 say(f"{gpus}: {counted(batch, 'sequence')} per step, {micro} at once")
             for note in [may_not_fit, *early_notes(config, run_dir)] if rank() == 0 else []:
                 if note is not None:

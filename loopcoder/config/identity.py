@@ -39,7 +39,7 @@ def corpus_fields(data: DataConfig) -> dict[str, Any]:
 
 def numbers(config: DataclassInstance) -> dict[str, Any]:
     """Return the fields that a run's numbers depend on, by their dotted names."""
-    return dict(_leaves(_numbers(config)))
+    return dict(leaves(_numbers(config)))
 
 
 def changes(before: DataclassInstance, after: DataclassInstance) -> list[str]:
@@ -52,6 +52,15 @@ def changes(before: DataclassInstance, after: DataclassInstance) -> list[str]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key, absent) != new.get(key, absent)
     ]
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what a nested mapping holds, by its dotted names."""
+    if isinstance(node, dict) and node:
+        for name, value in node.items():
+            yield from leaves(value, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, node
 
 
 def resolve_run_dir(asked: Config, resolved: Config) -> Path:
@@ -83,11 +92,3 @@ def _numbers(config: DataclassInstance) -> dict[str, Any]:
     """Return the part of a config that a run's numbers depend on."""
     plain = dataclasses.asdict(config)
     return dict(part_that_changes(plain, FieldAt(type(config)), {"numbers", "corpus"}))
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for name, value in node.items():
-            yield from _leaves(value, f"{prefix}.{name}" if prefix else name)
-    else:
-        yield prefix, node

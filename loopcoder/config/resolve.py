@@ -79,7 +79,7 @@ def kernel_limits(
 
 
 def processes_to_start(config: Config, backends: Backends) -> int:
-    """Return how many processes a plain `loopcoder train` runs on.
+    """Return how many processes a plain `loopcoder train` runs on, on all its nodes.
 
     One per GPU, as far as the global batch can be divided among them: the tiny preset runs on one
     GPU of eight. Where nothing fits, all GPUs, and the check says what does not.
@@ -87,9 +87,10 @@ def processes_to_start(config: Config, backends: Backends) -> int:
     p, t = config.parallel, config.train
     one_model = p.tp * p.pp * p.cp
     if p.nproc_per_node or not backends.has_gpu:
-        return p.nproc_per_node or one_model
+        return p.nodes * (p.nproc_per_node or -(-one_model // p.nodes))
     batch = t.batch_ramp.start if t.batch_ramp else t.global_batch_size
-    for copies in range(backends.gpu_count // one_model, 0, -1):
-        if batch % (t.micro_batch_size * copies) == 0:
+    gpus = p.nodes * backends.gpu_count
+    for copies in range(gpus // one_model, 0, -1):
+        if batch % (t.micro_batch_size * copies) == 0 and copies * one_model % p.nodes == 0:
             return copies * one_model
-    return backends.gpu_count
+    return gpus

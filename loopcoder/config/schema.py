@@ -217,6 +217,11 @@ class ParallelConfig:
     nproc_per_node: Annotated[PositiveInt | None, Changes("nothing")] = None
     """Processes that `loopcoder train` starts itself; null: one per GPU, as far as the global
     batch divides among them, or tp*pp*cp without a GPU."""
+    nodes: Annotated[PositiveInt, Changes("nothing", since="2026-11-30")] = 1
+    """Machines on each of which the same `loopcoder train` is started; torchrun and srun count them
+    themselves."""
+    rendezvous: Annotated[str | None, Changes("nothing", since="2026-11-30")] = None
+    """Where several nodes meet: HOST:PORT of one of them, by a name or address that all reach."""
     timeout_s: Annotated[PositiveFloat, Changes("nothing")] = 1800
     """Seconds to wait for another process, at the start and in every collective; then the run
     stops with 75 and says who is missing."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,11 +20,15 @@ from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
 from loopcoder.config.schema import ParallelConfig
-from loopcoder.errors import ProcessLost
+from loopcoder.errors import InputError, ProcessLost
+from loopcoder.network import route_to, wait_for
 from loopcoder.parallel import cpu
+from loopcoder.parallel.handshake import shake_hands
 from loopcoder.parallel.peers import Peers, meet
 
 _LATER_S = 60.0
+_UNREACHED_S = 20.0
+"""After which it is said at the latest why rank 0 is not reached."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,11 @@ def prepare() -> None:
     cpu.install()
 
 
-def start_processes(timeout_s: float = 1800, report_after_s: float = 300) -> Peers | None:
+def start_processes(
+    timeout_s: float = 1800,
+    report_after_s: float = 300,
+    alike: Mapping[str, str] = MappingProxyType({}),
+) -> Peers | None:
     """Join the world given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     NCCL or gloo, by what is there. A world of one needs no address and opens no port.
@@ -65,20 +77,23 @@ def start_processes(timeout_s: float = 1800, report_after_s: float = 300) -> Pee
     Args:
         timeout_s: How long to wait for a rank, here and in every collective.
         report_after_s: After how long to say who has not come.
+        alike: What has to be the same on all machines, by its name.
 
     Returns:
         what the ranks tell of each other; None: there is one.
 
     Raises:
-        ProcessLost: a rank has not come.
+        InputError: ranks differ, or were given a network interface that does not connect them.
+        ProcessLost: a rank has not come, or is not reached.
     """
     size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     peers = None
     if size == 1:
         store: Any = dist.HashStore()
     else:
-        store = _common_store(timeout_s)
+        store = _common_store(rank, timeout_s, report_after_s)
         peers = meet(store, rank, size, timeout_s, report_after_s)
+        shake_hands(peers, alike, timeout_s)
     options: dict[str, Any] = {"store": store, "rank": rank, "world_size": size}
     # NCCL's watchdog kills a process without a word: whoever watches it comes first
     options["timeout"] = timedelta(seconds=timeout_s + _LATER_S)
@@ -93,17 +108,52 @@ def start_processes(timeout_s: float = 1800, report_after_s: float = 300) -> Pee
     return peers
 
 
-def _common_store(timeout_s: float) -> Any:
+def _common_store(rank: int, timeout_s: float, report_after_s: float) -> Any:
     """Return the store of the world, which rank 0 or torchrun keeps."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    keeps_it = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+    if keeps_it:
+        _refuse_unknown(host)
+    else:
+        report = partial(_say_unreached, rank)
+        patience_s = min(report_after_s, _UNREACHED_S)
+        if (fault := wait_for(host, port, timeout_s, patience_s, report)) is not None:
+            raise _rank_0_lost(rank, fault, timeout_s)
     try:
         return next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))[0]
     except dist.DistError as error:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise ProcessLost.of(
-            f"rank 0 has not come to {address} within {timeout_s:g} s (parallel.timeout_s)",
-            str(error).partition("\n")[0],
-            "see to the node of rank 0 and the network, then start the same command again",
+        fault = f"{host}:{port}: {str(error).partition(chr(10))[0]}"
+        raise _rank_0_lost(rank, fault, timeout_s) from error
+
+
+def _refuse_unknown(host: str) -> None:
+    """Raise InputError where the node on which the ranks are to meet does not know its own name."""
+    try:
+        route_to(host)
+    except OSError as error:
+        raise InputError.of(
+            f"MASTER_ADDR={host} on {socket.gethostname()}",
+            f"it does not resolve on the node of rank 0 itself ({error.strerror})",
+            "export MASTER_ADDR=ADDRESS on all nodes, with an address by which they reach rank 0",
         ) from error
+
+
+def _say_unreached(rank: int, fault: str) -> None:
+    print(
+        f"loopcoder: rank {rank} ({socket.gethostname()}) waits for rank 0: {fault}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _rank_0_lost(rank: int, fault: str, timeout_s: float) -> ProcessLost:
+    return ProcessLost.of(
+        f"rank {rank} ({socket.gethostname()}) has not reached rank 0: {fault}, after "
+        f"{timeout_s:g} s (parallel.timeout_s)",
+        "all ranks meet where rank 0 is",
+        "see to the node of rank 0 and the network, or export MASTER_ADDR=ADDRESS on all nodes; "
+        "then start the same command again",
+    )
 
 
 def start_alone() -> None:

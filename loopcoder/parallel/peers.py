@@ -13,7 +13,6 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException  # a BaseException
 
 from loopcoder.errors import ProcessLost
+from loopcoder.parallel.patient import PatientStore, StoreSilent
 
 END = "the end"
 """Phase of a rank that has trained all and may end at any moment."""
 SILENT_S = 15.0
 """Seconds after which a rank that tells nothing new is called silent: it tells every second."""
-_STORE_S = 15.0
+_STORE_S = 5.0
 """Seconds that the store gets to answer: its node may be gone without a word."""
 _LOST, _ALL_CAME = "loopcoder/lost", "loopcoder/all_came"
 _LOST_TEXTS = (
@@ -96,8 +96,7 @@ class Peers:
         Args:
             store: The world's; it may be waited on elsewhere, so it is cloned.
         """
-        self._store, self.size = store.clone(), size
-        self._store.set_timeout(timedelta(seconds=_STORE_S))
+        self.store, self.size = PatientStore(store.clone(), _STORE_S), size
         self.me = myself(rank)
         self._heard: dict[int, tuple[int, float]] = {}
         """By rank: its newest beat that was read, and when it was new here."""
@@ -108,37 +107,48 @@ class Peers:
             return
         fields = asdict(self.me) | {"phase": phase, "step": step, "left": left, "code": code}
         self.me = Peer(**(fields | {"beat": self.me.beat + 1}))
-        self._store.set(_key(self.me.rank), json.dumps(asdict(self.me)))
+        self.store.set(_key(self.me.rank), json.dumps(asdict(self.me)))
 
     def all_came(self) -> bool:
         """Say whether all ranks are there; rank 0 counts, so that the others ask for one key."""
-        if self.me.rank == 0 and not self._missing():
-            self._store.set(_ALL_CAME, "yes")
-        return bool(self._store.check([_ALL_CAME]))
+        try:
+            if self.me.rank == 0 and not self._missing():
+                self.store.set(_ALL_CAME, "yes")
+            return self.store.check([_ALL_CAME])
+        except StoreSilent:
+            return False
 
     def absent(self) -> str:
         """Say which ranks have not come."""
-        names = [str(rank) for rank in self._missing()]
+        try:
+            names = [str(rank) for rank in self._missing()]
+        except StoreSilent:
+            return self.silence()
         shown = ", ".join(names[:16]) + (", ..." if len(names) > 16 else "")
         return f"{len(names)} of {self.size} ranks have not come: {shown}"
 
     def _missing(self) -> list[int]:
-        return [r for r in range(self.size) if not self._store.check([_key(r)])]
+        return [r for r in range(self.size) if not self.store.check([_key(r)])]
 
     def tell_lost(self, why: str) -> None:
         """Say to all that the world is lost, and why: not everybody can see it."""
-        self._store.set(_LOST, why)
+        self.store.set(_LOST, why)
 
     def told_lost(self) -> str | None:
         """Return why the world is lost, if somebody has said so."""
-        return self._store.get(_LOST).decode() if self._store.check([_LOST]) else None
+        return self.store.get(_LOST).decode() if self.store.check([_LOST]) else None
+
+    def silence(self) -> str:
+        """Say for how long the store has not answered, after it raised StoreSilent."""
+        where = os.environ.get("MASTER_ADDR")
+        return f"the node of rank 0 ({where}) has not answered for {self.store.silent_s:.0f} s"
 
     def ask(self) -> list[Peer]:
         """Return what the other ranks told last; one that never came is left out."""
         found = []
         for rank in range(self.size):
-            if rank != self.me.rank and self._store.check([_key(rank)]):
-                peer = Peer(**json.loads(self._store.get(_key(rank))))
+            if rank != self.me.rank and self.store.check([_key(rank)]):
+                peer = Peer(**json.loads(self.store.get(_key(rank))))
                 if self._heard.get(rank, (-1, 0.0))[0] != peer.beat:
                     self._heard[rank] = (peer.beat, time.monotonic())
                 found.append(peer)
@@ -189,7 +199,8 @@ def meet(store: Any, rank: int, size: int, timeout_s: float, report_after_s: flo
         ProcessLost: with the ranks that have not come.
     """
     peers, began, reported = Peers(store, rank, size), time.monotonic(), False
-    peers.tell("start", 0)
+    with suppress(StoreSilent):  # it is told nevertheless, when the store answers
+        peers.tell("start", 0)
     while not peers.all_came():
         waited = time.monotonic() - began
         if waited > timeout_s:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import shlex
 import socket
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from loopcoder import __version__
 from loopcoder.backends import Backends
+from loopcoder.config.identity import leaves
+from loopcoder.config.schema import Config
+from loopcoder.origin import commit_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ def provenance(overrides: Sequence[str], backends: Backends, world_size: int) ->
     """Return the fields of the event `run_started`."""
     fields: dict[str, Any] = {
         "command": shlex.join(["loopcoder", "train", *overrides]),
-        "commit": _commit(),
+        "commit": commit_of(),
         "host": socket.gethostname(),
         "processes": world_size,
         "python": platform.python_version(),
@@ -44,14 +47,24 @@ def provenance(overrides: Sequence[str], backends: Backends, world_size: int) ->
     return fields
 
 
-def _commit() -> str | None:
-    """Return the commit of a checkout, with "+" where it has changes; None outside of one."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return None
-    git = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    try:
-        done = subprocess.run(git, capture_output=True, text=True, check=False, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+def same_on_all(config: Config, backends: Backends) -> dict[str, str]:
+    """Return what all nodes of a run must have in common, by its name: code and config."""
+    of_a_node = (
+        "run_dir",
+        "data.path",
+        "data.build.",
+        "data.reader",
+        "data.skip",
+        "hardware.",
+        "parallel.nproc_per_node",
+    )
+    found = {
+        name: str(value)
+        for name, value in leaves(dataclasses.asdict(config))
+        if not name.startswith(of_a_node)
+    }
+    versions = {f"{name} version": version for name, version in backends.versions.items()}
+    own = {"loopcoder version": __version__, "python version": platform.python_version()}
+    if (commit := commit_of()) is not None:
+        own["loopcoder commit"] = commit
+    return own | versions | found

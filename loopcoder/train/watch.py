@@ -22,6 +22,7 @@ from loopcoder.errors import EXIT_RETRY, record_exit
 from loopcoder.metrics.goodput import DOWN, STEPS
 from loopcoder.metrics.writer import EVENTS_FILE, append_event
 from loopcoder.parallel.collectives import nccl_trace, pending
+from loopcoder.parallel.patient import StoreSilent
 from loopcoder.parallel.peers import END, SILENT_S, Peers
 from loopcoder.storage.signals import ASKS, name_of
 
@@ -146,6 +147,8 @@ class Watch:
                 found = found or self._peers.waited_for()
                 self._peers.tell_lost("; ".join(found))
                 return found, self._peers.code_of_the_gone() or EXIT_RETRY
+        except StoreSilent:
+            return found or [self._peers.silence()], EXIT_RETRY
         except Exception:  # of the store
             return found or [_STORE_IS_GONE], EXIT_RETRY
 
@@ -200,10 +203,13 @@ class Watch:
                     self._waits_for = peers.waited_for()
                     why = why or "; ".join(peers.gone())
                 if not why and lasted > self._parallel.timeout_s:
-                    why = "; ".join(self._waits_for) or "no rank is missing: a collective hangs"
-                    why += f" (parallel.timeout_s={self._parallel.timeout_s:g})"
+                    why = self._timed_out("no rank is missing: a collective hangs")
                 if why:
                     peers.tell_lost(why)
+        except StoreSilent:  # a cut that is short is survived
+            self._waits_for = [peers.silence()]
+            if why is None and self._phase != END and lasted > self._parallel.timeout_s:
+                why = self._timed_out()
         except Exception:  # of the store
             self._waits_for = [_STORE_IS_GONE]
             why = _STORE_IS_GONE if self._phase != END else None
@@ -211,6 +217,10 @@ class Watch:
             self._stacks()
             self._leave(f"{why}; the same command continues from the newest checkpoint")
         return self._waits_for
+
+    def _timed_out(self, otherwise: str = "") -> str:
+        waited_for = "; ".join(self._waits_for) or otherwise
+        return f"{waited_for} (parallel.timeout_s={self._parallel.timeout_s:g})"
 
     def _report(self, lasted: float, waits_for: list[str]) -> None:
         self._reported = True

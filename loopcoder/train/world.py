@@ -32,7 +32,7 @@ from loopcoder.parallel.peers import was_lost
 from loopcoder.storage.run_lock import only_run_in
 from loopcoder.train.deterministic import use_deterministic_algorithms
 from loopcoder.train.loop import Run
-from loopcoder.train.provenance import Launch
+from loopcoder.train.provenance import Launch, same_on_all
 from loopcoder.train.signals import StopSignal
 from loopcoder.train.watch import Watch, in_one_line
 
@@ -61,7 +61,9 @@ def train(
         if config.train.deterministic:
             use_deterministic_algorithms()
         parallel = config.parallel
-        peers = mcore.start_processes(parallel.timeout_s, parallel.report_after_s)
+        peers = mcore.start_processes(
+            parallel.timeout_s, parallel.report_after_s, same_on_all(config, backends)
+        )
         held.callback(mcore.shutdown)
         if peers is not None:
             watch.meet(peers)

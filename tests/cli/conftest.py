@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from launch.frozen import HASH_VARIABLE
 from launch.torchrun import CONFIG_VARIABLE, EXIT_VARIABLE, OVERRIDES_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.cli import data, doctor, train
 from loopcoder.storage.signals import ASKS
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-OURS = (CONFIG_VARIABLE, EXIT_VARIABLE, OVERRIDES_VARIABLE)
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OURS = (CONFIG_VARIABLE, HASH_VARIABLE, EXIT_VARIABLE, OVERRIDES_VARIABLE)
 RANKS_SHARE = "TORCHELASTIC_ERROR_FILE"
 
 

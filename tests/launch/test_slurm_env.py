@@ -1,10 +1,12 @@
 """Slurm's variables become torch.distributed's."""
 
 import random
+from pathlib import Path
 
 import pytest
 
-from launch.slurm_env import adopt_slurm, expand_hostlist
+from launch import slurm_env
+from launch.slurm_env import adopt_slurm, expand_hostlist, tasks_per_node
 from loopcoder.errors import InputError
 
 
@@ -38,38 +40,93 @@ def test_what_cannot_be_read_is_an_error(text: str) -> None:
         expand_hostlist(text)
 
 
-def test_a_task_of_srun() -> None:
-    environ = {
-        "SLURM_PROCID": "5", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
-        "SLURM_JOB_NODELIST": "gpu[03-04]", "SLURM_JOB_ID": "24001",
-    }  # fmt: skip
+STEP = {
+    "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+    "SLURM_JOB_ID": "24001", "SLURM_STEP_ID": "0",
+    "SLURM_NTASKS": "16", "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_JOB_NODELIST": "gpu[01-04]", "SLURM_STEP_NODELIST": "gpu[03-04]",
+    "SLURM_TASKS_PER_NODE": "4(x4)", "SLURM_STEP_TASKS_PER_NODE": "2,6",
+}  # fmt: skip
+"""A step of 8 tasks in a job of 16."""
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Those that resolve."""
+    found = {"gpu03", "10.0.0.3"}
+
+    def lookup(host: str, port: None) -> None:
+        if host not in found:
+            raise OSError(host)
+
+    monkeypatch.setattr(slurm_env.socket, "getaddrinfo", lookup)
+    return found
+
+
+def test_a_task_has_what_belongs_to_its_step(names: set[str]) -> None:
+    environ = dict(STEP)
     assert adopt_slurm(environ)
-    assert [environ[k] for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["5", "8", "1"]
-    assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("gpu03", "20001")
+    assert [environ[k] for k in ("RANK", "WORLD_SIZE")] == ["5", "8"]
+    assert [environ[k] for k in ("LOCAL_RANK", "LOCAL_WORLD_SIZE")] == ["1", "6"]
+    assert environ["MASTER_ADDR"] == "gpu03"
+
+
+def test_steps_have_ports_of_their_own(names: set[str], rng: random.Random) -> None:
+    job = rng.randrange(10**7)
+    ports = set()
+    for number in (job, job + 1):
+        for step in range(50):
+            environ = STEP | {"SLURM_JOB_ID": str(number), "SLURM_STEP_ID": str(step)}
+            adopt_slurm(environ)
+            ports.add(int(environ["MASTER_PORT"]))
+    assert len(ports) == 100
+    assert min(ports) >= 20000 and max(ports) < 32768
+
+
+def test_slurm_knows_the_address_of_a_name_that_does_not_resolve(
+    names: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names.discard("gpu03")
+    scontrol = tmp_path / "scontrol"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for said, address in [("NodeAddr=10.0.0.3 NodeHostName=x", "10.0.0.3"), ("NodeAddr=gpu03", "")]:
+        scontrol.write_text(f"#!/bin/sh\n[ \"$*\" = 'show node gpu03' ] && echo '{said}'\n")
+        scontrol.chmod(0o755)
+        environ = dict(STEP)
+        if address:
+            assert adopt_slurm(environ)
+            assert environ["MASTER_ADDR"] == address
+        else:
+            with pytest.raises(InputError, match=r"gpu03.*(?s:.)*export MASTER_ADDR=ADDRESS"):
+                adopt_slurm(environ)
 
 
 @pytest.mark.parametrize(
-    "environ",
+    ("text", "tasks"), [("2", [2]), ("2(x3),1", [2, 2, 2, 1]), ("", []), ("two", [])]
+)
+def test_tasks_per_node(text: str, tasks: list[int]) -> None:
+    assert tasks_per_node(text) == tasks
+
+
+@pytest.mark.parametrize(
+    "changed",
     [
-        {},
-        {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "1"},
-        {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "RANK": "3"},
-        {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"},  # the script of an sbatch
+        {"SLURM_STEP_NUM_TASKS": "1"},  # srun -n1
+        {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"},  # the shell of an salloc
+        {"SLURM_STEP_ID": "4294967291"},  # the script of an sbatch
+        {"RANK": "3"},
+        {"SLURM_PROCID": None},
+        {"SLURM_STEP_ID": None},
     ],
 )
-def test_other_processes_are_left_alone(environ: dict[str, str]) -> None:
+def test_other_processes_are_left_alone(changed: dict[str, str | None]) -> None:
+    environ = {k: v for k, v in (STEP | changed).items() if v is not None}
     before = dict(environ)
     assert not adopt_slurm(environ)
     assert environ == before
 
 
 def test_what_the_user_has_set_stays() -> None:
-    environ = {
-        "SLURM_PROCID": "1",
-        "SLURM_STEP_ID": "0",
-        "SLURM_NTASKS": "2",
-        "MASTER_ADDR": "x",
-        "MASTER_PORT": "9",
-    }
+    environ = STEP | {"MASTER_ADDR": "x", "MASTER_PORT": "9"}
     assert adopt_slurm(environ)
     assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("x", "9")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from loopcoder import origin
 from loopcoder.backends import Backends
-from loopcoder.train import provenance as module
 from loopcoder.train.provenance import provenance
 
 HERE = Backends(versions={"torch": "2.11.0", "megatron-core": "0.19.2"})
@@ -36,10 +36,10 @@ def test_gpus_and_the_job_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_commit_is_that_of_the_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = tmp_path / "loopcoder" / "train" / "provenance.py"
+    source = tmp_path / "loopcoder" / "origin.py"
     source.parent.mkdir(parents=True)
     source.touch()
-    monkeypatch.setattr(module, "__file__", str(source))
+    monkeypatch.setattr(origin, "__file__", str(source))
     assert provenance([], HERE, 1)["commit"] is None  # an installed package
 
     def git(*arguments: str) -> str:

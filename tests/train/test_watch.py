@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -185,6 +186,33 @@ def test_waiting_has_an_end(watch: Callable[..., Watch], left: list[str]) -> Non
     one.meet(Peers(store, 0, 2))
     said = until(lambda: left)
     assert said and "rank 1 (" in said[0] and "timeout_s=0.5" in said[0]
+
+
+def test_a_store_that_is_silent_is_waited_for(
+    watch: Callable[..., Watch],
+    left: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Its node may be cut off for a while: that is said, and survived until parallel.timeout_s."""
+    plugged = threading.Event()
+
+    class CutOff(Store):
+        def check(self, keys: list[str]) -> bool:
+            plugged.wait()
+            return bool(super().check(keys))
+
+    monkeypatch.setattr(peers_module, "_STORE_S", 0.05)
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.7")
+    one = watch(rank=1, timeout_s=2.5, report_after_s=0.5)
+    one.enter(STEP, 4)
+    one.meet(Peers(CutOff(), 1, 2))
+    reported: list[str] = []
+    until(lambda: reported.append(capfd.readouterr().err) or "".join(reported))
+    assert "the node of rank 0 (10.0.0.7) has not answered" in "".join(reported) and not left
+    said = until(lambda: left)
+    assert "10.0.0.7" in said[0] and "timeout_s=2.5" in said[0]
+    plugged.set()
 
 
 def test_who_does_not_come_is_named(capsys: pytest.CaptureFixture[str]) -> None:
