@@ -29,7 +29,6 @@ from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
-from loopcoder.data.unigram import entropies_of
 from loopcoder.errors import OutOfMemory, Preempted, TrainingDiverged
 from loopcoder.metrics.goodput import TimeRecord
 from loopcoder.model.probe import probe_of
@@ -40,11 +39,11 @@ from loopcoder.parallel.peers import END
 from loopcoder.train import due
 from loopcoder.train.accounts import Accounts
 from loopcoder.train.data_events import data_events
+from loopcoder.train.evaluation import Evaluation
 from loopcoder.train.health import Health
 from loopcoder.train.labels import label_losses
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
-from loopcoder.train.own_sets import OwnSets
 from loopcoder.train.profiling import StepProfiler
 from loopcoder.train.provenance import Launch, provenance
 from loopcoder.train.records import open_writer, print_end, throughput_of
@@ -54,7 +53,6 @@ from loopcoder.train.silent_errors import compare_replicas, replay
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
 from loopcoder.train.stragglers import Stragglers, gather, places_of
-from loopcoder.train.validation import EvaluationStopped, Evaluator, mixture_mean
 from loopcoder.train.verification import Verification
 from loopcoder.train.watch import COMPLETION, DATA, EVALUATION, FIRST_STEP, SAVE, STEP, Watch
 from loopcoder.train.window import Window, peak_memory
@@ -82,8 +80,7 @@ class Run:
         self.state = build_state(config, self.ranks, vocab_size)
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
         self.health = Health(config.faults, self.ranks.device)
-        self.evaluator = Evaluator(config, corpus, run_dir)
-        self.own_sets = OwnSets(config, corpus, run_dir)
+        self.evaluation = Evaluation(config, corpus, run_dir)
         self.saver = Saver(config, run_dir, self.event, companions(run_dir))
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
@@ -102,9 +99,6 @@ class Run:
         where = run_dir if is_main else None
         self.times = TimeRecord(where, watch.spent, from_step=self.position.step, anew=anew)
         self._throughput = partial(throughput_of, config, backends, self.ranks, vocab_size)
-        self._val: dict[str, float] = {}
-        self._unigram_entropies: dict[str, float] = {}
-        self._unigram_entropy: float | None = None
 
     def go(self, said: list[str], notes: list[str], aside: Sequence[SetAside] = ()) -> None:
         """Restore, train to the end, and leave everything closed; `said` are notes that the command
@@ -112,7 +106,8 @@ class Run:
         try:
             report(self.run_dir, aside, self.event, self.say)
             self._restore(said, notes)
-            self._prepare_validation()
+            stage, is_main = self.position.stage, self.ranks.is_main
+            self.evaluation.prepare(stage, self._note, self.say, is_main=is_main)
             self.verification = Verification(self.config, self.corpus, self.say)
             self.stop.started()
             self._make_up()
@@ -228,7 +223,7 @@ class Run:
         if not self._evaluate(found):
             self._leave(None, found)
         if self.writer is not None:
-            self.writer.log({"step": self.position.step, **self._validation(found)})
+            self.writer.log({"step": self.position.step, **self.evaluation.fields(found)})
             made_up(self.run_dir)
 
     def _step(self, data: StepData, logged: bool) -> StepResult:
@@ -281,7 +276,7 @@ class Run:
                     "memory_bytes": int(max(memory)),
                     **self.stragglers.fields(compute),
                     "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    **(self._validation(data.before.stage) if evaluate else {}),
+                    **(self.evaluation.fields(data.before.stage) if evaluate else {}),
                 }
             )
         return not broken_off
@@ -292,26 +287,12 @@ class Run:
         stopping = partial(self.stop.requested, self.ranks.device, now=True)
         try:
             with self.watch.within(EVALUATION):
-                own = self.evaluator(self.state, stage, stopping)
-                self._val = own | self.own_sets(self.state, stage, stopping)
-            return True
-        except EvaluationStopped:
-            return False
+                return self.evaluation(self.state, stage, stopping)
         except OutOfMemory:
             if self.ranks.world_size == 1:  # others may wait for this one in a collective
                 self._save()
                 self.saver.finish()
             raise
-
-    def _validation(self, stage: int) -> dict[str, Any]:
-        """Return the fields of an evaluation on rank 0."""
-        mixture = self.config.stages[stage].mixture
-        self._unigram_entropy = mixture_mean(self._unigram_entropies, mixture)
-        return {
-            **self._val,
-            "val/weighting": "mixture",
-            "val/unigram_entropy": self._unigram_entropy,
-        }
 
     def _save(self, only_sound: bool = False) -> None:
         """Save, unless that is done; `only_sound`: or the newest steps are suspicious, after which
@@ -372,26 +353,11 @@ class Run:
             self.event(f"run_{verb}", path=str(checkpoint.path), step=checkpoint.step)
             self.say(f"{verb} from {checkpoint.path}, step {checkpoint.step}")
         for note in dict.fromkeys([*notes, *self.accounts.notes()]):
-            self.event("note", text=note)
-            if note not in said:
-                self.say(note)
+            self._note(note, is_said=note in said)
         if self.ranks.is_main:
             record(self.config, self.corpus, self.run_dir)
             for line in outlook(self.config, self.corpus, self.vocab_size, self.position):
                 self.say(line)
-
-    def _prepare_validation(self) -> None:
-        """Say what is short of held-out sequences, and get what the loss is compared with."""
-        if not self.config.eval.happens:
-            return
-        for note in self.evaluator.shortages():
-            self.event("note", text=note)
-            self.say(note)
-        for size in self.own_sets.sizes(self.position.stage):
-            self.say(size)
-        if self.ranks.is_main:
-            cache = Path(self.config.data.build.cache_dir).expanduser()
-            self._unigram_entropies = entropies_of(self.corpus, cache, self.say)
 
     def _conclude(self) -> None:
         """Draw the curves and say what came out."""
@@ -399,7 +365,7 @@ class Run:
             return
         self.event("run_done", step=self.position.step)
         self.writer.close()
-        losses = self._val.get("val/loss"), self._unigram_entropy
+        losses = self.evaluation.loss, self.evaluation.unigram_entropy
         end = (self.config, self.backends, self.run_dir, self.launch, self.position)
         print_end(*end, *losses, self.times.account())
 
@@ -407,6 +373,12 @@ class Run:
         """Record an event (rank 0)."""
         if self.writer is not None:
             self.writer.event(kind, **fields)
+
+    def _note(self, text: str, *, is_said: bool = False) -> None:
+        """Record what is to be known of a run, and say it."""
+        self.event("note", text=text)
+        if not is_said:
+            self.say(text)
 
     def say(self, text: str) -> None:
         if self.ranks.is_main:

@@ -22,7 +22,6 @@ from loopcoder.config.data import DataConfig, StageConfig
 from loopcoder.config.evaluation import EvalConfig
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
-from loopcoder.data.sampler import Position
 from loopcoder.metrics.goodput import account_of, read_marks
 from loopcoder.metrics.writer import read_metrics
 from tests.configs import small_config
@@ -357,54 +356,35 @@ def test_the_unigram_entropy_is_of_the_corpus(
     corpus: Corpus, mixture: dict[str, float], sequences: int
 ) -> None:
     """It was that of the evaluated tokens: 6.40 with 128 sequences, 5.74 with 8."""
-    from loopcoder.train.loop import Run
-    from loopcoder.train.own_sets import OwnSets
+    from loopcoder.train.evaluation import Evaluation
     from loopcoder.train.validation import Evaluator
 
-    config, said = configured(sequences, mixture=mixture), []
-    run: Any = SimpleNamespace(
-        config=config,
-        corpus=corpus,
-        evaluator=Evaluator(config, corpus),
-        own_sets=OwnSets(config, corpus),
-        position=Position(),
-        ranks=SimpleNamespace(is_main=True),
-        event=lambda kind, text: said.append(text),
-        say=said.append,
-        _val={"val/loss": 1.0},
-    )
-    Run._prepare_validation(run)
-    assert len(said) == len(list(run.evaluator.shortages())) * 2
+    config = configured(sequences, mixture=mixture)
+    noted: list[str] = []
+    evaluation = Evaluation(config, corpus)
+    evaluation.prepare(0, noted.append, lambda _: None, is_main=True)
+    assert noted == list(Evaluator(config, corpus).shortages())
     entropy = corpus.manifest["unigram_entropy"]
     mean = sum(weight * entropy[d] for d, weight in mixture.items()) / sum(mixture.values())
-    found = Run._validation(run, 0)
+    assert evaluation.loss is None
+    found = evaluation.fields(0)
     assert found.pop("val/unigram_entropy") == pytest.approx(mean, rel=1e-12)
-    assert found == {"val/loss": 1.0, "val/weighting": "mixture"}
+    assert evaluation.unigram_entropy == pytest.approx(mean, rel=1e-12)
+    assert found == {"val/weighting": "mixture"}
 
 
 @pytest.mark.parametrize("evaluates", [dict(interval=5, at_end=False), dict(interval=None)])
 def test_a_run_without_validation_counts_nothing(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, evaluates: dict[str, Any]
 ) -> None:
-    from loopcoder.train import loop
-    from loopcoder.train.own_sets import OwnSets
-    from loopcoder.train.validation import Evaluator
+    from loopcoder.train import evaluation
 
     counted: list[Corpus] = []
-    monkeypatch.setattr(loop, "entropies_of", lambda corpus, *_: counted.append(corpus))
+    monkeypatch.setattr(evaluation, "entropies_of", lambda corpus, *_: counted.append(corpus))
     for fields in (evaluates, dict(interval=None, at_end=False)):
         config = configured(**fields)
-        run: Any = SimpleNamespace(
-            config=config,
-            corpus=corpus,
-            evaluator=Evaluator(config, corpus),
-            own_sets=OwnSets(config, corpus),
-            position=Position(),
-            ranks=SimpleNamespace(is_main=True),
-            event=lambda *_, **__: None,
-            say=lambda _: None,
-        )
-        loop.Run._prepare_validation(run)
+        found = evaluation.Evaluation(config, corpus)
+        found.prepare(0, lambda _: None, lambda _: None, is_main=True)
     assert counted == [corpus]
 
 
