@@ -37,8 +37,8 @@ class FaultsConfig:
     """By how many times the compute time of a rank is above the median of its pipeline stage before
     it is named (event `slow_rank`); null: no rank is."""
     slow_window: PositiveInt = 20
-    """Steps over which a rank's compute time is the median, at least; it is named when it is slow
-    in three such windows in a row."""
+    """Steps, 10 s of them at least, over which a rank's median is taken; it is named when it is
+    slow in three such windows in a row."""
     replay_interval: PositiveInt | None = None
     """Steps between those whose gradients every rank computes three times, twice to compare them
     bit for bit; null: none. On a GPU it needs train.deterministic."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median, median_low
 from typing import Any
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from loopcoder.config.faults import FaultsConfig
 from loopcoder.parallel.mcore import Ranks
 
+WINDOW_S = 10.0
+"""Seconds that a window lasts at least: other programs on a machine come and go within some."""
 WINDOWS = 3
 """Windows in a row in which a rank is slow before it is named."""
 
@@ -64,11 +67,20 @@ class Stragglers:
     parallel group wait for each other inside of a pass, so that all of them are slow with one.
     """
 
-    def __init__(self, faults: FaultsConfig, places: Sequence[Place], step: int = 0):
+    def __init__(
+        self,
+        faults: FaultsConfig,
+        places: Sequence[Place],
+        step: int = 0,
+        *,
+        window_s: float = WINDOW_S,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         """
         Args:
             step: Steps that are done already.
         """
+        self._window_s, self._clock, self._began_at = window_s, clock, clock()
         self._factor, self._window, self._places = faults.slow_rank, faults.slow_window, places
         self._lines: list[Sequence[float]] = []
         self._began = step
@@ -91,10 +103,11 @@ class Stragglers:
         if self._factor is None or len(seconds) == 1:
             return []
         self._lines.append(seconds)
-        if step - self._began < self._window:
+        now = self._clock()
+        if step - self._began < self._window or now - self._began_at < self._window_s:
             return []
         medians = [median(of_rank) for of_rank in zip(*self._lines, strict=True)]
-        self._lines, self._began = [], step
+        self._lines, self._began, self._began_at = [], step, now
         found = []
         for rank, ratio in enumerate(self._ratios(medians)):
             self._in_a_row[rank] = self._in_a_row[rank] + 1 if ratio > self._factor else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -21,15 +22,20 @@ from tests.dist.launch import in_processes
 ONE_STAGE = [Place(f"node{rank // 2}", 0) for rank in range(4)]
 
 
-def named(stragglers: Stragglers, steps: range, seconds: Any) -> list[SlowRank]:
+def stragglers(faults: FaultsConfig, places: Sequence[Place], window_s: float = 0.0) -> Stragglers:
+    """Return what judges by steps alone, unless the test says otherwise."""
+    return Stragglers(faults, places, window_s=window_s)
+
+
+def named(judge: Stragglers, steps: range, seconds: Any) -> list[SlowRank]:
     found = []
     for step in steps:
-        found += stragglers.judge(step, seconds(step))
+        found += judge.judge(step, seconds(step))
     return found
 
 
 def test_a_slow_rank_is_named_once_and_again_after_a_good_window() -> None:
-    one = Stragglers(FaultsConfig(slow_rank=1.2, slow_window=10), ONE_STAGE)
+    one = stragglers(FaultsConfig(slow_rank=1.2, slow_window=10), ONE_STAGE)
 
     def seconds(step: int) -> list[float]:
         slow = 7 < step <= 100 or step > 130
@@ -39,12 +45,12 @@ def test_a_slow_rank_is_named_once_and_again_after_a_good_window() -> None:
     # slow from step 8 on: the windows that end at 20, 30 and 40
     assert first == SlowRank(40, 2, "node1", 1.3, 1.3)
     assert again.step == 160 and again.rank == 2
-    assert not named(Stragglers(FaultsConfig(slow_rank=None), ONE_STAGE), range(1, 200), seconds)
+    assert not named(stragglers(FaultsConfig(slow_rank=None), ONE_STAGE), range(1, 200), seconds)
 
 
 def test_ranks_are_compared_within_their_pipeline_stage() -> None:
     places = [Place("a", 0), Place("a", 0), Place("b", 1), Place("b", 1)]
-    one = Stragglers(FaultsConfig(slow_rank=1.2, slow_window=1), places)
+    one = stragglers(FaultsConfig(slow_rank=1.2, slow_window=1), places)
     assert not named(one, range(1, 9), lambda _: [1.0, 1.0, 3.0, 3.0])
     (found,) = named(one, range(9, 13), lambda _: [1.0, 1.0, 3.0, 4.5])
     assert (found.rank, found.ratio) == (3, 1.5)
@@ -53,15 +59,28 @@ def test_ranks_are_compared_within_their_pipeline_stage() -> None:
         "compute_s/slowest": 2.0,
         "compute_s/slowest_rank": 0,
     }
-    assert Stragglers(FaultsConfig(), places[:1]).fields([2.0]) == {"compute_s": 2.0}
+    assert stragglers(FaultsConfig(), places[:1]).fields([2.0]) == {"compute_s": 2.0}
 
 
 def test_lines_of_several_steps_fill_a_window(capsys: pytest.CaptureFixture[str]) -> None:
-    one = Stragglers(FaultsConfig(slow_rank=1.2, slow_window=20), ONE_STAGE[:2])
+    one = stragglers(FaultsConfig(slow_rank=1.2, slow_window=20), ONE_STAGE[:2])
     found = []
     for step in range(25, 1000, 25):  # logging.interval=25
         found += one.judge(step, [1.0, 1.5])
     assert [slow.step for slow in found] == [25 * WINDOWS]
+
+
+def test_a_window_lasts_for_some_time_as_well() -> None:
+    """Steps of 50 ms: another program that takes a core for four seconds is no slow rank."""
+    now = [0.0]
+    one = Stragglers(FaultsConfig(), ONE_STAGE, clock=lambda: now[0])
+
+    def disturbed(step: int) -> list[float]:
+        now[0] += 0.05
+        return [1.0, 1.0, 1.0, 2.0 if 100 < step <= 180 or step > 1000 else 1.0]
+
+    (found,) = named(one, range(1, 1999), disturbed)
+    assert 1000 + 3 * 200 <= found.step <= 1000 + 4 * 200
 
 
 def test_noise_names_nobody_and_hides_nobody() -> None:
@@ -80,8 +99,8 @@ def test_noise_names_nobody_and_hides_nobody() -> None:
             own = noisy(step)
             return [own[0] * 1.6, *own[1:]]
 
-        assert not named(Stragglers(FaultsConfig(), ONE_STAGE), range(1, 1001), noisy), seed
-        found = named(Stragglers(FaultsConfig(), ONE_STAGE), range(1, 61), one_is_slow)
+        assert not named(stragglers(FaultsConfig(), ONE_STAGE), range(1, 1001), noisy), seed
+        found = named(stragglers(FaultsConfig(), ONE_STAGE), range(1, 61), one_is_slow)
         assert [slow.rank for slow in found] == [0], seed
 
 
@@ -162,7 +181,7 @@ def _measure(rank: int, steps: int, slow: int | None) -> tuple[list[Any], list[f
     state = build_state(config, ranks, VOCAB)
     if rank == slow:
         state.network.register_forward_pre_hook(lambda *_: time.sleep(0.3))
-    stragglers = Stragglers(FaultsConfig(slow_rank=1.5, slow_window=2), places_of(ranks))
+    judge = stragglers(FaultsConfig(slow_rank=1.5, slow_window=2), places_of(ranks))
     found: list[Any] = []
     seconds: list[float] = []
     for step in range(1, steps + 1):
@@ -171,7 +190,7 @@ def _measure(rank: int, steps: int, slow: int | None) -> tuple[list[Any], list[f
         with state.compute.step():
             forward_backward(state, mine, 2)
         (seconds,) = gather([state.compute.take()], ranks.device)
-        found += stragglers.judge(step, seconds)
+        found += judge.judge(step, seconds)
     return found, seconds
 
 
