@@ -17,7 +17,9 @@ from loopcoder.network import Route, is_here, is_loopback, route_to, wait_for
 _REPORT_S = 20.0
 """After which it is said at the latest who is waited for."""
 _STUCK_S = 30.0
-"""That torchrun gets to see that its workers have ended."""
+"""That torchrun gets to see that its workers have failed."""
+_OTHERS_END_S = 330.0
+"""That it gets when they are done: it waits 300 s for the workers of other nodes."""
 
 
 def meeting_point(parallel: ParallelConfig) -> tuple[str, int]:
@@ -121,15 +123,23 @@ class Attendance:
         self._seen, self._said = False, False
         self._alone_since: float | None = None
 
-    def look(self, torchrun: psutil.Process, workers: list[psutil.Process]) -> None:
-        """Look at it, every second or so."""
+    def look(
+        self, torchrun: psutil.Process, workers: list[psutil.Process], *, failed: bool
+    ) -> None:
+        """Look at it, every second or so.
+
+        Args:
+            torchrun: Of this node.
+            workers: Those that it has now.
+            failed: One of them has ended with another code than 0.
+        """
         now = time.monotonic()
         self._seen = self._seen or bool(workers)
         if workers or not self._seen:
             self._alone_since = None
         elif self._alone_since is None:
             self._alone_since = now
-        elif now - self._alone_since > _STUCK_S:
+        elif now - self._alone_since > (_STUCK_S if failed else _OTHERS_END_S):
             torchrun.kill()
         waits = not self._seen and now - self._began > min(self._parallel.report_after_s, _REPORT_S)
         if waits and not self._said:

@@ -54,12 +54,12 @@ def start_workers(config: Config, num_processes: int) -> int:
         command = [sys.executable, "-m", "loopcoder.parallel.elastic", *meeting]
         command += [f"--nproc-per-node={here}", "-m", "loopcoder", "train"]
         attendance = Attendance(parallel)
-        code, signalled = run_forwarding(
-            command,
-            environ,
-            _workers,
-            None if parallel.nodes == 1 else lambda p: attendance.look(p, _workers(p.pid)),
-        )
+
+        def look(torchrun: psutil.Process) -> None:
+            attendance.look(torchrun, _workers(torchrun.pid), failed=exit_path.exists())
+
+        several = parallel.nodes > 1
+        code, signalled = run_forwarding(command, environ, _workers, look if several else None)
         if signalled and code != EXIT_DONE and not exit_path.exists():
             raise Preempted("asked to stop; the same command continues")
         return exit_code(code, exit_path, signalled)

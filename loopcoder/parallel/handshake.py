@@ -22,6 +22,7 @@ from loopcoder.parallel.peers import Peers
 
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 _CONNECTS_S = 10.0
+_AGAIN_S = 0.05
 _SHOWN = 8
 _ALL = "all"
 
@@ -73,12 +74,7 @@ def shake_hands(peers: Peers, alike: Mapping[str, str], timeout_s: float) -> Non
             "export MASTER_ADDR=ADDRESS on all nodes, if it does not resolve",
         )
     if told["outside"] is not None:
-        route = _reached_from(told["outside"], route)
-        with _listening(route.address) as listener:
-            port = listener.getsockname()[1]
-            exchange.tell("at", json.dumps([route.address, port, route.interface]))
-            fault = _fault_to_next(exchange)
-            faults = exchange.settle("faults", json.dumps(fault), _faults)
+        route, faults = _connected(exchange, told["outside"], route)
         if faults:
             raise _unreached(faults)
     if route.interface is not None:
@@ -94,8 +90,14 @@ class _Exchange:
 
     def tell(self, what: str, value: str, by: int | str | None = None) -> None:
         """Tell all ranks a value: this rank's, or that of `by`."""
-        with suppress(StoreSilent):  # it is told nevertheless, when the store answers
-            self._store.set(f"loopcoder/{what}/{self.me.rank if by is None else by}", value)
+        key = f"loopcoder/{what}/{self.me.rank if by is None else by}"
+        while time.monotonic() < self._until:
+            try:
+                self._store.set(key, value)
+            except StoreSilent:
+                time.sleep(_AGAIN_S)
+            else:
+                return
 
     def read(self, what: str, rank: int | str) -> str:
         """Return what a rank told, once it has."""
@@ -165,6 +167,23 @@ def _reached_from(outside: str, route: Route) -> Route:
     return route_to(outside)
 
 
+def _connected(exchange: _Exchange, outside: str, route: Route) -> tuple[Route, list[str]]:
+    """Be there for the rank before and connect to the next one; return the way by which this rank
+    is reached, and what is wrong anywhere."""
+    try:
+        route = _reached_from(outside, route)
+        listener = _listening(route.address)
+    except OSError as error:
+        exchange.tell("at", json.dumps(None))
+        fault = f"{exchange.me} cannot be reached at {route.address}: {error.strerror}"
+        return route, exchange.settle("faults", json.dumps(fault), _faults)
+    with listener:
+        port = listener.getsockname()[1]
+        exchange.tell("at", json.dumps([route.address, port, route.interface]))
+        tried = json.dumps(_fault_to_next(exchange))
+        return route, exchange.settle("faults", tried, _faults)  # all have tried by then
+
+
 def _listening(address: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     return socket.create_server((address, 0), family=family)
@@ -173,7 +192,10 @@ def _listening(address: str) -> socket.socket:
 def _fault_to_next(exchange: _Exchange) -> str | None:
     """Connect to the next rank; say what is wrong."""
     other = (exchange.me.rank + 1) % exchange.size
-    address, port, interface = json.loads(exchange.read("at", other))
+    place = json.loads(exchange.read("at", other))
+    if place is None:  # which it tells itself
+        return None
+    address, port, interface = place
     try:
         socket.create_connection((address, port), timeout=_CONNECTS_S).close()
     except OSError as error:

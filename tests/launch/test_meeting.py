@@ -116,9 +116,9 @@ def test_torchrun_that_does_not_see_its_workers_end(
     torchrun, workers = Torchrun(), [object()]
     attendance = Attendance(two("gpu1:29500"))
 
-    def look(at: float, found: list[object]) -> int:
+    def look(at: float, found: list[object], failed: bool = True) -> int:
         now[0] = at
-        attendance.look(torchrun, found)  # type: ignore[arg-type]
+        attendance.look(torchrun, found, failed=failed)  # type: ignore[arg-type]
         return torchrun.kills
 
     assert not look(19, [])
@@ -128,4 +128,6 @@ def test_torchrun_that_does_not_see_its_workers_end(
     assert re.search(r"not all of 2 nodes have come to gpu1:29500", said)
     assert said.count("\n") == 1
     assert not look(600, workers) and not look(601, []) and not look(630, [])
+    assert not look(632, [], failed=False)  # they are done, those of other nodes may not be
     assert look(632, []) == 1
+    assert look(932, [], failed=False) == 2
