@@ -232,6 +232,10 @@ def points(
         run_overrides = [*values, f"run_dir={quoted(str(folder))}"]
         try:
             asked = compose(run_overrides, config_dir)
+            if (store := asked.checkpoint.store) is not None:  # its points are runs of their own
+                below = f"{store.rstrip('/')}/{folder.name}"
+                run_overrides.append(f"checkpoint.store={quoted(below)}")
+                asked = compose(run_overrides, config_dir)
             config = resolve(asked, backends)
             size = processes_to_start(config, backends)
             check(config, size, backends)

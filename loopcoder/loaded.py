@@ -18,7 +18,8 @@ from loopcoder.backends import Backends, detect
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.load import load as load_weights
-from loopcoder.config.compose import load_config
+from loopcoder.checkpoint.places import find_at, is_stored
+from loopcoder.config.compose import compose, load_config
 from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config, ParallelConfig
 from loopcoder.data.places import TOKENIZER
@@ -44,7 +45,8 @@ def load(
     layout fit, and any precision and layer specification of a machine that has other packages.
 
     Args:
-        path: A checkpoint, a folder of them, or a run's folder: the newest complete one.
+        path: A checkpoint, a folder of them, or a run's folder: the newest complete one. A URL of
+            the same in a store is fetched to the cache ($LOOPCODER_CACHE or ~/.cache/loopcoder).
         num_loops: Loops to run with instead of those that were trained.
         precision: `fp32` or `bf16`; None: fp32 on a CPU, and on a GPU what was trained.
         device: `cuda` or `cpu`, only to insist on it: it is the first visible GPU where there is
@@ -60,10 +62,14 @@ def load(
     backends = detect()
     if device is not None:
         _check_device(str(device), backends)
-    checkpoint = layout.find(Path(path))
+    checkpoint = find_at(path, _cache()) if is_stored(path) else layout.find(Path(path))
     trained = load_config(checkpoint.path / layout.CONFIG)
     config = for_this_machine(trained, backends, num_loops, precision)
     return LoadedRun(checkpoint, trained, config, _state(checkpoint, config))
+
+
+def _cache() -> Path:
+    return Path(compose([]).data.build.cache_dir).expanduser()
 
 
 def _check_device(device: str, backends: Backends) -> None:

@@ -64,13 +64,18 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.cli": BASE
     | {
         "loopcoder.checkpoint.damage",
+        "loopcoder.checkpoint.early",
         "loopcoder.checkpoint.format",
         "loopcoder.checkpoint.history",
+        "loopcoder.checkpoint.lacking",
         "loopcoder.checkpoint.pinned",
+        "loopcoder.checkpoint.places",
         "loopcoder.checkpoint.pruning",
         "loopcoder.checkpoint.rebuilt",
         "loopcoder.checkpoint.rewind",
         "loopcoder.checkpoint.start",
+        "loopcoder.checkpoint.state",
+        "loopcoder.checkpoint.stored",
         "loopcoder.loaded",
         "loopcoder.data",
         "loopcoder.metrics",

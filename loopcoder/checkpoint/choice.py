@@ -18,7 +18,7 @@ from loopcoder.config.schema import CheckpointConfig
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.files import fault_of, write_json
 
-_WENT_BACK = "went_back.json"
+WENT_BACK = "went_back.json"
 """Says in the folder of checkpoints that a run has gone back to a step: the same command again goes
 on from there. The next command without checkpoint.step removes it."""
 
@@ -29,7 +29,8 @@ def own_checkpoint(
     """Return the checkpoint that a run continues from, if it has one.
 
     One whose state or config is damaged is passed over; its shards are compared by all ranks
-    together (`verify.verified`).
+    together (`verify.verified`). With a store it may be on its way from there, or not looked for
+    yet.
 
     Args:
         sizes: One is passed over as well where a shard is missing or cut off, or another file is
@@ -47,6 +48,12 @@ def own_checkpoint(
             "a new run in this folder would mix with the old one",
             "run_dir=ANOTHER_FOLDER, or checkpoint.resume=auto to continue",
         )
+    if asked.store is not None:
+        if (coming := _coming(folder, own, asked)) is not None:
+            return coming
+        back = goes_back(folder, asked)
+        if not own or (back and all(c.step != asked.step for c in own)):
+            return None
     if asked.resume == "require" and not own:
         raise InputError.of(
             f"checkpoint.resume=require, but {folder} has no complete checkpoint",
@@ -59,6 +66,16 @@ def own_checkpoint(
             raise layout.corrupt(chosen, facts)
         return chosen
     return newest_whole(own, asked.verify, {}, sizes=sizes)
+
+
+def _coming(folder: Path, own: Sequence[Checkpoint], asked: CheckpointConfig) -> Checkpoint | None:
+    """Return the checkpoint on its way from the store, if the run is to go on from that; its small
+    files have been compared."""
+    back, newest = goes_back(folder, asked), own[-1].step if own else 0
+    found = [c for c in layout.parts(folder) if not back or c.step == asked.step]
+    if back and any(c.step == asked.step for c in own):
+        return None
+    return found[-1] if found and (back or found[-1].step > newest) else None
 
 
 def newest_whole(
@@ -129,7 +146,7 @@ def goes_back(folder: Path, asked: CheckpointConfig) -> bool:
     if asked.step is None:
         return False
     try:
-        return bool(json.loads((folder / _WENT_BACK).read_text())["step"] != asked.step)
+        return bool(json.loads((folder / WENT_BACK).read_text())["step"] != asked.step)
     except (OSError, ValueError, LookupError, TypeError):
         return True
 
@@ -174,13 +191,13 @@ def set_aside(
         )
     try:
         if back:
-            write_json(folder / _WENT_BACK, {"step": asked.step})
+            write_json(folder / WENT_BACK, {"step": asked.step})
         elif asked.step is None:
-            (folder / _WENT_BACK).unlink(missing_ok=True)
+            (folder / WENT_BACK).unlink(missing_ok=True)
     except OSError as error:
         if back:
             raise InputError.of(
-                f"cannot write {folder / _WENT_BACK}: {error.strerror or error}",
+                f"cannot write {folder / WENT_BACK}: {error.strerror or error}",
                 "without it the same command would go back again, and not continue",
                 "a run_dir that can be written",
             ) from error

@@ -10,7 +10,7 @@
 
 There is no pointer to the latest: the newest complete folder is the latest. Names inside contain
 neither a loop index nor anything of the layout. step_N.damaged, .later, .undone and .replaced are
-set aside.
+set aside; step_N.part is on its way from a store.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from loopcoder.checkpoint.state import FORMAT_VERSION, CheckpointState, UnknownFormat
 from loopcoder.config.compose import load_config
@@ -35,8 +35,10 @@ from loopcoder.storage.files import FileEntry, fault_of
 MANIFEST = "manifest.json"
 STATE = "state.json"
 CONFIG = "config.yaml"
-_NAME = re.compile(r"step_(\d{8})")
-_SHARD = ".distcp"
+PART = ".part"
+"""Suffix of a checkpoint that is on its way from a store."""
+SHARD = re.compile(r"__(\d+)_\d+\.distcp")
+NAME = re.compile(r"step_(\d{8})")
 _NAMED = 8
 """Steps that a message names at most."""
 Level = Literal["hash", "small", "size", "none"]
@@ -87,6 +89,12 @@ def step_folder(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step_{step:08d}"
 
 
+def writer_of(name: str) -> int:
+    """Return the rank that wrote a file of a checkpoint: what is no shard is of rank 0."""
+    shard = SHARD.fullmatch(name)
+    return int(shard[1]) if shard else 0
+
+
 def unused(folder: Path, why: str) -> Path:
     """Return a name for a checkpoint that is set aside, which no checkpoint has: step_N.WHY."""
     names = (f"{folder.name}.{why}{f'-{n}' if n else ''}" for n in count())
@@ -97,7 +105,7 @@ def complete(folder: Path) -> list[Checkpoint]:
     """Return the complete checkpoints in a `checkpoints/` folder, oldest first."""
     found = []
     for path in sorted(folder.glob("step_*")) if folder.is_dir() else []:
-        name = _NAME.fullmatch(path.name)
+        name = NAME.fullmatch(path.name)
         if name and _is_complete(path):
             found.append(Checkpoint(path, int(name[1])))
     return found
@@ -112,8 +120,19 @@ def _is_complete(path: Path) -> bool:
 
 def incomplete(folder: Path) -> list[Path]:
     """Return what a killed run left behind: step folders without a manifest."""
-    found = [p for p in sorted(folder.glob("step_*")) if _NAME.fullmatch(p.name)]
+    found = [p for p in sorted(folder.glob("step_*")) if NAME.fullmatch(p.name)]
     return [path for path in found if path.is_dir() and not _is_complete(path)]
+
+
+def parts(folder: Path) -> list[Checkpoint]:
+    """Return the checkpoints that are on their way from a store, of which the small files are there
+    at least, oldest first."""
+    found = []
+    for path in sorted(folder.glob(f"step_*{PART}")):
+        name = NAME.fullmatch(path.stem)
+        if name and _is_complete(path):
+            found.append(Checkpoint(path, int(name[1])))
+    return found
 
 
 def find(path: Path, field: str | None = None) -> Checkpoint:
@@ -128,7 +147,7 @@ def find(path: Path, field: str | None = None) -> Checkpoint:
     """
     path = path.expanduser()
     if (path / MANIFEST).is_file() and (path / STATE).is_file():
-        name = _NAME.fullmatch(path.resolve().name)
+        name = NAME.fullmatch(path.resolve().name)
         named = Checkpoint(path, int(name[1]) if name else 0)
         return Checkpoint(path, named.state().step)
     for folder in (path, path / "checkpoints"):
@@ -182,7 +201,7 @@ def faults(checkpoint: Checkpoint, level: Level, part: int = 0, parts: int = 1) 
         return
     for index, (name, wanted) in enumerate(sorted(files.items())):
         file = checkpoint.path / name
-        reads = level == "hash" or (level == "small" and not name.endswith(_SHARD))
+        reads = level == "hash" or (level == "small" and not SHARD.fullmatch(name))
         fact = fault_of(file, wanted, contents=reads and index % parts == part)
         if fact is not None:
             yield fact
@@ -194,12 +213,29 @@ def files_of(checkpoint: Checkpoint) -> dict[str, FileEntry]:
     Raises:
         InputError: the manifest is damaged.
     """
-    files = _read_json(checkpoint, MANIFEST, "files")["files"]
+    file = checkpoint.path / MANIFEST
     try:
-        return TypeAdapter(dict[str, FileEntry]).validate_python(files)
-    except ValidationError as error:
-        file = checkpoint.path / MANIFEST
+        return entries(file.read_bytes())
+    except OSError as error:
+        raise corrupt(checkpoint, [f"{file} cannot be read: {error}"]) from error
+    except ValueError as error:
         raise corrupt(checkpoint, [f"{file} cannot be understood: {error}"]) from error
+
+
+def entries(manifest: bytes) -> dict[str, FileEntry]:
+    """Return what the content of a manifest says of each file.
+
+    Raises:
+        ValueError: it is damaged, or names what is not directly in the folder.
+    """
+    content = json.loads(manifest)
+    if not isinstance(content, dict) or "files" not in content:
+        raise ValueError("it has no 'files'")
+    files = TypeAdapter(dict[str, FileEntry]).validate_python(content["files"])
+    for name in files:
+        if name in ("", ".", "..", MANIFEST) or "/" in name or "\0" in name:
+            raise ValueError(f"{name!r} is no file of a checkpoint")
+    return files
 
 
 def _read_json(checkpoint: Checkpoint, name: str, needed: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.places import find_at
 from loopcoder.checkpoint.rewind import last_before
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import Position, enter_stage, position_at
@@ -56,7 +57,7 @@ def _beginning(config: Config, run_dir: Path, step: int) -> Position:
     origin = config.checkpoint.init_from
     if origin is None or not config.checkpoint.init_position:
         return Position()
-    checkpoint = layout.find(Path(origin))
+    checkpoint = find_at(origin, Path(config.data.build.cache_dir).expanduser())
     if checkpoint.step >= step:
         raise InputError.of(
             f"step={step}, and {run_dir} began behind step {checkpoint.step}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,12 +46,15 @@ def prune(
     config: CheckpointConfig,
     spared: int | None = None,
     newest: int | None = None,
+    in_use: Collection[int] = (),
 ) -> Pruned:
     """Delete the checkpoints in a folder that are not kept.
 
     Args:
         newest: Step of the one that was just saved; None: the newest. Later ones, which a run that
+        newest: Step of the one that was just saved; None: the newest. Later ones, which a run that
             went back could not set aside, neither count nor go.
+        in_use: Steps that are being copied to a store, and go when the next one is saved.
 
     Links, mounted folders and folders that are not to be written stay, as does what the system
     does not let go. Renaming comes first: it fails where deleting would, before anything is lost,
@@ -69,7 +72,7 @@ def prune(
         if (why := why_not(path) or _remove(path)) is not None:
             pruned.notes[path] = why
     for checkpoint in found:
-        if checkpoint.step in stays:
+        if checkpoint.step in stays or checkpoint.step in in_use:
             continue
         if (why := _delete(checkpoint.path)) is not None:
             pruned.notes[checkpoint.path] = why

@@ -11,19 +11,19 @@ from pathlib import Path
 
 from loopcoder.storage.files import write_json
 
-_FILE = "evaluation_put_off.json"
+PUT_OFF = "evaluation_put_off.json"
 
 
 def put_off(run_dir: Path, step: int, stage: int) -> None:
     """Note that the evaluation after a step of a data stage is to be made up."""
     with suppress(OSError):  # the curve lacks a point then
-        write_json(run_dir / _FILE, {"step": step, "stage": stage})
+        write_json(run_dir / PUT_OFF, {"step": step, "stage": stage})
 
 
 def stage_put_off(run_dir: Path, step: int) -> int | None:
     """Return the data stage whose evaluation after a step is to be made up; None: there is none."""
     try:
-        content = json.loads((run_dir / _FILE).read_text(encoding="utf-8"))
+        content = json.loads((run_dir / PUT_OFF).read_text(encoding="utf-8"))
         return int(content["stage"]) if content["step"] == step else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
@@ -32,4 +32,4 @@ def stage_put_off(run_dir: Path, step: int) -> int | None:
 def made_up(run_dir: Path) -> None:
     """Note that nothing is to be made up any more."""
     with suppress(OSError):
-        (run_dir / _FILE).unlink(missing_ok=True)
+        (run_dir / PUT_OFF).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # a BaseExcept
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.agreed import same_error_on_all
+from loopcoder.checkpoint.copying import Copies
 from loopcoder.checkpoint.digest import DIGEST, digest_of, whole_digest
 from loopcoder.checkpoint.fp8_history import with_history
 from loopcoder.checkpoint.pruning import prune
@@ -74,16 +75,18 @@ class Saver:
         run_dir: Path,
         report: Callable[..., None],
         companions: Sequence[Path] = (),
+        copies: Copies | None = None,
     ):
         """
         Args:
             companions: Files of which every checkpoint gets a copy.
+            copies: What sends them to a store.
             report: called on rank 0 with an event's kind and fields.
         """
         from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
         self.config, self.run_dir, self.report = config, run_dir, report
-        self.companions = companions
+        self.companions, self.copies = companions, copies
         self.is_main = dist.get_rank() == 0
         self._queue = AsyncCallsQueue()
         self._writing = run_dir
@@ -176,6 +179,8 @@ class Saver:
         dist.all_gather_object(gathered, written)
         with _same_error_on_all(folder):
             size = self._write_manifest(folder, gathered) if self.is_main else 0
+        if self.copies is not None:
+            self.copies.saved(state.step)
         if not self.is_main:
             return
         self.report(
@@ -187,7 +192,8 @@ class Saver:
         )
         steps = self.config.train.max_steps
         spared = branching_step(self.config.optim, steps, state.warmup_steps)
-        pruned = prune(folder.parent, self.config.checkpoint, spared, state.step)
+        copied = () if self.copies is None else self.copies.in_use
+        pruned = prune(folder.parent, self.config.checkpoint, spared, state.step, copied)
         for old in pruned.deleted:
             self.report("checkpoint_deleted", step=old.step, path=str(old.path))
         for path, why in pruned.notes.items():

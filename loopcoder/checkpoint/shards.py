@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +12,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from loopcoder.checkpoint.format import SHARD, writer_of
 from loopcoder.storage.files import FileEntry, missed_within, synced_entry
-
-_SHARD = re.compile(r"__(\d+)_\d+\.distcp")
 
 
 @dataclass(frozen=True)
@@ -35,20 +33,15 @@ def written_here(folder: Path, hashed: Mapping[str, FileEntry] | None = None) ->
         hashed: Entries of shards that their writer has synced and hashed already.
     """
     rank, known = dist.get_rank(), hashed or {}
-    mine = [path for path in sorted(folder.iterdir()) if _writer(path.name) == rank]
+    mine = [path for path in sorted(folder.iterdir()) if writer_of(path.name) == rank]
     entries = {path.name: known.get(path.name) or synced_entry(path) for path in mine}
     return Written(socket.gethostname(), entries)
 
 
 def shard_entries(folder: Path, rank: int) -> dict[str, FileEntry]:
     """Sync and hash the shards that a rank has written."""
-    shards = (path for path in sorted(folder.iterdir()) if _SHARD.fullmatch(path.name))
-    return {path.name: synced_entry(path) for path in shards if _writer(path.name) == rank}
-
-
-def _writer(name: str) -> int:
-    shard = _SHARD.fullmatch(name)
-    return int(shard[1]) if shard else 0
+    shards = (path for path in sorted(folder.iterdir()) if SHARD.fullmatch(path.name))
+    return {path.name: synced_entry(path) for path in shards if writer_of(path.name) == rank}
 
 
 def fault_of_shards(
@@ -68,14 +61,14 @@ def fault_of_shards(
     entries = {name: entry for part in written for name, entry in part.entries.items()}
     for name, size in needed.items():
         if name not in entries:
-            rank = _writer(name)
+            rank = writer_of(name)
             return f"rank {rank} ({written[rank].host}) has not written {name}"
         if entries[name]["bytes"] < size:
             return f"{name} has {entries[name]['bytes']:,} bytes, its metadata asks for {size:,}"
     missed = missed_within(within_s, partial(_unseen, folder, entries), now)
     if missed is None:
         return None
-    rank = _writer(missed)
+    rank = writer_of(missed)
     return (
         f"rank 0 ({written[0].host}) does not see {missed} in {folder.absolute()}, which rank "
         f"{rank} ({written[rank].host}) wrote, after {within_s:g} s (checkpoint.visible_within_s)"

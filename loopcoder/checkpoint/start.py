@@ -16,6 +16,7 @@ from loopcoder.checkpoint.continuing import (
     trained_warmup,
 )
 from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.places import find_at
 from loopcoder.checkpoint.put_off import stage_put_off
 from loopcoder.checkpoint.sources import other_sources
 from loopcoder.checkpoint.state import CheckpointState
@@ -62,9 +63,13 @@ def find_start(config: Config, run_dir: Path, *, sizes: bool = False) -> Start |
     if own := own_checkpoint(run_dir, config.checkpoint, sizes=sizes):
         return Start(own, resumes=True)
     if config.checkpoint.init_from:
-        found = layout.find(Path(config.checkpoint.init_from), "checkpoint.init_from")
+        found = find_at(config.checkpoint.init_from, _cache(config), "checkpoint.init_from")
         return Start(found, resumes=False, keeps_position=config.checkpoint.init_position)
     return None
+
+
+def _cache(config: Config) -> Path:
+    return Path(config.data.build.cache_dir).expanduser()
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.places import is_stored
 from loopcoder.checkpoint.pruning import kept as stays
 from loopcoder.checkpoint.pruning import why_not
+from loopcoder.cli.copies import Shown, layout_in_words, shown_copies
 from loopcoder.cli.listing import table
 from loopcoder.cli.options import parse_options
 from loopcoder.config.schema import Config
@@ -23,13 +25,14 @@ from loopcoder.storage.files import in_words, size_of
 HELP = """\
 List the checkpoints of a run, or compare every byte of them with what was written.
 
-usage: loopcoder checkpoint list DIR [--json]
-       loopcoder checkpoint verify DIR [--json]
+usage: loopcoder checkpoint list DIR|URL [--json]
+       loopcoder checkpoint verify DIR|URL [--json]
 
   loopcoder checkpoint list runs/NAME          step, time, size, layout, state, why it stays
   loopcoder checkpoint verify runs/NAME        hash all files: how many, how much, what is damaged
 
-DIR is a run, its checkpoints/ or one checkpoint. `list` looks at sizes, `verify` reads everything.
+DIR is a run, its checkpoints/ or one checkpoint, and URL the same in a store (checkpoint.store).
+`list` looks at sizes, `verify` reads everything.
 
 states:
   complete       a run can go on from it
@@ -41,28 +44,6 @@ states:
 kept: why it stays when the next ones are saved; "stuck": it is to go and cannot be deleted.
 
 exit codes: 0 all that could be used are whole, 3 one is damaged"""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What is said of a folder of a checkpoint."""
-
-    path: str
-    step: int
-    state: str
-    time: str
-    bytes: int
-    layout: str
-    """Ranks that wrote it, and how they shared the model; "" where it does not say."""
-    kept: str
-    """Why it stays; "": it goes when the next ones are saved, or it is not the run's to delete."""
-    stuck: str
-    """Why it cannot be deleted, although it is to go; "" otherwise."""
-    files: int
-    """Files that its manifest has, and that were compared with it."""
-    hashed_bytes: int
-    """Of them, those of files whose contents were compared; 0: sizes alone."""
-    faults: list[str]
 
 
 def run(argv: list[str]) -> int:
@@ -77,8 +58,8 @@ def run(argv: list[str]) -> int:
             "it takes `list` or `verify`, and one folder",
             "loopcoder checkpoint list runs/NAME",
         )
-    reads_all, folder = operands[0] == "verify", Path(operands[1]).expanduser()
-    found = list(_shown(folder, reads_all))
+    reads_all, place = operands[0] == "verify", operands[1]
+    found = list((shown_copies if is_stored(place) else _shown)(place, reads_all))
     if "--json" in options:
         print(json.dumps([asdict(one) for one in found], indent=1))
     else:
@@ -86,13 +67,13 @@ def run(argv: list[str]) -> int:
     return EXIT_BAD_INPUT if any(one.state == "damaged" for one in found) else EXIT_DONE
 
 
-def _shown(path: Path, reads_all: bool) -> Iterator[Shown]:
+def _shown(place: str, reads_all: bool) -> Iterator[Shown]:
     """Yield what there is to say of each checkpoint, oldest first.
 
     Raises:
         InputError: there is none.
     """
-    folders = _folders(path)
+    folders = _folders(Path(place).expanduser())
     why = _why_kept(folders[0].parent)
     for folder in folders:
         checkpoint = _named(folder)
@@ -112,7 +93,9 @@ def _shown(path: Path, reads_all: bool) -> Iterator[Shown]:
             state=state,
             time=f"{datetime.fromtimestamp(folder.stat().st_mtime):%Y-%m-%d %H:%M}",
             bytes=size_of(folder),
-            layout="" if facts or checkpoint is None else _layout(checkpoint),
+            layout=""
+            if facts or checkpoint is None
+            else layout_in_words(checkpoint.state(), checkpoint.config()),
             kept=kept,
             stuck="" if checkpoint is None or kept or not why else why_not(folder) or "",
             files=len(sizes),
@@ -159,12 +142,6 @@ def _faults(checkpoint: Checkpoint, reads_all: bool) -> list[str]:
         except InputError as error:
             return [problem.fact for problem in error.problems]
     return facts
-
-
-def _layout(checkpoint: Checkpoint) -> str:
-    ranks, parallel = checkpoint.state().world_size, checkpoint.config().parallel
-    split = [f"{n}{s}" for n in ("tp", "pp") if (s := getattr(parallel, n)) > 1]
-    return " ".join([counted(ranks, "rank"), *split])
 
 
 def _why_kept(folder: Path) -> dict[int, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from loopcoder.backends import detect, refuse_missing
 from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.checkpoint.start import early_notes, unused_origin
+from loopcoder.checkpoint.stored import open_store
 from loopcoder.cli.arguments import composed, parse_arguments
 from loopcoder.cli.checks import check_config
 from loopcoder.config.compose import conf_dir
@@ -65,6 +66,8 @@ def run(argv: list[str]) -> int:
         check_input(config.data)
     else:
         load_corpus(pinned, "size")
+    if config.checkpoint.store is not None:
+        open_store(config.checkpoint.store).try_out()
     vocab_size, device = planned_vocabulary(config), device_memory(backends, size)
     cache = Path(config.data.build.cache_dir).expanduser()
     corpora = ("corpora", f"{in_words(cache_size(cache))} in {cache} (loopcoder data list)")

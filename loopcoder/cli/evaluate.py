@@ -14,6 +14,7 @@ from loopcoder.backends import refuse_missing
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.pinned import gone, where_is
+from loopcoder.checkpoint.places import all_at, find_at, is_stored
 from loopcoder.cli.arguments import parse_arguments, say_aside
 from loopcoder.config.check_corpora import check_joined, check_own_sets
 from loopcoder.config.check_data import check_lengths, check_stages
@@ -37,11 +38,12 @@ HELP = """\
 Evaluate a checkpoint: its loss on held-out documents, by domain and loop, in nats per token and
 bits per byte. One process; no launcher is needed.
 
-usage: loopcoder evaluate checkpoint=DIR [--all] [--json] [key=value ...]
+usage: loopcoder evaluate checkpoint=DIR|URL [--all] [--json] [key=value ...]
 
   loopcoder evaluate checkpoint=runs/plt_tiny-r2-cc8f20c8a9      the newest checkpoint of a run
   loopcoder evaluate checkpoint=DIR/checkpoints/step_00001000    one of those that are kept
   loopcoder evaluate checkpoint=DIR --all                        every one that is kept
+  loopcoder evaluate checkpoint=s3://BUCKET/RUN                  from checkpoint.store of a run
   loopcoder evaluate checkpoint=DIR model.num_loops=3            with another number of loops
   loopcoder evaluate checkpoint=DIR data=files path=~/src        on other data, with its tokenizer
   loopcoder evaluate checkpoint=DIR eval.sequences_per_domain=512
@@ -80,9 +82,10 @@ def run(argv: list[str]) -> int:
             f"loopcoder evaluate checkpoint={path}",
         )
     refuse_missing()
-    found = checkpoints(Path(given[0].partition("=")[2]), every="--all" in argv)
     single = single_data(others)
     asked = compose([o for o in others if o not in single], arguments.config_dir)
+    cache = Path(asked.data.build.cache_dir).expanduser()
+    found = checkpoints(given[0].partition("=")[2], "--all" in argv, cache)
     trained = load_config(found[-1].path / layout.CONFIG)
     config = as_asked(trained, asked, others)
     config = replace(config, data=settled(config.data))
@@ -94,7 +97,6 @@ def run(argv: list[str]) -> int:
     if wrong:
         raise InputError(wrong)
     check_own_folders(config)
-    cache = Path(asked.data.build.cache_dir).expanduser()
     verify = at_once(config.data) if "data.verify" in map(_key, others) else "size"
     if joined_corpora(config.data):
         corpus = corpus_of(found[-1], config.data, cache, verify)
@@ -117,10 +119,16 @@ def run(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-def checkpoints(path: Path, every: bool) -> list[Checkpoint]:
-    """Return the checkpoint that a path names, or every one of its folder."""
-    newest = layout.find(path)
-    if not every or newest.path == path.expanduser():
+def checkpoints(place: str, every: bool, cache: Path) -> list[Checkpoint]:
+    """Return the checkpoint that a path or a URL names, or every one of its folder.
+
+    Args:
+        cache: Where what has a URL is fetched to.
+    """
+    if every and is_stored(place):
+        return all_at(place, cache)
+    newest = find_at(place, cache)
+    if not every or newest.path == Path(place).expanduser():
         return [newest]
     return layout.complete(newest.path.parent)
 

@@ -25,6 +25,8 @@ from launch.slurm_env import adopt_slurm
 from launch.sweep import FIRST_VARIABLE, points, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect, refuse_missing
+from loopcoder.checkpoint.early import bring_back
+from loopcoder.checkpoint.lacking import copy_rest
 from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.checkpoint.rebuilt import refuse_other_tokens
 from loopcoder.checkpoint.rewind import with_rewinds
@@ -188,12 +190,14 @@ def _train(arguments: Arguments) -> int:
         one_node = config.parallel.nodes == 1
         if rank() == 0 and (launched or one_node):
             refuse_second(run_dir)
+        is_coming = _bring_back(config, run_dir, made, decides=launched or one_node)
         # of several processes that do not come from here rank 0 decides, once they have met
-        decides = not (launched and size > 1) and one_node
+        decides = not (launched and size > 1) and one_node and not is_coming
         if decides and (done := finished_at(config, run_dir)) is not None:
             if unused := unused_origin(config, run_dir):
                 say(unused)
             if rank() == 0:
+                copy_rest(config.checkpoint, run_dir, say)
                 print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
             return EXIT_DONE
         check_services(config)
@@ -212,6 +216,19 @@ def _train(arguments: Arguments) -> int:
                 if note is not None:
                     say(note)
         return _start(config, backends, run_dir, size, launched=launched)
+
+
+def _bring_back(config: Config, run_dir: Path, made: ExitStack, *, decides: bool) -> bool:
+    """Fetch what a start looks at from the store of a run whose folder is lost or has fallen
+    behind; return whether it goes on from there."""
+    if config.checkpoint.store is None:
+        return False
+    if rank() == 0:
+        made.enter_context(folder_for(run_dir, "run_dir"))
+    is_coming = bring_back(config.checkpoint, run_dir, say, decides=decides and rank() == 0)
+    if is_coming:
+        check_start(config, run_dir)
+    return is_coming
 
 
 def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, launched: bool) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from loopcoder.backends import Backends
 from loopcoder.config.check_data import check_data
 from loopcoder.config.check_precision import check_precision
+from loopcoder.config.check_store import check_store
 from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.fields import as_override, next_multiple
 from loopcoder.config.mixture import lowest_terms
@@ -41,6 +42,7 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
         *_profile(config, backends),
         *_run_dir(config),
         *_checkpoint(config),
+        *check_store(config),
     ]
     if problems:
         raise InputError(problems)

@@ -268,7 +268,8 @@ class CheckpointConfig:
     """Go back to the checkpoint of this step of this run; later ones are set aside under another
     name. The same command again goes on from there."""
     init_from: str | None = None
-    """Start another run from a checkpoint (or the newest in a folder of them)."""
+    """Start another run from a checkpoint (or the newest in a folder of them), of this machine or,
+    by a URL, of a store."""
     init_optimizer: bool = False
     """Take the optimizer's state from init_from as well as the weights."""
     init_position: Annotated[bool, _NEW] = False
@@ -279,6 +280,13 @@ class CheckpointConfig:
     digest: Annotated[bool, Changes("nothing")] = True
     """Sum up every tensor, bit for bit and whatever the layout, when a checkpoint is saved, and
     compare what was loaded with that."""
+    store: Annotated[str | None, Changes("nothing")] = None
+    """URL of a folder in an object store (s3://BUCKET/RUN, or whatever fsspec knows) that gets a
+    copy of every checkpoint in the background, and from which a run comes back whose run_dir is
+    lost. The points of a sweep have folders of their own below it."""
+    store_keep: Annotated[PositiveInt | None, Changes("nothing")] = None
+    """Newest copies that stay in the store, besides those of `keep_every` and the one where a wsd
+    run begins to decay; null keeps all."""
     visible_within_s: Annotated[PositiveFloat, Changes("nothing")] = 60
     """Seconds within which every process has to see in run_dir what another one wrote there: a
     network disk may lag."""

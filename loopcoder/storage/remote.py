@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import xxhash
 
 from loopcoder.errors import InputError, LoopcoderError, Unreachable
 
@@ -16,6 +22,8 @@ WHILE_TRAINING = (0.5, 2.0, 8.0, 30.0, 60.0)
 """The same where a run would lose its processes: a server that is started anew takes so long."""
 _FINAL = (FileNotFoundError, PermissionError)
 """What no further try mends."""
+_STRETCH = 8 * PIECE
+"""Bytes of a download that are in memory at once."""
 _NO_LOGIN = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"})
 """Errors of botocore, by name."""
 
@@ -25,25 +33,60 @@ def is_url(path: object) -> bool:
     return isinstance(path, str) and "://" in path and not path.startswith("file://")
 
 
+@dataclass(frozen=True)
+class Words:
+    """What the errors of a store say of what is in it."""
+
+    about: str
+    """First word of a line on a further try."""
+    missing: tuple[str, str]
+    """Why an object should be there, and what mends that it is not."""
+    copy: str
+    """What helps instead of a server that does not answer."""
+    again: str
+    """What mends an object that was cut off."""
+    may: str = "list and read it"
+    """What a user needs to be allowed to do."""
+
+
+_OF_A_CORPUS = Words(
+    "data",
+    (
+        "a finished corpus has it; it was removed, or the URL is another one",
+        "data=corpus path=URL of the folder that has manifest.json",
+    ),
+    "the folder of a copy in its place",
+    "upload it again from the corpus that was built, or build that again",
+)
+
+
 class Store:
     """The objects below a URL. Credentials and endpoints are those of fsspec: the environment, and
     its configuration files."""
 
-    def __init__(self, url: str, report: Callable[[str], None] | None = None):
+    def __init__(
+        self,
+        url: str,
+        report: Callable[[str], None] | None = None,
+        words: Words = _OF_A_CORPUS,
+    ):
         """
         Args:
-            report: Receives a line when a read is tried again; None: to stderr.
+            report: Receives a line when something is tried again; None: to stderr.
+            words: Of errors.
 
         Raises:
             InputError: fsspec does not know the protocol, or a package for it is missing.
         """
         self.url = url.rstrip("/")
-        self._report = report or _to_stderr
+        self._report, self._words = report or _to_stderr, words
         try:
             import fsspec
 
             # neither a listing nor an instance of others: what is there now counts
             options = {"use_listings_cache": False, "skip_instance_cache": True}
+            if self.url.startswith(("file://", "local://")):
+                options["auto_mkdir"] = True
             self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
         except (ImportError, ValueError) as error:
             raise InputError.of(
@@ -51,6 +94,12 @@ class Store:
                 "fsspec reads it, with a package for each protocol",
                 "pip install s3fs for s3://, gcsfs for gs://, or the path of a local copy",
             ) from error
+
+    def below(self, folder: str) -> Self:
+        """Return the objects of a folder, by the same connection."""
+        inner = copy.copy(self)
+        inner.url, inner._root = f"{self.url}/{folder}", self._path(folder)
+        return inner
 
     def read(self, name: str, pauses: Sequence[float] = AT_START) -> bytes:
         """Return a whole object.
@@ -61,6 +110,66 @@ class Store:
         """
         content: bytes = self._tried(name, lambda: self._fs.cat_file(self._path(name)), pauses)
         return content
+
+    def found(self, name: str, pauses: Sequence[float] = AT_START) -> bytes | None:
+        """Return a whole object, None if there is none; raises as `read`."""
+
+        def once() -> bytes | None:
+            try:
+                content: bytes = self._fs.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
+            return content
+
+        return self._tried(name, once, pauses)
+
+    def download(
+        self, name: str, path: Path, size: int, pauses: Sequence[float] = WHILE_TRAINING
+    ) -> str:
+        """Write an object of so many bytes to a file; return the xxh3-128 of what came.
+
+        Raises as `pieces`.
+        """
+        with open(path, "wb") as file:
+            return self.digest(name, size, pauses, file.write)
+
+    def digest(
+        self,
+        name: str,
+        size: int,
+        pauses: Sequence[float] = WHILE_TRAINING,
+        write: Callable[[bytes], object] = lambda _: None,
+    ) -> str:
+        """Return the xxh3-128 of an object of so many bytes, in bounded memory.
+
+        Args:
+            write: Receives the bytes as they come.
+
+        Raises as `pieces`.
+        """
+        digest = xxhash.xxh3_128()
+        for start in range(0, size, _STRETCH):
+            for piece in self.pieces(name, start, min(_STRETCH, size - start), pauses):
+                digest.update(piece)
+                write(piece)
+        return digest.hexdigest()
+
+    def names(self, pauses: Sequence[float] = AT_START) -> list[str]:
+        """Return what is directly below the URL, folders too, sorted; [] where nothing is.
+
+        Raises:
+            InputError: it may not be listed.
+            Unreachable: it cannot be listed, however often it is tried.
+        """
+
+        def once() -> list[str]:
+            try:
+                found = self._fs.ls(self._root, detail=False)
+            except FileNotFoundError:
+                return []
+            return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+        return self._tried("", once, pauses)
 
     def pieces(
         self, name: str, start: int, size: int, pauses: Sequence[float] = WHILE_TRAINING
@@ -121,10 +230,12 @@ class Store:
             raise InputError.of(
                 f"{self.url}/{name} ends after {there:,} bytes, {wanted:,} were written and more",
                 "it was cut off, or replaced by another object",
-                "upload it again from the corpus that was built, or build that again",
+                self._words.again,
             ) from error
 
-    def _tried[T](self, name: str, once: Callable[[], T], pauses: Sequence[float]) -> T:
+    def _tried[T](
+        self, name: str, once: Callable[[], T], pauses: Sequence[float], done: str = "read"
+    ) -> T:
         for pause in (*pauses, None):
             try:
                 return once()
@@ -132,34 +243,36 @@ class Store:
                 raise
             except Exception as error:  # every store has errors of its own
                 if pause is None or isinstance(error, _FINAL) or _is_login(error):
-                    raise self._error(name, error) from error
+                    raise self._error(name, error, done) from error
                 self._report(
-                    f"data: {self.url}/{name} cannot be read ({_words(error)}); "
+                    f"{self._words.about}: {self.url}/{name} cannot be {done} ({_words(error)}); "
                     f"once more in {pause:g} s"
                 )
                 time.sleep(pause)
         raise AssertionError("the last try returns or raises")
 
-    def _error(self, name: str, error: Exception) -> LoopcoderError:
+    def _error(self, name: str, error: Exception, done: str) -> LoopcoderError:
         where = f"{self.url}/{name}".rstrip("/")
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and done != "read":
             return InputError.of(
-                f"{where} is not there: {_words(error)}",
-                "a finished corpus has it; it was removed, or the URL is another one",
-                "data=corpus path=URL of the folder that has manifest.json",
+                f"{where} cannot be {done}: {_words(error)}",
+                "a store makes no bucket by itself",
+                "make the bucket, or the URL of one that is there",
             )
+        if isinstance(error, FileNotFoundError):
+            return InputError.of(f"{where} is not there: {_words(error)}", *self._words.missing)
         if isinstance(error, PermissionError) or _is_login(error):
             return InputError.of(
-                f"{where} may not be read: {_words(error)}",
+                f"{where} may not be {done}: {_words(error)}",
                 "the store refuses these credentials, or there are none",
-                "export AWS_ACCESS_KEY_ID=KEY AWS_SECRET_ACCESS_KEY=SECRET of a user who may list "
-                "and read it, for s3://",
+                "export AWS_ACCESS_KEY_ID=KEY AWS_SECRET_ACCESS_KEY=SECRET of a user who may "
+                f"{self._words.may}, for s3://",
             )
         return Unreachable.of(
-            f"{where} cannot be read: {_words(error)}",
+            f"{where} cannot be {done}: {_words(error)}",
             "its server does not answer or fails; nothing that was saved is lost",
-            "the same command once it can be read, AWS_ENDPOINT_URL=URL for another server of "
-            "s3://, or the folder of a copy in its place",
+            f"the same command once it can be {done}, AWS_ENDPOINT_URL=URL for another server of "
+            f"s3://, or {self._words.copy}",
         )
 
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from loopcoder.backends import Backends
 from loopcoder.checkpoint.choice import SetAside
+from loopcoder.checkpoint.copying import Copies
 from loopcoder.checkpoint.load import load
 from loopcoder.checkpoint.pinned import companions, record
 from loopcoder.checkpoint.put_off import made_up, put_off, stage_put_off
@@ -33,7 +34,7 @@ from loopcoder.errors import OutOfMemory, Preempted, TrainingDiverged
 from loopcoder.metrics.goodput import TimeRecord
 from loopcoder.model.probe import probe_of
 from loopcoder.optim.optimizer import update
-from loopcoder.optim.schedule import learning_rate, vocabulary_share
+from loopcoder.optim.schedule import branching_step, learning_rate, vocabulary_share
 from loopcoder.parallel import mcore
 from loopcoder.parallel.peers import END
 from loopcoder.train import due
@@ -54,7 +55,16 @@ from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
 from loopcoder.train.stragglers import Stragglers, gather, places_of
 from loopcoder.train.verification import Verification
-from loopcoder.train.watch import COMPLETION, DATA, EVALUATION, FIRST_STEP, SAVE, STEP, Watch
+from loopcoder.train.watch import (
+    COMPLETION,
+    COPY,
+    DATA,
+    EVALUATION,
+    FIRST_STEP,
+    SAVE,
+    STEP,
+    Watch,
+)
 from loopcoder.train.window import Window, peak_memory
 
 
@@ -81,7 +91,6 @@ class Run:
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
         self.health = Health(config.faults, self.ranks.device)
         self.evaluation = Evaluation(config, corpus, run_dir)
-        self.saver = Saver(config, run_dir, self.event, companions(run_dir))
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
         position = start.checkpoint.state().position if start and start.goes_on else Position()
@@ -90,6 +99,9 @@ class Run:
         self.stragglers = Stragglers(config.faults, places_of(self.ranks), self.position.step)
         self.accounts = Accounts(ledger_of(start), corpus.labels, self.ranks)
         self.warmup = warmup_of(start, config)
+        spared = branching_step(config.optim, config.train.max_steps, self.warmup)
+        self.copies = Copies(config.checkpoint, run_dir, self.event, spared)
+        self.saver = Saver(config, run_dir, self.event, companions(run_dir), self.copies)
         self._last_saved = self.position.step
         self._owes_save = False
         resume_step = resumed.step if resumed else None
@@ -108,6 +120,7 @@ class Run:
             self._restore(said, notes)
             stage, is_main = self.position.stage, self.ranks.is_main
             self.evaluation.prepare(stage, self._note, self.say, is_main=is_main)
+            self.copies.make_up(self.position.step)
             self.verification = Verification(self.config, self.corpus, self.say)
             self.stop.started()
             self._make_up()
@@ -116,12 +129,14 @@ class Run:
                 self.saver.finish()
             if self._last_saved != self.position.step:
                 self.saver.keep_ledger(self.accounts.ledger(self.position), self.position)
+            self._wait_for_copies()
             self.watch.enter(END, self.position.step)
             self._conclude()
         except TrainingDiverged:
             self.event("run_diverged", step=self.position.step)  # a sweep goes on after it
             raise
         finally:
+            self.copies.close()
             self.times.close(self.position.step)
             if self.writer is not None:
                 self.writer.close()
@@ -156,6 +171,7 @@ class Run:
                     compare_replicas(self.state, step, self.event)
                 with self.watch.within(COMPLETION):
                     self.saver.poll()
+                self.copies.poll()
                 if self.verification.found_fault:
                     self.stop.name = "a damaged shard"
                 if loader.error is not None:  # what is trained is saved before it is raised
@@ -358,6 +374,11 @@ class Run:
             record(self.config, self.corpus, self.run_dir)
             for line in outlook(self.config, self.corpus, self.vocab_size, self.position):
                 self.say(line)
+
+    def _wait_for_copies(self) -> None:
+        """Wait until the last checkpoint is in its store."""
+        stopping = partial(self.stop.requested, self.ranks.device, now=True)
+        self.copies.finish(lambda: self.watch.enter(COPY, self.position.step), stopping)
 
     def _conclude(self) -> None:
         """Draw the curves and say what came out."""

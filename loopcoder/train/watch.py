@@ -29,6 +29,7 @@ from loopcoder.storage.signals import ASKS, name_of
 START, FIRST_STEP, STEP = "the start", "its first step", "a step"
 DATA, EVALUATION, SAVE = "waiting for data", "an evaluation", "a save"
 COMPLETION = "completing a save"
+FETCH, COPY = "fetching a checkpoint", "copying a checkpoint"
 _KINDS = {
     START: "start",
     FIRST_STEP: STEPS,
@@ -37,6 +38,8 @@ _KINDS = {
     EVALUATION: "evaluation",
     SAVE: "saving",
     COMPLETION: "saving",
+    COPY: "saving",
+    FETCH: "start",
     END: DOWN,
 }
 """As what the time of a phase counts (`metrics.goodput`)."""

@@ -11,7 +11,9 @@ from pathlib import Path
 from torch.distributed.checkpoint.api import CheckpointException  # a BaseException
 
 from loopcoder.backends import Backends
-from loopcoder.checkpoint.agreed import Decision, agree
+from loopcoder.checkpoint.agreed import Decision, agree, of_rank_0
+from loopcoder.checkpoint.fetching import fetch_together
+from loopcoder.checkpoint.lacking import copy_rest
 from loopcoder.checkpoint.rewind import forget_rewinds, with_rewinds
 from loopcoder.checkpoint.start import (
     check_fits,
@@ -34,7 +36,7 @@ from loopcoder.train.deterministic import use_deterministic_algorithms
 from loopcoder.train.loop import Run
 from loopcoder.train.provenance import Launch, same_on_all
 from loopcoder.train.signals import StopSignal
-from loopcoder.train.watch import Watch, in_one_line
+from loopcoder.train.watch import FETCH, START, Watch, in_one_line
 
 
 def train(
@@ -96,10 +98,15 @@ def _train_together(
 ) -> int:
     vocab_size = padded_vocabulary(config.model, corpus.vocab_size, corpus.tokenizer_path)
     decide = partial(_decide, config, corpus, run_dir, vocab_size)
+    fetched = fetch_together(
+        config.checkpoint, run_dir, _say_on_rank_0, lambda: watch.enter(FETCH, 0)
+    )
+    watch.enter(START, 0)
     within_s = config.checkpoint.visible_within_s
     decision = agree(run_dir, corpus.fingerprint, within_s, decide)
     is_main = os.environ.get("RANK", "0") == "0"
     if (done := decision.done) is not None:
+        of_rank_0(partial(copy_rest, config.checkpoint, run_dir, _say_on_rank_0))
         if is_main:
             print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
         return EXIT_DONE
@@ -115,8 +122,13 @@ def _train_together(
     if is_main and (whole is None or not whole.resumes):
         forget_rewinds(run_dir)
     run = Run(config, corpus, backends, run_dir, vocab_size, whole, stop, launch, watch)
-    run.go(said, notes, aside)
+    run.go([*fetched, *said], notes, aside)
     return EXIT_DONE
+
+
+def _say_on_rank_0(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
 
 
 def _decide(config: Config, corpus: Corpus, run_dir: Path, vocab_size: int) -> Decision:

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.stored import copy_of, open_store
 from loopcoder.cli.main import main
 from loopcoder.config.compose import save_config
 from loopcoder.storage.files import in_words
 from tests.checkpoint.saved import save_small
 from tests.checkpoint.test_choice import flipped, truncated
+from tests.checkpoint.test_sending import sent
 from tests.configs import small_config
 
 
@@ -132,3 +134,26 @@ def test_a_fault_is_named_once(
     damage(layout.step_folder(run_dir, 2) / file)
     (fault,) = shown(capsys, verb, str(run_dir), code=3)[1]["faults"]
     assert file in fault
+
+
+def test_copies_in_a_store(run_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    """What is said of each, and the digest of all that is there; nothing is kept here."""
+    url = f"file://{tmp_path}/store"
+    sent(run_dir, url, 1, 2, 3)
+    copy_of(open_store(url), 1).set_aside("undone")
+    found = shown(capsys, "list", url)
+    assert [(one["step"], one["state"]) for one in found] == [
+        (1, "set aside"),
+        (2, "complete"),
+        (3, "complete"),
+    ]
+    assert found[1]["layout"] == "1 rank" and found[1]["bytes"] > 100_000
+    (one,) = shown(capsys, "verify", f"{url}/checkpoints/step_00000003")
+    assert one == found[2] | {"hashed_bytes": one["hashed_bytes"]}
+    assert one["files"] > 5 and one["hashed_bytes"] > 100_000
+    flipped(tmp_path / "store/checkpoints/step_00000003/__0_0.distcp")
+    truncated(tmp_path / "store/checkpoints/step_00000002/metadata.json")
+    assert shown(capsys, "list", url, code=3)[2]["state"] == "complete"
+    _, two, three = shown(capsys, "verify", url, code=3)
+    assert two["state"] == three["state"] == "damaged"
+    assert "metadata.json has" in two["faults"][0] and "other content" in three["faults"][0]

@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,96 @@ def killed(process: subprocess.Popen[Any]) -> None:
     """Kill a process and what it started."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+class Line:
+    """A line to a server, which can be held in the middle of what is sent."""
+
+    def __init__(self, endpoint: str):
+        host, _, port = endpoint.removeprefix("http://").partition(":")
+        self._server = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._lock = threading.Lock()
+        self._left: int | None = None
+        self._ends: list[socket.socket] = []
+        self._is_away = False
+        self.is_held, self._goes_on = threading.Event(), threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def hold_after(self, sent_bytes: int) -> None:
+        """Let so many more bytes through, then none, and set `is_held`."""
+        with self._lock:
+            self.is_held.clear()
+            self._goes_on.clear()
+            self._left = sent_bytes
+
+    def cut(self) -> None:
+        """Break off all connections."""
+        with self._lock:
+            for end in self._ends:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            self._ends.clear()
+
+    def go_on(self) -> None:
+        """Hold nothing from here on."""
+        with self._lock:
+            self._left = None
+        self._goes_on.set()
+
+    def go_away(self) -> None:
+        """Break off whatever connects."""
+        self._is_away = True
+        self.cut()
+
+    def come_back(self) -> None:
+        self._is_away = False
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+        self.go_on()
+
+    def _listen(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    if self._is_away:
+                        raise OSError("it is away")
+                    server = socket.create_connection(self._server)
+                except OSError:
+                    client.close()
+                    continue
+                with self._lock:
+                    self._ends += [client, server]
+                for pair in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, to: socket.socket, counts: bool) -> None:
+        with suppress(OSError):
+            while block := source.recv(1 << 14):
+                if counts and self._is_used_up(len(block)):
+                    self.is_held.set()
+                    self._goes_on.wait()
+                to.sendall(block)
+        for end in (source, to):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _is_used_up(self, size: int) -> bool:
+        with self._lock:
+            if self._left is not None:
+                self._left = max(self._left - size, 0)
+            return self._left == 0
+
+
+@contextmanager
+def line_to(endpoint: str) -> Iterator[Line]:
+    """Have a line to a server for the block."""
+    line = Line(endpoint)
+    try:
+        yield line
+    finally:
+        line.close()

@@ -307,3 +307,10 @@ def test_points_have_names_that_a_file_system_takes() -> None:
         assert "/" not in name and len(name.encode()) <= 80
     folder, found = points([f"name={'n' * 250}", "seed=1,2"], None, CPU)
     assert len(folder.name) < 200 and [p.label for p in found] == ["seed=1", "seed=2"]
+
+
+def test_each_point_copies_to_a_folder_of_its_own() -> None:
+    found = points(["seed=1,2", "checkpoint.store=s3://bucket/sweep/"], None, CPU)[1]
+    stores = [point.config.checkpoint.store for point in found]
+    assert stores == [f"s3://bucket/sweep/{point.run_dir.name}" for point in found]
+    assert len({*stores}) == 2

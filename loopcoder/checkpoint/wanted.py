@@ -1,0 +1,197 @@
+"""Which checkpoint of its store a run goes on from, where its own folder has none or an older one.
+
+What the run has left for good does not come back: what it went back from, also where only the
+history of a copy says so, and what its folder has under another name.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.choice import goes_back
+from loopcoder.checkpoint.rewind import UNDONE, Rewind, rewinds_of
+from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.checkpoint.stored import StoredCheckpoint, copies, manifest_of
+from loopcoder.config.schema import CheckpointConfig
+from loopcoder.errors import InputError
+from loopcoder.storage.files import FileEntry, write_json
+from loopcoder.storage.writing import WritableStore
+
+NAMES_RUN = "run.json"
+"""In the folder of a run and in its store: whose copies those are."""
+DAMAGED = "damaged"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A copy that a run goes on from."""
+
+    step: int
+    url: str
+    manifest: bytes
+    files: dict[str, FileEntry]
+    small: dict[str, bytes]
+    """What a start reads before the shards are there."""
+
+
+@dataclass
+class Choice:
+    """What a look into the store came to."""
+
+    wanted: Wanted | None = None
+    aside: list[tuple[StoredCheckpoint, str, str]] = field(default_factory=list)
+    """Copies that do not count any more: with the word for it, and why."""
+    notes: list[str] = field(default_factory=list)
+
+
+def choose(store: WritableStore, run_dir: Path, asked: CheckpointConfig) -> Choice:
+    """Return what a run has to fetch before it goes on, by the view of this process.
+
+    Raises:
+        InputError: `checkpoint.resume` or `checkpoint.step` cannot be honoured.
+        LoopcoderError: the store fails.
+    """
+    folder = run_dir / "checkpoints"
+    own, choice = layout.complete(folder), Choice()
+    back = goes_back(folder, asked)
+    if back and any(c.step == asked.step for c in own):
+        return choice
+    newest = own[-1].step if own else 0
+    rewinds = rewinds_of(run_dir)
+    for stored in reversed(copies(store)):
+        if stored.step != asked.step if back else stored.step <= newest:
+            continue
+        manifest = stored.manifest()
+        if manifest is None:
+            continue
+        if asked.resume == "never" and not own:
+            raise InputError.of(
+                f"checkpoint.resume=never, but {stored.url} is a copy of this run's",
+                "a new run would mix its copies with those",
+                "checkpoint.store=ANOTHER, or checkpoint.resume=auto to continue",
+            )
+        try:
+            files = manifest_of(stored, manifest)
+            small = {name: stored.small(name, files) for name in (layout.STATE, layout.CONFIG)}
+            state = stored.state(small[layout.STATE])
+        except InputError as error:
+            choice.aside.append((stored, DAMAGED, error.problems[0].fact))
+            continue
+        if (why := _undone(state, rewinds)) is not None:
+            choice.aside.append((stored, UNDONE, why))
+        elif (name := _aside_here(folder, stored.step, manifest)) is not None:
+            choice.notes.append(
+                f"{stored.url} is not fetched, since {name} is a checkpoint that was set aside; "
+                "without that folder it would be"
+            )
+        else:
+            choice.wanted = Wanted(stored.step, stored.url, manifest, files, small)
+            break
+    if choice.wanted is None and (back or (asked.resume == "require" and not own)):
+        raise _missing(store, run_dir, asked, choice)
+    return choice
+
+
+def _undone(state: CheckpointState, rewinds: list[Rewind]) -> str | None:
+    """Say for which rewind of the run a checkpoint is from the steps that were undone."""
+    applied = {done.step: done.steps for done in state.position.skipped}
+    last = {rewind.to_step: rewind for rewind in rewinds}
+    for rewind in last.values():
+        if rewind.to_step < state.step and applied.get(rewind.to_step + 1) != rewind.skip_steps:
+            return f"the run went back from step {rewind.from_step} to {rewind.to_step}"
+    return None
+
+
+def _aside_here(folder: Path, step: int, manifest: bytes) -> str | None:
+    """Return the name under which the folder of a run has set the same checkpoint aside."""
+    for path in folder.glob(f"step_{step:08d}.*"):
+        if path.suffix == layout.PART:
+            continue
+        try:
+            if (path / layout.MANIFEST).read_bytes() == manifest:
+                return path.name
+        except OSError:
+            continue
+    return None
+
+
+def _missing(
+    store: WritableStore, run_dir: Path, asked: CheckpointConfig, choice: Choice
+) -> InputError:
+    own = [c.step for c in layout.complete(run_dir / "checkpoints")]
+    there = [c.step for c in copies(store) if c.manifest() is not None]
+    steps = sorted({*own, *there} - {c.step for c, _, _ in choice.aside})
+    listed = ", ".join(map(str, steps)) or "none"
+    facts = "".join(f"; {fact}" for _, _, fact in choice.aside)
+    if asked.step is not None:
+        return InputError.of(
+            f"checkpoint.step={asked.step}, and neither {run_dir} nor {asked.store} has such a "
+            f"checkpoint{facts}",
+            f"the steps of the complete ones: {listed}",
+            f"checkpoint.step={steps[-1] if steps else 'null'}",
+        )
+    return InputError.of(
+        f"checkpoint.resume=require, but neither {run_dir} nor {asked.store} has a complete "
+        f"checkpoint{facts}",
+        "there is nothing to continue from",
+        "checkpoint.resume=auto to start anew, or the right run_dir= and checkpoint.store=",
+    )
+
+
+def check_owner(store: WritableStore, run_dir: Path, asked: CheckpointConfig) -> None:
+    """Raise InputError if the store has the copies of another run.
+
+    Raises:
+        LoopcoderError: besides, the store fails.
+    """
+    theirs, mine = _named(store.found(NAMES_RUN)), _named(_content(run_dir / NAMES_RUN))
+    if theirs is None or theirs == mine or not copies(store):
+        return
+    is_lost = mine is None and not layout.complete(run_dir / "checkpoints")
+    if is_lost and (theirs["name"] == _name(run_dir) or asked.resume == "require"):
+        return
+    raise InputError.of(
+        f"checkpoint.store={asked.store} has the copies of another run, {theirs['name']}, and "
+        f"this is {_name(run_dir)}",
+        "the copies of two runs in one place would replace each other",
+        "checkpoint.store=ANOTHER"
+        + (", or checkpoint.resume=require to go on with that run here" if is_lost else ""),
+    )
+
+
+def claim(store: WritableStore, run_dir: Path) -> None:
+    """Name the run in its folder and in its store (rank 0, after `check_owner`).
+
+    Raises:
+        LoopcoderError: the store fails.
+    """
+    content = _content(run_dir / NAMES_RUN)
+    if content is None:
+        there = store.found(NAMES_RUN) if copies(store) else None
+        name = {"id": uuid.uuid4().hex, "name": _name(run_dir)}
+        write_json(run_dir / NAMES_RUN, _named(there) or name)
+        content = (run_dir / NAMES_RUN).read_bytes()
+    if store.found(NAMES_RUN) != content:
+        store.write(NAMES_RUN, content)
+
+
+def _named(content: bytes | None) -> dict[str, Any] | None:
+    """Return the content of a run.json; None: there is none, or it is damaged."""
+    try:
+        found = json.loads(content or b"")
+        return {"id": str(found["id"]), "name": str(found["name"])}
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _name(run_dir: Path) -> str:
+    return run_dir.expanduser().resolve().name
