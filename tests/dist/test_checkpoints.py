@@ -162,9 +162,8 @@ def check_other_loops(
         assert agree(losses, expected), (plan, losses, expected)
 
 
-@pytest.mark.parametrize(
-    "world", [pytest.param(2, marks=pytest.mark.dist), pytest.param(4, marks=pytest.mark.dist_full)]
-)
+@pytest.mark.dist_full
+@pytest.mark.parametrize("world", [2, 4])
 def test_any_layout_continues_any_other(ranks: Any, tmp_path: Path, seed: int, world: int) -> None:
     spread, (one,) = cases(world, LAYERS[world]), cases(1, LAYERS[world])
     saved = save_in(0, [one], tmp_path, seed)
