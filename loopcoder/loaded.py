@@ -16,9 +16,9 @@ from torch import Tensor
 
 from loopcoder.backends import Backends, detect
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.copies.places import find_at, is_stored
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.load import load as load_weights
-from loopcoder.checkpoint.places import find_at, is_stored
 from loopcoder.config.compose import compose, load_config
 from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config, ParallelConfig

@@ -63,19 +63,19 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # The command line alone knows everything.
     "loopcoder.cli": BASE
     | {
+        "loopcoder.checkpoint.copies.early",
+        "loopcoder.checkpoint.copies.lacking",
+        "loopcoder.checkpoint.copies.places",
+        "loopcoder.checkpoint.copies.stored",
         "loopcoder.checkpoint.damage",
-        "loopcoder.checkpoint.early",
         "loopcoder.checkpoint.format",
         "loopcoder.checkpoint.history",
-        "loopcoder.checkpoint.lacking",
         "loopcoder.checkpoint.pinned",
-        "loopcoder.checkpoint.places",
         "loopcoder.checkpoint.pruning",
         "loopcoder.checkpoint.rebuilt",
         "loopcoder.checkpoint.rewind",
         "loopcoder.checkpoint.start",
         "loopcoder.checkpoint.state",
-        "loopcoder.checkpoint.stored",
         "loopcoder.loaded",
         "loopcoder.data",
         "loopcoder.metrics",

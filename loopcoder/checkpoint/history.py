@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.copies.places import find_at
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.places import find_at
 from loopcoder.checkpoint.rewind import last_before
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import Position, enter_stage, position_at

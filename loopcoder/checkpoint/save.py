@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # a BaseExcept
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.agreed import same_error_on_all
-from loopcoder.checkpoint.copying import Copies
+from loopcoder.checkpoint.copies.copying import Copies
 from loopcoder.checkpoint.digest import DIGEST, digest_of, whole_digest
 from loopcoder.checkpoint.fp8_history import with_history
 from loopcoder.checkpoint.pruning import prune

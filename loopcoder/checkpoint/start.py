@@ -15,8 +15,8 @@ from loopcoder.checkpoint.continuing import (
     other_position,
     trained_warmup,
 )
+from loopcoder.checkpoint.copies.places import find_at
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.places import find_at
 from loopcoder.checkpoint.put_off import stage_put_off
 from loopcoder.checkpoint.sources import other_sources
 from loopcoder.checkpoint.state import CheckpointState

@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.copies.places import is_stored
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.places import is_stored
 from loopcoder.checkpoint.pruning import kept as stays
 from loopcoder.checkpoint.pruning import why_not
 from loopcoder.cli.copies import Shown, layout_in_words, shown_copies

@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.places import stored_at
+from loopcoder.checkpoint.copies.places import stored_at
+from loopcoder.checkpoint.copies.stored import StoredCheckpoint, manifest_of, why_aside
 from loopcoder.checkpoint.state import CheckpointState
-from loopcoder.checkpoint.stored import StoredCheckpoint, manifest_of, why_aside
 from loopcoder.config.compose import load_config
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError, counted

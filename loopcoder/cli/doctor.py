@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from loopcoder.backends import detect, refuse_missing
+from loopcoder.checkpoint.copies.stored import open_store
 from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.checkpoint.start import early_notes, unused_origin
-from loopcoder.checkpoint.stored import open_store
 from loopcoder.cli.arguments import composed, parse_arguments
 from loopcoder.cli.checks import check_config
 from loopcoder.config.compose import conf_dir

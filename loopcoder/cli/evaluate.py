@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from loopcoder.backends import refuse_missing
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.copies.places import all_at, find_at, is_stored
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.pinned import gone, where_is
-from loopcoder.checkpoint.places import all_at, find_at, is_stored
 from loopcoder.cli.arguments import parse_arguments, say_aside
 from loopcoder.config.check_corpora import check_joined, check_own_sets
 from loopcoder.config.check_data import check_lengths, check_stages

@@ -25,8 +25,8 @@ from launch.slurm_env import adopt_slurm
 from launch.sweep import FIRST_VARIABLE, points, sweep
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
 from loopcoder.backends import Backends, detect, refuse_missing
-from loopcoder.checkpoint.early import bring_back
-from loopcoder.checkpoint.lacking import copy_rest
+from loopcoder.checkpoint.copies.early import bring_back
+from loopcoder.checkpoint.copies.lacking import copy_rest
 from loopcoder.checkpoint.pinned import pinned_corpus
 from loopcoder.checkpoint.rebuilt import refuse_other_tokens
 from loopcoder.checkpoint.rewind import with_rewinds

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from loopcoder.backends import Backends
 from loopcoder.checkpoint.choice import SetAside
-from loopcoder.checkpoint.copying import Copies
+from loopcoder.checkpoint.copies.copying import Copies
 from loopcoder.checkpoint.load import load
 from loopcoder.checkpoint.pinned import companions, record
 from loopcoder.checkpoint.put_off import made_up, put_off, stage_put_off

@@ -12,8 +12,8 @@ from torch.distributed.checkpoint.api import CheckpointException  # a BaseExcept
 
 from loopcoder.backends import Backends
 from loopcoder.checkpoint.agreed import Decision, agree, of_rank_0
-from loopcoder.checkpoint.fetching import fetch_together
-from loopcoder.checkpoint.lacking import copy_rest
+from loopcoder.checkpoint.copies.fetching import fetch_together
+from loopcoder.checkpoint.copies.lacking import copy_rest
 from loopcoder.checkpoint.rewind import forget_rewinds, with_rewinds
 from loopcoder.checkpoint.start import (
     check_fits,

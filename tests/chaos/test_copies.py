@@ -20,9 +20,9 @@ import pytest
 import xxhash
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.places import find_at
-from loopcoder.checkpoint.sending import Sender
-from loopcoder.checkpoint.stored import open_store
+from loopcoder.checkpoint.copies.places import find_at
+from loopcoder.checkpoint.copies.sending import Sender
+from loopcoder.checkpoint.copies.stored import open_store
 from loopcoder.metrics.writer import read_metrics
 from tests.checkpoint.saved import mend_manifest
 from tests.checkpoint.test_format import write

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint import sending
-from loopcoder.checkpoint.copying import Copies
-from loopcoder.checkpoint.lacking import NotCopied
+from loopcoder.checkpoint.copies import sending
+from loopcoder.checkpoint.copies.copying import Copies
+from loopcoder.checkpoint.copies.lacking import NotCopied
 from loopcoder.checkpoint.pruning import prune
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.errors import Preempted, Unreachable

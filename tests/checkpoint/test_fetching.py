@@ -15,10 +15,10 @@ import pytest
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import own_checkpoint
-from loopcoder.checkpoint.early import bring_back
-from loopcoder.checkpoint.fetching import fetch_together
+from loopcoder.checkpoint.copies.early import bring_back
+from loopcoder.checkpoint.copies.fetching import fetch_together
+from loopcoder.checkpoint.copies.stored import copies, copy_of, open_store
 from loopcoder.checkpoint.rewind import REWINDS, Rewind
-from loopcoder.checkpoint.stored import copies, copy_of, open_store
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.data.sampler import Skipped
 from loopcoder.errors import InputError, LoopcoderError, Unreachable

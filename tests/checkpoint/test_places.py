@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint import places
-from loopcoder.checkpoint.places import all_at, find_at
+from loopcoder.checkpoint.copies import places
+from loopcoder.checkpoint.copies.places import all_at, find_at
 from loopcoder.checkpoint.start import find_start
 from loopcoder.config.check_store import check_store
 from loopcoder.errors import InputError

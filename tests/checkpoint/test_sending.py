@@ -14,10 +14,10 @@ import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint import sending
-from loopcoder.checkpoint.lacking import NotCopied, copy_rest, lacking, prune_copies
-from loopcoder.checkpoint.sending import Sender
-from loopcoder.checkpoint.stored import copies, copy_of, open_store
+from loopcoder.checkpoint.copies import sending
+from loopcoder.checkpoint.copies.lacking import NotCopied, copy_rest, lacking, prune_copies
+from loopcoder.checkpoint.copies.sending import Sender
+from loopcoder.checkpoint.copies.stored import copies, copy_of, open_store
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.errors import InputError, Unreachable
 from loopcoder.storage.writing import WritableStore

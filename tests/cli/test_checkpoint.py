@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.stored import copy_of, open_store
+from loopcoder.checkpoint.copies.stored import copy_of, open_store
 from loopcoder.cli.main import main
 from loopcoder.config.compose import save_config
 from loopcoder.storage.files import in_words

@@ -18,8 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from loopcoder.checkpoint.agreed import of_rank_0
-from loopcoder.checkpoint.format import MANIFEST, step_folder
-from loopcoder.checkpoint.lacking import (
+from loopcoder.checkpoint.copies.lacking import (
     lacking,
     manifest_digest,
     not_copied,
@@ -27,8 +26,9 @@ from loopcoder.checkpoint.lacking import (
     stays,
     steps_in_words,
 )
-from loopcoder.checkpoint.sending import Sender
-from loopcoder.checkpoint.stored import open_store
+from loopcoder.checkpoint.copies.sending import Sender
+from loopcoder.checkpoint.copies.stored import open_store
+from loopcoder.checkpoint.format import MANIFEST, step_folder
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.errors import LoopcoderError, Preempted, Unreachable
 from loopcoder.storage.writing import WritableStore

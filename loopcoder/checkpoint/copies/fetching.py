@@ -18,10 +18,10 @@ import torch.distributed as dist
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.agreed import of_rank_0, same_error_on_all
 from loopcoder.checkpoint.choice import goes_back
-from loopcoder.checkpoint.download import fetch_file
-from loopcoder.checkpoint.early import first_files, goes_on_without
-from loopcoder.checkpoint.stored import StoredCheckpoint, copies, copy_of, open_store
-from loopcoder.checkpoint.wanted import DAMAGED, Wanted, check_owner, claim
+from loopcoder.checkpoint.copies.download import fetch_file
+from loopcoder.checkpoint.copies.early import first_files, goes_on_without
+from loopcoder.checkpoint.copies.stored import StoredCheckpoint, copies, copy_of, open_store
+from loopcoder.checkpoint.copies.wanted import DAMAGED, Wanted, check_owner, claim
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.errors import InputError, LoopcoderError, Unreachable
 from loopcoder.storage.files import in_words, sync_folder

@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from loopcoder.checkpoint.choice import WENT_BACK
+from loopcoder.checkpoint.copies.stored import CHECKPOINTS
 from loopcoder.checkpoint.put_off import PUT_OFF
 from loopcoder.checkpoint.rewind import REWINDS
-from loopcoder.checkpoint.stored import CHECKPOINTS
 from loopcoder.storage.writing import WritableStore
 
 _WENT_BACK = f"{CHECKPOINTS}/{WENT_BACK}"

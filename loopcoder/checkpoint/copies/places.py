@@ -18,10 +18,9 @@ from typing import TypeGuard
 import xxhash
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.download import fetch_file
-from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.run_files import put
-from loopcoder.checkpoint.stored import (
+from loopcoder.checkpoint.copies.download import fetch_file
+from loopcoder.checkpoint.copies.run_files import put
+from loopcoder.checkpoint.copies.stored import (
     CHECKPOINTS,
     StoredCheckpoint,
     copies_in,
@@ -29,6 +28,7 @@ from loopcoder.checkpoint.stored import (
     manifest_of,
     open_store,
 )
+from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.errors import InputError
 from loopcoder.storage.digest import fingerprint
 from loopcoder.storage.files import in_words

@@ -14,9 +14,9 @@ from typing import Any
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import goes_back
+from loopcoder.checkpoint.copies.stored import StoredCheckpoint, copies, manifest_of
 from loopcoder.checkpoint.rewind import UNDONE, Rewind, rewinds_of
 from loopcoder.checkpoint.state import CheckpointState
-from loopcoder.checkpoint.stored import StoredCheckpoint, copies, manifest_of
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.errors import InputError
 from loopcoder.storage.files import FileEntry, write_json

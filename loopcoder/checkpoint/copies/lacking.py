@@ -9,11 +9,11 @@ from pathlib import Path
 import xxhash
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.copies.sending import Sender
+from loopcoder.checkpoint.copies.stored import copies, copy_of, open_store, why_aside
+from loopcoder.checkpoint.copies.wanted import claim
 from loopcoder.checkpoint.format import MANIFEST, Checkpoint, step_folder
 from loopcoder.checkpoint.pruning import kept
-from loopcoder.checkpoint.sending import Sender
-from loopcoder.checkpoint.stored import copies, copy_of, open_store, why_aside
-from loopcoder.checkpoint.wanted import claim
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.errors import EXIT_RETRY, LoopcoderError
 from loopcoder.storage.writing import WritableStore

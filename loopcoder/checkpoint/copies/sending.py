@@ -21,9 +21,9 @@ from typing import Any
 
 import xxhash
 
+from loopcoder.checkpoint.copies.run_files import send_run_files
+from loopcoder.checkpoint.copies.stored import StoredCheckpoint, copy_of
 from loopcoder.checkpoint.format import MANIFEST, entries, step_folder, writer_of
-from loopcoder.checkpoint.run_files import send_run_files
-from loopcoder.checkpoint.stored import StoredCheckpoint, copy_of
 from loopcoder.errors import LoopcoderError
 from loopcoder.storage.files import FileEntry
 from loopcoder.storage.remote import WHILE_TRAINING

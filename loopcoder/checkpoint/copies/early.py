@@ -8,10 +8,10 @@ from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import goes_back
+from loopcoder.checkpoint.copies.run_files import fetch_run_files, put
+from loopcoder.checkpoint.copies.stored import copies, open_store
+from loopcoder.checkpoint.copies.wanted import Wanted, check_owner, choose
 from loopcoder.checkpoint.pinned import RECORD
-from loopcoder.checkpoint.run_files import fetch_run_files, put
-from loopcoder.checkpoint.stored import copies, open_store
-from loopcoder.checkpoint.wanted import Wanted, check_owner, choose
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.errors import Unreachable
 from loopcoder.storage.writing import WritableStore
