@@ -149,17 +149,20 @@ def test_under_slurm_the_environment_is_derived(
     slurm = {
         "PROCID": "3",
         "STEP_ID": "0",
-        "NTASKS": "4",
+        "STEP_NUM_TASKS": "4",
+        "STEP_TASKS_PER_NODE": "2(x2)",
+        "NODEID": "1",
         "LOCALID": "1",
-        "JOB_NODELIST": "n[07-08]",
+        "STEP_NODELIST": "n[07-08]",
         "JOB_ID": "11",
     }
+    monkeypatch.setattr("launch.slurm_env._resolves", lambda host: True)
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert cli.main(["train", "train.micro_batch_size=1"]) == 0
     assert loop.environ == {
         "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n07",
-        "MASTER_PORT": "20011",
+        "MASTER_PORT": "21408", "LOCAL_WORLD_SIZE": "2",
     }  # fmt: skip
 
 
