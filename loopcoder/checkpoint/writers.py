@@ -2,8 +2,8 @@
 
 megatron-core hands write results from a forked writer to the trainer through a queue in a third,
 spawned process, even when it writes in the trainer itself. After `kill -9` of the trainer both
-would stay: the queue's process for ever, with half a gigabyte and the run's output pipe; the writer
-until it has written into a folder that the restarted run may be writing as well.
+would stay: the queue's process for ever, with the run's output pipe; the writer until it has
+written into a folder that the restarted run may be writing as well.
 
 Nor may they end before it: a scheduler sends its SIGTERM or SIGUSR1 to every process of a job, and
 the save that is under way then is the one that counts.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import logging
 import multiprocessing
+import pickle
 import queue
 from collections.abc import Callable
 from contextlib import suppress
@@ -75,6 +76,20 @@ class BackgroundWriter:
         return found
 
 
+class _Sealed:
+    """A queue of another process, which passes results on without importing torch to read them:
+    that took half a gigabyte, and the first save seconds."""
+
+    def __init__(self, passed_on: Any):
+        self._passed_on = passed_on
+
+    def put(self, result: Any) -> None:
+        self._passed_on.put(pickle.dumps(result))
+
+    def get_nowait(self) -> Any:
+        return pickle.loads(self._passed_on.get_nowait())  # our own writer's
+
+
 def _serve() -> None:
     """Begin the life of the queue's process."""
     ignore_requests()
@@ -92,5 +107,5 @@ def use_result_queue(background: bool) -> SyncManager | None:
     manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
     with requests_held_back():
         manager.start(_serve)
-    writers._results_queue = manager.Queue()
+    writers._results_queue = _Sealed(manager.Queue())
     return manager
