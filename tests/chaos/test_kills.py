@@ -1,0 +1,101 @@
+"""kill -9 at random moments: the same curve and the same state as without, bit for bit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.kills import (
+    Victim,
+    assert_alike,
+    goes_on_from,
+)
+from tests.chaos.worlds import ForkServer
+from tests.parts import one_of
+from tests.train.conftest import documents, environment  # noqa: F401
+
+LAYOUTS = {1: [], 2: [], 4: ["parallel.tp=2"]}
+"""By ranks."""
+
+
+@pytest.fixture(scope="module")
+def server(environment: dict[str, str]) -> Iterator[ForkServer]:  # noqa: F811
+    found = ForkServer(environment)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def whole(
+    server: ForkServer,
+    documents: Path,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[int, Victim]:
+    """Runs that nobody kills, by the number of ranks, as they are needed."""
+
+    class Runs(dict[int, Victim]):
+        def __missing__(self, ranks: int) -> Victim:
+            run_dir = tmp_path_factory.mktemp(f"whole_{ranks}_") / "run"
+            options = [f"path={documents}", *LAYOUTS[ranks]]
+            self[ranks] = Victim(server, run_dir, ranks, False, random.Random(0), {}, options)
+            self[ranks].finish()
+            return self[ranks]
+
+    return Runs()
+
+
+def kill_again_and_again(
+    whole: Victim, tmp_path: Path, seed: int, background: bool, kills: int
+) -> None:
+    rng, run, done = random.Random(seed), 0, 0
+    while done < kills:
+        run += 1
+        folder = tmp_path / str(run)
+        folder.mkdir()
+        victim = Victim(
+            whole.server, folder / "run", whole.ranks, background, rng, whole.known, whole.options
+        )
+        expected: list[int] = []
+        for _ in range(min(kills - done, rng.randint(2, 5))):
+            kill = victim.kill()
+            if kill is None:
+                break
+            done += 1
+            print(f"{done}: {kill}", flush=True)
+            expected.append(kill.newest)
+        victim.finish()
+        assert_alike(victim.run_dir, whole.run_dir)
+        assert set(goes_on_from(victim.run_dir)) <= set(expected)
+        assert run <= kills, "most runs came to their end without a kill"
+
+
+@pytest.mark.parametrize(("ranks", "background", "kills"), [(1, True, 3), (2, False, 3)])
+def test_a_few_kills(
+    whole: dict[int, Victim],
+    tmp_path: Path,
+    seed: int,
+    ranks: int,
+    background: bool,
+    kills: int,
+) -> None:
+    kill_again_and_again(whole[ranks], tmp_path, seed, background, kills)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("ranks", "background", "kills"),
+    one_of([(2, True, 8), (4, False, 7), (1, False, 8), (4, True, 7), (2, False, 7), (1, True, 7)]),
+)
+def test_many_kills(
+    whole: dict[int, Victim],
+    tmp_path: Path,
+    seed: int,
+    ranks: int,
+    background: bool,
+    kills: int,
+) -> None:
+    """With those of the fast set 50."""
+    kill_again_and_again(whole[ranks], tmp_path, seed, background, kills)
