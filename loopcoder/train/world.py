@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from loopcoder.backends import Backends
 from loopcoder.checkpoint.agreed import Decision, agree, of_rank_0
 from loopcoder.checkpoint.copies.fetching import fetch_together
 from loopcoder.checkpoint.copies.lacking import copy_rest
+from loopcoder.checkpoint.pruning import finish_deleting
 from loopcoder.checkpoint.rewind import forget_rewinds, with_rewinds
 from loopcoder.checkpoint.start import (
     check_fits,
@@ -108,6 +109,8 @@ def _train_together(
     if (done := decision.done) is not None:
         of_rank_0(partial(copy_rest, config.checkpoint, run_dir, _say_on_rank_0))
         if is_main:
+            with suppress(OSError):  # it takes room, and is in nobody's way
+                finish_deleting(run_dir / "checkpoints")
             print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
         return EXIT_DONE
     # what the command line has printed, which did not know the reader yet

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from loopcoder.storage.process import exit_with_parent
@@ -48,7 +49,7 @@ def main() -> None:
     exit_with_parent()
     gc.collect()
     gc.freeze()
-    _answer({"threads": len(os.listdir("/proc/self/task"))})
+    _answer({"threads": len(list(Path("/proc/self/task").iterdir()))})
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
@@ -112,7 +113,7 @@ def _rank(
     Args:
         output: File for what it prints; `.RANK` is appended.
         told: A pipe with a name, for what it does below `folder`.
-        stops: By rank: an operation, and at which time that it comes the process stops before it.
+        stops: By rank: an operation, before which the process stops the n-th time that it comes.
         prelude: Python that runs first.
     """
     os.chdir(cwd)
@@ -130,7 +131,7 @@ def _rank(
 
 
 class _Tell:
-    """Tells of every operation on a file below a folder, also of processes that are forked later."""
+    """Tells of every operation on a file below a folder, of processes that are forked later too."""
 
     def __init__(self, rank: int, to: int, folder: str, stop: list[Any] | None):
         self._rank, self._to, self._folder = rank, to, folder.encode()

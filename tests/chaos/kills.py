@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from loopcoder.checkpoint import format as checkpoints
@@ -45,8 +45,10 @@ def saved(run_dir: Path) -> list[checkpoints.Checkpoint]:
 
 
 def names_in(run_dir: Path) -> set[str]:
-    """Return the paths of all that is in the folder of a run."""
-    return {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
+    """Return the paths of all that is in the folder of a run, but for what earlier starts recorded
+    that had no checkpoint yet."""
+    found = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
+    return {name for name in found if not re.fullmatch(r"metrics\.\d+\.jsonl", name)}
 
 
 def assert_alike(run_dir: Path, other: Path) -> None:
@@ -57,7 +59,7 @@ def assert_alike(run_dir: Path, other: Path) -> None:
     newest, expected = saved(run_dir)[-1], saved(other)[-1]
     assert newest.step == expected.step == STEPS
     assert read_digest(newest) == read_digest(expected) is not None
-    assert names_in(run_dir) == names_in(other)
+    assert not names_in(run_dir) ^ names_in(other), names_in(run_dir) ^ names_in(other)
 
 
 @dataclass
@@ -93,8 +95,8 @@ class Victim:
     background: bool
     rng: random.Random
     known: dict[str, set[tuple[int, str]]]
-    """By kind: rank and operation, with {} for the step of a checkpoint."""
-    options: list[str] = field(default_factory=list)
+    """What starts do, by kind: rank and operation, with {} for the step of a checkpoint."""
+    options: list[str]
 
     def start(self, *stops: Stop, launcher: bool = True) -> World:
         argv = ["train", *FASTEST, *self.options, f"run_dir={self.run_dir}"]
@@ -103,33 +105,19 @@ class Victim:
 
     def finish(self) -> None:
         """Let the run come to its end."""
-        world, before = self.start(), [c.step for c in saved(self.run_dir)]
+        world, learned = self.start(), _Learned(self)
         for operation in world.operations():
-            self._learn(operation, before)
+            learned.add(operation)
         assert set(world.wait().values()) == {0}, world.outputs()
-
-    def _learn(self, operation: Operation, before: list[int]) -> None:
-        if ".seen-by-all" in operation.name:
-            return
-        step = _STEP.search(operation.name)
-        kind = "start"
-        if step is not None:
-            kind = "load" if int(step[1]) in before and "read" in operation.name else "save"
-            if operation.name.startswith(("remove", "rename", "rmdir")) and (
-                ".deleting" in operation.name or operation.name.endswith(step[0])
-            ):
-                kind = "prune"
-        elif "ledger.json" in operation.name:
-            return
-        template = _STEP.sub("step_{}", operation.name)
-        self.known.setdefault(kind, set()).add((operation.rank, template))
 
     def drawn(self) -> tuple[str, Stop]:
         """Return a moment of the next start that has not come yet: half of them are in a save."""
         newest = saved(self.run_dir)[-1].step if saved(self.run_dir) else 0
         coming = [s for s in range(newest + 1, STEPS) if s % INTERVAL == 0] + [STEPS]
         step = self.rng.choice(coming[:2])
-        pruned = step - KEEP * INTERVAL if step < STEPS else (STEPS // INTERVAL - KEEP + 1) * INTERVAL
+        pruned = (
+            step - KEEP * INTERVAL if step < STEPS else (STEPS // INTERVAL - KEEP + 1) * INTERVAL
+        )
         steps = {"start": 0, "save": step, "load": newest, "prune": pruned}
         kinds = [k for k in self.known if steps[k] > 0 or k == "start"]
         weights = [{"save": 6, "prune": 2, "load": 2, "start": 1}[k] for k in kinds]
@@ -143,14 +131,13 @@ class Victim:
         kind, stop = self.drawn()
         exactly = self.rng.random() < 0.5
         delay_s = 0.0 if exactly else self.rng.uniform(0, 0.3)
-        # before the ranks have met, whoever is left waits for a rank that may still come
+        # before the ranks have met, those that are left wait for one that may still come
         everybody = self.ranks == 1 or kind == "start" or self.rng.random() < 0.5
         victims = range(self.ranks) if everybody else [self.rng.randrange(self.ranks)]
         world = self.start(stop, launcher=self.rng.random() < 0.7)
-        before = [c.step for c in saved(self.run_dir)]
-        killed = False
+        learned, killed = _Learned(self), False
         for operation in world.operations():
-            self._learn(operation, before)
+            learned.add(operation)
             if operation.is_stopped and not exactly:
                 resume(operation.pid)
                 time.sleep(delay_s)
@@ -208,8 +195,33 @@ class Victim:
         most = 2 * INTERVAL if self.background else INTERVAL
         assert kill.at_step - kill.newest <= most, str(kill)
 
-    def check_start(self, kill: Kill, world: World) -> None:
-        """The start after a kill goes on from the newest checkpoint."""
+
+class _Learned:
+    """What a start does, for moments of later ones."""
+
+    def __init__(self, victim: Victim):
+        self._known = victim.known
+        self._before = [c.step for c in saved(victim.run_dir)]
+        self._have_met = victim.ranks == 1
+
+    def add(self, operation: Operation) -> None:
+        """Take note of an operation."""
+        if ".seen-by-all" in operation.name:  # which has another name each time
+            self._have_met = True
+            return
+        if "ledger.json" in operation.name:  # of no step, and not at the start
+            return
+        template = _STEP.sub("step_{}", operation.name)
+        self._known.setdefault(self._kind(operation), set()).add((operation.rank, template))
+
+    def _kind(self, operation: Operation) -> str:
+        step = _STEP.search(operation.name)
+        if step is None or not self._have_met:
+            return "start"
+        if operation.name.startswith("read") and int(step[1]) in self._before:
+            return "load"
+        whole = operation.name.endswith(step[0]) and not operation.name.startswith(("read", "mk"))
+        return "prune" if whole or ".deleting" in operation.name else "save"
 
 
 def goes_on_from(run_dir: Path) -> list[int]:

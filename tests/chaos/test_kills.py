@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,23 +14,15 @@ from tests.chaos.kills import (
 )
 from tests.chaos.worlds import ForkServer
 from tests.parts import one_of
-from tests.train.conftest import documents, environment  # noqa: F401
 
 LAYOUTS = {1: [], 2: [], 4: ["parallel.tp=2"]}
 """By ranks."""
 
 
 @pytest.fixture(scope="module")
-def server(environment: dict[str, str]) -> Iterator[ForkServer]:  # noqa: F811
-    found = ForkServer(environment)
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
 def whole(
     server: ForkServer,
-    documents: Path,  # noqa: F811
+    documents: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[int, Victim]:
     """Runs that nobody kills, by the number of ranks, as they are needed."""

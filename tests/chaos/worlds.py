@@ -153,7 +153,7 @@ class World:
                 raise AssertionError(f"a run did not end within {_LIMIT_S:.0f} s: {self.outputs()}")
 
     def _are_gone(self) -> bool:
-        return all(_is_gone(pid) for pid in self.pids.values())
+        return all(_state(pid) == "Z" for pid in self.pids.values())
 
     def kill(self, *ranks: int) -> None:
         """End ranks by SIGKILL, all of them where none is named."""
@@ -188,13 +188,17 @@ class World:
         return "\n".join(f"[{t.name}]\n{t.read_text(errors='replace')}" for t in texts)
 
 
-def _is_gone(pid: int) -> bool:
+def _state(pid: int) -> str:
+    """Return the letter of a process's state (proc(5)): Z of one that is gone, T of one that is
+    stopped."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
-    return True
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    return "Z"
 
 
 def resume(pid: int) -> None:
-    """Let a process go on that stopped."""
+    """Let a process go on that has told that it stops."""
+    while _state(pid) not in "TZ":
+        time.sleep(0.001)
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
