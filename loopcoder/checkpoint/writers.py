@@ -25,8 +25,8 @@ from typing import Any
 from loopcoder.checkpoint.shards import shard_entries
 from loopcoder.storage.disk import free_bytes
 from loopcoder.storage.files import FileEntry
-from loopcoder.storage.process import exit_with_parent, use_short_socket_paths
-from loopcoder.storage.signals import ignore_requests, requests_held_back
+from loopcoder.storage.process import serve_parent, use_short_socket_paths
+from loopcoder.storage.signals import requests_held_back
 
 _WRITERS = "megatron.core.dist_checkpointing.strategies.filesystem_async"
 FULL_BYTES = 16 << 20
@@ -63,8 +63,7 @@ class BackgroundWriter:
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Do the work, in a process that was forked."""
-        ignore_requests()  # the trainer stops when this save is complete
-        exit_with_parent()
+        serve_parent()  # which stops when this save is complete
         self.write(*args, **kwargs)
         with suppress(OSError):  # the trainer reads them itself, and says what is wrong
             self._tell.send(shard_entries(self.folder, self.rank))
@@ -90,12 +89,6 @@ class _Sealed:
         return pickle.loads(self._passed_on.get_nowait())  # our own writer's
 
 
-def _serve() -> None:
-    """Begin the life of the queue's process."""
-    ignore_requests()
-    exit_with_parent()
-
-
 def use_result_queue(background: bool) -> SyncManager | None:
     """Give megatron-core the queue for write results; the caller keeps what is returned as long as
     it saves."""
@@ -106,6 +99,6 @@ def use_result_queue(background: bool) -> SyncManager | None:
     use_short_socket_paths()
     manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
     with requests_held_back():
-        manager.start(_serve)
+        manager.start(serve_parent)
     writers._results_queue = _Sealed(manager.Queue())
     return manager

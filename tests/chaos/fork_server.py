@@ -100,7 +100,6 @@ def _rank(
     rank: int,
     environ: dict[str, str],
     *,
-    argv: list[str],
     cwd: str,
     output: str,
     told: str,
@@ -127,7 +126,7 @@ def _rank(
     exec(prelude, {"rank": rank})
     from loopcoder.cli.main import main
 
-    return main(argv)
+    return main(["train"])
 
 
 class _Tell:

@@ -51,10 +51,10 @@ def started(server: ForkServer, documents: Path, rng: random.Random) -> Start:
 
     def start(run_dir: Path, ranks: int, *stops: Stop, skip: str = "[]") -> World:
         run_dir.parent.mkdir(exist_ok=True)
-        argv = ["train", *FASTEST, f"path={documents}", *OPTIONS, "faults.bad_steps=2"]
+        overrides = [*FASTEST, f"path={documents}", *OPTIONS, "faults.bad_steps=2"]
         prelude = f"BAD_RANK = {bad_rank.setdefault(ranks, rng.randrange(ranks))}\n{SPOILED}"
-        argv += [f"data.skip={skip}", f"run_dir={run_dir}"]
-        return server.start(run_dir, argv, ranks, stops=stops, prelude=prelude)
+        overrides.append(f"data.skip={skip}")
+        return server.start(run_dir, overrides, ranks, stops=stops, prelude=prelude)
 
     return start
 

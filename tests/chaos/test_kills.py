@@ -12,30 +12,7 @@ from tests.chaos.kills import (
     assert_alike,
     goes_on_from,
 )
-from tests.chaos.worlds import ForkServer
 from tests.parts import one_of
-
-LAYOUTS = {1: [], 2: [], 4: ["parallel.tp=2"]}
-"""By ranks."""
-
-
-@pytest.fixture(scope="module")
-def whole(
-    server: ForkServer,
-    documents: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[int, Victim]:
-    """Runs that nobody kills, by the number of ranks, as they are needed."""
-
-    class Runs(dict[int, Victim]):
-        def __missing__(self, ranks: int) -> Victim:
-            run_dir = tmp_path_factory.mktemp(f"whole_{ranks}_") / "run"
-            options = [f"path={documents}", *LAYOUTS[ranks]]
-            self[ranks] = Victim(server, run_dir, ranks, False, random.Random(0), {}, options)
-            self[ranks].finish()
-            return self[ranks]
-
-    return Runs()
 
 
 def kill_again_and_again(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,6 +22,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE
+from loopcoder.backends import detect
+from loopcoder.config.compose import compose, save_config
+from loopcoder.config.resolve import resolve
 
 _LIMIT_S = 120.0
 _LAUNCHER, _TOLD = "launcher", "told"
@@ -80,17 +86,18 @@ class ForkServer:
     def start(
         self,
         run_dir: Path,
-        argv: Sequence[str],
+        overrides: Sequence[str],
         ranks: int,
         *,
         stops: Sequence[Stop] = (),
         launcher: bool = True,
         prelude: str = "",
     ) -> World:
-        """Start `loopcoder ARGV` on some ranks.
+        """Start `loopcoder train OVERRIDES` on some ranks, with a config that is composed here, as
+        our own launcher does.
 
         Args:
-            run_dir: Below which operations are told.
+            run_dir: The run's folder, below which operations are told.
             launcher: A process of its own keeps the store of the world, as torchrun does; else
                 rank 0 does, as under Slurm.
             prelude: Python that runs in every rank first; it has `rank`.
@@ -98,8 +105,16 @@ class ForkServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        environ = self._environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         folder = Path(tempfile.mkdtemp(prefix="world-", dir=run_dir.parent))
+        cache = f"data.build.cache_dir={self._environ['LOOPCODER_CACHE']}"
+        config = resolve(compose([*overrides, cache, f"run_dir={run_dir}"]), detect())
+        save_config(config, folder / "config.yaml")
+        environ = self._environ | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            CONFIG_VARIABLE: str(folder / "config.yaml"),
+            OVERRIDES_VARIABLE: shlex.join(overrides),
+        }
         told = folder / _TOLD
         os.mkfifo(told)
         reading = os.open(told, os.O_RDONLY | os.O_NONBLOCK)
@@ -107,7 +122,6 @@ class ForkServer:
             ranks=ranks,
             launcher=launcher and ranks > 1,
             environ=environ,
-            argv=list(argv),
             cwd=str(folder),
             output=str(folder / "output"),
             told=str(told),

@@ -14,7 +14,7 @@ import pytest
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import own_checkpoint, set_aside
-from loopcoder.checkpoint.pruning import prune
+from loopcoder.checkpoint.pruning import finish_deleting, prune
 from loopcoder.checkpoint.rewind import REWINDS, go_back, last_before, rewinds_of, with_rewinds
 from loopcoder.checkpoint.save import _fresh
 from loopcoder.config.compose import save_config
@@ -112,6 +112,17 @@ def test_pruning(disk: Disk, run_dir: Path, put_back: Callable[[], None], keep: 
         assert [int(p.name[5:]) for p in sorted(folder.iterdir())] == steps(run_dir)
         assert len(steps(run_dir)) == keep
     assert seen == 8 * (5 - keep)  # of each a renaming, six files and the folder
+
+
+def test_what_was_half_deleted_goes(
+    disk: Disk, run_dir: Path, put_back: Callable[[], None]
+) -> None:
+    """Also of a run that was killed after its last save, which prunes no more."""
+    folder = run_dir / "checkpoints"
+    for crash in disk.crashes(put_back, lambda: prune(folder, CheckpointConfig(keep=1))):
+        whole = steps(run_dir)
+        assert finish_deleting(folder) == {}
+        assert [int(p.name[5:]) for p in sorted(folder.iterdir())] == whole == steps(run_dir), crash
 
 
 @pytest.mark.parametrize("asked", [{}, {"step": 4}])

@@ -106,12 +106,11 @@ def test_there_and_back(
     distributed: str,
 ) -> None:
     def run(folder: Path, steps: int, ranks: int, layout: list[str]) -> World:
-        argv = ["train", *FASTEST, f"path={documents}", "model.num_layers=4"]
-        argv += [f"parallel.distributed_optimizer={distributed}", "checkpoint.interval=2"]
-        argv += [f"train.max_steps={steps}", "optim.schedule.kind=constant", *layout]
+        overrides = [*FASTEST, f"path={documents}", "model.num_layers=4"]
+        overrides += [f"parallel.distributed_optimizer={distributed}", "checkpoint.interval=2"]
+        overrides += [f"train.max_steps={steps}", "optim.schedule.kind=constant", *layout]
         prelude = f"from pathlib import Path\nFOLDER = Path({str(folder)!r})\n{OBSERVED}"
-        run_dir = folder / "run"
-        return server.start(run_dir, [*argv, f"run_dir={run_dir}"], ranks, prelude=prelude)
+        return server.start(folder / "run", overrides, ranks, prelude=prelude)
 
     def trained(*args: Any) -> None:
         world = run(*args)
