@@ -30,14 +30,14 @@ FASTEST = [
     "parallel.timeout_s=60",
     "train.micro_batch_size=1",
 ]
-_OF_THE_CLOCK = ("_s", "time", "_per_s_per_rank", "memory_bytes", "goodput")
+_OF_THE_CLOCK = re.compile(r"^compute_s|(_s|time|_per_s_per_rank|memory_bytes|goodput)$")
 _STEP = re.compile(r"step_(\d{8})")
 
 
 def curve(run_dir: Path) -> list[Record]:
     """Return what a run has recorded of every step, but for what depends on the clock."""
     lines = read_metrics(run_dir / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if not k.endswith(_OF_THE_CLOCK)} for line in lines]
+    return [{k: v for k, v in line.items() if not _OF_THE_CLOCK.search(k)} for line in lines]
 
 
 def saved(run_dir: Path) -> list[checkpoints.Checkpoint]:

@@ -34,25 +34,26 @@ PHASES = {
     "a save": f"write checkpoints/step_{2 * INTERVAL:08d}/state.json.tmp",
     "pruning": f"remove checkpoints/step_{INTERVAL:08d}.deleting/state.json",
 }
-AT_STEP_5 = """
+HUNG = """
 import os, signal
 from loopcoder.train import loop
 step = loop.Run._step
-def stricken(run, data, logged):
+def hung(run, data, logged):
     if data.after.step == 5 and rank == VICTIM:
-        strike(run)
+        os.kill(os.getpid(), signal.SIGSTOP)
     return step(run, data, logged)
-loop.Run._step = stricken
-"""
-HUNG = """
-def strike(run):
-    os.kill(os.getpid(), signal.SIGSTOP)
+loop.Run._step = hung
 """
 FLIPPED = """
 import torch
-def strike(run):
-    parameter = next(run.state.network.parameters())
-    parameter.data.view(-1).view(torch.int32)[7] ^= 1
+from loopcoder.train import loop
+compare = loop.compare_replicas
+def flipped(state, step, event):
+    if step == 5 and rank == VICTIM:
+        parameter = next(state.network.parameters())
+        parameter.data.view(-1).view(torch.int32)[7] ^= 1
+    compare(state, step, event)
+loop.compare_replicas = flipped
 """
 
 
@@ -120,9 +121,9 @@ def test_a_rank_that_hangs(
 ) -> None:
     """The other one says who is waited for, with its stacks, and ends."""
     victim = rng.randrange(2)
-    run.options = [*run.options, "parallel.report_after_s=4", "parallel.timeout_s=8"]
+    run.options = [*run.options, "parallel.report_after_s=18", "parallel.timeout_s=25"]
     if phase == "a step":
-        world = run.start(prelude=f"VICTIM = {victim}\n{HUNG}{AT_STEP_5}")
+        world = run.start(prelude=f"VICTIM = {victim}\n{HUNG}")
     else:
         world = run.start(Stop(victim, f"mkdir checkpoints/step_{2 * INTERVAL:08d}"))
     began = time.monotonic()
@@ -134,7 +135,7 @@ def test_a_rank_that_hangs(
     said = world.outputs()
     assert codes == {victim: -9, 1 - victim: EXIT_RETRY}, said
     where = f"rank {victim} ({os.uname().nodename}, process {world.pids[victim]})"
-    assert f"{where} has been silent for" in said and f"in {phase} of step" in said
+    assert f"{where} has been silent for" in said and f"in {phase} of step" in said, said
     assert (run.run_dir / "stacks" / f"rank_{1 - victim}.txt").stat().st_size > 0
     run.options = whole[2].options
     run.finish()
@@ -146,7 +147,7 @@ def test_a_flipped_bit_of_one_replica(
     """It is in no checkpoint."""
     victim = rng.randrange(2)
     run.options = [*run.options, "faults.compare_interval=1"]
-    world = run.start(prelude=f"VICTIM = {victim}\n{FLIPPED}{AT_STEP_5}")
+    world = run.start(prelude=f"VICTIM = {victim}\n{FLIPPED}")
     codes = world.finish()
     said = world.outputs()
     assert set(codes.values()) == {EXIT_RETRY}, said
