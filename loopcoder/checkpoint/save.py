@@ -35,7 +35,7 @@ from loopcoder.data.ledger import LEDGER_FILE, Ledger
 from loopcoder.data.sampler import Position
 from loopcoder.errors import EXIT_RETRY, InputError, LoopcoderError, ProcessLost
 from loopcoder.optim.schedule import branching_step
-from loopcoder.parallel.peers import was_lost
+from loopcoder.parallel.peers import interruption_of, was_lost
 from loopcoder.storage.disk import free_bytes, is_disk_full
 from loopcoder.storage.files import write_json
 
@@ -119,7 +119,7 @@ class Saver:
                 async_strategy="mcore",
             )
         except (Exception, CheckpointException) as error:
-            if was_lost(error):
+            if was_lost(error) or interruption_of(error):
                 raise  # who is said where the world is left
             raise self._failed(folder, error) from error
         if request is None:
@@ -151,7 +151,7 @@ class Saver:
             except LoopcoderError:
                 raise
             except (Exception, CheckpointException) as error:
-                if was_lost(error):
+                if was_lost(error) or interruption_of(error):
                     raise
                 raise self._failed(self._writing, error, writer) from error
 

@@ -31,7 +31,7 @@ from loopcoder.errors import EXIT_DONE, EXIT_RETRY, LoopcoderError, ProcessLost
 from loopcoder.metrics.summary import print_finished
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.parallel import mcore
-from loopcoder.parallel.peers import was_lost
+from loopcoder.parallel.peers import interruption_of, was_lost
 from loopcoder.storage.run_lock import only_run_in
 from loopcoder.train.deterministic import use_deterministic_algorithms
 from loopcoder.train.loop import Run
@@ -79,6 +79,9 @@ def train(
             watch.leaves(in_one_line(error), error.exit_code)
             raise
         except (Exception, CheckpointException) as error:  # of megatron-core, numpy or the system
+            if (asked := interruption_of(error)) is not None:
+                watch.leaves(in_one_line(asked), EXIT_RETRY)
+                raise asked from error
             if taken_away := lost(corpus):
                 watch.leaves(in_one_line(taken_away), taken_away.exit_code)
                 raise taken_away from error
