@@ -79,12 +79,11 @@ def prune(
 
 
 def finish_deleting(folder: Path) -> dict[Path, str]:
-    """Delete what a run that was killed had begun to delete; return what stays, and why.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
-    left = {path: why_not(path) or _remove(path) for path in folder.glob(f"step_*{_GOING}")}
+    """Delete what a run that was killed had begun to delete; return what stays, and why."""
+    try:
+        left = {path: why_not(path) or _remove(path) for path in folder.glob(f"step_*{_GOING}")}
+    except OSError as error:
+        return {folder: str(error)}
     return {path: why for path, why in left.items() if why is not None}
 
 

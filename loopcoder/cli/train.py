@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -199,8 +199,7 @@ def _train(arguments: Arguments) -> int:
                 say(unused)
             if rank() == 0:
                 copy_rest(config.checkpoint, run_dir, say)
-                with suppress(OSError):  # it takes room, and is in nobody's way
-                    finish_deleting(run_dir / "checkpoints")
+                finish_deleting(run_dir / "checkpoints")
                 print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
             return EXIT_DONE
         check_services(config)

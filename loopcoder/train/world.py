@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -112,8 +112,7 @@ def _train_together(
     if (done := decision.done) is not None:
         of_rank_0(partial(copy_rest, config.checkpoint, run_dir, _say_on_rank_0))
         if is_main:
-            with suppress(OSError):  # it takes room, and is in nobody's way
-                finish_deleting(run_dir / "checkpoints")
+            finish_deleting(run_dir / "checkpoints")
             print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
         return EXIT_DONE
     # what the command line has printed, which did not know the reader yet
