@@ -23,6 +23,8 @@ from loopcoder.errors import EXIT_BAD_INPUT, DiskFull, InputError, LoopcoderErro
 from loopcoder.storage.disk import is_disk_full
 from loopcoder.storage.files import missed_within
 
+_SEEN = ".seen-by-all-"
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -78,7 +80,9 @@ def _token(run_dir: Path) -> Iterator[str]:
     """
 
     def written() -> str:
-        name = f".seen-by-all-{uuid.uuid4().hex}"
+        for left in run_dir.glob(f"{_SEEN}*"):  # of a start that was killed in here
+            left.unlink(missing_ok=True)
+        name = f"{_SEEN}{uuid.uuid4().hex}"
         (run_dir / name).touch()
         return name
 

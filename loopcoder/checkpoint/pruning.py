@@ -64,13 +64,10 @@ def prune(
     try:
         found = [c for c in complete(folder) if newest is None or c.step <= newest]
         stays = kept(found, config, spared)
-        left = list(folder.glob(f"step_*{_GOING}"))  # of a run that was killed in here
+        pruned.notes |= finish_deleting(folder)
     except OSError as error:
         pruned.notes[folder] = str(error)
         return pruned
-    for path in left:
-        if (why := why_not(path) or _remove(path)) is not None:
-            pruned.notes[path] = why
     for checkpoint in found:
         if checkpoint.step in stays or checkpoint.step in in_use:
             continue
@@ -79,6 +76,15 @@ def prune(
         else:
             pruned.deleted.append(checkpoint)
     return pruned
+
+
+def finish_deleting(folder: Path) -> dict[Path, str]:
+    """Delete what a run that was killed had begun to delete; return what stays, and why."""
+    try:
+        left = {path: why_not(path) or _remove(path) for path in folder.glob(f"step_*{_GOING}")}
+    except OSError as error:
+        return {folder: str(error)}
+    return {path: why for path, why in left.items() if why is not None}
 
 
 def _delete(path: Path) -> str | None:

@@ -35,7 +35,7 @@ from loopcoder.data.ledger import LEDGER_FILE, Ledger
 from loopcoder.data.sampler import Position
 from loopcoder.errors import EXIT_RETRY, InputError, LoopcoderError, ProcessLost
 from loopcoder.optim.schedule import branching_step
-from loopcoder.parallel.peers import was_lost
+from loopcoder.parallel.peers import interruption_of, was_lost
 from loopcoder.storage.disk import free_bytes, is_disk_full
 from loopcoder.storage.files import write_json
 
@@ -58,6 +58,7 @@ def sharded_state(network: Any, optimizer: Any | None, *, is_loading: bool) -> d
 
 
 _OLDER = "older ones are intact"
+_LOST_WITHOUT = f"without checkpoints a run is lost when it ends; {_OLDER}"
 
 
 class IncompleteRun(LoopcoderError):
@@ -118,7 +119,7 @@ class Saver:
                 async_strategy="mcore",
             )
         except (Exception, CheckpointException) as error:
-            if was_lost(error):
+            if was_lost(error) or interruption_of(error):
                 raise  # who is said where the world is left
             raise self._failed(folder, error) from error
         if request is None:
@@ -150,7 +151,7 @@ class Saver:
             except LoopcoderError:
                 raise
             except (Exception, CheckpointException) as error:
-                if was_lost(error):
+                if was_lost(error) or interruption_of(error):
                     raise
                 raise self._failed(self._writing, error, writer) from error
 
@@ -230,27 +231,31 @@ class Saver:
         Args:
             writer: Process that wrote in the background.
         """
-        ended = self._ended(error, writer)
-        described = _not_saved(folder, error) if ended is None else _writer_lost(folder, ended)
+        here = self._ended(writer), folder.exists()
+        found: list[Any] = [here]
+        if isinstance(error, CheckpointException):  # else the other ranks do not know of it yet
+            found *= dist.get_world_size()
+            dist.all_gather_object(found, here)
+        described = _not_saved(folder, error)
+        if ended := "; ".join(one for one, _ in found if one is not None):
+            described = _writer_lost(folder, ended)
+        elif not all(is_there for _, is_there in found):  # megatron does not say so
+            described = _taken_away(folder, folder)
         # with a manifest it is a checkpoint, whatever failed after that
         if self.is_main and folder != self.run_dir and not (folder / layout.MANIFEST).exists():
             shutil.rmtree(folder, ignore_errors=True)
         return described
 
-    def _ended(self, error: BaseException, writer: Any) -> str | None:
-        """Say which process that writes has been ended, on any rank; None: none of them."""
-        mine, here = None, f"rank {dist.get_rank()} ({socket.gethostname()}"
-        if writer is not None and (writer.exitcode or 0) < 0:
-            how = signal.Signals(-writer.exitcode).name
-            mine = f"{how} ended the writer of {here}, process {writer.pid})"
+    def _ended(self, writer: Any) -> str | None:
+        """Say which process that writes for this rank has been ended; None: none of them."""
+        here = f"rank {dist.get_rank()} ({socket.gethostname()}"
         server = getattr(self._manager, "_process", None)
         if server is not None and not server.is_alive():
-            mine = f"the process that passes on what the writer of {here}, {server.pid}) says ended"
-        if not isinstance(error, CheckpointException):
-            return mine  # the other ranks do not know of it yet
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, mine)
-        return "; ".join(one for one in found if one is not None) or None
+            return f"the process that passes on what the writer of {here}, {server.pid}) says ended"
+        if writer is not None and (writer.exitcode or 0) < 0:
+            how = signal.Signals(-writer.exitcode).name
+            return f"{how} ended the writer of {here}, process {writer.pid})"
+        return None
 
 
 def _fresh(folder: Path) -> None:
@@ -274,20 +279,25 @@ def _writer_lost(folder: Path, ended: str) -> ProcessLost:
     )
 
 
+def _taken_away(folder: Path, missing: object) -> IncompleteRun:
+    return IncompleteRun.of(
+        f"could not save {folder}: {missing} is missing",
+        f"somebody removed or moved it while the run wrote there; {_LOST_WITHOUT}",
+        "start the same command again, which writes the files of a run anew",
+    )
+
+
 def _not_saved(folder: Path, error: BaseException) -> LoopcoderError:
     """Say what failed. megatron's writer swallows the reason, so the free space is looked at."""
-    why = f"without checkpoints a run is lost when it ends; {_OLDER}"
     full = is_disk_full(error) or free_bytes(folder) < FULL_BYTES
     if isinstance(error, FileNotFoundError) and not full:
-        return IncompleteRun.of(
-            f"could not save {folder}: {error.filename or error} is missing",
-            f"somebody removed or moved it while the run wrote there; {why}",
-            "start the same command again, which writes the files of a run anew",
-        )
+        return _taken_away(folder, error.filename or error)
     cause = "the disk is full" if full else f"{type(error).__name__}: {error}"
     fix = "free space there (or lower checkpoint.keep)" if full else f"see to {folder.parent}"
     return LoopcoderError.of(
-        f"could not save {folder}: {cause}", why, f"{fix}, then start the same command again"
+        f"could not save {folder}: {cause}",
+        _LOST_WITHOUT,
+        f"{fix}, then start the same command again",
     )
 
 

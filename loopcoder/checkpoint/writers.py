@@ -2,8 +2,8 @@
 
 megatron-core hands write results from a forked writer to the trainer through a queue in a third,
 spawned process, even when it writes in the trainer itself. After `kill -9` of the trainer both
-would stay: the queue's process for ever, with half a gigabyte and the run's output pipe; the writer
-until it has written into a folder that the restarted run may be writing as well.
+would stay: the queue's process for ever, with the run's output pipe; the writer until it has
+written into a folder that the restarted run may be writing as well.
 
 Nor may they end before it: a scheduler sends its SIGTERM or SIGUSR1 to every process of a job, and
 the save that is under way then is the one that counts.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import logging
 import multiprocessing
+import pickle
 import queue
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,8 +25,8 @@ from typing import Any
 from loopcoder.checkpoint.shards import shard_entries
 from loopcoder.storage.disk import free_bytes
 from loopcoder.storage.files import FileEntry
-from loopcoder.storage.process import exit_with_parent, use_short_socket_paths
-from loopcoder.storage.signals import ignore_requests, requests_held_back
+from loopcoder.storage.process import serve_parent, use_short_socket_paths
+from loopcoder.storage.signals import requests_held_back
 
 _WRITERS = "megatron.core.dist_checkpointing.strategies.filesystem_async"
 FULL_BYTES = 16 << 20
@@ -62,8 +63,7 @@ class BackgroundWriter:
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Do the work, in a process that was forked."""
-        ignore_requests()  # the trainer stops when this save is complete
-        exit_with_parent()
+        serve_parent()  # which stops when this save is complete
         self.write(*args, **kwargs)
         with suppress(OSError):  # the trainer reads them itself, and says what is wrong
             self._tell.send(shard_entries(self.folder, self.rank))
@@ -75,10 +75,18 @@ class BackgroundWriter:
         return found
 
 
-def _serve() -> None:
-    """Begin the life of the queue's process."""
-    ignore_requests()
-    exit_with_parent()
+class _Sealed:
+    """A queue of another process, which passes results on without importing torch to read them:
+    that took half a gigabyte, and the first save seconds."""
+
+    def __init__(self, passed_on: Any):
+        self._passed_on = passed_on
+
+    def put(self, result: Any) -> None:
+        self._passed_on.put(pickle.dumps(result))
+
+    def get_nowait(self) -> Any:
+        return pickle.loads(self._passed_on.get_nowait())  # our own writer's
 
 
 def use_result_queue(background: bool) -> SyncManager | None:
@@ -91,6 +99,6 @@ def use_result_queue(background: bool) -> SyncManager | None:
     use_short_socket_paths()
     manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
     with requests_held_back():
-        manager.start(_serve)
-    writers._results_queue = manager.Queue()
+        manager.start(serve_parent)
+    writers._results_queue = _Sealed(manager.Queue())
     return manager

@@ -28,6 +28,7 @@ from loopcoder.backends import Backends, detect, refuse_missing
 from loopcoder.checkpoint.copies.early import bring_back
 from loopcoder.checkpoint.copies.lacking import copy_rest
 from loopcoder.checkpoint.pinned import pinned_corpus
+from loopcoder.checkpoint.pruning import finish_deleting
 from loopcoder.checkpoint.rebuilt import refuse_other_tokens
 from loopcoder.checkpoint.rewind import with_rewinds
 from loopcoder.checkpoint.start import (
@@ -198,6 +199,7 @@ def _train(arguments: Arguments) -> int:
                 say(unused)
             if rank() == 0:
                 copy_rest(config.checkpoint, run_dir, say)
+                finish_deleting(run_dir / "checkpoints")
                 print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
             return EXIT_DONE
         check_services(config)

@@ -231,5 +231,13 @@ def was_lost(error: BaseException) -> bool:
     )
 
 
+def interruption_of(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the request to stop behind the error of a checkpoint: torch takes it for a fault of
+    the rank that was asked, and tells all ranks; None: there is none."""
+    failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+    found = (failure for failure, _ in failures)
+    return next((one for one in found if isinstance(one, KeyboardInterrupt)), None)
+
+
 def _key(rank: int) -> str:
     return f"loopcoder/peer/{rank}"

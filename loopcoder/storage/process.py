@@ -11,6 +11,8 @@ import threading
 from multiprocessing import util
 from multiprocessing.connection import wait
 
+from loopcoder.storage.signals import ignore_requests
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 """The address of a socket has 107 bytes for its path (unix(7))."""
@@ -33,6 +35,16 @@ def exit_with_parent(number: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), number)
 
     threading.Thread(target=watch, name="loopcoder-parent", daemon=True).start()
+
+
+def serve_parent() -> None:
+    """Begin the life of a process that works for its parent alone: it ends when that does, and not
+    when the two are asked to stop.
+
+    This module imports nothing large, so that one that is spawned into this stays small.
+    """
+    ignore_requests()
+    exit_with_parent()
 
 
 def use_short_socket_paths() -> None:

@@ -14,6 +14,7 @@ from loopcoder.backends import Backends
 from loopcoder.checkpoint.agreed import Decision, agree, of_rank_0
 from loopcoder.checkpoint.copies.fetching import fetch_together
 from loopcoder.checkpoint.copies.lacking import copy_rest
+from loopcoder.checkpoint.pruning import finish_deleting
 from loopcoder.checkpoint.rewind import forget_rewinds, with_rewinds
 from loopcoder.checkpoint.start import (
     check_fits,
@@ -30,7 +31,7 @@ from loopcoder.errors import EXIT_DONE, EXIT_RETRY, LoopcoderError, ProcessLost
 from loopcoder.metrics.summary import print_finished
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.parallel import mcore
-from loopcoder.parallel.peers import was_lost
+from loopcoder.parallel.peers import interruption_of, was_lost
 from loopcoder.storage.run_lock import only_run_in
 from loopcoder.train.deterministic import use_deterministic_algorithms
 from loopcoder.train.loop import Run
@@ -78,6 +79,9 @@ def train(
             watch.leaves(in_one_line(error), error.exit_code)
             raise
         except (Exception, CheckpointException) as error:  # of megatron-core, numpy or the system
+            if (asked := interruption_of(error)) is not None:
+                watch.leaves(in_one_line(asked), EXIT_RETRY)
+                raise asked from error
             if taken_away := lost(corpus):
                 watch.leaves(in_one_line(taken_away), taken_away.exit_code)
                 raise taken_away from error
@@ -108,6 +112,7 @@ def _train_together(
     if (done := decision.done) is not None:
         of_rank_0(partial(copy_rest, config.checkpoint, run_dir, _say_on_rank_0))
         if is_main:
+            finish_deleting(run_dir / "checkpoints")
             print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
         return EXIT_DONE
     # what the command line has printed, which did not know the reader yet

@@ -81,6 +81,7 @@ def test_all_see_what_rank_0_decides_or_say_what_not(tmp_path: Path) -> None:
     for name in ("of_0", "of_1", "shared"):
         (tmp_path / name).mkdir()
     save(tmp_path / "shared", "trained")
+    (tmp_path / "shared" / ".seen-by-all-0").touch()  # of a start that was killed
     # damaged where all see it: that is for `verified`, which takes the one before
     (tmp_path / "shared" / STEP / "state.json").write_text("")
     save(tmp_path / "of_0", "trained")  # rank 1 has this one, too, of an earlier attempt
