@@ -153,12 +153,19 @@ class Cluster:
         """End all daemons and what they started."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get("SLURM_CONF") == str(self.conf):
+                if process.environ().get("SLURM_CONF") == str(self.conf) or self._keeps(process):
                     process.kill()
         for daemon in reversed(self._daemons.values()):
             with suppress(psutil.NoSuchProcess):
                 daemon.send_signal(signal.SIGKILL)
             daemon.wait()
+
+    def _keeps(self, process: psutil.Process) -> bool:
+        """Say whether a process keeps a step of this Slurm: those have no environment."""
+        return process.name() == "slurmstepd" and any(
+            str(socket.laddr).startswith(str(self.folder))
+            for socket in process.net_connections("unix")
+        )
 
     def _run(self, program: str, *arguments: str, name: str | None = None) -> None:
         log = (self.folder / "log" / f"{name or program}.out").open("w")
