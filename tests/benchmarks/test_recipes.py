@@ -97,6 +97,7 @@ def test_records_come_in_the_order_of_the_study_and_the_last_of_a_run_counts(tmp
     assert [r["val"]["val/loss"] for r in found] == [5.0, 3.0]
 
 
+@pytest.mark.dist_full
 def test_every_study_composes():
     from recipe_studies import STUDIES
 

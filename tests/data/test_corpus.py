@@ -201,6 +201,7 @@ def test_by_size_no_file_but_the_manifest_is_opened(
     assert len(opened) > 5
 
 
+@pytest.mark.data_full
 def test_a_corpus_of_many_files_opens_by_size_at_once(corpus: Corpus) -> None:
     """30,000 files of 1 TB each, as 18T tokens would have them, were they not sparse."""
     size, number = 1 << 40, 10_000

@@ -20,7 +20,7 @@ from loopcoder.storage import remote
 from tests.configs import data_config
 from tests.data.stores import Server, needs_server, server, set_environment, written
 
-pytestmark = needs_server
+pytestmark = [needs_server, pytest.mark.data_full]
 
 
 @pytest.fixture(scope="module")

@@ -248,7 +248,8 @@ def hashes(corpus: Corpus) -> dict[str, str]:
     return {name: entry["xxh3_128"] for name, entry in corpus.manifest["files"].items()}
 
 
-@pytest.mark.parametrize("workers", [(1, 3), pytest.param((1, 2, 5), marks=pytest.mark.data_full)])
+@pytest.mark.data_full
+@pytest.mark.parametrize("workers", [(1, 3), (1, 2, 5)])
 def test_any_number_of_workers_gives_the_same_bytes(
     tmp_path: Path, seed: int, workers: tuple[int, ...]
 ) -> None:

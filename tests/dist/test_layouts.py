@@ -13,22 +13,24 @@ RATES = dict(
 )
 CASES = [
     Case("dp2"),
-    Case("dp2 r1", dict(num_loops=1)),
-    Case("dp2 r3 rows", dict(num_loops=3), isolate=False),
     Case("dp2 overlaps r3", dict(num_loops=3), OVERLAPS),
-    Case("dp2 overlaps r1", dict(num_loops=1), OVERLAPS),
     Case("dp2 plain optimizer", parallel=dict(distributed_optimizer=False)),
-    Case("tp2", parallel=dict(tp=2)),
-    Case("tp2 r1", dict(num_loops=1), dict(tp=2)),
     Case("tp2 r3 rows", dict(num_loops=3), dict(tp=2), isolate=False),
     Case("tp2 query gate", dict(gate="query"), dict(tp=2)),
-    Case("tp2 own kv", dict(kv_sharing="own"), dict(tp=2)),
     Case("dp2 rates", dict(residual_scale=0.5), optim=RATES),
+    Case("tp2 sp", dict(num_loops=3), dict(tp=2, sp=True)),
+    Case("tp2 sp recompute rows", dict(), dict(tp=2, sp=True, recompute="full"), isolate=False),
+]
+MORE = [
+    Case("dp2 r1", dict(num_loops=1)),
+    Case("dp2 r3 rows", dict(num_loops=3), isolate=False),
+    Case("dp2 overlaps r1", dict(num_loops=1), OVERLAPS),
+    Case("tp2", parallel=dict(tp=2)),
+    Case("tp2 r1", dict(num_loops=1), dict(tp=2)),
+    Case("tp2 own kv", dict(kv_sharing="own"), dict(tp=2)),
     Case("tp2 sp rates", dict(residual_scale=0.5), dict(tp=2, sp=True), optim=RATES),
     Case("tp2 recompute", dict(num_loops=3), dict(tp=2, recompute="full")),
-    Case("tp2 sp", dict(num_loops=3), dict(tp=2, sp=True)),
     Case("tp2 sp query gate", dict(gate="query"), dict(tp=2, sp=True)),
-    Case("tp2 sp recompute rows", dict(), dict(tp=2, sp=True, recompute="full"), isolate=False),
 ]
 
 
@@ -47,6 +49,11 @@ def fp32(ranks: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def more(ranks: Any) -> dict[str, Any]:
+    return compare(2, MORE)
+
+
+@pytest.fixture(scope="module")
 def bf16(ranks: Any) -> dict[str, Any]:
     return compare_bf16(2, BF16)
 
@@ -55,6 +62,12 @@ def bf16(ranks: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", [c.name for c in CASES])
 def test_two_processes_equal_one(fp32: dict[str, Any], name: str) -> None:
     check(fp32[name])
+
+
+@pytest.mark.dist_full
+@pytest.mark.parametrize("name", [c.name for c in MORE])
+def test_two_processes_equal_one_in_more_cases(more: dict[str, Any], name: str) -> None:
+    check(more[name])
 
 
 @pytest.mark.dist_full

@@ -30,6 +30,7 @@ def setup(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.compile
 def test_without_nvcc_it_says_that_nothing_was_built(tmp_path: Path) -> None:
     done = setup(tmp_path)
     assert done.returncode == 0
@@ -94,6 +95,7 @@ def test_a_build_of_older_sources_is_refused(
     assert backends.kernels_fault() is not None  # built before sources were recorded
 
 
+@pytest.mark.compile
 def test_a_toolkit_of_conda_is_enough_and_half_a_toolkit_is_named(tmp_path: Path) -> None:
     """conda has libcudart under targets/; where it is nowhere, that was an IndexError."""
     (tmp_path / "bin").mkdir()

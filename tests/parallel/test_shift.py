@@ -41,6 +41,7 @@ def run(rank: int, seed: int, size: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.dist
+@pytest.mark.dist_full
 def test_three_ranks_shift_like_one_process(seed: int) -> None:
     found = in_processes(3, run, seed, 3)
     parts, weights = draw(seed, 3)

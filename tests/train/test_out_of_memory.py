@@ -87,11 +87,11 @@ def test_what_is_trained_is_saved_before_memory_is_complained_of(world_size: int
 
     done: list[str] = []
 
-    def evaluator(*_: Any) -> None:
+    def evaluation(*_: Any) -> None:
         raise OutOfMemory.of("fact", "why", "fix")
 
     run: Any = SimpleNamespace(
-        evaluator=evaluator,
+        evaluation=evaluation,
         state=None,
         ranks=SimpleNamespace(world_size=world_size, device=torch.device("cpu")),
         stop=SimpleNamespace(requested=lambda *_, **__: False),

@@ -89,6 +89,7 @@ def _answers(rank: int, asked: int) -> list[bool]:
 
 
 @pytest.mark.dist
+@pytest.mark.chaos
 def test_all_ranks_agree():
     """Only one is asked; if it alone left the loop, the other would wait in a collective for
     ever."""

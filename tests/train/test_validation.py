@@ -388,6 +388,7 @@ def test_a_run_without_validation_counts_nothing(
     assert counted == [corpus]
 
 
+@pytest.mark.dist_full
 def test_a_run_records_what_its_validation_means(
     start: Start, environment: dict[str, str], tmp_path: Path
 ) -> None:

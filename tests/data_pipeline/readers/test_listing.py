@@ -314,7 +314,9 @@ def test_a_link_that_may_not_be_read_is_unreadable(
 
 
 @pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="needs the /proc of Linux")
-@pytest.mark.parametrize("path", ["/proc/self", "/proc/self/pagemap"])
+@pytest.mark.parametrize(
+    "path", [pytest.param("/proc/self", marks=pytest.mark.data_full), "/proc/self/pagemap"]
+)
 def test_what_a_system_says_of_itself_is_no_traceback(path: str) -> None:
     with contextlib.suppress(InputError):
         read(path, unreadable="skip")

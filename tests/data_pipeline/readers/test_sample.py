@@ -34,6 +34,7 @@ def make(tmp_path: Path) -> DataConfig:
     )
 
 
+@pytest.mark.data_full
 def test_sample_is_mixed_and_repeatable(tmp_path: Path) -> None:
     first = prepare(make(tmp_path / "a"))
     second = prepare(make(tmp_path / "b"))
@@ -88,6 +89,7 @@ def test_packages_elsewhere_are_found(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "site/q/m.py" not in keys
 
 
+@pytest.mark.data_full
 def test_only_needs_numpy_tokenizers_xxhash(tmp_path: Path) -> None:
     script = f"""
 import sys

@@ -117,6 +117,7 @@ echo "Submitted batch job 7"
 """
 
 
+@pytest.mark.data_full
 def test_slurm_jobs_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With stand-ins for sbatch, srun and squeue; the job script is datatrove's own."""
     tools = tmp_path / "bin"
