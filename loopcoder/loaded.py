@@ -112,6 +112,7 @@ def for_this_machine(
             model=model,
             parallel=ParallelConfig(),
             precision=replace(config.precision, name=precision),
+            train=replace(config.train, deterministic=False),  # of this process, not of a model
         ),
         backends,
     )

@@ -48,7 +48,7 @@ def check_precision(config: Config, backends: Backends) -> Iterator[Problem]:
         yield Problem(
             f"faults.replay_interval={replays} with train.deterministic=false",
             "kernels that sum in another order each time give other bits without any fault",
-            "train.deterministic=true, or faults.replay_interval=null",
+            "faults.replay_interval=null, or train.deterministic=true, which is another run",
         )
     yield from _kernels(config, backends)
     yield from _bf16_layers(config)

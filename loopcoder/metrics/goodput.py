@@ -183,13 +183,14 @@ class TimeRecord:
         """Return where the run's time went up to now; the steps that this process trained count."""
         return self._before.plus(self._spent())
 
-    def fields(self, step: int) -> dict[str, float]:
-        """Return the field of a record of metrics, after a step; write a line now and then."""
-        if self._file is None:
-            return {}
-        if sum(self._spent().values()) - self._marked_at >= _EVERY_S:
+    def tick(self, step: int) -> None:
+        """Write a line now and then; call it after every step."""
+        if self._file and sum(self._spent().values()) - self._marked_at >= _EVERY_S:
             self.mark(step)
-        return {"goodput": self.account().goodput}
+
+    def fields(self) -> dict[str, float]:
+        """Return the field of a record of metrics."""
+        return {} if self._file is None else {"goodput": self.account().goodput}
 
     def mark(self, step: int, *, sync: bool = False) -> None:
         """Write a line after a step; with `sync` it survives a power cut."""

@@ -80,7 +80,7 @@ def disk_full_is_an_error(path: Path) -> AbstractContextManager[None]:
         path.parent,
         lambda fact: LoopcoderError.of(
             f"{path} could not be written: {fact}",
-            "metrics.jsonl must hold every step of the curve",
+            "what a run has recorded must be whole",
             "free space there (checkpoint.keep=N keeps fewer checkpoints), then start the same "
             "command again: it resumes from the newest checkpoint",
         ),

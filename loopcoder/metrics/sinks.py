@@ -138,6 +138,9 @@ class WandbSink:
                 x_save_requirements=False,
             ),
         )
+        self._resume_step = resume_step
+        self._made_up: dict[str, Any] = {}
+        """What is shown with the next record."""
         run_id = _wandb_id(run_dir, fresh=resume_step is None)
         if resume_step is None or not _goes_back(run_dir, resume_step):
             self._run = start(name=name, id=run_id, resume="allow")
@@ -154,12 +157,20 @@ class WandbSink:
 
     def log(self, record: Record) -> None:
         fields = {k: v for k, v in record.items() if k != "time"}
-        self._run.log(fields, step=record["step"], commit=True)
+        if record["step"] == self._resume_step:
+            # an evaluation that is made up: wandb has the record of its step, and takes no second
+            self._made_up = {k: v for k, v in fields.items() if k != "step"}
+            return
+        self._run.log(self._made_up | fields, step=record["step"], commit=True)
+        self._made_up = {}
 
     def event(self, kind: str, **fields: Any) -> None:
         """Events are in events.jsonl only."""
 
     def close(self) -> None:
+        if self._made_up and self._resume_step is not None:
+            self._run.log(self._made_up, step=self._resume_step + 1, commit=True)
+            self._made_up = {}
         self._run.finish()
 
 

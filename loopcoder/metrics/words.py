@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-Record = Mapping[str, Any]
+from loopcoder.metrics.lines import Record
 
 VAL_DOMAIN = re.compile(r"val/loss/(?!(?:loop|len)\d+$)([^/]+)")
 """The name of a domain's validation loss."""

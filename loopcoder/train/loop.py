@@ -169,9 +169,7 @@ class Run:
                 self.accounts.add(data.label_tokens)
                 if due.compares_after(config, step):
                     compare_replicas(self.state, step, self.event)
-                with self.watch.within(COMPLETION):
-                    self.saver.poll()
-                self.copies.poll()
+                self._poll()
                 if self.verification.found_fault:
                     self.stop.name = "a damaged shard"
                 if loader.error is not None:  # what is trained is saved before it is raised
@@ -201,6 +199,13 @@ class Run:
         finally:
             loader.close()
             self.verification.close(self.event)
+
+    def _poll(self) -> None:
+        """Complete and record what has gone on beside the step."""
+        self.times.tick(self.position.step)
+        with self.watch.within(COMPLETION):
+            self.saver.poll()
+        self.copies.poll()
 
     def _may_leave(self) -> bool:
         """Say whether to stop without the data that is waited for: other ranks may have theirs, and
@@ -284,7 +289,7 @@ class Run:
                     "step": data.after.step,
                     "tokens": data.after.tokens,
                     **timing,
-                    **self.times.fields(data.after.step),
+                    **self.times.fields(),
                     **fields,
                     "samples": data.after.samples,
                     "stage": data.before.stage,

@@ -186,7 +186,7 @@ class Watch:
     def _leave_if_stuck(self, name: str, at: float) -> None:
         phase, since = self._phase, self._since
         grace_s = _GRACE_S.get(phase, max(_OTHER_GRACE_S, 2 * self._longest_s))
-        if phase != SAVE and time.monotonic() - max(at, since) > grace_s:
+        if phase not in (SAVE, COMPLETION) and time.monotonic() - max(at, since) > grace_s:
             self._leave(
                 f"{name} in {phase} of step {self._step}, which did not end within {grace_s:.0f} s"
                 "; the same command continues from the newest checkpoint"

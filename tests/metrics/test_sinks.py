@@ -171,6 +171,25 @@ def test_wandb_takes_back_steps_that_are_done_again(tmp_path: Path) -> None:
     assert [(step, row["loss"]) for step, row in history] == sorted(wanted.items())
 
 
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_wandb_shows_an_evaluation_that_is_made_up(tmp_path: Path, goes_on: bool) -> None:
+    """It is of a step that was logged before the run was stopped, which wandb takes no second
+    time."""
+    wandb_session(tmp_path, None, [1, 2])
+    sink = WandbSink(mode="offline", project="test", run_dir=tmp_path, config={}, resume_step=2)
+    sink.log({"step": 2, "val/loss": 5.0})
+    if goes_on:
+        sink.log({"step": 3, "loss": 4.0})
+    sink.close()
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    wait_until_written(folder)
+    (history,) = uploaded([*wandb_folders(tmp_path), folder]).values()
+    assert [step for step, _ in history] == [1, 2, 3]
+    assert history[-1][1]["val/loss"] == 5.0
+    assert history[-1][1].get("loss") == (4.0 if goes_on else None)
+
+
 def test_a_wandb_that_takes_nothing_back_gets_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
