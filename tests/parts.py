@@ -19,6 +19,13 @@ def one_of[T](cases: Sequence[T]) -> Sequence[T]:
     return cases if n == 1 else [cases[(k - 1) % len(cases)]]
 
 
+def half_of[T](cases: Sequence[T]) -> Sequence[T]:
+    """Return every second case for LOOPCODER_TEST_PART=k/n, from the first or the second on for two
+    k in turn, so that each case meets all that `one_of` returns; without it, all."""
+    k, n = _part()
+    return cases if n == 1 else cases[(k - 1) // 2 % 2 :: 2]
+
+
 def _part() -> tuple[int, int]:
     number, _, parts = os.environ.get("LOOPCODER_TEST_PART", "1/1").partition("/")
     k, n = int(number), int(parts)
