@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -150,9 +150,42 @@ def test_a_download_that_is_killed_is_no_checkpoint_and_goes_on(
     assert here == files_of(original / STEP_3)
 
 
+@pytest.mark.parametrize("verify", ["hash", "none"])
+@pytest.mark.parametrize("early", [True, False])
+def test_what_came_in_part_does_not_count_when_the_store_is_away(
+    run_dir: Path,
+    url: str,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
+    verify: Literal["hash", "none"],
+    early: bool,
+) -> None:
+    write(run_dir, 2, seed)
+    (run_dir / "run.json").write_text('{"id": "1", "name": "run"}')
+    asked = CheckpointConfig(store=url, verify=verify)
+    assert bring_back(asked, run_dir, print, decides=True)  # and the start ends here
+    shard = run_dir / (STEP_3 + ".part") / SHARD
+    shard.write_bytes(b"half of it")
+
+    def found(*_: Any) -> None:
+        raise Unreachable.of("the server is gone", "", "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "found", found)
+        if early:
+            assert not bring_back(asked, run_dir, print, decides=True)
+        else:
+            fetch_together(asked, run_dir, print)
+        own = own_checkpoint(run_dir, asked)
+        assert own is not None and (own.step, own.path.suffix) == (2, "")
+    assert shard.exists()  # what has come need not come again
+    assert comes_back(run_dir, url)[0] == [2, 3]
+
+
 def test_what_is_asked_for_is_honoured(run_dir: Path, url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"resume=never, but .*step_00000003 is a copy"):
         comes_back(run_dir, url, resume="never")
+    assert files_of(run_dir) == {}  # nothing of the other run's came
     assert comes_back(run_dir, url, resume="require")[0] == [3]
     empty = f"file://{tmp_path}/empty"
     assert comes_back(tmp_path / "new", empty, resume="never")[0] == []
