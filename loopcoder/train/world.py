@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # a BaseExcept
 
 from loopcoder.backends import Backends
 from loopcoder.checkpoint.agreed import Decision, agree, of_rank_0
-from loopcoder.checkpoint.copies.fetching import fetch_together
+from loopcoder.checkpoint.copies.fetching import fetch_together, forget_later
 from loopcoder.checkpoint.copies.lacking import copy_rest
 from loopcoder.checkpoint.pruning import finish_deleting
 from loopcoder.checkpoint.rewind import forget_rewinds, with_rewinds
@@ -120,14 +120,17 @@ def _train_together(
     said = notes_of_schedules(unread, decision.start) if is_main else []
     data = replace(config.data, reader=decision.reader, skip=list(decision.skip))  # type: ignore[arg-type]
     config = replace(config, data=data)
-    whole, aside = verified(decision.start, config)
+    later = list[str]()  # on rank 0, which says it
+    whole, aside = verified(
+        decision.start, config, lambda: later.extend(forget_later(config.checkpoint, run_dir))
+    )
     notes = list(decision.notes)
     if whole is not None and whole != decision.start:
         notes = check_fits(whole, config, vocab_size, corpus) + notes_of_schedules(config, whole)
     if is_main and (whole is None or not whole.resumes):
         forget_rewinds(run_dir)
     run = Run(config, corpus, backends, run_dir, vocab_size, whole, stop, launch, watch)
-    run.go([*fetched, *said], notes, aside)
+    run.go([*fetched, *said], [*fetched, *later, *notes], aside)
     return EXIT_DONE
 
 

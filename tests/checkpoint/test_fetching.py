@@ -16,7 +16,7 @@ import pytest
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import own_checkpoint
 from loopcoder.checkpoint.copies.early import bring_back
-from loopcoder.checkpoint.copies.fetching import fetch_together
+from loopcoder.checkpoint.copies.fetching import fetch_together, forget_later
 from loopcoder.checkpoint.copies.stored import copies, copy_of, open_store
 from loopcoder.checkpoint.rewind import REWINDS, Rewind
 from loopcoder.config.schema import CheckpointConfig
@@ -198,6 +198,9 @@ def test_an_older_step_comes_from_the_store_and_later_ones_do_not_come_back(
 ) -> None:
     comes_back(run_dir, url)
     assert comes_back(run_dir, url, step=2)[0] == [2, 3]
+    assert all(c.manifest() for c in copies(open_store(url)))  # the start may yet be refused
+    (said,) = forget_later(CheckpointConfig(store=url, step=2), run_dir)
+    assert "step_00000003 is set aside there (later)" in said
     assert [c.manifest() is None for c in copies(open_store(url))] == [False, False, True]
     shutil.rmtree(run_dir)
     assert comes_back(run_dir, url)[0] == [2]
