@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -81,6 +82,24 @@ def test_a_lost_folder_comes_back_with_its_newest_checkpoint(
         n: c for n, c in files_of(original).items() if "_00000003" in n or "/" not in n
     }
     assert comes_back(run_dir, url) == ([3], "")  # nothing is newer
+
+
+def test_what_came_survives_a_power_cut(
+    run_dir: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are on the disk before they have their names, and the folder before it has its own."""
+    theirs, synced = os.fsync, list[str]()
+
+    def fsync(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        theirs(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    comes_back(run_dir, url)
+    part = str(run_dir / STEP_3) + ".part"
+    assert any(name.startswith(f"{run_dir}/.metrics.jsonl.") for name in synced)
+    last = max(n for n, name in enumerate(synced) if name.startswith(f"{part}/"))
+    assert synced[last + 1 :][:1] == [part] and str(run_dir) in synced
 
 
 def test_each_of_several_processes_fetches_what_its_start_needs(run_dir: Path, url: str) -> None:

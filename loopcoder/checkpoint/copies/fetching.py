@@ -126,6 +126,7 @@ def _finish(part: Path) -> None:
     folder = part.with_suffix("")
     if folder.exists():  # a save that was killed left it
         shutil.rmtree(folder)
+    sync_folder(part)  # of which each rank has written its share
     part.rename(folder)
     sync_folder(folder.parent)
 
