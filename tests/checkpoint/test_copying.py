@@ -156,6 +156,19 @@ def test_without_a_store_nothing_happens(tmp_path: Path, seed: int) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_milestone_that_has_no_copy_is_told_at_the_end(
+    tmp_path: Path, url: str, opened: threading.Event, seed: int
+) -> None:
+    run = Run(tmp_path / "run", url, keep_every=2)
+    run.save(2, seed)
+    (layout.step_folder(run.run_dir, 2) / "__2_0.distcp").unlink()
+    run.save(3, seed)
+    opened.set()
+    with pytest.raises(NotCopied, match="step 2 could not be copied"):
+        run.end()
+    assert whole(run.run_dir, url) == [3]
+
+
 def test_a_checkpoint_that_is_gone_is_said_and_others_are_copied(
     tmp_path: Path, url: str, opened: threading.Event, seed: int
 ) -> None:

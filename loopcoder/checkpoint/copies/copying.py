@@ -143,8 +143,9 @@ class Copies:
                 said = time.monotonic()
                 _say(f"the run is done; it sends {self._sender.doing}")
             self._sender.wait(_TICK_S)
-        if self._newest in self._failed:
-            raise not_copied([self._newest], str(self._asked.store), self._failed[self._newest])
+        failed = [s for s in sorted(self._failed) if s == self._newest or stays(s, self._asked)]
+        if failed:
+            raise not_copied(failed, str(self._asked.store), self._failed[failed[-1]])
 
     def close(self) -> None:
         """Send nothing more."""
