@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loopcoder.backends import Backends, detect
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.copies.places import find_at, is_stored
+from loopcoder.checkpoint.copies.places import find_at
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.load import load as load_weights
 from loopcoder.config.compose import compose, load_config
@@ -27,6 +27,7 @@ from loopcoder.errors import InputError, counted
 from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE, read_metrics
 from loopcoder.model.documents import Documents
 from loopcoder.parallel import mcore
+from loopcoder.storage.remote import is_stored
 
 if TYPE_CHECKING:
     from loopcoder.train.state import TrainState

@@ -52,7 +52,6 @@ def prune(
 
     Args:
         newest: Step of the one that was just saved; None: the newest. Later ones, which a run that
-        newest: Step of the one that was just saved; None: the newest. Later ones, which a run that
             went back could not set aside, neither count nor go.
         in_use: Steps that are being copied to a store, and go when the next one is saved.
 

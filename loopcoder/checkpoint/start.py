@@ -31,7 +31,7 @@ from loopcoder.data.places import TOKENIZER
 from loopcoder.data.sampler import Position, enter_stage, orders_anew, unreached
 from loopcoder.errors import InputError, Problem, counted
 from loopcoder.model.vocabulary import padded_vocabulary
-from loopcoder.optim.schedule import rate_scales, unreached_rate, warmup_steps
+from loopcoder.optim.schedule import branching_step, rate_scales, unreached_rate, warmup_steps
 from loopcoder.storage.remote import is_url
 
 _WEIGHTS = (*SHAPE, "gate", "kv_sharing")
@@ -80,6 +80,8 @@ class Reached:
     """Of its newest checkpoint."""
     max_steps: int
     """What it was to have when that was saved."""
+    spared: int | None = None
+    """Step where it began to decay, whose checkpoint stays."""
 
 
 def finished_at(config: Config, run_dir: Path) -> Reached | None:
@@ -93,7 +95,10 @@ def finished_at(config: Config, run_dir: Path) -> Reached | None:
         return None
     if stage_put_off(run_dir, own.step) is not None:
         return None
-    return Reached(own.step, own.config().train.max_steps)
+    before = own.config()
+    planned = before.train.max_steps
+    spared = branching_step(before.optim, planned, own.state().warmup_steps)
+    return Reached(own.step, planned, spared)
 
 
 def with_kept_reader(config: Config, start: Start | None, sibling: Path | None = None) -> Config:

@@ -34,11 +34,16 @@ def faults_together(checkpoint: Checkpoint, level: Literal["hash", "size", "none
     return of_rank_0(lambda: with_tensors(checkpoint, facts))
 
 
-def verified(start: Start | None, config: Config) -> tuple[Start | None, list[SetAside]]:
+def verified(
+    start: Start | None, config: Config, accepted: Callable[[], None] = lambda: None
+) -> tuple[Start | None, list[SetAside]]:
     """Return what a run starts from after comparing it, and what was set aside.
 
     Of its own checkpoints that is the newest that is whole. All ranks must call it; what rank 0
     sees on its disk counts.
+
+    Args:
+        accepted: Called on rank 0 before checkpoints of the run are set aside.
 
     Raises:
         InputError: that of another run is damaged, the chosen one, or all.
@@ -57,7 +62,12 @@ def verified(start: Start | None, config: Config) -> tuple[Start | None, list[Se
     chosen = start
     if not chosen.resumes:
         return chosen, []
-    return chosen, of_rank_0(lambda: set_aside(chosen.checkpoint, config.checkpoint, damaged))
+
+    def leave_others() -> list[SetAside]:
+        accepted()
+        return set_aside(chosen.checkpoint, config.checkpoint, damaged)
+
+    return chosen, of_rank_0(leave_others)
 
 
 def _older(

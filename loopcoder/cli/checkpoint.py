@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.copies.places import is_stored
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.pruning import kept as stays
 from loopcoder.checkpoint.pruning import why_not
@@ -21,6 +20,7 @@ from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, counted
 from loopcoder.optim.schedule import branching_step
 from loopcoder.storage.files import in_words, size_of
+from loopcoder.storage.remote import is_stored
 
 HELP = """\
 List the checkpoints of a run, or compare every byte of them with what was written.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopcoder.backends import refuse_missing
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.copies.places import all_at, find_at, is_stored
+from loopcoder.checkpoint.copies.places import all_at, find_at
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.pinned import gone, where_is
 from loopcoder.cli.arguments import parse_arguments, say_aside
@@ -29,6 +29,7 @@ from loopcoder.data.own_sets import check_own_folders, own_folders
 from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import EXIT_DONE, InputError, counted
 from loopcoder.metrics.words import OWN_SET
+from loopcoder.storage.remote import is_stored
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ from loopcoder.checkpoint.pruning import finish_deleting
 from loopcoder.checkpoint.rebuilt import refuse_other_tokens
 from loopcoder.checkpoint.rewind import with_rewinds
 from loopcoder.checkpoint.start import (
+    Reached,
     check_start,
     early_notes,
     find_start,
@@ -49,6 +50,7 @@ from loopcoder.data.corpus import Corpus, Verify, load_corpus, opening, with_rea
 from loopcoder.data.own_sets import open_own_sets
 from loopcoder.errors import EXIT_DONE, EXIT_NO_RETRY, EXIT_RETRY, counted
 from loopcoder.metrics.summary import print_finished
+from loopcoder.metrics.writer import append_event
 from loopcoder.plan.fit import check_run, needs
 from loopcoder.storage.folders import folder_for
 from loopcoder.storage.run_lock import refuse_second
@@ -198,9 +200,7 @@ def _train(arguments: Arguments) -> int:
             if unused := unused_origin(config, run_dir):
                 say(unused)
             if rank() == 0:
-                copy_rest(config.checkpoint, run_dir, say)
-                finish_deleting(run_dir / "checkpoints")
-                print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
+                _conclude(config, run_dir, done)
             return EXIT_DONE
         check_services(config)
         if rank() == 0:
@@ -218,6 +218,15 @@ def _train(arguments: Arguments) -> int:
                 if note is not None:
                     say(note)
         return _start(config, backends, run_dir, size, launched=launched)
+
+
+def _conclude(config: Config, run_dir: Path, done: Reached) -> None:
+    """Complete what a run with nothing left to train was killed over, and say how good it was."""
+    report = partial(append_event, run_dir)
+    for _ in copy_rest(config.checkpoint, run_dir, say, report, done.spared):
+        pass
+    finish_deleting(run_dir / "checkpoints")
+    print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
 
 
 def _bring_back(config: Config, run_dir: Path, made: ExitStack, *, decides: bool) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from loopcoder.config.schema import Config
 from loopcoder.errors import Problem
+from loopcoder.storage.remote import is_stored
 
 
 def check_store(config: Config) -> Iterator[Problem]:
@@ -20,18 +22,39 @@ def check_store(config: Config) -> Iterator[Problem]:
                 "checkpoint.store=URL, or checkpoint.store_keep=null",
             )
         return
-    if "://" not in asked.store:
+    if not is_stored(asked.store):
         path = Path(asked.store).expanduser().absolute()
         yield Problem(
             f"checkpoint.store={asked.store}",
             "copies go to a URL, in whose place a folder could be one by mistake",
             f"checkpoint.store=s3://BUCKET/RUN, or checkpoint.store=file://{path} for a folder",
         )
-    elif asked.store.startswith("file://") and config.run_dir is not None:
-        folder = Path(asked.store.removeprefix("file://")).resolve()
-        if folder.is_relative_to(Path(config.run_dir).expanduser().resolve()):
+        return
+    protocol, _, place = asked.store.partition("://")
+    user, secret = ("key", "secret") if protocol == "s3" else ("username", "password")
+    if (password := _password(asked.store)) is not None:
+        yield Problem(
+            f"checkpoint.store={asked.store.replace(password, '***')} has a password",
+            "a run records its config, prints it and copies it to the store",
+            f'a file ~/.config/fsspec/{protocol}.json with {{"{protocol}": {{"{user}": ..., '
+            f'"{secret}": ...}}}}, or export FSSPEC_{protocol.upper()}_{secret.upper()}=..., and '
+            "the URL without it",
+        )
+    if protocol in ("file", "local") and config.run_dir is not None:
+        store, run_dir = Path(place).resolve(), Path(config.run_dir).expanduser().resolve()
+        if store.is_relative_to(run_dir) or run_dir.is_relative_to(store):
+            inner, outer = f"checkpoint.store={asked.store}", f"run_dir={config.run_dir}"
+            if not store.is_relative_to(run_dir):
+                inner, outer = outer, inner
             yield Problem(
-                f"checkpoint.store={asked.store} is in run_dir={config.run_dir}",
+                f"{inner} is in {outer}",
                 "what takes the one would take the other",
                 "checkpoint.store=URL of another disk",
             )
+
+
+def _password(url: str) -> str | None:
+    try:
+        return urlsplit(url).password or None
+    except ValueError:  # what is no URL of that form fsspec refuses
+        return None

@@ -89,6 +89,9 @@ _SAID_OTHERWISE = (
     "checkpoint_incomplete",
     "checkpoint_deleted",
     "checkpoint_set_aside",
+    "store_unreachable",
+    "store_reachable",
+    "copy_not_deleted",
 )
 """Events that are for the record, or that the run says in a sentence."""
 

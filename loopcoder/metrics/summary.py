@@ -18,6 +18,7 @@ _OF_ONE_START = (
     "checkpoint.resume=",
     "checkpoint.init_",
     "checkpoint.step=",
+    "checkpoint.store",
     "data.rebuild=",
     "profile.",
 )

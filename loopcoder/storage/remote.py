@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeGuard
 
 import xxhash
 
@@ -30,7 +30,12 @@ _NO_LOGIN = frozenset({"NoCredentialsError", "PartialCredentialsError", "Profile
 
 def is_url(path: object) -> bool:
     """Tell whether a path is for fsspec; `file://` is a path of this machine."""
-    return isinstance(path, str) and "://" in path and not path.startswith("file://")
+    return is_stored(path) and not path.startswith("file://")
+
+
+def is_stored(place: object) -> TypeGuard[str]:
+    """Tell whether a place is for fsspec, `file://` included."""
+    return isinstance(place, str) and "://" in place
 
 
 @dataclass(frozen=True)

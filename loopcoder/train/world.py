@@ -12,11 +12,12 @@ from torch.distributed.checkpoint.api import CheckpointException  # a BaseExcept
 
 from loopcoder.backends import Backends
 from loopcoder.checkpoint.agreed import Decision, agree, of_rank_0
-from loopcoder.checkpoint.copies.fetching import fetch_together
+from loopcoder.checkpoint.copies.fetching import fetch_together, forget_later
 from loopcoder.checkpoint.copies.lacking import copy_rest
 from loopcoder.checkpoint.pruning import finish_deleting
 from loopcoder.checkpoint.rewind import forget_rewinds, with_rewinds
 from loopcoder.checkpoint.start import (
+    Reached,
     check_fits,
     find_start,
     finished_at,
@@ -29,6 +30,7 @@ from loopcoder.data.corpus import Corpus, in_use, lost, with_reader
 from loopcoder.data.own_sets import own_folders
 from loopcoder.errors import EXIT_DONE, EXIT_RETRY, LoopcoderError, ProcessLost
 from loopcoder.metrics.summary import print_finished
+from loopcoder.metrics.writer import append_event
 from loopcoder.model.vocabulary import padded_vocabulary
 from loopcoder.parallel import mcore
 from loopcoder.parallel.peers import interruption_of, was_lost
@@ -37,7 +39,7 @@ from loopcoder.train.deterministic import use_deterministic_algorithms
 from loopcoder.train.loop import Run
 from loopcoder.train.provenance import Launch, same_on_all
 from loopcoder.train.signals import StopSignal
-from loopcoder.train.watch import FETCH, START, Watch, in_one_line
+from loopcoder.train.watch import COPY, FETCH, START, Watch, in_one_line
 
 
 def train(
@@ -110,7 +112,7 @@ def _train_together(
     decision = agree(run_dir, corpus.fingerprint, within_s, decide)
     is_main = os.environ.get("RANK", "0") == "0"
     if (done := decision.done) is not None:
-        of_rank_0(partial(copy_rest, config.checkpoint, run_dir, _say_on_rank_0))
+        _copy_rest(config, run_dir, done, watch)
         if is_main:
             finish_deleting(run_dir / "checkpoints")
             print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
@@ -120,15 +122,28 @@ def _train_together(
     said = notes_of_schedules(unread, decision.start) if is_main else []
     data = replace(config.data, reader=decision.reader, skip=list(decision.skip))  # type: ignore[arg-type]
     config = replace(config, data=data)
-    whole, aside = verified(decision.start, config)
+    later = list[str]()  # on rank 0, which says it
+    whole, aside = verified(
+        decision.start, config, lambda: later.extend(forget_later(config.checkpoint, run_dir))
+    )
     notes = list(decision.notes)
     if whole is not None and whole != decision.start:
         notes = check_fits(whole, config, vocab_size, corpus) + notes_of_schedules(config, whole)
     if is_main and (whole is None or not whole.resumes):
         forget_rewinds(run_dir)
     run = Run(config, corpus, backends, run_dir, vocab_size, whole, stop, launch, watch)
-    run.go([*fetched, *said], notes, aside)
+    run.go([*fetched, *said], [*fetched, *later, *notes], aside)
     return EXIT_DONE
+
+
+def _copy_rest(config: Config, run_dir: Path, done: Reached, watch: Watch) -> None:
+    """Let rank 0 copy what the store of a finished run lacks; the others wait as long as it
+    moves."""
+    report = partial(append_event, run_dir)
+    rest = copy_rest(config.checkpoint, run_dir, _say_on_rank_0, report, done.spared)
+    watch.enter(COPY, done.step)
+    while of_rank_0(lambda: next(rest, False)):
+        watch.enter(COPY, done.step)
 
 
 def _say_on_rank_0(text: str) -> None:

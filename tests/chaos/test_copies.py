@@ -245,6 +245,8 @@ def test_a_damaged_object_is_named_and_the_next_newest_is_used(
     assert f"fetching step {before} " in output and f"{folder}" in output
     # a flipped bit of a manifest may make any file one that it does not describe
     assert "damaged" in output and (name in output or damage == "manifest")
+    on_record = [note["text"] for note in events(run_dir, "note")]
+    assert any(text.startswith(f"fetching step {before} ") for text in on_record)
     assert curve(run_dir) == curve(undisturbed(1)) and sums(run_dir) == sums(undisturbed(1))
     assert copied(running, store)[-1] == STEPS
 

@@ -11,7 +11,7 @@ import pytest
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.copies import sending
-from loopcoder.checkpoint.copies.copying import Copies
+from loopcoder.checkpoint.copies.copying import Copies, _Told
 from loopcoder.checkpoint.copies.lacking import NotCopied
 from loopcoder.checkpoint.pruning import prune
 from loopcoder.config.schema import CheckpointConfig
@@ -114,7 +114,11 @@ def test_the_end_of_a_run_waits_but_not_when_it_is_asked_to_stop(
 
 
 def test_a_store_that_stays_away_ends_a_run_with_75(
-    tmp_path: Path, url: str, seed: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    url: str,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def upload(*_: Any) -> None:
         raise Unreachable.of("the server is gone", "", "")
@@ -127,6 +131,25 @@ def test_a_store_that_stays_away_ends_a_run_with_75(
         run.end()
     run.copies.close()
     assert run.events == ["store_unreachable"]
+    assert capsys.readouterr().err.count("the server is gone") == 1
+
+
+def test_an_outage_is_said_once_by_one_rank(
+    tmp_path: Path, url: str, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where rank 0 reaches the store and another one does not."""
+    fine, away = (_Told(True, {}, None, fault, {}) for fault in (None, "no route"))
+    run = Run(tmp_path / "run", url)
+    for told in ([fine, fine], [fine, away], [fine, away], [fine, fine], [away, away]):
+        run.copies._tell_of_others(told)
+    assert run.events == ["store_unreachable", "store_reachable"]
+    assert capsys.readouterr().err.count("rank 1: no route") == 1
+    other = Run(tmp_path / "other", url)
+    other.copies._is_main = False
+    assert other.copies._sender is not None
+    other.copies._sender.news.put(("store_unreachable", {"rank": 1, "why": "no route"}))
+    other.copies.poll()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_start_does_not_need_an_answer(
@@ -154,6 +177,19 @@ def test_without_a_store_nothing_happens(tmp_path: Path, seed: int) -> None:
     copies.finish(lambda: None, lambda: True)
     copies.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_milestone_that_has_no_copy_is_told_at_the_end(
+    tmp_path: Path, url: str, opened: threading.Event, seed: int
+) -> None:
+    run = Run(tmp_path / "run", url, keep_every=2)
+    run.save(2, seed)
+    (layout.step_folder(run.run_dir, 2) / "__2_0.distcp").unlink()
+    run.save(3, seed)
+    opened.set()
+    with pytest.raises(NotCopied, match="step 2 could not be copied"):
+        run.end()
+    assert whole(run.run_dir, url) == [3]
 
 
 def test_a_checkpoint_that_is_gone_is_said_and_others_are_copied(

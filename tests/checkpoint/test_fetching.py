@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import own_checkpoint
 from loopcoder.checkpoint.copies.early import bring_back
-from loopcoder.checkpoint.copies.fetching import fetch_together
+from loopcoder.checkpoint.copies.fetching import fetch_together, forget_later
 from loopcoder.checkpoint.copies.stored import copies, copy_of, open_store
 from loopcoder.checkpoint.rewind import REWINDS, Rewind
 from loopcoder.config.schema import CheckpointConfig
@@ -81,6 +82,24 @@ def test_a_lost_folder_comes_back_with_its_newest_checkpoint(
         n: c for n, c in files_of(original).items() if "_00000003" in n or "/" not in n
     }
     assert comes_back(run_dir, url) == ([3], "")  # nothing is newer
+
+
+def test_what_came_survives_a_power_cut(
+    run_dir: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are on the disk before they have their names, and the folder before it has its own."""
+    theirs, synced = os.fsync, list[str]()
+
+    def fsync(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        theirs(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    comes_back(run_dir, url)
+    part = str(run_dir / STEP_3) + ".part"
+    assert any(name.startswith(f"{run_dir}/.metrics.jsonl.") for name in synced)
+    last = max(n for n, name in enumerate(synced) if name.startswith(f"{part}/"))
+    assert synced[last + 1 :][:1] == [part] and str(run_dir) in synced
 
 
 def test_each_of_several_processes_fetches_what_its_start_needs(run_dir: Path, url: str) -> None:
@@ -150,9 +169,42 @@ def test_a_download_that_is_killed_is_no_checkpoint_and_goes_on(
     assert here == files_of(original / STEP_3)
 
 
+@pytest.mark.parametrize("verify", ["hash", "none"])
+@pytest.mark.parametrize("early", [True, False])
+def test_what_came_in_part_does_not_count_when_the_store_is_away(
+    run_dir: Path,
+    url: str,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
+    verify: Literal["hash", "none"],
+    early: bool,
+) -> None:
+    write(run_dir, 2, seed)
+    (run_dir / "run.json").write_text('{"id": "1", "name": "run"}')
+    asked = CheckpointConfig(store=url, verify=verify)
+    assert bring_back(asked, run_dir, print, decides=True)  # and the start ends here
+    shard = run_dir / (STEP_3 + ".part") / SHARD
+    shard.write_bytes(b"half of it")
+
+    def found(*_: Any) -> None:
+        raise Unreachable.of("the server is gone", "", "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "found", found)
+        if early:
+            assert not bring_back(asked, run_dir, print, decides=True)
+        else:
+            fetch_together(asked, run_dir, print)
+        own = own_checkpoint(run_dir, asked)
+        assert own is not None and (own.step, own.path.suffix) == (2, "")
+    assert shard.exists()  # what has come need not come again
+    assert comes_back(run_dir, url)[0] == [2, 3]
+
+
 def test_what_is_asked_for_is_honoured(run_dir: Path, url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"resume=never, but .*step_00000003 is a copy"):
         comes_back(run_dir, url, resume="never")
+    assert files_of(run_dir) == {}  # nothing of the other run's came
     assert comes_back(run_dir, url, resume="require")[0] == [3]
     empty = f"file://{tmp_path}/empty"
     assert comes_back(tmp_path / "new", empty, resume="never")[0] == []
@@ -165,6 +217,9 @@ def test_an_older_step_comes_from_the_store_and_later_ones_do_not_come_back(
 ) -> None:
     comes_back(run_dir, url)
     assert comes_back(run_dir, url, step=2)[0] == [2, 3]
+    assert all(c.manifest() for c in copies(open_store(url)))  # the start may yet be refused
+    (said,) = forget_later(CheckpointConfig(store=url, step=2), run_dir)
+    assert "step_00000003 is set aside there (later)" in said
     assert [c.manifest() is None for c in copies(open_store(url))] == [False, False, True]
     shutil.rmtree(run_dir)
     assert comes_back(run_dir, url)[0] == [2]

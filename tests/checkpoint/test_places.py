@@ -49,6 +49,23 @@ def test_the_newest_of_a_url_is_fetched_once(
     assert find_at(str(run_dir), tmp_path / "cache") == layout.find(run_dir)
 
 
+def test_another_process_that_was_first_keeps_its_copy(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where files cannot be locked nothing else keeps the two apart."""
+    url, theirs = in_memory(run_dir, tmp_path.name), places.put
+
+    def put(path: Path, content: bytes) -> None:
+        theirs(path, content)
+        if not path.parent.with_suffix("").exists():
+            shutil.copytree(path.parent, path.parent.with_suffix(""))
+            (path.parent.with_suffix("") / "theirs").touch()
+
+    monkeypatch.setattr(places, "put", put)
+    found = find_at(url, tmp_path / "cache")
+    assert (found.path / "theirs").exists() and not list(found.path.parent.glob("*.part"))
+
+
 def test_every_one_of_a_url(run_dir: Path, tmp_path: Path) -> None:
     (layout.step_folder(run_dir, 1) / layout.MANIFEST).rename(run_dir / "manifest")
     url = in_memory(run_dir, tmp_path.name)
@@ -89,6 +106,10 @@ def test_a_run_branches_from_a_url(ranks: Any, tmp_path: Path, seed: int) -> Non
     [
         ({"store": "copies"}, "checkpoint.store=file:///"),
         ({"store": "file:///a/run/copies"}, "is in run_dir="),
+        ({"store": "local:///a/run/copies"}, "is in run_dir="),
+        ({"store": "file:///a"}, "run_dir=/a/run is in checkpoint.store="),
+        ({"store": "sftp://user:hunter2@host/a"}, "checkpoint.store=sftp://user:***@host/a has a"),
+        ({"store": "s3://user@bucket/run"}, None),
         ({"store_keep": 2}, "checkpoint.store=null"),
         ({"store": "s3://bucket/run", "store_keep": 2}, None),
     ],
@@ -98,3 +119,4 @@ def test_a_store_that_cannot_be_one_is_refused(asked: dict[str, Any], fact: str 
     config = replace(config, run_dir="/a/run", checkpoint=replace(config.checkpoint, **asked))
     found = [str(problem) for problem in check_store(config)]
     assert len(found) == (fact is not None) and (fact is None or fact in found[0])
+    assert "hunter2" not in "".join(found)

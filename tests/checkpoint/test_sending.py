@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.copies import lacking as lacking_module
 from loopcoder.checkpoint.copies import sending
 from loopcoder.checkpoint.copies.lacking import NotCopied, copy_rest, lacking, prune_copies
 from loopcoder.checkpoint.copies.sending import Sender
@@ -193,19 +195,43 @@ def test_a_store_that_fails_is_tried_until_it_answers(
 def test_a_run_that_is_done_does_not_wait_for_ever(
     run_dir: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = CheckpointConfig(store=url)
+    asked, events = CheckpointConfig(store=url), list[str]()
 
     def upload(*_: Any) -> None:
         raise Unreachable.of("the server is gone", "", "")
+
+    def report(kind: str, **_: Any) -> None:
+        events.append(kind)
 
     with monkeypatch.context() as patch:
         patch.setattr(WritableStore, "upload", upload)
         patch.setattr(sending, "PATIENCE_S", 0.05)
         with pytest.raises(NotCopied, match="the server is gone"):
-            copy_rest(asked, run_dir, print)
+            list(copy_rest(asked, run_dir, print, report, None))
     assert NotCopied.exit_code == 75 and lacking(open_store(url), asked, run_dir) == [3]
-    copy_rest(asked, run_dir, print)
+    list(copy_rest(asked, run_dir, print, report, None))
+    assert events == ["store_unreachable", "checkpoint_copied"]
     assert whole(run_dir, url) == [3] and lacking(open_store(url), asked, run_dir) == []
+
+
+def test_the_rest_may_take_its_time_is_on_record_and_old_copies_go(
+    run_dir: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent(run_dir, url, 1, 2)
+    asked, theirs, opened = CheckpointConfig(store=url, store_keep=1), WritableStore.upload, Event()
+
+    def upload(self: WritableStore, *args: Any) -> None:
+        opened.wait(20)
+        theirs(self, *args)
+
+    monkeypatch.setattr(WritableStore, "upload", upload)
+    monkeypatch.setattr(lacking_module, "_TICK_S", 0.001)
+    events: list[str] = []
+    rest = copy_rest(asked, run_dir, print, lambda kind, **_: events.append(kind), 1)
+    assert [next(rest) for _ in range(3)] == [True] * 3 and events == []
+    opened.set()
+    assert all(rest)
+    assert whole(run_dir, url) == [1, 3] and events == ["checkpoint_copied"]
 
 
 @pytest.mark.parametrize(

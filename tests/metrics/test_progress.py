@@ -31,6 +31,7 @@ def test_plain_lines_come_by_time_and_at_evaluations() -> None:
         sink.log(record)
     sink.event("checkpoint_saved", step=100, path="/runs/a", bytes=14884316, seconds=0.326)
     sink.event("run_continues", path="/runs/a", step=100)  # the run says it in a sentence
+    sink.event("store_unreachable", rank=0, why="no route")  # as does what copies
     sink.close()
     lines = out.getvalue().splitlines()
     steps = [int(line.split()[1].split("/")[0]) for line in lines if line.startswith("step")]

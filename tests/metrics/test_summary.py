@@ -55,6 +55,10 @@ def test_no_advice_within_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "loopcoder train -m model.num_loops=2,3"),
         (
+            ["checkpoint.store=s3://a/b", "checkpoint.store_keep=2"],
+            "loopcoder train -m model.num_loops=2,3",
+        ),
+        (
             ["data=files", "path=/a b", "run_dir=runs/x", "optim.lr=1e-3"],
             "loopcoder train -m data=files 'path=/a b' optim.lr=1e-3 model.num_loops=2,3",
         ),

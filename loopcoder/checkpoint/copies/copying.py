@@ -44,6 +44,8 @@ class _Told:
     is_busy: bool
     failed: dict[int, str]
     stuck: str | None
+    fault: str | None
+    """What keeps it from its store just now."""
     digests: dict[int, str]
     """Of manifests, by step (rank 0)."""
 
@@ -69,6 +71,7 @@ class Copies:
         self._newest = 0
         self._sender: Sender | None = None
         self._failed: dict[int, str] = {}
+        self._away: tuple[int, float] | None = None
         self.in_use: Collection[int] = ()
         """Steps whose folders are being copied, which are not to be deleted."""
         if asked.store is None:
@@ -108,10 +111,22 @@ class Copies:
     def poll(self) -> None:
         """Record what has happened meanwhile; call it once per step."""
         while self._sender is not None and not self._sender.news.empty():
-            kind, fields = self._sender.news.get()
-            self._report(kind, **fields)
-            if kind != "checkpoint_copied":
-                _say(_in_words(kind, fields, str(self._asked.store)))
+            self._tell(*self._sender.news.get())
+
+    def _tell(self, kind: str, fields: dict[str, Any]) -> None:
+        self._report(kind, **fields)
+        if self._is_main and kind != "checkpoint_copied":
+            _say(_in_words(kind, fields, str(self._asked.store)))
+
+    def _tell_of_others(self, told: Sequence[_Told]) -> None:
+        """Record on rank 0, once, that only other ranks do not reach the store."""
+        now, away = time.monotonic(), [n for n, one in enumerate(told) if one.fault]
+        if away and away[0] > 0 and self._away is None:
+            self._away = (away[0], now)
+            self._tell("store_unreachable", {"rank": away[0], "why": told[away[0]].fault})
+        elif not away and self._away is not None:
+            (rank, since), self._away = self._away, None
+            self._tell("store_reachable", {"rank": rank, "after_s": round(now - since, 1)})
 
     def finish(self, tick: Callable[[], None], stopping: Callable[[], bool]) -> None:
         """Wait until what is due is copied.
@@ -143,8 +158,9 @@ class Copies:
                 said = time.monotonic()
                 _say(f"the run is done; it sends {self._sender.doing}")
             self._sender.wait(_TICK_S)
-        if self._newest in self._failed:
-            raise not_copied([self._newest], str(self._asked.store), self._failed[self._newest])
+        failed = [s for s in sorted(self._failed) if s == self._newest or stays(s, self._asked)]
+        if failed:
+            raise not_copied(failed, str(self._asked.store), self._failed[failed[-1]])
 
     def close(self) -> None:
         """Send nothing more."""
@@ -156,9 +172,11 @@ class Copies:
         assert self._sender is not None
         sender = self._sender
         digests = self._digests(sender) if self._is_main else {}
-        mine = _Told(sender.is_busy, dict(sender.failed), sender.stuck(), digests)
+        mine = _Told(sender.is_busy, dict(sender.failed), sender.stuck(), sender.fault, digests)
         told: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(told, mine)
+        if self._is_main:
+            self._tell_of_others(told)
         failed = {step: why for one in told for step, why in one.failed.items()}
         self._sender.give_up(list(failed))
         for step in failed.keys() - self._failed.keys():

@@ -10,7 +10,7 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import goes_back
 from loopcoder.checkpoint.copies.run_files import fetch_run_files, put
 from loopcoder.checkpoint.copies.stored import copies, open_store
-from loopcoder.checkpoint.copies.wanted import Wanted, check_owner, choose
+from loopcoder.checkpoint.copies.wanted import Wanted, check_owner, choose, refuse_if_new
 from loopcoder.checkpoint.pinned import RECORD
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.errors import Unreachable
@@ -43,19 +43,28 @@ def bring_back(
         check_owner(store, run_dir, asked)
         wanted, notes = first_files(store, run_dir, asked, cleans=decides)
     except Unreachable as error:
-        say(goes_on_without(run_dir, asked, error))
+        say(goes_on_without(run_dir, asked, error, cleans=decides))
         return False
     for note in notes:
         say(note)
     return wanted is not None
 
 
-def goes_on_without(run_dir: Path, asked: CheckpointConfig, error: Unreachable) -> str:
+def goes_on_without(
+    run_dir: Path, asked: CheckpointConfig, error: Unreachable, *, cleans: bool = True
+) -> str:
     """Return what to say of a store that does not answer where a run can start without it; else
-    raise that error."""
+    raise that error.
+
+    Args:
+        cleans: Let what an earlier start has half fetched count no more; its shards stay, for the
+            start that fetches the rest.
+    """
     own = layout.complete(run_dir / "checkpoints")
     if not own or goes_back(run_dir / "checkpoints", asked):
         raise error
+    for part in layout.parts(run_dir / "checkpoints") if cleans else ():
+        (part.path / layout.MANIFEST).unlink(missing_ok=True)
     return (
         f"warning: {str(error).splitlines()[0]}; the run goes on from its own step "
         f"{own[-1].step}, without knowing whether the store has a newer one"
@@ -81,6 +90,7 @@ def first_files(
         LoopcoderError: the store fails, or has not what is asked for.
     """
     if not layout.complete(run_dir / "checkpoints") and copies(store):
+        refuse_if_new(store, asked)
         fetch_run_files(store, run_dir)  # which say what was undone
     choice = choose(store, run_dir, asked)
     wanted, notes = choice.wanted, list(choice.notes)
@@ -95,7 +105,7 @@ def first_files(
         for name, content in wanted.small.items():
             put(folder / name, content)
         put(folder / layout.MANIFEST, wanted.manifest)
-    for part in layout.parts(run_dir / "checkpoints") if cleans else ():
-        if part.path != folder:
-            shutil.rmtree(part.path, ignore_errors=True)
+    for part in (run_dir / "checkpoints").glob(f"step_*{layout.PART}") if cleans else ():
+        if part != folder:
+            shutil.rmtree(part, ignore_errors=True)
     return wanted, notes

@@ -72,7 +72,6 @@ def fetch_together(
             break
         tell(f"warning: {wanted.url} is damaged and not used: {'; '.join(faults)}")
         of_rank_0(partial(stored.set_aside, DAMAGED))
-    of_rank_0(partial(_forget_later, store, run_dir, asked))
     return said
 
 
@@ -127,13 +126,24 @@ def _finish(part: Path) -> None:
     folder = part.with_suffix("")
     if folder.exists():  # a save that was killed left it
         shutil.rmtree(folder)
+    sync_folder(part)  # of which each rank has written its share
     part.rename(folder)
     sync_folder(folder.parent)
 
 
-def _forget_later(store: WritableStore, run_dir: Path, asked: CheckpointConfig) -> None:
-    """Set aside in the store what is later than the step that the run is to go back to."""
-    if goes_back(run_dir / "checkpoints", asked) and asked.step is not None:
-        for stored in copies(store):
-            if stored.step > asked.step:
-                stored.set_aside("later")
+def forget_later(asked: CheckpointConfig, run_dir: Path) -> list[str]:
+    """Set aside in the store what is later than the step that the run is to go back to, once that
+    is accepted and before the folder says that it has gone back (rank 0). Returns what is to be
+    said.
+
+    Raises:
+        LoopcoderError: the store fails.
+    """
+    if asked.store is None or asked.step is None or not goes_back(run_dir / "checkpoints", asked):
+        return []
+    notes = []
+    for stored in copies(open_store(asked.store)):
+        if stored.step > asked.step and stored.manifest() is not None:
+            stored.set_aside("later")
+            notes.append(f"{stored.url} is set aside there (later): checkpoint.step={asked.step}")
+    return notes

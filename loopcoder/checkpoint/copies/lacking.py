@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import xxhash
 
@@ -27,8 +28,21 @@ class NotCopied(LoopcoderError):
     exit_code = EXIT_RETRY
 
 
-def copy_rest(asked: CheckpointConfig, run_dir: Path, say: Callable[[str], None]) -> None:
-    """Copy, in one process, what the store lacks of a run that has nothing left to train.
+def copy_rest(
+    asked: CheckpointConfig,
+    run_dir: Path,
+    say: Callable[[str], None],
+    report: Callable[..., None],
+    spared: int | None,
+) -> Iterator[Literal[True]]:
+    """Copy, in one process, what the store lacks of a run that has nothing left to train; then
+    remove the copies that do not stay.
+
+    Args:
+        report: Called with an event's kind and fields.
+        spared: Step where the run begins to decay, whose copy stays.
+
+    Yields now and then, as long as the copy moves.
 
     Raises:
         NotCopied: the store does not answer, or a checkpoint cannot be copied.
@@ -43,14 +57,27 @@ def copy_rest(asked: CheckpointConfig, run_dir: Path, say: Callable[[str], None]
     say(f"copying {steps_in_words(steps)} to {asked.store}")
     sender = Sender(store, run_dir)
     sender.send({step: manifest_digest(run_dir, step) for step in reversed(steps)})
-    while sender.is_busy:
-        sender.wait(_TICK_S)
-        if (stuck := sender.stuck()) is not None:
-            sender.close()
-            raise not_copied(steps, asked.store, stuck)
+    try:
+        while sender.is_busy:
+            yield True
+            sender.wait(_TICK_S)
+            if (stuck := sender.stuck()) is not None:
+                raise not_copied(steps, asked.store, stuck)
+    finally:
+        sender.close()
+        while not sender.news.empty():
+            kind, fields = sender.news.get()
+            report(kind, **fields)
     if sender.failed:
         step, why = max(sender.failed.items())
         raise not_copied([step], asked.store, why)
+    newest = layout.complete(run_dir / "checkpoints")[-1].step
+    try:
+        prune_copies(store, asked, spared, newest, {newest})
+    except (LoopcoderError, OSError) as error:  # nothing is lost by it
+        why = str(error).splitlines()[0]
+        report("copy_not_deleted", why=why)
+        say(f"old copies in {asked.store} stay: {why}")
 
 
 def lacking(

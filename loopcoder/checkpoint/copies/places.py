@@ -13,7 +13,6 @@ import shutil
 import sys
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TypeGuard
 
 import xxhash
 
@@ -31,14 +30,10 @@ from loopcoder.checkpoint.copies.stored import (
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.errors import InputError
 from loopcoder.storage.digest import fingerprint
-from loopcoder.storage.files import in_words
+from loopcoder.storage.files import in_words, sync_folder
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.lock import hold
-
-
-def is_stored(place: object) -> TypeGuard[str]:
-    """Say whether a place is for fsspec, `file://` included."""
-    return isinstance(place, str) and "://" in place
+from loopcoder.storage.remote import is_stored
 
 
 def find_at(place: str, cache: Path, field: str | None = None) -> Checkpoint:
@@ -121,9 +116,13 @@ def fetch(stored: StoredCheckpoint, cache: Path) -> Checkpoint:
             if (fault := fetch_file(stored.store, name, part / name, files[name])) is not None:
                 raise damaged(fault)
         put(part / layout.MANIFEST, manifest)
+        if (folder / layout.MANIFEST).is_file():  # where files cannot be locked, of another process
+            shutil.rmtree(part, ignore_errors=True)
+            return checkpoint
         if folder.exists():  # somebody removed its manifest
             shutil.rmtree(folder)
         part.rename(folder)
+        sync_folder(folder.parent)
     return checkpoint
 
 

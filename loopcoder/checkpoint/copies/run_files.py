@@ -16,6 +16,7 @@ from loopcoder.checkpoint.choice import WENT_BACK
 from loopcoder.checkpoint.copies.stored import CHECKPOINTS
 from loopcoder.checkpoint.put_off import PUT_OFF
 from loopcoder.checkpoint.rewind import REWINDS
+from loopcoder.storage.files import sync, sync_folder
 from loopcoder.storage.writing import WritableStore
 
 _WENT_BACK = f"{CHECKPOINTS}/{WENT_BACK}"
@@ -71,7 +72,10 @@ def put(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            sync(file)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)

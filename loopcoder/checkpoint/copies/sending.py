@@ -102,6 +102,12 @@ class Sender:
         """Whether something is being sent."""
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def fault(self) -> str | None:
+        """What the store answers instead of taking what is sent; None: it takes it."""
+        fault = self._fault
+        return None if fault is None else fault[1]
+
     def stuck(self) -> str | None:
         """Return why it is not worth while to wait any longer; None: it is."""
         now, fault = time.monotonic(), self._fault

@@ -53,7 +53,7 @@ def choose(store: WritableStore, run_dir: Path, asked: CheckpointConfig) -> Choi
     """Return what a run has to fetch before it goes on, by the view of this process.
 
     Raises:
-        InputError: `checkpoint.resume` or `checkpoint.step` cannot be honoured.
+        InputError: `checkpoint.resume=require` or `checkpoint.step` cannot be honoured.
         LoopcoderError: the store fails.
     """
     folder = run_dir / "checkpoints"
@@ -69,12 +69,6 @@ def choose(store: WritableStore, run_dir: Path, asked: CheckpointConfig) -> Choi
         manifest = stored.manifest()
         if manifest is None:
             continue
-        if asked.resume == "never" and not own:
-            raise InputError.of(
-                f"checkpoint.resume=never, but {stored.url} is a copy of this run's",
-                "a new run would mix its copies with those",
-                "checkpoint.store=ANOTHER, or checkpoint.resume=auto to continue",
-            )
         try:
             files = manifest_of(stored, manifest)
             small = {name: stored.small(name, files) for name in (layout.STATE, layout.CONFIG)}
@@ -95,6 +89,24 @@ def choose(store: WritableStore, run_dir: Path, asked: CheckpointConfig) -> Choi
     if choice.wanted is None and (back or (asked.resume == "require" and not own)):
         raise _missing(store, run_dir, asked, choice)
     return choice
+
+
+def refuse_if_new(store: WritableStore, asked: CheckpointConfig) -> None:
+    """Raise InputError if a run that must not continue finds copies in its store; nothing of them
+    is to come into its folder.
+
+    Raises:
+        LoopcoderError: besides, the store fails.
+    """
+    if asked.resume != "never":
+        return
+    for stored in reversed(copies(store)):
+        if stored.manifest() is not None:
+            raise InputError.of(
+                f"checkpoint.resume=never, but {stored.url} is a copy of this run's",
+                "a new run would mix its copies with those",
+                "checkpoint.store=ANOTHER, or checkpoint.resume=auto to continue",
+            )
 
 
 def _undone(state: CheckpointState, rewinds: list[Rewind]) -> str | None:
