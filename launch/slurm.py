@@ -125,7 +125,8 @@ _SCRIPT = """\
 unset {unset}
 export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}
 {exports}
-# one for each start; every rank that ends with another code than 0 leaves it there
+# of each start; every rank that ends with another code than 0 leaves it in a file of its own,
+# {exit_variable}.RANK
 export {exit_variable}={exit_file}-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}
 {setup}
 
@@ -133,7 +134,7 @@ export {exit_variable}={exit_file}-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}
 srun --kill-on-bad-exit=0 {python} -m loopcoder train
 code=$?
 [ $code -eq 0 ] && exit 0
-left=" $(cat "${exit_variable}" 2>/dev/null | tr '\\n' ' ')"
+left=" $(ls -tr "${exit_variable}".* 2>/dev/null | xargs -r -d '\\n' cat | tr '\\n' ' ')"
 for final in {final}; do
     case $left in *" $final "*) exit $final ;; esac
 done

@@ -220,7 +220,7 @@ def test_what_is_started_again(
         "#!/bin/bash\n"
         f"codes=({codes}); code=${{codes[$SLURM_RESTART_COUNT]}}\n"
         '[ "$code" = 137 ] && kill -9 $$\n'
-        '[ "$code" = 0 ] || echo "$code" >> "$LOOPCODER_EXIT_FILE"\nexit $code\n'
+        '[ "$code" = 0 ] || echo "$code" > "$LOOPCODER_EXIT_FILE.$SLURM_PROCID"\nexit $code\n'
     )
     program.chmod(0o755)
     run_dir = tmp_path / "run"
