@@ -7,11 +7,10 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ def prepare() -> None:
 def start_processes(
     timeout_s: float = 1800,
     report_after_s: float = 300,
-    alike: Mapping[str, str] = MappingProxyType({}),
+    alike: Callable[[], Mapping[str, str]] = dict,
 ) -> Peers | None:
     """Join the world given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
@@ -77,7 +76,8 @@ def start_processes(
     Args:
         timeout_s: How long to wait for a rank, here and in every collective.
         report_after_s: After how long to say who has not come.
-        alike: What has to be the same on all machines, by its name.
+        alike: Says what has to be the same on all machines, by its name; is called on one rank of
+            each.
 
     Returns:
         what the ranks tell of each other; None: there is one.
