@@ -1,9 +1,9 @@
 """Start the processes of one machine through torchrun, and propagate their exit code.
 
 torchrun itself returns 1 whatever its workers returned, and dies of SIGUSR1 and its like. So each
-worker leaves its exit code in a file of its own, and signals go to the workers, who save and stop; torchrun
-then sees them end. A worker that is killed leaves nothing:
-`loopcoder.parallel.elastic` returns 137 for it.
+worker leaves its exit code in a file of its own, and signals go to the workers, who save and stop;
+torchrun then sees them end. A worker that is killed leaves nothing: `loopcoder.parallel.elastic`
+returns 137 for it.
 """
 
 from __future__ import annotations
@@ -63,9 +63,8 @@ def start_workers(config: Config, num_processes: int) -> int:
         attendance = Attendance(parallel)
 
         def look(torchrun: psutil.Process) -> None:
-            attendance.look(
-                torchrun, _workers(torchrun.pid), failed=bool(recorded_exits(exit_path))
-            )
+            failed = bool(recorded_exits(exit_path))
+            attendance.look(torchrun, _workers(torchrun.pid), failed=failed)
 
         several = parallel.nodes > 1
         code, signalled = run_forwarding(command, environ, _workers, look if several else None)

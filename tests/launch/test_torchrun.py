@@ -149,6 +149,6 @@ def test_the_first_code_is_the_cause(
         record_exit(75 if when else 76)
         os.utime(f"{path}.{rank}", (0, when))
     record_exit(1)  # it has ended before
-    assert list(recorded_exits(path))[0] == first
+    assert next(iter(recorded_exits(path))) == first
     assert exit_code(1, path, signalled=False) == 76
     assert exit_code(137, path, signalled=False) == 137
