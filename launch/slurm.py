@@ -15,9 +15,9 @@ from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE
 from loopcoder.config.types import STRICT, NonNegativeInt, PositiveInt
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_NO_RETRY, EXIT_RETRY, EXIT_VARIABLE
 
-_OF_OTHER_LAUNCHERS = (
-    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-)
+_OF_OTHER_LAUNCHERS = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
+_KILLS = 3
+"""How often a job is started again after signals ended ranks, without a new checkpoint."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -29,6 +29,9 @@ class SlurmConfig:
     gpus_per_node: NonNegativeInt = 8
     """GPUs of each node, with a process for each unless the run's parallel.nproc_per_node says
     otherwise; 0: nodes without GPUs."""
+    cpus_per_task: PositiveInt | None = None
+    """Processors of each process; null: the partition's default, which may be one, unless options
+    has --exclusive."""
     time: str | None = None
     """Limit of one start, as sbatch reads it: minutes, or D-HH:MM:SS; null: the partition's."""
     partition: str | None = None
@@ -41,9 +44,11 @@ class SlurmConfig:
     """Seconds before the limit at which the run is asked to save and stop; Slurm may do it up to
     60 s earlier."""
     max_requeues: NonNegativeInt = 100
-    """How often the job is started again by itself."""
+    """How often the job is started again by itself; where signals such as SIGKILL (for want of
+    memory) and SIGSEGV end processes, 3 times without a new checkpoint."""
     setup: str = ""
-    """Shell command on the first node before the processes start, such as `module load cuda`."""
+    """Shell command on the first node before the processes start, such as `module load cuda`, or
+    `export MASTER_ADDR=ADDRESS` where the first node's name does not resolve."""
     python: str = sys.executable
     """Interpreter, on all nodes."""
 
@@ -53,6 +58,7 @@ def job_script(
     *,
     name: str,
     tasks_per_node: int,
+    run_dir: Path,
     folder: Path,
     code: Path,
     config: Path,
@@ -65,6 +71,7 @@ def job_script(
         job: What it asks for.
         name: Of the job; of jobs with one name and user one runs at a time.
         tasks_per_node: Processes of each node.
+        run_dir: Of the run.
         folder: Of its output.
         code: Copy of this program.
         config: The finished config.
@@ -76,6 +83,7 @@ def job_script(
         "dependency": "singleton",
         "nodes": job.nodes,
         "ntasks-per-node": tasks_per_node,
+        "cpus-per-task": job.cpus_per_task,
         "gpus-per-node": job.gpus_per_node or None,
         "time": job.time,
         "partition": job.partition,
@@ -86,7 +94,7 @@ def job_script(
         "requeue": "",
     }
     lines = [
-        f"#SBATCH --{option}{f'={_in_a_line(value)}' if value != '' else ''}"
+        f"#SBATCH --{option}{f'={shlex.quote(str(value))}' if value != '' else ''}"
         for option, value in options.items()
         if value is not None
     ]
@@ -100,22 +108,21 @@ def job_script(
     exports = [f"export {key}={shlex.quote(str(value))}" for key, value in variables.items()]
     return _SCRIPT.format(
         options="\n".join(lines),
-        unset=" ".join(_OF_OTHER_LAUNCHERS),
+        unset=_OF_OTHER_LAUNCHERS,
         code=shlex.quote(str(code)),
         exports="\n".join(exports),
         exit_variable=EXIT_VARIABLE,
         exit_file=shlex.quote(str(folder / "exit_codes")),
         setup=job.setup,
         python=shlex.quote(job.python),
+        checkpoints=shlex.quote(str(run_dir / "checkpoints")),
+        kills_file=shlex.quote(str(folder / "killed")),
+        kills=_KILLS,
+        no_retry=EXIT_NO_RETRY,
         final=f"{EXIT_NO_RETRY} {EXIT_BAD_INPUT}",
         retry=EXIT_RETRY,
         max_requeues=job.max_requeues,
     )
-
-
-def _in_a_line(value: object) -> str:
-    """Quote for a line of #SBATCH, which is split as a shell's."""
-    return shlex.quote(str(value))
 
 
 _SCRIPT = """\
@@ -125,15 +132,18 @@ _SCRIPT = """\
 unset {unset}
 export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}
 {exports}
-# one for each start; every rank that ends with another code than 0 leaves it there
+# of each start; every rank that ends with another code than 0 leaves it in a file of its own,
+# {exit_variable}.RANK
 export {exit_variable}={exit_file}-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}
+# srun does not take it from sbatch
+[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 {setup}
 
 # the ranks see themselves that one of them is gone, and say which
 srun --kill-on-bad-exit=0 {python} -m loopcoder train
 code=$?
 [ $code -eq 0 ] && exit 0
-left=" $(cat "${exit_variable}" 2>/dev/null | tr '\\n' ' ')"
+left=" $(ls -tr "${exit_variable}".* 2>/dev/null | xargs -r -d '\\n' cat | tr '\\n' ' ')"
 for final in {final}; do
     case $left in *" $final "*) exit $final ;; esac
 done
@@ -142,6 +152,19 @@ case $left in
     *" {retry} "*) ;;
     *) [ $code -lt 128 ] && exit $code ;;  # else a signal ended it
 esac
+case $(scontrol show job "$SLURM_JOB_ID") in
+    *JobState=CANCELLED* | *JobState=COMPLETING*) exit {retry} ;;  # Slurm ends it: it stays so
+esac
+if [ $code -ge 128 ]; then
+    killed={kills_file}-$SLURM_JOB_ID  # a line for each time: what the newest checkpoint was
+    newest="after $(ls -d {checkpoints}/step_????????/manifest.json 2>/dev/null | tail -n 1)"
+    echo "$newest" >> "$killed"
+    if [ "$(grep -cxF -e "$newest" "$killed")" -gt {kills} ]; then
+        echo "loopcoder: killed {kills} times and once more, without a new checkpoint"
+        echo "    fix: less memory per process, or other nodes; then submit the job again"
+        exit {no_retry}
+    fi
+fi
 if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_requeues} ]; then
     echo "loopcoder: ended with $code; job $SLURM_JOB_ID is started again"
     scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this script meanwhile

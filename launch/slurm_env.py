@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 
 from loopcoder.errors import InputError
 
@@ -16,11 +17,12 @@ _PORTS_OF_A_JOB = 128
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 """Slurm's own steps have numbers from here on: the script of an sbatch, the shell of an salloc."""
 _ANSWERS_S = 30
+_OF_A_JOB = "; for loopcoder launch slurm: setup='export MASTER_ADDR=...'"
 
 
 def adopt_slurm(environ: MutableMapping[str, str]) -> bool:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of a task
-    that srun started.
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and
+    OMP_NUM_THREADS of a task that srun started.
 
     What belongs to the step is read, not what belongs to the job, which may run several. Variables
     that are set already stay. Returns whether this is one of several such tasks: the script of an
@@ -44,7 +46,13 @@ def adopt_slurm(environ: MutableMapping[str, str]) -> bool:
         environ["MASTER_ADDR"] = _address(expand_hostlist(nodes)[0])
     number = int(environ.get("SLURM_JOB_ID", "0")) * _PORTS_OF_A_JOB + step
     environ.setdefault("MASTER_PORT", str(_FIRST_PORT + number % _PORTS))
+    environ.setdefault("OMP_NUM_THREADS", environ.get("SLURM_CPUS_PER_TASK") or _share(environ))
     return True
+
+
+def _share(environ: Mapping[str, str]) -> str:
+    """Return how many of the processors that this task sees are its own."""
+    return str(max(1, len(os.sched_getaffinity(0)) // int(environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def tasks_per_node(text: str) -> list[int]:
@@ -77,7 +85,7 @@ def _address(node: str) -> str:
             f"the first node of this step is {node}",
             f"the name does not resolve, and {' '.join(command)} says: "
             f"{found[0] if found else said.strip() or 'nothing'}",
-            "export MASTER_ADDR=ADDRESS before srun",
+            f"export MASTER_ADDR=ADDRESS before srun{_OF_A_JOB}",
         )
     return found[1]
 
@@ -97,7 +105,7 @@ def expand_hostlist(text: str) -> list[str]:
         raise InputError.of(
             f"SLURM_STEP_NODELIST={text!r}",
             "the first of these hosts is where the processes meet, and it cannot be read",
-            "export MASTER_ADDR=HOST before srun",
+            f"export MASTER_ADDR=HOST before srun{_OF_A_JOB}",
         )
     return hosts
 

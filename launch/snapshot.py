@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -40,8 +39,11 @@ def copy_code(folder: Path, name: str) -> Path:
             shutil.copy2(path, target)
         if (commit := commit_of()) is not None:
             (whole / COMMIT).write_text(f"{commit}\n", encoding="ascii")
-        with suppress(FileExistsError):  # another submission was first
+        try:
             whole.rename(copy)
+        except OSError:
+            if not copy.is_dir():  # else another submission was first
+                raise
     return copy
 
 

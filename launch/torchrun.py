@@ -1,9 +1,9 @@
 """Start the processes of one machine through torchrun, and propagate their exit code.
 
 torchrun itself returns 1 whatever its workers returned, and dies of SIGUSR1 and its like. So each
-worker leaves its exit code in a file, and signals go to the workers, who save and stop; torchrun
-then sees them end. A worker that is killed leaves nothing:
-`loopcoder.parallel.elastic` returns 137 for it.
+worker leaves its exit code in a file of its own, and signals go to the workers, who save and stop;
+torchrun then sees them end. A worker that is killed leaves nothing: `loopcoder.parallel.elastic`
+returns 137 for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from launch.nodes import Attendance, arguments_of_torchrun
 from launch.process import child_environ, run_forwarding
 from loopcoder.config.compose import save_config
 from loopcoder.config.schema import Config
-from loopcoder.errors import EXIT_DONE, EXIT_KILLED, EXIT_RETRY, EXIT_VARIABLE, Preempted
+from loopcoder.errors import (
+    EXIT_DONE,
+    EXIT_KILLED,
+    EXIT_RETRY,
+    EXIT_VARIABLE,
+    Preempted,
+    recorded_exits,
+)
 
 CONFIG_VARIABLE = "LOOPCODER_CONFIG"
 """Path of a composed config: workers load it, so that it is composed once."""
@@ -56,11 +63,12 @@ def start_workers(config: Config, num_processes: int) -> int:
         attendance = Attendance(parallel)
 
         def look(torchrun: psutil.Process) -> None:
-            attendance.look(torchrun, _workers(torchrun.pid), failed=exit_path.exists())
+            failed = bool(recorded_exits(exit_path))
+            attendance.look(torchrun, _workers(torchrun.pid), failed=failed)
 
         several = parallel.nodes > 1
         code, signalled = run_forwarding(command, environ, _workers, look if several else None)
-        if signalled and code != EXIT_DONE and not exit_path.exists():
+        if signalled and code != EXIT_DONE and not recorded_exits(exit_path):
             raise Preempted("asked to stop; the same command continues")
         return exit_code(code, exit_path, signalled)
 
@@ -82,7 +90,6 @@ def exit_code(torchrun_code: int, exit_path: Path, signalled: bool) -> int:
     """
     if torchrun_code in (EXIT_DONE, EXIT_KILLED):
         return torchrun_code
-    codes = exit_path.read_text(encoding="ascii").split() if exit_path.exists() else []
-    if codes:
-        return int(codes[0])
+    for code in recorded_exits(exit_path).values():
+        return code
     return EXIT_RETRY if signalled or torchrun_code in (EXIT_RETRY, -signal.SIGKILL) else 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 EXIT_DONE = 0
@@ -18,15 +19,33 @@ EXIT_KILLED = 137
 """As a shell says it of a process that SIGKILL ended."""
 
 EXIT_VARIABLE = "LOOPCODER_EXIT_FILE"
-"""File to which each worker appends its exit code, unless it is 0."""
+"""Path of the files PATH.RANK in which each worker leaves its exit code, unless it is 0. One for
+each: on a network disk lines that several machines append to one file may be lost."""
 
 
 def record_exit(code: int) -> None:
     """Tell the launcher that started this process with which code it is about to end."""
     path = os.environ.get(EXIT_VARIABLE)
     if path is not None and code != EXIT_DONE:
-        with open(path, "a", encoding="ascii") as file:
+        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
+        with open(f"{path}.{rank}", "a", encoding="ascii") as file:
             file.write(f"{code}\n")
+
+
+def recorded_exits(path: Path) -> dict[int, int]:
+    """Return the exit codes that ranks have left, by rank, the first to end first; of those
+    that ended at the same moment, those that say more than that others have gone.
+
+    Args:
+        path: What EXIT_VARIABLE names.
+    """
+    found = []
+    for file in path.parent.glob(f"{path.name}.*"):
+        rank, codes = file.suffix[1:], file.read_text(encoding="ascii").split()
+        if codes and rank.isdigit():
+            code = int(codes[0])
+            found.append((file.stat().st_mtime_ns, code == EXIT_RETRY, int(rank), code))
+    return {rank: code for _, _, rank, code in sorted(found)}
 
 
 def counted(number: int, noun: str) -> str:

@@ -75,7 +75,12 @@ def fault_of(host: str, port: int) -> str | None:
 
 
 def wait_for(
-    host: str, port: int, timeout_s: float, report_after_s: float, report: Callable[[str], None]
+    host: str,
+    port: int,
+    timeout_s: float,
+    report_after_s: float,
+    report: Callable[[str], None],
+    look: Callable[[], None] = lambda: None,
 ) -> str | None:
     """Wait until something can be connected to.
 
@@ -83,6 +88,7 @@ def wait_for(
         timeout_s: How long.
         report_after_s: After how long to say what is wrong so far.
         report: Is told it, once.
+        look: Is called now and then; what it raises ends the waiting.
 
     Returns:
         What was wrong to the end; None: it is there.
@@ -95,6 +101,7 @@ def wait_for(
         if waited > report_after_s and not reported:
             reported = True
             report(fault)
+        look()
         time.sleep(_TRY_EVERY_S)
     return None
 

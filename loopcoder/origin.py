@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from functools import cache
 from pathlib import Path
 
 COMMIT = "COMMIT"
 """File beside the packages of a copy (launch/snapshot.py) that names its commit."""
 
 
+@cache
 def commit_of() -> str | None:
     """Return the commit of a checkout, with "+" where it has changes; None outside of one."""
     folder = Path(__file__).resolve().parents[1]

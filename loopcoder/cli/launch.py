@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import subprocess
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -34,7 +36,8 @@ What stands before `train` is for Slurm:
 
 The run's config and a copy of this program go to RUN_DIR/launch-HASH, which names both: files that
 are changed later change nothing. The job starts itself again when it was stopped, preempted, or
-lost a node (exit code 75), and not after 76 and 3. Its environment is that of the shell that
+lost a node (exit code 75), and not after 76 and 3. `scancel JOB` ends it for good,
+`scancel --signal=TERM JOB` lets it save and start again. Its environment is that of the shell that
 submits."""
 
 
@@ -70,6 +73,7 @@ def run(argv: list[str]) -> int:
     if "--dry-run" in argv[:at]:
         print(f"# {submission.folder}/job.sh\n{submission.script}", end="")
         return EXIT_DONE
+    _refuse_without_sbatch()
     _write(submission)
     print(_sbatch(submission.folder))
     print(f"config, code and output are in {submission.folder}")
@@ -93,8 +97,9 @@ def submit_to_slurm(job: SlurmConfig, arguments: Arguments, backends: Backends) 
     folder = run_dir / f"launch-{name}"
     script = job_script(
         job,
-        name=as_folder(run_dir.name),
+        name=f"{as_folder(run_dir.name)}-{hashlib.sha256(bytes(run_dir)).hexdigest()[:8]}",
         tasks_per_node=tasks_per_node,
+        run_dir=run_dir,
         folder=folder,
         code=folder / "code",
         config=folder / "config.yaml",
@@ -114,6 +119,15 @@ def _on_nodes(job: SlurmConfig, backends: Backends) -> Backends:
     return replace(backends, gpu_count=job.gpus_per_node, compute_capability=(9, 0))
 
 
+def _refuse_without_sbatch() -> None:
+    if shutil.which("sbatch") is None:
+        raise InputError.of(
+            "there is no sbatch here",
+            "a job is submitted by Slurm's own command",
+            "the same command on a login node of the cluster; --dry-run shows the job without it",
+        )
+
+
 def _write(submission: Submission) -> None:
     folder = submission.folder
     make_folder(folder, "run_dir")
@@ -125,14 +139,7 @@ def _write(submission: Submission) -> None:
 def _sbatch(folder: Path) -> str:
     """Submit the script; return what sbatch says."""
     command = ["sbatch", str(folder / "job.sh")]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path.cwd())
-    except OSError as error:
-        raise InputError.of(
-            f"sbatch: {error.strerror}",
-            "a job is submitted by Slurm's own command",
-            "the same command on a login node of the cluster; --dry-run shows the job without it",
-        ) from error
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError.of(
             f"sbatch {folder}/job.sh: {done.stderr.strip() or done.returncode}",

@@ -27,6 +27,8 @@ from loopcoder.storage.lock import is_held
 
 _DEPTH = 4
 """Folders below a given one in which runs are looked for: runs/sweeps/HASH/POINT is a sweep's."""
+_OF_A_JOB = "launch-"
+"""How the folder begins that has the config and code of a submitted job."""
 _MANY = 4
 """Differing fields above which a run's own are shown only where most runs have another value."""
 
@@ -100,7 +102,7 @@ def runs_below(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
         yield folder
     elif depth and not is_checkpoint:
         for name in sorted(entries):
-            if not name.startswith(".") and _is_folder(entries[name]):
+            if not name.startswith((".", _OF_A_JOB)) and _is_folder(entries[name]):
                 yield from runs_below(folder / name, depth - 1)
 
 

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         for rank, code in codes.items():
             if code < 0 and -code not in ASKS:
                 print(f"loopcoder: rank {rank} was {_ended_by(-code)}", file=sys.stderr)
-        if options.nnodes != "1":
+        if not options.standalone:
             time.sleep(_OTHERS_READ_S)
         return EXIT_KILLED if -signal.SIGKILL in codes.values() else 1
     return EXIT_DONE

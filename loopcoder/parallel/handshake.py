@@ -40,13 +40,14 @@ class _Hello:
     """Why there is none."""
 
 
-def shake_hands(peers: Peers, alike: Mapping[str, str], timeout_s: float) -> None:
+def shake_hands(peers: Peers, alike: Callable[[], Mapping[str, str]], timeout_s: float) -> None:
     """Refuse ranks that differ or do not reach each other, and let gloo use the interface by which
     they do. All ranks must call it, once in a world.
 
     Args:
         peers: All are there.
-        alike: What has to be the same on all machines, by its name.
+        alike: Says what has to be the same on all machines, by its name; is called on one rank of
+            each.
         timeout_s: How long to wait for the others.
 
     Raises:
@@ -57,7 +58,7 @@ def shake_hands(peers: Peers, alike: Mapping[str, str], timeout_s: float) -> Non
     route, fault = _own_route()
     shows = me.rank == 0 or os.environ.get("LOCAL_RANK", "0") == "0"
     hello = _Hello(
-        me.machine, dict(alike) if shows else {}, None if route is None else route.address, fault
+        me.machine, dict(alike()) if shows else {}, None if route is None else route.address, fault
     )
     told = exchange.settle("hello", json.dumps(asdict(hello)), _compared)
     if told["unlike"]:

@@ -7,22 +7,21 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
-from torch.distributed.rendezvous import rendezvous
 
 from loopcoder.config.schema import ParallelConfig
 from loopcoder.errors import InputError, ProcessLost
 from loopcoder.network import route_to, wait_for
 from loopcoder.parallel import cpu
+from loopcoder.parallel.departed import Departed
 from loopcoder.parallel.handshake import shake_hands
 from loopcoder.parallel.peers import Peers, meet
 
@@ -68,7 +67,7 @@ def prepare() -> None:
 def start_processes(
     timeout_s: float = 1800,
     report_after_s: float = 300,
-    alike: Mapping[str, str] = MappingProxyType({}),
+    alike: Callable[[], Mapping[str, str]] = dict,
 ) -> Peers | None:
     """Join the world given by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
@@ -77,22 +76,24 @@ def start_processes(
     Args:
         timeout_s: How long to wait for a rank, here and in every collective.
         report_after_s: After how long to say who has not come.
-        alike: What has to be the same on all machines, by its name.
+        alike: Says what has to be the same on all machines, by its name; is called on one rank of
+            each.
 
     Returns:
         what the ranks tell of each other; None: there is one.
 
     Raises:
         InputError: ranks differ, or were given a network interface that does not connect them.
-        ProcessLost: a rank has not come, or is not reached.
+        ProcessLost: a rank has not come, has ended before all had come, or is not reached.
     """
     size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     peers = None
     if size == 1:
         store: Any = dist.HashStore()
     else:
-        store = _common_store(rank, timeout_s, report_after_s)
-        peers = meet(store, rank, size, timeout_s, report_after_s)
+        departed = Departed()
+        store = _common_store(rank, timeout_s, report_after_s, departed)
+        peers = meet(store, rank, size, timeout_s, report_after_s, departed.look)
         shake_hands(peers, alike, timeout_s)
     options: dict[str, Any] = {"store": store, "rank": rank, "world_size": size}
     # NCCL's watchdog kills a process without a word: whoever watches it comes first
@@ -108,7 +109,7 @@ def start_processes(
     return peers
 
 
-def _common_store(rank: int, timeout_s: float, report_after_s: float) -> Any:
+def _common_store(rank: int, timeout_s: float, report_after_s: float, departed: Departed) -> Any:
     """Return the store of the world, which rank 0 or torchrun keeps."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     keeps_it = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
@@ -117,10 +118,18 @@ def _common_store(rank: int, timeout_s: float, report_after_s: float) -> Any:
     else:
         report = partial(_say_unreached, rank)
         patience_s = min(report_after_s, _UNREACHED_S)
-        if (fault := wait_for(host, port, timeout_s, patience_s, report)) is not None:
+        fault = wait_for(host, port, timeout_s, patience_s, report, departed.look)
+        if fault is not None:
             raise _rank_0_lost(rank, fault, timeout_s)
     try:
-        return next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))[0]
+        return dist.TCPStore(
+            host,
+            port,
+            is_master=keeps_it,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,  # `meet` waits, and says for whom
+            multi_tenant=keeps_it,
+        )
     except dist.DistError as error:
         fault = f"{host}:{port}: {str(error).partition(chr(10))[0]}"
         raise _rank_0_lost(rank, fault, timeout_s) from error

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -187,13 +188,21 @@ class Peers:
         return [*self.gone(), *missing, *silent, *elsewhere]
 
 
-def meet(store: Any, rank: int, size: int, timeout_s: float, report_after_s: float) -> Peers:
+def meet(
+    store: Any,
+    rank: int,
+    size: int,
+    timeout_s: float,
+    report_after_s: float,
+    look: Callable[[], None] = lambda: None,
+) -> Peers:
     """Wait until all ranks of a world are there.
 
     Args:
         store: The world's.
         timeout_s: How long to wait.
         report_after_s: After how long to print who is missing.
+        look: Is called again and again; what it raises ends the waiting.
 
     Raises:
         ProcessLost: with the ranks that have not come.
@@ -212,6 +221,7 @@ def meet(store: Any, rank: int, size: int, timeout_s: float, report_after_s: flo
         if waited > report_after_s and not reported:
             reported = True
             print(f"loopcoder: rank {rank} waits: {peers.absent()}", file=sys.stderr, flush=True)
+        look()
         time.sleep(0.05 + size / 2000)  # rank 0 asks for every rank
     return peers
 

@@ -17,6 +17,20 @@ from loopcoder.config.identity import leaves
 from loopcoder.config.schema import Config
 from loopcoder.origin import commit_of
 
+_OF_A_NODE = (
+    "run_dir",
+    "checkpoint.init_from",
+    "data.path",
+    "data.build.",
+    "data.reader",
+    "data.skip",
+    "eval.corpora",
+    "hardware.",
+    "logging.",
+    "parallel.nproc_per_node",
+)
+"""Fields in which the nodes of a run may differ; corpora are compared by their fingerprints."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -49,22 +63,26 @@ def provenance(overrides: Sequence[str], backends: Backends, world_size: int) ->
 
 def same_on_all(config: Config, backends: Backends) -> dict[str, str]:
     """Return what all nodes of a run must have in common, by its name: code and config."""
-    of_a_node = (
-        "run_dir",
-        "data.path",
-        "data.build.",
-        "data.reader",
-        "data.skip",
-        "hardware.",
-        "parallel.nproc_per_node",
-    )
     found = {
-        name: str(value)
+        name: str(_without_paths(value))
         for name, value in leaves(dataclasses.asdict(config))
-        if not name.startswith(of_a_node)
+        if not name.startswith(_OF_A_NODE)
     }
     versions = {f"{name} version": version for name, version in backends.versions.items()}
-    own = {"loopcoder version": __version__, "python version": platform.python_version()}
+    own = {
+        "loopcoder version": __version__,
+        "python version": platform.python_version(),
+        "names in eval.corpora": ", ".join(config.eval.corpora),
+    }
     if (commit := commit_of()) is not None:
         own["loopcoder commit"] = commit
     return own | versions | found
+
+
+def _without_paths(value: Any) -> Any:
+    """Return a value without the paths of corpora in it."""
+    if isinstance(value, list):
+        return [_without_paths(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _without_paths(one) for name, one in value.items() if name != "path"}
+    return value

@@ -67,7 +67,7 @@ def train(
             use_deterministic_algorithms()
         parallel = config.parallel
         peers = mcore.start_processes(
-            parallel.timeout_s, parallel.report_after_s, same_on_all(config, backends)
+            parallel.timeout_s, parallel.report_after_s, partial(same_on_all, config, backends)
         )
         held.callback(mcore.shutdown)
         if peers is not None:

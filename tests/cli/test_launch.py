@@ -16,6 +16,7 @@ from launch import snapshot
 from launch.frozen import HASH_VARIABLE, handed_config
 from launch.torchrun import CONFIG_VARIABLE
 from loopcoder.cli.main import main
+from loopcoder.cli.run_folders import runs_below
 from loopcoder.config.compose import compose, load_config
 from loopcoder.errors import InputError
 from loopcoder.origin import commit_of
@@ -116,7 +117,6 @@ def test_a_dry_run_shows_the_job_and_writes_nothing(
     for line in (
         "#SBATCH --nodes=3",
         "#SBATCH --ntasks-per-node=2",
-        "#SBATCH --job-name=my-100-run",
         "#SBATCH --time=1-12:00:00",
         "#SBATCH --partition='big one'",
         "#SBATCH --qos=high",
@@ -126,7 +126,7 @@ def test_a_dry_run_shows_the_job_and_writes_nothing(
         "module load cuda",
     ):
         assert f"\n{line}\n" in script
-    assert "--gpus-per-node" not in script
+    assert "--gpus-per-node" not in script and "--cpus-per-task" not in script
     assert re.search(r"--output='.*/my 100%% run/launch-\S+/slurm-%j.out'\n", script)
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
@@ -152,6 +152,46 @@ def test_what_could_not_start_is_not_submitted(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(command) == 3
     assert named in capsys.readouterr().err
+
+
+def test_without_sbatch_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([*JOB, *RUN]) == 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_jobs_have_one_name_where_they_have_one_folder(
+    sbatch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of jobs with one name one runs at a time."""
+    names = []
+    for run_dir in ("one/my 100% run", "two/my 100% run", "one/my 100% run"):
+        assert main([*JOB, "cpus_per_task=3", *RUN, f"run_dir={run_dir}"]) == 0
+        folder = Path(capsys.readouterr().out.split("are in ")[-1].strip())
+        script = (folder / "job.sh").read_text()
+        assert "\n#SBATCH --cpus-per-task=3\n" in script
+        names += re.findall(r"--job-name=(my-100-run-\w{8})\n", script)
+    assert names[0] == names[2] != names[1]
+
+
+def test_the_folder_of_a_job_is_no_run(sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = submitted(capsys)
+    assert folder.is_dir()
+    assert list(runs_below(folder.parent)) == []
+
+
+def test_two_submissions_at_once_make_one_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = snapshot._files
+
+    def copied_meanwhile() -> Iterator[tuple[str, Path]]:
+        yield from files()
+        monkeypatch.setattr(snapshot, "_files", files)
+        snapshot.copy_code(tmp_path, "code")
+
+    monkeypatch.setattr(snapshot, "_files", copied_meanwhile)
+    assert (snapshot.copy_code(tmp_path, "code") / "loopcoder" / "program.py").exists()
 
 
 def test_what_slurm_does_not_take_is_told(sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:

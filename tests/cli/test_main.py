@@ -40,7 +40,7 @@ def test_exit_codes(
     monkeypatch.setenv(EXIT_VARIABLE, str(tmp_path / "codes"))
     loop.outcome = outcome
     assert cli.main(["train"]) == code
-    assert (tmp_path / "codes").read_text() == f"{code}\n"
+    assert (tmp_path / "codes.0").read_text() == f"{code}\n"
     assert ("Traceback" in capsys.readouterr().err) == (code == 1)
 
 

@@ -159,6 +159,7 @@ def test_under_slurm_the_environment_is_derived(
     monkeypatch.setattr("launch.slurm_env._resolves", lambda host: True)
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert cli.main(["train", "train.micro_batch_size=1"]) == 0
     assert loop.environ == {
         "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n07",

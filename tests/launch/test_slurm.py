@@ -182,6 +182,19 @@ def test_a_job_that_is_asked_to_stop_starts_again(
     assert "Traceback" not in output(run_dir)
 
 
+def test_a_cancelled_job_stays_cancelled(
+    slurm: Cluster, submit: Callable[..., str], tmp_path: Path
+) -> None:
+    """Its ranks save and end with 75."""
+    run_dir = tmp_path / "run"
+    job = submit(run_dir, *STEPS, "train.max_steps=100000")
+    until(lambda: steps_done(run_dir) >= 5, lambda: output(run_dir))
+    slurm.ask("scancel", job)
+    until(lambda: slurm.ask("squeue", "-h", "-j", job) == "", lambda: slurm.job(job))
+    found = slurm.job(job)
+    assert (found["JobState"], found["Restarts"]) == ("CANCELLED", "0"), output(run_dir)
+
+
 def test_a_job_whose_node_dies_starts_again(
     slurm: Cluster, submit: Callable[..., str], local: Path, tmp_path: Path
 ) -> None:
@@ -203,6 +216,7 @@ def test_a_job_whose_node_dies_starts_again(
         ("3", "FAILED", "3:0"),
         ("1", "FAILED", "1:0"),
         ("137 0", "COMPLETED", "0:0"),
+        ("137 137 137 137", "FAILED", "76:0"),
     ],
 )
 def test_what_is_started_again(
@@ -220,7 +234,7 @@ def test_what_is_started_again(
         "#!/bin/bash\n"
         f"codes=({codes}); code=${{codes[$SLURM_RESTART_COUNT]}}\n"
         '[ "$code" = 137 ] && kill -9 $$\n'
-        '[ "$code" = 0 ] || echo "$code" >> "$LOOPCODER_EXIT_FILE"\nexit $code\n'
+        '[ "$code" = 0 ] || echo "$code" > "$LOOPCODER_EXIT_FILE.$SLURM_PROCID"\nexit $code\n'
     )
     program.chmod(0o755)
     run_dir = tmp_path / "run"

@@ -1,5 +1,6 @@
 """Slurm's variables become torch.distributed's."""
 
+import os
 import random
 from pathlib import Path
 
@@ -69,6 +70,9 @@ def test_a_task_has_what_belongs_to_its_step(names: set[str]) -> None:
     assert [environ[k] for k in ("RANK", "WORLD_SIZE")] == ["5", "8"]
     assert [environ[k] for k in ("LOCAL_RANK", "LOCAL_WORLD_SIZE")] == ["1", "6"]
     assert environ["MASTER_ADDR"] == "gpu03"
+    assert int(environ["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 6)
+    environ = STEP | {"SLURM_CPUS_PER_TASK": "7"}
+    assert adopt_slurm(environ) and environ["OMP_NUM_THREADS"] == "7"
 
 
 def test_steps_have_ports_of_their_own(names: set[str], rng: random.Random) -> None:
@@ -127,6 +131,7 @@ def test_other_processes_are_left_alone(changed: dict[str, str | None]) -> None:
 
 
 def test_what_the_user_has_set_stays() -> None:
-    environ = STEP | {"MASTER_ADDR": "x", "MASTER_PORT": "9"}
+    own = {"MASTER_ADDR": "x", "MASTER_PORT": "9", "OMP_NUM_THREADS": "3"}
+    environ = STEP | own
     assert adopt_slurm(environ)
-    assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("x", "9")
+    assert {name: environ[name] for name in own} == own

@@ -1,6 +1,7 @@
 """Exit codes and signals through a real torchrun."""
 
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import pytest
 from launch.process import run_forwarding
 from launch.torchrun import exit_code, start_workers
 from loopcoder.config.compose import compose
+from loopcoder.errors import EXIT_VARIABLE, record_exit, recorded_exits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -133,11 +135,20 @@ def test_a_child_without_workers_is_terminated() -> None:
     assert (code, signalled) == (-signal.SIGTERM, True)
 
 
-def test_the_first_code_is_the_cause(tmp_path: Path) -> None:
+def test_the_first_code_is_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random
+) -> None:
     path = tmp_path / "codes"
+    monkeypatch.setenv(EXIT_VARIABLE, str(path))
     assert exit_code(0, path, signalled=False) == 0
     assert exit_code(1, path, signalled=False) == 1
     assert exit_code(-15, path, signalled=True) == 75
-    path.write_text("76\n75\n75\n")
+    first = rng.randint(0, 3)
+    for when, rank in enumerate([first, *({0, 1, 2, 3} - {first})]):
+        monkeypatch.setenv("RANK", str(rank))
+        record_exit(75 if when else 76)
+        os.utime(f"{path}.{rank}", (0, when))
+    record_exit(1)  # it has ended before
+    assert next(iter(recorded_exits(path))) == first
     assert exit_code(1, path, signalled=False) == 76
     assert exit_code(137, path, signalled=False) == 137
