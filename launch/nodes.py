@@ -28,7 +28,7 @@ def meeting_point(parallel: ParallelConfig) -> tuple[str, int]:
     Raises InputError: it is missing or no HOST:PORT.
     """
     found = re.fullmatch(r"\[?(.+?)\]?:(\d{1,5})", parallel.rendezvous or "")
-    if found is None:
+    if found is None or not 0 < int(found[2]) < 1 << 16:
         raise InputError.of(
             f"parallel.nodes={parallel.nodes} parallel.rendezvous={parallel.rendezvous or 'null'}",
             "the nodes have to know where they meet: one of them, and a port that is free there",

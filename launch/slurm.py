@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,13 @@ from pydantic.dataclasses import dataclass
 from launch.frozen import HASH_VARIABLE
 from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE
 from loopcoder.config.types import STRICT, NonNegativeInt, PositiveInt
-from loopcoder.errors import EXIT_BAD_INPUT, EXIT_NO_RETRY, EXIT_RETRY, EXIT_VARIABLE
+from loopcoder.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_NO_RETRY,
+    EXIT_RETRY,
+    EXIT_VARIABLE,
+    InputError,
+)
 
 _OF_OTHER_LAUNCHERS = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
 _KILLS = 3
@@ -98,7 +105,7 @@ def job_script(
         for option, value in options.items()
         if value is not None
     ]
-    lines += [f"#SBATCH {option}" for option in job.options]
+    lines += [f"#SBATCH {_in_quotes(option)}" for option in job.options]
     variables = {
         "PYTHONSAFEPATH": "1",
         CONFIG_VARIABLE: config,
@@ -113,7 +120,7 @@ def job_script(
         exports="\n".join(exports),
         exit_variable=EXIT_VARIABLE,
         exit_file=shlex.quote(str(folder / "exit_codes")),
-        setup=job.setup,
+        setup=_SETUP.format(job.setup, code=EXIT_BAD_INPUT) if job.setup else "",
         python=shlex.quote(job.python),
         checkpoints=shlex.quote(str(run_dir / "checkpoints")),
         kills_file=shlex.quote(str(folder / "killed")),
@@ -124,6 +131,46 @@ def job_script(
         max_requeues=job.max_requeues,
     )
 
+
+def _in_quotes(option: str) -> str:
+    """Return an option whose value may have blanks as sbatch reads it."""
+    name, equals, value = option.partition("=")
+    return f"{name}={shlex.quote(value)}" if equals else option
+
+
+def check_job(job: SlurmConfig) -> None:
+    """Raise InputError where Slurm would read something else than what was meant."""
+    seconds = None if job.time is None else _seconds(job.time)
+    if job.time is not None and seconds is None:
+        raise InputError.of(
+            f"time={job.time}",
+            "sbatch reads minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS",
+            "time=1-00:00:00 for a day",
+        )
+    if seconds is not None and seconds <= job.signal_before_s:
+        raise InputError.of(
+            f"time={job.time} signal_before_s={job.signal_before_s}",
+            "the run would be asked to stop as soon as it starts",
+            "a longer time, or fewer seconds before its end",
+        )
+    if any("\n" in option for option in job.options):
+        raise InputError.of("options with a line break", "each is a line of the script", "without")
+
+
+def _seconds(time: str) -> int | None:
+    """Return the seconds of a time of sbatch; None: it is none."""
+    if (found := re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)) is None:
+        return None
+    days, first, second, third = (int(part or 0) for part in found.groups())
+    if found[1] is not None:
+        return ((days * 24 + first) * 60 + second) * 60 + third
+    return (first * 60 + second) * 60 + third if found[4] is not None else first * 60 + second
+
+
+_SETUP = """\
+{{
+{}
+}} || {{ echo "loopcoder: setup= of this job ended with $?" >&2; exit {code}; }}"""
 
 _SCRIPT = """\
 #!/bin/bash
@@ -150,7 +197,7 @@ done
 case $left in
     " 1 "*) exit 1 ;;  # a fault of the program came first
     *" {retry} "*) ;;
-    *) [ $code -lt 128 ] && exit $code ;;  # else a signal ended it
+    *) [ $code -lt 128 ] && [ $code -ne {retry} ] && exit $code ;;  # else a signal ended it
 esac
 case $(scontrol show job "$SLURM_JOB_ID") in
     *JobState=CANCELLED* | *JobState=COMPLETING*) exit {retry} ;;  # Slurm ends it: it stays so

@@ -59,7 +59,10 @@ def rewinds_of(run_dir: Path) -> list[Rewind]:
     """
     path = run_dir / REWINDS
     why = "it says which samples the run leaves out since it went back to a checkpoint"
-    fix = f"the events `run_rewound` of {run_dir}/events.jsonl say what belongs there"
+    fix = (
+        f"write into it a list of the events `run_rewound` of {run_dir}/events.jsonl, each without "
+        f"its kind; where there is none, rm {path}"
+    )
     with suppress(FileNotFoundError, NotADirectoryError), parsing(path, why, fix):
         return TypeAdapter(list[Rewind]).validate_python(json.loads(path.read_text("utf-8")))
     return []

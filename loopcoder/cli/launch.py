@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from launch.frozen import digest_of
-from launch.slurm import SlurmConfig, job_script
+from launch.slurm import SlurmConfig, check_job, job_script
 from launch.snapshot import code_hash, copy_code
 from loopcoder.backends import Backends, detect
 from loopcoder.cli.arguments import Arguments, parse_arguments
@@ -85,6 +85,7 @@ def submit_to_slurm(job: SlurmConfig, arguments: Arguments, backends: Backends) 
 
     Raises InputError where it could not start.
     """
+    check_job(job)
     asked = compose(arguments.overrides, arguments.config_dir)
     tasks_per_node = asked.parallel.nproc_per_node or job.gpus_per_node or 1
     run_dir = resolve_run_dir(asked, resolve(asked, backends)).absolute()

@@ -113,6 +113,12 @@ def _layout(config: Config, world_size: int, backends: Backends) -> Iterator[Pro
             "every process needs a GPU of its own",
             f"parallel.nproc_per_node={backends.gpu_count}",
         )
+    if p.rendezvous is not None and p.nodes == 1:
+        yield Problem(
+            f"parallel.rendezvous={p.rendezvous} parallel.nodes=1",
+            "one node meets no other: each would train a run of its own",
+            "parallel.nodes=N, or parallel.rendezvous=null",
+        )
     if p.sp and p.tp == 1:
         yield Problem(
             "parallel.sp=true parallel.tp=1",

@@ -85,6 +85,9 @@ def parsing(path: Path, why: str, fix: str) -> Iterator[None]:
             said = error.strerror or said
         elif isinstance(error, KeyError):
             said = f"it has no {error}"
+        elif callable(details := getattr(error, "errors", None)):  # of pydantic
+            first = details()[0]
+            said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
         raise InputError.of(f"{path} cannot be read: {said}", why, fix) from error
 
 

@@ -20,7 +20,7 @@ AT_START = (0.5, 2.0)
 """Seconds before each further try while a run only starts: a wrong address is told soon."""
 WHILE_TRAINING = (0.5, 2.0, 8.0, 30.0, 60.0)
 """The same where a run would lose its processes: a server that is started anew takes so long."""
-_FINAL = (FileNotFoundError, PermissionError)
+_FINAL = (FileNotFoundError, PermissionError, NotADirectoryError)
 """What no further try mends."""
 _STRETCH = 8 * PIECE
 """Bytes of a download that are in memory at once."""
@@ -258,6 +258,12 @@ class Store:
 
     def _error(self, name: str, error: Exception, done: str) -> LoopcoderError:
         where = f"{self.url}/{name}".rstrip("/")
+        if isinstance(error, NotADirectoryError):
+            return InputError.of(
+                f"{where} cannot be {done}: {_words(error)}",
+                "a part of its path is a file",
+                "the URL of a folder, or of one that can be made",
+            )
         if isinstance(error, FileNotFoundError) and done != "read":
             return InputError.of(
                 f"{where} cannot be {done}: {_words(error)}",

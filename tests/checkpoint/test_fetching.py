@@ -19,6 +19,7 @@ from loopcoder.checkpoint.choice import own_checkpoint
 from loopcoder.checkpoint.copies.early import bring_back
 from loopcoder.checkpoint.copies.fetching import fetch_together, forget_later
 from loopcoder.checkpoint.copies.stored import copies, copy_of, open_store
+from loopcoder.checkpoint.copies.wanted import check_owner, claim
 from loopcoder.checkpoint.rewind import REWINDS, Rewind
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.data.sampler import Skipped
@@ -269,13 +270,29 @@ def test_the_copies_of_another_run_are_not_taken(
     run_dir: Path, url: str, tmp_path: Path, seed: int
 ) -> None:
     other = tmp_path / "other"
-    with pytest.raises(InputError, match="has the copies of another run, run, and this is other"):
+    with pytest.raises(
+        InputError, match=r"has the copies of another run, run, which .*other is not"
+    ):
         comes_back(other, url)
     assert comes_back(other, url, resume="require")[0] == [3]
     own = tmp_path / "again" / "run"
-    write(own, 1, seed)  # it has never been copied there
+    write(own, 1, seed + 1)  # it has never been copied there
     with pytest.raises(InputError, match="another run"):
         comes_back(own, url)
+
+
+@pytest.mark.parametrize("left", [None, '{"x', "[]"])
+def test_a_run_whose_name_is_lost_is_known_by_its_checkpoints(
+    original: Path, url: str, left: str | None
+) -> None:
+    name = original / "run.json"
+    content = name.read_bytes()
+    name.unlink() if left is None else name.write_text(left)
+    asked = CheckpointConfig(store=url)
+    check_owner(open_store(url), original, asked)
+    claim(open_store(url), original)
+    assert json.loads(name.read_bytes()) == json.loads(content)
+    assert open_store(url).found("run.json") == name.read_bytes()
 
 
 def test_a_manifest_that_names_files_elsewhere_is_refused(

@@ -77,6 +77,7 @@ BAD: list[tuple[str, Backends, str, str]] = [
     ("parallel.tp=2 model.ffn_hidden_size=513", CPU, "ffn_hidden_size=513", "parallel.tp=1"),
     ("parallel.tp=2 parallel.nproc_per_node=3", CPU, "3 processes", "parallel.nproc_per_node=4"),
     ("parallel.nproc_per_node=2", BARE_GPU, "GPU of its own", "parallel.nproc_per_node=1"),
+    ("parallel.rendezvous=gpu1:29500", CPU, "a run of its own", "parallel.nodes=N"),
     ("parallel.sp=true", CPU, "parallel.sp=true parallel.tp=1", "parallel.sp=false"),
     ("parallel=tp2_sp data.seq_length=255", CPU, "seq_length=255", "data.seq_length=256"),
     ("parallel=tp2_sp eval.lengths=[256,255]", CPU, "eval.lengths.1=255", "eval.lengths.1=256"),

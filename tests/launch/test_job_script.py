@@ -6,10 +6,12 @@ import os
 import random
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from launch.slurm import SlurmConfig, job_script
+from launch.slurm import SlurmConfig, check_job, job_script
+from loopcoder.errors import InputError
 
 
 class Job:
@@ -69,6 +71,7 @@ def test_codes_decide(job: Job, rng: random.Random) -> None:
         assert job.start(76, codes) == (final, False)
     assert job.start(75, [75, *others]) == (75, True)
     assert job.start(2, []) == (2, False)
+    assert job.start(75, []) == (75, True)  # the codes of ranks could not be written
 
 
 def test_a_cancelled_job_stays_cancelled(job: Job, rng: random.Random) -> None:
@@ -89,3 +92,41 @@ def test_kills_without_a_new_checkpoint_end_it(job: Job, rng: random.Random) -> 
     assert [job.start(rng.choice(codes), [75]) for _ in range(3)] == [(75, True)] * 3
     assert job.start(75, [75]) == (75, True)  # no kill
     assert job.start(rng.choice(codes), [75]) == (76, False)
+
+
+def test_a_setup_that_fails_ends_the_job(tmp_path: Path) -> None:
+    for setup, code in (("false", 3), ("true\nexport A=1", 0)):
+        text = job_script(
+            SlurmConfig(setup=setup), name="x", tasks_per_node=1, run_dir=tmp_path, folder=tmp_path,
+            code=tmp_path, config=tmp_path, config_sha256="", asked=[],
+        )  # fmt: skip
+        script = text.partition("# the ranks see")[0]
+        assert subprocess.run(["bash", "-c", script], check=False).returncode == code
+
+
+def test_options_with_blanks_are_one_word() -> None:
+    text = job_script(
+        SlurmConfig(options=["--comment=a b $HOME", "--exclusive"]), name="x", tasks_per_node=1,
+        run_dir=Path(), folder=Path(), code=Path(), config=Path(), config_sha256="", asked=[],
+    )  # fmt: skip
+    assert "#SBATCH --comment='a b $HOME'\n#SBATCH --exclusive\n" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"time": "lots"}, "time=lots"),
+        ({"time": "1:2:3:4"}, "time=1:2:3:4"),
+        ({"time": "3"}, "as soon as it starts"),
+        ({"time": "1-00", "signal_before_s": 86400}, "as soon as it starts"),
+        ({"options": ["--a\nrm -r x"]}, "line break"),
+    ],
+)
+def test_what_slurm_would_read_otherwise(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check_job(SlurmConfig(**fields))
+
+
+def test_times_of_sbatch() -> None:
+    for time in ("4", "5:00", "0:05:00", "1-0", "0-00:05", "1-00:00:00"):
+        check_job(SlurmConfig(time=time))

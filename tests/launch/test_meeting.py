@@ -34,7 +34,7 @@ def test_where_they_meet(text: str, place: tuple[str, int]) -> None:
     assert meeting_point(two(text)) == place
 
 
-@pytest.mark.parametrize("text", [None, "gpu1", "gpu1:port", ":29500"])
+@pytest.mark.parametrize("text", [None, "gpu1", "gpu1:port", ":29500", "gpu1:0", "gpu1:65536"])
 def test_a_place_that_is_none(text: str | None) -> None:
     with pytest.raises(InputError, match=r"parallel.rendezvous=HOST:29500"):
         meeting_point(two(text))

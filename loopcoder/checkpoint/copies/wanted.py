@@ -14,7 +14,8 @@ from typing import Any
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import goes_back
-from loopcoder.checkpoint.copies.stored import StoredCheckpoint, copies, manifest_of
+from loopcoder.checkpoint.copies.stored import StoredCheckpoint, copies, copy_of, manifest_of
+from loopcoder.checkpoint.format import MANIFEST, Checkpoint
 from loopcoder.checkpoint.rewind import UNDONE, Rewind, rewinds_of
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.schema import CheckpointConfig
@@ -164,12 +165,15 @@ def check_owner(store: WritableStore, run_dir: Path, asked: CheckpointConfig) ->
     theirs, mine = _named(store.found(NAMES_RUN)), _named(_content(run_dir / NAMES_RUN))
     if theirs is None or theirs == mine or not copies(store):
         return
-    is_lost = mine is None and not layout.complete(run_dir / "checkpoints")
+    own = layout.complete(run_dir / "checkpoints")
+    is_lost = mine is None and not own
     if is_lost and (theirs["name"] == _name(run_dir) or asked.resume == "require"):
         return
+    if mine is None and any(_is_copied(store, checkpoint) for checkpoint in own):
+        return  # its file was lost or damaged
     raise InputError.of(
-        f"checkpoint.store={asked.store} has the copies of another run, {theirs['name']}, and "
-        f"this is {_name(run_dir)}",
+        f"checkpoint.store={asked.store} has the copies of another run, {theirs['name']}, which "
+        f"{run_dir} is not ({NAMES_RUN})",
         "the copies of two runs in one place would replace each other",
         "checkpoint.store=ANOTHER"
         + (", or checkpoint.resume=require to go on with that run here" if is_lost else ""),
@@ -183,13 +187,18 @@ def claim(store: WritableStore, run_dir: Path) -> None:
         LoopcoderError: the store fails.
     """
     content = _content(run_dir / NAMES_RUN)
-    if content is None:
+    if content is None or _named(content) is None:
         there = store.found(NAMES_RUN) if copies(store) else None
         name = {"id": uuid.uuid4().hex, "name": _name(run_dir)}
         write_json(run_dir / NAMES_RUN, _named(there) or name)
         content = (run_dir / NAMES_RUN).read_bytes()
     if store.found(NAMES_RUN) != content:
         store.write(NAMES_RUN, content)
+
+
+def _is_copied(store: WritableStore, checkpoint: Checkpoint) -> bool:
+    """Say whether the store has a copy of this very checkpoint."""
+    return copy_of(store, checkpoint.step).manifest() == (checkpoint.path / MANIFEST).read_bytes()
 
 
 def _named(content: bytes | None) -> dict[str, Any] | None:
