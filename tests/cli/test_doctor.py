@@ -102,6 +102,7 @@ def test_checkpoints_that_the_disk_cannot_hold_are_said(
         ["model=plt_1b", "parallel.nproc_per_node=2", "train.micro_batch_size=1"],
     ],
 )
+@pytest.mark.dist_full
 def test_what_cannot_fit_is_refused_by_doctor_train_and_sweep(
     loop: Loop, capsys: pytest.CaptureFixture[str], overrides: list[str]
 ) -> None:

@@ -132,6 +132,7 @@ def test_it_is_the_same_corpus(local: Corpus, url: str, config: Callable[..., Da
 
 
 @pytest.mark.parametrize("limit", [0.5, 1.5, 4, 1000])
+@pytest.mark.data_full
 def test_the_cache_never_has_more_than_its_limit(
     local: Corpus, config: Callable[..., DataConfig], tmp_path: Path, limit: float,
     monkeypatch: pytest.MonkeyPatch,
@@ -366,6 +367,7 @@ def test_a_full_disk_makes_the_cache_smaller(
     assert 0 < len(kept(tmp_path)) <= 6
 
 
+@pytest.mark.data_full
 def test_a_full_disk_that_takes_nothing(
     local: Corpus, config: Callable[..., DataConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_a_part_of_the_input_that_cannot_be_read_is_no_traceback(config: Config)
         prepare(config(), report=lambda _: None)
 
 
+@pytest.mark.data_full
 def test_killed_builder(config: Config, tmp_path: Path) -> None:
     # a builder that opens a pipe without writer in the middle of its work waits there to be killed
     pipe = tmp_path / "pipe"
@@ -148,6 +149,7 @@ vocabulary.train_tokenizer = lambda *args: open({str(pipe)!r})
     ]
 
 
+@pytest.mark.data_full
 def test_several_processes_build_once(config: Config) -> None:
     processes = [child(config()) for _ in range(3)]
     results = [p.communicate(timeout=300) for p in processes]

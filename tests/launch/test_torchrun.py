@@ -87,6 +87,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.param(76, marks=pytest.mark.dist_full),  # all diverge at the same step
     ],
 )
+@pytest.mark.chaos
 def test_the_workers_exit_code_survives(
     code: int, world: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +103,7 @@ def test_the_workers_exit_code_survives(
 
 @pytest.mark.dist
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.dist_full)])
+@pytest.mark.chaos
 def test_a_killed_worker_is_the_cause(
     rank: int, world: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -280,6 +280,7 @@ def test_small_pieces_give_the_same(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.data_full
 def test_memory_is_bounded(
     tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
