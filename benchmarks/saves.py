@@ -38,7 +38,6 @@ class Timed:
         import torch
 
         from loopcoder.backends import detect
-        from loopcoder.checkpoint.save import Saver
         from loopcoder.config.compose import compose
         from loopcoder.config.resolve import resolve
         from loopcoder.data.batch import make_batch
@@ -58,18 +57,16 @@ class Timed:
         self.batch = batch.pin() if ranks.device.type == "cuda" else batch
         self.saved: list[dict[str, Any]] = []
         self.steps = 0
-        self._saver = lambda background: Saver(
-            replace(self.config, checkpoint=replace(self.config.checkpoint, async_save=background)),
-            run_dir,
-            self._report,
-        )
 
     def _report(self, kind: str, **fields: Any) -> None:
         if kind == "checkpoint_saved":
             self.saved.append(fields)
 
     def saver(self, *, background: bool) -> Any:
-        return self._saver(background)
+        from loopcoder.checkpoint.save import Saver
+
+        checkpoint = replace(self.config.checkpoint, async_save=background)
+        return Saver(replace(self.config, checkpoint=checkpoint), self.run_dir, self._report)
 
     def step(self) -> float:
         """Train a step; return its seconds."""
