@@ -19,6 +19,7 @@ from loopcoder.config.compose import load_config
 from loopcoder.data.corpus import load_corpus
 from loopcoder.data.ledger import LEDGER_FILE
 from loopcoder.metrics.writer import read_metrics
+from loopcoder.storage.files import synced_entry, write_json
 from tests.data.corpora import trained_labels
 from tests.train.conftest import Start, finish
 from tests.train.test_resume import wait_for_step
@@ -101,8 +102,10 @@ def test_what_no_checkpoint_has_is_written_and_what_an_earlier_version_trained_i
     assert sum(entry["tokens"] for entry in written["entries"]) == 3 * 4 * 64
 
     state = last.path / checkpoints.STATE
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"ledger": None}))
-    output = finish(start(run_dir, "train.max_steps=4", "checkpoint.verify=none"))
+    write_json(state, json.loads(state.read_text()) | {"ledger": None})
+    files = checkpoints.files_of(last) | {checkpoints.STATE: synced_entry(state)}
+    write_json(last.path / checkpoints.MANIFEST, {"files": files})
+    output = finish(start(run_dir, "train.max_steps=4"))
     assert "tokens by language and source count from step 2 on" in output
     written = json.loads((run_dir / LEDGER_FILE).read_text())
     assert (written["since_step"], written["since_tokens"]) == (2, 2 * 4 * 64)
