@@ -177,7 +177,8 @@ class Victim:
         survivors = [r for r, code in codes.items() if code == EXIT_RETRY]
         if survivors:
             said = world.outputs()
-            assert f"rank {victims[0]}" in said, (str(kill), said)
+            named = rf"rank {victims[0]}\b|have not come: {victims[0]}\b"  # before they had met
+            assert re.search(named, said), (str(kill), said)
             assert "Traceback" not in said, (str(kill), said)
 
     def _look(self, kill: Kill) -> None:
