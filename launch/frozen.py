@@ -7,13 +7,10 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from launch.torchrun import CONFIG_VARIABLE
+from launch.torchrun import CONFIG_VARIABLE, HASH_VARIABLE
 from loopcoder.config.compose import load_config, to_yaml
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
-
-HASH_VARIABLE = "LOOPCODER_CONFIG_SHA256"
-"""SHA-256 of the file that CONFIG_VARIABLE names."""
 
 
 def digest_of(config: Config) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
-from launch.frozen import HASH_VARIABLE
-from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE
+from launch.torchrun import CONFIG_VARIABLE, HASH_VARIABLE, OVERRIDES_VARIABLE
 from loopcoder.config.types import STRICT, NonNegativeInt, PositiveInt
 from loopcoder.errors import (
     EXIT_BAD_INPUT,

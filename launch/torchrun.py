@@ -31,6 +31,8 @@ from loopcoder.errors import (
 
 CONFIG_VARIABLE = "LOOPCODER_CONFIG"
 """Path of a composed config: workers load it, so that it is composed once."""
+HASH_VARIABLE = "LOOPCODER_CONFIG_SHA256"
+"""SHA-256 of the file that CONFIG_VARIABLE names, where a job was submitted with it."""
 OVERRIDES_VARIABLE = "LOOPCODER_OVERRIDES"
 """What was asked for on the command line, for the record of the run."""
 
@@ -58,6 +60,7 @@ def start_workers(config: Config, num_processes: int) -> int:
         quiet = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
         environ = quiet | child_environ()
         environ |= {CONFIG_VARIABLE: str(config_path), EXIT_VARIABLE: str(exit_path)}
+        environ.pop(HASH_VARIABLE, None)  # that of the config from which this one was resolved
         command = [sys.executable, "-m", "loopcoder.parallel.elastic", *meeting]
         command += [f"--nproc-per-node={here}", "-m", "loopcoder", "train"]
         attendance = Attendance(parallel)

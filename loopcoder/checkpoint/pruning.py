@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,6 +75,21 @@ def prune(
         else:
             pruned.deleted.append(checkpoint)
     return pruned
+
+
+def prune_reporting(
+    folder: Path,
+    config: CheckpointConfig,
+    spared: int | None,
+    newest: int,
+    report: Callable[..., None],
+    in_use: Collection[int] = (),
+) -> dict[Path, str]:
+    """Delete as `prune` does, and record what went as events; return what stays, and why."""
+    pruned = prune(folder, config, spared, newest, in_use)
+    for old in pruned.deleted:
+        report("checkpoint_deleted", step=old.step, path=str(old.path))
+    return pruned.notes
 
 
 def finish_deleting(folder: Path) -> dict[Path, str]:

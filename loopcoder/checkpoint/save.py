@@ -19,7 +19,7 @@ from loopcoder.checkpoint.agreed import same_error_on_all
 from loopcoder.checkpoint.copies.copying import Copies
 from loopcoder.checkpoint.digest import DIGEST, digest_of, whole_digest
 from loopcoder.checkpoint.fp8_history import with_history
-from loopcoder.checkpoint.pruning import prune
+from loopcoder.checkpoint.pruning import prune_reporting
 from loopcoder.checkpoint.shards import Written, fault_of_shards, written_here
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.checkpoint.unpickled import metadata_of
@@ -194,10 +194,9 @@ class Saver:
         steps = self.config.train.max_steps
         spared = branching_step(self.config.optim, steps, state.warmup_steps)
         copied = () if self.copies is None else self.copies.in_use
-        pruned = prune(folder.parent, self.config.checkpoint, spared, state.step, copied)
-        for old in pruned.deleted:
-            self.report("checkpoint_deleted", step=old.step, path=str(old.path))
-        for path, why in pruned.notes.items():
+        asked = self.config.checkpoint
+        stay = prune_reporting(folder.parent, asked, spared, state.step, self.report, copied)
+        for path, why in stay.items():
             if path not in self._stays:  # it is tried again after every save, and said once
                 self.report("checkpoint_not_deleted", path=str(path), why=why)
                 self._stays.add(path)

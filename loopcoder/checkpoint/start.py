@@ -22,7 +22,7 @@ from loopcoder.checkpoint.sources import other_sources
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.fields import typed
 from loopcoder.config.identity import changes
-from loopcoder.config.schema import SHAPE, Config
+from loopcoder.config.schema import SHAPE, CheckpointConfig, Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.joined import trained_part
 from loopcoder.data.ledger import Ledger
@@ -80,6 +80,8 @@ class Reached:
     """Of its newest checkpoint."""
     max_steps: int
     """What it was to have when that was saved."""
+    kept: CheckpointConfig
+    """Which checkpoints it kept."""
     spared: int | None = None
     """Step where it began to decay, whose checkpoint stays."""
 
@@ -98,7 +100,7 @@ def finished_at(config: Config, run_dir: Path) -> Reached | None:
     before = own.config()
     planned = before.train.max_steps
     spared = branching_step(before.optim, planned, own.state().warmup_steps)
-    return Reached(own.step, planned, spared)
+    return Reached(own.step, planned, before.checkpoint, spared)
 
 
 def with_kept_reader(config: Config, start: Start | None, sibling: Path | None = None) -> Config:

@@ -18,17 +18,21 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from launch.frozen import HASH_VARIABLE
 from launch.killed import kernel_kills, kill_named, worker_killed
 from launch.nodes import meeting_point, refuse_other_launch
 from launch.slurm_env import adopt_slurm
 from launch.sweep import FIRST_VARIABLE, points, sweep
-from launch.torchrun import CONFIG_VARIABLE, OVERRIDES_VARIABLE, start_workers
+from launch.torchrun import (
+    CONFIG_VARIABLE,
+    HASH_VARIABLE,
+    OVERRIDES_VARIABLE,
+    start_workers,
+)
 from loopcoder.backends import Backends, detect, refuse_missing
 from loopcoder.checkpoint.copies.early import bring_back
 from loopcoder.checkpoint.copies.lacking import copy_rest
 from loopcoder.checkpoint.pinned import pinned_corpus
-from loopcoder.checkpoint.pruning import finish_deleting
+from loopcoder.checkpoint.pruning import prune_reporting
 from loopcoder.checkpoint.rebuilt import refuse_other_tokens
 from loopcoder.checkpoint.rewind import with_rewinds
 from loopcoder.checkpoint.start import (
@@ -208,7 +212,8 @@ def _train(arguments: Arguments) -> int:
             made.enter_context(cache_for(config.data))
         if CONFIG_VARIABLE not in os.environ or HASH_VARIABLE in os.environ:
             shown = _without_unused_origin(config, run_dir)
-            say(f"{backends.table()}\n\n{overview(shown, arguments.asked, size)}")
+            asked = shlex.split(os.environ[OVERRIDES_VARIABLE])
+            say(f"{backends.table()}\n\n{overview(shown, asked, size)}")
             say(f"run_dir    {run_dir} (the whole configuration is in its config.yaml)\n")
             if not launched and size // config.parallel.nodes < backends.gpu_count:
                 batch, micro = config.train.global_batch_size, config.train.micro_batch_size
@@ -225,7 +230,7 @@ def _conclude(config: Config, run_dir: Path, done: Reached) -> None:
     report = partial(append_event, run_dir)
     for _ in copy_rest(config.checkpoint, run_dir, say, report, done.spared):
         pass
-    finish_deleting(run_dir / "checkpoints")
+    prune_reporting(run_dir / "checkpoints", done.kept, done.spared, done.step, report)
     print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
 
 

@@ -14,7 +14,7 @@ from loopcoder.backends import Backends
 from loopcoder.checkpoint.agreed import Decision, agree, of_rank_0
 from loopcoder.checkpoint.copies.fetching import fetch_together, forget_later
 from loopcoder.checkpoint.copies.lacking import copy_rest
-from loopcoder.checkpoint.pruning import finish_deleting
+from loopcoder.checkpoint.pruning import prune_reporting
 from loopcoder.checkpoint.rewind import forget_rewinds, with_rewinds
 from loopcoder.checkpoint.start import (
     Reached,
@@ -114,7 +114,8 @@ def _train_together(
     if (done := decision.done) is not None:
         _copy_rest(config, run_dir, done, watch)
         if is_main:
-            finish_deleting(run_dir / "checkpoints")
+            report = partial(append_event, run_dir)
+            prune_reporting(run_dir / "checkpoints", done.kept, done.spared, done.step, report)
             print_finished(run_dir, done.step, config.train.max_steps, done.max_steps)
         return EXIT_DONE
     # what the command line has printed, which did not know the reader yet

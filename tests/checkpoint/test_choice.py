@@ -193,8 +193,8 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_is_not(
         train=replace(config.train, max_steps=3),
         checkpoint=replace(config.checkpoint, verify=level),
     )
-    planned = layout.find(run_dir).config().train.max_steps
-    done = Reached(3, planned)
+    trained = layout.find(run_dir).config()
+    done = Reached(3, trained.train.max_steps, trained.checkpoint)
     assert finished_at(config, run_dir) == done
     damage(layout.step_folder(run_dir, 3) / file)
     if level == "none":

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from launch.frozen import HASH_VARIABLE
-from launch.torchrun import CONFIG_VARIABLE, EXIT_VARIABLE, OVERRIDES_VARIABLE
+from launch.torchrun import CONFIG_VARIABLE, EXIT_VARIABLE, HASH_VARIABLE, OVERRIDES_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.cli import data, doctor, train
 from loopcoder.storage.signals import ASKS

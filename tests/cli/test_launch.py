@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from launch import snapshot
-from launch.frozen import HASH_VARIABLE, handed_config
-from launch.torchrun import CONFIG_VARIABLE
+from launch.frozen import handed_config
+from launch.torchrun import CONFIG_VARIABLE, HASH_VARIABLE
 from loopcoder.cli.main import main
 from loopcoder.cli.run_folders import runs_below
 from loopcoder.config.compose import compose, load_config
@@ -138,7 +138,7 @@ def test_a_dry_run_shows_the_job_and_writes_nothing(
         (["launch", "slurm", "nodes=0", "train"], "nodes=0"),
         (["launch", "slurm", "model=plt_1b", "train"], "model"),
         (["launch", "slurm", "nodes=2"], "loopcoder launch slurm nodes=2 train"),
-        (["launch", "pbs", "train"], "so far slurm"),
+        (["launch", "pbs", "train"], "slurm or kubernetes"),
         ([*JOB, *RUN], "--dry-run shows the job"),  # there is no sbatch
     ],
 )
