@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep import points
+from launch.sweep.points import points
 from loopcoder.backends import Backends
 from loopcoder.cli.evaluate import as_asked
 from loopcoder.config.compose import compose

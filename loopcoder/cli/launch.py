@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from launch import kubernetes, slurm
 from launch.kubernetes import KubernetesConfig
 from launch.slurm import SlurmConfig
-from loopcoder.backends import Backends, detect
+from loopcoder.backends import Backends, detect, kernels_fault
 from loopcoder.cli.arguments import Arguments, parse_arguments
 from loopcoder.cli.submission import Submission, submission
 from loopcoder.config.compose import compose
@@ -92,6 +93,12 @@ def run(argv: list[str]) -> int:
         root=f"launch_{argv[0]}",
     )
     submitted, text = scheduler.job(job, parse_arguments(argv[at + 1 :], takes=[]), detect())
+    if job.gpus_per_node and (fault := kernels_fault()) is not None:
+        print(
+            f"loopcoder: the copy of this program that the job runs has no CUDA kernels: {fault}; "
+            "`make kernels` builds them here, without a GPU",
+            file=sys.stderr,
+        )
     if "--dry-run" in argv[:at]:
         print(f"# {submitted.folder}/{scheduler.file}\n{text}", end="")
         return EXIT_DONE

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loopcoder import __version__
-from loopcoder.cli import checkpoint, data, doctor, evaluate, launch, runs, train
+from loopcoder.cli import checkpoint, data, doctor, evaluate, launch, runs, sweep, train
 from loopcoder.cli.messages import (
     another_rank_failed_first,
     print_error,
@@ -169,7 +169,8 @@ def _help(argv: list[str]) -> int:
 
 VERBS = {
     "train": Verb(train.run, "train a model, or several with -m"),
-    "launch": Verb(launch.run, "train on a cluster, by Slurm"),
+    "sweep": Verb(sweep.run, "train every combination of some values, on all GPUs, and compare"),
+    "launch": Verb(launch.run, "train on a cluster, by Slurm or Kubernetes"),
     "evaluate": Verb(evaluate.run, "the validation loss of a checkpoint, on any data"),
     "data": Verb(data.run, "build a corpus; list, show and clean what is built"),
     "checkpoint": Verb(checkpoint.run, "list the checkpoints of a run, or verify them"),

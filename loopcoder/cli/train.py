@@ -21,7 +21,8 @@ from pathlib import Path
 from launch.killed import kernel_kills, kill_named, worker_killed
 from launch.nodes import meeting_point, refuse_other_launch
 from launch.slurm_env import adopt_slurm
-from launch.sweep import FIRST_VARIABLE, points, sweep
+from launch.sweep.points import points
+from launch.sweep.processes import FIRST_VARIABLE
 from launch.torchrun import (
     CONFIG_VARIABLE,
     HASH_VARIABLE,
@@ -47,6 +48,7 @@ from loopcoder.checkpoint.start import (
 from loopcoder.cli.arguments import Arguments, cache_for, composed, parse_arguments, rank, say
 from loopcoder.cli.checks import check_config, check_folder, check_services
 from loopcoder.cli.overview import overview
+from loopcoder.cli.sweep import run_sweep
 from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_yaml
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
@@ -112,7 +114,7 @@ def run(argv: list[str]) -> int:
         print(HELP.format(groups=_presets(arguments.config_dir)))
         return EXIT_DONE
     if arguments.multirun:
-        return _show_points(arguments) if arguments.print_config else _sweep(arguments)
+        return _show_points(arguments) if arguments.print_config else run_sweep(arguments)
     return _train(arguments)
 
 
@@ -147,23 +149,6 @@ def _presets(config_dir: Path | None) -> str:
         if own := [name for name in names if name not in ours.get(group, ())]:
             lines.append(f"  {group:<{width}}  {', '.join(own)}")
     return "\n".join(lines)
-
-
-def _sweep(arguments: Arguments) -> int:
-    """Run every point of a sweep, then show all of them in one table and one plot."""
-    from loopcoder.metrics.sweep import report_sweep
-    from loopcoder.metrics.sweep_rows import SweptRun
-
-    refuse_missing()
-    backends = detect()
-    refuse = partial(check_folder, backends=backends)
-    done = sweep(arguments.overrides, arguments.config_dir, backends, refuse)
-    runs = [
-        SweptRun(point.label, point.without_seed, point.config, point.run_dir, code)
-        for point, code in zip(done.points, done.exit_codes, strict=True)
-    ]
-    report_sweep(runs, done.folder, plot=backends.has("matplotlib"))
-    return done.code
 
 
 def _train(arguments: Arguments) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launch import sweep as sweep_module
+from launch.sweep import run as sweep_module
 from loopcoder.backends import Backends
 from loopcoder.cli import doctor, train
 from loopcoder.cli import main as cli
@@ -29,7 +29,7 @@ from tests.cli.run_dirs import run_dir
 @pytest.fixture(autouse=True)
 def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A point that is not refused fails the test instead of being trained."""
-    monkeypatch.setattr(sweep_module, "train_point", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(sweep_module, "start_point", lambda *_, **__: pytest.fail("started"))
 
 
 MISTAKES = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launch.sweep import FIRST_VARIABLE
+from launch.sweep.processes import FIRST_VARIABLE
 from launch.torchrun import CONFIG_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.cli import main as cli

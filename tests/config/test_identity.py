@@ -14,7 +14,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from launch.sweep import points
+from launch.sweep.points import points
 from loopcoder.backends import Backends
 from loopcoder.cli.arguments import Arguments, composed
 from loopcoder.config.build import BuildConfig, SourceConfig

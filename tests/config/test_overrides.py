@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep import points
+from launch.sweep.points import points
 from loopcoder.backends import Backends
 from loopcoder.config.compose import compose
 from loopcoder.config.overrides import parse_overrides, quoted

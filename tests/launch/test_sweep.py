@@ -3,17 +3,35 @@
 import errno
 import json
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from launch import sweep as sweep_module
-from launch.sweep import Point, points, sweep
+from launch.sweep import run as sweep_module
+from launch.sweep.ledger import is_finished
+from launch.sweep.places import Places, places
+from launch.sweep.points import Point, _folder_name, points
+from launch.sweep.processes import Running
+from launch.sweep.run import sweep
 from loopcoder.backends import Backends
 from loopcoder.cli.main import main
 from loopcoder.errors import InputError
+from loopcoder.plan.cost import flops_per_step
+from loopcoder.storage.files import missed_within
+from loopcoder.storage.lock import hold, is_held
+from tests.train.conftest import (  # noqa: F401
+    SMALL,
+    Start,
+    documents,
+    environment,
+    finish,
+    start,
+)
+from tests.train.test_resume import curve, wait_for_step
 
 CPU = Backends()
 
@@ -150,6 +168,18 @@ def test_every_point_is_checked_before_any_starts() -> None:
         points(["model=glob(gpt_*)"], None, CPU)
 
 
+class Ended:
+    """Stands for a process that has ended."""
+
+    pid = 0
+
+    def __init__(self, code: int):
+        self._code = code
+
+    def poll(self) -> int:
+        return self._code
+
+
 class Runs:
     """Stands for the training processes: each point writes metrics and ends as told."""
 
@@ -158,10 +188,13 @@ class Runs:
         self.codes: dict[str, int] = {}
         self.last_event = "run_diverged"
         self.loss = random.uniform(1, 5)
-        monkeypatch.setattr(sweep_module, "train_point", self.train)
+        monkeypatch.setattr(sweep_module, "start_point", self.start)
         monkeypatch.delenv("RANK", raising=False)
 
-    def train(self, point: Point, config_dir: Path | None, first: Path) -> int:
+    def start(self, point: Point, *_: Any, **__: Any) -> Running:
+        return Running(point, cast(Any, Ended(self.train(point))), [])
+
+    def train(self, point: Point) -> int:
         self.started.append(point.label)
         code = self.codes.get(point.label, 0)
         point.run_dir.mkdir(parents=True, exist_ok=True)
@@ -295,15 +328,15 @@ def test_a_torn_line_is_none(tmp_path: Path, runs: Runs) -> None:
     for file in (ledger, point.run_dir / "metrics.jsonl"):
         with file.open("a") as appending:
             appending.write('{"step": 1, "exi')
-        assert sweep_module.is_finished(point, ledger)
+        assert is_finished(point, ledger)
     ledger.unlink()
-    assert not sweep_module.is_finished(point, ledger)
+    assert not is_finished(point, ledger)
 
 
 def test_points_have_names_that_a_file_system_takes() -> None:
     values = ["a/b", "../up", "\u6f22" * 120, "x" * 300]
     for value in values:
-        name = sweep_module._folder_name(f"path={value} seed=1")
+        name = _folder_name(f"path={value} seed=1")
         assert "/" not in name and len(name.encode()) <= 80
     folder, found = points([f"name={'n' * 250}", "seed=1,2"], None, CPU)
     assert len(folder.name) < 200 and [p.label for p in found] == ["seed=1", "seed=2"]
@@ -314,3 +347,161 @@ def test_each_point_copies_to_a_folder_of_its_own() -> None:
     stores = [point.config.checkpoint.store for point in found]
     assert stores == [f"s3://bucket/sweep/{point.run_dir.name}" for point in found]
     assert len({*stores}) == 2
+
+
+def test_points_have_as_many_flops_as_the_first(rng: random.Random) -> None:
+    steps = rng.randint(100, 10_000)
+    base = ["variant=loops_2,loops_1,dense_2x,loops_4", f"train.max_steps={steps}"]
+    same = points(base, None, CPU)[1]
+    assert {p.config.train.max_steps for p in same} == {steps}
+    folder, found = points(base, None, CPU, "flops")
+    assert folder != points(base, None, CPU)[0]
+    total = [p.config.train.max_steps * flops_per_step(p.config) for p in found]
+    assert found[0].config.train.max_steps == steps
+    for point, flops in zip(found, total, strict=True):
+        assert abs(flops - total[0]) <= flops_per_step(point.config) / 2
+    assert len({p.config.train.max_steps for p in found}) > 2
+    sizes = "train.global_batch_size=4,8"
+    found = points([sizes, f"train.max_steps={2 * steps}"], None, CPU, "tokens")[1]
+    assert [p.config.train.max_steps for p in found] == [2 * steps, steps]
+    stages = "data.stages=[{until:2000},{seq_length:32}]"
+    for wrong in (["train.max_steps=3,4"], ["seed=1,2", "data.seq_length=64", stages]):
+        with pytest.raises(InputError, match=r"sweep\.match=flops"):
+            points(wrong, None, CPU, "flops")
+
+
+class Slow(Ended):
+    """Stands for a process that takes a while, and ends with 75 when it is asked to stop."""
+
+    def __init__(self, runs: Runs, point: Point, polls: int):
+        super().__init__(-1)
+        self._runs, self._point, self._polls = runs, point, polls
+
+    def poll(self) -> int | None:  # type: ignore[override]
+        self._polls -= 1
+        return None if self._polls > 0 else self._runs.train(self._point)
+
+
+def test_points_run_side_by_side(
+    runs: Runs, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of drawn length: never more than there are places, no GPU shared by more, each point once."""
+    monkeypatch.setattr(sweep_module, "_LOOK_EVERY_S", 0.0)
+    gpus, per_gpu = [str(n) for n in range(rng.randint(1, 4))], rng.randint(1, 2)
+    at_once, most, running = rng.randint(2, 6), 0, list[Running]()
+
+    def begin(point: Point, _: Any, first: Path, gpus: list[str], *, alone: bool) -> Running:
+        assert not alone and first == found[0].run_dir and len(gpus) == 1
+        running.append(Running(point, cast(Any, Slow(runs, point, rng.randint(1, 9))), gpus))
+        return running[-1]
+
+    def look(_: Any, now: Any, ledger: Path) -> None:
+        nonlocal most
+        most = max(most, len(now))
+        used = [gpu for run in now for gpu in run.gpus]
+        assert all(used.count(gpu) <= per_gpu for gpu in used) and len(now) <= at_once
+
+    monkeypatch.setattr(sweep_module, "start_point", begin)
+    command = ["seed=range(1,12)", "train.max_steps=2", f"run_dir={tmp_path}"]
+    found = points(command, None, CPU)[1]
+    failing = rng.choice(found)
+    runs.codes = {failing.label: 76}  # it diverges
+    there = Places(gpus, at_once, per_gpu)
+    done = sweep(command, None, CPU, places=lambda _: there, watch=look)
+    assert sorted(runs.started) == sorted(p.label for p in found)
+    assert done.code == 76 and done.exit_codes.count(0) == len(found) - 1
+    assert most == min(at_once, len(gpus) * per_gpu)
+    runs.started.clear()
+    runs.codes = {}
+    assert sweep(command, None, CPU, places=lambda _: there, watch=look).code == 0
+    assert runs.started == [failing.label]
+
+
+def test_no_more_points_start_after_what_all_would_meet(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep_module, "_LOOK_EVERY_S", 0.0)
+    lengths = {"seed=1": 1, "seed=2": 5}
+
+    def begin(point: Point, *_: Any, **__: Any) -> Running:
+        return Running(point, cast(Any, Slow(runs, point, lengths[point.label])), [])
+
+    monkeypatch.setattr(sweep_module, "start_point", begin)
+    command = ["seed=1,2,3,4", "train.max_steps=2", f"run_dir={tmp_path}"]
+    runs.codes = {"seed=1": 3}
+    done = sweep(command, None, CPU, places=lambda _: Places([], 2))
+    # the one that ran came to its end
+    assert (done.code, done.exit_codes) == (3, [3, 0, None, None])
+    assert "left: seed=1, seed=3, seed=4" in capsys.readouterr().err
+
+
+def test_two_sweeps_in_one_folder_are_refused(runs: Runs, tmp_path: Path) -> None:
+    command = ["seed=1,2", "train.max_steps=2", f"run_dir={tmp_path}"]
+    with hold(tmp_path / ".lock", lambda _: None), pytest.raises(InputError, match="runs the sw"):
+        sweep(command, None, CPU)
+    assert runs.started == []
+    assert sweep(command, None, CPU).code == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "visible", "names"),
+    [(2, "", ["0", "1"]), (2, "5,3", ["5", "3"]), (1, "GPU-a", ["GPU-a"])],
+)
+def test_places_are_the_visible_gpus(
+    monkeypatch: pytest.MonkeyPatch, count: int, visible: str, names: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = places(None, 2, count, 1)
+    assert (found.gpus, found.at_once) == (names, 2 * count)
+    taken = [found.take(1) or [] for _ in range(2 * count)]
+    assert sorted(gpu for gpus in taken for gpu in gpus) == sorted(names * 2)
+    assert found.take(1) is None
+    found.give_back(taken[0])
+    assert found.take(1) == taken[0]
+    with pytest.raises(InputError, match="of 4 processes"):
+        places(None, 1, 3, 4)
+    with pytest.raises(InputError, match=r"sweep\.per_gpu=2"):
+        places(None, 2, 0, 1)
+
+
+@pytest.mark.chaos
+def test_two_at_a_time_killed_and_continued(
+    start: Start,  # noqa: F811
+    documents: Path,  # noqa: F811
+    environment: dict[str, str],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """The driver is killed (-9) and its points end with it; the same command goes on, and what
+    comes out is that of each run by itself."""
+    folder = tmp_path / "sweep"
+    train = [o for o in SMALL if not o.startswith("parallel.nproc")]
+    train += ["parallel.nproc_per_node=1", f"path={documents}", "train.max_steps=40"]
+    train += ["checkpoint.interval=5", "eval.interval=20", f"run_dir={folder}"]
+    command = [sys.executable, "-m", "loopcoder", "sweep", "sweep.at_once=2"]
+    command += [*train, "model.num_loops=1,2,3"]
+    how: dict[str, Any] = {
+        "env": environment,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+    }
+    first = subprocess.Popen(command, **how)
+    runs = [folder / f"0{n - 1}_num_loops={n}" for n in (1, 2, 3)]
+    for run in runs[:2]:
+        wait_for_step(first, run, 8)
+    first.kill()
+    first.wait()
+    for run in runs[:2]:
+        assert missed_within(60, lambda run=run: True if is_held(run / ".lock") else None) is None
+    assert not runs[2].exists()
+    output = finish(subprocess.Popen(command, **how))
+    assert "continues" in (runs[0] / "output.log").read_text()
+    ledger = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    assert sorted(line["point"] for line in ledger) == sorted(run.name for run in runs)
+    assert {line["exit_code"] for line in ledger} == {0}
+    assert "| model.num_loops=3 |" in output and (folder / "sweep.png").exists()
+    again = finish(subprocess.Popen(command, **how))
+    assert again.count("done before") == 3
+    alone = tmp_path / "alone"
+    finish(start(alone, *train[:-1], "model.num_loops=2"))
+    assert curve(alone) == curve(runs[1])

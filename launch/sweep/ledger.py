@@ -1,0 +1,89 @@
+"""What became of the points of a sweep: a line of ledger.jsonl for each end of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from launch.sweep.points import Point
+from loopcoder.errors import EXIT_DONE
+from loopcoder.storage.disk import is_disk_full
+
+LEDGER_FILE = "ledger.jsonl"
+
+
+def note(ledger: Path, point: Point, began_s: float, ended_s: float, code: int) -> bool:
+    """Record that a point's run has ended; return False where there is no room for it.
+
+    Args:
+        began_s, ended_s: Seconds since the epoch.
+    """
+    record = {
+        "time_s": round(began_s, 3),
+        "wall_s": round(ended_s - began_s, 3),
+        "point": point.run_dir.name,
+        "label": point.label,
+        "config_hash": point.names[0],
+        "exit_code": code,
+    }
+    try:
+        with ledger.open("ab+") as file:
+            torn = file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+            file.write(b"\n" * bool(torn) + json.dumps(record).encode() + b"\n")
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        return False
+    return True
+
+
+def ends(point: Point, ledger: Path) -> list[dict[str, Any]]:
+    """Return the records of a point, of this very config."""
+    return [
+        record
+        for record in records(ledger)
+        if record["point"] == point.run_dir.name and record["config_hash"] in point.names
+    ]
+
+
+def last_exit(point: Point, ledger: Path) -> int | None:
+    """Return how a point's last run ended; None: none has."""
+    found = ends(point, ledger)
+    return found[-1]["exit_code"] if found else None
+
+
+def is_finished(point: Point, ledger: Path) -> bool:
+    """Say whether this very config ended well by the ledger, and by its metrics at the last
+    step."""
+    lines = records(point.run_dir / "metrics.jsonl")
+    reached = bool(lines) and lines[-1]["step"] == point.config.train.max_steps
+    return reached and last_exit(point, ledger) == EXIT_DONE
+
+
+def rewinds(point: Point) -> int:
+    """Return how often a point has gone back, after which the same command goes on."""
+    return sum(kind == "run_rewound" for kind in _events(point))
+
+
+def diverged(point: Point) -> bool:
+    """Say whether a point's last run ended so that another point may fare better."""
+    of_runs = [k for k in _events(point) if k in ("run_started", "run_diverged", "run_rewound")]
+    return of_runs[-1:] == ["run_diverged"]
+
+
+def _events(point: Point) -> Iterator[str]:
+    yield from (record.get("kind", "") for record in records(point.run_dir / "events.jsonl"))
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines, if it is there; a torn line, of a kill or a full disk, is left
+    out."""
+    found = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found

@@ -1,0 +1,192 @@
+"""The points of a sweep: every combination of the swept values, composed and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from hydra.core.override_parser.types import Override
+
+from loopcoder.backends import Backends
+from loopcoder.config.check import check
+from loopcoder.config.compose import (
+    compose,
+    conf_dir,
+    group_options,
+    sweep_axes,
+)
+from loopcoder.config.identity import as_folder, config_hash
+from loopcoder.config.overrides import parse_overrides, quoted
+from loopcoder.config.resolve import processes_to_start, resolve
+from loopcoder.config.schema import Config
+from loopcoder.errors import InputError, Problem
+from loopcoder.plan.cost import flops_per_step, tokens_per_step
+from loopcoder.plan.fit import check_run
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep."""
+
+    label: str
+    """The swept values, as they were written."""
+    without_seed: str
+    """The same without the seed, shared by the runs of several seeds; `seed=1,2` where nothing else
+    is swept."""
+    overrides: list[str]
+    """All overrides of the run, its run_dir included."""
+    config: Config
+    names: tuple[str, ...]
+    """Hashes by which the ledger knows its config: of what was asked for, and, as it was until
+    2026-11-29, of what this machine made of it."""
+    run_dir: Path
+
+
+Match = Literal["steps", "tokens", "flops"]
+_STEPS = "train.max_steps"
+
+
+def points(
+    overrides: Sequence[str],
+    config_dir: Path | None,
+    backends: Backends,
+    match: Match = "steps",
+) -> tuple[Path, list[Point]]:
+    """Expand overrides into points, composed and checked, and the folder that holds them.
+
+    Args:
+        match: What all points have as many of as the first, by their train.max_steps: `steps`
+            leaves these as they are.
+
+    Raises:
+        InputError: with the problems of all points.
+    """
+    problems: list[Problem] = []
+    overrides = [*sweep_axes(overrides, config_dir), *overrides]
+    # As Hydra's BasicSweeper: the last of a key counts, in the place of the first.
+    parsed = list({o.get_key_element(): o for o in parse_overrides(overrides, problems)}.values())
+    folders = [o for o in parsed if o.key_or_group == "run_dir" and not o.is_sweep_override()]
+    swept = [o for o in parsed if o not in folders]
+    dirs = [conf_dir()] if config_dir is None else [conf_dir(), config_dir]
+    options = group_options(dirs)
+    choices = [_choices(override, options, problems) for override in swept]
+    if not problems and not any(o.is_sweep_override() for o in swept):
+        problems.append(
+            Problem(
+                "-m, and no field has several values",
+                "a sweep trains every combination of the values that are given with commas",
+                "model.num_loops=1,2,3,4, or the same command without -m",
+            )
+        )
+    if match != "steps" and any(
+        o.is_sweep_override() and o.get_key_element() == _STEPS for o in swept
+    ):
+        why = "it says how many steps a point has, by those of the first"
+        problems.append(Problem(f"sweep.match={match} and several {_STEPS}", why, "one of them"))
+    only_seeds = " ".join(str(o.input_line) for o in swept if o.is_sweep_override())
+    if problems:
+        raise InputError(problems)
+    of_match = [] if match == "steps" else [f"sweep.match={match}"]
+    sweep_dir = Path("runs/sweeps") / _folder_of([*overrides, *of_match], parsed, config_dir)
+    if folders:
+        sweep_dir = Path(str(folders[-1].value()))
+    found: list[Point] = []
+    first: Config | None = None
+    for index, values in enumerate(itertools.product(*choices)):
+        axes = [v for v, o in zip(values, swept, strict=True) if o.is_sweep_override()]
+        label, unseeded = " ".join(axes), " ".join(v for v in axes if not v.startswith("seed="))
+        folder = sweep_dir.expanduser() / f"{index:02d}_{_folder_name(label)}"
+        run_overrides = [*values, f"run_dir={quoted(str(folder))}"]
+        try:
+            asked = compose(run_overrides, config_dir)
+            if match != "steps":
+                config = resolve(asked, backends)
+                first = first or config
+                run_overrides.append(f"{_STEPS}={_steps_like(first, config, match)}")
+                asked = compose(run_overrides, config_dir)
+            if (store := asked.checkpoint.store) is not None:  # its points are runs of their own
+                below = f"{store.rstrip('/')}/{folder.name}"
+                run_overrides.append(f"checkpoint.store={quoted(below)}")
+                asked = compose(run_overrides, config_dir)
+            config = resolve(asked, backends)
+            size = processes_to_start(config, backends)
+            check(config, size, backends)
+            check_run(config, size, backends)
+        except InputError as error:
+            problems += [replace(p, fact=f"[{label}] {p.fact}") for p in error.problems]
+            continue
+        names = (config_hash(asked), config_hash(config))
+        found.append(Point(label, unseeded or only_seeds, run_overrides, config, names, folder))
+    if problems:
+        raise InputError(problems)
+    return sweep_dir.expanduser(), found
+
+
+def _steps_like(first: Config, config: Config, match: Match) -> int:
+    """Return with how many steps a point has as many tokens or FLOPs as the first.
+
+    Raises:
+        InputError: the length of the sequences changes while they train.
+    """
+    for each in (first, config):
+        lengths = {stage.seq_length for stage in each.stages}
+        if len(lengths) > 1 or each.train.batch_ramp is not None:
+            raise InputError.of(
+                f"sweep.match={match} with data.stages of several lengths, or with a batch ramp",
+                "a step has then no one number of tokens",
+                "sweep.match=steps, which gives all points of one schedule as many tokens",
+            )
+    cost = tokens_per_step if match == "tokens" else flops_per_step
+    return max(1, round(first.train.max_steps * cost(first) / cost(config)))
+
+
+def _folder_of(
+    overrides: Sequence[str], parsed: Sequence[Override], config_dir: Path | None
+) -> str:
+    """Return the name of a sweep's folder: like a run's, of `name` and a hash."""
+    rest = [o for o in overrides if not o.startswith("name=")]
+    hashed = hashlib.sha256(json.dumps([rest, str(config_dir)]).encode()).hexdigest()[:10]
+    names = [o for o in parsed if o.key_or_group == "name" and not o.is_sweep_override()]
+    return f"{as_folder(str(names[-1].value()))}-{hashed}" if names else hashed
+
+
+class _GroupLister:
+    """Tell Hydra's parser the presets of a group, for `model=glob(*)`."""
+
+    def __init__(self, options: dict[str, list[str]]):
+        self._options = options
+
+    def get_group_options(self, group_name: str, results_filter: object = None) -> list[str]:
+        return self._options.get(group_name, [])
+
+
+def _choices(
+    override: Override, options: dict[str, list[str]], problems: list[Problem]
+) -> list[str]:
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    text = str(override.input_line)
+    if not override.is_discrete_sweep():
+        why = "a sweep runs every value, and an interval has no end of them"
+        problems.append(Problem(text, why, f"{key}=range(1,4), or {key}=1,2,3"))
+        return []
+    override.config_loader = _GroupLister(options)  # type: ignore[assignment]
+    values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if not values:
+        problems.append(
+            Problem(text, "it selects nothing", f"{key}={','.join(options.get(key, ['1', '2']))}")
+        )
+    return values
+
+
+def _folder_name(label: str) -> str:
+    """Shorten `model.num_loops=2 seed=1` to num_loops=2-seed=1."""
+    short = re.sub(r"[^\w.=-]+", "-", re.sub(r"[^\s=]*\.(\w+=)", r"\1", label)).strip("-")
+    return short.encode()[:80].decode(errors="ignore") or "run"

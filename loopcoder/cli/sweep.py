@@ -1,0 +1,98 @@
+"""`loopcoder sweep`: every combination of some values, side by side or in turn, and one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from launch.sweep.places import Places, places
+from launch.sweep.points import Point
+from launch.sweep.run import sweep
+from launch.sweep.settings import SweepConfig
+from loopcoder.backends import Backends, detect, refuse_missing
+from loopcoder.cli.arguments import Arguments, parse_arguments
+from loopcoder.cli.checks import check_folder
+from loopcoder.cli.sweep_state import Board
+from loopcoder.config.compose import compose
+from loopcoder.config.resolve import processes_to_start
+from loopcoder.errors import EXIT_DONE
+
+HELP = """\
+Train every combination of comma-separated values, and compare them.
+
+usage: loopcoder sweep [sweep.KEY=VALUE ...] [--config-dir DIR] key=value1,value2 ...
+
+  loopcoder sweep model.num_loops=1,2,3,4              on each GPU a point at a time
+  loopcoder sweep sweep.per_gpu=2 optim.lr=1e-3,2e-3   two small models share a GPU
+  loopcoder sweep sweep.at_once=2 seed=1,2,3,4         two at a time, without GPUs too
+  loopcoder sweep sweep.match=flops variant=loops_1,loops_2,dense_2x
+
+{fields}
+
+The same command goes on after whatever ended it: points that are done are skipped, others continue
+from their checkpoints, and those that failed are tried again. A point that diverges or breaks does
+not stop the others; wrong input, a full disk and the like start no more of them. All points have
+one seed, corpus and order of data unless these are swept. `loopcoder train -m` goes in turn."""
+
+_PREFIX = "sweep."
+
+
+def run(argv: list[str]) -> int:
+    """Run a sweep with places of its own."""
+    arguments = parse_arguments(argv, takes=[])
+    if arguments.help:
+        print(HELP.format(fields=_fields()))
+        return EXIT_DONE
+    own = [o.removeprefix(_PREFIX) for o in arguments.overrides if o.startswith(_PREFIX)]
+    others = [o for o in arguments.overrides if not o.startswith(_PREFIX)]
+    settings = compose(own, schema=SweepConfig, root="sweep")
+    rest = Arguments(others, arguments.config_dir)
+    return run_sweep(rest, settings)
+
+
+def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
+    """Run every point, then show all of them in one table and one plot.
+
+    Args:
+        settings: Where the points run; None: here, in turn.
+    """
+    from loopcoder.metrics.sweep import report_sweep
+    from loopcoder.metrics.sweep_rows import SweptRun
+
+    refuse_missing()
+    backends = detect()
+    settings = settings or SweepConfig(at_once=1)
+    with Board(backends) as board:
+        done = sweep(
+            arguments.overrides,
+            arguments.config_dir,
+            backends,
+            partial(check_folder, backends=backends),
+            _places(settings, backends),
+            board.show,
+            settings.match,
+        )
+    runs = [
+        SweptRun(point.label, point.without_seed, point.config, point.run_dir, code)
+        for point, code in zip(done.points, done.exit_codes, strict=True)
+    ]
+    report_sweep(runs, done.folder, plot=backends.has("matplotlib"))
+    return done.code
+
+
+def _places(settings: SweepConfig, backends: Backends) -> Callable[[Sequence[Point]], Places]:
+    def found(points: Sequence[Point]) -> Places:
+        if settings.at_once == 1 and settings.per_gpu == 1:
+            return Places([], 1)  # a point sees what this process sees
+        most = max(processes_to_start(point.config, backends) for point in points)
+        return places(settings.at_once, settings.per_gpu, backends.gpu_count, most)
+
+    return found
+
+
+def _fields() -> str:
+    docs = SweepConfig.__pydantic_fields__  # type: ignore[attr-defined]
+    return "\n".join(
+        f"  {_PREFIX + name:<16} {' '.join(str(field.description).split())}"
+        for name, field in docs.items()
+    )
