@@ -30,7 +30,7 @@ usage: loopcoder launch slurm|kubernetes [--dry-run] [key=value ...]
                         train [--config-dir DIR] [key=value ...]
 
   loopcoder launch slurm nodes=4 time=1-00:00:00 train model=plt_1b run_dir=DIR
-  loopcoder launch kubernetes nodes=4 image=IMAGE volumes="['CLAIM:/shared']" \\
+  loopcoder launch kubernetes nodes=4 image=IMAGE volumes="['shared:/shared']" \\
       train model=plt_1b run_dir=/shared/run data.build.cache_dir=/shared/cache
   loopcoder launch slurm --dry-run nodes=4 train model=plt_1b run_dir=DIR
                                       what would be submitted; nothing is written
