@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from loopcoder.config.schema import ParallelConfig
 from loopcoder.errors import InputError, counted
 
 
@@ -21,18 +22,18 @@ class Places:
     _used: dict[str, int] = field(default_factory=dict)
     _running: int = 0
 
-    def take(self, processes: int) -> list[str] | None:
-        """Take a place for a run of so many processes, each with a GPU of its own; return its GPUs,
-        those that are used least; None: there is no place now."""
+    def take(self, count: int) -> list[str] | None:
+        """Take a place for a run on so many GPUs; return those that are used least; None: there is
+        no place now."""
         if self._running >= self.at_once:
             return None
         if not self.gpus:
             self._running += 1
             return []
         free = [gpu for gpu in self.gpus if self._used.get(gpu, 0) < self.per_gpu]
-        if len(free) < processes:
+        if len(free) < count:
             return None
-        chosen = sorted(free, key=lambda gpu: self._used.get(gpu, 0))[:processes]
+        chosen = sorted(free, key=lambda gpu: self._used.get(gpu, 0))[:count]
         for gpu in chosen:
             self._used[gpu] = self._used.get(gpu, 0) + 1
         self._running += 1
@@ -45,14 +46,20 @@ class Places:
             self._used[gpu] -= 1
 
 
-def places(at_once: int | None, per_gpu: int, gpu_count: int, most_processes: int) -> Places:
+def gpus_of(parallel: ParallelConfig) -> int:
+    """Return how many GPUs a point takes: those of its processes, or the fewest that its layout
+    has."""
+    return parallel.nproc_per_node or parallel.tp * parallel.pp * parallel.cp
+
+
+def places(at_once: int | None, per_gpu: int, gpu_count: int, most_gpus: int) -> Places:
     """Return the places of this machine.
 
     Args:
         at_once: Points at a time; None: as many as the GPUs take, without GPUs one.
         per_gpu: Points that share a GPU.
         gpu_count: GPUs that torch sees.
-        most_processes: Of any point on this machine.
+        most_gpus: That any point takes, by `gpus_of`.
 
     Raises:
         InputError: a point needs more GPUs than there are, or there are none to share.
@@ -65,9 +72,9 @@ def places(at_once: int | None, per_gpu: int, gpu_count: int, most_processes: in
                 f"sweep.at_once={per_gpu} for as many at a time on the processors",
             )
         return Places([], at_once or 1)
-    if most_processes > gpu_count:
+    if most_gpus > gpu_count:
         raise InputError.of(
-            f"a point of {counted(most_processes, 'process')} on {counted(gpu_count, 'GPU')}",
+            f"a point of {counted(most_gpus, 'process')} on {counted(gpu_count, 'GPU')}",
             "each process has a GPU of its own",
             f"parallel.nproc_per_node={gpu_count}, or less",
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 from launch.killed import kernel_kills, kill_named
 from launch.sweep import ledger as ledgers
 from launch.sweep.ledger import is_finished, last_exit
-from launch.sweep.places import Places
+from launch.sweep.places import Places, gpus_of
 from launch.sweep.points import Match, Point, points
 from launch.sweep.processes import OUTPUT_FILE, Running, passing_on, start_point
 from loopcoder.backends import Backends
@@ -186,7 +186,7 @@ class _Driver:
         if not self._left:
             return False
         point = self._left[0]
-        gpus = self._places.take(processes_to_start(point.config, self._backends))
+        gpus = self._places.take(gpus_of(point.config.parallel))
         if gpus is None:
             return False
         self._left.popleft()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from launch.sweep.places import Places, places
+from launch.sweep.places import Places, gpus_of, places
 from launch.sweep.points import Point
 from launch.sweep.run import sweep
 from launch.sweep.settings import SweepConfig
@@ -14,7 +14,6 @@ from loopcoder.cli.arguments import Arguments, parse_arguments
 from loopcoder.cli.checks import check_folder
 from loopcoder.cli.sweep_state import Board
 from loopcoder.config.compose import compose
-from loopcoder.config.resolve import processes_to_start
 from loopcoder.errors import EXIT_DONE
 
 HELP = """\
@@ -84,7 +83,7 @@ def _places(settings: SweepConfig, backends: Backends) -> Callable[[Sequence[Poi
     def found(points: Sequence[Point]) -> Places:
         if settings.at_once == 1 and settings.per_gpu == 1:
             return Places([], 1)  # a point sees what this process sees
-        most = max(processes_to_start(point.config, backends) for point in points)
+        most = max(gpus_of(point.config.parallel) for point in points)
         return places(settings.at_once, settings.per_gpu, backends.gpu_count, most)
 
     return found

@@ -13,7 +13,7 @@ import pytest
 
 from launch.sweep import run as sweep_module
 from launch.sweep.ledger import is_finished
-from launch.sweep.places import Places, places
+from launch.sweep.places import Places, gpus_of, places
 from launch.sweep.points import Point, _folder_name, points
 from launch.sweep.processes import Running
 from launch.sweep.run import sweep
@@ -462,6 +462,15 @@ def test_places_are_the_visible_gpus(
         places(None, 1, 3, 4)
     with pytest.raises(InputError, match=r"sweep\.per_gpu=2"):
         places(None, 2, 0, 1)
+
+
+def test_a_point_takes_what_its_layout_needs() -> None:
+    """And not all GPUs, as `train` by itself does."""
+    asked = ["parallel=single", "parallel=tp2_sp_pp2", "parallel.nproc_per_node=2"]
+    eight = replace(CPU, gpu_count=8, gpu_name="NVIDIA H100 80GB HBM3", compute_capability=(9, 0))
+    base = ["seed=1,2", "precision=bf16", "train.global_batch_size=8", "train.micro_batch_size=1"]
+    found = [points([*base, each], None, eight)[1][0].config for each in asked]
+    assert [gpus_of(config.parallel) for config in found] == [1, 4, 2]
 
 
 @pytest.mark.chaos
