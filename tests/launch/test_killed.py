@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import killed, sweep
+from launch import killed
 from launch.killed import kernel_kills, kill_named
+from launch.sweep import run
+from launch.sweep.processes import Running
 from loopcoder.backends import Backends
 from loopcoder.cli import main as cli
 from loopcoder.cli import train
@@ -90,7 +92,9 @@ def test_a_killed_worker_is_named_once(
 def test_a_point_of_a_sweep_that_was_killed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "train_point", lambda point, config_dir, first: -signal.SIGKILL)
+    ended = subprocess.Popen(["sh", "-c", "kill -9 $$"])
+    ended.wait()
+    monkeypatch.setattr(run, "start_point", lambda point, *_, **__: Running(point, ended, []))
     monkeypatch.delenv("RANK", raising=False)
-    sweep.sweep([f"run_dir={tmp_path}/sweep", "seed=1,2"], None, Backends())
+    run.sweep([f"run_dir={tmp_path}/sweep", "seed=1,2"], None, Backends())
     assert capsys.readouterr().err.count("GiB by the estimate, this machine has") == 2
