@@ -79,9 +79,9 @@ def points(
     if not problems and not any(o.is_sweep_override() for o in swept):
         problems.append(
             Problem(
-                "-m, and no field has several values",
+                "a sweep of which no field has several values",
                 "a sweep trains every combination of the values that are given with commas",
-                "model.num_loops=1,2,3,4, or the same command without -m",
+                "model.num_loops=1,2,3,4, or loopcoder train without -m for one run",
             )
         )
     if match != "steps" and any(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from launch.sweep.places import Places, gpus_of, places
@@ -14,7 +15,7 @@ from loopcoder.cli.arguments import Arguments, parse_arguments
 from loopcoder.cli.checks import check_folder
 from loopcoder.cli.sweep_state import Board
 from loopcoder.config.compose import compose
-from loopcoder.errors import EXIT_DONE
+from loopcoder.errors import EXIT_DONE, InputError, Problem
 
 HELP = """\
 Train every combination of comma-separated values, and compare them.
@@ -44,9 +45,18 @@ def run(argv: list[str]) -> int:
         return EXIT_DONE
     own = [o.removeprefix(_PREFIX) for o in arguments.overrides if o.startswith(_PREFIX)]
     others = [o for o in arguments.overrides if not o.startswith(_PREFIX)]
-    settings = compose(own, schema=SweepConfig, root="sweep")
+    try:
+        settings = compose(own, schema=SweepConfig, root="sweep")
+    except InputError as error:
+        raise InputError([_as_written(problem) for problem in error.problems]) from error
     rest = Arguments(others, arguments.config_dir)
     return run_sweep(rest, settings)
+
+
+def _as_written(problem: Problem) -> Problem:
+    """Return a problem of the section with its keys as they stand on the command line."""
+    fix = f"{_PREFIX}{problem.fix}" if "=" in problem.fix.split()[0] else problem.fix
+    return replace(problem, fact=f"{_PREFIX}{problem.fact}", fix=fix)
 
 
 def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:

@@ -122,7 +122,7 @@ def test_axes_of_a_preset_of_the_user(tmp_path: Path) -> None:
 def test_a_sweep_of_nothing_is_refused(overrides: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         points(overrides, None, CPU)
-    assert "-m, and no field has several values" in caught.value.problems[-1].fact
+    assert "no field has several values" in caught.value.problems[-1].fact
 
 
 def test_points_have_their_overrides_config_and_folder(tmp_path: Path) -> None:
@@ -471,6 +471,24 @@ def test_a_point_takes_what_its_layout_needs() -> None:
     base = ["seed=1,2", "precision=bf16", "train.global_batch_size=8", "train.micro_batch_size=1"]
     found = [points([*base, each], None, eight)[1][0].config for each in asked]
     assert [gpus_of(config.parallel) for config in found] == [1, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("sweep.at_once=0", ["sweep.at_once=0", "sweep.at_once=1"]),
+        ("sweep.places=2", ["sweep.places=2", "at_once, per_gpu, match"]),
+        ("sweep.match=loss", ["sweep.match=loss"]),
+        ("--print-config", ["--print-config"]),
+        ("train.max_stepz=3", ["train.max_stepz"]),
+    ],
+)
+def test_wrong_settings_are_named_as_they_are_written(
+    capsys: pytest.CaptureFixture[str], argument: str, says: list[str]
+) -> None:
+    assert main(["sweep", argument, "seed=1,2"]) == 3
+    error = capsys.readouterr().err
+    assert all(text in error for text in says)
 
 
 @pytest.mark.chaos
