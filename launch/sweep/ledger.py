@@ -41,19 +41,14 @@ def note(ledger: Path, point: Point, began_s: float, ended_s: float, code: int) 
     return True
 
 
-def ends(point: Point, ledger: Path) -> list[dict[str, Any]]:
-    """Return the records of a point, of this very config."""
-    return [
-        record
+def last_exit(point: Point, ledger: Path) -> int | None:
+    """Return how the last run of a point, of this very config, ended; None: none has."""
+    codes = [
+        record["exit_code"]
         for record in records(ledger)
         if record["point"] == point.run_dir.name and record["config_hash"] in point.names
     ]
-
-
-def last_exit(point: Point, ledger: Path) -> int | None:
-    """Return how a point's last run ended; None: none has."""
-    found = ends(point, ledger)
-    return found[-1]["exit_code"] if found else None
+    return codes[-1] if codes else None
 
 
 def is_finished(point: Point, ledger: Path) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,10 @@ class Running:
     is_asked: bool = False
     """It was asked to stop."""
     began_s: float = field(default_factory=time.time)
+    rewinds: int = 0
+    """How often the point had gone back before."""
+    kills: int = 0
+    """Processes that the kernel had killed before."""
 
     def code(self) -> int | None:
         """Return its exit code; None: it goes on."""
@@ -107,8 +110,7 @@ class Asked:
         for run in list(self._running):
             if not run.is_asked:
                 run.is_asked = True
-                with suppress(ProcessLookupError):
-                    os.kill(run.process.pid, self._number)
+                run.process.send_signal(self._number)
 
 
 @contextmanager

@@ -149,8 +149,6 @@ class _Driver:
         self._in_turn = places.at_once == 1
         self._left: deque[Point] = deque()
         self._running: list[Running] = []
-        self._rewinds: dict[str, int] = {}
-        self._kills: dict[str, int] = {}
         self._stopped: tuple[Point, int] | None = None
         """The first point after which no more start, and how it ended."""
 
@@ -193,10 +191,10 @@ class _Driver:
         where = f" on GPU {','.join(gpus)}" if gpus else ""
         into = "" if self._in_turn else f"begins{where}, prints to {point.run_dir / OUTPUT_FILE}"
         self._say(point, into)
-        self._rewinds[point.label] = ledgers.rewinds(point)
-        self._kills[point.label] = kernel_kills()
+        rewinds, kills = ledgers.rewinds(point), kernel_kills()
         first = self._found[0].run_dir
-        self._running.append(start_point(point, self._config_dir, first, gpus, alone=self._in_turn))
+        run = start_point(point, self._config_dir, first, gpus, alone=self._in_turn)
+        self._running.append(replace(run, rewinds=rewinds, kills=kills))
         return True
 
     def _end(self, run: Running, code: int) -> None:
@@ -208,12 +206,12 @@ class _Driver:
         if not noted:
             print(f"loopcoder: no room to note in {self._ledger} that it ended", file=sys.stderr)
             code = code or EXIT_NO_RETRY
-        if code == EXIT_RETRY and ledgers.rewinds(point) > self._rewinds[point.label]:
+        if code == EXIT_RETRY and ledgers.rewinds(point) > run.rewinds:
             self._left.appendleft(point)  # of faults.rewinds at most
             return
         if not self._in_turn:
             self._say(point, f"ended with {code}")
-        if named := kill_named(code, self._kills[point.label], partial(self._needs, point)):
+        if named := kill_named(code, run.kills, partial(self._needs, point)):
             print(named, file=sys.stderr)
         is_shared = code in (EXIT_BAD_INPUT, EXIT_RETRY)
         if is_shared or (code == EXIT_NO_RETRY and not (noted and ledgers.diverged(point))):

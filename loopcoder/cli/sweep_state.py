@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from launch.sweep.ledger import is_finished, last_exit
+from launch.sweep.ledger import last_exit
 from launch.sweep.points import Point
 from launch.sweep.processes import Running
 from loopcoder.backends import Backends
+from loopcoder.errors import EXIT_DONE
 from loopcoder.metrics.tail import newest_values
 from loopcoder.metrics.writer import METRICS_FILE
 
@@ -82,11 +83,9 @@ def state_of(point: Point, running: Sequence[Running], ledger: Path) -> list[str
     step, speed = int(values.get("step", 0)), values.get("tokens_per_s")
     run = next((r for r in running if r.point is point), None)
     code = last_exit(point, ledger)
-    state = "waits" if code is None else f"ended with {code}"
+    state = {None: "waits", EXIT_DONE: "done"}.get(code, f"ended with {code}")
     left = ""
-    if is_finished(point, ledger):
-        state = "done"
-    elif run is not None:
+    if run is not None:
         state = f"GPU {','.join(run.gpus)}" if run.gpus else "runs"
         if speed:
             per_step = point.config.train.global_batch_size * point.config.stages[-1].seq_length
