@@ -35,6 +35,7 @@ not stop the others; wrong input, a full disk and the like start no more of them
 one seed, corpus and order of data unless these are swept. `loopcoder train -m` goes in turn."""
 
 _PREFIX = "sweep."
+_ALIKE = {"tokens": "tokens", "flops": "FLOPs"}
 
 
 def run(argv: list[str]) -> int:
@@ -85,7 +86,9 @@ def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
         SweptRun(point.label, point.without_seed, point.config, point.run_dir, code)
         for point, code in zip(done.points, done.exit_codes, strict=True)
     ]
-    report_sweep(runs, done.folder, plot=backends.has("matplotlib"))
+    alike = f"All points have as many {_ALIKE.get(settings.match)} as {runs[0].point}."
+    notes = [alike] if settings.match in _ALIKE else []
+    report_sweep(runs, done.folder, plot=backends.has("matplotlib"), notes=notes)
     return done.code
 
 

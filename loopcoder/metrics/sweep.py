@@ -21,7 +21,8 @@ def report_sweep(
     """Print the tables; write them as sweep.md and sweep.json, and the curves as sweep.png.
 
     A point that ran with several seeds is one row, a mean; sweep.md and sweep.json have the runs
-    too. Where the first point is R = 1, a second table says what the loops of the others bring.
+    too. Where the first point is R = 1 and all have equally many tokens, a second table says what
+    the loops of the others bring.
 
     Args:
         plot: Draw the curves, if any run has a validation loss.
@@ -29,11 +30,16 @@ def report_sweep(
     """
     rows = [row_of(run) for run in runs]
     points = point_rows(runs, rows)
-    loops = compare_loops(points)
+    loops = compare_loops(points) if _have_equal_tokens(runs) else None
     has_seeds = len(points) < len(rows)
     parts = [point_table(points) if has_seeds else run_table(rows)]
     if loops is not None:
         parts.append(loop_table(loops))
+    elif compare_loops(points) is not None:
+        parts.append(
+            "The points do not have equally many tokens, for which phi and the published "
+            "differences between loops are: neither is shown."
+        )
     parts += [*_mixed_weightings(rows), *notes]
     print("\n\n".join(parts), flush=True)
     if has_seeds:
@@ -55,6 +61,18 @@ def report_sweep(
         from loopcoder.metrics.sweep_plot import plot_sweep
 
         plot_sweep(points, folder / "sweep.png")
+
+
+def _have_equal_tokens(runs: Sequence[SweptRun]) -> bool:
+    """Say whether all runs are to see as many tokens, whatever became of them."""
+    planned = {
+        (
+            run.config.train.max_steps * run.config.train.global_batch_size,
+            tuple(stage.seq_length for stage in run.config.stages),
+        )
+        for run in runs
+    }
+    return len(planned) == 1
 
 
 def _mixed_weightings(rows: Sequence[Row]) -> Iterator[str]:

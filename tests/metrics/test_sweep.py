@@ -170,3 +170,21 @@ def test_runs_with_the_old_validation_are_named(
     assert ("only val/loss/<domain> compares" in (tmp_path / "sweep.md").read_text()) == (
         len(older) in (1, 2)
     )
+
+
+def test_loops_are_compared_at_equal_tokens_only(
+    tmp_path: Path, rng: random.Random, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with sweep.match=flops, or where train.max_steps is swept."""
+    runs = loop_sweep(tmp_path, loops_1=3.0, loops_2=2.5, dense_2x=2.25)
+    report_sweep(runs, tmp_path, plot=False)
+    assert "equal weights and tokens" in capsys.readouterr().out
+    chosen = rng.randrange(len(runs))
+    config = runs[chosen].config
+    fewer = replace(config, train=replace(config.train, max_steps=config.train.max_steps - 1))
+    runs[chosen] = replace(runs[chosen], config=fewer)
+    report_sweep(runs, tmp_path, plot=False, notes=["All have the same FLOPs."])
+    printed = capsys.readouterr().out
+    assert "equal weights and tokens" not in printed and "phi is not" not in printed
+    assert "do not have equally many tokens" in printed and "the same FLOPs" in printed
+    assert json.loads((tmp_path / "sweep.json").read_text())["loops"] is None
