@@ -7,6 +7,7 @@ Sources: the API reference of JobSet (jobset.x-k8s.io/v1alpha2) and of Job (batc
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -114,7 +115,7 @@ def check_paths(job: KubernetesConfig, paths: Mapping[str, Path]) -> None:
             f"{key}={writable[0] if writable else '/PATH'}/...",
         )
         for key, path in paths.items()
-        if not any(path.is_relative_to(p) for p in writable)
+        if not any(Path(os.path.normpath(path)).is_relative_to(p) for p in writable)
     ]
     if problems:
         raise InputError(problems)

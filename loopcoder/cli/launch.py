@@ -179,8 +179,8 @@ def _create(manifest: Path) -> str:
     return _said(
         ["kubectl", "create", "-f", str(manifest)],
         "Kubernetes does not take this job",
-        "of a name that exists, kubectl delete jobset NAME once the job before has ended; else "
-        "other settings before `train`",
+        "kubectl cluster-info says whether the cluster is reached; of a name that exists, kubectl "
+        "delete jobset NAME once the job before has ended; else other settings before `train`",
     )
 
 

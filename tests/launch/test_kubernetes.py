@@ -207,6 +207,7 @@ def test_a_job_is_created_once(
     [
         (["run_dir=/elsewhere/run"], "run_dir=/elsewhere/run"),
         (["data.build.cache_dir=/elsewhere"], "data.build.cache_dir=/elsewhere"),
+        (["run_dir={}/../run"], "it is below no volume"),
         (["parallel.nodes=3"], "parallel.nodes=3"),
         (["parallel.rendezvous=host:1"], "parallel.rendezvous=host:1"),
         (["parallel.tp=3"], "parallel.tp=3"),
@@ -219,7 +220,7 @@ def test_what_could_not_run_is_not_created(
     changed: list[str],
     named: str,
 ) -> None:
-    assert main(command_of(tmp_path, *changed)) == 3
+    assert main(command_of(tmp_path, *(text.format(tmp_path) for text in changed))) == 3
     assert named in capsys.readouterr().err
     assert not (tmp_path / "known").exists() and not (tmp_path / "run").exists()
 
