@@ -168,12 +168,12 @@ class Cluster:
         )
 
     def _run(self, program: str, *arguments: str, name: str | None = None) -> None:
-        log = (self.folder / "log" / f"{name or program}.out").open("w")
         path = _program(program)
         assert path is not None
-        self._daemons[name or program] = psutil.Popen(
-            [path, *arguments], env=self.environment, stdout=log, stderr=log
-        )
+        with (self.folder / "log" / f"{name or program}.out").open("w") as log:
+            self._daemons[name or program] = psutil.Popen(
+                [path, *arguments], env=self.environment, stdout=log, stderr=log
+            )
 
 
 @contextmanager

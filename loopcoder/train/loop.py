@@ -50,7 +50,7 @@ from loopcoder.train.provenance import Launch, provenance
 from loopcoder.train.records import open_writer, print_end, throughput_of
 from loopcoder.train.rewinding import what_ends
 from loopcoder.train.signals import StopSignal
-from loopcoder.train.silent_errors import compare_replicas, replay
+from loopcoder.train.silent_errors import SilentError, compare_replicas, replay
 from loopcoder.train.state import build_state
 from loopcoder.train.step import StepResult, forward_backward
 from loopcoder.train.stragglers import Stragglers, gather, places_of
@@ -192,9 +192,13 @@ class Run:
                 self._leave(loader.error)
             self.verification.refuse_damaged(self.ranks.device)
         except Exception as error:
-            if error is loader.error and self.ranks.world_size == 1:  # others may wait for this one
+            # What only this rank knows of must not keep it here: others may wait for it.
+            if error is loader.error and self.ranks.world_size == 1:
                 self._save()
                 self.saver.finish()
+            if isinstance(error, SilentError):  # what is being saved was compared before it
+                with self.watch.within(SAVE):
+                    self.saver.finish()
             raise
         finally:
             loader.close()

@@ -121,19 +121,19 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         ports = [f"-{name}.port={port}" for name, port in self._ports.items()]
-        log = (self._folder / "log").open("ab")
-        self._process = subprocess.Popen(
-            [
-                *(str(WEED), "server", f"-dir={self._folder}", "-ip=127.0.0.1"),
-                *("-ip.bind=127.0.0.1", *ports, "-filer", "-s3", "-s3.port.iceberg=0"),
-                "-s3.port.lance=0",
-                *(f"-s3.config={self._folder / 's3.json'}", "-master.volumeSizeLimitMB=64"),
-                *("-volume.max=20", "-master.telemetry=false"),
-            ],
-            stdout=log,
-            stderr=log,
-            cwd=self._folder,
-        )
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(str(WEED), "server", f"-dir={self._folder}", "-ip=127.0.0.1"),
+                    *("-ip.bind=127.0.0.1", *ports, "-filer", "-s3", "-s3.port.iceberg=0"),
+                    "-s3.port.lance=0",
+                    *(f"-s3.config={self._folder / 's3.json'}", "-master.volumeSizeLimitMB=64"),
+                    *("-volume.max=20", "-master.telemetry=false"),
+                ],
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+            )
         self.fs = self._client()
         deadline = time.monotonic() + 60
         while True:
