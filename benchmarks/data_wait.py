@@ -4,7 +4,7 @@
     python benchmarks/data_wait.py --corpus DIR --models plt_tiny --steps 40
 
 Real runs of `loopcoder train` on a finished corpus of our pipeline, read as packed sequences with
-labels, at the 7B width (2 layers, 2 loops, one sequence of 8192 a step) and with the smallest
+labels, at the 7B width (2 layers, 2 loops, two sequences of 8192 a step) and with the smallest
 preset. The steps of the first tenth are left out.
 """
 
@@ -25,7 +25,7 @@ MODELS = {
         "model.num_loops=2",
         "model.num_layers=2",
         "data.seq_length=8192",
-        "train.global_batch_size=1",
+        "train.global_batch_size=2",
         "train.micro_batch_size=1",
     ),
     "plt_20m": (),

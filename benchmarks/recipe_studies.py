@@ -81,6 +81,21 @@ INJECTION_START = Study(
     runs_per_gpu=8,
 )
 
+INJECTION_1B = Study(
+    "injection_1b",
+    ("model=plt_1b", *SHORT_WARMUP, "train.max_steps=100"),
+    (
+        Point("R=1", ("model.num_loops=1",)),
+        *(
+            Point(f"b {b}", ("model.num_loops=2", f"model.hidden_scale={b}"))
+            for b in ("0.447", "0.57", "0.3", "0.805")
+        ),
+    ),
+    (1,),
+    spikes_table,
+    runs_per_gpu=1,
+)
+
 # The rate of two loops and four with the recipe as it is; that of one is study `rates`.
 
 _POWERS = {
@@ -125,5 +140,6 @@ _ANSWERS = (
     RATES_LOOPED,
     INJECTION_START,
     INJECTION,
+    INJECTION_1B,
 )
 STUDIES = {study.name: study for study in (*_SEARCH, *_ANSWERS)}
