@@ -58,7 +58,9 @@ def train(model: str, corpus: Path, steps: int) -> list[dict[str, float]]:
         command = [sys.executable, "-m", "loopcoder", "train", "data=corpus", f"path={corpus}"]
         command += ["data.reader=packed", f"model={model}", *MODELS.get(model, ()), *QUIET]
         command += [f"train.max_steps={steps}", "parallel.nproc_per_node=1", f"run_dir={run_dir}"]
-        done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=False
+        )
         if done.returncode != 0:
             sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
         records = [json.loads(line) for line in (run_dir / "metrics.jsonl").open()]

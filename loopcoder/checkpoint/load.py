@@ -76,12 +76,6 @@ def _keep_new_gates(shards: dict[str, Any], known: Any) -> None:
     from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
     from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedTensor
 
-    present = {
-        (value.key, value.global_offset): value.data
-        for value in shards["model"].values()
-        if isinstance(value, ShardedTensor)
-    }
-
     def keep(value: Any) -> Any:
         is_there = not isinstance(value, ShardedTensor) or value.key in known
         if is_there or "plt_gate" not in value.key:
@@ -90,9 +84,8 @@ def _keep_new_gates(shards: dict[str, Any], known: Any) -> None:
         kind, _, name = value.key.removeprefix("optimizer.state.").partition(".model.")
         if not name:
             return LocalNonpersistentObject(value.data)
-        weight = present["model." + name, value.global_offset].detach().float()
         is_moment = kind.startswith("exp_avg")
-        return LocalNonpersistentObject(torch.zeros_like(weight) if is_moment else weight.clone())
+        return LocalNonpersistentObject(torch.zeros_like(value.data) if is_moment else value.data)
 
     dict_list_map_inplace(keep, shards)
 

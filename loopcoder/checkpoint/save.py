@@ -19,6 +19,7 @@ from loopcoder.checkpoint.agreed import same_error_on_all
 from loopcoder.checkpoint.copies.copying import Copies
 from loopcoder.checkpoint.digest import DIGEST, digest_of, whole_digest
 from loopcoder.checkpoint.fp8_history import with_history
+from loopcoder.checkpoint.optimizer_parts import save_by_parts
 from loopcoder.checkpoint.pruning import prune_reporting
 from loopcoder.checkpoint.shards import Written, fault_of_shards, written_here
 from loopcoder.checkpoint.state import CheckpointState
@@ -51,6 +52,7 @@ def sharded_state(network: Any, optimizer: Any | None, *, is_loading: bool) -> d
     model = with_history(network, model)
     state: dict[str, Any] = {"model": model}
     if optimizer is not None:
+        save_by_parts(optimizer)
         state["optimizer"] = optimizer.sharded_state_dict(
             model, is_loading=is_loading, metadata=metadata
         )

@@ -192,17 +192,21 @@ class Run:
                 self._leave(loader.error)
             self.verification.refuse_damaged(self.ranks.device)
         except Exception as error:
-            # What only this rank knows of must not keep it here: others may wait for it.
-            if error is loader.error and self.ranks.world_size == 1:
-                self._save()
-                self.saver.finish()
-            if isinstance(error, SilentError):  # what is being saved was compared before it
-                with self.watch.within(SAVE):
-                    self.saver.finish()
+            self._keep_what_is_sound(error, loader)
             raise
         finally:
             loader.close()
             self.verification.close(self.event)
+
+    def _keep_what_is_sound(self, error: Exception, loader: Loader) -> None:
+        """Save or complete, before an error ends the run, what it does not touch."""
+        # not what only this rank knows of: others may wait for it
+        if error is loader.error and self.ranks.world_size == 1:
+            self._save()
+            self.saver.finish()
+        if isinstance(error, SilentError):  # what is being saved was compared before it
+            with self.watch.within(SAVE):
+                self.saver.finish()
 
     def _poll(self) -> None:
         """Complete and record what has gone on beside the step."""
