@@ -67,7 +67,13 @@ SPIKES = tuple(_spike_study(size, n) for size, n in (("20m", 8), ("100m", 4), ("
 INJECTION = Study(
     "injection",
     ("model=plt_20m", *LOOPS, "model.num_loops=2"),
-    tuple(Point(f"b {b}", (f"model.hidden_scale={b}",)) for b in ("0.3", "0.447", "0.57", "0.68")),
+    (
+        Point("R=1", ("model.num_loops=1",)),
+        *(
+            Point(f"b {b}", (f"model.hidden_scale={b}",))
+            for b in ("0.3", "0.447", "0.57", "0.68", "0.805")
+        ),
+    ),
     (1, 2),
     losses_table,
     runs_per_gpu=8,

@@ -112,7 +112,9 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--length", type=int, default=8192)
     parser.add_argument("--vocabulary", type=int, default=76800)
-    parser.add_argument("--saves", type=int, default=3, help="in the background")
+    parser.add_argument(
+        "--saves", type=int, default=3, help="in the background; 0: time steps only"
+    )
     parser.add_argument("--folder", help="where checkpoints go; default: a temporary one")
     parser.add_argument("--deterministic", action="store_true", help="train.deterministic=true")
     arguments = parser.parse_args()
@@ -141,6 +143,8 @@ def measured(arguments: argparse.Namespace, ranks: Any, folder: Path) -> Iterato
         run.step()
     median = statistics.median(run.step() for _ in range(BASELINE_STEPS))
     yield "step without a save, median", f"{median * 1e3:.1f} ms"
+    if arguments.saves == 0:
+        return
     saver = run.saver(background=True)
     for number in range(arguments.saves):
         stall, longest, steps = stall_of_save(run, saver, median)

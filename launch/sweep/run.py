@@ -37,8 +37,11 @@ from loopcoder.errors import (
 from loopcoder.plan.fit import Needs, needs
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.lock import hold
+from loopcoder.storage.run_lock import is_trained
 
 _LOOK_EVERY_S = 0.2
+_ENDING_S = 60.0
+"""Within which what a killed sweep was training has saved and ended: schedulers give 30."""
 
 _ENDS = {
     EXIT_BAD_INPUT: (
@@ -118,6 +121,7 @@ def sweep(
         make_folder(folder, "run_dir")
         held.enter_context(hold(folder / ".lock", partial(_busy, folder), needed=False))
         print(f"{counted(len(found), 'run')} in {folder}", flush=True)
+        _wait_for_those_left([point for point in found if not is_finished(point, ledger)])
         stopped = _Driver(found, ledger, config_dir, backends, where, watch).run()
     codes = [last_exit(point, ledger) for point in found]
     failed = [code for code in codes if code]
@@ -130,6 +134,17 @@ def _busy(folder: Path, holder: str) -> None:
         "two of them would train every point twice",
         f"wait for it; kill {holder} lets its points save and stop",
     )
+
+
+def _wait_for_those_left(unfinished: Sequence[Point]) -> None:
+    """Wait until the points that a killed sweep was training have saved and ended."""
+    until = time.monotonic() + _ENDING_S
+    left = [point for point in unfinished if is_trained(point.run_dir)]
+    if left:
+        names = ", ".join(point.label for point in left)
+        print(f"waits for {names}: an earlier start left them, and they save and end", flush=True)
+    while any(is_trained(point.run_dir) for point in left) and time.monotonic() < until:
+        time.sleep(_LOOK_EVERY_S)
 
 
 class _Driver:

@@ -49,9 +49,14 @@ def only_run_in(run_dir: Path) -> Iterator[None]:
             raise
 
 
+def is_trained(run_dir: Path) -> bool:
+    """Say whether a process trains in `run_dir` at this moment; nothing is made."""
+    return is_held(run_dir / ".lock")
+
+
 def refuse_second(run_dir: Path) -> None:
     """Raise InputError if another process trains in `run_dir` at this moment; nothing is made."""
-    if is_held(run_dir / ".lock"):
+    if is_trained(run_dir):
         _busy(run_dir, "")
 
 

@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -125,6 +126,28 @@ def test_a_failing_point_does_not_stop_the_others(runs: Runs, tmp_path: Path) ->
     done = sweep(command, None, CPU)
     assert (done.code, done.exit_codes) == (0, [0, 0, 0])
     assert runs.started[3:] == ["seed=2"]
+
+
+def test_points_that_a_killed_sweep_left_are_waited_for(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They save when the driver is gone, and a point that starts meanwhile is refused."""
+    folder = tmp_path / "01_seed=2"
+    folder.mkdir()
+    with ExitStack() as ending:
+        ending.enter_context(hold(folder / ".lock", lambda _: None))
+        looked: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            assert not runs.started
+            looked.append(seconds)
+            if len(looked) == 3:
+                ending.close()
+
+        monkeypatch.setattr(sweep_module.time, "sleep", sleep)
+        assert sweep(["seed=1,2", "train.max_steps=2", f"run_dir={tmp_path}"], None, CPU).code == 0
+    assert "waits for seed=2: an earlier start left them" in capsys.readouterr().out
+    assert runs.started == ["seed=1", "seed=2"]
 
 
 @pytest.mark.parametrize(
