@@ -47,7 +47,7 @@ def main() -> None:
         command += [f"checkpoint.interval={arguments.interval}", "checkpoint.keep=1"]
         command += ["checkpoint.async_save=true", f"run_dir={run_dir}", "train.max_steps=100000"]
         command += [f"parallel.nproc_per_node={arguments.gpus}"]
-        command += [f"train.global_batch_size={arguments.gpus}", "train.micro_batch_size=1"]
+        command += [f"train.global_batch_size={2 * arguments.gpus}", "train.micro_batch_size=1"]
         print("| kill | ended after | first step after | steps lost |\n| --- | --- | --- | --- |")
         totals = []
         process = start(command)
