@@ -112,9 +112,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--length", type=int, default=8192)
     parser.add_argument("--vocabulary", type=int, default=76800)
-    parser.add_argument(
-        "--saves", type=int, default=3, help="in the background; 0: steps only"
-    )
+    parser.add_argument("--saves", type=int, default=3, help="in the background; 0: steps only")
     parser.add_argument("--folder", help="where checkpoints go; default: a temporary one")
     parser.add_argument("--deterministic", action="store_true", help="train.deterministic=true")
     arguments = parser.parse_args()
