@@ -78,7 +78,7 @@ def records(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON lines, if it is there; a torn line, of a kill or a full disk, is left
     out."""
     found = []
-    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
         with suppress(ValueError):
             found.append(json.loads(line))
     return found

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -57,12 +57,14 @@ def points(
     config_dir: Path | None,
     backends: Backends,
     match: Match = "steps",
+    processes: Callable[[Config, Backends], int] = processes_to_start,
 ) -> tuple[Path, list[Point]]:
     """Expand overrides into points, composed and checked, and the folder that holds them.
 
     Args:
         match: What all points have as many of as the first, by their train.max_steps: `steps`
             leaves these as they are.
+        processes: How many each point is trained by.
 
     Raises:
         InputError: with the problems of all points.
@@ -115,7 +117,7 @@ def points(
                 run_overrides.append(f"checkpoint.store={quoted(below)}")
                 asked = compose(run_overrides, config_dir)
             config = resolve(asked, backends)
-            size = processes_to_start(config, backends)
+            size = processes(config, backends)
             check(config, size, backends)
             check_run(config, size, backends)
         except InputError as error:

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,9 +73,9 @@ class Sweep:
     """Of the whole: 0, or that of a run that failed."""
 
 
-Watch = Callable[[Sequence[Point], Sequence[Running], Path], None]
-"""Is called now and then while points run side by side, with all of them, those that run, and the
-ledger."""
+Watch = Callable[[Sequence[Point], Mapping[str, str], Path], None]
+"""Is called now and then while points run side by side, with all of them, by their labels where
+those run that do, and the ledger."""
 
 
 def sweep(
@@ -183,7 +183,7 @@ class _Driver:
                     if (code := run.code()) is not None:
                         self._end(run, EXIT_RETRY if asked.stop and code != EXIT_DONE else code)
                 if self._watch is not None and not self._in_turn:
-                    self._watch(self._found, self._running, self._ledger)
+                    self._watch(self._found, self._places_of_running(), self._ledger)
                 if self._running:
                     time.sleep(_LOOK_EVERY_S)
             if asked.stop and self._stopped is None and self._left:
@@ -194,6 +194,12 @@ class _Driver:
         left = [p for p in self._found if not is_finished(p, self._ledger)]
         print(_stopped(code, self._named(point), self._found, left), file=sys.stderr, flush=True)
         return code
+
+    def _places_of_running(self) -> dict[str, str]:
+        return {
+            run.point.label: f"GPU {','.join(run.gpus)}" if run.gpus else "runs"
+            for run in self._running
+        }
 
     def _start_next(self) -> bool:
         if not self._left:

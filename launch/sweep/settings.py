@@ -19,3 +19,5 @@ class SweepConfig:
     match: Match = "steps"
     """What the points have alike: `steps`, each its train.max_steps; `tokens` or `flops`, as many
     as the first point, and train.max_steps follows."""
+    wait: bool = True
+    """Of jobs of a scheduler: wait for them and compare them; false: submit them."""

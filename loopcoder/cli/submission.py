@@ -78,7 +78,7 @@ def submission(
     run_dir = resolve_run_dir(asked, resolve(asked, backends)).absolute()
     parallel = placed(replace(asked.parallel, nproc_per_node=tasks), run_dir)
     config = replace(asked, run_dir=str(run_dir), parallel=parallel)
-    there = _on_nodes(gpus_per_node, backends)
+    there = on_nodes(gpus_per_node, backends)
     checked = resolve(config, there)
     if not has_keys:
         checked = replace(checked, logging=replace(checked.logging, wandb="offline"))
@@ -87,7 +87,7 @@ def submission(
     return Submission(config, sha256, run_dir / f"launch-{code_hash()}-{sha256[:10]}")
 
 
-def _on_nodes(gpus_per_node: int, backends: Backends) -> Backends:
+def on_nodes(gpus_per_node: int, backends: Backends) -> Backends:
     """Return what the nodes have, as far as it is known here: their number of GPUs, and of which
     kind if this machine has such."""
     if gpus_per_node == 0:

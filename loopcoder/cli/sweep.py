@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from launch.sweep.places import Places, gpus_of, places
 from launch.sweep.points import Point
@@ -44,14 +45,28 @@ def run(argv: list[str]) -> int:
     if arguments.help:
         print(HELP.format(fields=_fields()))
         return EXIT_DONE
-    own = [o.removeprefix(_PREFIX) for o in arguments.overrides if o.startswith(_PREFIX)]
-    others = [o for o in arguments.overrides if not o.startswith(_PREFIX)]
+    settings, others = settings_of(arguments.overrides)
+    if not settings.wait:
+        raise InputError.of(
+            "sweep.wait=false",
+            "the points run here, as long as this command does",
+            "loopcoder launch slurm sweep.wait=false ... submits jobs",
+        )
+    return run_sweep(Arguments(others, arguments.config_dir), settings)
+
+
+def settings_of(overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
+    """Return the section `sweep` of a command line, and the overrides of its points.
+
+    Raises:
+        InputError: about keys as they stand on the command line.
+    """
+    own = [o.removeprefix(_PREFIX) for o in overrides if o.startswith(_PREFIX)]
     try:
         settings = compose(own, schema=SweepConfig, root="sweep")
     except InputError as error:
         raise InputError([_as_written(problem) for problem in error.problems]) from error
-    rest = Arguments(others, arguments.config_dir)
-    return run_sweep(rest, settings)
+    return settings, [o for o in overrides if not o.startswith(_PREFIX)]
 
 
 def _as_written(problem: Problem) -> Problem:
@@ -66,9 +81,6 @@ def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
     Args:
         settings: Where the points run; None: here, in turn.
     """
-    from loopcoder.metrics.sweep import report_sweep
-    from loopcoder.metrics.sweep_rows import SweptRun
-
     refuse_missing()
     backends = detect()
     settings = settings or SweepConfig(at_once=1)
@@ -82,14 +94,28 @@ def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
             board.show,
             settings.match,
         )
+    report(done.points, done.exit_codes, done.folder, settings, backends)
+    return done.code
+
+
+def report(
+    points: Sequence[Point],
+    exit_codes: Sequence[int | None],
+    folder: Path,
+    settings: SweepConfig,
+    backends: Backends,
+) -> None:
+    """Show all points of a sweep in one table and one plot."""
+    from loopcoder.metrics.sweep import report_sweep
+    from loopcoder.metrics.sweep_rows import SweptRun
+
     runs = [
         SweptRun(point.label, point.without_seed, point.config, point.run_dir, code)
-        for point, code in zip(done.points, done.exit_codes, strict=True)
+        for point, code in zip(points, exit_codes, strict=True)
     ]
     alike = f"All points have as many {_ALIKE.get(settings.match)} as {runs[0].point}."
     notes = [alike] if settings.match in _ALIKE else []
-    report_sweep(runs, done.folder, plot=backends.has("matplotlib"), notes=notes)
-    return done.code
+    report_sweep(runs, folder, plot=backends.has("matplotlib"), notes=notes)
 
 
 def _places(settings: SweepConfig, backends: Backends) -> Callable[[Sequence[Point]], Places]:

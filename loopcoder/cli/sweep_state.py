@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,6 @@ from typing import Any, Self
 
 from launch.sweep.ledger import last_exit
 from launch.sweep.points import Point
-from launch.sweep.processes import Running
 from loopcoder.backends import Backends
 from loopcoder.errors import EXIT_DONE
 from loopcoder.metrics.tail import newest_values
@@ -44,7 +43,7 @@ class Board:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, points: Sequence[Point], running: Sequence[Running], ledger: Path) -> None:
+    def show(self, points: Sequence[Point], running: Mapping[str, str], ledger: Path) -> None:
         """Show where the points are, now and then."""
         now = time.monotonic()
         if now - self._drawn_s < _EVERY_S[self._on_terminal]:
@@ -54,8 +53,7 @@ class Board:
         if self._on_terminal:
             self._draw(rows)
         elif not begins:
-            here = {run.point.label for run in running}
-            states = [f"{row[0]}: step {row[2]}, {row[3]}" for row in rows if row[0] in here]
+            states = [f"{row[0]}: step {row[2]}, {row[3]}" for row in rows if row[0] in running]
             print("; ".join(states), flush=True)
 
     def _draw(self, rows: list[list[str]]) -> None:
@@ -74,19 +72,18 @@ class Board:
 COLUMNS = ("point", "state", "step", "loss", "val/loss", "tokens/s", "left")
 
 
-def state_of(point: Point, running: Sequence[Running], ledger: Path) -> list[str]:
+def state_of(point: Point, running: Mapping[str, str], ledger: Path) -> list[str]:
     """Return a row of the table: COLUMNS of one point."""
     values: dict[str, float] = {}
     with suppress(OSError):
         values = newest_values(point.run_dir / METRICS_FILE, _VALUES)
     last = point.config.train.max_steps
     step, speed = int(values.get("step", 0)), values.get("tokens_per_s")
-    run = next((r for r in running if r.point is point), None)
     code = last_exit(point, ledger)
     state = {None: "waits", EXIT_DONE: "done"}.get(code, f"ended with {code}")
     left = ""
-    if run is not None:
-        state = f"GPU {','.join(run.gpus)}" if run.gpus else "runs"
+    if point.label in running:
+        state = running[point.label]
         if speed:
             per_step = point.config.train.global_batch_size * point.config.stages[-1].seq_length
             left = _in_words((last - step) * per_step / speed)

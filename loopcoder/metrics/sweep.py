@@ -18,7 +18,8 @@ from loopcoder.metrics.sweep_rows import PointRow, Row, SweptRun, point_rows, ro
 def report_sweep(
     runs: Sequence[SweptRun], folder: Path, *, plot: bool, notes: Sequence[str] = ()
 ) -> None:
-    """Print the tables; write them as sweep.md and sweep.json, and the curves as sweep.png.
+    """Print the tables; write them as sweep.md and sweep.json, the curves by tokens as sweep.png
+    and by what they cost as sweep_cost.png.
 
     A point that ran with several seeds is one row, a mean; sweep.md and sweep.json have the runs
     too. Where the first point is R = 1 and all have equally many tokens, a second table says what
@@ -58,9 +59,10 @@ def report_sweep(
         encoding="utf-8",
     )
     if plot and any(row.val for row in rows):
-        from loopcoder.metrics.sweep_plot import plot_sweep
+        from loopcoder.metrics.sweep_plot import plot_costs, plot_sweep
 
         plot_sweep(points, folder / "sweep.png")
+        plot_costs(points, folder / "sweep_cost.png")
 
 
 def _have_equal_tokens(runs: Sequence[SweptRun]) -> bool:
@@ -89,7 +91,17 @@ def _mixed_weightings(rows: Sequence[Row]) -> Iterator[str]:
 def run_table(rows: Sequence[Row]) -> str:
     """Format one row per run."""
     names = sorted({name for row in rows for name in row.val})
-    header = ["run", "loops", "steps", "final loss", *names, "tokens/s", "exit"]
+    header = [
+        "run",
+        "loops",
+        "steps",
+        "final loss",
+        *names,
+        "FLOPs",
+        "device-hours",
+        "tokens/s",
+        "exit",
+    ]
     body = [
         [
             row.run,
@@ -97,6 +109,8 @@ def run_table(rows: Sequence[Row]) -> str:
             str(row.steps),
             _number(row.loss, ".4f"),
             *(_number(row.val.get(name), ".4f") for name in names),
+            _number(row.flops, ".3g"),
+            _number(row.device_hours, ".3g"),
             _number(row.tokens_per_s, ",.0f"),
             _number(row.exit_code, "d"),
         ]
@@ -108,7 +122,8 @@ def run_table(rows: Sequence[Row]) -> str:
 def point_table(points: Sequence[PointRow]) -> str:
     """Format one row per point, with standard errors and the difference to the first point."""
     names = sorted({name for point in points for name in point.mean})
-    header = ["point", "loops", "layers", "seeds", *names, "difference", "tokens/s", "exit"]
+    header = ["point", "loops", "layers", "seeds", *names, "difference"]
+    header += ["FLOPs", "device-hours", "tokens/s", "exit"]
     body = [
         [
             point.point,
@@ -117,6 +132,8 @@ def point_table(points: Sequence[PointRow]) -> str:
             str(len(point.loss)),
             *(_mean(point.mean.get(name)) for name in names),
             "-" if point is points[0] else _mean(point.difference.get("val/loss"), "+.4f"),
+            _number(point.flops, ".3g"),
+            _number(point.device_hours, ".3g"),
             _number(point.tokens_per_s, ",.0f"),
             _number(point.exit_code, "d"),
         ]
@@ -171,7 +188,7 @@ def _loop_notes(loops: Loops) -> Iterator[str]:
 
 def _point_json(point: PointRow) -> dict[str, Any]:
     plain = asdict(point)
-    model, _ = plain.pop("model"), plain.pop("run_dirs")
+    model, _, _ = plain.pop("model"), plain.pop("run_dirs"), plain.pop("flops_per_token")
     shape = {"loops": model["num_loops"], "layers": model["num_layers"]}
     return {"point": plain.pop("point"), **shape, **plain, "exit_code": point.exit_code}
 

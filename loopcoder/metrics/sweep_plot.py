@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loopcoder.errors import InputError, counted
 from loopcoder.metrics.drawing import (
@@ -20,6 +21,7 @@ from loopcoder.metrics.drawing import (
 )
 from loopcoder.metrics.loops import differs_in_loops_only
 from loopcoder.metrics.seeds import Mean
+from loopcoder.metrics.sweep_cost import device_hours
 from loopcoder.metrics.sweep_rows import PointRow
 from loopcoder.metrics.words import human
 from loopcoder.metrics.writer import METRICS_FILE, Record, merge_by_step, read_metrics
@@ -47,6 +49,39 @@ def plot_sweep(points: Sequence[PointRow], out: Path) -> Path:
             "train them with eval.at_end=true, or a smaller eval.interval=N",
         )
     return draw(out, lambda fig: _sweep(fig, with_loss), width=10.0)
+
+
+def plot_costs(points: Sequence[PointRow], out: Path) -> Path:
+    """Draw the validation loss of a sweep's points against FLOPs and device-hours, the mean over
+    a point's seeds, into the PNG `out`; return it. Raises InputError without matplotlib."""
+    require_matplotlib()
+    return draw(out, lambda fig: _costs(fig, points), width=10.0)
+
+
+def _costs(fig: Figure, points: Sequence[PointRow]) -> None:
+    by_flops, by_hours = fig.subplots(1, 2, sharey=True)
+    for i, point in enumerate(points):
+        runs = [records_of(run_dir) for run_dir in point.run_dirs]
+        hours = [device_hours(run) for run in runs]
+        tokens, losses = mean_curve(runs)
+        look: dict[str, Any] = dict(
+            color=color_of(i),
+            marker=MARKERS[i % 7],
+            markersize=4,
+            linestyle=("-", "--", ":")[i // 7 % 3],
+            label=point.point,
+        )
+        if tokens:
+            by_flops.plot([t * point.flops_per_token for t in tokens], losses, **look)
+            timed = [
+                (t, y) for t, y in zip(tokens, losses, strict=True) if any(t in h for h in hours)
+            ]
+            spent = [statistics.fmean(h[t] for h in hours if t in h) for t, _ in timed]
+            by_hours.plot(spent, [y for _, y in timed], **look)
+    style(by_flops, "validation loss by FLOPs", "training FLOPs", "validation loss (nats / token)")
+    style(by_hours, "by hours of all devices", "device-hours of training", "")
+    if by_flops.lines:
+        by_flops.legend(frameon=False, fontsize=9)
 
 
 def _sweep(fig: Figure, points: Sequence[PointRow]) -> None:

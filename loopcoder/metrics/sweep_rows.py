@@ -9,6 +9,7 @@ from pathlib import Path
 
 from loopcoder.config.schema import Config, ModelConfig
 from loopcoder.metrics.seeds import BySeed, Mean, mean_of, paired_difference
+from loopcoder.metrics.sweep_cost import device_hours, flops_per_token
 from loopcoder.metrics.words import VAL_DOMAIN
 from loopcoder.metrics.writer import METRICS_FILE, merge_by_step, read_metrics
 
@@ -42,6 +43,10 @@ class Row:
     exit_code: int | None
     weighting: str | None = None
     """val/weighting of its last evaluation; None: by held-out tokens, as runs once did."""
+    flops: float | None = None
+    """Of training so far."""
+    device_hours: float | None = None
+    """Of training so far, all devices together."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class PointRow:
     difference: dict[str, Mean]
     """To the first point, paired by seed."""
     tokens_per_s: float | None
+    flops: float | None
+    """Of training, the mean over seeds."""
+    device_hours: float | None
+    """Of training, all devices together, the mean over seeds."""
+    flops_per_token: float
     exit_codes: list[int | None]
 
     @property
@@ -84,6 +94,8 @@ def row_of(run: SweptRun) -> Row:
         if "val/loss" in line:
             weighting = line.get("val/weighting")
         val |= {k: v for k, v in line.items() if k == "val/loss" or VAL_DOMAIN.fullmatch(k)}
+    tokens = [line["tokens"] for line in lines if "tokens" in line]
+    hours = list(device_hours(lines).values())
     return Row(
         run=run.label,
         seed=run.config.seed,
@@ -94,6 +106,8 @@ def row_of(run: SweptRun) -> Row:
         tokens_per_s=statistics.median(speeds) if speeds else None,
         exit_code=run.exit_code,
         weighting=weighting,
+        flops=tokens[-1] * flops_per_token(run.config) if tokens else None,
+        device_hours=hours[-1] if hours else None,
     )
 
 
@@ -119,7 +133,15 @@ def point_rows(runs: Sequence[SweptRun], rows: Sequence[Row]) -> list[PointRow]:
                 mean={k: mean for k, mean in means.items() if mean},
                 difference={k: mean for k, mean in pairs.items() if mean},
                 tokens_per_s=statistics.median(speeds) if speeds else None,
+                flops=_mean([row.flops for _, row in members]),
+                device_hours=_mean([row.device_hours for _, row in members]),
+                flops_per_token=flops_per_token(members[0][0].config),
                 exit_codes=[run.exit_code for run, _ in members],
             )
         )
     return points
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if there else None

@@ -178,7 +178,8 @@ def test_any_runs_make_the_table_and_plot_of_a_sweep(capsys: pytest.CaptureFixtu
     assert cli.main(["runs", "runs/one", "runs", "--table", "out/table"]) == 0
     captured = capsys.readouterr()
     assert "left out: runs/torn: line 2 of" in captured.err
-    assert {p.name for p in Path("out/table").iterdir()} == {"sweep.md", "sweep.json", "sweep.png"}
+    written = {"sweep.md", "sweep.json", "sweep.png", "sweep_cost.png"}
+    assert {p.name for p in Path("out/table").iterdir()} == written
     content = json.loads(Path("out/table/sweep.json").read_text())
     points = {point["point"]: point for point in content["points"]}
     # two seeds of one config are one point, a run that was done twice is not

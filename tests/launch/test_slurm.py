@@ -244,6 +244,47 @@ def test_what_is_started_again(
     assert found["Restarts"] == str(len(codes.split()) - 1)
 
 
+def test_a_sweep_is_submitted_once_and_again_where_it_failed(
+    slurm: Cluster,
+    documents: Path,  # noqa: F811
+    environment: dict[str, str],  # noqa: F811
+    local: Path,
+    tmp_path: Path,
+) -> None:
+    """Who watched it first is killed; one of three points finds a file in its way."""
+    folder = tmp_path / "sweep"
+    in_the_way = folder / "01_seed=2" / "checkpoints"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("no folder")
+    command = [sys.executable, "-m", "loopcoder", "launch", "slurm", "nodes=1", "gpus_per_node=0"]
+    command += ["sweep", *SMALL, *STEPS, "seed=1,2,3", f"path={documents}", f"run_dir={folder}"]
+
+    def watch() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            env=environment | slurm.environment,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    first = watch()
+    until(lambda: steps_done(folder / "00_seed=1") >= 10, lambda: slurm.ask("squeue"))
+    first.kill()
+    first.communicate()
+    said = finish(watch(), code=76)
+    assert "seed=2: ended with 76" in said and "seed=1: Submitted" not in said
+    in_the_way.unlink()
+    said = finish(watch())
+    assert said.count("done before") == 2 and said.count("Submitted batch job") == 1
+    assert (folder / "sweep.json").exists()
+    for run_dir in folder.glob("0*_seed=*"):
+        assert steps_done(run_dir) == 100
+        jobs = len(list(run_dir.glob("launch-*/slurm-*.out")))
+        assert jobs > 1 if "seed=2" in run_dir.name else jobs == 1
+
+
 def test_processes_that_were_not_asked_for(
     slurm: Cluster,
     documents: Path,  # noqa: F811

@@ -250,7 +250,7 @@ def test_points_run_side_by_side(
     def look(_: Any, now: Any, ledger: Path) -> None:
         nonlocal most
         most = max(most, len(now))
-        used = [gpu for run in now for gpu in run.gpus]
+        used = [gpu for place in now.values() for gpu in place.removeprefix("GPU ").split(",")]
         assert all(used.count(gpu) <= per_gpu for gpu in used) and len(now) <= at_once
 
     monkeypatch.setattr(sweep_module, "start_point", begin)

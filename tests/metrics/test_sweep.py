@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loopcoder.metrics.sweep import report_sweep, run_table
+from loopcoder.metrics.sweep_cost import flops_per_token
 from loopcoder.metrics.sweep_rows import Row, SweptRun, row_of
 from loopcoder.metrics.writer import MetricsWriter
 from tests.configs import small_config
@@ -86,11 +87,23 @@ def test_files_of_a_sweep_with_seeds(tmp_path: Path, capsys: pytest.CaptureFixtu
     table = cells(text)
     assert table[0] == [
         *["point", "loops", "layers", "seeds", "val/loss", "val/loss/code", "val/loss/text"],
-        *["difference", "tokens/s", "exit"],
+        *["difference", "FLOPs", "device-hours", "tokens/s", "exit"],
     ]
+    flops = [200 * flops_per_token(run.config) for run in runs]
     one, two = ["3.3150 ± 0.0050", "3.3650 ± 0.0050", "3.2650 ± 0.0050"], "3.2650 ± 0.0050"
-    assert table[2] == ["variant=loops_1", "1", "2", "2", *one, "-", "50", "0"]
-    assert [table[3][i] for i in (0, 3, 4, 7, 9)] == [
+    assert table[2] == [
+        "variant=loops_1",
+        "1",
+        "2",
+        "2",
+        *one,
+        "-",
+        f"{flops[0]:.3g}",
+        "-",
+        "50",
+        "0",
+    ]
+    assert [table[3][i] for i in (0, 3, 4, 7, 11)] == [
         *["variant=loops_2", "2", two, "-0.0500 ± 0.0000", "76"],
     ]
     assert table[6][:3] == ["val/loss", "less variant=loops_1", "published"]
@@ -147,8 +160,25 @@ def test_the_table_shows_what_is_not_there() -> None:
     table = run_table(
         [Row("a", 1, 1, 0, None, {}, None, None), Row("b", 1, 2, 5, 1.5, {"val/loss": 2}, 9e4, 0)]
     )
-    assert cells(table)[2] == ["a", "1", "0", "-", "-", "-", "-"]
+    assert cells(table)[2] == ["a", "1", "0", *"------"]
     assert "90,000" in table
+
+
+def test_hours_are_those_of_all_devices(tmp_path: Path, rng: random.Random) -> None:
+    """A line covers the steps since the last one."""
+    devices, every = rng.randint(1, 64), rng.randint(1, 9)
+    times = [rng.uniform(0.1, 9) for _ in range(3)]
+    swept = run(
+        tmp_path / "1",
+        *(
+            {"step": every * n, "tokens": 10 * n, "loss": 1.0, "step_time_s": time}
+            | {"tokens_per_s": 7.0 * devices, "tokens_per_s_per_rank": 7.0}
+            for n, time in enumerate(times, 1)
+        ),
+    )
+    row = row_of(swept)
+    assert row.device_hours == pytest.approx(sum(times) * every * devices / 3600)
+    assert row.flops == 30 * flops_per_token(swept.config)
 
 
 @pytest.mark.parametrize("older", [(), (1,), (0, 2), (0, 1, 2)])

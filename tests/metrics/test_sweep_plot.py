@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from loopcoder.errors import InputError
-from loopcoder.metrics.sweep_plot import _curves, mean_curve, plot_sweep, records_of
+from loopcoder.metrics.sweep_cost import flops_per_token
+from loopcoder.metrics.sweep_plot import (
+    _costs,
+    _curves,
+    mean_curve,
+    plot_costs,
+    plot_sweep,
+    records_of,
+)
 from loopcoder.metrics.sweep_rows import PointRow, SweptRun, point_rows, row_of
 from tests.metrics.points import loop_sweep, swept_run
 from tests.metrics.test_plots import Figure, assert_is_a_plot
@@ -61,3 +69,20 @@ def test_further_lengths_are_curves_of_their_own(tmp_path: Path) -> None:
         "lr=1: 4.000",
         "lr=1, 64 tokens: 3.000",
     ]
+
+
+def test_by_what_the_points_cost(tmp_path: Path) -> None:
+    runs = [swept_run(tmp_path / str(i), [4.0, 3.0 + i], point=f"lr={i}") for i in range(2)]
+    file = runs[0].run_dir / "metrics.jsonl"
+    lines = [json.loads(line) | {"step_time_s": 3600.0} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs.append(swept_run(tmp_path / "nothing", [], point="failed"))
+    figure = Figure()
+    _costs(figure, points_of(runs))
+    by_flops, by_hours = figure.axes
+    per_token = flops_per_token(runs[0].config)
+    assert [list(line.get_xdata()) for line in by_flops.lines] == [
+        [100 * per_token, 200 * per_token]
+    ] * 2
+    assert [list(line.get_xdata()) for line in by_hours.lines] == [[1.0, 2.0], []]
+    assert_is_a_plot(plot_costs(points_of(runs), tmp_path / "cost.png"), ["#D55E00"])

@@ -1,0 +1,94 @@
+"""`loopcoder launch SCHEDULER ... sweep ...`: a job for every point."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from launch.sweep.jobs import Job, run_jobs
+from launch.sweep.ledger import LEDGER_FILE, last_exit
+from launch.sweep.points import Point, points
+from loopcoder.backends import Backends
+from loopcoder.cli.arguments import Arguments
+from loopcoder.cli.schedulers import SCHEDULERS, Scheduler, refuse_without
+from loopcoder.cli.submission import on_nodes
+from loopcoder.cli.sweep import report, settings_of
+from loopcoder.cli.sweep_state import Board
+from loopcoder.config.schema import Config
+from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.storage.folders import make_folder
+
+
+def run_sweep_jobs(
+    name: str, job: Any, arguments: Arguments, here: Backends, *, is_dry: bool
+) -> int:
+    """Submit every point that is left, wait for all, and compare them.
+
+    Args:
+        name: Of the scheduler.
+        job: What each job asks it for.
+        arguments: Those behind `sweep`.
+        is_dry: Only say what would be submitted.
+    """
+    scheduler = SCHEDULERS[name]
+    settings, overrides = settings_of(arguments.overrides)
+    if settings.at_once is not None or settings.per_gpu != 1:
+        raise InputError.of(
+            f"sweep.at_once={settings.at_once} sweep.per_gpu={settings.per_gpu}",
+            f"{name} decides which of its jobs run, and where",
+            "neither of them; loopcoder sweep runs points side by side on one machine",
+        )
+
+    def processes(config: Config, there: Backends) -> int:
+        size: int = job.nodes * (config.parallel.nproc_per_node or job.gpus_per_node or 1)
+        return size
+
+    there = on_nodes(job.gpus_per_node, here)
+    folder, found = points(
+        overrides, arguments.config_dir, there, settings.match, processes=processes
+    )
+    jobs = [_job(scheduler, job, point, arguments, here, is_dry=is_dry) for point in found]
+    if is_dry:
+        return EXIT_DONE
+    refuse_without(name, scheduler)
+    make_folder(folder, "run_dir")
+    ledger = folder / LEDGER_FILE
+    print(f"{len(jobs)} jobs in {folder}", flush=True)
+    with Board(here) as board:
+        standing = partial(scheduler.standing, job)
+        run_jobs(jobs, ledger, standing, board.show, wait=settings.wait)
+    if not settings.wait:
+        return EXIT_DONE
+    codes = [last_exit(point, ledger) for point in found]
+    report(found, codes, folder, settings, here)
+    return next((code for code in codes if code), EXIT_DONE)
+
+
+def _job(
+    scheduler: Scheduler,
+    job: Any,
+    point: Point,
+    arguments: Arguments,
+    here: Backends,
+    *,
+    is_dry: bool,
+) -> Job:
+    """Compose and check the job of a point."""
+    own = Arguments(point.overrides, arguments.config_dir)
+    try:
+        submitted, text = scheduler.job(job, own, here)
+    except InputError as error:
+        raise InputError(
+            [replace(p, fact=f"[{point.label}] {p.fact}") for p in error.problems]
+        ) from error
+    name = scheduler.name(submitted.run_dir)
+    if is_dry:
+        print(f"# {submitted.folder}/{scheduler.file}\n{text}", end="")
+
+    def submit() -> str:
+        scheduler.clear(job, name)
+        return scheduler.hand_over(submitted.write(scheduler.file, text))
+
+    placed = replace(point, run_dir=submitted.run_dir)
+    return Job(placed, name, submitted.folder, submit)

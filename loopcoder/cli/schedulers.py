@@ -1,0 +1,205 @@
+"""The schedulers that `loopcoder launch` hands jobs to, and what it asks of their commands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launch import kubernetes, slurm
+from launch.kubernetes import KubernetesConfig
+from launch.slurm import SlurmConfig
+from loopcoder.backends import Backends
+from loopcoder.cli.arguments import Arguments
+from loopcoder.cli.submission import Submission, submission
+from loopcoder.config.identity import as_folder
+from loopcoder.config.schema import ParallelConfig
+from loopcoder.errors import InputError
+
+_SLURM = """\
+Of Slurm, before `train` or `sweep`:
+{fields}
+
+`scancel JOB` ends a job for good, `scancel --signal=TERM JOB` lets it save and start again. Its
+environment is that of the shell that submits."""
+
+_KUBERNETES = """\
+Of Kubernetes, before `train` or `sweep`; the cluster has JobSet (jobset.x-k8s.io):
+{fields}
+
+`kubectl delete jobset NAME` lets a job save and ends it for good. Its environment is the image's,
+env= and secrets=; nothing comes from the shell that submits."""
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """What jobs can be handed to."""
+
+    schema: type[Any]
+    """Of what stands before `train`."""
+    help: str
+    file: str
+    """What it reads, in the folder of the job."""
+    job: Callable[[Any, Arguments, Backends], tuple[Submission, str]]
+    """Compose and check a run; returns it and the text of `file`."""
+    client: str
+    """Its command, which the machine that submits must have."""
+    hand_over: Callable[[Path], str]
+    """Submit the file; returns what to say."""
+    name: Callable[[Path], str]
+    """Returns the name of the job of a run, by its folder."""
+    standing: Callable[[Any], dict[str, str]]
+    """Returns the state of each of the user's jobs that is queued or runs, by name."""
+    clear: Callable[[Any, str], None]
+    """Removes what is left of a job of a name that has ended."""
+
+
+def _slurm_job(job: SlurmConfig, arguments: Arguments, here: Backends) -> tuple[Submission, str]:
+    slurm.check_job(job)
+    submitted = submission(arguments, here, job.nodes, job.gpus_per_node)
+    run_dir = submitted.run_dir
+    script = slurm.job_script(
+        job,
+        name=_slurm_name(run_dir),
+        tasks_per_node=submitted.config.parallel.nproc_per_node or 1,
+        run_dir=run_dir,
+        folder=submitted.folder,
+        code=submitted.code,
+        config=submitted.config_file,
+        config_sha256=submitted.sha256,
+        asked=arguments.asked,
+    )
+    return submitted, script
+
+
+def _kubernetes_job(
+    job: KubernetesConfig, arguments: Arguments, here: Backends
+) -> tuple[Submission, str]:
+    def placed(parallel: ParallelConfig, run_dir: Path) -> ParallelConfig:
+        if parallel.rendezvous is not None or parallel.nodes not in (1, job.nodes):
+            raise InputError.of(
+                f"parallel.nodes={parallel.nodes} parallel.rendezvous={parallel.rendezvous}",
+                "the job decides on how many nodes there are processes, and where they meet",
+                f"nodes={parallel.nodes} before `train`, and neither of these after it",
+            )
+        where = kubernetes.rendezvous(job, kubernetes.job_name(run_dir))
+        return replace(parallel, nodes=job.nodes, rendezvous=where)
+
+    kubernetes.check_job(job)
+    counts = (job.nodes, job.gpus_per_node)
+    submitted = submission(arguments, here, *counts, placed, has_keys=not job.secrets)
+    cache_dir = Path(submitted.config.data.build.cache_dir).expanduser().absolute()
+    written = {"run_dir": submitted.run_dir, "data.build.cache_dir": cache_dir}
+    kubernetes.check_paths(job, written)
+    manifest = kubernetes.job_set(
+        job,
+        name=kubernetes.job_name(submitted.run_dir),
+        code=submitted.code,
+        config=submitted.config_file,
+        config_sha256=submitted.sha256,
+        asked=arguments.asked,
+    )
+    return submitted, kubernetes.to_manifest(manifest)
+
+
+def _sbatch(script: Path) -> str:
+    fix = "other settings before `train`; sinfo shows partitions and limits"
+    return _said(["sbatch", str(script)], "Slurm does not take this job", fix)
+
+
+def _create(manifest: Path) -> str:
+    return _said(
+        ["kubectl", "create", "-f", str(manifest)],
+        "Kubernetes does not take this job",
+        "kubectl cluster-info says whether the cluster is reached; of a name that exists, kubectl "
+        "delete jobset NAME once the job before has ended; else other settings before `train`",
+    )
+
+
+def _slurm_name(run_dir: Path) -> str:
+    return f"{as_folder(run_dir.name)}-{hashlib.sha256(bytes(run_dir)).hexdigest()[:8]}"
+
+
+def _squeue(_: SlurmConfig) -> dict[str, str]:
+    why, fix = "Slurm does not answer", "sinfo says whether it does; then the same command"
+    lines = _said(["squeue", "--me", "--noheader", "--format=%j|%T|%r|%i"], why, fix).splitlines()
+    found = {}
+    for name, state, reason, number in (line.split("|") for line in lines):
+        because = "" if reason in ("None", "") else f" ({reason})"
+        found[name] = f"{state.lower()}{because}, job {number}"
+    return found
+
+
+def _job_sets(job: KubernetesConfig) -> dict[str, str]:
+    command = ["kubectl", "get", "jobsets", "--output=json", *_namespace(job)]
+    why, fix = "Kubernetes does not answer", "kubectl cluster-info says whether it is reached"
+    found = {}
+    for item in json.loads(_said(command, why, fix))["items"]:
+        status = item.get("status", {})
+        if not status.get("terminalState"):
+            restarts = status.get("restarts", 0)
+            found[item["metadata"]["name"]] = f"stands, started again {restarts} times"
+    return found
+
+
+def _delete_job_set(job: KubernetesConfig, name: str) -> None:
+    command = ["kubectl", "delete", "jobset", name, "--ignore-not-found", *_namespace(job)]
+    _said(command, "a JobSet that has ended keeps its name", f"kubectl delete jobset {name}")
+
+
+def _namespace(job: KubernetesConfig) -> list[str]:
+    return [] if job.namespace is None else [f"--namespace={job.namespace}"]
+
+
+def _nothing_is_left(_: Any, __: str) -> None:
+    """A job of Slurm that has ended does not keep its name."""
+
+
+def refuse_without(name: str, scheduler: Scheduler) -> None:
+    """Raise InputError where the scheduler's command is missing."""
+    if shutil.which(scheduler.client) is None:
+        raise InputError.of(
+            f"there is no {scheduler.client} here",
+            f"a job is submitted by {name.capitalize()}'s own command",
+            "the same command where the cluster is reached; --dry-run shows the job without it",
+        )
+
+
+def _said(command: list[str], why: str, fix: str) -> str:
+    """Run a scheduler's command; return what it says."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        fact = f"{' '.join(command)}: {done.stderr.strip() or done.returncode}"
+        raise InputError.of(fact, why, fix)
+    return done.stdout.strip()
+
+
+SCHEDULERS = {
+    "slurm": Scheduler(
+        SlurmConfig,
+        _SLURM,
+        "job.sh",
+        _slurm_job,
+        "sbatch",
+        _sbatch,
+        _slurm_name,
+        _squeue,
+        _nothing_is_left,
+    ),
+    "kubernetes": Scheduler(
+        KubernetesConfig,
+        _KUBERNETES,
+        "jobset.yaml",
+        _kubernetes_job,
+        "kubectl",
+        _create,
+        kubernetes.job_name,
+        _job_sets,
+        _delete_job_set,
+    ),
+}
