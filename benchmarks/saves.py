@@ -14,8 +14,12 @@ weights and moments are equal bit for bit is said.
 from __future__ import annotations
 
 import argparse
+import cProfile
+import io
 import os
+import pstats
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -114,6 +118,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=76800)
     parser.add_argument("--saves", type=int, default=3, help="in the background; 0: steps only")
     parser.add_argument("--folder", help="where checkpoints go; default: a temporary one")
+    parser.add_argument("--profile", action="store_true", help="say where a stall comes from")
     parser.add_argument("--deterministic", action="store_true", help="train.deterministic=true")
     arguments = parser.parse_args()
     if arguments.deterministic:
@@ -153,6 +158,8 @@ def measured(arguments: argparse.Namespace, ranks: Any, folder: Path) -> Iterato
             f"{seconds:.1f} s ({size / seconds / 1e9:.2f} GB/s) over {steps} steps; training "
             f"stood still for {stall:.2f} s, aim {limit:.2f} s; longest step {longest:.2f} s",
         )
+    if arguments.profile:
+        print(f"\n{where_time_goes(run, saver)}", file=sys.stderr)
     with clock() as seconds_of:
         run.save(run.saver(background=False))
     size, seconds = run.saved[-1]["bytes"], seconds_of()
@@ -193,6 +200,15 @@ def stall_of_save(run: Timed, saver: Any, median: float) -> tuple[float, float, 
             longest = max(longest, time.perf_counter() - began)
             steps += 1
     return seconds_of() - steps * median, longest, steps
+
+
+def where_time_goes(run: Timed, saver: Any) -> str:
+    """Save in the background once more; return in which functions training waited for it."""
+    profile, text = cProfile.Profile(), io.StringIO()
+    profile.runcall(run.save, saver)
+    saver.finish()
+    pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(15)
+    return text.getvalue()
 
 
 def bytes_per_s_to_host(device: Any) -> float:
