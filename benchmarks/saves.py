@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import gc
 import io
 import os
 import pstats
@@ -144,6 +145,8 @@ def measured(arguments: argparse.Namespace, ranks: Any, folder: Path) -> Iterato
     run = Timed(arguments, ranks, folder)
     for _ in range(4):
         run.step()
+    gc.collect()
+    gc.freeze()  # as a run does
     median = statistics.median(run.step() for _ in range(BASELINE_STEPS))
     yield "step without a save, median", f"{median * 1e3:.1f} ms"
     if arguments.saves == 0:

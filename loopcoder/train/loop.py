@@ -6,6 +6,7 @@ corpus + config -> Loader (a thread) -> microbatches -> forward_backward -> upda
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -124,6 +125,7 @@ class Run:
             self.verification = Verification(self.config, self.corpus, self.say)
             self.stop.started()
             self._make_up()
+            _keep_what_is_built()
             self._train()
             with self.watch.within(SAVE):
                 self.saver.finish()
@@ -417,3 +419,10 @@ class Run:
     def say(self, text: str) -> None:
         if self.ranks.is_main:
             print(text, flush=True)
+
+
+def _keep_what_is_built() -> None:
+    """Spare collections what stays to the end: megatron-core starts one at every save, which went
+    through all modules and parameters while training stood still."""
+    gc.collect()
+    gc.freeze()
