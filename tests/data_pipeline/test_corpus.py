@@ -173,6 +173,7 @@ def test_planted_cases_go_where_they_belong(tmp_path: Path, seed: int) -> None:
     assert validate_corpus(corpus.dir) == []
 
 
+@pytest.mark.data_full
 def test_every_stage_takes_in_what_the_one_before_hands_on(tmp_path: Path, seed: int) -> None:
     plant(tmp_path, seed)
     rng = random.Random(seed)
@@ -200,6 +201,7 @@ def test_every_stage_takes_in_what_the_one_before_hands_on(tmp_path: Path, seed:
     assert quota["rows_out"] + quota["notes"]["copies"] == shuffled
 
 
+@pytest.mark.data_full
 def test_domains_and_shares_are_as_planned(tmp_path: Path, seed: int) -> None:
     plant(tmp_path, seed)
     shares = {"Python": 4.0, "Java": 3.0, "*": 3.0}
@@ -219,6 +221,7 @@ def test_domains_and_shares_are_as_planned(tmp_path: Path, seed: int) -> None:
         assert got == pytest.approx(row["share"], abs=0.05)
 
 
+@pytest.mark.data_full
 def test_both_domains_have_as_many_sequences_in_every_shard(tmp_path: Path, seed: int) -> None:
     plant(tmp_path, seed)
     config = settings(tmp_path, tmp_path / "cache", seed)
@@ -269,6 +272,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
     assert len(found[0]) > 10
 
 
+@pytest.mark.data_full
 def test_a_megatron_dataset_reads_the_shards(tmp_path: Path, seed: int) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 

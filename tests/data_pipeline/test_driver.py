@@ -79,6 +79,7 @@ def test_domains_have_the_same_number_of_sequences(config: Config, rng: random.R
     assert len(units) == 1 and units.pop() % 1 == 0
 
 
+@pytest.mark.data_full
 def test_fingerprint(config: Config, source_folder: Path) -> None:
     base = prepare(config()).dir
     changes: list[dict[str, Any]] = [
@@ -105,6 +106,7 @@ def test_fingerprint(config: Config, source_folder: Path) -> None:
     assert prepare(config()).dir not in found | {base}
 
 
+@pytest.mark.data_full
 def test_split_depends_on_content_only(
     config: Config, source_folder: Path, tmp_path: Path, rng: random.Random
 ) -> None:

@@ -186,6 +186,7 @@ def test_pieces_and_left_overs_have_names(built: Config, folder: Path) -> None:
     assert len(pieces) > 1
 
 
+@pytest.mark.data_full
 def test_without_lists_the_corpus_is_the_same_and_show_tells_what_was_dropped(
     built: Config, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

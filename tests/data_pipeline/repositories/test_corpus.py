@@ -116,6 +116,7 @@ def test_one_file_is_rearranged(config: Config, folder: Path, tree: Files) -> No
     assert len(last) > len({name for name, _, _ in train if name})
 
 
+@pytest.mark.data_full
 def test_a_copy_elsewhere_gives_the_same_corpus(
     config: Config, folder: Path, tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ FAILURES = [
 ]
 
 
+@pytest.mark.data_full
 def test_a_build_that_is_stopped_continues(
     config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -181,6 +183,7 @@ def test_a_build_that_is_stopped_continues(
     assert hashes(corpus) == hashes(build(config, folder, **same, cache_dir=str(tmp_path / "new")))
 
 
+@pytest.mark.data_full
 def test_killed(config: Config, folder: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -228,6 +231,7 @@ def test_every_file_is_in_the_corpus_or_in_the_list(
     assert not [name for name in dropped if name in tree and kept[tree[name]] and name != copied]
 
 
+@pytest.mark.data_full
 def test_rows_name_their_repositories(config: Config, tmp_path: Path, rng: random.Random) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     pa = pytest.importorskip("pyarrow")
@@ -383,6 +387,7 @@ def test_a_bucket_that_was_changed_is_refused(config: Config, folder: Path) -> N
         build(config, folder, **same)
 
 
+@pytest.mark.data_full
 def test_drops_without_a_list(config: Config, folder: Path) -> None:
     corpus = build(config, folder, list_drops=False, part_bytes=10_000)
     assert not lists_of(corpus.dir)

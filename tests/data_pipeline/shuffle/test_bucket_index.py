@@ -68,6 +68,7 @@ def test_every_file_is_found_in_its_bucket(
     assert {p: p.read_bytes() for p in (tmp_path / "index").iterdir()} == before
 
 
+@pytest.mark.data_full
 def test_memory_does_not_grow_with_chunks(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
