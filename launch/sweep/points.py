@@ -70,22 +70,10 @@ def points(
         InputError: with the problems of all points.
     """
     problems: list[Problem] = []
-    overrides = [*sweep_axes(overrides, config_dir), *overrides]
-    # As Hydra's BasicSweeper: the last of a key counts, in the place of the first.
-    parsed = list({o.get_key_element(): o for o in parse_overrides(overrides, problems)}.values())
-    folders = [o for o in parsed if o.key_or_group == "run_dir" and not o.is_sweep_override()]
-    swept = [o for o in parsed if o not in folders]
+    parsed, swept = axes(overrides, config_dir, problems)
     dirs = [conf_dir()] if config_dir is None else [conf_dir(), config_dir]
     options = group_options(dirs)
     choices = [_choices(override, options, problems) for override in swept]
-    if not problems and not any(o.is_sweep_override() for o in swept):
-        problems.append(
-            Problem(
-                "a sweep of which no field has several values",
-                "a sweep trains every combination of the values that are given with commas",
-                "model.num_loops=1,2,3,4, or loopcoder train without -m for one run",
-            )
-        )
     if match != "steps" and any(
         o.is_sweep_override() and o.get_key_element() == _STEPS for o in swept
     ):
@@ -95,39 +83,97 @@ def points(
     if problems:
         raise InputError(problems)
     of_match = [] if match == "steps" else [f"sweep.match={match}"]
-    sweep_dir = Path("runs/sweeps") / _folder_of([*overrides, *of_match], parsed, config_dir)
-    if folders:
-        sweep_dir = Path(str(folders[-1].value()))
+    sweep_dir = folder_of([*overrides, *of_match], parsed, config_dir)
     found: list[Point] = []
-    first: Config | None = None
     for index, values in enumerate(itertools.product(*choices)):
-        axes = [v for v, o in zip(values, swept, strict=True) if o.is_sweep_override()]
-        label, unseeded = " ".join(axes), " ".join(v for v in axes if not v.startswith("seed="))
-        folder = sweep_dir.expanduser() / f"{index:02d}_{_folder_name(label)}"
-        run_overrides = [*values, f"run_dir={quoted(str(folder))}"]
+        chosen = [v for v, o in zip(values, swept, strict=True) if o.is_sweep_override()]
+        label, unseeded = " ".join(chosen), " ".join(v for v in chosen if not v.startswith("seed="))
+        folder = sweep_dir / f"{index:02d}_{folder_name(label)}"
         try:
-            asked = compose(run_overrides, config_dir)
-            if match != "steps":
-                config = resolve(asked, backends)
-                first = first or config
-                run_overrides.append(f"{_STEPS}={_steps_like(first, config, match)}")
-                asked = compose(run_overrides, config_dir)
-            if (store := asked.checkpoint.store) is not None:  # its points are runs of their own
-                below = f"{store.rstrip('/')}/{folder.name}"
-                run_overrides.append(f"checkpoint.store={quoted(below)}")
-                asked = compose(run_overrides, config_dir)
-            config = resolve(asked, backends)
-            size = processes(config, backends)
-            check(config, size, backends)
-            check_run(config, size, backends)
+            point = point_of(
+                values,
+                label,
+                folder,
+                config_dir,
+                backends,
+                without_seed=unseeded or only_seeds,
+                like=found[0].config if found and match != "steps" else None,
+                match=match,
+                processes=processes,
+            )
         except InputError as error:
-            problems += [replace(p, fact=f"[{label}] {p.fact}") for p in error.problems]
+            problems += error.problems
             continue
-        names = (config_hash(asked), config_hash(config))
-        found.append(Point(label, unseeded or only_seeds, run_overrides, config, names, folder))
+        found.append(point)
     if problems:
         raise InputError(problems)
-    return sweep_dir.expanduser(), found
+    return sweep_dir, found
+
+
+def axes(
+    overrides: Sequence[str], config_dir: Path | None, problems: list[Problem]
+) -> tuple[list[Override], list[Override]]:
+    """Parse the overrides of a sweep, those of its presets first, and return all of them and those
+    of its points.
+
+    Args:
+        problems: Gets what is wrong with them.
+    """
+    # As Hydra's BasicSweeper: the last of a key counts, in the place of the first.
+    everything = parse_overrides([*sweep_axes(overrides, config_dir), *overrides], problems)
+    parsed = list({o.get_key_element(): o for o in everything}.values())
+    swept = [o for o in parsed if o.key_or_group != "run_dir" or o.is_sweep_override()]
+    if not problems and not any(o.is_sweep_override() for o in swept):
+        problems.append(
+            Problem(
+                "a sweep of which no field has several values",
+                "a sweep trains every combination of the values that are given with commas",
+                "model.num_loops=1,2,3,4, or loopcoder train without -m for one run",
+            )
+        )
+    return parsed, swept
+
+
+def point_of(
+    values: Sequence[str],
+    label: str,
+    folder: Path,
+    config_dir: Path | None,
+    backends: Backends,
+    *,
+    without_seed: str,
+    like: Config | None = None,
+    match: Match = "steps",
+    processes: Callable[[Config, Backends], int] = processes_to_start,
+) -> Point:
+    """Compose and check one point.
+
+    Args:
+        values: All overrides but its run_dir.
+        like: The point of which it has as many tokens or FLOPs, as `match` says.
+
+    Raises:
+        InputError: naming the point.
+    """
+    overrides = [*values, f"run_dir={quoted(str(folder))}"]
+    try:
+        asked = compose(overrides, config_dir)
+        if like is not None:
+            overrides.append(f"{_STEPS}={_steps_like(like, resolve(asked, backends), match)}")
+            asked = compose(overrides, config_dir)
+        if (store := asked.checkpoint.store) is not None:  # its points are runs of their own
+            below = f"{store.rstrip('/')}/{folder.name}"
+            overrides.append(f"checkpoint.store={quoted(below)}")
+            asked = compose(overrides, config_dir)
+        config = resolve(asked, backends)
+        size = processes(config, backends)
+        check(config, size, backends)
+        check_run(config, size, backends)
+    except InputError as error:
+        named = [replace(p, fact=f"[{label}] {p.fact}") for p in error.problems]
+        raise InputError(named) from error
+    names = (config_hash(asked), config_hash(config))
+    return Point(label, without_seed, overrides, config, names, folder)
 
 
 def _steps_like(first: Config, config: Config, match: Match) -> int:
@@ -148,14 +194,20 @@ def _steps_like(first: Config, config: Config, match: Match) -> int:
     return max(1, round(first.train.max_steps * cost(first) / cost(config)))
 
 
-def _folder_of(
+def folder_of(
     overrides: Sequence[str], parsed: Sequence[Override], config_dir: Path | None
-) -> str:
-    """Return the name of a sweep's folder: like a run's, of `name` and a hash."""
+) -> Path:
+    """Return a sweep's folder: the run_dir of its overrides, or named like a run's, of `name` and a
+    hash."""
+    folders = [o for o in parsed if o.key_or_group == "run_dir" and not o.is_sweep_override()]
+    if folders:
+        return Path(str(folders[-1].value())).expanduser()
+    overrides = [*sweep_axes(overrides, config_dir), *overrides]
     rest = [o for o in overrides if not o.startswith("name=")]
     hashed = hashlib.sha256(json.dumps([rest, str(config_dir)]).encode()).hexdigest()[:10]
     names = [o for o in parsed if o.key_or_group == "name" and not o.is_sweep_override()]
-    return f"{as_folder(str(names[-1].value()))}-{hashed}" if names else hashed
+    name = f"{as_folder(str(names[-1].value()))}-{hashed}" if names else hashed
+    return Path("runs/sweeps") / name
 
 
 class _GroupLister:
@@ -188,7 +240,7 @@ def _choices(
     return values
 
 
-def _folder_name(label: str) -> str:
+def folder_name(label: str) -> str:
     """Shorten `model.num_loops=2 seed=1` to num_loops=2-seed=1."""
     short = re.sub(r"[^\w.=-]+", "-", re.sub(r"[^\s=]*\.(\w+=)", r"\1", label)).strip("-")
     return short.encode()[:80].decode(errors="ignore") or "run"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.sweep.places import gpus_of
-from launch.sweep.points import _folder_name, points
+from launch.sweep.points import folder_name, points
 from loopcoder.backends import Backends
 from loopcoder.errors import InputError
 from loopcoder.plan.cost import flops_per_step
@@ -152,7 +152,7 @@ def test_every_point_is_checked_before_any_starts() -> None:
 def test_points_have_names_that_a_file_system_takes() -> None:
     values = ["a/b", "../up", "\u6f22" * 120, "x" * 300]
     for value in values:
-        name = _folder_name(f"path={value} seed=1")
+        name = folder_name(f"path={value} seed=1")
         assert "/" not in name and len(name.encode()) <= 80
     folder, found = points([f"name={'n' * 250}", "seed=1,2"], None, CPU)
     assert len(folder.name) < 200 and [p.label for p in found] == ["seed=1", "seed=2"]
