@@ -22,6 +22,7 @@ from launch.sweep.ledger import is_finished, last_exit
 from launch.sweep.places import Places, gpus_of
 from launch.sweep.points import Match, Point, points
 from launch.sweep.processes import OUTPUT_FILE, Running, passing_on, start_point
+from launch.sweep.search import Search
 from loopcoder.backends import Backends
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
@@ -86,6 +87,7 @@ def sweep(
     places: Callable[[Sequence[Point]], Places] = lambda found: Places([], 1),
     watch: Watch | None = None,
     match: Match = "steps",
+    search: Search | None = None,
 ) -> Sweep:
     """Run every combination of the swept values; a preset may name axes (`sweep_axes`).
 
@@ -98,6 +100,7 @@ def sweep(
         places: Says where points run side by side; one place: in turn, and they print here.
         watch: Sees the points that run side by side.
         match: What they have alike (`points`).
+        search: Decides which points there are, one by one; None: every combination.
 
     Raises InputError with the problems of all points before the first one starts.
     """
@@ -107,7 +110,11 @@ def sweep(
             "every process of a torchrun or srun would run the whole sweep",
             "the same command without torchrun; each run starts its own processes",
         )
-    folder, found = points(overrides, config_dir, backends, match)
+    if search is None:
+        folder, found = points(overrides, config_dir, backends, match)
+    else:
+        folder = search.folder
+        found = search.open(folder / ledgers.LEDGER_FILE)
     if several := next((p for p in found if p.config.parallel.nodes > 1), None):
         raise InputError.of(
             f"a sweep with parallel.nodes={several.config.parallel.nodes}",
@@ -116,15 +123,19 @@ def sweep(
         )
     ledger = folder / ledgers.LEDGER_FILE
     _refuse([point for point in found if not is_finished(point, ledger)], refuse)
-    where = places(found)
     with ExitStack() as held:
         make_folder(folder, "run_dir")
         held.enter_context(hold(folder / ".lock", partial(_busy, folder), needed=False))
         print(f"{counted(len(found), 'run')} in {folder}", flush=True)
         _wait_for_those_left([point for point in found if not is_finished(point, ledger)])
-        stopped = _Driver(found, ledger, config_dir, backends, where, watch).run()
+        if search is not None and not found and (point := search.next()):
+            found.append(point)
+        where = places(found)
+        stopped = _Driver(found, ledger, config_dir, backends, where, watch, search).run()
     codes = [last_exit(point, ledger) for point in found]
     failed = [code for code in codes if code]
+    if search is not None and search.best() is not None:
+        failed = []  # of a search some may
     return Sweep(folder, found, codes, stopped or (failed[0] if failed else EXIT_DONE))
 
 
@@ -158,7 +169,9 @@ class _Driver:
         backends: Backends,
         places: Places,
         watch: Watch | None,
+        search: Search | None = None,
     ):
+        self._search = search
         self._found, self._ledger, self._config_dir = found, ledger, config_dir
         self._backends, self._places, self._watch = backends, places, watch
         self._in_turn = places.at_once == 1
@@ -172,10 +185,12 @@ class _Driver:
         for point in self._found:
             if is_finished(point, self._ledger):
                 self._say(point, "done before")
+            elif self._search is not None and not self._search.is_open(point):
+                self._say(point, "failed before")
             else:
                 self._left.append(point)
         with passing_on(self._running) as asked:
-            while self._running or (self._left and self._stopped is None and not asked.stop):
+            while self._running or (self._stopped is None and not asked.stop and self._has_more()):
                 while self._stopped is None and not asked.stop and self._start_next():
                     pass
                 asked.pass_on()
@@ -192,6 +207,8 @@ class _Driver:
             return None
         point, code = self._stopped
         left = [p for p in self._found if not is_finished(p, self._ledger)]
+        if self._search is not None:
+            left = [p for p in left if self._search.is_open(p)]
         print(_stopped(code, self._named(point), self._found, left), file=sys.stderr, flush=True)
         return code
 
@@ -201,8 +218,15 @@ class _Driver:
             for run in self._running
         }
 
+    def _has_more(self) -> bool:
+        """Say whether a point is left; a search is asked for one where none is."""
+        if not self._left and self._search is not None and (point := self._search.next()):
+            self._found.append(point)
+            self._left.append(point)
+        return bool(self._left)
+
     def _start_next(self) -> bool:
-        if not self._left:
+        if len(self._running) >= self._places.at_once or not self._has_more():
             return False
         point = self._left[0]
         gpus = self._places.take(gpus_of(point.config.parallel))
@@ -230,6 +254,8 @@ class _Driver:
         if code == EXIT_RETRY and ledgers.rewinds(point) > run.rewinds:
             self._left.appendleft(point)  # of faults.rewinds at most
             return
+        if self._search is not None:
+            self._search.ended(point, code)
         if not self._in_turn:
             self._say(point, f"ended with {code}")
         if named := kill_named(code, run.kills, partial(self._needs, point)):

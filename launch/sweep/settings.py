@@ -21,3 +21,8 @@ class SweepConfig:
     as the first point, and train.max_steps follows."""
     wait: bool = True
     """Of jobs of a scheduler: wait for them and compare them; false: submit them."""
+    trials: PositiveInt | None = None
+    """Search with Optuna: so many points in all, of `interval(1e-4,1e-2)`,
+    `tag(log,interval(...))`, `range` and `choice` or commas; null: every combination."""
+    minimise: str = "val/loss"
+    """Of a search: the field of metrics.jsonl whose last value is to be low."""

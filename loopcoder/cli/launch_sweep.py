@@ -33,6 +33,12 @@ def run_sweep_jobs(
     """
     scheduler = SCHEDULERS[name]
     settings, overrides = settings_of(arguments.overrides)
+    if settings.trials is not None:
+        raise InputError.of(
+            f"sweep.trials={settings.trials}",
+            "a search asks for a point when another has ended; jobs are submitted all at once",
+            "loopcoder sweep, in a job of its own if need be; or every combination as a job",
+        )
     if settings.at_once is not None or settings.per_gpu != 1:
         raise InputError.of(
             f"sweep.at_once={settings.at_once} sweep.per_gpu={settings.per_gpu}",

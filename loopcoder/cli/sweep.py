@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.sweep.places import Places, gpus_of, places
 from launch.sweep.points import Point
 from launch.sweep.run import sweep
+from launch.sweep.search import Search
 from launch.sweep.settings import SweepConfig
 from loopcoder.backends import Backends, detect, refuse_missing
 from loopcoder.cli.arguments import Arguments, parse_arguments
@@ -27,6 +28,7 @@ usage: loopcoder sweep [sweep.KEY=VALUE ...] [--config-dir DIR] key=value1,value
   loopcoder sweep sweep.per_gpu=2 optim.lr=1e-3,2e-3   two small models share a GPU
   loopcoder sweep sweep.at_once=2 seed=1,2,3,4         two at a time, without GPUs too
   loopcoder sweep sweep.match=flops variant=loops_1,loops_2,dense_2x
+  loopcoder sweep sweep.trials=30 'optim.lr=tag(log,interval(1e-4,1e-2))' model.num_loops=1,2
 
 {fields}
 
@@ -84,6 +86,9 @@ def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
     refuse_missing()
     backends = detect()
     settings = settings or SweepConfig(at_once=1)
+    search = None
+    if settings.trials is not None:
+        search = _search(arguments, settings, backends)
     with Board(backends) as board:
         done = sweep(
             arguments.overrides,
@@ -93,9 +98,28 @@ def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
             _places(settings, backends),
             board.show,
             settings.match,
+            search,
         )
-    report(done.points, done.exit_codes, done.folder, settings, backends)
+    notes = [] if search is None else [best] if (best := search.best()) else []
+    report(done.points, done.exit_codes, done.folder, settings, backends, notes)
     return done.code
+
+
+def _search(arguments: Arguments, settings: SweepConfig, backends: Backends) -> Search:
+    if settings.match != "steps":
+        raise InputError.of(
+            f"sweep.trials={settings.trials} sweep.match={settings.match}",
+            "there is no first point that the others could be like",
+            "sweep.match=steps",
+        )
+    assert settings.trials is not None
+    return Search(
+        arguments.overrides,
+        arguments.config_dir,
+        backends,
+        trials=settings.trials,
+        minimise=settings.minimise,
+    )
 
 
 def report(
@@ -104,6 +128,7 @@ def report(
     folder: Path,
     settings: SweepConfig,
     backends: Backends,
+    notes: Sequence[str] = (),
 ) -> None:
     """Show all points of a sweep in one table and one plot."""
     from loopcoder.metrics.sweep import report_sweep
@@ -114,7 +139,7 @@ def report(
         for point, code in zip(points, exit_codes, strict=True)
     ]
     alike = f"All points have as many {_ALIKE.get(settings.match)} as {runs[0].point}."
-    notes = [alike] if settings.match in _ALIKE else []
+    notes = [*notes, *([alike] if settings.match in _ALIKE else [])]
     report_sweep(runs, folder, plot=backends.has("matplotlib"), notes=notes)
 
 
