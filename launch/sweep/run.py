@@ -126,7 +126,12 @@ def sweep(
     with ExitStack() as held:
         make_folder(folder, "run_dir")
         held.enter_context(hold(folder / ".lock", partial(_busy, folder), needed=False))
-        print(f"{counted(len(found), 'run')} in {folder}", flush=True)
+        print(
+            f"{counted(len(found), 'run')} in {folder}"
+            if search is None
+            else f"search in {folder}",
+            flush=True,
+        )
         _wait_for_those_left([point for point in found if not is_finished(point, ledger)])
         if search is not None and not found and (point := search.next()):
             found.append(point)
@@ -271,7 +276,8 @@ class _Driver:
                 self._say(point, f"ended with {code}; no more start, and those that run go on")
 
     def _named(self, point: Point) -> str:
-        return f"[{self._found.index(point) + 1}/{len(self._found)}] {point.label}"
+        number = "" if self._search else f"[{self._found.index(point) + 1}/{len(self._found)}] "
+        return f"{number}{point.label}"
 
     def _say(self, point: Point, what: str) -> None:
         print(f"{self._named(point)}{': ' if what else ''}{what}", flush=True)
