@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from loopcoder.checkpoint.choice import WENT_BACK
+from loopcoder.checkpoint.copies.owner import NAMES_RUN
 from loopcoder.checkpoint.copies.stored import CHECKPOINTS
 from loopcoder.checkpoint.put_off import PUT_OFF
 from loopcoder.checkpoint.rewind import REWINDS
@@ -27,7 +28,7 @@ _COME_AND_GO = (REWINDS, PUT_OFF, _WENT_BACK)
 
 
 def send_run_files(store: WritableStore, run_dir: Path) -> None:
-    """Copy the files as they are now.
+    """Copy the files as they are now, but for the one that says whose they are (owner.py).
 
     Raises:
         LoopcoderError: the store fails.
@@ -43,7 +44,7 @@ def send_run_files(store: WritableStore, run_dir: Path) -> None:
 def _there(run_dir: Path) -> Iterator[str]:
     with os.scandir(run_dir) as found:
         for entry in sorted(found, key=lambda e: e.name):
-            if entry.is_file() and _is_own(entry.name):
+            if entry.is_file() and _is_own(entry.name) and entry.name != NAMES_RUN:
                 yield entry.name
     if (run_dir / _WENT_BACK).is_file():
         yield _WENT_BACK
