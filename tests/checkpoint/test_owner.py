@@ -7,6 +7,7 @@ import random
 import shutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,9 @@ def test_of_two_runs_that_start_at_once_one_refuses(
     """In whatever order they look, take the store and save."""
     runs = [Run(tmp_path / name, url) for name in ("one", "two")]
     todo: dict[Run, list[Callable[[], None]]] = {}
-    for run in runs:
-        write(run.run_dir, 1, seed)
-        todo[run] = [run.looks, run.begins, lambda run=run: run.trains(2, seed)]  # type: ignore[misc]
+    for number, run in enumerate(runs):
+        write(run.run_dir, 1, seed + number)
+        todo[run] = [run.looks, run.begins, partial(run.trains, 2, seed + number)]
     if rng.random() < 0.5:  # before either has a copy there
         for run in runs:
             todo[run].pop(0)()

@@ -157,9 +157,9 @@ class Sender:
         began, folder = time.monotonic(), step_folder(self._run_dir, step)
         content = self._manifest(folder, digest)
         files, stored = entries(content), copy_of(self._store, step)
+        self._look_whose(step)
         if self._surely(stored.manifest) == content:
             return
-        self._look_whose(step)
         self._clear(stored, step, content, digest)
         receipt = self._receipt(digest, self._rank)
         if self._surely(lambda: stored.store.found(receipt, ())) is None:
