@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.copies import lacking as lacking_module
@@ -266,13 +267,15 @@ def test_the_rest_may_take_its_time_is_on_record_and_old_copies_go(
     ],
 )
 def test_a_store_that_takes_nothing_is_an_error_with_its_fix(
-    url: str, monkeypatch: pytest.MonkeyPatch, error: OSError, says: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, says: str
 ) -> None:
+    url = f"memory://{tmp_path.name}"
+
     def refuse(*_: Any) -> None:
         raise error
 
     open_store(url).try_out()
-    monkeypatch.setattr(LocalFileSystem, "pipe_file", refuse)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
     with pytest.raises(InputError, match=f"(?s)write-test.*{says}"):
         open_store(url).try_out()
 
