@@ -48,7 +48,7 @@ def original(tmp_path: Path, url: str, seed: int) -> Path:
         write(run_dir, step, seed)
     (run_dir / "metrics.jsonl").write_text('{"step": 3}\n')
     (run_dir / "run.json").write_text('{"id": "1", "name": "run"}')
-    claim(open_store(url), run_dir)
+    open_store(url).write("run.json", (run_dir / "run.json").read_bytes())
     sent(run_dir, url, 1, 2, 3)
     return run_dir
 
@@ -292,7 +292,7 @@ def test_a_run_whose_name_is_lost_is_known_by_its_checkpoints(
     asked = CheckpointConfig(store=url)
     check_owner(open_store(url), original, asked)
     claim(open_store(url), original)
-    assert json.loads(name.read_bytes()) == before
+    assert json.loads(name.read_bytes()) == before | {"path": str(original)}
 
 
 def test_a_manifest_that_names_files_elsewhere_is_refused(

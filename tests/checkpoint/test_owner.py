@@ -79,11 +79,16 @@ def test_a_copied_folder_is_another_run(tmp_path: Path, url: str, seed: int) -> 
     with pytest.raises(NotOurs):  # nor where it has nothing left to train
         list(copy_rest(copy.asked, copy.run_dir, print, print, None))
     assert whole(tmp_path / "run", url) == [1]
-    Run(tmp_path / "run", url).starts(2, seed)
-    Run(copy.run_dir, f"{url}-of-the-copy").starts(3, seed + 1)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    Run(tmp_path / "moved", url).starts(2, seed)
+    with pytest.raises(NotOurs, match=f"is a copy of {tmp_path}/moved"):
+        copy.looks()  # of which its own file does not know
+    Run(tmp_path / "moved", url).starts(3, seed)
+    (tmp_path / "moved").rename(tmp_path / "run")
+    Run(copy.run_dir, f"{url}-of-the-copy").starts(4, seed + 1)
     with pytest.raises(NotOurs, match="has the copies of another run"):
         copy.looks()  # it has a name of its own by now
-    assert whole(tmp_path / "run", url) == [1, 2]
+    assert whole(tmp_path / "run", url) == [1, 2, 3]
 
 
 def test_a_copy_goes_on_in_place_of_what_was_removed(tmp_path: Path, url: str, seed: int) -> None:
@@ -143,14 +148,15 @@ def test_of_two_runs_that_start_at_once_one_refuses(
 
 
 def test_a_start_that_another_start_has_replaced_sends_no_more(
-    tmp_path: Path, url: str, seed: int
+    tmp_path: Path, url: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a process on a node that was cut off, or one in a folder that was copied elsewhere."""
     old = Run(tmp_path / "run", url)
     old.starts(1, seed)
     new = Run(shutil.copytree(tmp_path / "run", tmp_path / "elsewhere"), url)
-    (new.run_dir / "run.json").write_bytes(open_store(url).read("run.json"))  # without its path
-    new.starts(2, seed + 1)
+    with monkeypatch.context() as patch:  # as a machine that does not see the first folder
+        patch.setattr(owner, "_original", lambda *_: None)
+        new.starts(2, seed + 1)
     with pytest.raises(NotOurs, match="another start of this run, or of a copy of its folder"):
         old.trains(2, seed)
     assert whole(new.run_dir, url) == [1, 2]

@@ -1,7 +1,7 @@
 """Whose copies a store has: those of one run, from one folder, sent by one start of it.
 
     DIR/run.json    id and name of the run, and the path of its folder when it last started
-    URL/run.json    id and name of the run, and the start that sends copies there
+    URL/run.json    the same of the folder that has last sent copies there, and which start that was
 
 A store has no locks. Of several that write run.json the last one has it; all look at it again
 before the first step and before every copy, and each of the others refuses.
@@ -14,7 +14,6 @@ import os
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.copies.stored import copies, copy_of
@@ -43,7 +42,7 @@ def check_owner(store: WritableStore, run_dir: Path, asked: CheckpointConfig) ->
     if theirs is None:
         return
     if mine is not None and theirs["id"] == mine["id"]:
-        if (original := _original(run_dir)) is not None:
+        if (original := _original(run_dir, mine) or _original(run_dir, theirs)) is not None:
             raise NotOurs.of(
                 f"{run_dir} is a copy of {original}, whose checkpoints {asked.store} has",
                 _ANOTHER,
@@ -75,16 +74,15 @@ def claim(store: WritableStore, run_dir: Path) -> None:
         LoopcoderError: the store fails.
     """
     mine, theirs = _named(_content(run_dir / NAMES_RUN)), _named(store.found(NAMES_RUN))
-    path = str(run_dir.expanduser().resolve())
     if mine is None and theirs is not None and copies(store):
         mine = theirs
-    elif mine is None or _original(run_dir) is not None:
+    elif mine is None or _original(run_dir, mine) is not None:
         mine = {"id": uuid.uuid4().hex, "name": _name(run_dir)}
-    wanted = {"id": mine["id"], "name": mine["name"], "path": path}
+    wanted = {"id": mine["id"], "name": mine["name"], "path": str(_resolved(run_dir))}
     if mine != wanted:
         write_json(run_dir / NAMES_RUN, wanted)
-    if theirs is None or theirs["id"] != mine["id"]:
-        _write(store, wanted)
+    if theirs is None or any(theirs.get(key) != wanted[key] for key in ("id", "path")):
+        store.write(NAMES_RUN, _as_json(wanted))
 
 
 class Hold:
@@ -119,7 +117,7 @@ class Hold:
         if theirs is None or not self._has_taken:
             if not self._has_taken:
                 check_owner(self._store, self._run_dir, self._asked)
-            _write(self._store, mine | {"start": self._start})
+            self._store.write(NAMES_RUN, _as_json(mine | {"start": self._start}))
             self._has_taken = True
         elif theirs.get("start") != self._start:
             raise self._taken("another start of this run, or of a copy of its folder, has taken it")
@@ -141,22 +139,23 @@ class Hold:
         )
 
 
-def _write(store: WritableStore, named: dict[str, str]) -> None:
-    told = {key: value for key, value in named.items() if key != "path"}
-    store.write(NAMES_RUN, json.dumps(told, indent=1).encode() + b"\n")
+def _as_json(named: dict[str, str]) -> bytes:
+    return json.dumps(named, indent=1).encode() + b"\n"
 
 
-def _original(run_dir: Path) -> Path | None:
+def _original(run_dir: Path, named: dict[str, str]) -> Path | None:
     """Return the folder of which this one is a copy, as far as this machine sees it; None: it was
-    moved, is mounted elsewhere, or is where it was."""
-    here = run_dir / NAMES_RUN
-    mine = _named(_content(here))
-    if mine is None or "path" not in mine or mine["path"] == str(run_dir.expanduser().resolve()):
+    moved, is mounted elsewhere, or is where it was.
+
+    Args:
+        named: What a run.json says of the run, with the path where it was.
+    """
+    if named.get("path", str(_resolved(run_dir))) == str(_resolved(run_dir)):
         return None
-    there = Path(mine["path"]) / NAMES_RUN
+    here, there = run_dir / NAMES_RUN, Path(named["path"]) / NAMES_RUN
     with suppress(OSError):
         theirs = _named(_content(there))
-        if theirs is not None and theirs["id"] == mine["id"] and not _is_same(here, there):
+        if theirs is not None and theirs["id"] == named["id"] and not _is_same(here, there):
             return there.parent
     return None
 
@@ -177,7 +176,7 @@ def _is_copied(store: WritableStore, checkpoint: Checkpoint) -> bool:
     return copy_of(store, checkpoint.step).manifest() == (checkpoint.path / MANIFEST).read_bytes()
 
 
-def _named(content: bytes | None) -> dict[str, Any] | None:
+def _named(content: bytes | None) -> dict[str, str] | None:
     """Return the content of a run.json; None: there is none, or it is damaged."""
     try:
         found = json.loads(content or b"")
@@ -191,5 +190,9 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
+def _resolved(run_dir: Path) -> Path:
+    return run_dir.expanduser().resolve()
+
+
 def _name(run_dir: Path) -> str:
-    return run_dir.expanduser().resolve().name
+    return _resolved(run_dir).name

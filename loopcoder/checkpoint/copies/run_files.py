@@ -28,7 +28,7 @@ _COME_AND_GO = (REWINDS, PUT_OFF, _WENT_BACK)
 
 
 def send_run_files(store: WritableStore, run_dir: Path) -> None:
-    """Copy the files as they are now, but for the one that says whose they are (owner.py).
+    """Copy the files as they are now.
 
     Raises:
         LoopcoderError: the store fails.
@@ -44,13 +44,15 @@ def send_run_files(store: WritableStore, run_dir: Path) -> None:
 def _there(run_dir: Path) -> Iterator[str]:
     with os.scandir(run_dir) as found:
         for entry in sorted(found, key=lambda e: e.name):
-            if entry.is_file() and _is_own(entry.name) and entry.name != NAMES_RUN:
+            if entry.is_file() and _is_own(entry.name):
                 yield entry.name
     if (run_dir / _WENT_BACK).is_file():
         yield _WENT_BACK
 
 
 def _is_own(name: str) -> bool:
+    if name == NAMES_RUN:  # of which a folder and a store have each their own
+        return False
     return name == "wandb_id" or (name.endswith(_KINDS) and not name.startswith("."))
 
 
