@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from loopcoder.checkpoint.format import Checkpoint, complete
 from loopcoder.checkpoint.sources import written
@@ -28,12 +27,12 @@ _JUMP = 0.01
 
 
 def other_position(
-    path: Path, state: CheckpointState, before: Config, config: Config
+    checkpoint: Checkpoint, state: CheckpointState, before: Config, config: Config
 ) -> Iterator[Problem]:
     """Yield what would make the position of a checkpoint mean other sequences."""
     branch = (
-        f"checkpoint.init_from={path} checkpoint.init_position=false run_dir=ANOTHER_FOLDER "
-        "to start anew from these weights"
+        f"checkpoint.init_from={checkpoint.place} checkpoint.init_position=false "
+        "run_dir=ANOTHER_FOLDER to start anew from these weights"
     )
     repeated = "some sequences would be trained twice and others never"
     if before.seed != config.seed:
@@ -49,12 +48,12 @@ def other_position(
             f"each has an order of its own: {repeated}",
             f"data.reader={before.data.reader}, or {branch}",
         )
-    yield from _other_skips(path, state, config)
+    yield from _other_skips(checkpoint, state, config)
     stage = state.position.stage
     if stage >= len(config.stages):
         yield Problem(
             f"data.stages has {len(config.stages)} of the {len(before.stages)} stages that "
-            f"{path} was trained with, and stands in number {stage + 1}",
+            f"{checkpoint.place} was trained with, and stands in number {stage + 1}",
             "its position counts the sequences of that stage",
             f"data.stages={as_override(before.stages)}, or {branch}",
         )
@@ -78,7 +77,9 @@ def other_position(
             return
 
 
-def _other_skips(path: Path, state: CheckpointState, config: Config) -> Iterator[Problem]:
+def _other_skips(
+    checkpoint: Checkpoint, state: CheckpointState, config: Config
+) -> Iterator[Problem]:
     """Yield the entries of data.skip that a checkpoint is past, and that were not applied as they
     stand there."""
     applied = {done.step: done.steps for done in state.position.skipped}
@@ -88,7 +89,7 @@ def _other_skips(path: Path, state: CheckpointState, config: Config) -> Iterator
             continue
         key = f"data.skip.{index}"
         had = "nothing was" if steps is None else f"samples of {counted(steps, 'step')} were"
-        older = [c.path for c in complete(path.parent) if c.step < skip.step]
+        older = [c.path for c in complete(checkpoint.path.parent) if c.step < skip.step]
         again = (
             f"to go back: run_dir=ANOTHER_FOLDER checkpoint.init_from={older[-1]} "
             "checkpoint.init_optimizer=true checkpoint.init_position=true"
@@ -97,8 +98,8 @@ def _other_skips(path: Path, state: CheckpointState, config: Config) -> Iterator
         )
         kept = f", {key}.steps={steps} as it was" if steps is not None else ""
         yield Problem(
-            f"{key}.step={skip.step} {key}.steps={skip.steps}, {path} is at step {state.step}, and "
-            f"{had} left out before step {skip.step}",
+            f"{key}.step={skip.step} {key}.steps={skip.steps}, {checkpoint.place} is at step "
+            f"{state.step}, and {had} left out before step {skip.step}",
             "what has been trained cannot be left out any more",
             f"{key}.step={state.step + 1} to leave out what comes next{kept}, or {again}",
         )
@@ -201,7 +202,7 @@ def jump_of_the_rate(
         branch = (
             f"from step {stable[-1].step}, before the decay (not kept by a run that goes on past "
             "it): run_dir=ANOTHER_FOLDER "
-            f"checkpoint.init_from={stable[-1].path} checkpoint.init_optimizer=true "
+            f"checkpoint.init_from={stable[-1].place} checkpoint.init_optimizer=true "
             "checkpoint.init_position=true"
         )
     return (

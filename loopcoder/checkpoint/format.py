@@ -52,6 +52,13 @@ class Checkpoint:
 
     path: Path
     step: int
+    url: str | None = None
+    """Of the copy that its files were fetched from; None: it is nobody's copy."""
+
+    @property
+    def place(self) -> str:
+        """What names it to a user."""
+        return self.url or str(self.path)
 
     def state(self) -> CheckpointState:
         """Read state.json; a damaged one and an unknown format are errors with advice."""

@@ -57,12 +57,14 @@ def _beginning(config: Config, run_dir: Path, step: int) -> Position:
     origin = config.checkpoint.init_from
     if origin is None or not config.checkpoint.init_position:
         return Position()
-    checkpoint = find_at(origin, Path(config.data.build.cache_dir).expanduser())
+    checkpoint = find_at(origin, Path(config.data.build.cache_dir).expanduser(), shards=False)
     if checkpoint.step >= step:
         raise InputError.of(
             f"step={step}, and {run_dir} began behind step {checkpoint.step}",
-            f"it went on from {checkpoint.path}, whose run trained the steps before",
-            f"run_dir={checkpoint.path.parents[1]}, or step={checkpoint.step + 1}",
+            f"it went on from {checkpoint.place}, whose run trained the steps before",
+            f"step={checkpoint.step + 1}"
+            if checkpoint.url
+            else f"run_dir={checkpoint.path.parents[1]}, or step={checkpoint.step + 1}",
         )
     return checkpoint.state().position
 

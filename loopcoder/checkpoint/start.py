@@ -54,16 +54,24 @@ class Start:
         return self.resumes or self.keeps_position
 
 
-def find_start(config: Config, run_dir: Path, *, sizes: bool = False) -> Start | None:
+def find_start(
+    config: Config, run_dir: Path, *, sizes: bool = False, loads: bool = False
+) -> Start | None:
     """Return what the run starts from; None: from its own initial weights.
 
     A run that has checkpoints of its own continues from them even when init_from is given: the same
     command again resumes. `sizes`, and what is raised, are those of `own_checkpoint`.
+
+    Args:
+        loads: Fetch the shards, too, of a checkpoint that init_from names by a URL, and not only
+            what a check of the start reads.
     """
     if own := own_checkpoint(run_dir, config.checkpoint, sizes=sizes):
         return Start(own, resumes=True)
     if config.checkpoint.init_from:
-        found = find_at(config.checkpoint.init_from, _cache(config), "checkpoint.init_from")
+        found = find_at(
+            config.checkpoint.init_from, _cache(config), "checkpoint.init_from", shards=loads
+        )
         return Start(found, resumes=False, keeps_position=config.checkpoint.init_position)
     return None
 
@@ -222,7 +230,7 @@ def notes_of_schedules(config: Config, start: Start | None) -> list[str]:
 def _jumps(start: Start, config: Config) -> list[str]:
     checkpoint = start.checkpoint
     before = checkpoint.config()
-    others = layout.complete(checkpoint.path.parent)
+    others = [checkpoint] if checkpoint.url else layout.complete(checkpoint.path.parent)
     jumps = (
         jump_of_the_rate(checkpoint.state(), before, config, others),
         jump_of_the_vocabulary(checkpoint.step, before, config),
@@ -258,14 +266,14 @@ def _other_run(
     yield from _other_rates(checkpoint, before, config, start.resumes)
     if start.keeps_position and steps <= state.step:
         yield Problem(
-            f"train.max_steps={steps}, {checkpoint.path} is at step {state.step}",
+            f"train.max_steps={steps}, {checkpoint.place} is at step {state.step}",
             "checkpoint.init_position=true counts the steps from there",
             f"train.max_steps={state.step + steps} for {counted(steps, 'step')} more",
         )
     other = list(other_sources(before, config)) if start.resumes else []
     yield from other
     if start.goes_on and not other:
-        yield from other_position(checkpoint.path, state, before, config)
+        yield from other_position(checkpoint, state, before, config)
 
 
 def _other_weights(checkpoint: Checkpoint, before: Config, config: Config) -> Iterator[Problem]:
@@ -276,7 +284,7 @@ def _other_weights(checkpoint: Checkpoint, before: Config, config: Config) -> It
             continue
         if wanted != found:
             yield Problem(
-                f"model.{name}={wanted}, the checkpoint {checkpoint.path} has {found}",
+                f"model.{name}={wanted}, the checkpoint {checkpoint.place} has {found}",
                 "its weights have another shape or meaning",
                 f"model.{name}={found}, or another run_dir= to train this model from the start",
             )
@@ -288,7 +296,7 @@ def _other_rows(
     if state.vocab_size != vocab_size:
         yield Problem(
             f"the vocabulary has {vocab_size} rows, "
-            f"the checkpoint {checkpoint.path} {state.vocab_size}",
+            f"the checkpoint {checkpoint.place} {state.vocab_size}",
             "the embedding would not fit",
             f"model.vocab_size={state.vocab_size} with the tokenizer it was trained with",
         )
@@ -299,7 +307,7 @@ def _other_text(
 ) -> Iterator[Problem]:
     if state.tokenizer_hash != corpus.tokenizer_hash:
         yield Problem(
-            f"the corpus has another tokenizer than the checkpoint {checkpoint.path}",
+            f"the corpus has another tokenizer than the checkpoint {checkpoint.place}",
             "the same ids mean other text",
             kept_tokens(checkpoint, state, resumes),
         )
@@ -346,20 +354,20 @@ def _other_rates(
     """Adam's state is saved by groups of one rate, which megatron-core cannot regroup."""
     if not (resumes or config.checkpoint.init_optimizer):
         return
-    fix = f"checkpoint.init_from={checkpoint.path} run_dir=ANOTHER_FOLDER for the weights alone"
+    fix = f"checkpoint.init_from={checkpoint.place} run_dir=ANOTHER_FOLDER for the weights alone"
     ours, theirs = (rate_scales(c.model, c.optim) for c in (config, before))
     for kind in (k for k in ours if ours[k] != theirs[k]):
         yield Problem(
             f"each {kind} learns at {ours[kind]:g} * optim.lr, "
-            f"in the checkpoint {checkpoint.path} at {theirs[kind]:g} * optim.lr",
+            f"in the checkpoint {checkpoint.place} at {theirs[kind]:g} * optim.lr",
             "the optimizer's state is kept by groups of one rate: optim.base_hidden_size, "
             "optim.embedding_lr_scale, optim.head_lr_scale and model.residual_scale stay",
-            f"the values of {checkpoint.path / layout.CONFIG}, or {fix}",
+            f"the values of {checkpoint.place}/{layout.CONFIG}, or {fix}",
         )
     steps, before_steps = (c.optim.vocabulary_warmup_steps for c in (config, before))
     if bool(steps) != bool(before_steps):
         yield Problem(
-            f"optim.vocabulary_warmup_steps={steps}, in the checkpoint {checkpoint.path} "
+            f"optim.vocabulary_warmup_steps={steps}, in the checkpoint {checkpoint.place} "
             f"{before_steps}",
             "with 0 embedding and head are in one group with others, with more they are not, and "
             "the optimizer's state is kept by groups",
@@ -368,7 +376,7 @@ def _other_rates(
 
 
 def _gates_that_differ(checkpoint: Checkpoint, before: Config, config: Config) -> Iterator[str]:
-    ours, theirs, path = config.model, before.model, checkpoint.path
+    ours, theirs, path = config.model, before.model, checkpoint.place
     if ours.has_gates and not theirs.has_gates:
         start = 1 / (1 + math.exp(-ours.gate_bias_init))
         yield (

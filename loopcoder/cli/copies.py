@@ -70,7 +70,7 @@ def shown_copies(url: str, reads_all: bool) -> Iterator[Shown]:
             path=stored.url,
             step=stored.step,
             state=state,
-            time="",
+            time=_time_of(stored, sizes),
             bytes=sum(sizes.values()),
             layout=shared,
             kept="",
@@ -79,6 +79,13 @@ def shown_copies(url: str, reads_all: bool) -> Iterator[Shown]:
             hashed_bytes=hashed_bytes,
             faults=facts,
         )
+
+
+def _time_of(stored: StoredCheckpoint, sizes: dict[str, Any]) -> str:
+    """Say when a copy was completed; of one that is not, when one of its objects was written."""
+    name = max(sizes, key=lambda n: (n.startswith(layout.MANIFEST), n), default=layout.MANIFEST)
+    written = stored.store.written(name)
+    return "" if written is None else f"{written:%Y-%m-%d %H:%M}"
 
 
 def _layout_of(stored: StoredCheckpoint, files: dict[str, FileEntry]) -> str:

@@ -20,6 +20,7 @@ from loopcoder.config.identity import numbers
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
 from loopcoder.metrics.goodput import TIME_FILE
+from loopcoder.metrics.lines import parse
 from loopcoder.metrics.tail import newest_event, newest_values
 from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE
 from loopcoder.storage.files import parsing, size_of
@@ -181,11 +182,11 @@ def _origin(run_dir: Path, recorded: str | None) -> str | None:
     """
     starts: list[str | None] = []
     with (
-        suppress(OSError, ValueError, LookupError, TypeError),
-        (run_dir / EVENTS_FILE).open(encoding="utf-8") as file,
+        suppress(OSError, LookupError),
+        (run_dir / EVENTS_FILE).open("rb") as file,
     ):
         for line in file:
-            event = json.loads(line) if '"run_' in line else {}
+            event = (parse(line) if b'"run_' in line else None) or {}
             if event.get("kind") == "run_continues":
                 del starts[-1]  # what it began from is what the start before had
                 break

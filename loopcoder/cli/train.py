@@ -237,6 +237,7 @@ def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, laun
     config, corpus = _opened(config, run_dir)
     if rank() == 0:  # whose view of the folder counts
         check_start(config, run_dir, corpus)  # before anything is written or started
+    find_start(config, run_dir, loads=True)  # which may take long, so before the ranks meet
     is_first = rank() == 0 and config.data.verify != "size"
     open_own_sets(config, corpus, "hash" if is_first else "size")
     if not launched and size > 1:

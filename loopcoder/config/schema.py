@@ -269,7 +269,7 @@ class CheckpointConfig:
     name. The same command again goes on from there."""
     init_from: str | None = None
     """Start another run from a checkpoint (or the newest in a folder of them), of this machine or,
-    by a URL, of a store, whence the whole of it is fetched to data.build.cache_dir."""
+    by a URL, of a store, whence a run fetches the whole of it to data.build.cache_dir."""
     init_optimizer: bool = False
     """Take the optimizer's state from init_from as well as the weights."""
     init_position: Annotated[bool, _NEW] = False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from loopcoder.metrics.lines import parse
+from loopcoder.metrics.lines import Record, parse
+
+_log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 16
 _LIMIT = 1 << 22
@@ -17,7 +20,8 @@ _LIMIT = 1 << 22
 def newest_values(path: Path, names: Collection[str]) -> dict[str, float]:
     """Return the newest value of each of these fields, as far as the end of the file has them.
 
-    Lines that are torn or no records are passed over; a missing file has no values.
+    Lines that are torn or no records are passed over, those with a warning; a missing file has no
+    values.
 
     Raises:
         OSError: it cannot be read.
@@ -28,16 +32,23 @@ def newest_values(path: Path, names: Collection[str]) -> dict[str, float]:
         file = path.open("rb")
     except FileNotFoundError:
         return found
+    damaged = 0
     with file:
-        for block in _blocks_backwards(file):
+        for block, is_last in _blocks_backwards(file):
             if not any(key in block for key in missing.values()):
                 continue
-            for line in reversed(block.split(b"\n")):
-                for name, value in _numbers(line).items() if line else ():
+            *whole, end = block.split(b"\n")
+            for line in reversed([*whole, end]):
+                record = parse(line)
+                # what follows the last newline was torn, or is being written
+                damaged += record is None and bool(line) and not (is_last and line is end)
+                for name, value in _numbers(record or {}).items():
                     if missing.pop(name, None) is not None:
                         found[name] = value
             if not missing:
                 break
+    if damaged:
+        _log.warning("%s: %d of its newest lines are no records, and left out", path, damaged)
     return found
 
 
@@ -50,17 +61,17 @@ def newest_event(path: Path, kinds: Collection[str]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with path.open("rb") as file:
-        for block in _blocks_backwards(file):
+        for block, _ in _blocks_backwards(file):
             for line in reversed(block.split(b"\n")):
                 if (event := parse(line)) is not None and event.get("kind") in kinds:
                     return event
     return None
 
 
-def _numbers(line: bytes) -> dict[str, float]:
-    """Return the numbers of a line; what is not finite is written as a string."""
+def _numbers(record: Record) -> dict[str, float]:
+    """Return the numbers of a record; what is not finite is written as a string."""
     found: dict[str, float] = {}
-    for name, value in (parse(line) or {}).items():
+    for name, value in record.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             found[name] = value
         elif value in ("nan", "inf", "-inf"):
@@ -68,14 +79,18 @@ def _numbers(line: bytes) -> dict[str, float]:
     return found
 
 
-def _blocks_backwards(file: BinaryIO) -> Iterator[bytes]:
-    """Yield whole lines of a file, some at a time, from its last, of its last `_LIMIT` bytes."""
-    end = file.seek(0, os.SEEK_END)
-    first, rest = max(0, end - _LIMIT), b""
+def _blocks_backwards(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """Yield whole lines of a file, some at a time, from its last, of its last `_LIMIT` bytes, and
+    whether these are its last."""
+    end = size = file.seek(0, os.SEEK_END)
+    first, rest, is_last = max(0, size - _LIMIT), b"", True
     while end > first:
         start = max(first, end - _BLOCK)
         file.seek(start)
-        rest, _, lines = (file.read(end - start) + rest).partition(b"\n")
-        yield lines
+        rest, newline, lines = (file.read(end - start) + rest).partition(b"\n")
+        if newline:
+            yield lines, is_last
+            is_last = False
         end = start
-    yield rest
+    if first == 0:
+        yield rest, is_last

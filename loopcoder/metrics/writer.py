@@ -13,20 +13,24 @@ import contextlib
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError
 from loopcoder.metrics.lines import (
     EVENTS_FILE,
     METRICS_FILE,
     LineFile,
     Record,
     disk_full_is_an_error,
-    parse,
+    numbers_in_words,
+    parse_for,
+    set_aside_damaged,
 )
 from loopcoder.storage.files import whole_file
 
@@ -97,6 +101,9 @@ class MetricsWriter:
     A line is one write to a file opened for appending, so a killed process leaves at most one torn
     last line. A sink that fails is dropped with one warning and an event; training goes on.
 
+    Lines that are no records, as a power cut may leave them, are moved to <name>.damaged.jsonl
+    first, with a warning and the event `lines_set_aside`.
+
     With `resume_step` s, lines of later steps (and a torn one) are removed first, so that the file
     is the curve of one uninterrupted run; the event `metrics_resumed` says what went. So log the
     line of step s before saving the checkpoint of step s, and call `sync` before the checkpoint
@@ -117,14 +124,19 @@ class MetricsWriter:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._sinks = list(sinks)
         self._now = now
-        metrics = run_dir / METRICS_FILE
+        metrics, events = run_dir / METRICS_FILE, run_dir / EVENTS_FILE
+        aside = [(path, set_aside_damaged(path)) for path in (metrics, events)]
         cut, moved_to = None, None
         if resume_step is None:
             moved_to = _move_aside(metrics)
         elif metrics.exists():
             cut = truncate_after(metrics, resume_step)
-        self._events = LineFile(run_dir / EVENTS_FILE)
+        self._events = LineFile(events)
         self._metrics = LineFile(metrics)
+        for path, (numbers, to) in aside:
+            if numbers:
+                _log.warning("%s: %s; put aside in %s", path, numbers_in_words(numbers), to.name)
+                self.event("lines_set_aside", file=path.name, lines=numbers, to=to.name)
         if moved_to is not None:
             self.event("metrics_moved", to=moved_to.name)
         if resume_step is not None:
@@ -212,8 +224,10 @@ def append_event(run_dir: Path, kind: str, **fields: Any) -> None:
     """
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = json.dumps({"time": time, "kind": kind, **fields}).encode() + b"\n"
-    with open(run_dir / EVENTS_FILE, "ab", buffering=0) as file:
-        file.write(line)
+    with open(run_dir / EVENTS_FILE, "ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        is_torn = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
+        file.write(b"\n" * is_torn + line)
 
 
 def truncate_after(path: Path, step: int) -> Cut:
@@ -227,8 +241,8 @@ def truncate_after(path: Path, step: int) -> Cut:
     discarded: list[int] = []
     with disk_full_is_an_error(path), path.open("rb") as old, whole_file(path) as new:
         for line in old:
-            record = parse(line)
-            if record is None or type(record.get("step")) is not int:
+            record = parse_for(path.name, line)
+            if record is None:
                 unreadable += 1
             elif record["step"] > step:
                 discarded.append(record["step"])
@@ -248,8 +262,8 @@ def truncate_after(path: Path, step: int) -> Cut:
 def read_metrics(path: Path) -> list[Record]:
     """Read a metrics.jsonl or events.jsonl, line by line as written; a torn last line is left out.
 
-    Safe while a run is writing. Raises InputError when the file is missing or any other line is not
-    an object.
+    Safe while a run is writing. Other lines that are no records are left out with one warning; the
+    next start of the run sets them aside. Raises InputError when the file is missing.
     """
     if not path.exists():
         raise InputError.of(
@@ -261,7 +275,7 @@ def read_metrics(path: Path) -> list[Record]:
     bad: list[int] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            record = parse(line)
+            record = parse_for(path.name, line)
             if record is not None:
                 records.append(
                     {
@@ -272,17 +286,14 @@ def read_metrics(path: Path) -> list[Record]:
             elif line.endswith(b"\n"):
                 bad.append(number)
     if bad:
-        raise InputError(
-            [
-                Problem(
-                    f"line {n} of {path} is not a JSON object",
-                    "every line is one record",
-                    f"remove it: sed -i {n}d {path}",
-                )
-                for n in bad
-            ]
-        )
+        _warn_once(f"{path}: {numbers_in_words(bad)}, and left out")
     return records
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """A table and a plot of one sweep read the same files."""
+    _log.warning("%s", text)
 
 
 def merge_by_step(records: Iterable[Mapping[str, Any]]) -> list[Record]:

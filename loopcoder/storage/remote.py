@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Self, TypeGuard
 
@@ -20,10 +22,12 @@ AT_START = (0.5, 2.0)
 """Seconds before each further try while a run only starts: a wrong address is told soon."""
 WHILE_TRAINING = (0.5, 2.0, 8.0, 30.0, 60.0)
 """The same where a run would lose its processes: a server that is started anew takes so long."""
-_FINAL = (FileNotFoundError, PermissionError, NotADirectoryError)
+_FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError)
 """What no further try mends."""
 _STRETCH = 8 * PIECE
 """Bytes of a download that are in memory at once."""
+_LOCAL = ("file://", "local://")
+"""Stores that are folders of this machine."""
 _NO_LOGIN = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"})
 """Errors of botocore, by name."""
 
@@ -90,7 +94,7 @@ class Store:
 
             # neither a listing nor an instance of others: what is there now counts
             options = {"use_listings_cache": False, "skip_instance_cache": True}
-            if self.url.startswith(("file://", "local://")):
+            if self.url.startswith(_LOCAL):
                 options["auto_mkdir"] = True
             self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
         except (ImportError, ValueError) as error:
@@ -220,6 +224,24 @@ class Store:
 
         return self._tried("", once, pauses)
 
+    def written(self, name: str, pauses: Sequence[float] = AT_START) -> datetime | None:
+        """Return when an object was written, in this machine's time zone; None: it is not there, or
+        its store does not say.
+
+        Raises:
+            InputError: it may not be read.
+            Unreachable: it cannot be read, however often it is tried.
+        """
+
+        def once() -> datetime | None:
+            try:
+                found: datetime = self._fs.modified(self._path(name))
+            except (FileNotFoundError, NotImplementedError):
+                return None
+            return found.astimezone()
+
+        return self._tried(name, once, pauses)
+
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
@@ -258,12 +280,16 @@ class Store:
 
     def _error(self, name: str, error: Exception, done: str) -> LoopcoderError:
         where = f"{self.url}/{name}".rstrip("/")
-        if isinstance(error, NotADirectoryError):
+        if isinstance(error, NotADirectoryError | FileExistsError):
             return InputError.of(
                 f"{where} cannot be {done}: {_words(error)}",
                 "a part of its path is a file",
                 "the URL of a folder, or of one that can be made",
             )
+        if self.url.startswith(_LOCAL) and not (
+            isinstance(error, FileNotFoundError) and done == "read"
+        ):
+            return self._error_of_a_disk(where, error, done)
         if isinstance(error, FileNotFoundError) and done != "read":
             return InputError.of(
                 f"{where} cannot be {done}: {_words(error)}",
@@ -284,6 +310,25 @@ class Store:
             "its server does not answer or fails; nothing that was saved is lost",
             f"the same command once it can be {done}, AWS_ENDPOINT_URL=URL for another server of "
             f"s3://, or {self._words.copy}",
+        )
+
+    def _error_of_a_disk(self, where: str, error: Exception, done: str) -> LoopcoderError:
+        if isinstance(error, FileNotFoundError):
+            return InputError.of(
+                f"{where} cannot be {done}: {_words(error)}",
+                "a folder or link of its path leads nowhere",
+                "make that folder, or the URL of one that is there",
+            )
+        if isinstance(error, PermissionError):
+            return InputError.of(
+                f"{where} may not be {done}: {_words(error)}",
+                f"user {os.geteuid()} may not do that in this folder",
+                f"a folder where that user may {self._words.may}, or chmod this one",
+            )
+        return Unreachable.of(
+            f"{where} cannot be {done}: {_words(error)}",
+            "its disk is full, fails, or is not mounted; nothing that was saved is lost",
+            f"the same command once it can be {done}, or {self._words.copy}",
         )
 
 

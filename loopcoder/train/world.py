@@ -154,7 +154,7 @@ def _say_on_rank_0(text: str) -> None:
 
 def _decide(config: Config, corpus: Corpus, run_dir: Path, vocab_size: int) -> Decision:
     """Return what the run starts from, by the view of this rank."""
-    start = find_start(config, run_dir, sizes=True)
+    start = find_start(config, run_dir, sizes=True, loads=True)
     config = with_rewinds(config, run_dir)
     config = with_reader(with_kept_reader(config, start), corpus)
     notes = [] if start is None else check_fits(start, config, vocab_size, corpus)

@@ -23,6 +23,7 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.copies.places import find_at
 from loopcoder.checkpoint.copies.sending import Sender
 from loopcoder.checkpoint.copies.stored import open_store
+from loopcoder.cli.copies import shown_copies
 from loopcoder.metrics.writer import read_metrics
 from tests.checkpoint.saved import mend_manifest
 from tests.checkpoint.test_format import write
@@ -164,31 +165,43 @@ def test_a_run_that_is_killed_in_mid_upload(
     running: Server,
     undisturbed: Callable[[int], Path],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     seed: int,
     ranks: int,
     is_lost: bool,
 ) -> None:
-    """With its folder or without it, it ends as if nothing had been."""
+    """In its first upload or a later one, with its folder or without it: it ends as if nothing had
+    been, and what counts in the store is whole."""
     rng, run_dir, store = random.Random(seed), tmp_path / "run", f"s3://{BUCKET}/{tmp_path.name}"
     options = [f"checkpoint.store={store}", f"parallel.nproc_per_node={ranks}"]
     whole = undisturbed(ranks)
     size = sum(p.stat().st_size for p in layout.find(whole).path.iterdir())
     with line_to(running.endpoint) as line:
         process = train(run_dir, *options, to=line)
-        until(lambda: copied(running, store), process)
+        is_first = rng.random() < 0.5
+        until((run_dir / "metrics.jsonl").exists, process)
+        until(lambda: is_first or copied(running, store), process)
         line.hold_after(rng.randrange(size))
         until(line.is_held.is_set, process)
         kill(process)
         line.cut()
         line.go_on()
-    there = copied(running, store)
+    there, own = copied(running, store), layout.complete(run_dir / "checkpoints")
     if is_lost:
         shutil.rmtree(run_dir)
     output = finish(train(run_dir, *options))
-    if is_lost:
+    if is_lost and there:
         assert f"fetching step {there[-1]} " in output
+    if not is_lost and own:
+        assert "fetching" not in output and f"step {own[-1].step}" in output
     assert curve(run_dir) == curve(whole) and sums(run_dir) == sums(whole)
     assert copied(running, store)[-1] == STEPS
+    set_environment(monkeypatch, running.environment())
+    shown = {one.step: one for one in shown_copies(store, reads_all=True)}
+    assert {one.state for one in shown.values()} <= {"complete", "incomplete"}
+    folder = f"{store.removeprefix('s3://')}/checkpoints/step_{STEPS:08d}"
+    names = {path.rpartition("/")[2] for path in running.fs.find(folder)}
+    assert names == {path.name for path in layout.find(run_dir).path.iterdir()}
 
 
 def test_a_server_that_is_killed_in_mid_upload_and_comes_back(

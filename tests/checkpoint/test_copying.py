@@ -138,7 +138,7 @@ def test_an_outage_is_said_once_by_one_rank(
     tmp_path: Path, url: str, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where rank 0 reaches the store and another one does not."""
-    fine, away = (_Told(True, {}, None, fault, {}) for fault in (None, "no route"))
+    fine, away = (_Told(True, {}, None, fault, None, {}) for fault in (None, "no route"))
     run = Run(tmp_path / "run", url)
     for told in ([fine, fine], [fine, away], [fine, away], [fine, fine], [away, away]):
         run.copies._tell_of_others(told)

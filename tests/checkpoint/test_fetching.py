@@ -18,8 +18,8 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import own_checkpoint
 from loopcoder.checkpoint.copies.early import bring_back
 from loopcoder.checkpoint.copies.fetching import fetch_together, forget_later
+from loopcoder.checkpoint.copies.owner import check_owner, claim
 from loopcoder.checkpoint.copies.stored import copies, copy_of, open_store
-from loopcoder.checkpoint.copies.wanted import check_owner, claim
 from loopcoder.checkpoint.rewind import REWINDS, Rewind
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.data.sampler import Skipped
@@ -48,6 +48,7 @@ def original(tmp_path: Path, url: str, seed: int) -> Path:
         write(run_dir, step, seed)
     (run_dir / "metrics.jsonl").write_text('{"step": 3}\n')
     (run_dir / "run.json").write_text('{"id": "1", "name": "run"}')
+    open_store(url).write("run.json", (run_dir / "run.json").read_bytes())
     sent(run_dir, url, 1, 2, 3)
     return run_dir
 
@@ -78,10 +79,10 @@ def test_a_lost_folder_comes_back_with_its_newest_checkpoint(
 ) -> None:
     steps, said = comes_back(run_dir, url)
     assert steps == [3] and "fetching step 3" in said
-    there = files_of(run_dir)
-    assert there == {
-        n: c for n, c in files_of(original).items() if "_00000003" in n or "/" not in n
-    }
+    there, before = files_of(run_dir), files_of(original)
+    for files in (there, before):
+        assert json.loads(files.pop("run.json"))["id"] == "1"
+    assert there == {n: c for n, c in before.items() if "_00000003" in n or "/" not in n}
     assert comes_back(run_dir, url) == ([3], "")  # nothing is newer
 
 
@@ -286,13 +287,12 @@ def test_a_run_whose_name_is_lost_is_known_by_its_checkpoints(
     original: Path, url: str, left: str | None
 ) -> None:
     name = original / "run.json"
-    content = name.read_bytes()
+    before = json.loads(name.read_bytes())
     name.unlink() if left is None else name.write_text(left)
     asked = CheckpointConfig(store=url)
     check_owner(open_store(url), original, asked)
     claim(open_store(url), original)
-    assert json.loads(name.read_bytes()) == json.loads(content)
-    assert open_store(url).found("run.json") == name.read_bytes()
+    assert json.loads(name.read_bytes()) == before | {"path": str(original)}
 
 
 def test_a_manifest_that_names_files_elsewhere_is_refused(

@@ -27,6 +27,7 @@ from tests.data.stores import files_of, in_memory
 @pytest.fixture(autouse=True)
 def forgotten() -> None:
     places._fetched.cache_clear()
+    places._newest.cache_clear()
 
 
 @pytest.fixture
@@ -96,9 +97,17 @@ def test_a_run_branches_from_a_url(ranks: Any, tmp_path: Path, seed: int) -> Non
     config = small_config()
     config = replace(config, checkpoint=replace(config.checkpoint, init_from=url))
     build = replace(config.data.build, cache_dir=str(tmp_path / "cache"))
-    start = find_start(replace(config, data=replace(config.data, build=build)), tmp_path / "new")
-    assert start is not None and not start.resumes and start.checkpoint.step == 2
+    config = replace(config, data=replace(config.data, build=build))
+    looked = find_start(config, tmp_path / "new")
+    assert looked is not None and not looked.resumes and looked.checkpoint.step == 2
+    assert looked.checkpoint.state().step == 2 and looked.checkpoint.config() is not None
+    assert not list((tmp_path / "cache").rglob("*.distcp"))  # to look needs no shards
+    assert looked.checkpoint.place == f"{url}/checkpoints/step_00000002"
+    start = find_start(config, tmp_path / "new", loads=True)
+    assert start is not None
     load_small(start.checkpoint)  # compares its digest
+    places._fetched.cache_clear()
+    assert find_start(config, tmp_path / "new") == start  # what is whole is there to look at too
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.copies import lacking as lacking_module
@@ -21,7 +24,7 @@ from loopcoder.checkpoint.copies.lacking import NotCopied, copy_rest, lacking, p
 from loopcoder.checkpoint.copies.sending import Sender
 from loopcoder.checkpoint.copies.stored import copies, copy_of, open_store
 from loopcoder.config.schema import CheckpointConfig
-from loopcoder.errors import InputError, Unreachable
+from loopcoder.errors import InputError, LoopcoderError, Unreachable
 from loopcoder.storage.writing import WritableStore
 from tests.checkpoint.test_format import write
 from tests.data.stores import files_of
@@ -103,6 +106,28 @@ def test_the_manifest_waits_for_the_files_of_all_ranks(run_dir: Path, url: str, 
     one.wait(20)
     other.wait(20)
     assert whole(run_dir, url) == [2] and not receipts()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError("no"), f"user {os.geteuid()} may not do that in this folder"),
+        (FileNotFoundError("no"), "a folder or link of its path leads nowhere"),
+        (FileExistsError("no"), "a part of its path is a file"),
+        (OSError(errno.ENOSPC, "no"), "its disk is full, fails, or is not mounted"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_not_called_a_server(
+    url: str, monkeypatch: pytest.MonkeyPatch, error: OSError, says: str
+) -> None:
+    def pipe_file(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", pipe_file)
+    with pytest.raises(LoopcoderError) as told:
+        open_store(url, print).write("name", b"", pauses=())
+    assert says in str(told.value) and told.value.exit_code == (75 if error.errno else 3)
+    assert not any(word in str(told.value) for word in ("bucket", "server", "AWS", "credentials"))
 
 
 class Counted:
@@ -242,13 +267,15 @@ def test_the_rest_may_take_its_time_is_on_record_and_old_copies_go(
     ],
 )
 def test_a_store_that_takes_nothing_is_an_error_with_its_fix(
-    url: str, monkeypatch: pytest.MonkeyPatch, error: OSError, says: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, says: str
 ) -> None:
+    url = f"memory://{tmp_path.name}"
+
     def refuse(*_: Any) -> None:
         raise error
 
     open_store(url).try_out()
-    monkeypatch.setattr(LocalFileSystem, "pipe_file", refuse)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
     with pytest.raises(InputError, match=f"(?s)write-test.*{says}"):
         open_store(url).try_out()
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,9 @@ def test_copies_in_a_store(run_dir: Path, tmp_path: Path, capsys: Any) -> None:
         (3, "complete"),
     ]
     assert found[1]["layout"] == "1 rank" and found[1]["bytes"] > 100_000
+    for one, name in zip(found, ["manifest.json.undone", *2 * [layout.MANIFEST]], strict=True):
+        file = tmp_path / f"store/checkpoints/step_{one['step']:08d}" / name
+        assert one["time"] == f"{datetime.fromtimestamp(file.stat().st_mtime):%Y-%m-%d %H:%M}"
     (one,) = shown(capsys, "verify", f"{url}/checkpoints/step_00000003")
     assert one == found[2] | {"hashed_bytes": one["hashed_bytes"]}
     assert one["files"] > 5 and one["hashed_bytes"] > 100_000

@@ -168,29 +168,33 @@ def test_labels_of_many_fields_say_what_is_unusual() -> None:
     assert labels([usual, usual, unusual])[2].endswith("train.f3=2 and 5 more")
 
 
-def test_any_runs_make_the_table_and_plot_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_runs_make_the_table_and_plot_of_a_sweep(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     run_dir(Path("runs/one"), "seed=1", "model.num_loops=1", losses=10, saved=10)
     run_dir(Path("runs/two"), "seed=1", losses=10, saved=10)
     run_dir(Path("runs/three"), "seed=2", losses=4)
     run_dir(Path("runs/again"), "seed=2", losses=4)
-    torn = run_dir(Path("runs/torn"), losses=2)
-    (torn / "metrics.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 2}\n')
+    torn = run_dir(Path("runs/torn"), "seed=3", losses=4)
+    lines = (torn / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (torn / "metrics.jsonl").write_bytes(b"".join([*lines[:3], bytes(9) + b"\n", *lines[3:]]))
     assert cli.main(["runs", "runs/one", "runs", "--table", "out/table"]) == 0
     captured = capsys.readouterr()
-    assert "left out: runs/torn: line 2 of" in captured.err
+    assert "runs/torn/metrics.jsonl: line 4 is no record, and left out" in caplog.messages
     written = {"sweep.md", "sweep.json", "sweep.png", "sweep_cost.png"}
     assert {p.name for p in Path("out/table").iterdir()} == written
     content = json.loads(Path("out/table/sweep.json").read_text())
     points = {point["point"]: point for point in content["points"]}
-    # two seeds of one config are one point, a run that was done twice is not
+    # three seeds of one config are one point, a run that was done twice is not
     assert [point["exit_code"] for point in points.values()] == [0, None, None]
     assert points["runs/one"]["mean"]["val/loss"]["seeds"] == 1
-    assert points["runs/again, runs/two"]["mean"]["val/loss"]["seeds"] == 2
+    assert points["runs/again, runs/torn, runs/two"]["mean"]["val/loss"]["seeds"] == 3
     assert "runs/three" in points and content["loops"]["one"] == "runs/one"
     assert [row["run"] for row in content["runs"]] == [
         "runs/one",
         "runs/again",
         "runs/three",
+        "runs/torn",
         "runs/two",
     ]
     for text in (captured.out, Path("out/table/sweep.md").read_text()):
@@ -305,6 +309,8 @@ def test_where_a_run_came_from_is_what_its_first_start_had(
 ) -> None:
     asked = [f"checkpoint.init_from={recorded}"] if recorded else []
     folder = run_dir(Path("runs/a"), *asked, losses=1)
-    (folder / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    lines = [json.dumps(e).encode() + b"\n" for e in events]
+    lines.insert(0, b'{"kind": "run_\xff\n')  # of a power cut
+    (folder / "events.jsonl").write_bytes(b"".join(lines))
     config = read_run(folder).config
     assert config is not None and config.checkpoint.init_from == said

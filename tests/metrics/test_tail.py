@@ -7,6 +7,8 @@ import math
 import random
 from pathlib import Path
 
+import pytest
+
 from loopcoder.metrics import tail
 from loopcoder.metrics.tail import newest_values
 
@@ -46,3 +48,16 @@ def test_a_long_file_is_not_read_to_its_beginning(tmp_path: Path, monkeypatch) -
     path = tmp_path / "metrics.jsonl"
     write(path, [{"step": 1, "val/loss": 2.0}, *({"step": i} for i in range(2, 200))])
     assert newest_values(path, NAMES) == {"step": 199}
+
+
+def test_what_is_no_record_is_left_out_and_said(
+    tmp_path: Path, rng: random.Random, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert newest_values(path, NAMES) == {"step": 1, "loss": 2.0} and not caplog.messages
+    bad = bytes(rng.randrange(1, 200_000)) + b"\n" + b'{"step": 9, "loss"\xff\n'
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + bad + b'{"step": 2}\n{"step": 3, "lo')
+    assert newest_values(path, NAMES) == {"step": 2, "loss": 2.0}
+    (said,) = caplog.messages
+    assert said == f"{path}: 2 of its newest lines are no records, and left out"

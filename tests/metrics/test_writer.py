@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 
 from loopcoder.errors import InputError, LoopcoderError
-from loopcoder.metrics.writer import MetricsWriter, merge_by_step, read_metrics
+from loopcoder.metrics.writer import MetricsWriter, append_event, merge_by_step, read_metrics
 
 
 def write_steps(run_dir: Path, steps: range, *, resume_step: int | None) -> None:
@@ -172,20 +173,91 @@ def test_a_fresh_run_moves_the_old_curve_aside(tmp_path: Path) -> None:
     ]
 
 
-def test_reader_leaves_out_a_torn_last_line_only(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3, "loss"')
-    assert [r["step"] for r in read_metrics(path)] == [1, 2]
-    path.write_bytes(b'{"step": 1}\n{"step"\n[3]\n{"step": 4}\n')
-    with pytest.raises(InputError) as error:
-        read_metrics(path)
-    assert [p.fact.split(" of ")[0] for p in error.value.problems] == ["line 2", "line 3"]
+def garbage(rng: random.Random) -> list[bytes]:
+    """Lines that no run has written as they are, in any order."""
+    record = json.dumps({"step": rng.randrange(99), "loss": rng.random(), "kind": "note"}).encode()
+    lines = [
+        bytes(rng.randrange(1, 5000)),  # NUL bytes, of a power cut
+        bytes(rng.randrange(1, 9)) + record,
+        record[: rng.randrange(1, len(record))],
+        record.replace(b"note", b"n\xffte"),
+        rng.randbytes(50).replace(b"\n", b""),
+        record + record,
+        b"[" * 100_000,
+        b'{"step": NaN, "kind": null}',
+        b'{"loss": 1.0}',
+        b"[3]",
+        b"null",
+        b"",
+    ]
+    rng.shuffle(lines)
+    return [line + b"\n" for line in lines]
+
+
+def mixed(path: Path, bad: Sequence[bytes], rng: random.Random) -> list[int]:
+    """Put lines between those of a file; return their numbers."""
+    lines = [(line, False) for line in path.read_bytes().splitlines(keepends=True)]
+    for line in bad:
+        lines.insert(rng.randrange(len(lines) + 1), (line, True))
+    path.write_bytes(b"".join(line for line, _ in lines))
+    return [number for number, (_, is_bad) in enumerate(lines, 1) if is_bad]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
+def test_a_reader_leaves_out_what_is_no_record(
+    tmp_path: Path, rng: random.Random, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_text("".join(f'{{"step": {n}, "kind": "note"}}\n' for n in range(9)))
+    path.write_bytes(path.read_bytes() + b'{"step": 3, "kind"')
+    assert [r["step"] for r in read_metrics(path)] == [*range(9)] and not caplog.records
+    path.write_bytes(path.read_bytes().rpartition(b"\n")[0] + b"\n")
+    first, *_ = mixed(path, garbage(rng), rng)
+    for _ in range(2):
+        assert [r["step"] for r in read_metrics(path)] == [*range(9)]
+    (warning,) = caplog.messages  # once
+    assert f"{path}: lines {first}, " in warning and "7 more are no records" in warning
     with pytest.raises(InputError, match="does not exist"):
         read_metrics(tmp_path / "none.jsonl")
 
 
+@pytest.mark.parametrize("resume_step", [7, None])
+def test_a_start_puts_aside_what_is_no_record_and_loses_nothing_else(
+    tmp_path: Path, rng: random.Random, caplog: pytest.LogCaptureFixture, resume_step: int | None
+) -> None:
+    write_steps(tmp_path, range(1, 8), resume_step=None)
+    with MetricsWriter(tmp_path, resume_step=7) as writer:
+        for n in range(5):
+            writer.event("note", number=n)
+    metrics, events = tmp_path / "metrics.jsonl", tmp_path / "events.jsonl"
+    before, bad, told = (metrics.read_bytes(), events.read_bytes()), garbage(rng), {}
+    for path in (metrics, events):
+        told[path.name] = mixed(path, bad, rng)
+    write_steps(tmp_path, range(8, 10), resume_step=resume_step)
+    moved = metrics if resume_step else tmp_path / "metrics.1.jsonl"
+    assert moved.read_bytes().startswith(before[0])
+    assert events.read_bytes().startswith(before[1])
+    for name in ("metrics", "events"):
+        there = (tmp_path / f"{name}.damaged.jsonl").read_bytes()
+        assert sorted(there.splitlines(keepends=True)) == sorted(b"".join(bad).splitlines(True))
+    aside = {e["file"]: e["lines"] for e in kinds(tmp_path) if e["kind"] == "lines_set_aside"}
+    assert aside == told
+    assert sum("put aside in events.damaged.jsonl" in text for text in caplog.messages) == 1
+    caplog.clear()
+    write_steps(tmp_path, range(10, 11), resume_step=9)
+    assert not caplog.messages
+
+
+def test_a_line_beside_the_writer_does_not_join_a_torn_one(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b'{"kind": "a"}\n{"kind": "b", "ti')
+    append_event(tmp_path, "c")
+    append_event(tmp_path, "d")
+    assert [e["kind"] for e in read_metrics(tmp_path / "events.jsonl")] == ["a", "c", "d"]
+
+
 WRITE_FOREVER = """
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from loopcoder.metrics.writer import MetricsWriter
 writer = MetricsWriter(Path(sys.argv[1]), resume_step=None)

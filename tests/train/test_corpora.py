@@ -108,11 +108,11 @@ def assert_the_fix_is_ready_to_paste(run: Path, *overrides: str) -> None:
     asked = changed(before, overrides)
     asked = replace(asked, data=settled(asked.data))
     assert not list(check_joined(asked))
-    (problem,) = other_position(found.path, found.state(), before, asked)
+    (problem,) = other_position(found, found.state(), before, asked)
     assert "some sequences would be trained twice" in problem.why
     pasted = changed(asked, shlex.split(problem.fix)[:2])
     assert not list(check_joined(pasted))
-    assert not list(other_position(found.path, found.state(), before, pasted))
+    assert not list(other_position(found, found.state(), before, pasted))
     assert [stage.mixture for stage in pasted.stages] == [
         before.stages[0].mixture,
         asked.stages[0].mixture,

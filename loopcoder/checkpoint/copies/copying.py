@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from loopcoder.checkpoint.copies.lacking import (
     stays,
     steps_in_words,
 )
+from loopcoder.checkpoint.copies.owner import Hold, NotOurs
 from loopcoder.checkpoint.copies.sending import Sender
 from loopcoder.checkpoint.copies.stored import open_store
 from loopcoder.checkpoint.format import MANIFEST, step_folder
@@ -46,6 +48,8 @@ class _Told:
     stuck: str | None
     fault: str | None
     """What keeps it from its store just now."""
+    refused: NotOurs | None
+    """Why nothing more is sent (rank 0)."""
     digests: dict[int, str]
     """Of manifests, by step (rank 0)."""
 
@@ -78,6 +82,8 @@ class Copies:
             return
         store = open_store(asked.store, lambda _: None)  # it is said by events
         self._is_main = dist.get_rank() == 0
+        start = of_rank_0(lambda: uuid.uuid4().hex)
+        self._hold = Hold(store, run_dir, asked, start)
         self._sender = Sender(
             store,
             run_dir,
@@ -85,10 +91,15 @@ class Copies:
             dist.get_world_size(),
             visible_within_s=asked.visible_within_s,
             completed=lambda step: self._retain(store, step),
+            hold=self._hold,
         )
 
     def make_up(self, step: int) -> None:
-        """Copy what the store lacks of the checkpoints up to the one that the run starts from."""
+        """Copy what the store lacks of the checkpoints up to the one that the run starts from.
+
+        Raises:
+            InputError: the store is another run's by now.
+        """
         if self._sender is not None:
             self._newest = step
             self._due = of_rank_0(partial(self._lacking, step))
@@ -97,12 +108,17 @@ class Copies:
     def _lacking(self, step: int) -> list[int]:
         store = open_store(str(self._asked.store))
         try:
+            self._hold.confirm()
             return lacking(store, self._asked, self._run_dir, step)
         except Unreachable:  # which is said when it is sent
             return [step] if (step_folder(self._run_dir, step) / MANIFEST).exists() else []
 
     def saved(self, step: int) -> None:
-        """Copy a checkpoint that was just completed, now or when the one before is copied."""
+        """Copy a checkpoint that was just completed, now or when the one before is copied.
+
+        Raises:
+            InputError: the store is another run's by now.
+        """
         if self._sender is not None:
             self._newest = step
             self._due = [s for s in self._due if stays(s, self._asked)] + [step]
@@ -137,6 +153,7 @@ class Copies:
 
         Raises:
             Preempted: it was asked to stop.
+            InputError: the store is another run's by now.
             LoopcoderError: the store does not answer, or a checkpoint cannot be copied.
         """
         if self._sender is None:
@@ -172,9 +189,18 @@ class Copies:
         assert self._sender is not None
         sender = self._sender
         digests = self._digests(sender) if self._is_main else {}
-        mine = _Told(sender.is_busy, dict(sender.failed), sender.stuck(), sender.fault, digests)
+        mine = _Told(
+            sender.is_busy,
+            dict(sender.failed),
+            sender.stuck(),
+            sender.fault,
+            sender.refused,
+            digests,
+        )
         told: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(told, mine)
+        if told[0].refused is not None:
+            raise told[0].refused
         if self._is_main:
             self._tell_of_others(told)
         failed = {step: why for one in told for step, why in one.failed.items()}

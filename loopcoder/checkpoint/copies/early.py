@@ -8,9 +8,10 @@ from pathlib import Path
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import goes_back
+from loopcoder.checkpoint.copies.owner import check_owner
 from loopcoder.checkpoint.copies.run_files import fetch_run_files, put
 from loopcoder.checkpoint.copies.stored import copies, open_store
-from loopcoder.checkpoint.copies.wanted import Wanted, check_owner, choose, refuse_if_new
+from loopcoder.checkpoint.copies.wanted import Wanted, choose, refuse_if_new
 from loopcoder.checkpoint.pinned import RECORD
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.errors import Unreachable

@@ -20,8 +20,9 @@ from loopcoder.checkpoint.agreed import of_rank_0, same_error_on_all
 from loopcoder.checkpoint.choice import goes_back
 from loopcoder.checkpoint.copies.download import fetch_file
 from loopcoder.checkpoint.copies.early import first_files, goes_on_without
+from loopcoder.checkpoint.copies.owner import check_owner, claim
 from loopcoder.checkpoint.copies.stored import StoredCheckpoint, copies, copy_of, open_store
-from loopcoder.checkpoint.copies.wanted import DAMAGED, Wanted, check_owner, claim
+from loopcoder.checkpoint.copies.wanted import DAMAGED, Wanted
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.errors import InputError, LoopcoderError, Unreachable
 from loopcoder.storage.files import in_words, sync_folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Literal
 import xxhash
 
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.copies.owner import Hold, check_owner, claim
 from loopcoder.checkpoint.copies.sending import Sender
 from loopcoder.checkpoint.copies.stored import copies, copy_of, open_store, why_aside
-from loopcoder.checkpoint.copies.wanted import claim
 from loopcoder.checkpoint.format import MANIFEST, Checkpoint, step_folder
 from loopcoder.checkpoint.pruning import kept
 from loopcoder.config.schema import CheckpointConfig
@@ -46,6 +47,7 @@ def copy_rest(
 
     Raises:
         NotCopied: the store does not answer, or a checkpoint cannot be copied.
+        InputError: the store is not this run's, or not any more.
     """
     if asked.store is None:
         return
@@ -53,9 +55,10 @@ def copy_rest(
     steps = lacking(store, asked, run_dir)
     if not steps:
         return
+    check_owner(store, run_dir, asked)
     claim(store, run_dir)
     say(f"copying {steps_in_words(steps)} to {asked.store}")
-    sender = Sender(store, run_dir)
+    sender = Sender(store, run_dir, hold=Hold(store, run_dir, asked, uuid.uuid4().hex))
     sender.send({step: manifest_digest(run_dir, step) for step in reversed(steps)})
     try:
         while sender.is_busy:
@@ -63,6 +66,8 @@ def copy_rest(
             sender.wait(_TICK_S)
             if (stuck := sender.stuck()) is not None:
                 raise not_copied(steps, asked.store, stuck)
+        if sender.refused is not None:
+            raise sender.refused
     finally:
         sender.close()
         while not sender.news.empty():

@@ -1,6 +1,7 @@
 """A checkpoint from wherever it is: a folder, or a URL, of which this machine then keeps a copy.
 
-    CACHE/checkpoints/KEY/step_NNNNNNNN/    KEY follows from its URL and its manifest
+    CACHE/checkpoints/KEY/step_NNNNNNNN/         KEY follows from its URL and its manifest
+    CACHE/checkpoints/KEY/looked/step_NNNNNNNN/  without its shards, for those who only look
 
 What was fetched stays until somebody deletes it. Any number of processes may ask at once: the first
 fetches, the others wait.
@@ -35,25 +36,35 @@ from loopcoder.storage.folders import make_folder
 from loopcoder.storage.lock import hold
 from loopcoder.storage.remote import is_stored
 
+_LOOKED = "looked"
 
-def find_at(place: str, cache: Path, field: str | None = None) -> Checkpoint:
+
+def find_at(
+    place: str, cache: Path, field: str | None = None, *, shards: bool = True
+) -> Checkpoint:
     """Return one checkpoint from its folder or URL, from a folder or URL of several, or from a
     run's: the newest complete one, fetched if it has a URL.
 
     Args:
         cache: Where the copies of this machine are.
         field: Of the config, which names the place.
+        shards: False: they may be missing of what comes from a URL.
 
     Raises:
         InputError: there is none, or it is damaged.
         LoopcoderError: its store does not answer; the disk is full.
     """
-    return _fetched(place, cache) if is_stored(place) else layout.find(Path(place), field)
+    return _fetched(place, cache, shards) if is_stored(place) else layout.find(Path(place), field)
 
 
 @lru_cache(maxsize=16)  # a command asks for it several times, and means one
-def _fetched(url: str, cache: Path) -> Checkpoint:
-    return fetch(whole_at(url)[-1], cache)
+def _newest(url: str) -> StoredCheckpoint:
+    return whole_at(url)[-1]
+
+
+@lru_cache(maxsize=32)
+def _fetched(url: str, cache: Path, shards: bool) -> Checkpoint:
+    return fetch(_newest(url), cache, shards=shards)
 
 
 def all_at(url: str, cache: Path) -> list[Checkpoint]:
@@ -94,15 +105,22 @@ def _none(url: str) -> InputError:
     )
 
 
-def fetch(stored: StoredCheckpoint, cache: Path) -> Checkpoint:
-    """Return the copy of this machine, fetched and compared if there is none yet."""
+def fetch(stored: StoredCheckpoint, cache: Path, *, shards: bool = True) -> Checkpoint:
+    """Return the copy of this machine, fetched and compared if there is none yet.
+
+    Args:
+        shards: False: one without them will do.
+    """
     manifest = stored.manifest()
     if manifest is None:
         raise _none(stored.url)
     files = manifest_of(stored, manifest)
     key = fingerprint(stored.url, xxhash.xxh3_128_hexdigest(manifest))
     folder = cache / CHECKPOINTS / key / f"step_{stored.step:08d}"
-    checkpoint = Checkpoint(folder, stored.step)
+    if not shards and not (folder / layout.MANIFEST).is_file():
+        files = {n: entry for n, entry in files.items() if not layout.SHARD.fullmatch(n)}
+        folder = folder.parent / _LOOKED / folder.name
+    checkpoint = Checkpoint(folder, stored.step, stored.url)
     if (folder / layout.MANIFEST).is_file():
         return checkpoint
     make_folder(folder.parent, "data.build.cache_dir")
@@ -111,7 +129,8 @@ def fetch(stored: StoredCheckpoint, cache: Path) -> Checkpoint:
         if (folder / layout.MANIFEST).is_file():
             return checkpoint
         size = in_words(sum(entry["bytes"] for entry in files.values()))
-        _say(f"fetching {stored.url} ({size}) to {folder}")
+        if shards:
+            _say(f"fetching {stored.url} ({size}) to {folder}")
         for name in sorted(files):
             if (fault := fetch_file(stored.store, name, part / name, files[name])) is not None:
                 raise damaged(fault)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from loopcoder.checkpoint.choice import WENT_BACK
+from loopcoder.checkpoint.copies.owner import NAMES_RUN
 from loopcoder.checkpoint.copies.stored import CHECKPOINTS
 from loopcoder.checkpoint.put_off import PUT_OFF
 from loopcoder.checkpoint.rewind import REWINDS
@@ -50,6 +51,8 @@ def _there(run_dir: Path) -> Iterator[str]:
 
 
 def _is_own(name: str) -> bool:
+    if name == NAMES_RUN:  # of which a folder and a store have each their own
+        return False
     return name == "wandb_id" or (name.endswith(_KINDS) and not name.startswith("."))
 
 

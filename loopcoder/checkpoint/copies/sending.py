@@ -21,6 +21,7 @@ from typing import Any
 
 import xxhash
 
+from loopcoder.checkpoint.copies.owner import Hold, NotOurs
 from loopcoder.checkpoint.copies.run_files import send_run_files
 from loopcoder.checkpoint.copies.stored import StoredCheckpoint, copy_of
 from loopcoder.checkpoint.format import MANIFEST, entries, step_folder, writer_of
@@ -61,6 +62,7 @@ class Sender:
         *,
         visible_within_s: float = 60.0,
         completed: Callable[[int], None] = lambda step: None,
+        hold: Hold | None = None,
     ):
         """
         Args:
@@ -68,9 +70,11 @@ class Sender:
             rank: Of so many that send together.
             visible_within_s: Seconds within which this rank sees what rank 0 wrote on the disk.
             completed: Called in the thread of rank 0 with the step of a copy that is complete.
+            hold: Says whether the store is this start's; None: nobody else sends to it.
         """
         self._store, self._run_dir, self._rank, self._world = store, run_dir, rank, world
         self._visible_within_s, self._completed = visible_within_s, completed
+        self._hold = hold
         self._left = threading.Event()
         self._thread: threading.Thread | None = None
         self._moved = time.monotonic()
@@ -79,6 +83,8 @@ class Sender:
         self._given_up: set[int] = set()
         self.failed: dict[int, str] = {}
         """What this rank could not send and will not, by step."""
+        self.refused: NotOurs | None = None
+        """Why nothing more is sent (rank 0)."""
         self.news: SimpleQueue[tuple[str, dict[str, Any]]] = SimpleQueue()
         """Events for the main thread to record: their kind and fields."""
         self.doing = ""
@@ -139,6 +145,9 @@ class Sender:
                 self._send(step, digest)
             except _Ends:
                 return
+            except NotOurs as error:
+                self.refused = error
+                return
             except Exception as error:  # whatever it is: rank 0 would wait for ever
                 self.failed[step] = f"rank {self._rank}: {_said(error)}"
             finally:
@@ -148,6 +157,7 @@ class Sender:
         began, folder = time.monotonic(), step_folder(self._run_dir, step)
         content = self._manifest(folder, digest)
         files, stored = entries(content), copy_of(self._store, step)
+        self._look_whose(step)
         if self._surely(stored.manifest) == content:
             return
         self._clear(stored, step, content, digest)
@@ -164,6 +174,16 @@ class Sender:
             told = {"step": step, "path": stored.url, "bytes": size, "seconds": seconds}
             self.news.put(("checkpoint_copied", told))
             self._completed(step)
+
+    def _look_whose(self, step: int) -> None:
+        """Go on only where the store is this start's; rank 0 finds out whose it is else."""
+        if self._hold is None:
+            return
+        if self._rank == 0:
+            self._surely(self._hold.confirm)
+            return
+        while not self._surely(self._hold.is_held):
+            self._pause(step)
 
     def _manifest(self, folder: Path, digest: str) -> bytes:
         """Return the manifest that rank 0 has written, once this rank sees it."""
@@ -214,6 +234,7 @@ class Sender:
         if wrong:
             self._surely(lambda: stored.store.remove(receipts, ()))
             raise _NotSent(f"{stored.url}/{wrong[0]} has not the size that was sent")
+        self._look_whose(step)
         self.doing = f"the run's own files to {self._store.url}"
         self._surely(lambda: send_run_files(self._store, self._run_dir))
         others = there.keys() - files.keys() - receipts
@@ -235,6 +256,8 @@ class Sender:
                 raise _Ends
             try:
                 result = once()
+            except NotOurs:
+                raise
             except LoopcoderError as error:
                 fact = str(error).splitlines()[0]
                 if self._fault is None:

@@ -6,25 +6,19 @@ history of a copy says so, and what its folder has under another name.
 
 from __future__ import annotations
 
-import json
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.choice import goes_back
-from loopcoder.checkpoint.copies.stored import StoredCheckpoint, copies, copy_of, manifest_of
-from loopcoder.checkpoint.format import MANIFEST, Checkpoint
+from loopcoder.checkpoint.copies.stored import StoredCheckpoint, copies, manifest_of
 from loopcoder.checkpoint.rewind import UNDONE, Rewind, rewinds_of
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.schema import CheckpointConfig
 from loopcoder.errors import InputError
-from loopcoder.storage.files import FileEntry, write_json
+from loopcoder.storage.files import FileEntry
 from loopcoder.storage.writing import WritableStore
 
-NAMES_RUN = "run.json"
-"""In the folder of a run and in its store: whose copies those are."""
 DAMAGED = "damaged"
 
 
@@ -154,65 +148,3 @@ def _missing(
         "there is nothing to continue from",
         "checkpoint.resume=auto to start anew, or the right run_dir= and checkpoint.store=",
     )
-
-
-def check_owner(store: WritableStore, run_dir: Path, asked: CheckpointConfig) -> None:
-    """Raise InputError if the store has the copies of another run.
-
-    Raises:
-        LoopcoderError: besides, the store fails.
-    """
-    theirs, mine = _named(store.found(NAMES_RUN)), _named(_content(run_dir / NAMES_RUN))
-    if theirs is None or theirs == mine or not copies(store):
-        return
-    own = layout.complete(run_dir / "checkpoints")
-    is_lost = mine is None and not own
-    if is_lost and (theirs["name"] == _name(run_dir) or asked.resume == "require"):
-        return
-    if mine is None and any(_is_copied(store, checkpoint) for checkpoint in own):
-        return  # its file was lost or damaged
-    raise InputError.of(
-        f"checkpoint.store={asked.store} has the copies of another run, {theirs['name']}, which "
-        f"{run_dir} is not ({NAMES_RUN})",
-        "the copies of two runs in one place would replace each other",
-        "checkpoint.store=ANOTHER"
-        + (", or checkpoint.resume=require to go on with that run here" if is_lost else ""),
-    )
-
-
-def claim(store: WritableStore, run_dir: Path) -> None:
-    """Name the run in its folder and in its store (rank 0, after `check_owner`).
-
-    Raises:
-        LoopcoderError: the store fails.
-    """
-    content = _content(run_dir / NAMES_RUN)
-    if content is None or _named(content) is None:
-        there = store.found(NAMES_RUN) if copies(store) else None
-        name = {"id": uuid.uuid4().hex, "name": _name(run_dir)}
-        write_json(run_dir / NAMES_RUN, _named(there) or name)
-        content = (run_dir / NAMES_RUN).read_bytes()
-    if store.found(NAMES_RUN) != content:
-        store.write(NAMES_RUN, content)
-
-
-def _is_copied(store: WritableStore, checkpoint: Checkpoint) -> bool:
-    """Say whether the store has a copy of this very checkpoint."""
-    return copy_of(store, checkpoint.step).manifest() == (checkpoint.path / MANIFEST).read_bytes()
-
-
-def _named(content: bytes | None) -> dict[str, Any] | None:
-    """Return the content of a run.json; None: there is none, or it is damaged."""
-    try:
-        found = json.loads(content or b"")
-        return {"id": str(found["id"]), "name": str(found["name"])}
-    except (ValueError, LookupError, TypeError):
-        return None
-
-
-def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
-def _name(run_dir: Path) -> str:
-    return run_dir.expanduser().resolve().name
