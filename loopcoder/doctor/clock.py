@@ -33,7 +33,8 @@ def clock_finding(node: str, ahead_s: float, uncertain_s: float) -> Finding:
     off = f"{abs(ahead_s):,.2f} s {direction} the first node's"
     fact = f"{node} is {off} (+-{uncertain_s:.3f} s)"
     if abs(ahead_s) - uncertain_s <= t.CLOCK_WARNING_S:
-        return Finding("clocks", "ok", fact)
+        return Finding("clocks", "ok", fact, value=ahead_s, unit="s")
     level = "error" if abs(ahead_s) - uncertain_s > t.CLOCK_ERROR_S else "warning"
     why = "the nodes' logs are not in order; Kerberos and object stores refuse a clock minutes off"
-    return Finding("clocks", level, fact, why, f"on {node}: {SET_CLOCK}")  # type: ignore[arg-type]
+    fix = f"on {node}: {SET_CLOCK}"
+    return Finding("clocks", level, fact, why, fix, ahead_s, "s")  # type: ignore[arg-type]

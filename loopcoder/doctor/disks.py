@@ -49,13 +49,13 @@ def check_disk(setting: str, folder: str, must_write: bool = True, needed_bytes:
         return seen
     fact = f"{place}: {_rate(written)} written, {_rate(read)} read, {free / 2**30:,.1f} GiB free"
     if min(written, read) >= t.DISK_BYTES_PER_S:
-        seen.ok(check, fact)
+        seen.ok(check, fact, written / 1e6, "MB/s written")
         return seen
     why = "below 100 MB/s saves and starts take minutes"
     if needed_bytes:
         why = f"the checkpoints that are kept take {needed_bytes / written:,.0f} s to write"
     fix = f"{setting}= on a faster disk; checkpoint.async_save=true, a larger checkpoint.interval"
-    seen.add(check, "warning", fact, why, fix)
+    seen.add(check, "warning", fact, why, fix, written / 1e6, "MB/s written")
     return seen
 
 
@@ -93,9 +93,7 @@ def speed(folder: Path, size: int = t.DISK_PROBE_BYTES) -> tuple[float, float]:
     return size / written, size / read
 
 
-def _room(
-    seen: Seen, check: str, setting: str, place: Path, free: int, needed_bytes: int
-) -> None:
+def _room(seen: Seen, check: str, setting: str, place: Path, free: int, needed_bytes: int) -> None:
     if free >= max(needed_bytes, t.FREE_BYTES):
         return
     fact, why = f"{place} has {free / 2**30:.1f} GiB free", "a full disk ends a run"

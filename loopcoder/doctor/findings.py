@@ -29,6 +29,9 @@ class Finding:
     """Why it matters; empty where it is ok."""
     fix: str = ""
     """The command or setting that mends it; empty where it is ok."""
+    value: float | None = None
+    """What was measured, where it is a number that machines may compare."""
+    unit: str = ""
 
 
 @dataclass
@@ -39,13 +42,22 @@ class Seen:
     values: dict[str, str] = field(default_factory=dict)
     """What has to be the same on all nodes, by its name."""
 
-    def ok(self, check: str, fact: str) -> None:
+    def ok(self, check: str, fact: str, value: float | None = None, unit: str = "") -> None:
         """Add that something is as it should be."""
-        self.findings.append(Finding(check, "ok", fact))
+        self.findings.append(Finding(check, "ok", fact, value=value, unit=unit))
 
-    def add(self, check: str, level: Level, fact: str, why: str, fix: str) -> None:
+    def add(
+        self,
+        check: str,
+        level: Level,
+        fact: str,
+        why: str,
+        fix: str,
+        value: float | None = None,
+        unit: str = "",
+    ) -> None:
         """Add something else."""
-        self.findings.append(Finding(check, level, fact, why, fix))
+        self.findings.append(Finding(check, level, fact, why, fix, value, unit))
 
     def add_error(self, check: str, error: Exception) -> None:
         """Add an error with its three parts, as far as it has them."""

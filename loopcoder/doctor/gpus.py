@@ -47,7 +47,9 @@ def check_gpus(torch_cuda: str | None = None) -> Seen:
     if done.returncode:
         seen.values["GPUs"] = "none"
         said = (done.stdout + done.stderr).strip().replace("\n", " ")
-        why = "the driver does not answer as it should: it is not loaded, another version, or broken"
+        why = (
+            "the driver does not answer as it should: it is not loaded, another version, or broken"
+        )
         fix = "dmesg | grep -i nvrm; reload the driver (modprobe nvidia) or restart the machine"
         seen.add("gpus", "error", f"nvidia-smi ends with {done.returncode}: {said}", why, fix)
         return seen
@@ -120,16 +122,17 @@ def _used(seen: Seen, name: str, gpu: ElementTree.Element) -> None:
 
 def _errors(seen: Seen, name: str, gpu: ElementTree.Element) -> None:
     counted = {
-        f"{place.tag} {kind.tag}": number
+        f"{place.tag} {kind.tag}": count
         for place in gpu.findall("ecc_errors/volatile")
         for kind in place
-        if "uncorrectable" in kind.tag and (number := _integer(kind.text))
+        if "uncorrectable" in kind.tag and (count := _integer(kind.text))
     }
-    reset = f"nvidia-smi --gpu-reset -i {name.split()[-1]}, or restart the machine; if it comes "
-    reset += "again, have the GPU replaced"
+    number = name.rsplit(maxsplit=1)[-1]
+    reset = f"nvidia-smi --gpu-reset -i {number}, or restart the machine; if it comes again, have "
+    reset += "the GPU replaced"
     if counted:
         fact = "uncorrectable memory errors since the last start: "
-        fact += ", ".join(f"{number} {kind.split()[-1]}" for kind, number in counted.items())
+        fact += ", ".join(f"{count} {kind.split()[-1]}" for kind, count in counted.items())
         seen.add(name, "error", fact, "results may be wrong, and processes are ended", reset)
     if gpu.findtext("remapped_rows/remapped_row_failure") == "Yes":
         why = "its memory has no spare rows left"
@@ -173,7 +176,9 @@ def add_xids(seen: Seen, log: str) -> None:
     """Add faults of GPUs that a kernel's log tells of, each once."""
     for place, number in dict.fromkeys(_xids(log)):
         why = "the driver has seen the GPU fail; what it computed may be wrong"
-        fix = "NVIDIA's table of Xid errors says what each means; restart the machine, and leave it "
+        fix = (
+            "NVIDIA's table of Xid errors says what each means; restart the machine, and leave it "
+        )
         fix += "out if it comes again"
         level = "note" if number in _OF_PROGRAMS else "warning"
         if level == "note":

@@ -58,8 +58,8 @@ class _Started:
 
     def __init__(self, check: Check, environ: Mapping[str, str]):
         self._check = check
-        self._out: IO[bytes] = tempfile.TemporaryFile()
-        self._said: IO[bytes] = tempfile.TemporaryFile()
+        self._out: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `result` closes it
+        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `result` closes it
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "loopcoder.doctor.child"),

@@ -23,7 +23,7 @@ def check_versions(lock: str = str(LOCK)) -> Seen:
     """Compare what is installed with the versions in a file of constraints, and the kernels with
     the GPU."""
     seen, backends = Seen(), detect()
-    seen.values |= {name: version for name, version in backends.versions.items()}
+    seen.values |= backends.versions
     seen.values |= {"python": platform.python_version(), "loopcoder": __version__}
     if (commit := commit_of()) is not None:
         seen.values["commit"] = commit
@@ -45,7 +45,10 @@ def _python(seen: Seen) -> None:
     if tuple(map(int, here.split(".")[:2])) == _PYTHON:
         seen.ok("python", here)
         return
-    why, fix = "the versions in requirements.lock were tested with 3.12", "make install PY=python3.12"
+    why, fix = (
+        "the versions in requirements.lock were tested with 3.12",
+        "make install PY=python3.12",
+    )
     seen.add("python", "note", here, why, fix)
 
 
