@@ -27,6 +27,7 @@ from loopcoder.doctor.timed import run_checks
 from loopcoder.errors import InputError, LoopcoderError
 from loopcoder.plan.memory import planned_vocabulary
 from loopcoder.plan.table import kept_bytes
+from loopcoder.storage.remote import is_stored
 
 _WRITES_S = 2.0
 """That is left for the answer itself."""
@@ -63,12 +64,6 @@ class Place:
     ranks_here: int
     nodes: int
 
-    @property
-    def key(self) -> str:
-        """The same on all ranks of a machine."""
-        named = os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID")
-        return f"node {named or self.rank - self.local_rank}"
-
 
 def place(config: Config, size: int) -> Place:
     """Return where this process stands; `size` is the number of processes of the run."""
@@ -91,9 +86,16 @@ def look_at_node(config: Config, backends: Backends, at: Place) -> Node | None:
         gpus=backends.gpu_count,
         run_dir=config.run_dir,
         cache_dir=config.data.build.cache_dir,
+        data_path=_folder(config.data.path),
         needed_bytes=_needed_bytes(config),
     )
     return Node(socket.gethostname(), run_checks(checks, child_environ()))
+
+
+def _folder(path: object) -> str | None:
+    """Return a path of this machine's disks; None for URLs, patterns and lists."""
+    is_plain = isinstance(path, str) and not is_stored(path) and not set(path) & set("*?[")
+    return str(path) if is_plain else None
 
 
 def _needed_bytes(config: Config) -> int:
@@ -153,7 +155,6 @@ def _ask(
     run_dir = None if hangs(node) else config.run_dir
     return {
         "node": None if node is None else node.to_json(),
-        "key": at.key,
         "until": until,
         "run_dir": None if run_dir is None else str(Path(run_dir).expanduser().absolute()),
         "hardware": asdict(config.hardware),

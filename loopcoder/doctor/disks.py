@@ -51,11 +51,31 @@ def check_disk(setting: str, folder: str, must_write: bool = True, needed_bytes:
     if min(written, read) >= t.DISK_BYTES_PER_S:
         seen.ok(check, fact, written / 1e6, "MB/s written")
         return seen
-    why = "below 100 MB/s saves and starts take minutes"
+    why, level = "below 100 MB/s saves, and starts from a corpus, take minutes", "warning"
     if needed_bytes:
         why = f"the checkpoints that are kept take {needed_bytes / written:,.0f} s to write"
-    fix = f"{setting}= on a faster disk; checkpoint.async_save=true, a larger checkpoint.interval"
-    seen.add(check, "warning", fact, why, fix, written / 1e6, "MB/s written")
+        level = "note" if needed_bytes / written < t.SAVES_S else "warning"
+    fix = f"{setting}= on a faster disk"
+    fix += "; checkpoint.async_save=true, a larger checkpoint.interval" if must_write else ""
+    seen.add(check, level, fact, why, fix, written / 1e6, "MB/s written")  # type: ignore[arg-type]
+    return seen
+
+
+def check_readable(setting: str, folder: str) -> Seen:
+    """Look into a folder that a run reads; whether what is there is a corpus is for others to say.
+
+    Args:
+        setting: The field that names the folder, which is the name of the check.
+    """
+    seen, check = Seen(), f"disk of {setting}"
+    try:
+        os.statvfs(existing(Path(folder)))
+        if Path(folder).is_dir():
+            os.listdir(folder)  # noqa: PTH208 - Path.iterdir may ask later
+        seen.ok(check, folder)
+    except OSError as error:
+        why, fix = "the run reads it", f"mount it again, or {setting}=ANOTHER"
+        seen.add(check, "error", f"{folder}: {error.strerror}", why, fix)
     return seen
 
 

@@ -19,6 +19,7 @@ def checks_of_node(
     gpus: int,
     run_dir: str | None,
     cache_dir: str | None,
+    data_path: str | None = None,
     needed_bytes: int = 0,
 ) -> list[Check]:
     """Return what is looked at on this machine.
@@ -28,7 +29,8 @@ def checks_of_node(
         nodes: Of the run.
         gpus: That this process may use.
         run_dir: Of the run.
-        cache_dir: Where corpora are.
+        cache_dir: Where corpora are built.
+        data_path: A folder of documents, or a corpus.
         needed_bytes: What the run keeps in `run_dir`.
     """
     here = "loopcoder.doctor"
@@ -50,16 +52,18 @@ def checks_of_node(
     if cache_dir is not None:
         arguments = {"setting": "data.build.cache_dir", "folder": cache_dir, "must_write": False}
         wanted.append(_disk(arguments))
+    if data_path is not None:
+        wanted.append(_disk({"setting": "data.path", "folder": data_path}, "check_readable"))
     return wanted
 
 
-def _disk(arguments: dict[str, object]) -> Check:
+def _disk(arguments: dict[str, object], function: str = "check_disk") -> Check:
     setting, folder = arguments["setting"], arguments["folder"]
     # absolute, since a child may not find this folder by itself
     arguments |= {"folder": os.path.abspath(os.path.expanduser(str(folder)))}  # noqa: PTH100, PTH111
     fix = f"mount {folder} again (umount -l, mount), or {setting}=ANOTHER"
     hangs = (_DEAD_DISK, fix)
-    return Check(f"disk of {setting}", "loopcoder.doctor.disks:check_disk", arguments, hangs)
+    return Check(f"disk of {setting}", f"loopcoder.doctor.disks:{function}", arguments, hangs)
 
 
 def cuda_of_torch() -> str | None:

@@ -38,9 +38,7 @@ class Ask:
     """What a probe is given, as a file of JSON."""
 
     node: dict[str, Any] | None
-    """What was seen on this machine; None on all ranks of it but one."""
-    key: str
-    """Of this machine, the same on all its ranks."""
+    """What was seen on this machine; None where another of its ranks is asked with it."""
     until: float
     """On the monotonic clock of this machine."""
     run_dir: str | None
@@ -66,14 +64,15 @@ class Probe:
     """One process of it."""
 
     def __init__(self, ask: Ask, result: Path):
-        self._ask, self._path, self._stage = ask, result, "start"
+        self._ask, self._path = ask, result
         self._hardware = HardwareConfig(**ask.hardware)
-        self.nodes: dict[str, Node] = {}
-        if ask.node is not None:
-            self.nodes[ask.key] = Node.from_json(ask.node)
-        self.job, self._own = Seen(), Seen()
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local = int(os.environ.get("LOCAL_RANK", "0"))
+        self._key = _key_of_node(self.rank - self.local)
+        self.nodes: dict[str, Node] = {}
+        if ask.node is not None and self.local == 0:
+            self.nodes[self._key] = Node.from_json(ask.node)
+        self.job, self._own = Seen(), Seen()
         self.device = torch.device("cpu")
         if torch.cuda.is_available():
             self.device = torch.device("cuda", self.local % torch.cuda.device_count())
@@ -93,8 +92,8 @@ class Probe:
                 self._share(exchange)
         except LoopcoderError as error:
             self.job.add_error("nodes", error)
-        if exchange is None and self._ask.key in self.nodes:
-            self.nodes[self._ask.key].seen.join(self._own)
+        if exchange is None and self._key in self.nodes:
+            self.nodes[self._key].seen.join(self._own)
         self._enter("end")
 
     def _meet(self) -> tuple[Any, Peers | None]:
@@ -115,8 +114,8 @@ class Probe:
 
     def _together(self, exchange: Exchange) -> None:
         self._enter("comparing the nodes")
-        own = self.nodes.get(self._ask.key)
-        nodes = gather(exchange, self._ask.key, own)
+        own = self.nodes.get(self._key)
+        nodes = gather(exchange, self._key, own)
         self.nodes = nodes
         if len(nodes) > 1:
             compare_all(list(nodes.values()), self.job)
@@ -149,7 +148,7 @@ class Probe:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if here > 1:
             self._enter("an all-reduce inside of the nodes")
-            own_store = PrefixStore(f"doctor/{self._ask.key}", store)
+            own_store = PrefixStore(f"doctor/{self._key}", store)
             found = self._reduce(own_store, self.local, here, "all-reduce inside", inside=True)
             if found is not None and self.local == 0:
                 gpu = None
@@ -181,7 +180,7 @@ class Probe:
     def _share(self, exchange: Exchange) -> None:
         """Add what every rank has measured to what was seen on its machine."""
         told = exchange.settle(
-            "doctor/measured", json.dumps([self._ask.key, self._own.to_json()]), list
+            "doctor/measured", json.dumps([self._key, self._own.to_json()]), list
         )
         for key, seen in told:
             self.nodes[key].seen.join(Seen.from_json(seen))
@@ -191,12 +190,17 @@ class Probe:
 
     def _enter(self, stage: str) -> None:
         """Write what is known, and what comes next."""
-        self._stage = stage
         nodes = {key: node.to_json() for key, node in self.nodes.items()}
         text = json.dumps(asdict(Result(nodes, self.job.to_json(), stage)))
         beside = self._path.with_suffix(".part")
         beside.write_text(text, encoding="utf-8")
         beside.replace(self._path)
+
+
+def _key_of_node(first_rank: int) -> str:
+    """Return what all ranks of this machine, and no others, have in common."""
+    named = os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID")
+    return f"node {named or first_rank}"
 
 
 def _is_plain(error: LoopcoderError) -> bool:

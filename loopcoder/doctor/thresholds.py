@@ -37,6 +37,8 @@ slow network disk."""
 DISK_BYTES_PER_S = 100e6
 """A checkpoint of 1B parameters has 16 GB: three minutes at this rate, in which a spinning disk is
 as fast."""
+SAVES_S = 60.0
+"""A run whose checkpoints are all written in a minute does not need a fast disk."""
 FREE_BYTES = 1 << 30
 """Logs, plots and a small checkpoint."""
 FREE_INODES = 10_000
