@@ -9,14 +9,15 @@ import socket
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launch.probes import probe_command, run_until
+from launch.probes import run_until, world_of
 from launch.process import child_environ
 from loopcoder.backends import Backends
 from loopcoder.config.schema import Config
@@ -24,7 +25,7 @@ from loopcoder.doctor import thresholds as t
 from loopcoder.doctor.findings import Finding, Level, Node, Seen, worst
 from loopcoder.doctor.node import checks_of_node
 from loopcoder.doctor.timed import run_checks
-from loopcoder.errors import InputError, LoopcoderError
+from loopcoder.errors import InputError
 from loopcoder.plan.memory import planned_vocabulary
 from loopcoder.plan.table import kept_bytes
 from loopcoder.storage.remote import is_stored
@@ -128,17 +129,21 @@ def measure(
         why, fix = "the checks of this machine have taken the minute", "see to what hangs first"
         found.job.add("measuring", "warning", "nothing was measured", why, fix)
         return found
-    ask = _ask(config, backends, at, node, until)
+    try:
+        is_first, worlds = _worlds(config, at)
+    except InputError as error:
+        found.job.add_error("nodes", error)
+        return found
+    ask = _ask(config, backends, node, until) | {"is_first": is_first}
     with tempfile.TemporaryDirectory(prefix="loopcoder-doctor-") as folder:
+        settings = Path(folder, "settings.json")
+        settings.write_text(json.dumps(ask), encoding="utf-8")
         result = Path(folder, f"local_{at.local_rank}.json")
-        fault: str | None = None
-        try:
-            fault = run_until(*_command(config, at, ask, Path(folder)), until)
-        except LoopcoderError as error:
-            found.job.add_error("nodes", error)
-            return found
+        command = [sys.executable, "-m", "loopcoder.doctor.probe", str(settings), folder]
+        environs = [{"OMP_NUM_THREADS": "1"} | world for world in worlds]
+        fault = run_until(command, environs, until)
         if not result.exists():
-            found.job.findings.append(_not_started(config, at, fault))
+            found.job.findings.append(_not_started(fault))
             return found
         told = json.loads(result.read_text(encoding="utf-8"))
     found.nodes = [Node.from_json(one) for one in told["nodes"].values()]
@@ -148,13 +153,12 @@ def measure(
     return found
 
 
-def _ask(
-    config: Config, backends: Backends, at: Place, node: Node | None, until: float
-) -> dict[str, Any]:
+def _ask(config: Config, backends: Backends, node: Node | None, until: float) -> dict[str, Any]:
     """Return the settings of this machine's probes (doctor.probe.Ask)."""
     run_dir = None if hangs(node) else config.run_dir
     return {
         "node": None if node is None else node.to_json(),
+        "token": uuid.uuid4().hex,
         "until": until,
         "run_dir": None if run_dir is None else str(Path(run_dir).expanduser().absolute()),
         "hardware": asdict(config.hardware),
@@ -162,29 +166,16 @@ def _ask(
     }
 
 
-def _command(
-    config: Config, at: Place, ask: dict[str, Any], folder: Path
-) -> tuple[list[str], dict[str, str]]:
-    """Return the command of this machine's probes, and their environment."""
-    settings = folder / "settings.json"
-    settings.write_text(json.dumps(ask), encoding="utf-8")
-    module = ["loopcoder.doctor.probe", str(settings), str(folder / "local_{local}.json")]
-    environ = {"OMP_NUM_THREADS": "1"}
-    if at.launched:
-        return [sys.executable, "-m", *module], environ
-    if at.nodes * at.ranks_here == 1:
-        environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        return [sys.executable, "-m", *module], environ
-    patient = replace(config.parallel, timeout_s=t.OTHERS_COME_S, report_after_s=t.OTHERS_COME_S)
-    return probe_command(patient, at.ranks_here, module), environ
+def _worlds(config: Config, at: Place) -> tuple[bool, list[dict[str, str]]]:
+    """Return whether the first node of the run is this one, as far as it is known, and the
+    environment of each probe to start here."""
+    if at.launched:  # by a launcher that starts the others
+        return at.rank == at.local_rank, [{}]
+    is_first, world = world_of(config.parallel, at.ranks_here)
+    return is_first, [world | {"LOCAL_RANK": str(n)} for n in range(at.ranks_here)]
 
 
-def _not_started(config: Config, at: Place, fault: str | None) -> Finding:
-    if at.nodes > 1:
-        fact = f"not all of {at.nodes} nodes have come to {config.parallel.rendezvous}"
-        why = f"they meet within {t.OTHERS_COME_S:.0f} s; a run waits longer ({fault})"
-        fix = "the same command on every node, at the same time; nc -vz HOST PORT on each"
-        return Finding("nodes", "error", fact, why, fix)
+def _not_started(fault: str | None) -> Finding:
     why = f"the processes that measure have left nothing ({fault})"
     fix = "loopcoder train on one process (parallel.nproc_per_node=1) shows more"
     return Finding("measuring", "error", "nothing was measured", why, fix)

@@ -1,6 +1,7 @@
-"""`python -m loopcoder.doctor.probe SETTINGS RESULT`: what one process per GPU finds out.
+"""`python -m loopcoder.doctor.probe SETTINGS FOLDER`: what one process per GPU finds out.
 
-Its world is given by the variables that torchrun and srun set. It writes what it knows after every
+Its world is given by the variables that torchrun and srun set, but for RANK where neither has
+started it. It writes what it knows after every
 stage, so that a stage that hangs takes nothing else with it.
 """
 
@@ -16,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import HashStore, PrefixStore
+from torch.distributed import DistError, HashStore, PrefixStore
 
 from loopcoder.config.schema import HardwareConfig
 from loopcoder.doctor import measures
 from loopcoder.doctor import thresholds as t
 from loopcoder.doctor.findings import Node, Seen
 from loopcoder.doctor.together import compare_all, compare_nodes, gather
-from loopcoder.errors import LoopcoderError
+from loopcoder.errors import InputError, LoopcoderError
 from loopcoder.parallel.handshake import Exchange, shake_hands
 from loopcoder.parallel.meeting import common_store
 from loopcoder.parallel.peers import Peers, meet
@@ -39,6 +40,10 @@ class Ask:
 
     node: dict[str, Any] | None
     """What was seen on this machine; None where another of its ranks is asked with it."""
+    token: str
+    """Of this machine, by which its ranks find each other."""
+    is_first: bool
+    """The nodes meet on this machine."""
     until: float
     """On the monotonic clock of this machine."""
     run_dir: str | None
@@ -66,9 +71,13 @@ class Probe:
     def __init__(self, ask: Ask, result: Path):
         self._ask, self._path = ask, result
         self._hardware = HardwareConfig(**ask.hardware)
-        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.size = int(os.environ["WORLD_SIZE"])
         self.local = int(os.environ.get("LOCAL_RANK", "0"))
-        self._key = _key_of_node(self.rank - self.local)
+        self.here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        # of another node it is known when all have met; until then it is any but 0
+        first = self.local + (0 if ask.is_first else self.here)
+        self.rank = int(os.environ.get("RANK", first))
+        self._key = ask.token
         self.nodes: dict[str, Node] = {}
         if ask.node is not None and self.local == 0:
             self.nodes[self._key] = Node.from_json(ask.node)
@@ -90,7 +99,7 @@ class Probe:
                 self._reduces(store, peers)
                 self._enter("telling what was measured")
                 self._share(exchange)
-        except LoopcoderError as error:
+        except (LoopcoderError, DistError) as error:  # another rank has gone
             self.job.add_error("nodes", error)
         if exchange is None and self._key in self.nodes:
             self.nodes[self._key].seen.join(self._own)
@@ -105,12 +114,33 @@ class Probe:
         limit_s = min(t.OTHERS_COME_S, self._left_s())
         try:
             store = common_store(self.rank, limit_s, limit_s, lambda: None)
+            if "RANK" not in os.environ:
+                self.rank = self._counted(store)
+            self._key = _key_of_node(self.rank - self.local)
+            if self._ask.token in self.nodes:
+                self.nodes = {self._key: self.nodes[self._ask.token]}
             return store, meet(store, self.rank, self.size, limit_s, limit_s)
         except LoopcoderError as error:
             # it is not the run's own limit that has passed
             told = re.sub(r" \(parallel\.timeout_s[^)]*\)", "", str(error))
             self.job.add_error("nodes", type(error)(told) if _is_plain(error) else error)
             return HashStore(), None
+
+    def _counted(self, store: Any) -> int:
+        """Return the rank of this process: nodes are counted as they come."""
+        if self._ask.is_first:
+            return self.local
+        key = f"doctor/place/{self._ask.token}"
+        if self.local == 0:
+            store.set(key, str(store.add("doctor/places", 1)))
+        rank = int(store.get(key)) * self.here + self.local
+        if rank >= self.size:
+            raise InputError.of(
+                f"this node is one more than parallel.nodes={self.size // self.here}",
+                "another command meets at the same place",
+                "end it, or take another port in parallel.rendezvous",
+            )
+        return rank
 
     def _together(self, exchange: Exchange) -> None:
         self._enter("comparing the nodes")
@@ -145,7 +175,7 @@ class Probe:
         except LoopcoderError as error:
             self.job.add_error("network", error)
             reached = False
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        here = self.here
         if here > 1:
             self._enter("an all-reduce inside of the nodes")
             own_store = PrefixStore(f"doctor/{self._key}", store)
@@ -184,6 +214,10 @@ class Probe:
         )
         for key, seen in told:
             self.nodes[key].seen.join(Seen.from_json(seen))
+        exchange.tell("doctor/bye", "")
+        if self.rank == 0:  # which may keep the store that the others read
+            for rank in range(self.size):
+                exchange.read("doctor/bye", rank)
 
     def _left_s(self) -> float:
         return max(1.0, self._ask.until - time.monotonic())
@@ -208,11 +242,12 @@ def _is_plain(error: LoopcoderError) -> bool:
     return not hasattr(error, "problems")
 
 
-def main(settings: str, result: str) -> None:
+def main(settings: str, folder: str) -> None:
     """Read what is asked, and leave what was found."""
     exit_with_parent()
     ask = Ask(**json.loads(Path(settings).read_text(encoding="utf-8")))
-    Probe(ask, Path(result.replace("{local}", os.environ.get("LOCAL_RANK", "0")))).run()
+    local = os.environ.get("LOCAL_RANK", "0")
+    Probe(ask, Path(folder, f"local_{local}.json")).run()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # NCCL and stores may hang at the end of a process

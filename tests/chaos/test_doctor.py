@@ -1,4 +1,4 @@
-"""The doctor on two machines with a network between them, and on one whose partner does not come."""
+"""The doctor on two machines with a network between them, and on one that remains alone."""
 
 from __future__ import annotations
 
