@@ -101,6 +101,10 @@ def _look(arguments: Arguments, began: float, told: _Told) -> None:
     node = look_at_node(config, backends, at)
     told.examined.nodes = [] if node is None else [node]
     if not hangs(node):  # or what follows would hang as well
+        # before the time limit: importing takes long on a busy machine, and is no disk that hangs
+        import data_pipeline.cache
+        import data_pipeline.driver  # noqa: F401
+
         try:
             with time_limit():
                 told.run = _show_run(config, backends, size)
