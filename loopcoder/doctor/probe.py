@@ -122,7 +122,8 @@ class Probe:
             return store, meet(store, self.rank, self.size, limit_s, limit_s)
         except LoopcoderError as error:
             # it is not the run's own limit that has passed
-            told = re.sub(r" \(parallel\.timeout_s[^)]*\)", "", str(error))
+            place = f" ({os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']})"
+            told = re.sub(r" \(parallel\.timeout_s[^)]*\)", place, str(error))
             self.job.add_error("nodes", type(error)(told) if _is_plain(error) else error)
             return HashStore(), None
 
