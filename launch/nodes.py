@@ -48,7 +48,7 @@ def arguments_of_torchrun(parallel: ParallelConfig) -> list[str]:
         # not by this machine's name, which may not resolve
         return ["--standalone", "--local-addr=127.0.0.1"]
     host, port = meeting_point(parallel)
-    is_host, route = _place(host, port)
+    is_host, route = place_of(host, port)
     timeout_s = f"{parallel.timeout_s:.0f}"
     if not is_host:
         report_after_s = min(parallel.report_after_s, _REPORT_S)
@@ -69,8 +69,12 @@ def arguments_of_torchrun(parallel: ParallelConfig) -> list[str]:
     ]
 
 
-def _place(host: str, port: int) -> tuple[bool, Route]:
-    """Return whether the nodes meet here, and how this one is reached."""
+def place_of(host: str, port: int) -> tuple[bool, Route]:
+    """Return whether the nodes meet here, and how this one is reached.
+
+    Raises:
+        InputError: there is no way to that place, or none that others can take.
+    """
     try:
         is_host, route = is_here(host), route_to(host)
     except OSError as error:

@@ -51,6 +51,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.checkpoint": BASE
     | MODEL
     | {"loopcoder.data", "loopcoder.optim", "loopcoder.parallel"},
+    "loopcoder.doctor": BASE
+    | {"loopcoder.metrics.throughput", "loopcoder.parallel", "loopcoder.plan"},
     "loopcoder.train": BASE
     | MODEL
     | {
@@ -76,6 +78,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.checkpoint.rewind",
         "loopcoder.checkpoint.start",
         "loopcoder.checkpoint.state",
+        "loopcoder.doctor",
         "loopcoder.loaded",
         "loopcoder.data",
         "loopcoder.metrics",

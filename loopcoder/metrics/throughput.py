@@ -28,6 +28,8 @@ from loopcoder.errors import InputError
 
 _PEAKS = "hardware/_peaks.yaml"
 """The table of peaks, among the presets."""
+_LINKS = "hardware/_links.yaml"
+"""That of links between the GPUs of a machine."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def peak_flops(
         return override * 1e12
     if on_cpu:
         return None
-    peaks = _table_row(gpu_name if hardware.name == "auto" else hardware.name)
+    peaks = _table_row(_PEAKS, gpu_name if hardware.name == "auto" else hardware.name)
     if peaks is None:
         given = hardware.peak_tflops_bf16 is not None or hardware.peak_tflops_fp8 is not None
         if hardware.name != "auto" and not given:
@@ -101,9 +103,16 @@ def peak_flops(
     return peaks[kind] * 1e12 if kind in peaks else None
 
 
-def _table_row(name: str | None) -> dict[str, float] | None:
+def link_bytes_per_s(hardware: HardwareConfig, gpu_name: str | None) -> float | None:
+    """Return the bytes per second that one device sends to its neighbours at best; None where that
+    is not known. `hardware.name`, or with auto `gpu_name`, is looked up."""
+    row = _table_row(_LINKS, gpu_name if hardware.name == "auto" else hardware.name)
+    return None if row is None else row["gb_per_s"] * 1e9
+
+
+def _table_row(table: str, name: str | None) -> dict[str, float] | None:
     words = set(re.split(r"[^a-z0-9]+", (name or "").lower()))
     if "mig" in words:  # a slice of the GPU, whose share of the peak the name does not say
         return None
-    rows = yaml.safe_load((conf_dir() / _PEAKS).read_text(encoding="utf-8"))
+    rows = yaml.safe_load((conf_dir() / table).read_text(encoding="utf-8"))
     return next((peaks for key, peaks in rows.items() if words.issuperset(key.split())), None)

@@ -24,7 +24,9 @@ GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 _CONNECTS_S = 10.0
 _AGAIN_S = 0.05
 _SHOWN = 8
-_ALL = "all"
+ALL = "all"
+"""In the place of a rank: what rank 0 tells all."""
+"""In the place of a rank: what rank 0 tells all."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def shake_hands(peers: Peers, alike: Callable[[], Mapping[str, str]], timeout_s:
         InputError: ranks differ, or gloo was given an interface by which others are not reached.
         ProcessLost: ranks do not reach each other.
     """
-    exchange, me = _Exchange(peers, timeout_s), peers.me
+    exchange, me = Exchange(peers, timeout_s), peers.me
     route, fault = _own_route()
     shows = me.rank == 0 or os.environ.get("LOCAL_RANK", "0") == "0"
     hello = _Hello(
@@ -82,12 +84,14 @@ def shake_hands(peers: Peers, alike: Callable[[], Mapping[str, str]], timeout_s:
         os.environ.setdefault(GLOO_INTERFACE, route.interface)
 
 
-class _Exchange:
+class Exchange:
     """What the ranks tell through the store; rank 0 reads all and tells what follows."""
 
     def __init__(self, peers: Peers, timeout_s: float):
         self.me, self.size, self._store = peers.me, peers.size, peers.store
         self._until = time.monotonic() + timeout_s
+        self.pause_s = 0.01 + self.size / 2000
+        """Seconds between two looks at what another rank tells."""
 
     def tell(self, what: str, value: str, by: int | str | None = None) -> None:
         """Tell all ranks a value: this rank's, or that of `by`."""
@@ -107,9 +111,9 @@ class _Exchange:
             with suppress(StoreSilent):
                 if self._store.check([key]):
                     return self._store.get(key).decode()
-            time.sleep(0.01 + self.size / 2000)
+            time.sleep(self.pause_s)
         raise ProcessLost.of(
-            f"{self.me} waits for what rank {0 if rank == _ALL else rank} tells of itself "
+            f"{self.me} waits for what rank {0 if rank == ALL else rank} tells of itself "
             "(parallel.timeout_s)",
             "every rank has to be there before the first step",
             "start the same command again",
@@ -120,8 +124,8 @@ class _Exchange:
         self.tell(what, value)
         if self.me.rank == 0:
             told = [json.loads(self.read(what, rank)) for rank in range(self.size)]
-            self.tell(what, json.dumps(judge(told)), by=_ALL)
-        return json.loads(self.read(what, _ALL))
+            self.tell(what, json.dumps(judge(told)), by=ALL)
+        return json.loads(self.read(what, ALL))
 
 
 def _compared(told: list[dict[str, Any]]) -> dict[str, Any]:
@@ -168,7 +172,7 @@ def _reached_from(outside: str, route: Route) -> Route:
     return route_to(outside)
 
 
-def _connected(exchange: _Exchange, outside: str, route: Route) -> tuple[Route, list[str]]:
+def _connected(exchange: Exchange, outside: str, route: Route) -> tuple[Route, list[str]]:
     """Be there for the rank before and connect to the next one; return the way by which this rank
     is reached, and what is wrong anywhere."""
     try:
@@ -190,7 +194,7 @@ def _listening(address: str) -> socket.socket:
     return socket.create_server((address, 0), family=family)
 
 
-def _fault_to_next(exchange: _Exchange) -> str | None:
+def _fault_to_next(exchange: Exchange) -> str | None:
     """Connect to the next rank; say what is wrong."""
     other = (exchange.me.rank + 1) % exchange.size
     place = json.loads(exchange.read("at", other))

@@ -57,7 +57,7 @@ def rows(
 
 def disk_warning(config: Config, vocab_size: int, run_dir: Path) -> str | None:
     """Return a warning where the checkpoints that are kept are more than the disk has free."""
-    needed = checkpoint_bytes(config, vocab_size) * _checkpoints_at_once(config)
+    needed = kept_bytes(config, vocab_size)
     free = free_bytes(run_dir)
     if needed <= free:
         return None
@@ -65,6 +65,11 @@ def disk_warning(config: Config, vocab_size: int, run_dir: Path) -> str | None:
         f"warning: checkpoints come to {gib(needed)}, {run_dir} has {gib(free)} free; "
         f"a lower checkpoint.keep, or run_dir= on another disk"
     )
+
+
+def kept_bytes(config: Config, vocab_size: int) -> int:
+    """Return what the checkpoints of a run take at most at a time."""
+    return checkpoint_bytes(config, vocab_size) * _checkpoints_at_once(config)
 
 
 def _memory(

@@ -15,6 +15,8 @@ import pytest
 from launch.torchrun import CONFIG_VARIABLE, EXIT_VARIABLE, HASH_VARIABLE, OVERRIDES_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.cli import data, doctor, train
+from loopcoder.cli.examination import Examined
+from loopcoder.doctor.findings import Node, Seen
 from loopcoder.storage.signals import ASKS
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -25,10 +27,12 @@ RANKS_SHARE = "TORCHELASTIC_ERROR_FILE"
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Start every test outside of any launcher, in a folder and a home of its own; restore signal
-    handlers."""
+    handlers; let the doctor look at no machine."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("LOOPCODER_CACHE", raising=False)
+    monkeypatch.setattr(doctor, "look_at_node", lambda *_: Node("here", Seen()))
+    monkeypatch.setattr(doctor, "measure", lambda _c, _b, _at, node, _began: Examined([node]))
     slurm = (k for k in os.environ if k.startswith("SLURM_"))
     for name in [*LAUNCHER, *OURS, RANKS_SHARE, *slurm]:
         monkeypatch.setenv(name, "")  # so that monkeypatch removes what the test sets

@@ -58,7 +58,7 @@ def test_a_place_that_does_not_answer(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    monkeypatch.setattr(nodes, "_place", lambda host, port: (False, nodes.Route("10.0.0.2", "e")))
+    monkeypatch.setattr(nodes, "place_of", lambda host, port: (False, nodes.Route("10.0.0.2", "e")))
     monkeypatch.setattr("loopcoder.network._TRY_EVERY_S", 0.1)
     with pytest.raises(ProcessLost, match=f"127.0.0.1:{port}: .*timeout_s") as error:
         arguments_of_torchrun(two(f"127.0.0.1:{port}", timeout_s=0.5, report_after_s=0.1))
