@@ -39,8 +39,8 @@ def shell_environment(options: Sequence[str], environ: Mapping[str, str]) -> str
         "read by programs": [name for name in deciding if name not in secrets],
         "others": sorted(names - {*secrets, *deciding}),
     }
-    what = "all of it" if exported is None else "what --export names"
-    heading = f"The job gets of the environment of this shell {what}; values are not written down."
+    what = "all" if exported is None else "what --export names"
+    heading = f"Of this shell's environment the job gets {what}; values are not written down."
     return _text(heading, groups)
 
 

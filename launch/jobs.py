@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,10 +20,12 @@ EXITS = "exit_codes"
 """How the files begin in which the ranks of a start leave their exit codes."""
 _RECORD = "jobs.jsonl"
 _ANSWERS_S = 10.0
-_ENDED = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED "
-    "TIMEOUT".split()
-)
+_GONE = "GONE"
+"""State of a job that Slurm has forgotten, some minutes after its end."""
+_ENDED = frozenset({
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT", _GONE,
+})  # fmt: skip
 """States of Slurm in which a job stays."""
 _WAITS = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 
@@ -41,7 +43,7 @@ class Job:
     submitted: str
     """UTC, ISO 8601."""
     state: str | None = None
-    """In the scheduler's word; None: it knows no such job any more, or was not asked."""
+    """In the scheduler's word; None: it was not asked, or did not answer."""
     nodes: str = ""
     """On which it runs, in Slurm's notation."""
     reason: str = ""
@@ -72,10 +74,11 @@ class Job:
         if self.is_active:
             where = f" on {self.nodes}" if self.nodes else ""
             return f"{name} runs{where}" if self.state == "RUNNING" else f"{name}: {self.state}"
+        state = "not in the queue any more" if self.state == _GONE else self.state
         codes = dict.fromkeys(self.exits.values())
         left = f"; exit codes {', '.join(map(str, codes))}" if codes else ""
         see = f"; {self.output}" if self.output and self.state != "COMPLETED" else ""
-        return f"{name}: {self.state or 'not in the queue'}{why}{left}{see}"
+        return f"{name}: {state or f'submitted {self.submitted}'}{why}{left}{see}"
 
 
 def record_job(folder: Path, scheduler: str, job_id: str) -> None:
@@ -108,8 +111,8 @@ def jobs_in(folder: Path) -> list[Job]:
 def _read(folder: Path, line: str) -> Iterator[Job]:
     with suppress(ValueError, LookupError, TypeError):  # a line that a full disk tore
         content: dict[str, Any] = json.loads(line)
-        of_job = (str(content[name]) for name in ("scheduler", "id", "submitted"))
-        job = Job(folder, *of_job)
+        scheduler, job_id = str(content["scheduler"]), str(content["id"])
+        job = Job(folder, scheduler, job_id, str(content["submitted"]))
         yield replace(job, exits=_exits(job))
 
 
@@ -133,19 +136,20 @@ class Asked:
 
 
 def ask_slurm(jobs: Sequence[Job], seconds: float = _ANSWERS_S) -> Asked:
-    """Return the jobs with what Slurm knows of them, by one call for all of its own.
+    """Return the jobs with what Slurm knows of them, by one call for all that are its own.
 
-    Where there is no squeue nothing is asked. It remembers a job that has ended for some minutes.
+    Where there is no squeue nothing is asked.
+
+    Args:
+        seconds: Within which it answers.
     """
     ids = [job.id for job in jobs if job.scheduler == "slurm" and job.id.isdigit()]
     if not ids:
         return Asked(list(jobs))
-    command = ["squeue", "--noheader", "--states=all", "--format=%i|%T|%N|%r"]
+    command = ["squeue", "--noheader", "--states=all", "--format=%i|%T|%N|%r|%o"]
     command.append(f"--jobs={','.join(ids)}")
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=seconds
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     except FileNotFoundError:
         return Asked(list(jobs))
     except (OSError, subprocess.SubprocessError) as error:
@@ -155,11 +159,18 @@ def ask_slurm(jobs: Sequence[Job], seconds: float = _ANSWERS_S) -> Asked:
     if done.returncode and "Invalid job id" not in done.stderr:
         return Asked(list(jobs), (done.stderr.strip() or str(done.returncode)).splitlines()[-1])
     known = dict(_known(done.stdout.splitlines()))
-    return Asked([replace(job, **known.get(job.id, {})) for job in jobs])
+    return Asked([_told(job, known) if job.id in ids else job for job in jobs])
 
 
-def _known(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def _told(job: Job, known: Mapping[str, tuple[str, str, str, str]]) -> Job:
+    state, nodes, reason, script = known.get(job.id, (_GONE, "", "", ""))
+    if Path(script).parent.name != job.folder.name:  # numbers are given again one day
+        state, nodes, reason = _GONE, "", ""
+    return replace(job, state=state, nodes=nodes, reason=reason)
+
+
+def _known(lines: Iterable[str]) -> Iterator[tuple[str, tuple[str, str, str, str]]]:
     for line in lines:
-        match line.strip().split("|"):
-            case [job_id, state, nodes, reason]:
-                yield job_id, {"state": state, "nodes": nodes, "reason": reason}
+        match line.strip().split("|", 4):
+            case [job_id, state, nodes, reason, script]:
+                yield job_id, (state, nodes, reason, script)
