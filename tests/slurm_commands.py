@@ -31,6 +31,11 @@ class Commands:
         (self._bin / name).write_text(f"#!/bin/sh\n{script}\n")
         (self._bin / name).chmod(0o755)
 
+    def add(self, job: int, script: Path, *, instead: bool = False) -> None:
+        """Let squeue know a job that waits."""
+        before = "" if instead else self._jobs.read_text()
+        self._jobs.write_text(f"{before}{job}|PENDING||Priority|{script}\n")
+
     def tell(self, job: int, state: str, nodes: str = "", reason: str = "None") -> None:
         """Let squeue say something else of a job."""
         lines = [line.split("|", 4) for line in self._jobs.read_text().splitlines()]
