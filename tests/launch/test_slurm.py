@@ -234,13 +234,14 @@ def test_what_is_started_again(
     program = tmp_path / "program"
     program.write_text(
         "#!/bin/bash\n"
+        ': "${LOOPCODER_CONFIG:?}"\n'
         f"codes=({codes}); code=${{codes[$SLURM_RESTART_COUNT]}}\n"
         '[ "$code" = 137 ] && kill -9 $$\n'
         '[ "$code" = 0 ] || echo "$code" > "$LOOPCODER_EXIT_FILE.$SLURM_PROCID"\nexit $code\n'
     )
     program.chmod(0o755)
     run_dir = tmp_path / "run"
-    # the script's own variables come through all the same
+    # what the script exports comes through all the same
     job = submit(run_dir, of_slurm=[*OF_SLURM, f"python={program}", 'options=["--export=NONE"]'])
     found = ended(slurm, job, state, run_dir)
     assert found["ExitCode"] == last
