@@ -19,7 +19,7 @@ FOLDER = "launch-"
 EXITS = "exit_codes"
 """How the files begin in which the ranks of a start leave their exit codes."""
 _RECORD = "jobs.jsonl"
-_ANSWERS_S = 10.0
+_ANSWERS_S = 5.0
 _GONE = "GONE"
 """State of a job that Slurm has forgotten, some minutes after its end."""
 _ENDED = frozenset({

@@ -99,7 +99,9 @@ def runs_below(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
     except OSError:
         return
     is_checkpoint = layout.STATE in entries
-    is_run = entries.keys() & {METRICS_FILE, layout.CONFIG, "checkpoints"} or has_jobs(folder)
+    is_run = bool(entries.keys() & {METRICS_FILE, layout.CONFIG, "checkpoints"})
+    if not is_run and any(name.startswith(JOB_FOLDER) for name in entries):
+        is_run = has_jobs(folder)
     if is_run and not is_checkpoint:
         yield folder
     elif depth and not is_checkpoint:
