@@ -197,6 +197,8 @@ def _refuse_second_job_set(job: KubernetesConfig, submitted: Submission) -> None
         )
         found = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
+        found = {}
+    if found.get("kind") != "JobSet":
         return  # there is none, or creating it says what is wrong
     delete = " ".join(["kubectl delete jobset", name, *place])
     if state := found.get("status", {}).get("terminalState"):

@@ -209,7 +209,7 @@ def test_what_was_there_stays_where_a_job_is_not_taken(
     slurm.command("sbatch", "exit 1")
     assert main([*JOB, *RUN]) == 3
     assert (folder / "code").is_dir() and main([*JOB, *RUN, "seed=5"]) == 3
-    assert list(Path("run").iterdir()) == [folder]
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_the_same_job_is_submitted_once(

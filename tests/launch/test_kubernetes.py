@@ -201,8 +201,14 @@ def test_a_job_is_created_once(
     before = (folder / "jobset.yaml").read_bytes()
     for status, says in (
         ("", "AlreadyExists"),  # a cluster that takes jobs and lists none
-        ('{"status": {"restarts": 0}}', f"JobSet {name} of this run waits or runs"),
-        ('{"status": {"terminalState": "Failed"}}', "is there, and has ended: Failed"),
+        (
+            '{"kind": "JobSet", "status": {"restarts": 0}}',
+            f"JobSet {name} of this run waits or runs",
+        ),
+        (
+            '{"kind": "JobSet", "status": {"terminalState": "Failed"}}',
+            "is there, and has ended: Failed",
+        ),
     ):
         (tmp_path / "status").write_text(status)
         assert main(command_of(tmp_path)) == 3
