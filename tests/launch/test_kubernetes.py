@@ -210,7 +210,8 @@ def test_a_job_is_created_once(
             "is there, and has ended: Failed",
         ),
     ):
-        (tmp_path / "status").write_text(status)
+        found = f'{{"kind": "JobSet", "status": {status}}}' if status else ""
+        (tmp_path / "status").write_text(found)
         assert main(command_of(tmp_path)) == 3
         said = capsys.readouterr().err
         assert says in said and "kubectl delete jobset" in said
