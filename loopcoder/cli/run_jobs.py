@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from launch.jobs import Job, ask_slurm, jobs_of
@@ -19,7 +20,10 @@ def with_jobs(found: Sequence[RunFolder]) -> list[RunFolder]:
     asked = ask_slurm([job for entry in found for job in jobs_of(entry.run_dir)])
     if asked.silent:
         say_aside(f"squeue does not say what jobs do: {asked.silent}")
-    return [_with(e, [j for j in asked.jobs if j.folder.parent == e.run_dir]) for e in found]
+    of_runs: dict[Path, list[Job]] = {}
+    for job in asked.jobs:
+        of_runs.setdefault(job.folder.parent, []).append(job)
+    return [_with(entry, of_runs.get(entry.run_dir, [])) for entry in found]
 
 
 def _with(entry: RunFolder, jobs: list[Job]) -> RunFolder:
