@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic.dataclasses import dataclass
 
+from launch.environment import check_settings
 from launch.torchrun import CONFIG_VARIABLE, HASH_VARIABLE, OVERRIDES_VARIABLE
 from loopcoder.config.types import STRICT, NonNegativeInt, PositiveInt
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_NO_RETRY, InputError, Problem
@@ -63,7 +64,7 @@ class KubernetesConfig:
     tolerations: list[str] = field(default_factory=list)
     """Taints that do not matter, KEY, KEY=VALUE or KEY=VALUE:EFFECT."""
     env: list[str] = field(default_factory=list)
-    """Variables of the pods, NAME=VALUE: in the manifest for all to read."""
+    """Variables of the pods, NAME=VALUE: in the manifest for all to read, so no secrets."""
     secrets: list[str] = field(default_factory=list)
     """Secrets whose keys are variables of the pods, such as WANDB_API_KEY and AWS_ACCESS_KEY_ID."""
     pull_secrets: list[str] = field(default_factory=list)
@@ -92,7 +93,11 @@ def rendezvous(job: KubernetesConfig, name: str) -> str | None:
 
 
 def check_job(job: KubernetesConfig) -> None:
-    """Raise InputError with all that has another form than Kubernetes reads."""
+    """Raise InputError for a secret in the manifest, and with all that has another form than
+    Kubernetes reads."""
+    fix = "kubectl create secret generic NAME --from-literal={name}=..., and secrets=[NAME]"
+    if exposed := list(check_settings({"env": job.env, "setup": [job.setup]}, fix)):
+        raise InputError(exposed)
     problems = [
         Problem(f"{name}={value}", f"each is {form}", f"{name}={example}")
         for name, form, example, pattern in _FORMS

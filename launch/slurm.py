@@ -11,6 +11,8 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
+from launch.environment import check_settings
+from launch.jobs import EXITS
 from launch.torchrun import CONFIG_VARIABLE, HASH_VARIABLE, OVERRIDES_VARIABLE
 from loopcoder.config.types import STRICT, NonNegativeInt, PositiveInt
 from loopcoder.errors import (
@@ -45,7 +47,8 @@ class SlurmConfig:
     account: str | None = None
     """Account; null: the user's default."""
     options: list[str] = field(default_factory=list)
-    """Other options of sbatch, as in 'options=["--qos=high"]'."""
+    """Other options of sbatch, as in 'options=["--qos=high"]'; --export=NONE or --export=NAME,NAME
+    keeps the rest of this shell's environment out of the job."""
     signal_before_s: PositiveInt = 180
     """Seconds before the limit at which the run is asked to save and stop; Slurm may do it up to
     60 s earlier."""
@@ -118,7 +121,7 @@ def job_script(
         code=shlex.quote(str(code)),
         exports="\n".join(exports),
         exit_variable=EXIT_VARIABLE,
-        exit_file=shlex.quote(str(folder / "exit_codes")),
+        exit_file=shlex.quote(str(folder / EXITS)),
         setup=_SETUP.format(job.setup, code=EXIT_BAD_INPUT) if job.setup else "",
         python=shlex.quote(job.python),
         checkpoints=shlex.quote(str(run_dir / "checkpoints")),
@@ -138,7 +141,11 @@ def _in_quotes(option: str) -> str:
 
 
 def check_job(job: SlurmConfig) -> None:
-    """Raise InputError where Slurm would read something else than what was meant."""
+    """Raise InputError for a secret in the script, and where Slurm would read something else than
+    what was meant."""
+    fix = "export {name}=... in the shell that submits, or setup='export {name}=$(cat FILE)'"
+    if exposed := list(check_settings({"setup": [job.setup], "options": job.options}, fix)):
+        raise InputError(exposed)
     seconds = None if job.time is None else _seconds(job.time)
     if job.time is not None and seconds is None:
         raise InputError.of(
@@ -186,7 +193,7 @@ export {exit_variable}={exit_file}-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}
 {setup}
 
 # the ranks see themselves that one of them is gone, and say which
-srun --kill-on-bad-exit=0 {python} -m loopcoder train
+srun --export=ALL --kill-on-bad-exit=0 {python} -m loopcoder train
 code=$?
 [ $code -eq 0 ] && exit 0
 left=" $(ls -tr "${exit_variable}".* 2>/dev/null | xargs -r -d '\\n' cat | tr '\\n' ' ')"

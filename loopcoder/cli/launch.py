@@ -7,6 +7,7 @@ import sys
 
 from loopcoder.backends import detect, kernels_fault
 from loopcoder.cli.arguments import parse_arguments
+from loopcoder.cli.handing_over import hand_over, show
 from loopcoder.cli.launch_sweep import run_sweep_jobs
 from loopcoder.cli.schedulers import SCHEDULERS, Scheduler, refuse_without
 from loopcoder.config.compose import compose
@@ -68,10 +69,10 @@ def run(argv: list[str]) -> int:
         return run_sweep_jobs(argv[0], job, arguments, here, is_dry=is_dry)
     submitted, text = scheduler.job(job, arguments, here)
     if is_dry:
-        print(f"# {submitted.folder}/{scheduler.file}\n{text}", end="")
+        show(scheduler, job, submitted, text)
         return EXIT_DONE
     refuse_without(argv[0], scheduler)
-    print(scheduler.hand_over(submitted.write(scheduler.file, text)))
+    print(hand_over(argv[0], scheduler, job, submitted, text))
     print(f"config, code and output are in {submitted.folder}")
     return EXIT_DONE
 

@@ -11,7 +11,8 @@ from launch.sweep.ledger import LEDGER_FILE, last_exit
 from launch.sweep.points import Point, points
 from loopcoder.backends import Backends
 from loopcoder.cli.arguments import Arguments
-from loopcoder.cli.schedulers import SCHEDULERS, Scheduler, refuse_without
+from loopcoder.cli.handing_over import hand_over, show
+from loopcoder.cli.schedulers import SCHEDULERS, refuse_without
 from loopcoder.cli.submission import on_nodes
 from loopcoder.cli.sweep import report, settings_of
 from loopcoder.cli.sweep_state import Board
@@ -54,7 +55,7 @@ def run_sweep_jobs(
     folder, found = points(
         overrides, arguments.config_dir, there, settings.match, processes=processes
     )
-    jobs = [_job(scheduler, job, point, arguments, here, is_dry=is_dry) for point in found]
+    jobs = [_job(name, job, point, arguments, here, is_dry=is_dry) for point in found]
     if is_dry:
         return EXIT_DONE
     refuse_without(name, scheduler)
@@ -72,7 +73,7 @@ def run_sweep_jobs(
 
 
 def _job(
-    scheduler: Scheduler,
+    scheduler_name: str,
     job: Any,
     point: Point,
     arguments: Arguments,
@@ -81,7 +82,7 @@ def _job(
     is_dry: bool,
 ) -> Job:
     """Compose and check the job of a point."""
-    own = Arguments(point.overrides, arguments.config_dir)
+    scheduler, own = SCHEDULERS[scheduler_name], Arguments(point.overrides, arguments.config_dir)
     try:
         submitted, text = scheduler.job(job, own, here)
     except InputError as error:
@@ -90,11 +91,11 @@ def _job(
         ) from error
     name = scheduler.name(submitted.run_dir)
     if is_dry:
-        print(f"# {submitted.folder}/{scheduler.file}\n{text}", end="")
+        show(scheduler, job, submitted, text)
 
     def submit() -> str:
         scheduler.clear(job, name)
-        return scheduler.hand_over(submitted.write(scheduler.file, text))
+        return hand_over(scheduler_name, scheduler, job, submitted, text)
 
     placed = replace(point, run_dir=submitted.run_dir)
     return Job(placed, name, submitted.folder, submit)

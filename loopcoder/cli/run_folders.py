@@ -8,17 +8,19 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from launch.jobs import FOLDER as JOB_FOLDER
+from launch.jobs import Job, has_jobs, jobs_of
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.pinned import RECORD, read_record
 from loopcoder.config.compose import load_config
 from loopcoder.config.fields import as_override
 from loopcoder.config.identity import numbers
 from loopcoder.config.schema import Config
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, Problem
 from loopcoder.metrics.goodput import TIME_FILE
 from loopcoder.metrics.lines import parse
 from loopcoder.metrics.tail import newest_event, newest_values
@@ -28,8 +30,6 @@ from loopcoder.storage.lock import is_held
 
 _DEPTH = 4
 """Folders below a given one in which runs are looked for: runs/sweeps/HASH/POINT is a sweep's."""
-_OF_A_JOB = "launch-"
-"""How the folder begins that has the config and code of a submitted job."""
 _MANY = 4
 """Differing fields above which a run's own are shown only where most runs have another value."""
 
@@ -43,7 +43,7 @@ class RunFolder:
 
     run_dir: Path
     state: str
-    """training, finished, stopped, or never saved."""
+    """training, finished, stopped, never saved or never begun; by its jobs queued or running."""
     config: Config | None
     """None: the run ended before it had written its config."""
     step: int
@@ -63,18 +63,18 @@ class RunFolder:
     """Of it, what is below checkpoints/."""
     written: float
     """When it was last written to, in seconds since 1970."""
+    jobs: list[Job] = field(default_factory=list)
+    """That were submitted for it, the newest last."""
 
 
-def find_runs(folders: Sequence[Path]) -> list[Path]:
+def find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[Problem]]:
     """Return the runs in these folders: each a run, a sweep's folder, or a folder of any of them.
 
-    They come in the order of the folders, each once.
-
-    Raises:
-        InputError: with every folder that is not there or holds no run.
+    They come in the order of the folders, each once, with a problem for every folder that is not
+    there or holds no run.
     """
     found: dict[Path, Path] = {}
-    problems = []
+    problems: list[Problem] = []
     for folder in folders:
         runs = list(runs_below(folder))
         found |= {path.resolve(): path for path in runs if path.resolve() not in found}
@@ -86,24 +86,28 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
                 fact = f"{folder} is a file"
                 around = next((p for p in folder.parents if list(runs_below(p, 0))), None)
                 fix = f"loopcoder runs {around}" if around else fix
-            problems += InputError.of(fact, why, fix).problems
-    if problems:
-        raise InputError(problems)
-    return list(found.values())
+            problems.append(Problem(fact, why, fix))
+    return list(found.values()), problems
 
 
 def runs_below(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
-    """Yield the folder itself if it is a run, else the runs in it, in the order of their names."""
+    """Yield the folder itself if it is a run, else the runs in it, in the order of their names.
+
+    A folder is one too where a job was submitted whose run has not begun.
+    """
     try:
         entries = {entry.name: entry for entry in os.scandir(folder)}
     except OSError:
         return
     is_checkpoint = layout.STATE in entries
-    if not is_checkpoint and entries.keys() & {METRICS_FILE, layout.CONFIG, "checkpoints"}:
+    is_run = bool(entries.keys() & {METRICS_FILE, layout.CONFIG, "checkpoints"})
+    if not is_run and any(name.startswith(JOB_FOLDER) for name in entries):
+        is_run = has_jobs(folder)
+    if is_run and not is_checkpoint:
         yield folder
     elif depth and not is_checkpoint:
         for name in sorted(entries):
-            if not name.startswith((".", _OF_A_JOB)) and _is_folder(entries[name]):
+            if not name.startswith((".", JOB_FOLDER)) and _is_folder(entries[name]):
                 yield from runs_below(folder / name, depth - 1)
 
 
@@ -130,8 +134,11 @@ def read_run(run_dir: Path) -> RunFolder:
         state = "training"
     elif config is not None and step >= config.train.max_steps:
         state = "finished"
+    elif saved:
+        state = "stopped"
     else:
-        state = "stopped" if saved else "never saved"
+        has_begun = (run_dir / METRICS_FILE).exists() or (run_dir / EVENTS_FILE).exists()
+        state = "never saved" if has_begun or not has_jobs(run_dir) else "never begun"
     files = (run_dir / name for name in (METRICS_FILE, "events.jsonl", layout.CONFIG))
     written = [path.stat().st_mtime for path in (run_dir, *files) if path.exists()]
     return RunFolder(
@@ -164,6 +171,8 @@ def _config_of(run_dir: Path, saved: Sequence[layout.Checkpoint]) -> Config | No
     path = run_dir / layout.CONFIG
     if not path.exists() and saved:
         path = saved[-1].path / layout.CONFIG
+    if not path.exists():
+        path = next((j.folder / layout.CONFIG for j in reversed(jobs_of(run_dir))), path)
     if not path.exists():
         return None
     config = load_config(path)

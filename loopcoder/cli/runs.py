@@ -14,6 +14,8 @@ from loopcoder.backends import detect
 from loopcoder.cli.listing import Listed, cut, few, listing
 from loopcoder.cli.options import parse_options
 from loopcoder.cli.run_folders import RunFolder, differences, find_runs, labels, read_run
+from loopcoder.cli.run_jobs import as_json as job_as_json
+from loopcoder.cli.run_jobs import told, with_jobs
 from loopcoder.config.identity import numbers
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.metrics.goodput import account_of, read_marks
@@ -38,8 +40,14 @@ states:
   finished      it reached train.max_steps
   stopped       it has a checkpoint; the command that started it continues it
   never saved   it has none; that command starts it anew
+  queued        a job of Slurm waits that trains it, and why it waits
+  running       its job runs, and is not in the folder yet, or on a disk whose locks stay on a node
+  never begun   a job was submitted, which is not in the queue any more, or not known here
 
-goodput is the share of a run's wall time since its first start that went into steps that count.
+A job's nodes, or how it ended, stand below its run, as far as squeue knows.
+
+goodput is the share of a run's wall time since its first start that went into steps that count;
+saved is the step of its last checkpoint.
 
   --json          one list of objects, with every differing field and sizes in bytes
   --table FOLDER  write sweep.md, sweep.json and sweep.png there; seeds of one config are one row"""
@@ -56,21 +64,31 @@ def run(argv: list[str]) -> int:
             "loopcoder runs --json --table", "--table writes its own sweep.json", "one of them"
         )
     found = []
-    for run_dir in find_runs([Path(name).expanduser() for name in operands or ["runs"]]):
+    run_dirs, problems = find_runs([Path(name).expanduser() for name in operands or ["runs"]])
+    if problems and not run_dirs:
+        raise InputError(problems)
+    for run_dir in run_dirs:
         try:
             found.append(read_run(run_dir))
         except (InputError, OSError) as error:
             _unreadable(run_dir, error)
     if "--table" in options:
-        return _compare(found, Path(options["--table"]).expanduser())
+        _compare(found, Path(options["--table"]).expanduser())
+    else:
+        _list(with_jobs(found), as_json="--json" in options)
+    if problems:
+        raise InputError(problems)
+    return EXIT_DONE
+
+
+def _list(found: list[RunFolder], *, as_json: bool) -> None:
     found.sort(key=lambda entry: entry.written)
     differing = differences([entry.config for entry in found])
-    if "--json" in options:
+    if as_json:
         listed = [_plain(*pair) for pair in zip(found, differing, strict=True)]
         print(json.dumps(listed, indent=1))
     elif found:
         print(_listing(found, labels(differing)))
-    return EXIT_DONE
 
 
 def _unreadable(run_dir: Path, error: Exception) -> None:
@@ -79,7 +97,7 @@ def _unreadable(run_dir: Path, error: Exception) -> None:
 
 def _listing(found: Sequence[RunFolder], differing: Sequence[str]) -> str:
     header = ["state", "step", "tokens", "loss", "val/loss", "R"]
-    header += ["goodput", "size", "saved", "last written"]
+    header += ["goodput", "saved", "size", "last written"]
     entries = [
         Listed(
             str(entry.run_dir),
@@ -91,12 +109,12 @@ def _listing(found: Sequence[RunFolder], differing: Sequence[str]) -> str:
                 _number(entry.val_loss, ".4f"),
                 str(entry.config.model.num_loops) if entry.config else "-",
                 "-" if entry.goodput is None else f"{entry.goodput:.0%}",
+                "-" if entry.saved_step is None else str(entry.saved_step),
                 in_words(entry.bytes),
-                in_words(entry.checkpoint_bytes),
                 f"{datetime.fromtimestamp(entry.written):%Y-%m-%d %H:%M}",
             ],
             text=label,
-            notes=[f"ended: {entry.stopped}"] if entry.stopped else [],
+            notes=[*([f"ended: {entry.stopped}"] if entry.stopped else []), *told(entry)],
         )
         for entry, label in zip(found, differing, strict=True)
     ]
@@ -122,6 +140,7 @@ def _plain(entry: RunFolder, differing: dict[str, Any]) -> dict[str, Any]:
         "goodput": entry.goodput,
         "seconds": dict(account_of(read_marks(entry.run_dir)).seconds),
         "stopped": entry.stopped or None,
+        "jobs": [job_as_json(job) for job in entry.jobs],
         "num_loops": config.model.num_loops if config else None,
         "differs": differing,
         "bytes": entry.bytes,
@@ -130,7 +149,7 @@ def _plain(entry: RunFolder, differing: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _compare(found: Sequence[RunFolder], folder: Path) -> int:
+def _compare(found: Sequence[RunFolder], folder: Path) -> None:
     """Write the tables and the plot of these runs as a sweep's."""
     readable = []
     for entry in found:
@@ -159,7 +178,6 @@ def _compare(found: Sequence[RunFolder], folder: Path) -> int:
             "--table FOLDER that you may write to",
         ) from error
     print(f"\n{folder}")
-    return EXIT_DONE
 
 
 def _differing(found: Sequence[RunFolder]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from launch import kubernetes, slurm
+from launch.environment import pod_environment, shell_environment
+from launch.jobs import ask_slurm, jobs_of
 from launch.kubernetes import KubernetesConfig
 from launch.slurm import SlurmConfig
 from loopcoder.backends import Backends
-from loopcoder.cli.arguments import Arguments
+from loopcoder.cli.arguments import Arguments, say_aside
 from loopcoder.cli.submission import Submission, submission
 from loopcoder.config.identity import as_folder
 from loopcoder.config.schema import ParallelConfig
@@ -26,7 +30,8 @@ Of Slurm, before `train` or `sweep`:
 {fields}
 
 `scancel JOB` ends a job for good, `scancel --signal=TERM JOB` lets it save and start again. Its
-environment is that of the shell that submits."""
+environment is that of the shell that submits; environment.txt in the job's folder, and --dry-run,
+list its variables by name. `loopcoder runs RUN_DIR` says what has become of it."""
 
 _KUBERNETES = """\
 Of Kubernetes, before `train` or `sweep`; the cluster has JobSet (jobset.x-k8s.io):
@@ -34,6 +39,10 @@ Of Kubernetes, before `train` or `sweep`; the cluster has JobSet (jobset.x-k8s.i
 
 `kubectl delete jobset NAME` lets a job save and ends it for good. Its environment is the image's,
 env= and secrets=; nothing comes from the shell that submits."""
+
+
+_ANSWERS_S = 10
+"""Within which kubectl says whether there is a job."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,12 @@ class Scheduler:
     """Returns the state of each of the user's jobs that is queued or runs, by name."""
     clear: Callable[[Any, str], None]
     """Removes what is left of a job of a name that has ended."""
+    environment: Callable[[Any], str]
+    """Names what a job gets of the environment."""
+    refuse_second: Callable[[Any, Submission], None]
+    """Raises InputError if this very job waits or runs."""
+    known_by: Callable[[str, Path], str | None]
+    """Returns number or name of a job, from what the scheduler said and the run's folder."""
 
 
 def _slurm_job(job: SlurmConfig, arguments: Arguments, here: Backends) -> tuple[Submission, str]:
@@ -152,6 +167,54 @@ def _delete_job_set(job: KubernetesConfig, name: str) -> None:
     _said(command, "a JobSet that has ended keeps its name", f"kubectl delete jobset {name}")
 
 
+def _refuse_second_job(_: SlurmConfig, submitted: Submission) -> None:
+    asked = ask_slurm(jobs_of(submitted.run_dir))
+    if asked.silent:
+        say_aside(f"loopcoder: squeue does not say what jobs of this run do: {asked.silent}")
+    for job in (job for job in asked.jobs if job.is_active):
+        if job.folder == submitted.folder:
+            raise InputError.of(
+                f"{job}, with this same config and code",
+                "it starts again by itself until the run is finished; a second one would only wait "
+                "for its end",
+                f"loopcoder runs {submitted.run_dir} shows it; scancel {job.id} before it is "
+                "submitted anew",
+            )
+        say_aside(f"loopcoder: {job}, with another config or code: this one starts after its end")
+
+
+def _number(said: str, _: Path) -> str | None:
+    found = re.search(r"Submitted batch job (\d+)", said)
+    return found[1] if found else None
+
+
+def _refuse_second_job_set(job: KubernetesConfig, submitted: Submission) -> None:
+    name, place = kubernetes.job_name(submitted.run_dir), _namespace(job)
+    command = ["kubectl", "get", "jobset", name, *place, "--ignore-not-found", "--output=json"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_ANSWERS_S
+        )
+        found = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        found = {}
+    if found.get("kind") != "JobSet":
+        return  # there is none, or creating it says what is wrong
+    delete = " ".join(["kubectl delete jobset", name, *place])
+    if state := found.get("status", {}).get("terminalState"):
+        raise InputError.of(
+            f"JobSet {name} of this run is there, and has ended: {state}",
+            "a run has one JobSet, whose name is its folder's",
+            f"{delete}, then the same command again",
+        )
+    raise InputError.of(
+        f"JobSet {name} of this run waits or runs",
+        "it starts again by itself until the run is finished; a run has one JobSet at a time",
+        f"kubectl get pods --selector loopcoder/run={name} shows it; {delete} before it is "
+        "submitted anew",
+    )
+
+
 def _namespace(job: KubernetesConfig) -> list[str]:
     return [] if job.namespace is None else [f"--namespace={job.namespace}"]
 
@@ -190,6 +253,9 @@ SCHEDULERS = {
         _slurm_name,
         _squeue,
         _nothing_is_left,
+        lambda job: shell_environment(job.options, os.environ),
+        _refuse_second_job,
+        _number,
     ),
     "kubernetes": Scheduler(
         KubernetesConfig,
@@ -201,5 +267,8 @@ SCHEDULERS = {
         kubernetes.job_name,
         _job_sets,
         _delete_job_set,
+        lambda job: pod_environment(job.env, job.secrets),
+        _refuse_second_job_set,
+        lambda _, run_dir: kubernetes.job_name(run_dir),
     ),
 }

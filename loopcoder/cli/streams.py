@@ -1,4 +1,5 @@
-"""What a command prints to: nothing that is closed, full or without a reader stops it."""
+"""What a command prints to: nothing that is closed, full or without a reader stops it, and secrets
+are not printed."""
 
 from __future__ import annotations
 
@@ -7,11 +8,12 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Buffer, Iterator
+from collections.abc import Buffer, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
 from loopcoder.storage.disk import DISK_FULL
+from loopcoder.storage.secrets import masked, secret_values
 
 _NOBODY_READS = frozenset({errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF})
 """`| head` has ended, a terminal is closed, a descriptor is not for writing."""
@@ -42,6 +44,16 @@ class Output(io.FileIO):
     def is_full(self) -> bool:
         """Whether a full disk took the output away."""
         return self.lost is not None and self.lost.errno in DISK_FULL
+
+
+class MaskedText(io.TextIOWrapper):
+    """Writes *** in place of passwords in URLs and of the environment's secrets."""
+
+    secrets: Sequence[str] = ()
+
+    def write(self, text: str, /) -> int:
+        super().write(masked(text, self.secrets))
+        return len(text)
 
 
 @contextmanager
@@ -101,11 +113,12 @@ def _lasting(stream: TextIO) -> tuple[TextIO, list[Output]]:
         stream.reconfigure(errors=_ANY_CHARACTER)
         return stream, []
     output = Output(stream.fileno(), "wb", closefd=False)
-    lasting = io.TextIOWrapper(
+    lasting = MaskedText(
         output if stream.write_through else io.BufferedWriter(output),
         stream.encoding,
         _ANY_CHARACTER,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
+    lasting.secrets = list(secret_values())
     return lasting, [output]

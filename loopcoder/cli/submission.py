@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.frozen import digest_of
+from launch.jobs import FOLDER
 from launch.snapshot import code_hash, copy_code
 from loopcoder.backends import Backends
 from loopcoder.cli.arguments import Arguments
@@ -42,14 +43,13 @@ class Submission:
     def config_file(self) -> Path:
         return self.folder / "config.yaml"
 
-    def write(self, name: str, text: str) -> Path:
-        """Write config, code and what the scheduler reads; return the last."""
+    def write(self, files: Mapping[str, str]) -> None:
+        """Write config, code and what the scheduler reads: texts by the names of their files."""
         make_folder(self.folder, "run_dir")
         copy_code(self.folder, self.code.name)
         save_config(self.config, self.config_file)
-        path = self.folder / name
-        write_bytes(path, text.encode())
-        return path
+        for name, text in files.items():
+            write_bytes(self.folder / name, text.encode())
 
 
 def submission(
@@ -84,7 +84,7 @@ def submission(
         checked = replace(checked, logging=replace(checked.logging, wandb="offline"))
     check_config(checked, nodes * tasks, there)
     sha256 = digest_of(config)
-    return Submission(config, sha256, run_dir / f"launch-{code_hash()}-{sha256[:10]}")
+    return Submission(config, sha256, run_dir / f"{FOLDER}{code_hash()}-{sha256[:10]}")
 
 
 def on_nodes(gpus_per_node: int, backends: Backends) -> Backends:

@@ -13,6 +13,7 @@ from pathlib import Path
 from loopcoder.backends import Backends
 from loopcoder.config.check_data import check_data
 from loopcoder.config.check_precision import check_precision
+from loopcoder.config.check_secrets import check_secrets
 from loopcoder.config.check_store import check_store
 from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.fields import as_override, next_multiple
@@ -43,6 +44,7 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
         *_run_dir(config),
         *_checkpoint(config),
         *check_store(config),
+        *check_secrets(config),
     ]
     if problems:
         raise InputError(problems)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from loopcoder.config.schema import Config
 from loopcoder.errors import Problem
@@ -31,15 +30,6 @@ def check_store(config: Config) -> Iterator[Problem]:
         )
         return
     protocol, _, place = asked.store.partition("://")
-    user, secret = ("key", "secret") if protocol == "s3" else ("username", "password")
-    if (password := _password(asked.store)) is not None:
-        yield Problem(
-            f"checkpoint.store={asked.store.replace(password, '***')} has a password",
-            "a run records its config, prints it and copies it to the store",
-            f'a file ~/.config/fsspec/{protocol}.json with {{"{protocol}": {{"{user}": ..., '
-            f'"{secret}": ...}}}}, or export FSSPEC_{protocol.upper()}_{secret.upper()}=..., and '
-            "the URL without it",
-        )
     if protocol in ("file", "local") and config.run_dir is not None:
         store, run_dir = Path(place).resolve(), Path(config.run_dir).expanduser().resolve()
         if store.is_relative_to(run_dir) or run_dir.is_relative_to(store):
@@ -51,10 +41,3 @@ def check_store(config: Config) -> Iterator[Problem]:
                 "what takes the one would take the other",
                 "checkpoint.store=URL of another disk",
             )
-
-
-def _password(url: str) -> str | None:
-    try:
-        return urlsplit(url).password or None
-    except ValueError:  # what is no URL of that form fsspec refuses
-        return None

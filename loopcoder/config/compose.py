@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from loopcoder.config.check_secrets import check_overrides, check_secrets
 from loopcoder.config.fields import FieldAt, as_override, typed
 from loopcoder.config.mistakes import not_written_out, problems_of, takes, unknown_key
 from loopcoder.config.overrides import in_brackets, is_text, parse_overrides, quoted
@@ -79,8 +80,11 @@ def compose(
     """Compose presets and overrides into a validated config of a run, or of another schema.
 
     `config_dir` is a folder of the user's own presets, laid out as conf/; `root` is the name of the
-    schema's root file. Raises InputError with every unknown key, unknown preset and wrong value.
+    schema's root file. Raises InputError with every unknown key, unknown preset, wrong value and
+    secret that the config would hold.
     """
+    if exposed := list(check_overrides(overrides)):
+        raise InputError(exposed)  # before anything else is said of them
     dirs = preset_dirs(config_dir)
     problems: list[Problem] = []
     presets: list[str] = []
@@ -97,7 +101,10 @@ def compose(
             values.append(override)
     composed, axes = _compose_presets(root, presets, dirs)
     problems += _without_a_value(axes, parsed, overrides)
-    return _validate(schema, *_apply(schema, composed, values, problems), problems)
+    config = _validate(schema, *_apply(schema, composed, values, problems), problems)
+    if exposed := list(check_secrets(config)):
+        raise InputError(exposed)
+    return config
 
 
 def changed(config: Config, overrides: Sequence[str]) -> Config:

@@ -33,6 +33,7 @@ from loopcoder.metrics.lines import (
     set_aside_damaged,
 )
 from loopcoder.storage.files import whole_file
+from loopcoder.storage.secrets import masked
 
 if TYPE_CHECKING:
     from loopcoder.metrics.sinks import Sink
@@ -162,7 +163,7 @@ class MetricsWriter:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append {"time": UTC (ISO 8601), "kind": kind, **fields} to events.jsonl and the sinks."""
-        plain = {key: _plain(value) for key, value in fields.items()}
+        plain = {key: _masked(_plain(value)) for key, value in fields.items()}
         time = self._now().isoformat(timespec="milliseconds")
         self._events.append({"time": time, "kind": kind, **plain})
         self._to_sinks(lambda sink: sink.event(kind, **plain))
@@ -223,7 +224,7 @@ def append_event(run_dir: Path, kind: str, **fields: Any) -> None:
         OSError: it cannot be written.
     """
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
-    line = json.dumps({"time": time, "kind": kind, **fields}).encode() + b"\n"
+    line = json.dumps({"time": time, "kind": kind, **_masked(fields)}).encode() + b"\n"
     with open(run_dir / EVENTS_FILE, "ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         is_torn = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
@@ -313,6 +314,15 @@ def _move_aside(path: Path) -> Path | None:
         n += 1
     path.rename(target)
     return target
+
+
+def _masked(value: Any) -> Any:
+    """Return what an event says without secrets: it may quote a URL, or a server's words."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, Mapping):
+        return {key: _masked(item) for key, item in value.items()}
+    return [_masked(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ from loopcoder.metrics.writer import EVENTS_FILE, append_event
 from loopcoder.parallel.collectives import nccl_trace, pending
 from loopcoder.parallel.patient import StoreSilent
 from loopcoder.parallel.peers import END, SILENT_S, Peers
+from loopcoder.storage.secrets import masked
 from loopcoder.storage.signals import ASKS, name_of
 
 START, FIRST_STEP, STEP = "the start", "its first step", "a step"
@@ -269,7 +270,7 @@ class Watch:
 
 def _say(text: str) -> None:
     with suppress(OSError, ValueError):
-        os.write(2, f"loopcoder: {text}\n".encode(errors="replace"))
+        os.write(2, f"loopcoder: {masked(text)}\n".encode(errors="replace"))
 
 
 def in_one_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.copies import places
 from loopcoder.checkpoint.copies.places import all_at, find_at
 from loopcoder.checkpoint.start import find_start
+from loopcoder.config.check_secrets import check_secrets
 from loopcoder.config.check_store import check_store
 from loopcoder.errors import InputError
 from tests.checkpoint.saved import load_small, save_small
@@ -126,6 +127,6 @@ def test_a_run_branches_from_a_url(ranks: Any, tmp_path: Path, seed: int) -> Non
 def test_a_store_that_cannot_be_one_is_refused(asked: dict[str, Any], fact: str | None) -> None:
     config = small_config()
     config = replace(config, run_dir="/a/run", checkpoint=replace(config.checkpoint, **asked))
-    found = [str(problem) for problem in check_store(config)]
+    found = [str(problem) for problem in [*check_store(config), *check_secrets(config)]]
     assert len(found) == (fact is not None) and (fact is None or fact in found[0])
     assert "hunter2" not in "".join(found)

@@ -21,6 +21,7 @@ from loopcoder.config.compose import compose, load_config
 from loopcoder.errors import InputError
 from loopcoder.origin import commit_of
 from tests.cli.conftest import alone
+from tests.slurm_commands import Commands
 
 __all__ = ["alone"]
 
@@ -42,27 +43,22 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stands for Slurm's command."""
-    command = tmp_path / "bin" / "sbatch"
-    command.parent.mkdir()
-    command.write_text("#!/bin/sh\necho Submitted batch job 7\n")
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
-    return command
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    return Commands(tmp_path, monkeypatch)
 
 
 def submitted(capsys: pytest.CaptureFixture[str], *changed: str) -> Path:
     assert main([*JOB, *RUN, *changed]) == 0
     printed = capsys.readouterr().out
-    assert "Submitted batch job 7" in printed
+    assert "Submitted batch job" in printed
     return Path(printed.split()[-1])
 
 
 def test_a_command_has_one_hash(
-    sbatch: Path, program: Path, capsys: pytest.CaptureFixture[str]
+    slurm: Commands, program: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = submitted(capsys)
+    slurm.tell(7, "CANCELLED")
     assert submitted(capsys) == first
     assert submitted(capsys, f"seed={random.randrange(10**6)}") != first
     program.write_text("second\n")
@@ -73,7 +69,7 @@ def test_a_command_has_one_hash(
 
 
 def test_what_is_submitted_is_finished_and_cannot_be_changed(
-    sbatch: Path,
+    slurm: Commands,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -161,12 +157,13 @@ def test_without_sbatch_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_jobs_have_one_name_where_they_have_one_folder(
-    sbatch: Path, capsys: pytest.CaptureFixture[str]
+    slurm: Commands, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of jobs with one name one runs at a time."""
     names = []
-    for run_dir in ("one/my 100% run", "two/my 100% run", "one/my 100% run"):
+    for job, run_dir in enumerate(["one/my 100% run", "two/my 100% run", "one/my 100% run"], 7):
         assert main([*JOB, "cpus_per_task=3", *RUN, f"run_dir={run_dir}"]) == 0
+        slurm.tell(job, "COMPLETED")
         folder = Path(capsys.readouterr().out.split("are in ")[-1].strip())
         script = (folder / "job.sh").read_text()
         assert "\n#SBATCH --cpus-per-task=3\n" in script
@@ -174,10 +171,11 @@ def test_jobs_have_one_name_where_they_have_one_folder(
     assert names[0] == names[2] != names[1]
 
 
-def test_the_folder_of_a_job_is_no_run(sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = submitted(capsys)
-    assert folder.is_dir()
-    assert list(runs_below(folder.parent)) == []
+def test_a_job_is_a_run_that_has_not_begun(
+    slurm: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = submitted(capsys).parent
+    assert list(runs_below(run_dir)) == list(runs_below(run_dir.parent)) == [run_dir]
 
 
 def test_two_submissions_at_once_make_one_copy(
@@ -194,10 +192,94 @@ def test_two_submissions_at_once_make_one_copy(
     assert (snapshot.copy_code(tmp_path, "code") / "loopcoder" / "program.py").exists()
 
 
-def test_what_slurm_does_not_take_is_told(sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
+def test_what_slurm_does_not_take_leaves_nothing(
+    slurm: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm.command("sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
     assert main([*JOB, *RUN]) == 3
     assert "sbatch: error: invalid partition" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_what_was_there_stays_where_a_job_is_not_taken(
+    slurm: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = submitted(capsys)
+    slurm.tell(7, "TIMEOUT")
+    slurm.command("sbatch", "exit 1")
+    assert main([*JOB, *RUN]) == 3
+    assert (folder / "code").is_dir() and main([*JOB, *RUN, "seed=5"]) == 3
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_the_same_job_is_submitted_once(
+    slurm: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = submitted(capsys)
+    assert main([*JOB, *RUN]) == 3
+    said = capsys.readouterr().err
+    assert "job 7 waits in the queue (Priority), with this same config" in said
+    assert "scancel 7" in said
+    slurm.tell(7, "RUNNING", "node[1-2]")
+    assert main([*JOB, *RUN]) == 3
+    assert "job 7 runs on node[1-2], with this same config" in capsys.readouterr().err
+    assert main([*JOB, *RUN, "seed=5"]) == 0  # another config waits for its end
+    assert "job 7 runs on node[1-2], with another config" in capsys.readouterr().err
+    slurm.command("squeue", "echo cannot be reached >&2; exit 1")
+    assert main([*JOB, *RUN]) == 0
+    assert "squeue does not say what jobs of this run do: cannot be" in capsys.readouterr().err
+    slurm.forget()
+    assert submitted(capsys) == folder
+    assert capsys.readouterr().err == ""
+
+
+def test_a_job_says_what_it_gets_of_the_environment(
+    slurm: Commands, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = f"{random.getrandbits(100):x}1x"
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    monkeypatch.setenv("http_proxy", f"http://me:{secret}@proxy:8080")
+    monkeypatch.setenv("FSSPEC_S3", f'{{"key": "id", "secret": "{secret}"}}')
+    monkeypatch.setenv("LOADEDMODULES", "cuda/12.4:gcc/13")
+    monkeypatch.setenv("NCCL_DEBUG", "WARN")
+    monkeypatch.setenv("EDITOR", "vi")
+    assert main([*JOB[:2], "--dry-run", *JOB[2:], *RUN]) == 0
+    printed = capsys.readouterr().out
+    folder = submitted(capsys)
+    text = (folder / "environment.txt").read_text()
+    assert "".join(f"# {line}\n" for line in text.splitlines()) in printed
+    groups = dict(line.split(": ") for line in text.replace("\n    ", " ").splitlines()[1:])
+    names = {group: listed.split(", ") for group, listed in groups.items()}
+    assert names["modules"] == ["cuda/12.4", "gcc/13"]
+    assert names["secrets"] == ["FSSPEC_S3", "WANDB_API_KEY", "http_proxy"]
+    assert "NCCL_DEBUG" in names["read by programs"] and "EDITOR" in names["others"]
+    for path in [p for p in folder.rglob("*") if p.is_file()]:
+        assert secret not in path.read_text()
+    assert secret not in printed
+    for export, passed in (("NONE", set()), ("NCCL_DEBUG,A=5", {"NCCL_DEBUG", "A"})):
+        options = f'options=["--export={export}"]'
+        assert main([*JOB[:2], "--dry-run", *JOB[2:], options, *RUN]) == 0
+        shown = capsys.readouterr().out.rpartition("# modules")[2]
+        assert ("NCCL_DEBUG" in shown) == ("NCCL_DEBUG" in passed) and "WANDB" not in shown
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "setup='export WANDB_API_KEY={}'",
+        "setup=\"module load cuda; AWS_SECRET_ACCESS_KEY='{}' x\"",
+        'options=["--export=ALL,HF_TOKEN={}"]',
+    ],
+)
+def test_a_job_takes_no_secrets(
+    setting: str, slurm: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = f"{random.getrandbits(60):x}1x"
+    for mode in ([], ["--dry-run"]):
+        assert main(["launch", "slurm", *mode, setting.format(secret), *RUN]) == 3
+        captured = capsys.readouterr()
+        assert secret not in captured.out + captured.err and "fix: export " in captured.err
+    assert main(["launch", "slurm", "--dry-run", *JOB[2:], setting.format("$(cat f)"), *RUN]) == 0
 
 
 def test_a_copy_runs_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,9 +102,9 @@ def test_runs_are_found_in_runs_sweeps_and_folders_of_them(tmp_path: Path) -> No
     other = run_dir(Path("else/where"))
     Path("runs/circle").symlink_to("circle")
     Path("runs/gone").symlink_to("nowhere")
-    assert find_runs([Path("runs")]) == [one, point]
-    assert find_runs([Path("runs/sweeps/abc")]) == [point]
-    assert find_runs([one, Path("else"), tmp_path / "runs"]) == [one, other, tmp_path / point]
+    assert find_runs([Path("runs")])[0] == [one, point]
+    assert find_runs([Path("runs/sweeps/abc")])[0] == [point]
+    assert find_runs([one, Path("else"), tmp_path / "runs"])[0] == [one, other, tmp_path / point]
 
 
 def test_old_and_damaged_folders_are_listed_or_named(

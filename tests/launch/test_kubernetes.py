@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from launch import snapshot
+from launch.jobs import jobs_in
 from launch.kubernetes import KubernetesConfig, check_job, job_name, job_set
 from loopcoder.cli.main import main
 from loopcoder.config.compose import load_config
@@ -164,7 +165,8 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     command = tmp_path / "bin" / "kubectl"
     command.parent.mkdir()
     command.write_text(
-        f'#!/bin/sh\n[ "$1 $2" = "create -f" ] || exit 9\n'
+        f'#!/bin/sh\n[ "$1 $2" = "get jobset" ] && exec cat {tmp_path}/status\n'
+        '[ "$1 $2" = "create -f" ] || exit 9\n'
         f"[ -e {tmp_path}/known ] && echo AlreadyExists >&2 && exit 1\n"
         f'cp "$3" {tmp_path}/known; echo jobset.jobset.x-k8s.io/NAME created\n'
     )
@@ -197,9 +199,39 @@ def test_a_job_is_created_once(
     name = created["metadata"]["name"]
     assert (config.parallel.nodes, host) == (2, f"{name}-node-0-0.{name}") and port.isdigit()
     before = (folder / "jobset.yaml").read_bytes()
-    assert main(command_of(tmp_path)) == 3
-    assert "kubectl delete jobset" in capsys.readouterr().err
-    assert (folder / "jobset.yaml").read_bytes() == before
+    for status, says in (
+        ("", "AlreadyExists"),  # a cluster that takes jobs and lists none
+        (
+            '{"kind": "JobSet", "status": {"restarts": 0}}',
+            f"JobSet {name} of this run waits or runs",
+        ),
+        (
+            '{"kind": "JobSet", "status": {"terminalState": "Failed"}}',
+            "is there, and has ended: Failed",
+        ),
+    ):
+        found = f'{{"kind": "JobSet", "status": {status}}}' if status else ""
+        (tmp_path / "status").write_text(found)
+        assert main(command_of(tmp_path)) == 3
+        said = capsys.readouterr().err
+        assert says in said and "kubectl delete jobset" in said
+        assert (folder / "jobset.yaml").read_bytes() == before
+    assert [job.id for job in jobs_in(folder)] == [name]
+    # of another config, which Kubernetes does not take either, nothing is left
+    (tmp_path / "status").write_text("")
+    assert main(command_of(tmp_path, "seed=5")) == 3
+    assert list((tmp_path / "run").iterdir()) == [folder]
+
+
+def test_a_manifest_has_no_secrets(kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    secret = f"{random.getrandbits(60):x}1x"
+    for setting in (f"env=['HF_TOKEN={secret}']", f"setup='export WANDB_API_KEY={secret}'"):
+        for mode in ([], ["--dry-run"]):
+            argv = command_of(Path.cwd())
+            assert main([*argv[:2], *mode, setting, *argv[2:]]) == 3
+            captured = capsys.readouterr()
+            assert secret not in captured.out + captured.err
+            assert "kubectl create secret generic" in captured.err
 
 
 @pytest.mark.parametrize(
@@ -266,7 +298,7 @@ def test_its_pods_train(pods: int, tmp_path: Path, capsys: pytest.CaptureFixture
         patch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
         assert main(argv) == 0
     folder = Path(capsys.readouterr().out.split()[-1])
-    assert (folder / "jobset.yaml").read_text() == shown.partition("\n")[2]
+    assert shown.partition("\n")[2].startswith((folder / "jobset.yaml").read_text())
     spec = yaml.safe_load(shown)["spec"]["replicatedJobs"][0]["template"]["spec"]
     (container,) = spec["template"]["spec"]["containers"]
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}

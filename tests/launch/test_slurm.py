@@ -175,6 +175,8 @@ def test_a_job_that_is_asked_to_stop_starts_again(
     run_dir = tmp_path / "run"
     job = submit(run_dir, *STEPS)
     until(lambda: steps_done(run_dir) >= 30, lambda: output(run_dir))
+    listed = slurm.ask(sys.executable, "-m", "loopcoder", "runs", str(run_dir))
+    assert f"job {job} runs on node[1-2]" in listed, listed
     slurm.ask("scancel", "--signal=TERM", job)
     assert ended(slurm, job, "COMPLETED", run_dir)["Restarts"] == "1"
     assert curve(run_dir)[-1] == curve(local)[-1]
@@ -232,13 +234,15 @@ def test_what_is_started_again(
     program = tmp_path / "program"
     program.write_text(
         "#!/bin/bash\n"
+        ': "${LOOPCODER_CONFIG:?}"\n'
         f"codes=({codes}); code=${{codes[$SLURM_RESTART_COUNT]}}\n"
         '[ "$code" = 137 ] && kill -9 $$\n'
         '[ "$code" = 0 ] || echo "$code" > "$LOOPCODER_EXIT_FILE.$SLURM_PROCID"\nexit $code\n'
     )
     program.chmod(0o755)
     run_dir = tmp_path / "run"
-    job = submit(run_dir, of_slurm=[*OF_SLURM, f"python={program}"])
+    # what the script exports comes through all the same
+    job = submit(run_dir, of_slurm=[*OF_SLURM, f"python={program}", 'options=["--export=NONE"]'])
     found = ended(slurm, job, state, run_dir)
     assert found["ExitCode"] == last
     assert found["Restarts"] == str(len(codes.split()) - 1)
