@@ -17,11 +17,13 @@ from loopcoder.cli.run_folders import RunFolder, differences, find_runs, labels,
 from loopcoder.cli.run_jobs import as_json as job_as_json
 from loopcoder.cli.run_jobs import told, with_jobs
 from loopcoder.config.identity import numbers
+from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.metrics.goodput import account_of, read_marks
 from loopcoder.metrics.sweep import report_sweep
 from loopcoder.metrics.sweep_rows import SweptRun, row_of
 from loopcoder.metrics.words import human
+from loopcoder.plan.cost import flops_per_token
 from loopcoder.storage.files import in_words
 
 HELP = """\
@@ -157,7 +159,7 @@ def _compare(found: Sequence[RunFolder], folder: Path) -> None:
             print(f"left out: {entry.run_dir}: it has no config.yaml yet", file=sys.stderr)
             continue
         try:
-            row_of(SweptRun(str(entry.run_dir), "", entry.config, entry.run_dir, None))
+            row_of(_run_of(entry, entry.config, "", None))
         except (InputError, OSError, LookupError, TypeError) as error:
             _unreadable(entry.run_dir, error)
         else:
@@ -206,5 +208,9 @@ def _swept(found: Sequence[RunFolder]) -> list[SweptRun]:
         point = few([str(member.run_dir) for member in members.values()])
         code = EXIT_DONE if entry.state == "finished" else None
         assert entry.config is not None
-        runs.append(SweptRun(str(entry.run_dir), point, entry.config, entry.run_dir, code))
+        runs.append(_run_of(entry, entry.config, point, code))
     return runs
+
+
+def _run_of(entry: RunFolder, config: Config, point: str, code: int | None) -> SweptRun:
+    return SweptRun(str(entry.run_dir), point, config, entry.run_dir, code, flops_per_token(config))

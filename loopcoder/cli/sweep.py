@@ -18,6 +18,7 @@ from loopcoder.cli.checks import check_folder
 from loopcoder.cli.sweep_state import Board
 from loopcoder.config.compose import compose
 from loopcoder.errors import EXIT_DONE, InputError, Problem
+from loopcoder.plan.cost import flops_per_token
 
 HELP = """\
 Train every combination of comma-separated values, and compare them.
@@ -135,7 +136,14 @@ def report(
     from loopcoder.metrics.sweep_rows import SweptRun
 
     runs = [
-        SweptRun(point.label, point.without_seed, point.config, point.run_dir, code)
+        SweptRun(
+            point.label,
+            point.without_seed,
+            point.config,
+            point.run_dir,
+            code,
+            flops_per_token(point.config),
+        )
         for point, code in zip(points, exit_codes, strict=True)
     ]
     alike = f"All points have as many {_ALIKE.get(settings.match)} as {runs[0].point}."

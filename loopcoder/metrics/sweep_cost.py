@@ -1,19 +1,10 @@
-"""What the runs of a sweep took: FLOPs, and hours of all their devices."""
+"""What the runs of a sweep took: hours of all their devices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loopcoder.config.schema import Config
 from loopcoder.metrics.writer import Record
-from loopcoder.model.flops import train_flops_per_token
-from loopcoder.plan.memory import planned_vocabulary
-
-
-def flops_per_token(config: Config) -> float:
-    """Return the training FLOPs of a token, attention counted under its causal mask."""
-    length = config.stages[0].seq_length
-    return train_flops_per_token(config.model, planned_vocabulary(config), length)[0]
 
 
 def device_hours(records: Sequence[Record]) -> dict[float, float]:

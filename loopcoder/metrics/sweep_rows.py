@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loopcoder.config.schema import Config, ModelConfig
 from loopcoder.metrics.seeds import BySeed, Mean, mean_of, paired_difference
-from loopcoder.metrics.sweep_cost import device_hours, flops_per_token
+from loopcoder.metrics.sweep_cost import device_hours
 from loopcoder.metrics.words import VAL_DOMAIN
 from loopcoder.metrics.writer import METRICS_FILE, merge_by_step, read_metrics
 
@@ -26,6 +26,8 @@ class SweptRun:
     run_dir: Path
     exit_code: int | None
     """None where it has not ended yet."""
+    flops_per_token: float
+    """Of training, attention counted under its causal mask."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def row_of(run: SweptRun) -> Row:
         tokens_per_s=statistics.median(speeds) if speeds else None,
         exit_code=run.exit_code,
         weighting=weighting,
-        flops=tokens[-1] * flops_per_token(run.config) if tokens else None,
+        flops=tokens[-1] * run.flops_per_token if tokens else None,
         device_hours=hours[-1] if hours else None,
     )
 
@@ -135,7 +137,7 @@ def point_rows(runs: Sequence[SweptRun], rows: Sequence[Row]) -> list[PointRow]:
                 tokens_per_s=statistics.median(speeds) if speeds else None,
                 flops=_mean([row.flops for _, row in members]),
                 device_hours=_mean([row.device_hours for _, row in members]),
-                flops_per_token=flops_per_token(members[0][0].config),
+                flops_per_token=members[0][0].flops_per_token,
                 exit_codes=[run.exit_code for run, _ in members],
             )
         )

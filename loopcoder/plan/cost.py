@@ -12,8 +12,13 @@ def tokens_per_step(config: Config) -> int:
     return config.train.global_batch_size * config.stages[0].seq_length
 
 
-def flops_per_step(config: Config) -> float:
-    """Return its training FLOPs, attention counted under its causal mask."""
+def flops_per_token(config: Config) -> float:
+    """Return the training FLOPs of a token in the first data stage, attention counted under its
+    causal mask."""
     length = config.stages[0].seq_length
-    causal, _ = train_flops_per_token(config.model, planned_vocabulary(config), length)
-    return tokens_per_step(config) * causal
+    return train_flops_per_token(config.model, planned_vocabulary(config), length)[0]
+
+
+def flops_per_step(config: Config) -> float:
+    """Return those of a step."""
+    return tokens_per_step(config) * flops_per_token(config)

@@ -33,7 +33,8 @@ def swept_run(
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (run_dir / "metrics.jsonl").write_text(text)
     config = replace(small_config(model=model), seed=seed)
-    return SweptRun(f"seed={seed} {point}", point, config, run_dir, 0 if losses else None)
+    code, flops = 0 if losses else None, 1e9 * config.model.num_loops
+    return SweptRun(f"seed={seed} {point}", point, config, run_dir, code, flops)
 
 
 def loop_sweep(folder: Path, seeds: tuple[int, ...] = (1, 2), **last: float) -> list[SweptRun]:

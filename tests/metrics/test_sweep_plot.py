@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from loopcoder.errors import InputError
-from loopcoder.metrics.sweep_cost import flops_per_token
 from loopcoder.metrics.sweep_plot import (
     _costs,
     _curves,
@@ -80,7 +79,7 @@ def test_by_what_the_points_cost(tmp_path: Path) -> None:
     figure = Figure()
     _costs(figure, points_of(runs))
     by_flops, by_hours = figure.axes
-    per_token = flops_per_token(runs[0].config)
+    per_token = runs[0].flops_per_token
     assert [list(line.get_xdata()) for line in by_flops.lines] == [
         [100 * per_token, 200 * per_token]
     ] * 2
