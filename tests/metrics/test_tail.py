@@ -56,7 +56,7 @@ def test_what_is_no_record_is_left_out_and_said(
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert newest_values(path, NAMES) == {"step": 1, "loss": 2.0} and not caplog.messages
-    bad = bytes(rng.randrange(1, 200_000)) + b"\n" + b'{"step": 9, "loss"\xff\n'
+    bad = bytes(rng.randrange(1, 50_000)) + b"\n" + b'{"step": 9, "loss"\xff\n'
     path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + bad + b'{"step": 2}\n{"step": 3, "lo')
     assert newest_values(path, NAMES) == {"step": 2, "loss": 2.0}
     (said,) = caplog.messages
