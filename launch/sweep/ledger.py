@@ -46,7 +46,7 @@ def last_exit(point: Point, ledger: Path) -> int | None:
     codes = [
         record["exit_code"]
         for record in records(ledger)
-        if record["point"] == point.run_dir.name and record["config_hash"] in point.names
+        if record.get("point") == point.run_dir.name and record.get("config_hash") in point.names
     ]
     return codes[-1] if codes else None
 
@@ -55,7 +55,7 @@ def is_finished(point: Point, ledger: Path) -> bool:
     """Say whether this very config ended well by the ledger, and by its metrics at the last
     step."""
     lines = records(point.run_dir / "metrics.jsonl")
-    reached = bool(lines) and lines[-1]["step"] == point.config.train.max_steps
+    reached = bool(lines) and lines[-1].get("step") == point.config.train.max_steps
     return reached and last_exit(point, ledger) == EXIT_DONE
 
 
@@ -75,10 +75,10 @@ def _events(point: Point) -> Iterator[str]:
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines, if it is there; a torn line, of a kill or a full disk, is left
-    out."""
+    """Read a file of JSON lines, if it is there; what is no record, such as a line torn by a kill
+    or a full disk, is left out."""
     found = []
     for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
         with suppress(ValueError):
             found.append(json.loads(line))
-    return found
+    return [record for record in found if isinstance(record, dict)]

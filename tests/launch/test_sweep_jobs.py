@@ -137,6 +137,17 @@ def test_a_run_that_ended_before_it_was_submitted_does_not_count(cluster: Cluste
     assert cluster.submitted == ["seed=1", "seed=2", "seed=3"]
 
 
+def test_lines_that_are_no_records_are_left_out(cluster: Cluster) -> None:
+    cluster.run()
+    bad = ["[3]\n", "\0\0\n", "{\n", "7\n", '"step"\n', '{"step": ']
+    for name in ("metrics.jsonl", "events.jsonl"):
+        with (cluster.points[0].run_dir / name).open("a") as file:
+            file.write("".join(random.sample(bad[:-1], 3)) + bad[-1])
+    with cluster.ledger.open("a") as file:
+        file.write("[]\n{}\n")
+    assert is_finished(cluster.points[0], cluster.ledger)
+
+
 def test_a_scheduler_that_does_not_answer_for_a_while(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
