@@ -55,16 +55,18 @@ def run_until(
     """
     with tempfile.TemporaryFile() as said:
         processes = [_started(command, environ, said.fileno()) for environ in environs]
+        late = False
         try:
-            codes = [p.wait(max(0.1, until - time.monotonic())) for p in processes]
-        except subprocess.TimeoutExpired:
-            return "it has not ended in time"
-        finally:
             for process in processes:
-                _end(process)
+                process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            late = True  # it may wait for one that has failed
+        codes = [process.poll() for process in processes]
+        for process in processes:
+            _end(process)
         failed = next((code for code in codes if code), None)
         if failed is None:
-            return None
+            return "it has not ended in time" if late else None
         said.seek(0)
         lines = said.read().decode(errors="replace").strip().splitlines()
         return f"it ended with {failed}: {' '.join(lines[-_LAST_LINES:]) or 'without a word'}"

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from launch.jobs import jobs_in
 from launch.sweep import ledger as ledgers
-from launch.sweep.ledger import is_finished
+from launch.sweep.ledger import is_at_last_step, is_finished
 from launch.sweep.points import Point
 from launch.sweep.run import Watch
-from loopcoder.errors import EXIT_DONE, EXIT_RETRY, InputError, LoopcoderError, recorded_exits
+from loopcoder.errors import EXIT_DONE, EXIT_RETRY, DiskFull, InputError, LoopcoderError
 
 _LOOK_EVERY_S = 5.0
 _MISSED = 3
@@ -63,6 +64,7 @@ def run_jobs(
 
     Raises:
         InputError: the scheduler does not take a job, or does not answer.
+        DiskFull: it cannot be noted how one ended.
         Interrupted: by Ctrl-C; the jobs go on.
     """
     began_s, there = time.time(), standing()
@@ -109,9 +111,14 @@ def _wait(
             missed[job.name] = 0 if job.name in there else missed[job.name] + 1
             if missed[job.name] >= _MISSED or (missed[job.name] and _reached_end(job)):
                 left.remove(job)
-                code = EXIT_DONE if _reached_end(job) else _exit_of(job)
-                ledgers.note(ledger, job.point, began_s, time.time(), code)
+                code = _exit_of(job)
                 print(f"{job.point.label}: ended with {code}", flush=True)
+                if not ledgers.note(ledger, job.point, began_s, time.time(), code):
+                    raise DiskFull.of(
+                        f"no room to note in {ledger} how {job.point.label} ended",
+                        "the sweep knows by it which points are done; its jobs go on",
+                        "free space there, then the same command again",
+                    )
 
 
 def _ended_well(job: Job, ledger: Path) -> bool:
@@ -137,11 +144,12 @@ def _reached_end(job: Job) -> bool:
 
 
 def _exit_of(job: Job) -> int:
-    """Return the code with which the newest start of a job ended, as far as its ranks could tell;
+    """Return the code with which the newest job of a point ended, as far as its ranks left one;
     else that of a run that may start again."""
-    starts = sorted(
-        {path.with_suffix("") for path in job.folder.glob("exit_codes-*.*")},
-        key=lambda path: max(p.stat().st_mtime_ns for p in path.parent.glob(f"{path.name}.*")),
-    )
-    codes = list(recorded_exits(starts[-1]).values()) if starts else []
+    if _reached_end(job):
+        return EXIT_DONE
+    jobs = jobs_in(job.folder)
+    if jobs and not jobs[-1].exits and is_at_last_step(job.point):
+        return EXIT_DONE  # there was nothing left to train
+    codes = list(jobs[-1].exits.values()) if jobs else []
     return next((code for code in codes if code != EXIT_RETRY), EXIT_RETRY)

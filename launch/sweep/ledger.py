@@ -54,9 +54,13 @@ def last_exit(point: Point, ledger: Path) -> int | None:
 def is_finished(point: Point, ledger: Path) -> bool:
     """Say whether this very config ended well by the ledger, and by its metrics at the last
     step."""
+    return is_at_last_step(point) and last_exit(point, ledger) == EXIT_DONE
+
+
+def is_at_last_step(point: Point) -> bool:
+    """Say whether the metrics of a point end with its last step."""
     lines = records(point.run_dir / "metrics.jsonl")
-    reached = bool(lines) and lines[-1].get("step") == point.config.train.max_steps
-    return reached and last_exit(point, ledger) == EXIT_DONE
+    return bool(lines) and lines[-1].get("step") == point.config.train.max_steps
 
 
 def rewinds(point: Point) -> int:

@@ -259,8 +259,6 @@ class _Driver:
         if code == EXIT_RETRY and ledgers.rewinds(point) > run.rewinds:
             self._left.appendleft(point)  # of faults.rewinds at most
             return
-        if self._search is not None:
-            self._search.ended(point, code)
         if not self._in_turn:
             self._say(point, f"ended with {code}")
         if named := kill_named(code, run.kills, partial(self._needs, point)):
@@ -268,6 +266,8 @@ class _Driver:
         is_shared = code in (EXIT_BAD_INPUT, EXIT_RETRY)
         if is_shared or (code == EXIT_NO_RETRY and not (noted and ledgers.diverged(point))):
             self._stop(point, code)
+        elif self._search is not None:
+            self._search.ended(point, code)
 
     def _stop(self, point: Point, code: int) -> None:
         if self._stopped is None:

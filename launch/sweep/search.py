@@ -21,6 +21,8 @@ from loopcoder.storage.folders import make_folder
 STUDY_FILE = "study.journal"
 _UNTOLD = (EXIT_RETRY, EXIT_BAD_INPUT)
 """Codes after which a trial is open: it continues when what stopped it is mended."""
+_SPACE, _MINIMISE = "space", "minimise"
+"""What a study keeps of what was asked for."""
 
 
 class Search:
@@ -72,6 +74,7 @@ class Search:
             load_if_exists=True,
         )
         trials = self._study.get_trials(deepcopy=False)
+        self._compare()
         # of one seed alone a study that goes on would draw the same again
         self._study.sampler = optuna.samplers.TPESampler(seed=len(trials))
         found = []
@@ -86,6 +89,24 @@ class Search:
                 self.ended(point, EXIT_DONE)
             found.append(point)
         return found
+
+    def _compare(self) -> None:
+        """Raise InputError where a folder has the study of another search; else name this one."""
+        mine = {
+            _SPACE: {key: repr(value) for key, value in self._space.items()},
+            _MINIMISE: self._minimise,
+        }
+        theirs = self._study.user_attrs
+        if any(theirs.get(name, value) != value for name, value in mine.items()):
+            raise InputError.of(
+                f"{self.folder / STUDY_FILE} has a search of {theirs.get(_SPACE)} for a low "
+                f"{theirs.get(_MINIMISE)}",
+                f"this one is of {mine[_SPACE]} for a low {self._minimise}: its trials do not "
+                "compare",
+                "the former values, or run_dir=ANOTHER_FOLDER",
+            )
+        for name, value in mine.items():
+            self._study.set_user_attr(name, value)
 
     def next(self) -> Point | None:
         """Ask for a point; None: there were as many as there are to be.
@@ -102,8 +123,12 @@ class Search:
                 refused = error
                 print(f"loopcoder: {error.problems[0].fact}: not tried", flush=True)
                 self._study.tell(trial, state=_optuna().trial.TrialState.FAIL)
-        if refused is not None and not self._numbers:
-            raise refused
+        if not self._numbers:
+            raise refused or InputError.of(
+                f"none of {self._trials} trials of {self.folder} could be trained",
+                "each was refused as it was tried",
+                "values that fit each other, and run_dir=ANOTHER_FOLDER or more sweep.trials",
+            )
         return None
 
     def is_open(self, point: Point) -> bool:
@@ -117,7 +142,14 @@ class Search:
             return
         number, lines = self._numbers[point.label], records(point.run_dir / "metrics.jsonl")
         values = [line[self._minimise] for line in lines if self._minimise in line]
-        if code == EXIT_DONE and values and isinstance(values[-1], float):
+        if code == EXIT_DONE and not values:
+            there = {key for line in lines for key, value in line.items() if _is_number(value)}
+            raise InputError.of(
+                f"sweep.minimise={self._minimise}, which {point.run_dir / 'metrics.jsonl'} has not",
+                "by it the search decides what to try next",
+                f"sweep.minimise=FIELD of {', '.join(sorted(there))}; val/loss needs eval.at_end",
+            )
+        if code == EXIT_DONE and _is_number(values[-1]):
             self._study.tell(number, values[-1])
         else:
             self._study.tell(number, state=_optuna().trial.TrialState.FAIL)
@@ -148,14 +180,34 @@ class Search:
 
 
 def _distribution(override: Override) -> Any:
-    """Return what Optuna draws a field from."""
+    """Return what Optuna draws a field from.
+
+    Raises:
+        InputError: optuna is missing, or cannot draw from that.
+    """
+    _optuna()
+    key = override.get_key_element()
+    try:
+        found = _drawn_from(override)
+    except ValueError as error:
+        found, why = None, str(error)
+    else:
+        why = "a search draws from choices, ranges of whole numbers, and intervals"
+    if found is None:
+        fix = f"{key}=tag(log,interval(1e-4,1e-2)), or choice(...)"
+        raise InputError.of(str(override.input_line), why, fix)
+    return found
+
+
+def _drawn_from(override: Override) -> Any:
+    """Return it; None: it is of no kind that is known. Raises ValueError if it is impossible."""
     from optuna.distributions import (
         CategoricalDistribution,
         FloatDistribution,
         IntDistribution,
     )
 
-    value, key = override.value(), override.get_key_element()
+    value = override.value()
     swept: Any = value
     if isinstance(value, ChoiceSweep):
         return CategoricalDistribution([str(v).partition("=")[2] for v in _each(override)])
@@ -169,16 +221,16 @@ def _distribution(override: Override) -> Any:
     if isinstance(value, IntervalSweep) and swept.start < swept.end:
         kind = IntDistribution if isinstance(swept.start, int) else FloatDistribution
         return kind(swept.start, swept.end, log=is_log)
-    raise InputError.of(
-        str(override.input_line),
-        "a search draws from choices, ranges of whole numbers, and intervals",
-        f"{key}=tag(log, interval(1e-4, 1e-2)), or choice(...)",
-    )
+    return None
 
 
 def _each(override: Override) -> list[str]:
     key = override.get_key_element()
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _text(value: object) -> str:
@@ -192,6 +244,6 @@ def _optuna() -> Any:
         raise InputError.of(
             "sweep.trials without the package optuna",
             "it decides which values are tried next",
-            "pip install 'loopcoder[search]', or a sweep of commas, which trains all combinations",
+            "pip install '.[search]', or a sweep of commas, which trains all combinations",
         ) from None
     return optuna

@@ -2,9 +2,9 @@
 
 Data-parallel ranks share weights and moments as ranges of the flattened weights, which cut through
 rows. megatron-core's `fully_reshardable` format gathers all of them on every rank, in the memory of
-the host, twice: at 7B that is 84 GB a rank, and training stands still for it. Here a range is up to
-three rectangles (the end of a row, whole rows, the beginning of a row) of the tensor that the
-checkpoint names. Names and shapes in checkpoints are those of that format: what either wrote both
+the host, twice: at 7B that is 84 GB a rank, and training stands still for it. Here a range is
+rectangles (of a matrix three: the end of a row, whole rows, the beginning of a row) of the tensor
+that the checkpoint names. Names and shapes in checkpoints are those of that format: what either wrote both
 read, in any layout.
 """
 
@@ -101,6 +101,7 @@ def _parts(
                             global_shape=tensor.global_shape,
                             global_offset=origin,
                             axis_fragmentations=None,
+                            allow_shape_mismatch=tensor.allow_shape_mismatch,
                             # no other data-parallel rank has it
                             replica_id=(*tensor.replica_id[:-1], 0),
                         )

@@ -100,7 +100,8 @@ def _look(arguments: Arguments, began: float, told: _Told) -> None:
     at = place(config, size)
     node = look_at_node(config, backends, at)
     told.examined.nodes = [] if node is None else [node]
-    if not hangs(node):  # or what follows would hang as well
+    # Its disks would hang what follows as well; other ranks of this machine leave both to the first.
+    if node is not None and not hangs(node):
         # before the time limit: importing takes long on a busy machine, and is no disk that hangs
         import data_pipeline.cache
         import data_pipeline.driver  # noqa: F401

@@ -1,9 +1,10 @@
-"""Hand a job to its scheduler: once, and leaving nothing behind where it is refused."""
+"""Hand a job to its scheduler: once, and with no folder left behind where it is refused."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from launch.environment import FILE as ENVIRONMENT
@@ -23,7 +24,15 @@ def show(scheduler: Scheduler, job: Any, submitted: Submission, text: str) -> No
     print(textwrap.indent(scheduler.environment(job), "# "), end="")
 
 
-def hand_over(name: str, scheduler: Scheduler, job: Any, submitted: Submission, text: str) -> str:
+def hand_over(
+    name: str,
+    scheduler: Scheduler,
+    job: Any,
+    submitted: Submission,
+    text: str,
+    *,
+    anew: bool = False,
+) -> str:
     """Write a job's folder and submit it; return what its scheduler says.
 
     Two submissions to one run wait for each other. A folder that was not there before goes again
@@ -33,6 +42,7 @@ def hand_over(name: str, scheduler: Scheduler, job: Any, submitted: Submission, 
         name: Of the scheduler.
         job: What it is asked for.
         text: What it reads.
+        anew: What is left of a job of this name that has ended is removed; else it is refused.
 
     Raises:
         InputError: this same job waits or runs already, or is refused.
@@ -43,13 +53,15 @@ def hand_over(name: str, scheduler: Scheduler, job: Any, submitted: Submission, 
         lock = run_dir / _LOCK
         with hold(lock, lambda _: None, needed=False):
             try:
+                if anew:
+                    scheduler.clear(job, scheduler.name(run_dir))
                 scheduler.refuse_second(job, submitted)
                 is_new = not folder.exists()
                 try:
                     submitted.write(files)
                     said = scheduler.hand_over(folder / scheduler.file)
                 except LoopcoderError:
-                    if is_new:
+                    if is_new and not _may_stand(scheduler, job, run_dir):
                         shutil.rmtree(folder, ignore_errors=True)
                     raise
                 if (job_id := scheduler.known_by(said, run_dir)) is not None:
@@ -57,3 +69,11 @@ def hand_over(name: str, scheduler: Scheduler, job: Any, submitted: Submission, 
             finally:
                 lock.unlink(missing_ok=True)
     return said
+
+
+def _may_stand(scheduler: Scheduler, job: Any, run_dir: Path) -> bool:
+    """Say whether a job may have been taken all the same: its answer may be what was lost."""
+    try:
+        return scheduler.name(run_dir) in scheduler.standing(job)
+    except LoopcoderError:
+        return True

@@ -17,7 +17,7 @@ from loopcoder.cli.submission import on_nodes
 from loopcoder.cli.sweep import report, settings_of
 from loopcoder.cli.sweep_state import Board
 from loopcoder.config.schema import Config
-from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.errors import EXIT_DONE, EXIT_RETRY, InputError
 from loopcoder.storage.folders import make_folder
 
 
@@ -69,7 +69,8 @@ def run_sweep_jobs(
         return EXIT_DONE
     codes = [last_exit(point, ledger) for point in found]
     report(found, codes, folder, settings, here)
-    return next((code for code in codes if code), EXIT_DONE)
+    # of what nobody has noted nobody knows that it is done
+    return next((code or EXIT_RETRY for code in codes if code != EXIT_DONE), EXIT_DONE)
 
 
 def _job(
@@ -94,8 +95,7 @@ def _job(
         show(scheduler, job, submitted, text)
 
     def submit() -> str:
-        scheduler.clear(job, name)
-        return hand_over(scheduler_name, scheduler, job, submitted, text)
+        return hand_over(scheduler_name, scheduler, job, submitted, text, anew=True)
 
     placed = replace(point, run_dir=submitted.run_dir)
     return Job(placed, name, submitted.folder, submit)

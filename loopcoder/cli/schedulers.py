@@ -43,6 +43,8 @@ env= and secrets=; nothing comes from the shell that submits."""
 
 _ANSWERS_S = 10
 """Within which kubectl says whether there is a job."""
+_SUBMITTED_S = 120
+"""Within which a scheduler takes a job or lists those of a user."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,9 @@ def _slurm_name(run_dir: Path) -> str:
 
 def _squeue(_: SlurmConfig) -> dict[str, str]:
     why, fix = "Slurm does not answer", "sinfo says whether it does; then the same command"
-    lines = _said(["squeue", "--me", "--noheader", "--format=%j|%T|%r|%i"], why, fix).splitlines()
+    lines = _said(["squeue", "--me", "--noheader", "--format=%T|%r|%i|%j"], why, fix).splitlines()
     found = {}
-    for name, state, reason, number in (line.split("|") for line in lines):
+    for state, reason, number, name in (line.split("|", 3) for line in lines if "|" in line):
         because = "" if reason in ("None", "") else f" ({reason})"
         found[name] = f"{state.lower()}{because}, job {number}"
     return found
@@ -163,6 +165,8 @@ def _job_sets(job: KubernetesConfig) -> dict[str, str]:
 
 
 def _delete_job_set(job: KubernetesConfig, name: str) -> None:
+    if name in _job_sets(job):
+        return  # it stands
     command = ["kubectl", "delete", "jobset", name, "--ignore-not-found", *_namespace(job)]
     _said(command, "a JobSet that has ended keeps its name", f"kubectl delete jobset {name}")
 
@@ -235,7 +239,13 @@ def refuse_without(name: str, scheduler: Scheduler) -> None:
 
 def _said(command: list[str], why: str, fix: str) -> str:
     """Run a scheduler's command; return what it says."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_SUBMITTED_S
+        )
+    except subprocess.TimeoutExpired:
+        fact = f"{' '.join(command)}: no answer within {_SUBMITTED_S} s"
+        raise InputError.of(fact, why, fix) from None
     if done.returncode:
         fact = f"{' '.join(command)}: {done.stderr.strip() or done.returncode}"
         raise InputError.of(fact, why, fix)

@@ -181,7 +181,7 @@ class Probe:
             self._enter("an all-reduce inside of the nodes")
             own_store = PrefixStore(f"doctor/{self._key}", store)
             found = self._reduce(own_store, self.local, here, "all-reduce inside", inside=True)
-            if found is not None and self.local == 0:
+            if found is not None and (self.local == 0 or not found[1]):
                 gpu = None
                 if self.device.type == "cuda":
                     gpu = torch.cuda.get_device_name(self.device)
@@ -190,7 +190,7 @@ class Probe:
             self._enter("an all-reduce between the nodes")
             all_store, check = PrefixStore("doctor/all", store), "all-reduce between nodes"
             found = self._reduce(all_store, self.rank, self.size, check, inside=False)
-            if found is not None and self.rank == 0:
+            if found is not None and (self.rank == 0 or not found[1]):
                 is_gpu = self.device.type == "cuda"
                 measures.add_between(self._own, *found, len(self.nodes), is_gpu)
 
@@ -234,7 +234,9 @@ class Probe:
 
 def _key_of_node(first_rank: int) -> str:
     """Return what all ranks of this machine, and no others, have in common."""
-    named = os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID")
+    named = None
+    if "RANK" in os.environ:  # of a launcher; a shell of a job has the number of its node, too
+        named = os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID")
     return f"node {named or first_rank}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,8 +49,14 @@ def newest_values(path: Path, names: Collection[str]) -> dict[str, float]:
             if not missing:
                 break
     if damaged:
-        _log.warning("%s: %d of its newest lines are no records, and left out", path, damaged)
+        _warn_once(path)
     return found
+
+
+@cache
+def _warn_once(path: Path) -> None:
+    """A table that lives reads the same files every second."""
+    _log.warning("%s: of its newest lines some are no records, and left out", path)
 
 
 def newest_event(path: Path, kinds: Collection[str]) -> dict[str, Any] | None:

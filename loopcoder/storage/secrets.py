@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 _NAME = re.compile(
-    r"(?:^|_)(?:KEY|KEY_ID|APIKEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?"
+    r"(?:^|_|^PG)(?:KEY|KEY_ID|APIKEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?"
     r"|CONNECTION_STRING)$"
 )
 _OF_FSSPEC = re.compile(r"FSSPEC_[A-Z0-9]+")
@@ -18,7 +18,9 @@ _SHORTEST = 8
 """Characters from which on a value is looked for in texts: shorter ones are found by chance."""
 _HIDDEN = "***"
 _IN_URLS = [
-    re.compile(r"(?P<shown>\w[\w+.-]*://[^\s/@:'\"]*:)(?!\d+[/,])(?P<secret>[^\s@'\"]+)(?=@)"),
+    re.compile(
+        r"(?P<shown>\w[\w+.-]*://[^\s/@:'\"]*:)(?!\d+[/,])(?P<secret>[^\s@'\"]+)(?=@(?!sha256:))"
+    ),
     # a token in place of a user
     re.compile(r"(?P<shown>\bhttps?://)(?P<secret>[^\s/@:'\"]{16,})(?=@)"),
     re.compile(
@@ -28,7 +30,7 @@ _IN_URLS = [
     ),
 ]
 _ASSIGNED = re.compile(
-    r"\b(?P<name>[A-Z][A-Z0-9_]*)=(?P<quote>['\"]?)(?P<value>[^\s'\";]+)(?P=quote)"
+    r"\b(?P<name>[A-Z][A-Z0-9_]*)=(?P<quote>['\"]?)(?P<value>(?(quote)[^'\"]+|[^\s'\";]+))"
 )
 
 
@@ -64,10 +66,16 @@ def _secrets_of(name: str, value: str) -> list[str]:
     found = [match["secret"] for pattern in _IN_URLS for match in pattern.finditer(value)]
     if _OF_FSSPEC.fullmatch(name):
         with suppress(ValueError):
-            options = json.loads(value)
-            if isinstance(options, dict):
-                found += [v for k, v in options.items() if is_secret(k) and isinstance(v, str)]
+            found += _within(json.loads(value))
     return found
+
+
+def _within(options: object) -> list[str]:
+    """Return the secrets of nested options."""
+    if not isinstance(options, dict):
+        return []
+    own = [v for k, v in options.items() if is_secret(k) and isinstance(v, str)]
+    return own + [secret for value in options.values() for secret in _within(value)]
 
 
 def masked(text: str, values: Iterable[str] | None = None) -> str:
