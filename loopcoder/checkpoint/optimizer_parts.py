@@ -4,8 +4,8 @@ Data-parallel ranks share weights and moments as ranges of the flattened weights
 rows. megatron-core's `fully_reshardable` format gathers all of them on every rank, in the memory of
 the host, twice: at 7B that is 84 GB a rank, and training stands still for it. Here a range is
 rectangles (of a matrix three: the end of a row, whole rows, the beginning of a row) of the tensor
-that the checkpoint names. Names and shapes in checkpoints are those of that format: what either wrote both
-read, in any layout.
+that the checkpoint names. Names and shapes in checkpoints are those of that format: either reads
+what the other wrote, in any layout.
 """
 
 from __future__ import annotations

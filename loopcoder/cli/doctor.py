@@ -100,7 +100,7 @@ def _look(arguments: Arguments, began: float, told: _Told) -> None:
     at = place(config, size)
     node = look_at_node(config, backends, at)
     told.examined.nodes = [] if node is None else [node]
-    # Its disks would hang what follows as well; other ranks of this machine leave both to the first.
+    # its disks would hang what follows as well; other ranks leave it to the first of a machine
     if node is not None and not hangs(node):
         # before the time limit: importing takes long on a busy machine, and is no disk that hangs
         import data_pipeline.cache

@@ -30,5 +30,5 @@ def device_hours(records: Sequence[Record]) -> dict[float, float]:
 def _first_steps(timed: Sequence[Record]) -> float:
     """Return how many steps the first record covers: all before it, but of a run that goes on from
     another's position as many as the second."""
-    first = timed[0]["step"]
+    first = float(timed[0]["step"])
     return min(first, timed[1]["step"] - first) if len(timed) > 1 else first
