@@ -30,7 +30,8 @@ _IN_URLS = [
     ),
 ]
 _ASSIGNED = re.compile(
-    r"\b(?P<name>[A-Z][A-Z0-9_]*)=(?P<quote>['\"]?)(?P<value>(?(quote)[^'\"]+|[^\s'\";]+))"
+    r"\b(?P<name>[A-Z][A-Z0-9_]*)="
+    r"(?:(?P<quote>['\"])(?P<quoted>.+?)(?P=quote)|(?P<bare>[^\s'\";]+))"
 )
 
 
@@ -99,5 +100,5 @@ def assigned_secrets(text: str) -> list[str]:
     return [
         match["name"]
         for match in _ASSIGNED.finditer(text)
-        if is_secret(match["name"]) and match["value"][0] not in "$`"
+        if is_secret(match["name"]) and (match["quoted"] or match["bare"])[0] not in "$`"
     ]

@@ -110,10 +110,46 @@ def test_values_that_cannot_be_trained_are_passed(
         sweep(command, None, CPU, search=found)
 
 
+def test_a_full_disk_costs_no_trial(runs: Quadratic, tmp_path: Path) -> None:
+    """The sweep stops, and the trial goes on when there is room."""
+    command, found = search(tmp_path, trials=4)
+    runs.codes, runs.last_event = _Codes(iter([0, 76])), "run_starts"
+    assert sweep(command, None, CPU, search=found).code == 76
+    stopped = runs.started[-1]
+    runs.codes = {}
+    command, found = search(tmp_path, trials=4)
+    assert sweep(command, None, CPU, search=found).code == 0
+    assert runs.started[2:3] == [stopped] and len(set(runs.started)) == 4
+
+
+def test_another_search_in_one_folder_is_refused(runs: Quadratic, tmp_path: Path) -> None:
+    command, found = search(tmp_path, trials=2)
+    sweep(command, None, CPU, search=found)
+    for other in (["optim.lr=interval(1e-5,1e-1)"], [LR, "seed=1,2"]):
+        command, found = search(tmp_path, *other, trials=4)
+        with pytest.raises(InputError, match="ANOTHER_FOLDER"):
+            sweep(command, None, CPU, search=found)
+    command = [LR, "train.max_steps=2", "optim.min_lr=0", f"run_dir={tmp_path}"]
+    found = Search(command, None, CPU, trials=4, minimise="loss")
+    with pytest.raises(InputError, match="for a low val/loss"):
+        sweep(command, None, CPU, search=found)
+
+
+def test_a_field_that_no_run_has(runs: Quadratic, tmp_path: Path) -> None:
+    """It is said after the first trial, not after all."""
+    command = [LR, "train.max_steps=2", "optim.min_lr=0", f"run_dir={tmp_path}"]
+    found = Search(command, None, CPU, trials=4, minimise="val/los")
+    with pytest.raises(InputError, match="val/loss"):
+        sweep(command, None, CPU, search=found)
+    assert len(runs.started) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["sweep.trials=3", "sweep.match=flops", LR], "no first point"),
+        (["sweep.trials=3", "optim.lr=tag(log,interval(0.0,1.0))"], "low"),
+        (["sweep.trials=3", "seed=range(4,1,-1)"], "must hold"),
         (["sweep.trials=3", "optim.lr=interval(1e-2,1e-4)"], "choices, ranges of whole numbers"),
         (["sweep.trials=3", "model.num_loops=2"], "no field has several values"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch import snapshot
+from launch.jobs import record_job
 from launch.sweep import jobs as module
 from launch.sweep.jobs import Interrupted, Job, run_jobs
 from launch.sweep.ledger import LEDGER_FILE, is_finished, last_exit
@@ -61,8 +62,10 @@ class Cluster:
         events = [{"time": now, "kind": kind, "step": steps} for kind in kinds]
         self._append(job.point.run_dir / "events.jsonl", events)
         if code:
-            (job.folder / "exit_codes-7-0.0").write_text(f"{code}\n")
-            (job.folder / "exit_codes-7-0.1").write_text("75\n")
+            number = len(self.submitted)
+            record_job(job.folder, "slurm", str(number))
+            (job.folder / f"exit_codes-{number}-0.0").write_text(f"{code}\n")
+            (job.folder / f"exit_codes-{number}-0.1").write_text("75\n")
 
     def _append(self, path: Path, lines: list[dict[str, object]]) -> None:
         with path.open("a") as file:
@@ -204,7 +207,9 @@ def test_jobs_are_known_by_their_names(
         for folder in ("00_seed=1", "01_seed=2")
     )
     if scheduler == "slurm":
-        (tmp_path / "queue").write_text(f"{one}|PENDING|Resources|17\nother|RUNNING|None|3\n")
+        (tmp_path / "queue").write_text(
+            f"PENDING|Resources|17|{one}\nRUNNING|None|3|other|of|mine\n"
+        )
     else:
         items = [
             {"metadata": {"name": one}, "status": {"restarts": 2}},
@@ -221,4 +226,5 @@ def test_jobs_are_known_by_their_names(
     else:
         assert "started again 2 times" in printed
         assert f"delete jobset {two} --ignore-not-found --namespace=team" in again
-        assert again.index("delete") < again.index("create") and one not in again
+        assert again.index("delete") < again.index("create")
+        assert f"delete jobset {one}" not in again

@@ -75,6 +75,8 @@ def test_what_a_command_sets(secret: str) -> None:
         f"export WANDB_API_KEY={secret}",
         f"A=1 HF_TOKEN='{secret}' x",
         f"X_PASS={secret}",
+        f'API_KEY="two {secret}"',
+        f"PGPASSWORD={secret}",
     ):
         assert len(assigned_secrets(text)) == 1
     for text in (
