@@ -166,6 +166,7 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     command.parent.mkdir()
     command.write_text(
         f'#!/bin/sh\n[ "$1 $2" = "get jobset" ] && exec cat {tmp_path}/status\n'
+        '[ "$1 $2" = "get jobsets" ] && echo \'{"items": []}\' && exit\n'
         '[ "$1 $2" = "create -f" ] || exit 9\n'
         f"[ -e {tmp_path}/known ] && echo AlreadyExists >&2 && exit 1\n"
         f'cp "$3" {tmp_path}/known; echo jobset.jobset.x-k8s.io/NAME created\n'
