@@ -16,8 +16,15 @@ from launch.jobs import jobs_in
 from launch.sweep import ledger as ledgers
 from launch.sweep.ledger import is_at_last_step, is_finished
 from launch.sweep.points import Point
-from launch.sweep.run import Watch
-from loopcoder.errors import EXIT_DONE, EXIT_RETRY, DiskFull, InputError, LoopcoderError
+from launch.sweep.run import Watch, refuse_other_runs
+from loopcoder.errors import (
+    EXIT_DONE,
+    EXIT_RETRY,
+    DiskFull,
+    InputError,
+    LoopcoderError,
+    Problem,
+)
 
 _LOOK_EVERY_S = 5.0
 _MISSED = 3
@@ -68,6 +75,10 @@ def run_jobs(
         Interrupted: by Ctrl-C; the jobs go on.
     """
     began_s, there = time.time(), standing()
+    points = [job.point for job in jobs]
+    unfinished = [job.point for job in jobs if not _ended_well(job, ledger)]
+    refuse_other_runs(unfinished, ledger)
+    _refuse_others(jobs, there)
     left: list[Job] = []
     for number, job in enumerate(jobs, 1):
         where = f"[{number}/{len(jobs)}] {job.point.label}"
@@ -81,13 +92,34 @@ def run_jobs(
         left.append(job)
     if wait:
         try:
-            _wait(left, [job.point for job in jobs], ledger, standing, watch, began_s)
+            _wait(left, points, ledger, standing, watch, began_s)
         except KeyboardInterrupt:
             raise Interrupted.of(
                 "the sweep is no longer watched; its jobs go on",
                 "they do not need this process",
                 "the same command watches them again, and submits what has failed",
             ) from None
+
+
+def _refuse_others(jobs: Sequence[Job], there: Mapping[str, str]) -> None:
+    """Raise InputError for jobs of other settings that stand in the place of points."""
+    problems = [
+        Problem(
+            f"[{job.point.label}] job {job.name} ({there[job.name]}) is of other settings",
+            "a run has one job at a time, and this one would be taken for the point's",
+            "run_dir=ANOTHER_FOLDER, or end it first (scancel, kubectl delete jobset)",
+        )
+        for job in jobs
+        if job.name in there and not _folders(job)
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def _folders(job: Job) -> list[Path]:
+    """Return the folders of the jobs of this very config, whichever code they run."""
+    *_, sha256 = job.folder.name.split("-")
+    return list(job.folder.parent.glob(f"launch-*-{sha256}"))
 
 
 def _wait(
@@ -103,8 +135,8 @@ def _wait(
         time.sleep(_LOOK_EVERY_S)
         try:
             there = standing()
-        except InputError as error:  # it may be starting again
-            print(f"loopcoder: {error.problems[0].fact}", flush=True)
+        except LoopcoderError as error:  # it may be starting again
+            print(f"loopcoder: {str(error).splitlines()[0]}", flush=True)
             continue
         watch(points, {j.point.label: there.get(j.name, "ends") for j in left}, ledger)
         for job in list(left):

@@ -57,6 +57,17 @@ def is_finished(point: Point, ledger: Path) -> bool:
     return is_at_last_step(point) and last_exit(point, ledger) == EXIT_DONE
 
 
+def trained_otherwise(point: Point, ledger: Path) -> bool:
+    """Say whether the folder of a point has a finished run of another config: nothing would be
+    trained there, and its results would pass for this one's."""
+    done = {
+        record.get("config_hash")
+        for record in records(ledger)
+        if record.get("point") == point.run_dir.name and record.get("exit_code") == EXIT_DONE
+    }
+    return is_at_last_step(point) and bool(done) and not done & set(point.names)
+
+
 def is_at_last_step(point: Point) -> bool:
     """Say whether the metrics of a point end with its last step."""
     lines = records(point.run_dir / "metrics.jsonl")

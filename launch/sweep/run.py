@@ -18,7 +18,7 @@ from pathlib import Path
 
 from launch.killed import kernel_kills, kill_named
 from launch.sweep import ledger as ledgers
-from launch.sweep.ledger import is_finished, last_exit
+from launch.sweep.ledger import is_finished, last_exit, trained_otherwise
 from launch.sweep.places import Places, gpus_of
 from launch.sweep.points import Match, Point, points
 from launch.sweep.processes import OUTPUT_FILE, Running, passing_on, start_point
@@ -60,6 +60,7 @@ _ENDS = {
     ),
 }
 """Why a sweep ends with the point that ended with a code, and what helps."""
+_INTERRUPTED = f"loopcoder: {Problem('the search stops before its last trial', *_ENDS[EXIT_RETRY])}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ def sweep(
             "parallel.nodes=1, or loopcoder train for each point",
         )
     ledger = folder / ledgers.LEDGER_FILE
-    _refuse([point for point in found if not is_finished(point, ledger)], refuse)
+    unfinished = [point for point in found if not is_finished(point, ledger)]
+    refuse_other_runs(unfinished, ledger)
+    _refuse(unfinished, refuse)
     with ExitStack() as held:
         make_folder(folder, "run_dir")
         held.enter_context(hold(folder / ".lock", partial(_busy, folder), needed=False))
@@ -132,7 +135,7 @@ def sweep(
             else f"search in {folder}",
             flush=True,
         )
-        _wait_for_those_left([point for point in found if not is_finished(point, ledger)])
+        _wait_for_those_left(unfinished)
         if search is not None and not found and (point := search.next()):
             found.append(point)
         where = places(found)
@@ -142,6 +145,21 @@ def sweep(
     if search is not None and search.best() is not None:
         failed = []  # of a search some may
     return Sweep(folder, found, codes, stopped or (failed[0] if failed else EXIT_DONE))
+
+
+def refuse_other_runs(unfinished: Sequence[Point], ledger: Path) -> None:
+    """Raise InputError for points in whose folders other settings were trained to the end."""
+    problems = [
+        Problem(
+            f"[{point.label}] {point.run_dir} has a finished run of other settings",
+            "nothing would be trained, and the results of that run would pass for this one's",
+            "run_dir=ANOTHER_FOLDER, or the settings that the sweep began with",
+        )
+        for point in unfinished
+        if trained_otherwise(point, ledger)
+    ]
+    if problems:
+        raise InputError(problems)
 
 
 def _busy(folder: Path, holder: str) -> None:
@@ -208,6 +226,9 @@ class _Driver:
                     time.sleep(_LOOK_EVERY_S)
             if asked.stop and self._stopped is None and self._left:
                 self._stop(self._left[0], EXIT_RETRY)
+        if self._stopped is None and asked.stop and self._search and self._search.has_next():
+            print(_INTERRUPTED, file=sys.stderr, flush=True)
+            return EXIT_RETRY
         if self._stopped is None:
             return None
         point, code = self._stopped
@@ -260,7 +281,8 @@ class _Driver:
             self._left.appendleft(point)  # of faults.rewinds at most
             return
         if not self._in_turn:
-            self._say(point, f"ended with {code}")
+            see = f"; {point.run_dir / OUTPUT_FILE} says why" if code else ""
+            self._say(point, f"ended with {code}{see}")
         if named := kill_named(code, run.kills, partial(self._needs, point)):
             print(named, file=sys.stderr)
         is_shared = code in (EXIT_BAD_INPUT, EXIT_RETRY)

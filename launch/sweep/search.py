@@ -108,6 +108,10 @@ class Search:
         for name, value in mine.items():
             self._study.set_user_attr(name, value)
 
+    def has_next(self) -> bool:
+        """Say whether there are trials to come."""
+        return len(self._study.get_trials(deepcopy=False)) < self._trials
+
     def next(self) -> Point | None:
         """Ask for a point; None: there were as many as there are to be.
 
@@ -115,7 +119,7 @@ class Search:
             InputError: none of them can be trained.
         """
         refused: InputError | None = None
-        while len(self._study.get_trials(deepcopy=False)) < self._trials:
+        while self.has_next():
             trial = self._study.ask(self._space)
             try:
                 return self._point(trial.number, trial.params)

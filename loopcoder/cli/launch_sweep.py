@@ -18,7 +18,6 @@ from loopcoder.cli.sweep import report, settings_of
 from loopcoder.cli.sweep_state import Board
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_DONE, EXIT_RETRY, InputError
-from loopcoder.storage.folders import make_folder
 
 
 def run_sweep_jobs(
@@ -59,7 +58,6 @@ def run_sweep_jobs(
     if is_dry:
         return EXIT_DONE
     refuse_without(name, scheduler)
-    make_folder(folder, "run_dir")
     ledger = folder / LEDGER_FILE
     print(f"{len(jobs)} jobs in {folder}", flush=True)
     with Board(here) as board:

@@ -23,7 +23,7 @@ from loopcoder.cli.arguments import Arguments, say_aside
 from loopcoder.cli.submission import Submission, submission
 from loopcoder.config.identity import as_folder
 from loopcoder.config.schema import ParallelConfig
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, Unreachable
 
 _SLURM = """\
 Of Slurm, before `train` or `sweep`:
@@ -144,7 +144,7 @@ def _slurm_name(run_dir: Path) -> str:
 
 def _squeue(_: SlurmConfig) -> dict[str, str]:
     why, fix = "Slurm does not answer", "sinfo says whether it does; then the same command"
-    lines = _said(["squeue", "--me", "--noheader", "--format=%T|%r|%i|%j"], why, fix).splitlines()
+    lines = _listed(["squeue", "--me", "--noheader", "--format=%T|%r|%i|%j"], why, fix).splitlines()
     found = {}
     for state, reason, number, name in (line.split("|", 3) for line in lines if "|" in line):
         because = "" if reason in ("None", "") else f" ({reason})"
@@ -156,7 +156,7 @@ def _job_sets(job: KubernetesConfig) -> dict[str, str]:
     command = ["kubectl", "get", "jobsets", "--output=json", *_namespace(job)]
     why, fix = "Kubernetes does not answer", "kubectl cluster-info says whether it is reached"
     found = {}
-    for item in json.loads(_said(command, why, fix))["items"]:
+    for item in json.loads(_listed(command, why, fix))["items"]:
         status = item.get("status", {})
         if not status.get("terminalState"):
             restarts = status.get("restarts", 0)
@@ -235,6 +235,14 @@ def refuse_without(name: str, scheduler: Scheduler) -> None:
             f"a job is submitted by {name.capitalize()}'s own command",
             "the same command where the cluster is reached; --dry-run shows the job without it",
         )
+
+
+def _listed(command: list[str], why: str, fix: str) -> str:
+    """Return what a scheduler lists. Raises Unreachable where it does not answer."""
+    try:
+        return _said(command, why, fix)
+    except InputError as error:
+        raise Unreachable(str(error)) from error
 
 
 def _said(command: list[str], why: str, fix: str) -> str:

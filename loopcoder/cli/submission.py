@@ -16,6 +16,7 @@ from loopcoder.config.compose import compose, save_config
 from loopcoder.config.identity import resolve_run_dir
 from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config, ParallelConfig
+from loopcoder.errors import InputError
 from loopcoder.storage.files import write_bytes
 from loopcoder.storage.folders import make_folder
 
@@ -82,7 +83,16 @@ def submission(
     checked = resolve(config, there)
     if not has_keys:
         checked = replace(checked, logging=replace(checked.logging, wandb="offline"))
-    check_config(checked, nodes * tasks, there)
+    try:
+        check_config(checked, nodes * tasks, there)
+    except InputError as error:
+        hint = f"; or gpus_per_node=N before `train` or `sweep` (now {gpus_per_node})"
+        raise InputError(
+            [
+                replace(p, fix=p.fix + hint) if "data-parallel rank" in f"{p.fact} {p.why}" else p
+                for p in error.problems
+            ]
+        ) from error
     sha256 = digest_of(config)
     return Submission(config, sha256, run_dir / f"{FOLDER}{code_hash()}-{sha256[:10]}")
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from launch.sweep.places import Places, gpus_of, places
-from launch.sweep.points import Point
+from launch.sweep.points import Match, Point
 from launch.sweep.run import sweep
 from launch.sweep.search import Search
 from launch.sweep.settings import SweepConfig
@@ -18,7 +18,7 @@ from loopcoder.cli.checks import check_folder
 from loopcoder.cli.sweep_state import Board
 from loopcoder.config.compose import compose
 from loopcoder.errors import EXIT_DONE, InputError, Problem
-from loopcoder.plan.cost import flops_per_token
+from loopcoder.plan.cost import flops_per_step, flops_per_token, tokens_per_step
 
 HELP = """\
 Train every combination of comma-separated values, and compare them.
@@ -146,9 +146,18 @@ def report(
         )
         for point, code in zip(points, exit_codes, strict=True)
     ]
-    alike = f"All points have as many {_ALIKE.get(settings.match)} as {runs[0].point}."
-    notes = [*notes, *([alike] if settings.match in _ALIKE else [])]
+    if settings.match in _ALIKE:
+        notes = [*notes, _alike(points, settings.match)]
     report_sweep(runs, folder, plot=backends.has("matplotlib"), notes=notes)
+
+
+def _alike(points: Sequence[Point], match: Match) -> str:
+    """Say how far the points have as many tokens or FLOPs as the first: steps are whole."""
+    cost = {"tokens": tokens_per_step, "flops": flops_per_step}[match]
+    planned = [cost(point.config) * point.config.train.max_steps for point in points]
+    furthest = max(abs(one / planned[0] - 1) for one in planned)
+    as_many = f"All points have as many {_ALIKE[match]} as {points[0].without_seed}"
+    return f"{as_many}, to {furthest:.1%} in whole steps." if furthest > 0.001 else f"{as_many}."
 
 
 def _places(settings: SweepConfig, backends: Backends) -> Callable[[Sequence[Point]], Places]:

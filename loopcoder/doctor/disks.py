@@ -11,6 +11,7 @@ from pathlib import Path
 from loopcoder.doctor import thresholds as t
 from loopcoder.doctor.findings import Seen
 from loopcoder.storage.disk import is_disk_full
+from loopcoder.storage.files import in_words
 
 
 def check_disk(setting: str, folder: str, must_write: bool = True, needed_bytes: int = 0) -> Seen:
@@ -29,6 +30,10 @@ def check_disk(setting: str, folder: str, must_write: bool = True, needed_bytes:
     except OSError as error:
         why, fix = "the run writes there", f"mount it again, or {setting}=ANOTHER"
         seen.add(check, "error", f"{folder}: {error.strerror}", why, fix)
+        return seen
+    if system.f_blocks == 0:  # as /proc and /sys
+        why, fix = "nothing that a run writes would stay there", f"{setting}=FOLDER of a disk"
+        seen.add(check, "error", f"{place} is of no disk", why, fix)
         return seen
     free = system.f_bavail * system.f_frsize
     _room(seen, check, setting, place, free, needed_bytes)
@@ -116,9 +121,9 @@ def speed(folder: Path, size: int = t.DISK_PROBE_BYTES) -> tuple[float, float]:
 def _room(seen: Seen, check: str, setting: str, place: Path, free: int, needed_bytes: int) -> None:
     if free >= max(needed_bytes, t.FREE_BYTES):
         return
-    fact, why = f"{place} has {free / 2**30:.1f} GiB free", "a full disk ends a run"
+    fact, why = f"{place} has {in_words(free)} free", "a full disk ends a run"
     if needed_bytes > free:
-        why = f"the checkpoints that are kept come to {needed_bytes / 2**30:.1f} GiB"
+        why = f"the checkpoints that are kept come to {in_words(needed_bytes)}"
     level = "error" if free < 2 * t.DISK_PROBE_BYTES else "warning"
     fix = f"free space there, {setting}=ANOTHER, or a lower checkpoint.keep"
     seen.add(check, level, fact, why, fix)  # type: ignore[arg-type]

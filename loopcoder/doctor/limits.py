@@ -41,11 +41,12 @@ def _open_files(seen: Seen) -> None:
     enough = hard == resource.RLIM_INFINITY or hard >= t.OPEN_FILES_ASKED
     fix = f"ulimit -n {t.OPEN_FILES_ASKED}"
     if not enough:
-        fix = (
-            f"ulimit -n {hard}, which is the most that this user may; more by `nofile` in "
-            "/etc/security/limits.conf, LimitNOFILE= of the service that starts the job (slurmd, "
-            f"docker), or docker run --ulimit nofile={t.OPEN_FILES_ASKED}"
+        more = (
+            "`nofile` in /etc/security/limits.conf, LimitNOFILE= of the service that starts the "
+            f"job (slurmd, docker), or docker run --ulimit nofile={t.OPEN_FILES_ASKED}"
         )
+        most = f"ulimit -n {hard}, which is the most that this user may; more by "
+        fix = (most if hard > soft else "") + more
     why = "a rank keeps sockets to all others and the files of its corpora and of a save open"
     seen.add("open files", level, f"{soft} at most (ulimit -n)", why, fix)  # type: ignore[arg-type]
 

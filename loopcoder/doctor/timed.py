@@ -46,9 +46,18 @@ def run_checks(
         limit_s: For each of them; one that takes longer is a finding, and is left behind.
     """
     began, seen = time.monotonic(), Seen()
-    started = [_Started(check, environ) for check in checks]
+    started: list[_Started] = []
+    not_started = Seen()
+    for check in checks:
+        try:
+            started.append(_Started(check, environ))
+        except OSError as error:
+            why, fix = "what it looks at is unknown", "ulimit -n 65536; ulimit -u; free memory"
+            fact = f"could not be looked at: {error.strerror or error}"
+            not_started.add(check.name, "error", fact, why, fix)
     for one in started:
         seen.join(one.result(began + limit_s, limit_s))
+    seen.join(not_started)
     return seen
 
 

@@ -15,6 +15,7 @@ from typing import Self, TypeGuard
 import xxhash
 
 from loopcoder.errors import InputError, LoopcoderError, Unreachable
+from loopcoder.storage.secrets import masked
 
 PIECE = 1 << 23
 """Bytes of one request; those of a longer range are asked for at once."""
@@ -85,8 +86,16 @@ class Store:
             words: Of errors.
 
         Raises:
-            InputError: fsspec does not know the protocol, or a package for it is missing.
+            InputError: fsspec does not know the protocol, a package for it is missing, or the URL
+                has a password.
         """
+        if (shown := masked(url, ())) != url:
+            raise InputError.of(
+                f"{shown} has a password",
+                "its server's messages, which are printed, may have it too",
+                "the URL without it; fsspec reads keys from ~/.config/fsspec/*.json and "
+                "FSSPEC_<PROTOCOL>_<OPTION> (docs/data.md)",
+            )
         self.url = url.rstrip("/")
         self._report, self._words = report or _to_stderr, words
         try:

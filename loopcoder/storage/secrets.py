@@ -35,6 +35,13 @@ _ASSIGNED = re.compile(
 )
 
 
+_FLAG = re.compile(
+    r"(?P<name>--(?:api[-_]?key|key|password|passwd|token|secret))[= ]"
+    r"(?P<quote>['\"]?)(?P<value>[^\s'\";$`-][^\s'\";]*)",
+    re.IGNORECASE,
+)
+
+
 def is_secret(name: str) -> bool:
     """Tell by its name whether a variable holds a secret: WANDB_API_KEY, AWS_SECRET_ACCESS_KEY."""
     return _NAME.search(name.upper()) is not None
@@ -96,8 +103,9 @@ def masked(text: str, values: Iterable[str] | None = None) -> str:
 
 def assigned_secrets(text: str) -> list[str]:
     """Return the variables with secrets that a shell command, or NAME=VALUE, sets to a value that
-    stands in it; `NAME=$OTHER` and `NAME=$(cat FILE)` are none."""
-    return [
+    stands in it, and such flags; `NAME=$OTHER` and `NAME=$(cat FILE)` are none."""
+    flags = [match["name"] for match in _FLAG.finditer(text)]
+    return flags + [
         match["name"]
         for match in _ASSIGNED.finditer(text)
         if is_secret(match["name"]) and (match["quoted"] or match["bare"])[0] not in "$`"

@@ -73,7 +73,7 @@ def test_a_copied_folder_is_another_run(tmp_path: Path, url: str, seed: int) -> 
     copy = Run(shutil.copytree(tmp_path / "run", tmp_path / "copy"), url)
     with pytest.raises(NotOurs) as error:
         copy.starts(2, seed)
-    assert f"{tmp_path}/copy is a copy of {tmp_path}/run, whose " in str(error.value)
+    assert f"{tmp_path}/copy is a copy of {tmp_path}/run, or that of this one" in str(error.value)
     assert "fix: checkpoint.store=ANOTHER" in str(error.value)
     write(copy.run_dir, 2, seed)
     with pytest.raises(NotOurs):  # nor where it has nothing left to train

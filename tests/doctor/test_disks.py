@@ -70,8 +70,8 @@ def test_a_slow_disk_is_fast_enough_for_a_small_run(
 
 
 def test_a_disk_without_room_or_inodes(disk: Path, rng: random.Random) -> None:
-    room, inodes, speed = check_disk("run_dir", str(disk), needed_bytes=1 << 30).findings
-    assert room.level == "warning" and "checkpoints that are kept come to 1.0 GiB" in room.why
+    room, inodes, speed = check_disk("run_dir", str(disk), needed_bytes=10**9).findings
+    assert room.level == "warning" and "checkpoints that are kept come to 1.0 GB" in room.why
     assert inodes.level == "warning" and "inodes are free" in inodes.fact
     assert speed.check == "disk of run_dir" and speed.value is not None
     for number in range(os.statvfs(disk).f_favail):
@@ -83,6 +83,12 @@ def test_a_disk_without_room_or_inodes(disk: Path, rng: random.Random) -> None:
     (disk / "large").write_bytes(bytes(rng.randint((6 << 20) + 1, 7 << 20)))
     (room, _) = check_disk("run_dir", str(disk)).findings
     assert room.level == "error" and "free space there" in room.fix
+
+
+def test_what_is_no_disk() -> None:
+    """It has no room either, and more of it would not help."""
+    (finding,) = check_disk("run_dir", "/proc/none/run").findings
+    assert finding.level == "error" and "is of no disk" in finding.fact
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EDQUOT])

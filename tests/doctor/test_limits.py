@@ -56,6 +56,8 @@ def test_open_files_at_the_boundary(files: int) -> None:
 def test_more_files_than_the_hard_limit_are_not_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits.resource, "getrlimit", lambda _: (1024, 2048))
     assert found("open files").fix.startswith("ulimit -n 2048, which is the most")
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: (64, 64))
+    assert found("open files").fix.startswith("`nofile` in /etc/security/limits.conf")
 
 
 def test_locked_memory_matters_with_rdma(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,17 @@ def test_a_sweep_reports_and_is_not_run_twice(
     assert runs.started[2:] == ["model.num_loops=1"]
 
 
+def test_finished_points_of_other_settings_are_refused(runs: Runs, tmp_path: Path) -> None:
+    """Their results passed for those of the settings that were asked for."""
+    command = ["seed=1,2", "train.max_steps=2", f"run_dir={tmp_path}"]
+    sweep(command, None, CPU)
+    with pytest.raises(InputError, match="has a finished run of other settings"):
+        sweep([*command, "optim.lr=1e-3"], None, CPU)
+    assert len(runs.started) == 2
+    assert sweep([*command, "logging.interval=7"], None, CPU).code == 0
+    assert len(runs.started) == 2
+
+
 def test_a_failing_point_does_not_stop_the_others(runs: Runs, tmp_path: Path) -> None:
     command = ["seed=1,2,3", "train.max_steps=2", f"run_dir={tmp_path}"]
     runs.codes = {"seed=2": 76}

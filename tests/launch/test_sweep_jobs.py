@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch import snapshot
-from launch.jobs import record_job
+from launch.jobs import jobs_in, record_job
 from launch.sweep import jobs as module
 from launch.sweep.jobs import Interrupted, Job, run_jobs
 from launch.sweep.ledger import LEDGER_FILE, is_finished, last_exit
@@ -47,6 +47,7 @@ class Cluster:
             (job.folder / "config.yaml").write_text("config")
             self.queue[job.name] = "pending"
             self.submitted.append(job.point.label)
+            record_job(job.folder, "slurm", str(len(self.submitted)))
             return "Submitted"
 
         return submit
@@ -62,8 +63,7 @@ class Cluster:
         events = [{"time": now, "kind": kind, "step": steps} for kind in kinds]
         self._append(job.point.run_dir / "events.jsonl", events)
         if code:
-            number = len(self.submitted)
-            record_job(job.folder, "slurm", str(number))
+            number = jobs_in(job.folder)[-1].id
             (job.folder / f"exit_codes-{number}-0.0").write_text(f"{code}\n")
             (job.folder / f"exit_codes-{number}-0.1").write_text("75\n")
 
@@ -124,6 +124,15 @@ def test_jobs_go_on_without_the_process_that_submitted_them(
     assert printed.count(", pending") == 2
     assert len(cluster.submitted) == 3
     assert all(is_finished(point, cluster.ledger) for point in cluster.points)
+
+
+def test_a_job_of_other_settings_is_not_taken_for_the_points(cluster: Cluster) -> None:
+    """It has the same name, which is its folder's."""
+    other = random.choice(cluster.jobs)
+    cluster.queue[other.name] = "pending"
+    with pytest.raises(InputError, match=f"{other.name} .pending. is of other settings"):
+        cluster.run()
+    assert not cluster.submitted
 
 
 def test_a_run_that_ended_before_it_was_submitted_does_not_count(cluster: Cluster) -> None:

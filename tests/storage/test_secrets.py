@@ -77,11 +77,14 @@ def test_what_a_command_sets(secret: str) -> None:
         f"X_PASS={secret}",
         f'API_KEY="two {secret}"',
         f"PGPASSWORD={secret}",
+        f"wandb login --key={secret}",
+        f"foo --password {secret}",
     ):
         assert len(assigned_secrets(text)) == 1
     for text in (
         "export WANDB_API_KEY=$(cat ~/key)",
         'HF_TOKEN="$TOKEN" x',
+        "wandb login --key=$KEY --relogin; ls --token-file x",
         f"NCCL_DEBUG={secret}",
     ):
         assert assigned_secrets(text) == []

@@ -44,10 +44,11 @@ def check_owner(store: WritableStore, run_dir: Path, asked: CheckpointConfig) ->
     if mine is not None and theirs["id"] == mine["id"]:
         if (original := _original(run_dir, mine) or _original(run_dir, theirs)) is not None:
             raise NotOurs.of(
-                f"{run_dir} is a copy of {original}, whose checkpoints {asked.store} has",
+                f"{run_dir} is a copy of {original}, or that of this one, and {asked.store} has "
+                "the checkpoints of one of them",
                 _ANOTHER,
-                f"checkpoint.store=ANOTHER here, or remove {original} if this folder is to go on "
-                "in its place",
+                f"checkpoint.store=ANOTHER here; or, if this folder is to go on in its place, move "
+                f"{original} away once you know which has trained further (loopcoder runs)",
             )
         return
     if not copies(store):
