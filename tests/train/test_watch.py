@@ -114,8 +114,9 @@ def test_a_hang_is_reported_with_stacks(
     one.enter(STEP, 3)
     file = tmp_path / "stacks" / "rank_0.txt"
     assert until(lambda: file.exists() and "test_watch.py" in file.read_text())
-    events = until((tmp_path / "events.jsonl").exists)
-    hang = read_metrics(tmp_path / "events.jsonl")[0] if events else {}
+    events = tmp_path / "events.jsonl"
+    assert until(lambda: events.exists() and b"\n" in events.read_bytes())
+    (hang,) = read_metrics(events)
     assert hang["kind"] == "hang" and hang["text"].endswith(f"; in {waits_in[0]}")
     assert all(f"in {collective}\n" in file.read_text() for collective in waits_in)
     assert (tmp_path / "stacks" / "nccl_trace_rank_0").read_bytes() == b"for torch's own tool"
