@@ -70,21 +70,22 @@ def run_jobs(
         wait: Until none stands; else return as soon as they are submitted.
 
     Raises:
-        InputError: the scheduler does not take a job, or does not answer.
+        InputError: the scheduler does not take a job, or other settings have a point's place.
+        Unreachable: the scheduler does not answer.
         DiskFull: it cannot be noted how one ended.
         Interrupted: by Ctrl-C; the jobs go on.
     """
     began_s, there = time.time(), standing()
     points = [job.point for job in jobs]
-    unfinished = [job.point for job in jobs if not _ended_well(job, ledger)]
-    refuse_other_runs(unfinished, ledger)
+    done = {job.name for job in jobs if _ended_well(job, ledger)}
+    refuse_other_runs([job.point for job in jobs if job.name not in done], ledger)
     _refuse_others(jobs, there)
     left: list[Job] = []
     for number, job in enumerate(jobs, 1):
         where = f"[{number}/{len(jobs)}] {job.point.label}"
         if job.name in there:
             print(f"{where}: job {job.name}, {there[job.name]}", flush=True)
-        elif _ended_well(job, ledger):
+        elif job.name in done:
             print(f"{where}: done before", flush=True)
             continue
         else:
@@ -163,10 +164,8 @@ def _ended_well(job: Job, ledger: Path) -> bool:
 
 def _reached_end(job: Job) -> bool:
     """Say whether this very config came to its end since it was submitted."""
-    *_, sha256 = job.folder.name.split("-")  # whichever code it ran with
-    submitted = [
-        p.stat().st_mtime for p in job.folder.parent.glob(f"launch-*-{sha256}/config.yaml")
-    ]
+    configs = [folder / "config.yaml" for folder in _folders(job)]
+    submitted = [path.stat().st_mtime for path in configs if path.exists()]
     records = ledgers.records(job.point.run_dir / "events.jsonl")
     ends = [r for r in records if r.get("kind") in ("run_started", "run_done")]
     if not ends or not submitted or ends[-1]["kind"] != "run_done":

@@ -116,11 +116,13 @@ def sweep(
     else:
         folder = search.folder
         found = search.open(folder / ledgers.LEDGER_FILE)
+        if not found and (point := search.next()):
+            found.append(point)
     if several := next((p for p in found if p.config.parallel.nodes > 1), None):
         raise InputError.of(
             f"a sweep with parallel.nodes={several.config.parallel.nodes}",
             "the nodes would each go through the sweep in their own time, and never meet",
-            "parallel.nodes=1, or loopcoder train for each point",
+            "parallel.nodes=1, or loopcoder launch slurm nodes=N sweep: a job for every point",
         )
     ledger = folder / ledgers.LEDGER_FILE
     unfinished = [point for point in found if not is_finished(point, ledger)]
@@ -129,15 +131,9 @@ def sweep(
     with ExitStack() as held:
         make_folder(folder, "run_dir")
         held.enter_context(hold(folder / ".lock", partial(_busy, folder), needed=False))
-        print(
-            f"{counted(len(found), 'run')} in {folder}"
-            if search is None
-            else f"search in {folder}",
-            flush=True,
-        )
+        what = counted(len(found), "run") if search is None else "a search"
+        print(f"{what} in {folder}", flush=True)
         _wait_for_those_left(unfinished)
-        if search is not None and not found and (point := search.next()):
-            found.append(point)
         where = places(found)
         stopped = _Driver(found, ledger, config_dir, backends, where, watch, search).run()
     codes = [last_exit(point, ledger) for point in found]

@@ -83,8 +83,7 @@ def _shared(exchange: Exchange, name: str | None, run_dir: str | None) -> list[F
         place = json.loads(exchange.read("doctor/token", ALL))
         # without a run_dir its disk hangs here, and is not touched
         is_seen = name is None or place is None or (run_dir is not None and _appears(Path(place)))
-        blind = not is_seen
-        told = exchange.settle("doctor/blind", json.dumps(name if blind else None), list)
+        told = exchange.settle("doctor/blind", json.dumps(None if is_seen else name), list)
     finally:
         if token is not None:
             with suppress(OSError):
