@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -41,17 +41,13 @@ def bf16_product(seen: Seen, device: torch.device, hardware: HardwareConfig, sid
 
 def add_product(seen: Seen, check: str, flops: float, peak: float | None) -> None:
     """Judge the FLOP/s of a product by what the device could do at best."""
-    fact, value = f"{flops / 1e12:,.1f} TFLOP/s", flops / 1e12
-    if peak is None:
-        seen.ok(check, fact, value, "TFLOP/s")
-        return
-    fact += f" of {peak / 1e12:,.0f} on the data sheet"
-    if flops >= t.PEAK_SHARE * peak:
-        seen.ok(check, fact, value, "TFLOP/s")
-        return
+    fact = f"{flops / 1e12:,.1f} TFLOP/s"
+    if peak is not None:
+        fact += f" of {peak / 1e12:,.0f} on the data sheet"
     why = "another program uses the GPU, or its clocks are lowered; all ranks wait for the slowest"
     fix = "nvidia-smi; nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
-    seen.add(check, "warning", fact, why, fix, value, "TFLOP/s")
+    is_enough = peak is None or flops >= t.PEAK_SHARE * peak
+    _judge(seen, check, fact, flops / 1e12, "TFLOP/s", is_enough, why, fix)
 
 
 def fp8_product(seen: Seen, device: torch.device, side: int) -> None:
@@ -106,7 +102,7 @@ def all_reduce(
     options["timeout"] = timedelta(seconds=max(1.0, limit_s))
     if backend == "nccl":
         options["device_id"] = device
-    with _gloo_on_loopback() if inside else _as_it_is():
+    with _gloo_on_loopback() if inside else nullcontext():
         dist.init_process_group(backend, **options)
     try:
         count = t.REDUCED_BYTES[backend] // 4
@@ -130,12 +126,10 @@ def add_inside(
         return
     if expected is not None:
         fact += f", links of {expected / 1e9:,.0f} GB/s"
-    if expected is None or rate >= t.LINK_SHARE * expected:
-        seen.ok(check, fact, rate / 1e9, "GB/s")
-        return
     why = "traffic goes over PCIe or the host's memory, or links are down"
     fix = "nvidia-smi topo -m; nvidia-smi nvlink -s; NCCL_DEBUG=INFO shows the way that is taken"
-    seen.add(check, "warning", fact, why, fix, rate / 1e9, "GB/s")
+    is_enough = expected is None or rate >= t.LINK_SHARE * expected
+    _judge(seen, check, fact, rate / 1e9, "GB/s", is_enough, why, fix)
 
 
 def add_between(seen: Seen, rate: float, right: bool, nodes: int, gpus: bool) -> None:
@@ -146,13 +140,28 @@ def add_between(seen: Seen, rate: float, right: bool, nodes: int, gpus: bool) ->
         return
     if expected is not None:
         fact += f", RDMA cards of {expected / 1e9:,.0f} GB/s per node"
-    if expected is None or rate >= t.NETWORK_SHARE * expected:
-        seen.ok(check, fact, rate / 1e9, "GB/s")
-        return
     why = "NCCL does not use the RDMA cards, or not all of them"
     fix = "NCCL_DEBUG=INFO names the network that is taken (NET/IB, not NET/Socket); NCCL_IB_HCA, "
     fix += "GPUDirect RDMA (modprobe nvidia-peermem), ulimit -l unlimited"
-    seen.add(check, "warning", fact, why, fix, rate / 1e9, "GB/s")
+    is_enough = expected is None or rate >= t.NETWORK_SHARE * expected
+    _judge(seen, check, fact, rate / 1e9, "GB/s", is_enough, why, fix)
+
+
+def _judge(
+    seen: Seen,
+    check: str,
+    fact: str,
+    value: float,
+    unit: str,
+    is_enough: bool,
+    why: str,
+    fix: str,
+) -> None:
+    """Add what was measured, as a warning where it is not enough."""
+    if is_enough:
+        seen.ok(check, fact, value, unit)
+    else:
+        seen.add(check, "warning", fact, why, fix, value, unit)
 
 
 def rdma_bytes_per_s(root: Path = Path("/sys/class/infiniband")) -> float | None:
@@ -220,8 +229,3 @@ def _is_loopback(address: Any) -> bool:
         return is_loopback(address.address)
     except ValueError:  # of a card, not of the internet
         return False
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
