@@ -34,7 +34,7 @@ _CLOCKS_DIFFER_S = 1.0
 
 
 @dataclass(frozen=True)
-class Job:
+class PointJob:
     """A point as it is handed over."""
 
     point: Point
@@ -53,7 +53,7 @@ class Interrupted(LoopcoderError):
 
 
 def run_jobs(
-    jobs: Sequence[Job],
+    jobs: Sequence[PointJob],
     ledger: Path,
     standing: Callable[[], Mapping[str, str]],
     watch: Watch,
@@ -80,7 +80,7 @@ def run_jobs(
     done = {job.name for job in jobs if _ended_well(job, ledger)}
     refuse_other_runs([job.point for job in jobs if job.name not in done], ledger)
     _refuse_others(jobs, there)
-    left: list[Job] = []
+    left: list[PointJob] = []
     for number, job in enumerate(jobs, 1):
         where = f"[{number}/{len(jobs)}] {job.point.label}"
         if job.name in there:
@@ -102,7 +102,7 @@ def run_jobs(
             ) from None
 
 
-def _refuse_others(jobs: Sequence[Job], there: Mapping[str, str]) -> None:
+def _refuse_others(jobs: Sequence[PointJob], there: Mapping[str, str]) -> None:
     """Raise InputError for jobs of other settings that stand in the place of points."""
     problems = [
         Problem(
@@ -117,14 +117,14 @@ def _refuse_others(jobs: Sequence[Job], there: Mapping[str, str]) -> None:
         raise InputError(problems)
 
 
-def _folders(job: Job) -> list[Path]:
+def _folders(job: PointJob) -> list[Path]:
     """Return the folders of the jobs of this very config, whichever code they run."""
     *_, sha256 = job.folder.name.split("-")
     return list(job.folder.parent.glob(f"launch-*-{sha256}"))
 
 
 def _wait(
-    left: list[Job],
+    left: list[PointJob],
     points: Sequence[Point],
     ledger: Path,
     standing: Callable[[], Mapping[str, str]],
@@ -154,7 +154,7 @@ def _wait(
                     )
 
 
-def _ended_well(job: Job, ledger: Path) -> bool:
+def _ended_well(job: PointJob, ledger: Path) -> bool:
     """Say whether a point is done, and note it if nobody saw it end."""
     if not is_finished(job.point, ledger) and _reached_end(job):
         now_s = time.time()
@@ -162,7 +162,7 @@ def _ended_well(job: Job, ledger: Path) -> bool:
     return is_finished(job.point, ledger)
 
 
-def _reached_end(job: Job) -> bool:
+def _reached_end(job: PointJob) -> bool:
     """Say whether this very config came to its end since it was submitted."""
     configs = [folder / "config.yaml" for folder in _folders(job)]
     submitted = [path.stat().st_mtime for path in configs if path.exists()]
@@ -174,7 +174,7 @@ def _reached_end(job: Job) -> bool:
     return ended_s >= min(submitted) - _CLOCKS_DIFFER_S
 
 
-def _exit_of(job: Job) -> int:
+def _exit_of(job: PointJob) -> int:
     """Return the code with which the newest job of a point ended, as far as its ranks left one;
     else that of a run that may start again."""
     if _reached_end(job):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from launch.sweep.jobs import Job, run_jobs
+from launch.sweep.jobs import PointJob, run_jobs
 from launch.sweep.ledger import LEDGER_FILE, last_exit
 from launch.sweep.points import Point, points
 from loopcoder.backends import Backends
@@ -79,7 +79,7 @@ def _job(
     here: Backends,
     *,
     is_dry: bool,
-) -> Job:
+) -> PointJob:
     """Compose and check the job of a point."""
     scheduler, own = SCHEDULERS[scheduler_name], Arguments(point.overrides, arguments.config_dir)
     try:
@@ -96,4 +96,4 @@ def _job(
         return hand_over(scheduler_name, scheduler, job, submitted, text, anew=True)
 
     placed = replace(point, run_dir=submitted.run_dir)
-    return Job(placed, name, submitted.folder, submit)
+    return PointJob(placed, name, submitted.folder, submit)

@@ -14,7 +14,7 @@ import pytest
 from launch import snapshot
 from launch.jobs import jobs_in, record_job
 from launch.sweep import jobs as module
-from launch.sweep.jobs import Interrupted, Job, run_jobs
+from launch.sweep.jobs import Interrupted, PointJob, run_jobs
 from launch.sweep.ledger import LEDGER_FILE, is_finished, last_exit
 from launch.sweep.points import points
 from loopcoder.backends import Backends
@@ -35,7 +35,7 @@ class Cluster:
         """How jobs end, by label; others well."""
         self.looks = 0
         self.jobs = [
-            Job(p, f"job-{p.label}", p.run_dir / f"launch-code{n}-{n}sha", self._submit(n))
+            PointJob(p, f"job-{p.label}", p.run_dir / f"launch-code{n}-{n}sha", self._submit(n))
             for n, p in enumerate(self.points)
         ]
         monkeypatch.setattr(module, "_LOOK_EVERY_S", 0)
@@ -52,7 +52,7 @@ class Cluster:
 
         return submit
 
-    def end(self, job: Job) -> None:
+    def end(self, job: PointJob) -> None:
         """Let a job end."""
         code, steps = self.codes.get(job.point.label, 0), job.point.config.train.max_steps
         del self.queue[job.name]
