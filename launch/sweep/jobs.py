@@ -16,7 +16,7 @@ from launch.jobs import jobs_in
 from launch.sweep import ledger as ledgers
 from launch.sweep.ledger import is_at_last_step, is_finished
 from launch.sweep.points import Point
-from launch.sweep.run import Watch, refuse_other_runs
+from launch.sweep.run import Watch
 from loopcoder.errors import (
     EXIT_DONE,
     EXIT_RETRY,
@@ -78,7 +78,6 @@ def run_jobs(
     began_s, there = time.time(), standing()
     points = [job.point for job in jobs]
     done = {job.name for job in jobs if _ended_well(job, ledger)}
-    refuse_other_runs([job.point for job in jobs if job.name not in done], ledger)
     _refuse_others(jobs, there)
     left: list[PointJob] = []
     for number, job in enumerate(jobs, 1):

@@ -229,7 +229,14 @@ def _choices(
     text = str(override.input_line)
     if not override.is_discrete_sweep():
         why = "a sweep runs every value, and an interval has no end of them"
-        problems.append(Problem(text, why, f"{key}=range(1,4), or {key}=1,2,3"))
+        problems.append(
+            Problem(
+                text,
+                why,
+                f"{key}=range(1,4), or {key}=1,2,3; with sweep.trials=N loopcoder sweep searches an "
+                "interval",
+            )
+        )
         return []
     override.config_loader = _GroupLister(options)  # type: ignore[assignment]
     values = [f"{key}={value}" for value in override.sweep_string_iterator()]

@@ -15,13 +15,15 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from launch.sweep.ledger import is_finished, records
 from launch.sweep.points import Point, axes, folder_name, folder_of, point_of
 from loopcoder.backends import Backends
+from loopcoder.config.compose import compose
+from loopcoder.config.identity import config_hash
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError, Problem
 from loopcoder.storage.folders import make_folder
 
 STUDY_FILE = "study.journal"
 _UNTOLD = (EXIT_RETRY, EXIT_BAD_INPUT)
 """Codes after which a trial is open: it continues when what stopped it is mended."""
-_SPACE, _MINIMISE = "space", "minimise"
+_SPACE, _MINIMISE, _SETTINGS = "space", "minimise", "settings"
 """What a study keeps of what was asked for."""
 
 
@@ -53,6 +55,12 @@ class Search:
         self._space = {
             o.get_key_element(): _distribution(o) for o in self._swept if o.is_sweep_override()
         }
+        fixed = [
+            f"{o.get_key_element()}={o.get_value_element_as_str()}"
+            for o in self._swept
+            if not o.is_sweep_override()
+        ]
+        self._settings = config_hash(compose(fixed, config_dir))
         self.folder = folder_of([*overrides, f"sweep.minimise={minimise}"], parsed, config_dir)
         self._config_dir, self._backends = config_dir, backends
         self._trials, self._minimise = trials, minimise
@@ -95,15 +103,16 @@ class Search:
         mine = {
             _SPACE: {key: repr(value) for key, value in self._space.items()},
             _MINIMISE: self._minimise,
+            _SETTINGS: self._settings,
         }
         theirs = self._study.user_attrs
-        if any(theirs.get(name, value) != value for name, value in mine.items()):
+        differ = [name for name, value in mine.items() if theirs.get(name, value) != value]
+        if differ and self.best() is not None:
             raise InputError.of(
-                f"{self.folder / STUDY_FILE} has a search of {theirs.get(_SPACE)} for a low "
-                f"{theirs.get(_MINIMISE)}",
-                f"this one is of {mine[_SPACE]} for a low {self._minimise}: its trials do not "
-                "compare",
-                "the former values, or run_dir=ANOTHER_FOLDER",
+                f"{self.folder / STUDY_FILE} has another search: its {' and '.join(differ)} differ "
+                f"({theirs.get(_SPACE)} for a low {theirs.get(_MINIMISE)})",
+                "its trials and those that would follow do not compare",
+                "the settings that it began with, or run_dir=ANOTHER_FOLDER",
             )
         for name, value in mine.items():
             self._study.set_user_attr(name, value)

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from launch.sweep.jobs import PointJob, run_jobs
-from launch.sweep.ledger import LEDGER_FILE, last_exit
+from launch.sweep.ledger import LEDGER_FILE, is_finished, last_exit
 from launch.sweep.points import Point, points
+from launch.sweep.run import refuse_other_runs
 from loopcoder.backends import Backends
 from loopcoder.cli.arguments import Arguments
 from loopcoder.cli.handing_over import hand_over, show
@@ -54,11 +55,12 @@ def run_sweep_jobs(
     folder, found = points(
         overrides, arguments.config_dir, there, settings.match, processes=processes
     )
+    ledger = folder / LEDGER_FILE
+    refuse_other_runs([point for point in found if not is_finished(point, ledger)], ledger)
     jobs = [_job(name, job, point, arguments, here, is_dry=is_dry) for point in found]
     if is_dry:
         return EXIT_DONE
     refuse_without(name, scheduler)
-    ledger = folder / LEDGER_FILE
     print(f"{len(jobs)} jobs in {folder}", flush=True)
     with Board(here) as board:
         standing = partial(scheduler.standing, job)

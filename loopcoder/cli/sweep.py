@@ -34,9 +34,10 @@ usage: loopcoder sweep [sweep.KEY=VALUE ...] [--config-dir DIR] key=value1,value
 {fields}
 
 The same command goes on after whatever ended it: points that are done are skipped, others continue
-from their checkpoints, and those that failed are tried again. A point that diverges or breaks does
-not stop the others; wrong input, a full disk and the like start no more of them. All points have
-one seed, corpus and order of data unless these are swept. `loopcoder train -m` goes in turn."""
+from their checkpoints, and those that failed are tried again, but for trials of a search. A point
+that diverges or breaks does not stop the others; wrong input, a full disk and the like start no
+more of them. All points have one seed, corpus and order of data unless these are swept.
+`loopcoder train -m` goes in turn."""
 
 _PREFIX = "sweep."
 _ALIKE = {"tokens": "tokens", "flops": "FLOPs"}

@@ -77,7 +77,10 @@ def check_readable(setting: str, folder: str) -> Seen:
         os.statvfs(existing(Path(folder)))
         if Path(folder).is_dir():
             os.listdir(folder)  # noqa: PTH208 - Path.iterdir may ask later
-        seen.ok(check, folder)
+        if Path(folder).exists() or "*" in folder:
+            seen.ok(check, folder)
+        else:
+            seen.add(check, "note", f"{folder} is not there", "the run reads it", f"{setting}=PATH")
     except OSError as error:
         why, fix = "the run reads it", f"mount it again, or {setting}=ANOTHER"
         seen.add(check, "error", f"{folder}: {error.strerror}", why, fix)

@@ -133,6 +133,11 @@ def test_another_search_in_one_folder_is_refused(runs: Quadratic, tmp_path: Path
     found = Search(command, None, CPU, trials=4, minimise="loss")
     with pytest.raises(InputError, match="for a low val/loss"):
         sweep(command, None, CPU, search=found)
+    for changed in ("train.max_steps=3", "seed=5"):
+        command = [LR, "train.max_steps=2", "optim.min_lr=0", f"run_dir={tmp_path}", changed]
+        found = Search(command, None, CPU, trials=4, minimise="val/loss")
+        with pytest.raises(InputError, match="its settings differ"):
+            sweep(command, None, CPU, search=found)
 
 
 def test_a_field_that_no_run_has(runs: Quadratic, tmp_path: Path) -> None:
@@ -142,6 +147,10 @@ def test_a_field_that_no_run_has(runs: Quadratic, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="val/loss"):
         sweep(command, None, CPU, search=found)
     assert len(runs.started) == 1
+    # with the right one the same folder goes on, and the trial counts
+    found = Search(command, None, CPU, trials=2, minimise="val/loss")
+    assert sweep(command, None, CPU, search=found).code == 0
+    assert len(runs.started) == 2
 
 
 @pytest.mark.parametrize(
