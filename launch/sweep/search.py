@@ -109,7 +109,7 @@ class Search:
         differ = [name for name, value in mine.items() if theirs.get(name, value) != value]
         if differ and self.best() is not None:
             raise InputError.of(
-                f"{self.folder / STUDY_FILE} has another search: its {' and '.join(differ)} differ "
+                f"{self.folder / STUDY_FILE} has another search: {', '.join(differ)} differ "
                 f"({theirs.get(_SPACE)} for a low {theirs.get(_MINIMISE)})",
                 "its trials and those that would follow do not compare",
                 "the settings that it began with, or run_dir=ANOTHER_FOLDER",

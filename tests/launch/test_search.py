@@ -136,7 +136,7 @@ def test_another_search_in_one_folder_is_refused(runs: Quadratic, tmp_path: Path
     for changed in ("train.max_steps=3", "seed=5"):
         command = [LR, "train.max_steps=2", "optim.min_lr=0", f"run_dir={tmp_path}", changed]
         found = Search(command, None, CPU, trials=4, minimise="val/loss")
-        with pytest.raises(InputError, match="its settings differ"):
+        with pytest.raises(InputError, match="settings differ"):
             sweep(command, None, CPU, search=found)
 
 
