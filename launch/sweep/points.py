@@ -233,8 +233,8 @@ def _choices(
             Problem(
                 text,
                 why,
-                f"{key}=range(1,4), or {key}=1,2,3; with sweep.trials=N loopcoder sweep searches an "
-                "interval",
+                f"{key}=range(1,4), or {key}=1,2,3; with sweep.trials=N loopcoder sweep searches "
+                "an interval",
             )
         )
         return []
