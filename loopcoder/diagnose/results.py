@@ -1,0 +1,124 @@
+"""What a diagnosis found, as it is written to JSON and read again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loopcoder.errors import InputError
+from loopcoder.storage.files import write_json
+
+FORMAT = 1
+"""Version of the file; another one is refused."""
+ALL = "all"
+"""The group of every token."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One measure of one group of tokens, by loop or by loop and layer.
+
+    `values`, `low`, `high` and `counts` have one entry for each of `loops`, and that is a list with
+    one entry for each of `layers` where there are layers. None stands for what is not defined, as
+    an alignment before the second loop; `low` and `high` are the bounds of a 95% interval.
+    """
+
+    measure: str
+    """Its name: `step_size`, `alignment`, ... (docs/diagnostics.md)."""
+    variant: str
+    """Which of several definitions, as `normed` or `raw`; "" where there is one."""
+    unit: str
+    """`nats`, `tokens`, ...; "" for a number without one."""
+    group: str
+    """`all`, `domain/NAME` or `language/NAME`."""
+    loops: list[int]
+    """Loops, counted from 1."""
+    layers: list[int] | None
+    """Layers, counted from 0; None where a measure has none."""
+    values: list[Any]
+    low: list[Any]
+    high: list[Any]
+    counts: list[Any]
+    """How many tokens, queries or sequences a value is the mean of."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """What leaving the loops early would do, by one rule at one threshold."""
+
+    rule: str
+    """`confidence` or `kl`."""
+    threshold: float
+    mean_loops: float
+    """Loops that a token takes, on average."""
+    loss: float
+    """Nats per token, read where the token leaves."""
+    agreement: float
+    """Share of tokens whose most likely next token is that of the last loop."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that was measured of one checkpoint."""
+
+    name: str
+    """How reports call it: the run's name, or what was asked for."""
+    checkpoint: str
+    step: int
+    trained_tokens: int | None
+    model: dict[str, Any]
+    """Fields of the model as it was trained; `num_loops` is the R of training."""
+    loops: int
+    """Loops that were run: those of training, and more where it was asked for."""
+    data: dict[str, Any]
+    """Place, split, sequences, tokens, sequence length, seed of the subsets and their sizes."""
+    made: dict[str, Any]
+    """Commit and version of loopcoder, precision, device, seconds."""
+    series: list[Series]
+    exits: list[Exit] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What could not be measured, and why."""
+
+    def find(self, measure: str, variant: str = "", group: str = ALL) -> Series | None:
+        """Return one measure of one group; None where it was not taken."""
+        wanted = (measure, variant, group)
+        found = (s for s in self.series if (s.measure, s.variant, s.group) == wanted)
+        return next(found, None)
+
+    def groups(self) -> list[str]:
+        """Return the groups that have series, `all` first."""
+        names = dict.fromkeys(s.group for s in self.series)
+        return sorted(names, key=lambda name: (name != ALL, name))
+
+
+def write(path: Path, diagnosis: Diagnosis) -> None:
+    """Write a diagnosis as JSON, whole or not at all."""
+    write_json(path, {"format": FORMAT, **asdict(diagnosis)})
+
+
+def read(paths: Sequence[Path]) -> list[Diagnosis]:
+    """Read diagnoses.
+
+    Raises:
+        InputError: a file is not there, or not one of ours.
+    """
+    return [_read(path) for path in paths]
+
+
+def _read(path: Path) -> Diagnosis:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+            raise ValueError(f"it has no format {FORMAT}")
+        series = [Series(**s) for s in fields.pop("series")]
+        exits = [Exit(**e) for e in fields.pop("exits")]
+        return Diagnosis(series=series, exits=exits, **fields)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError.of(
+            f"{path}: {error}",
+            "it is to be what loopcoder diagnose wrote",
+            "loopcoder diagnose checkpoint=DIR",
+        ) from error
