@@ -94,7 +94,7 @@ INJECTION_1B = Study(
         Point("R=1", ("model.num_loops=1",)),
         *(
             Point(f"b {b}", ("model.num_loops=2", f"model.hidden_scale={b}"))
-            for b in ("0.447", "0.57", "0.3", "0.805")
+            for b in ("0.68", "0.447", "0.57", "0.3", "0.805")
         ),
     ),
     (1,),
@@ -112,11 +112,25 @@ _POWERS = {
 }
 RATES_LOOPED = Study(
     "rates_looped",
-    SHORT,
+    (*SHORT, "model.hidden_scale=0.805"),
     tuple(
         at_rate(f"width {width} R={loops}", power, *WIDTHS[width], f"model.num_loops={loops}")
         for (width, loops), powers in _POWERS.items()
         for power in powers
+    ),
+    (1,),
+    rates_table,
+    runs_per_gpu=8,
+)
+# The same with the dial's b.
+
+RATES_INJECTED = Study(
+    "rates_injected",
+    (*SHORT, "model.hidden_scale=0.68"),
+    tuple(
+        at_rate(f"width {width} R=2", power, *WIDTHS[width], "model.num_loops=2")
+        for width in (1024, 512, 256)
+        for power in (-2, -1, 0, 1, 2)
     ),
     (1,),
     rates_table,
@@ -144,6 +158,7 @@ _ANSWERS = (
     *SPIKES[1:],
     LOOPS_100M,
     RATES_LOOPED,
+    RATES_INJECTED,
     INJECTION_START,
     INJECTION,
     INJECTION_1B,
