@@ -102,6 +102,28 @@ INJECTION_1B = Study(
     runs_per_gpu=1,
 )
 
+# At 1B two loops are 0.5 behind one in the first 100 steps: is it the rate of a deeper model?
+
+_SMALL_B = ("model.hidden_scale=0.447", "model.gate_bias_init=0")
+_SLOWER = "optim.lr=0.00085"
+RATE_1B = Study(
+    "rate_1b",
+    ("model=plt_1b", *SHORT_WARMUP, "train.max_steps=100", "model.hidden_scale=0.68"),
+    (
+        Point("R=2, half the rate", ("model.num_loops=2", _SLOWER)),
+        Point(
+            "R=2, half the matrices' rate",
+            ("model.num_loops=2", _SLOWER, "optim.embedding_lr_scale=80", "optim.head_lr_scale=8"),
+        ),
+        Point("R=2, b 0.447, gate bias 0", ("model.num_loops=2", *_SMALL_B)),
+        Point("R=2, gate bias 0", ("model.num_loops=2", "model.gate_bias_init=0")),
+        Point("R=1, half the rate", ("model.num_loops=1", _SLOWER)),
+    ),
+    (1,),
+    spikes_table,
+    runs_per_gpu=2,
+)
+
 # The rate of two loops and four with the recipe as it is; that of one is study `rates`.
 
 _POWERS = {
@@ -162,5 +184,6 @@ _ANSWERS = (
     INJECTION_START,
     INJECTION,
     INJECTION_1B,
+    RATE_1B,
 )
 STUDIES = {study.name: study for study in (*_SEARCH, *_ANSWERS)}
