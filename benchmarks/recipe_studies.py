@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from recipe_long import (
     CALM,
     CALM_100M,
@@ -124,6 +126,22 @@ RATE_1B = Study(
     runs_per_gpu=2,
 )
 
+# It is: the dial as it is now, whose rates fall with the root of the depth.
+
+_ONE_AND_TWO = tuple(Point(f"R={r}", (f"model.num_loops={r}",)) for r in (2, 1))
+DEPTH_1B, DEPTH_100M = (
+    Study(
+        f"depth_{size}",
+        (f"model=plt_{size}", *SHORT_WARMUP, "train.max_steps=100"),
+        _ONE_AND_TWO,
+        (1,),
+        spikes_table,
+        runs_per_gpu=2,
+    )
+    for size in ("1b", "100m")
+)
+DIAL_20M = replace(LOOPS_20M, name="dial_20m")
+
 # The rate of two loops and four with the recipe as it is; that of one is study `rates`.
 
 _POWERS = {
@@ -186,4 +204,12 @@ _ANSWERS = (
     INJECTION_1B,
     RATE_1B,
 )
-STUDIES = {study.name: study for study in (*_SEARCH, *_ANSWERS)}
+_DIAL = (DEPTH_1B, DEPTH_100M, DIAL_20M)
+
+
+def _of_any_depth(study: Study) -> Study:
+    """Rates as they were for these: a deeper model's were not lower."""
+    return replace(study, shared=(*study.shared, "optim.base_num_layers=null"))
+
+
+STUDIES = {s.name: s for s in (*map(_of_any_depth, (*_SEARCH, *_ANSWERS)), *_DIAL)}
