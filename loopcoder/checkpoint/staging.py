@@ -95,8 +95,15 @@ class Staging:
             return tensor.cpu()
         assert self._memory is not None
         # a storage of its own: torch.save writes all of one
-        flat = torch.frombuffer(self._memory, dtype=tensor.dtype, count=tensor.numel(), offset=at)
-        return flat.view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
+        copy = torch.frombuffer(self._memory, dtype=tensor.dtype, count=tensor.numel(), offset=at)
+        source = tensor.detach().reshape(-1)
+        begin = 0
+        while begin < len(source):  # CUDA refuses what reaches over what was pinned at once
+            room = _PIECE - (at + begin * tensor.itemsize) % _PIECE
+            end = min(begin + room // tensor.itemsize, len(source))
+            copy[begin:end].copy_(source[begin:end], non_blocking=True)
+            begin = end
+        return copy.view(tensor.shape)
 
     def _settled(self) -> None:
         """Wait for the pinning, and say what kept it from happening."""
@@ -114,6 +121,7 @@ class Staging:
                 return  # the run ends
         if self._stream is None:
             return
+        torch.cuda.set_device(self.device)  # of this thread
         runtime = torch.cuda.cudart()
         for begin, size in self._pieces():
             if not threading.main_thread().is_alive():
