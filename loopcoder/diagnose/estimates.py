@@ -160,7 +160,7 @@ def _estimate(value: Tensor, errors: Tensor, present: Tensor, total: Tensor) -> 
             are drawn apart. [n, strata, ...]
         present: whether a sequence has anything of the stratum. [n, strata, ...]
     """
-    units = present.sum(0)
+    units = present.sum(0).double()
     correction = units / (units - 1)  # of a variance, for the mean that is taken off
     by_stratum = correction * errors.square().sum(0)
     variance = (errors * correction.sqrt()).sum(1).square().sum(0)
