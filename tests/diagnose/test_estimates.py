@@ -130,6 +130,8 @@ def test_the_median_is_that_of_all_tokens(generator) -> None:
     occurring = torch.cat(ranks).unique()
     packed = torch.stack([(r[:, None] == occurring).sum(0) for r in ranks])
     assert median_of(packed, occurring) == found
+    halved = median_of(packed / 256, occurring)  # weights need not be whole
+    assert (halved.value, halved.low, halved.high) == (found.value, found.low, found.high)
     assert median_of(packed[:1], occurring).low is None
     assert median_of(torch.zeros(3, 5)).value is None
     wide = median_of(torch.tensor([[0, 0, 9, 0, 0], [0, 0, 0, 9, 0]]))

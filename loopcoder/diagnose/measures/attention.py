@@ -69,7 +69,10 @@ def attention_sums(
     for name in names[1::2]:
         sums[name].masked_fill_(~has_others, 0.0)
     return AttentionValues(
-        **{name: sums.get(name) for name in ENTROPIES + CHANGES},
+        entropy=sums["entropy"],
+        entropy_no_first=sums["entropy_no_first"],
+        change=sums.get("change"),
+        change_no_first=sums.get("change_no_first"),
         has_others=has_others,
         entropy_by_head=by_head,
     )
