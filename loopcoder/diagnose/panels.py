@@ -1,4 +1,4 @@
-"""Parts of every figure of a diagnosis: a look for each checkpoint, panels, lines with intervals."""
+"""Parts of every figure of a diagnosis: a look for each checkpoint, panels, lines, intervals."""
 
 from __future__ import annotations
 
@@ -73,10 +73,11 @@ def rows_of(count: int, columns: int = 3) -> int:
 def grid(figure: Figure, count: int, columns: int = 3, *, share_y: bool = False) -> list[Axes]:
     """Return `count` panels, row by row."""
     columns = min(columns, count)
-    axes = figure.subplots(rows_of(count, columns), columns, squeeze=False, sharey=share_y).flat
-    for spare in list(axes)[count:]:
+    made = figure.subplots(rows_of(count, columns), columns, squeeze=False, sharey=share_y)
+    axes = list(made.flat)
+    for spare in axes[count:]:
         spare.set_visible(False)
-    return list(axes)[:count]
+    return axes[:count]
 
 
 def panel(ax: Axes, title: str, x_label: str, y_label: str) -> None:

@@ -59,9 +59,11 @@ class Point:
 
 
 def number(value: float) -> str:
-    """Return a number with four digits."""
-    if value == 0 or not math.isfinite(value):
+    """Return a number with four digits; a whole one without decimals."""
+    if not math.isfinite(value):
         return f"{value:g}"
+    if value == round(value) and abs(value) < 1e15:
+        return f"{value:,.0f}"
     decimals = 3 - math.floor(math.log10(abs(value)))
     return f"{value:,.{decimals}f}" if 0 <= decimals <= 7 else f"{value:,.4g}"
 
@@ -124,12 +126,13 @@ def labels(diagnoses: Sequence[Diagnosis], longest: int = 40) -> list[str]:
         f"{name}, step {d.step}" if count[name] > 1 else name
         for name, d in zip(names, diagnoses, strict=True)
     ]
-    short = [_cut(name, longest) for name in names]
+    short = [cut(name, longest) for name in names]
     count = Counter(short)
-    return [f"{_cut(s, longest - 4)} #{i}" if count[s] > 1 else s for i, s in enumerate(short, 1)]
+    return [f"{cut(s, longest - 4)} #{i}" if count[s] > 1 else s for i, s in enumerate(short, 1)]
 
 
-def _cut(name: str, longest: int) -> str:
+def cut(name: str, longest: int = 40) -> str:
+    """Return a name without its middle, where it is longer than `longest` characters."""
     if len(name) <= longest:
         return name
     head = (longest - 1) // 2

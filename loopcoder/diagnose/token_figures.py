@@ -16,8 +16,9 @@ from loopcoder.diagnose.panels import (
     look,
     panel,
 )
-from loopcoder.diagnose.reading import Point, by_loop
+from loopcoder.diagnose.reading import Point, by_loop, cut
 from loopcoder.diagnose.results import ALL
+from loopcoder.page import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,7 +125,7 @@ def _by_group(shown: Sequence[Named]) -> Drawing | None:
             )
         panel(ax, "Loss at loop 1 less loss at loop 2", "nats / token", "")
         ax.axvline(0.0, color="#999999", linewidth=0.8)
-        ax.set_yticks(range(len(groups)), groups, fontsize=8.5)
+        ax.set_yticks(range(len(groups)), [cut(printable(g)) for g in groups], fontsize=8.5)
         ax.set_ylim(len(groups) - 0.5, -0.5)
         legend(figure, [(one.label, one.look) for one, _ in having])
 

@@ -75,7 +75,8 @@ def _svg_with_text(name: str) -> Iterator[None]:
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "text.parse_math": False,
-        "font.family": ["DejaVu Sans"],
+        "font.family": ["sans-serif"],
+        "font.sans-serif": ["DejaVu Sans", "Verdana"],
     }
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
