@@ -52,7 +52,7 @@ class Drawing:
 
 def named(diagnoses: Sequence[Diagnosis]) -> list[Named]:
     """Give every diagnosis its label and look."""
-    short = labels(diagnoses)
+    short = labels(diagnoses, 32)
     return [Named(short[i], diagnosis, i) for i, diagnosis in enumerate(diagnoses)]
 
 
@@ -60,7 +60,7 @@ def look(i: int) -> dict[str, Any]:
     """Return color, marker and kind of line of the curve with index `i`."""
     return {
         "color": _PALETTE[i % len(_PALETTE)],
-        "marker": MARKERS[i % len(MARKERS)],
+        "marker": MARKERS[(i + i // len(_PALETTE)) % len(MARKERS)],
         "linestyle": ("-", "--", ":")[i // len(_PALETTE) % 3],
     }
 

@@ -35,6 +35,13 @@ class Point:
         """Whether the interval leaves out zero."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
+    @property
+    def magnitude(self) -> Point:
+        """The value without its sign, its interval as wide."""
+        if self.value >= 0:
+            return self
+        return Point(0.0, 0.0, 0.0).minus(self)
+
     def minus(self, other: Point) -> Point:
         """Return the difference with its interval.
 
