@@ -1,4 +1,4 @@
-"""A headless Chromium on a pipe, spoken to in its DevTools protocol: no driver, no port, no package.
+"""A headless Chromium on a pipe, spoken to in its DevTools protocol: no driver, no port.
 
 Found in PATH, or named by LOOPCODER_BROWSER.
 """

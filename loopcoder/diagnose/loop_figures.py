@@ -19,7 +19,7 @@ from loopcoder.diagnose.panels import (
     rows_of,
 )
 from loopcoder.diagnose.reading import Points, by_loop
-from loopcoder.metrics.drawing import COLORS, MARKERS
+from loopcoder.metrics.drawing import COLORS, INK, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -191,7 +191,7 @@ def _test_time(shown: Sequence[Named]) -> Drawing | None:
                 textcoords="offset points",
                 ha="right",
                 fontsize=8,
-                color=one.look["color"],
+                color=INK,
             )
         panel(ax, "Loss at and beyond the loops of training", "loop", "nats / token")
         every = [loop for one, points in having for loop in points if loop >= one.trained]

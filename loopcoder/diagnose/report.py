@@ -130,7 +130,7 @@ def _recommendations(diagnoses: Sequence[Diagnosis], short: Sequence[str]) -> Ht
         for name, d, found in zip(short, diagnoses, each, strict=True)
     ]
     head = ("", "R of training", "recommended R", "")
-    caption = "Each model on its own: a heuristic"
+    caption = "What each model says, by the heuristic"
     parts += [element("h3", "Each model on its own"), table(head, rows, caption=caption)]
     for name, found in zip(short, each, strict=True):
         summary = element("summary", f"Reasons: {name}")
