@@ -61,7 +61,9 @@ class Point:
         half = self.half
         if not half:
             return number(self.value)
-        decimals = min(max(1 - math.floor(math.log10(half)), 0), 7)
+        decimals = max(1 - math.floor(math.log10(half)), 0)
+        if decimals > 7:
+            return f"{self.value:.4g} ± {half:.2g}"
         return f"{self.value:,.{decimals}f} ± {half:,.{decimals}f}"
 
 
