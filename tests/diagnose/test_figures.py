@@ -96,7 +96,8 @@ def test_shares_are_stacked(rng: random.Random) -> None:
         [small(rng, trained=3, concentration_largest_shift=[None, 0.7, 0.3])], "concentration"
     )
     _, _, largest = figure.axes
-    assert [(bar.get_x(), bar.get_width()) for bar in largest.patches] == [(0, 0.7), (0.7, 0.3)]
+    assert [bar.get_x() for bar in largest.patches] == [0, 0.7]
+    assert [bar.get_width() for bar in largest.patches] == pytest.approx([0.7, 0.3])
     assert [text.get_text() for text in largest.texts] == ["70%", "30%"]
 
 
@@ -115,7 +116,7 @@ def test_gains_by_language_are_paired_where_that_was_measured(rng: random.Random
 
 
 def test_a_file_has_text_and_the_same_bytes_again(rng: random.Random, tmp_path: Path) -> None:
-    name = "_" + HARD_NAME[:20] + " 名"
+    name = "_" + HARD_NAME[:19] + " 名"
     drawing = by_name([small(rng, name), small(rng, "$x$ <&>")])["exits"]
     svg = save(drawing, tmp_path / "a")
     assert svg.read_bytes() == save(drawing, tmp_path / "b").read_bytes()
