@@ -193,7 +193,7 @@ def _test_time(shown: Sequence[Named]) -> Drawing | None:
                 fontsize=8,
                 color=INK,
             )
-        panel(ax, "Loss at and beyond the loops of training", "loop", "nats / token")
+        panel(ax, "Loss at and beyond the loops of training", "loop", "loss (nats / token)")
         every = [loop for one, points in having for loop in points if loop >= one.trained]
         loop_axis(ax, every)
         ax.margins(y=0.2)
@@ -211,13 +211,14 @@ def _test_time(shown: Sequence[Named]) -> Drawing | None:
 
 def _log_scale(ax: Axes, lines: Sequence[Points]) -> None:
     """Make the y axis logarithmic with plain numbers, where all values are above 0."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     values = [point.value for points in lines for point in points.values()]
     if not values or min(values) <= 0:
         return
     ax.set_yscale("log")
     ax.set_ylim(min(values) / 1.25, max(values) * 1.25)
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    is_narrow = max(values) < 8 * min(values)
+    ax.yaxis.set_major_locator(MaxNLocator(5) if is_narrow else LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_minor_locator(NullLocator())

@@ -16,7 +16,7 @@ from loopcoder.diagnose.panels import (
     look,
     panel,
 )
-from loopcoder.diagnose.reading import Point, by_loop, cut
+from loopcoder.diagnose.reading import Point, by_loop, count_of, cut
 from loopcoder.diagnose.results import ALL
 from loopcoder.page import printable
 
@@ -110,7 +110,11 @@ def _by_group(shown: Sequence[Named]) -> Drawing | None:
     if not having:
         return None
     every = dict.fromkeys(group for _, gains in having for group in gains)
-    ordered = sorted(every, key=lambda name: (name != ALL, name))
+    sizes = {
+        g: max(count_of(one.diagnosis, "loss", "", g) or 0 for one, _ in having) for g in every
+    }
+    # domains before languages, which may be many: the largest of these
+    ordered = sorted(every, key=lambda g: (g != ALL, g.startswith("language/"), -sizes[g], g))
     groups = ordered[:MOST_GROUPS]
 
     def draw_on(figure: Figure) -> None:
@@ -164,7 +168,7 @@ def _exits(shown: Sequence[Named]) -> Drawing | None:
                 )
                 if found:
                     ax.plot(*zip(*found, strict=True), markersize=5, **one.look)
-            y_label = "nats / token, read at the exit" if i % 2 == 0 else ""
+            y_label = "loss at the exit (nats / token)" if i % 2 == 0 else ""
             panel(ax, f"Exit by {_RULES.get(rule, rule)}", "mean loops of a token", y_label)
         legend(figure, [(one.label, one.look) for one in having])
 
