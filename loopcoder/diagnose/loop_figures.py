@@ -111,7 +111,7 @@ def gain_cost(shown: Sequence[Named], variant: str) -> Drawing | None:
             line(ax, gain, _GAIN, trained=one.trained, aside=-0.04)
             line(right, cost, _COST, trained=one.trained, aside=0.04)
             is_last = i % columns == columns - 1 or i == len(axes) - 1
-            panel(ax, one.label, "loop", "" if i % columns else "output shift (nats)")
+            panel(ax, one.label, "loop", "" if i % columns else "output shift (nats, log)")
             panel(right, "", "", "Ω (L2 norm)" if is_last else "")
             right.grid(visible=False)
             right.spines["right"].set_visible(True)
