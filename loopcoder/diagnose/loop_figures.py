@@ -213,12 +213,15 @@ def _log_scale(ax: Axes, lines: Sequence[Points]) -> None:
     """Make the y axis logarithmic with plain numbers, where all values are above 0."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    values = [point.value for points in lines for point in points.values()]
-    if not values or min(values) <= 0:
+    every = [point for points in lines for point in points.values()]
+    if not every or any(point.value <= 0 for point in every):
         return
+    # an interval that reaches zero has no end on such an axis
+    lowest = min(p.low if p.low is not None and p.low > 0 else p.value for p in every)
+    highest = max(p.high if p.high is not None else p.value for p in every)
     ax.set_yscale("log")
-    ax.set_ylim(min(values) / 1.25, max(values) * 1.25)
-    is_narrow = max(values) < 8 * min(values)
+    ax.set_ylim(lowest / 1.2, highest * 1.2)
+    is_narrow = highest < 8 * lowest
     ax.yaxis.set_major_locator(MaxNLocator(5) if is_narrow else LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     ax.yaxis.set_minor_locator(NullLocator())

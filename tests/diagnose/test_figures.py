@@ -47,12 +47,19 @@ def test_every_figure_that_there_are_values_for(rng: random.Random) -> None:
         *("attention_entropy_all", "attention_entropy_no_first", "head_rank", "head_cosine"),
     ]
     without = set(by_name([small(rng, gates=False)]))
-    assert without == set(EVERY) - {"gate", "test_time_loops"}
+    assert without == set(EVERY) - {"gate", "test_time_loops", "concentration"}
 
 
 def test_gain_on_a_log_axis_against_cost(rng: random.Random) -> None:
     shown = [
-        small(rng, "three", 3, output_shift=[None, 1.75, 0.5], offset_cost_raw=[None, 54, 60]),
+        small(
+            rng,
+            "three",
+            3,
+            output_shift=[None, 1.75, 0.5],
+            offset_cost_raw=[None, 54, 60],
+            width=0.4,
+        ),
         small(rng, "one", 1),
         small(rng, "two", 2, offset_cost_raw=[None, 90]),
     ]
@@ -62,6 +69,7 @@ def test_gain_on_a_log_axis_against_cost(rng: random.Random) -> None:
     assert {ax.get_yscale() for ax in left} == {"log"}
     assert {ax.get_yscale() for ax in right} == {"linear"}
     assert list(left[0].lines[0].get_ydata()) == [1.75, 0.5]
+    assert left[0].get_ylim()[0] < 0.3  # the interval of 0.5 is to be seen
     assert list(right[0].lines[0].get_ydata()) == [54, 60]
     assert right[0].get_ylim() == right[1].get_ylim()
     assert left[0].get_ylim() == left[1].get_ylim()
@@ -99,6 +107,9 @@ def test_shares_are_stacked(rng: random.Random) -> None:
     assert [bar.get_x() for bar in largest.patches] == [0, 0.7]
     assert [bar.get_width() for bar in largest.patches] == pytest.approx([0.7, 0.3])
     assert [text.get_text() for text in largest.texts] == ["70%", "30%"]
+    of_two = drawn([small(rng, "two", 2), small(rng, "three", 3)], "concentration")
+    rows = [label.get_text() for label in of_two.axes[0].get_yticklabels()]
+    assert rows == ["three"]  # a second loop without a third has all of it
 
 
 def test_gains_by_language_are_paired_where_that_was_measured(rng: random.Random) -> None:
