@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loopcoder.backends import Backends
 from loopcoder.config.check_data import check_data
+from loopcoder.config.check_objective import check_objective
 from loopcoder.config.check_precision import check_precision
 from loopcoder.config.check_secrets import check_secrets
 from loopcoder.config.check_store import check_store
@@ -38,6 +39,7 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
         *check_batch(config, world_size),
         *check_data(config),
         *_optim(config),
+        *check_objective(config),
         *check_precision(config, backends),
         *_sinks(config, backends),
         *_profile(config, backends),

@@ -19,6 +19,7 @@ from loopcoder.config.corpora import joined_mixture
 from loopcoder.config.data import DataConfig, ResolvedStage, StageConfig
 from loopcoder.config.evaluation import EvalConfig
 from loopcoder.config.faults import FaultsConfig
+from loopcoder.config.objective import ObjectiveConfig
 from loopcoder.config.types import (
     STRICT,
     Changes,
@@ -399,6 +400,9 @@ class Config:
     seed: NonNegativeInt = 1234
     """Seed of initialisation and data order."""
     faults: Annotated[FaultsConfig, Changes("nothing")] = field(default_factory=FaultsConfig)
+    objective: Annotated[ObjectiveConfig, Changes("numbers", since="2026-11-30")] = field(
+        default_factory=ObjectiveConfig
+    )
 
     @property
     def stages(self) -> list[ResolvedStage]:

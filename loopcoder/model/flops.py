@@ -7,7 +7,11 @@ in either.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from loopcoder.config.objective import ObjectiveConfig
 from loopcoder.config.schema import ModelConfig
+from loopcoder.model.step_objective import shares_of_counts, step_objective
 
 
 def block_parameters(model: ModelConfig) -> int:
@@ -29,22 +33,54 @@ def gate_parameters(model: ModelConfig) -> int:
     return model.num_attention_heads * (model.head_dim + 1)
 
 
-def parameters(model: ModelConfig, vocab_size: int) -> int:
-    """All trainable parameters."""
+def parameters(
+    model: ModelConfig, vocab_size: int, objective: ObjectiveConfig | None = None
+) -> int:
+    """All trainable parameters; without an objective those that a forward pass uses."""
     layer = block_parameters(model) + 2 * model.hidden_size + gate_parameters(model)
-    return model.num_layers * layer + model.hidden_size + 2 * vocab_size * model.hidden_size
+    exit_gate = 0
+    if objective is not None and objective.has_gate(model.num_loops):
+        exit_gate = model.hidden_size + 1
+    whole = model.hidden_size + 2 * vocab_size * model.hidden_size + exit_gate
+    return model.num_layers * layer + whole
 
 
 def train_flops_per_token(
-    model: ModelConfig, vocab_size: int, seq_length: int
+    model: ModelConfig,
+    vocab_size: int,
+    seq_length: int,
+    objective: ObjectiveConfig | None = None,
+    shares: Mapping[int, float] | None = None,
 ) -> tuple[float, float]:
     """Forward and backward FLOPs of one token, attention counted (causal, full).
 
     Documents are taken to be as long as the sequence; shorter ones do less.
+
+    Args:
+        objective: which loops the head reads, and how many steps run; None: all of them, and the
+            last one.
+        shares: of the tokens that were trained with so many loops; None: those that the objective
+            comes to over many steps.
     """
-    loops, layers = model.num_loops, model.num_layers
+    objective = objective or ObjectiveConfig()
+    shares = shares or shares_of_counts(objective, model.num_loops)
+    both = [_with_loops(model, vocab_size, seq_length, objective, loops) for loops in shares]
+    causal, full = (
+        sum(share * of_loops for share, of_loops in zip(shares.values(), kind, strict=True))
+        for kind in zip(*both, strict=True)
+    )
+    return causal, full
+
+
+def _with_loops(
+    model: ModelConfig, vocab_size: int, seq_length: int, objective: ObjectiveConfig, loops: int
+) -> tuple[float, float]:
+    layers = model.num_layers
     width = model.num_attention_heads * model.head_dim
-    matmuls = 6.0 * (loops * layers * block_parameters(model) + vocab_size * model.hidden_size)
+    heads = len(step_objective(objective, model.num_loops, loops).read_loops)
+    gates = model.hidden_size * (loops - 1) if objective.has_gate(model.num_loops) else 0
+    head = heads * vocab_size * model.hidden_size + gates
+    matmuls = 6.0 * (loops * layers * block_parameters(model) + head)
     window = 12.0 * (loops - 1) * layers * (model.window + 1) * width if model.has_gates else 0.0
     full = 12.0 * loops * layers * seq_length * width
     return matmuls + window + full / 2, matmuls + window + full

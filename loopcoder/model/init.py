@@ -17,11 +17,14 @@ from loopcoder.model.plt import PLTModel
 
 
 def initialise(network: PLTModel, model: ModelConfig, seed: int) -> None:
-    """Fill all parameters: norms 1, gates sigmoid(gate_bias_init), all else normal(0, std)."""
+    """Fill all parameters: norms 1, gates of layers sigmoid(gate_bias_init), the exit gate 1/2, all
+    else normal(0, std)."""
     for name, parameter in network.named_parameters():
         with torch.no_grad():
             if "norm" in name:
                 parameter.fill_(1.0)
+            elif "exit_gate" in name:
+                parameter.zero_()
             elif "plt_gate" in name:
                 parameter.fill_(model.gate_bias_init if name.endswith("bias") else 0.0)
             else:

@@ -13,7 +13,7 @@ model wins.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -30,11 +30,15 @@ from torch import Tensor
 
 from loopcoder.config.schema import ModelConfig
 from loopcoder.model.documents import Documents
+from loopcoder.model.exit_gate import ExitGate
+from loopcoder.model.idle import with_zero_gradients
 from loopcoder.model.layer import PLTBlock
+from loopcoder.model.objective import add_loop
 from loopcoder.model.probe import LoopProbe
 from loopcoder.model.reuse import in_loop
 from loopcoder.model.shared_kv import EMBEDDING, SharedKV
 from loopcoder.model.specs import block_submodules
+from loopcoder.model.step_objective import StepObjective
 from loopcoder.ops import kernels as cuda
 from loopcoder.ops.loop_input import loop_input
 
@@ -79,6 +83,8 @@ class PLTModel(LanguageModule):
         groups: Any,
         previous_position: Callable[[Tensor], Tensor] | None = None,
         stage: PipelineStage | None = None,
+        *,
+        has_exit_gate: bool = False,
     ):
         """
         Args:
@@ -89,6 +95,7 @@ class PLTModel(LanguageModule):
             previous_position: gives the position before this rank's part of a sequence; a split
                 sequence needs `parallel.shift.position_before(group)`.
             stage: this rank's part of the model under pipeline parallelism; None: all of it.
+            has_exit_gate: the model learns an exit distribution (`objective.exit`).
         """
         stage = stage or PipelineStage([list(range(model.num_layers))])
         if config.sequence_parallel and previous_position is None:
@@ -130,6 +137,9 @@ class PLTModel(LanguageModule):
                 gather_output=False,
                 tp_group=groups.tp,
             )
+        self.exit_gate: ExitGate | None = None
+        if self.post_process and has_exit_gate:
+            self.exit_gate = ExitGate(config, groups.tp)
         self.setup_embeddings_and_output_layer()
 
     def forward(
@@ -141,6 +151,7 @@ class PLTModel(LanguageModule):
         every_loop: bool = False,
         chunk: ChunkInput | None = None,
         probe: LoopProbe | None = None,
+        objective: StepObjective | None = None,
     ) -> Any:
         """Run all loops, or one chunk of a pipeline.
 
@@ -150,14 +161,20 @@ class PLTModel(LanguageModule):
             labels: next tokens; None returns logits. [B, S]
             every_loop: also read the head after earlier loops (logit lens), stacked in front.
             probe: measures every loop on the way; it changes nothing.
+            objective: how many loops run, and which of their losses count; None: all of them, and
+                the last one's.
 
         Returns:
-            the loss of every token [B, S] in fp32, or logits [S, B, vocabulary of this rank];
+            the loss of every token [B, S] in fp32, with an objective of several loops what
+            `model.objective.parts` takes apart; or logits [S, B, vocabulary of this rank];
             with `every_loop` [R, ...] of them. A chunk returns what the next one reads [S or S/tp,
             B, D], and the last chunk the loss; with `every_loop` each chunk that ends a loop
             returns both.
         """
-        run = partial(self.run_part, tokens, docs, labels, self.rope(docs), every_loop, probe)
+        objective = objective or StepObjective(self.model.num_loops)
+        run = partial(
+            self.run_part, tokens, docs, labels, self.rope(docs), every_loop, probe, objective
+        )
         if chunk is not None:
             to_next, output = run(chunk)
             if output is None:
@@ -165,7 +182,7 @@ class PLTModel(LanguageModule):
             return (to_next, output) if every_loop else output
         hidden: Tensor | None = None
         outputs, shared_kv = [], SharedKV()
-        for loop_idx, part in product(range(self.model.num_loops), range(len(self.decoder.parts))):
+        for loop_idx, part in product(range(objective.num_loops), range(len(self.decoder.parts))):
             hidden, output = run(ChunkInput(loop_idx, part, hidden, shared_kv))
             if output is not None:
                 outputs.append(output)
@@ -179,13 +196,14 @@ class PLTModel(LanguageModule):
         rope: Tensor,
         every_loop: bool,
         probe: LoopProbe | None,
+        objective: StepObjective,
         chunk: ChunkInput,
     ) -> tuple[Tensor, Tensor | None]:
         """Run one part of one loop on this stage: the body of the loop, which is written only here.
 
         Returns:
-            what the next part reads [S or S/tp, B, D], and the loss or logits after this part: None
-            unless it ends the last loop, or any loop with `every_loop`.
+            what the next part reads [S or S/tp, B, D], and what `forward` returns: None unless this
+            part ends the last loop, or any loop with `every_loop`.
         """
         loop_idx, hidden, shared_kv = chunk.loop_idx, chunk.hidden, chunk.shared_kv
         if self.pre_process and chunk.part == 0:
@@ -201,14 +219,25 @@ class PLTModel(LanguageModule):
                 probe.at_input(loop_idx, hidden)
         gated = shared_kv if self.model.has_gates else None
         hidden = self.decoder(hidden, loop_idx, gated, docs, rope, chunk.part)
+        if objective.num_loops == 1:
+            hidden = with_zero_gradients(hidden, self.idle_with_one_loop(chunk.part))
         if not self.post_process or chunk.part < len(self.decoder.parts) - 1:
             return hidden, None
-        normed = in_loop(self.decoder.final_layernorm, loop_idx)(hidden)
-        is_read = every_loop or loop_idx == self.model.num_loops - 1
-        output = self.read_out(normed, labels) if is_read else None
+        is_read = loop_idx in objective.read_loops
+        use = objective.read_loops.index(loop_idx) if is_read else 0
+        each_loop = self.model.norm_per_loop
+        normed = in_loop(self.decoder.final_layernorm, loop_idx if each_loop else use)(hidden)
+        output = self.read_out(normed, labels, use) if is_read or every_loop else None
         if probe is not None:
-            probe.at_output(loop_idx, normed, labels, self.read_out)
-        return normed if self.model.norm_per_loop else hidden, output
+            read = self.read_out if output is None else lambda *_: output
+            probe.at_output(loop_idx, normed, labels, read)
+        to_next = normed if each_loop else hidden
+        if objective.sums_loops and output is not None:
+            logit = None
+            if self.exit_gate is not None and loop_idx < objective.num_loops - 1:
+                logit = in_loop(self.exit_gate, use)(normed)
+            return add_loop(objective, loop_idx, output, logit, to_next, shared_kv)
+        return to_next, output
 
     def next_input(self, embedding: Tensor, hidden: Tensor, docs: Documents) -> Tensor:
         """Return a later loop's input a*E + b*S, where S is the previous loop's output at t-1. [S
@@ -223,17 +252,29 @@ class PLTModel(LanguageModule):
         mix = cuda.LoopInput.apply if self.uses_cuda_kernels else loop_input
         return mix(embedding, hidden, before, first_token, a, b)
 
-    def used_in_every_loop(self) -> torch.nn.ModuleList:
+    def used_in_every_loop(self, *, reads_loops: bool = False) -> torch.nn.ModuleList:
         """Return the modules of this stage whose gradients come from every loop: the layers, and
-        the final norm where it ends every loop."""
+        the final norm where it ends every loop; with `reads_loops` what reads a loop as well."""
         modules = torch.nn.ModuleList(self.decoder.layers)
-        if self.post_process and self.model.norm_per_loop:
+        if self.post_process and (self.model.norm_per_loop or reads_loops):
             modules.append(self.decoder.final_layernorm)
+        if self.post_process and reads_loops:
+            modules.extend(m for m in (self.output_layer, self.exit_gate) if m is not None)
         return modules
 
-    def read_out(self, normed: Tensor, labels: Tensor | None) -> Tensor:
-        """Apply the head, and the loss where labels are given."""
-        logits, _ = self.output_layer(normed)
+    def idle_with_one_loop(self, part: int) -> Iterator[Tensor]:
+        """Yield the parameters of a part of a loop that a step of one loop does not use."""
+        for index in self.decoder.parts[part]:
+            gate = self.decoder.layers[index].self_attention.plt_gate
+            if gate is not None:
+                yield from gate.parameters()
+        if self.exit_gate is not None and part == len(self.decoder.parts) - 1:
+            yield from self.exit_gate.parameters()
+
+    def read_out(self, normed: Tensor, labels: Tensor | None, use: int = 0) -> Tensor:
+        """Apply the head, and the loss where labels are given; `use` counts the loops that are
+        read."""
+        logits, _ = in_loop(self.output_layer, use)(normed)
         return logits if labels is None else self.compute_language_model_loss(labels, logits)
 
     def rope(self, docs: Documents) -> Tensor:

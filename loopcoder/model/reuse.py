@@ -25,6 +25,9 @@ from torch.func import functional_call
 ALIASES = "aliases_of_weights"
 """Attribute of a module: for each later loop its aliases, by the name of the parameter."""
 
+_FUSED = ("fuse_wgrad_accumulation", "gradient_accumulation_fusion")
+"""Marks of Transformer Engine's and megatron-core's linear layers that add to the main gradient."""
+
 
 def share_over_loops(ddp: Any, modules: nn.ModuleList, num_loops: int) -> None:
     """Prepare what every loop runs through, once `ddp` has given parameters a `main_grad`.
@@ -76,8 +79,11 @@ def in_loop(module: nn.Module, loop_idx: int) -> Any:
 
 def _aliases(module: nn.Module, loop_idx: int) -> dict[str, Tensor]:
     """Make the aliases that a module uses in a later loop."""
-    modules = module.named_modules()
-    fused = [f"{n}.weight" for n, m in modules if getattr(m, "fuse_wgrad_accumulation", False)]
+    fused = [
+        f"{name}.weight".removeprefix(".")
+        for name, part in module.named_modules()
+        if any(getattr(part, mark, False) for mark in _FUSED)
+    ]
     aliases = {name: _alias(module.get_parameter(name)) for name in fused}
     for name, parameter in module.named_parameters():
         sum_type = getattr(parameter, "main_grad", parameter).dtype

@@ -20,6 +20,7 @@ from loopcoder.data.batch import Batch
 from loopcoder.model.plt import ChunkInput
 from loopcoder.model.probe import LoopProbe
 from loopcoder.model.shared_kv import DetachedSharedKV
+from loopcoder.model.step_objective import StepObjective
 from loopcoder.parallel.layout import microbatch_group
 
 
@@ -64,6 +65,7 @@ class LoopChunk(MegatronModule):
         batch: Batch,
         every_loop: bool = False,
         probe: LoopProbe | None = None,
+        objective: StepObjective | None = None,
     ) -> Any:
         """Run the chunk for a microbatch; the first chunk opens its store, the last closes it."""
         if self.loop_idx == 0 and self.part == 0:
@@ -77,6 +79,7 @@ class LoopChunk(MegatronModule):
             every_loop=every_loop,
             chunk=chunk,
             probe=probe,
+            objective=objective,
         )
         if self.is_final:
             # The graphs of earlier chunks hold what their backward passes still need.
@@ -87,7 +90,7 @@ class LoopChunk(MegatronModule):
 def build_chunks(
     config: TransformerConfig, ddp: Any, num_loops: int, chunks_per_loop: int
 ) -> list[LoopChunk]:
-    """Wrap a stage's network as the chunks of a schedule.
+    """Wrap a stage's network as the chunks of a schedule that runs `num_loops` loops.
 
     The network was built with `config`, which knows no virtual pipeline; the schedule gets a copy
     that does.

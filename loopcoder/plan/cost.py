@@ -16,7 +16,8 @@ def flops_per_token(config: Config) -> float:
     """Return the training FLOPs of a token in the first data stage, attention counted under its
     causal mask."""
     length = config.stages[0].seq_length
-    return train_flops_per_token(config.model, planned_vocabulary(config), length)[0]
+    rows = planned_vocabulary(config)
+    return train_flops_per_token(config.model, rows, length, config.objective)[0]
 
 
 def flops_per_step(config: Config) -> float:

@@ -149,4 +149,5 @@ def checkpoint_bytes(config: Config, vocab_size: int) -> int:
 
     Nothing in it is padded or doubled, whatever the layout.
     """
-    return parameters(config.model, vocab_size) * (number_bytes(config) + 12)
+    total = parameters(config.model, vocab_size, config.objective)
+    return total * (number_bytes(config) + 12)

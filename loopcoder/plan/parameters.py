@@ -64,6 +64,8 @@ def rank_tensors(config: Config, vocab_size: int, pp_rank: int) -> list[tuple[Pa
         tensors += _layer(model, parallel.tp)
     if pp_rank == parallel.pp - 1:
         tensors += [("layers", model.hidden_size), ("head", rows)]
+        if config.objective.has_gate(model.num_loops):
+            tensors += [("gates", model.hidden_size), ("gates", 1)]
     return tensors
 
 

@@ -36,15 +36,16 @@ def rows(
         device: what memory there is; None: unknown.
     """
     model = config.model
-    table, total = vocab_size * model.hidden_size, parameters(model, vocab_size)
-    gates = model.num_layers * gate_parameters(model)
+    table, total = vocab_size * model.hidden_size, parameters(model, vocab_size, config.objective)
+    exit_gate = total - parameters(model, vocab_size)
+    gates = model.num_layers * gate_parameters(model) + exit_gate
     yield "parameters", f"{total:,}, whatever R is"
     yield "  embedding", f"{table:,}"
     yield "  layers", f"{total - 2 * table - gates:,}"
     yield "  gates", f"{gates:,}"
     yield "  head", f"{table:,}"
     length = config.stages[-1].seq_length
-    causal, full = train_flops_per_token(model, vocab_size, length)
+    causal, full = train_flops_per_token(model, vocab_size, length, config.objective)
     yield (
         "FLOPs per token",
         f"{causal / 1e9:.4g}G causal, {full / 1e9:.4g}G full, R={model.num_loops}",

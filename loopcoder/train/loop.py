@@ -33,7 +33,7 @@ from loopcoder.data.loader import Loader, StepData
 from loopcoder.data.sampler import Position, enter_stage
 from loopcoder.errors import OutOfMemory, Preempted, TrainingDiverged
 from loopcoder.metrics.goodput import TimeRecord
-from loopcoder.model.probe import probe_of
+from loopcoder.model.step_objective import loops_of_step
 from loopcoder.optim.optimizer import update
 from loopcoder.optim.schedule import branching_step, learning_rate, vocabulary_share
 from loopcoder.parallel import mcore
@@ -44,6 +44,7 @@ from loopcoder.train.data_events import data_events
 from loopcoder.train.evaluation import Evaluation
 from loopcoder.train.health import Health
 from loopcoder.train.labels import label_losses
+from loopcoder.train.objective import probes_of
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
 from loopcoder.train.profiling import StepProfiler
@@ -166,7 +167,7 @@ class Run:
                 evaluate, logged = due.evaluates_after(config, step), due.logs_after(config, step)
                 with self.profiler.step(step):
                     result = self._step(data, logged)
-                window.add(data)
+                window.add(data, result.loops)
                 self.position = data.after
                 self.accounts.add(data.label_tokens)
                 if due.compares_after(config, step):
@@ -261,15 +262,17 @@ class Run:
     def _step(self, data: StepData, logged: bool) -> StepResult:
         """Train one step; loss and gradient norm stay on the device until they are logged."""
         config, optim = self.config, self.config.optim
-        probe = probe_of(config, self.ranks.device) if logged else None
+        step = data.after.step
+        loops = loops_of_step(config, step)
+        probe, by_loop = probes_of(config, loops, self.ranks.device) if logged else (None, None)
         by_label = self._by_label if logged else None
         theta = config.stages[data.before.stage].rope_theta
         self.state.network.set_rope_theta(theta)
-        step = data.after.step
         short = named_out_of_memory(f"step {step}", smaller_step(config, self.run_dir))
         with short, self.state.compute.step():
             domains = len(self.corpus.domains)
-            sums = forward_backward(self.state, data.microbatches, domains, probe, by_label)
+            measures = probe, by_label, by_loop
+            sums = forward_backward(self.state, data.microbatches, domains, *measures, loops)
         lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
         share = vocabulary_share(optim, step)
         loss, tp_size = sums[0].sum(), config.parallel.tp
@@ -277,13 +280,13 @@ class Run:
             self.state.optimizer, optim, lr, sums[1].sum(), share, loss=loss, tp_size=tp_size
         )
         self.health.note(data, sums, grad_norm)
-        return StepResult(sums, grad_norm, lr, probe, by_label)
+        return StepResult(sums, grad_norm, lr, *measures, loops)
 
     def _log(self, result: StepResult, data: StepData, window: Window, evaluate: bool) -> bool:
         """Write a line; return False where its evaluation was broken off by a signal."""
         self._check_health()
         fields = result.fields(self.corpus.domains)
-        timing = window.measure(self._throughput(data.before.stage))
+        timing = window.measure(self._throughput(data.before.stage, window.tokens_by_loops))
         device = self.ranks.device
         memory, compute = gather([peak_memory(device), self.state.compute.take()], device)
         for slow in self.stragglers.judge(data.after.step, compute):
@@ -302,6 +305,7 @@ class Run:
                     **timing,
                     **self.times.fields(),
                     **fields,
+                    **({"loops": result.loops} if self.config.objective.draws_loops else {}),
                     "samples": data.after.samples,
                     "stage": data.before.stage,
                     "batch_size": data.size,

@@ -23,11 +23,12 @@ def outlook(config: Config, corpus: Corpus, vocab_size: int, position: Position)
     begun = position.tokens
     for stage in config.stages[position.stage : end.stage + 1]:
         until = min(stage.until or end.tokens, end.tokens)
-        flops += (until - begun) * train_flops_per_token(model, vocab_size, stage.seq_length)[0]
+        objective, length = config.objective, stage.seq_length
+        flops += (until - begun) * train_flops_per_token(model, vocab_size, length, objective)[0]
         begun = until
     uses = f", used in {model.num_loops} loops" if model.num_loops > 1 else ""
     lines = [
-        f"{parameters(model, vocab_size):,} parameters{uses}; {human(tokens)} tokens in "
+        f"{parameters(model, vocab_size, config.objective):,} parameters{uses}; {human(tokens)} tokens in "
         f"{counted(steps, 'step')}, {flops / 1e15:.3g} PFLOP"
     ]
     if not corpus.has_labels:

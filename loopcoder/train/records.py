@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,13 +36,23 @@ def open_writer(
 
 
 def throughput_of(
-    config: Config, backends: Backends, ranks: Ranks, vocab_size: int, stage: int
+    config: Config,
+    backends: Backends,
+    ranks: Ranks,
+    vocab_size: int,
+    stage: int,
+    tokens_by_loops: Mapping[int, int],
 ) -> Throughput:
-    """Return what makes tokens and seconds of a data stage into fields of a record."""
+    """Return what makes tokens and seconds of a data stage into fields of a record, for tokens of
+    which so many were trained with each number of loops."""
     name = backends.gpu_name if ranks.device.type == "cuda" else None
     peak = peak_flops(config.hardware, name, config.precision.name)  # type: ignore[arg-type]
     seq_length = config.stages[stage].seq_length
-    causal, full = train_flops_per_token(config.model, vocab_size, seq_length)
+    all_tokens = max(1, sum(tokens_by_loops.values()))
+    shares = {loops: tokens / all_tokens for loops, tokens in tokens_by_loops.items()}
+    causal, full = train_flops_per_token(
+        config.model, vocab_size, seq_length, config.objective, shares
+    )
     return Throughput(causal, full, peak, ranks.world_size)
 
 

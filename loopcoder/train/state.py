@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,13 @@ from megatron.core.distributed import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from loopcoder.config.objective import ObjectiveConfig
 from loopcoder.config.schema import Config
 from loopcoder.model.init import initialise
 from loopcoder.model.plt import PipelineStage, PLTModel
 from loopcoder.model.reuse import share_over_loops
 from loopcoder.model.specs import transformer_config
+from loopcoder.model.step_objective import step_objective
 from loopcoder.optim.optimizer import build_optimizer
 from loopcoder.parallel.layout import stage_layers
 from loopcoder.parallel.mcore import Ranks
@@ -40,6 +42,15 @@ class TrainState:
     """What this rank computes in a step, by the timers of the schedules."""
     chunks: list[LoopChunk]
     """The network as chunks of a pipeline; empty without pipeline stages."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    def chunks_of(self, loops: int) -> list[LoopChunk]:
+        """Return the chunks of a pipeline that runs `loops` loops, as many as the model has or
+        fewer."""
+        if not self.chunks or loops == self.network.model.num_loops:
+            return self.chunks
+        parts = len(self.chunks) // self.network.model.num_loops
+        return build_chunks(self.config, self.ddp, loops, parts)
 
 
 def build_network(
@@ -54,7 +65,15 @@ def build_network(
         is_first=pp_rank == 0,
         is_last=pp_rank == parallel.pp - 1,
     )
-    network = PLTModel(mcore_config, config.model, vocab_size, ranks.groups, before, stage)
+    network = PLTModel(
+        mcore_config,
+        config.model,
+        vocab_size,
+        ranks.groups,
+        before,
+        stage,
+        has_exit_gate=config.objective.has_gate(config.model.num_loops),
+    )
     network.to(ranks.device)
     initialise(network, config.model, config.seed)
     return network, mcore_config
@@ -82,7 +101,9 @@ def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
         ),
         network,
     )
-    share_over_loops(ddp, network.used_in_every_loop(), config.model.num_loops)
+    loops = config.model.num_loops
+    reads_loops = len(step_objective(config.objective, loops, loops).read_loops) > 1
+    share_over_loops(ddp, network.used_in_every_loop(reads_loops=reads_loops), loops)
     optimizer = build_optimizer(
         ddp, config.model, config.optim, parallel, mcore_config.params_dtype
     )
@@ -95,6 +116,7 @@ def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
     mcore_config.timers = compute = ComputeTime(ranks.device)
     chunks = []
     if parallel.pp > 1:
-        loops, parts = config.model.num_loops, parallel.chunks_per_loop
-        chunks = build_chunks(mcore_config, ddp, loops, parts)
-    return TrainState(ranks, mcore_config, network, ddp, optimizer, compute, chunks)
+        chunks = build_chunks(mcore_config, ddp, loops, parallel.chunks_per_loop)
+    return TrainState(
+        ranks, mcore_config, network, ddp, optimizer, compute, chunks, config.objective
+    )

@@ -14,11 +14,15 @@ from megatron.core.pipeline_parallel.schedules import forward_backward_no_pipeli
 from torch import Tensor
 
 from loopcoder.data.batch import Batch
+from loopcoder.model.objective import parts
 from loopcoder.model.probe import LoopProbe
 from loopcoder.model.reuse import forget_fp8_copies
+from loopcoder.model.step_objective import StepObjective, step_objective
+from loopcoder.parallel.ready_counts import expect_gradients_of
 from loopcoder.parallel.schedule import run_chunks
 from loopcoder.train.by_domain import loss_fields
 from loopcoder.train.labels import LabelLosses
+from loopcoder.train.objective import ObjectiveSums
 from loopcoder.train.state import TrainState
 
 
@@ -35,6 +39,10 @@ class StepResult:
     """What the loops did; None unless the step is logged."""
     by_label: LabelLosses | None
     """Sums by language and source; None unless the step is logged."""
+    by_loop: ObjectiveSums | None
+    """Of an objective of several loops; None unless the step is logged."""
+    loops: int
+    """Loops that the step ran."""
 
     def fields(self, domains: Sequence[str]) -> dict[str, float]:
         """Return the fields of a record; this waits for the device."""
@@ -47,6 +55,7 @@ class StepResult:
             **loss_fields(domains, loss, tokens),
             **(self.by_label.fields("loss") if self.by_label else {}),
             **(self.probe.fields(all_tokens) if self.probe else {}),
+            **(self.by_loop.fields(all_tokens) if self.by_loop else {}),
         }
 
 
@@ -56,32 +65,48 @@ def forward_backward(
     domains: int,
     probe: LoopProbe | None = None,
     by_label: LabelLosses | None = None,
+    by_loop: ObjectiveSums | None = None,
+    loops: int | None = None,
 ) -> Tensor:
-    """Compute the gradients of one step, and return sums of the loss by domain.
+    """Compute the gradients of one step, and return sums of the last loop's loss by domain.
 
-    Gradients are those of the loss summed over the valid tokens of the global batch; the update
-    divides them by the number of these tokens, which makes the mean of the contract.
+    Gradients are those of the objective, which is that loss unless `state.objective` says
+    otherwise, summed over the valid tokens of the global batch; the update divides them by the
+    number of these tokens, which makes the mean of the contract.
 
     Args:
         probe: measures the loops on the way; its sums are over all ranks afterwards.
         by_label: gets the sums of the loss by language and source, over all ranks as well.
+        by_loop: gets those of an objective of several loops.
+        loops: that the step runs; None: all of them.
 
     Returns:
         [2, domains] in fp32 on the device: summed loss and number of valid tokens, over all ranks.
     """
+    num_loops = state.network.model.num_loops
+    loops = num_loops if loops is None else loops
+    objective = step_objective(state.objective, num_loops, loops)
     state.ddp.zero_grad_buffer()
     state.optimizer.zero_grad()
+    if state.objective.draws_loops:
+        expect_gradients_of(state.ddp, loops)
     if by_label is not None:
         by_label.sums.zero_()
     device = state.ranks.device
+    of_step = partial(
+        chunk_step if state.chunks else _forward_step,
+        device=device,
+        domains=domains,
+        probe=probe,
+        by_label=by_label,
+        objective=objective,
+        by_loop=by_loop,
+    )
     if state.chunks:
-        step = partial(chunk_step, device=device, domains=domains, probe=probe, by_label=by_label)
-        sums = run_chunks(state.chunks, microbatches, step)
+        sums = run_chunks(state.chunks_of(loops), microbatches, of_step)
     else:
         sums = forward_backward_no_pipelining(
-            forward_step_func=partial(
-                _forward_step, device=device, domains=domains, probe=probe, by_label=by_label
-            ),
+            forward_step_func=of_step,
             data_iterator=iter(microbatches),
             model=state.ddp,
             num_microbatches=len(microbatches),
@@ -94,6 +119,8 @@ def forward_backward(
     _sum_over_ranks(state, total)
     if by_label is not None:
         _sum_over_ranks(state, by_label.sums)
+    if by_loop is not None:
+        _sum_over_ranks(state, by_loop.sums)
     if probe is not None:
         _sum_over_ranks(state, probe.sums)
         if state.config.sequence_parallel:  # each rank saw the gradient of its part of the sequence
@@ -116,12 +143,21 @@ def _forward_step(
     domains: int,
     probe: LoopProbe | None,
     by_label: LabelLosses | None,
+    objective: StepObjective,
+    by_loop: ObjectiveSums | None,
 ) -> Any:
     batch = next(batches).to(device)
     if probe is not None:
         probe.loss_mask = batch.loss_mask
-    loss = model(batch.tokens, batch.documents, batch.labels, probe=probe)
-    return loss, partial(_loss, batch=batch, domains=domains, by_label=by_label)
+    output = model(batch.tokens, batch.documents, batch.labels, probe=probe, objective=objective)
+    return output, partial(
+        _loss,
+        batch=batch,
+        domains=domains,
+        by_label=by_label,
+        sums_loops=objective.sums_loops,
+        by_loop=by_loop,
+    )
 
 
 def losses(state: TrainState, batches: list[Batch], *, every_loop: bool) -> Iterable[Tensor]:
@@ -178,24 +214,43 @@ def chunk_step(
     domains: int,
     probe: LoopProbe | None,
     by_label: LabelLosses | None = None,
+    objective: StepObjective | None = None,
+    by_loop: ObjectiveSums | None = None,
 ) -> Any:
     microbatch, host_batch = next(batches)
     batch = host_batch.to(device)
     if probe is not None:
         probe.loss_mask = batch.loss_mask
-    loss = partial(_loss, batch=batch, domains=domains, by_label=by_label)
-    return chunk(microbatch, batch, probe=probe), loss
+    loss = partial(
+        _loss,
+        batch=batch,
+        domains=domains,
+        by_label=by_label,
+        sums_loops=objective is not None and objective.sums_loops,
+        by_loop=by_loop,
+    )
+    return chunk(microbatch, batch, probe=probe, objective=objective), loss
 
 
 def _loss(
-    loss: Tensor, *, batch: Batch, domains: int, by_label: LabelLosses | None
+    output: Tensor,
+    *,
+    batch: Batch,
+    domains: int,
+    by_label: LabelLosses | None,
+    sums_loops: bool,
+    by_loop: ObjectiveSums | None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return what megatron's schedule wants with calculate_per_token_loss: (sum, tokens, to
     report)."""
-    masked = loss * batch.loss_mask
+    trained, losses, _ = parts(output) if sums_loops else (output, output[None], None)
+    masked = losses[-1] * batch.loss_mask
+    total = (trained * batch.loss_mask).sum() if sums_loops else masked.sum()
     tokens = batch.loss_mask.sum()
     by_row = torch.stack([masked.detach().sum(1), batch.loss_mask.sum(1)])
     sums = by_row.new_zeros(2, domains).index_add_(1, batch.domain_ids, by_row)
     if by_label is not None:
         by_label.add(masked, batch.loss_mask, batch.label_ids)
-    return masked.sum(), tokens.to(torch.int), {"sums": sums}
+    if by_loop is not None:
+        by_loop.add(output, batch.loss_mask)
+    return total, tokens.to(torch.int), {"sums": sums}

@@ -24,7 +24,9 @@ class Window:
 
     def _reset(self) -> None:
         self._began = time.perf_counter()
-        self._tokens = self._steps = 0
+        self._steps = 0
+        self.tokens_by_loops: dict[int, int] = {}
+        """Tokens of steps that ran so many loops."""
         self._waited_s = self._excluded_s = 0.0
 
     def waiting_for(self, steps: Iterator[StepData]) -> Iterator[StepData]:
@@ -37,11 +39,12 @@ class Window:
             self._waited_s += time.perf_counter() - before
             yield data
 
-    def add(self, data: StepData) -> None:
-        """Count a step."""
+    def add(self, data: StepData, loops: int) -> None:
+        """Count a step, which ran `loops` loops."""
         self._steps += 1
         self.is_new = False
-        self._tokens += data.after.tokens - data.before.tokens
+        tokens = data.after.tokens - data.before.tokens
+        self.tokens_by_loops[loops] = self.tokens_by_loops.get(loops, 0) + tokens
 
     @contextmanager
     def excluding(self) -> Iterator[None]:
@@ -56,7 +59,7 @@ class Window:
         fields = {
             "step_time_s": seconds / max(self._steps, 1),
             "data_wait_s": self._waited_s / max(self._steps, 1),
-            **throughput.measure(self._tokens, seconds),
+            **throughput.measure(sum(self.tokens_by_loops.values()), seconds),
         }
         self._reset()
         return fields

@@ -55,7 +55,7 @@ def test_times_and_tokens_of_the_steps_between_two_records(clock: Clock, rng: ra
 
         for data, work in zip(window.waiting_for(arriving()), works, strict=True):
             clock.now += work
-            window.add(data)
+            window.add(data, 2)
             with window.excluding():  # an evaluation
                 clock.now += rng.uniform(0, 100)
         seconds = sum(waits) + sum(works)
