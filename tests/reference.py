@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from loopcoder.config.objective import ObjectiveConfig
     from loopcoder.config.schema import ModelConfig, OptimConfig
 
 
@@ -60,11 +61,13 @@ def forward(
     gate: str = "hidden",
     untied: list[dict[str, Tensor]] | None = None,
     inputs: list[Tensor] | None = None,
+    outputs: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """Return the logits after every loop, each [T, V].
 
     ids: [T]; start: index of the first token of each position's document [T]. `untied` gives each
-    loop its own copy of the weights; `inputs` is filled with the input of every loop [T, D].
+    loop its own copy of the weights; `inputs` and `outputs` are filled with the input and the
+    normed output of every loop [T, D].
     """
     length = len(ids)
     index = torch.arange(length)
@@ -114,6 +117,8 @@ def forward(
         normed = rms_norm(h, w_r["model.norm.weight"], eps)
         if norm_per_loop:
             h = normed
+        if outputs is not None:
+            outputs.append(normed)
         logits.append(normed @ w_r["lm_head.weight"].T)
     return logits
 
@@ -144,34 +149,73 @@ def evaluate(
     labels: Tensor,
     mask: Tensor,
     start: Tensor,
+    objective: ObjectiveConfig | None = None,
+    loops: int | None = None,
 ) -> dict[str, Tensor]:
-    """Return what every loop gives and the last loop's gradients, in the weights' precision.
+    """Return what every loop gives and the gradients of the last one's loss, or of the objective,
+    in the weights' precision.
 
     That is, by loop: logits, the mean loss, and the squared norm of the gradient at its input; and
-    the gradient of each weight, under its name.
+    the gradient of each weight, under its name; with an objective its value.
 
     tokens, labels, mask, start: [B, S]; start is the index of the first token of the document.
+    `loops` run, or all of the model's.
     """
     weights = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
     inputs: list[Tensor] = []  # of all loops of the first row, then of the next
+    outputs: list[Tensor] = []
+    options = arguments(model) | dict(loops=loops or model.num_loops)
     rows = [
-        forward(weights, *row, **arguments(model), inputs=inputs)
+        forward(weights, *row, **options, inputs=inputs, outputs=outputs)
         for row in zip(tokens, start, strict=True)
     ]
-    logits = [torch.stack([row[r] for row in rows], dim=1) for r in range(model.num_loops)]
+    logits = [torch.stack([row[r] for row in rows], dim=1) for r in range(options["loops"])]
     losses = [mean_loss(x, labels, mask) for x in logits]
-    grads = torch.autograd.grad(losses[-1], [*weights.values(), *inputs], materialize_grads=True)
+    minimised, extra = losses[-1], {}
+    if objective is not None and (objective.loop_weights or objective.exit):
+        hidden = torch.stack(outputs).unflatten(0, (len(rows), -1)).transpose(0, 1)
+        tokens_losses = torch.stack([token_losses(x, labels) for x in logits])
+        minimised = combined(objective, tokens_losses, hidden, weights, mask)
+        extra["objective"] = minimised.detach()
+    grads = torch.autograd.grad(minimised, [*weights.values(), *inputs], materialize_grads=True)
     at_inputs = torch.stack(grads[len(weights) :]).unflatten(0, (len(rows), -1))
     squares = at_inputs.square().sum((0, 2, 3))
     by_loop = {"logits": logits, "loss": losses, "gradient at input": squares}
     out = {f"{kind} {r}": x.detach() for kind, xs in by_loop.items() for r, x in enumerate(xs)}
-    return out | dict(zip(weights, grads, strict=False))
+    return out | extra | dict(zip(weights, grads, strict=False))
+
+
+def combined(
+    objective: ObjectiveConfig,
+    losses: Tensor,
+    hidden: Tensor,
+    weights: dict[str, Tensor],
+    mask: Tensor,
+) -> Tensor:
+    """losses: of every loop and token [R, B, S]; hidden: [R, B, S, D]; mask: [B, S]."""
+    if objective.loop_weights:
+        own = losses.new_tensor(objective.loop_weights[: len(losses)])
+        by_loop = (losses * mask).sum((1, 2)) / mask.sum()
+        return (own * by_loop).sum() / own.sum()
+    left, value = torch.ones_like(losses[0]), torch.zeros_like(losses[0])
+    for r, loss in enumerate(losses):
+        leaves = torch.sigmoid(
+            hidden[r] @ weights["exit_gate.weight"][0] + weights["exit_gate.bias"]
+        )
+        p = left * leaves if r < len(losses) - 1 else left
+        left = left * (1 - leaves)
+        value = value + p * loss + objective.exit_entropy * p * torch.log(p)
+    return (value * mask).sum() / mask.sum()
 
 
 def mean_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """logits: [S, B, V]; labels, mask: [B, S]."""
-    loss = torch.nn.functional.cross_entropy(logits.permute(1, 2, 0), labels, reduction="none")
-    return (loss * mask).sum() / mask.sum()
+    return (token_losses(logits, labels) * mask).sum() / mask.sum()
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """logits: [S, B, V]; labels: [B, S]."""
+    return torch.nn.functional.cross_entropy(logits.permute(1, 2, 0), labels, reduction="none")
 
 
 def train(
@@ -179,15 +223,19 @@ def train(
     model: ModelConfig,
     optim: OptimConfig,
     batches: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+    objective: ObjectiveConfig | None = None,
+    loops: tuple[int, ...] | None = None,
 ) -> dict[str, Tensor]:
     """Return what `evaluate` gives for the first step but its logits; the loss and gradient norm of
-    every step; and the weights after all of them. Each batch is what `evaluate` takes."""
+    every step, which runs as many loops; and the weights after all of them. Each batch is what
+    `evaluate` takes."""
     weights = {name: w.clone() for name, w in weights.items()}
     groups = [dict(params=[w]) for w in weights.values()]
     adam = torch.optim.AdamW(groups, betas=(optim.beta1, optim.beta2), eps=optim.eps)
     out: dict[str, Tensor] = {}
+    by_step = loops or (model.num_loops,) * len(batches)
     for step, batch in enumerate(batches):
-        found = evaluate(weights, model, *batch)
+        found = evaluate(weights, model, *batch, objective, by_step[step])
         if step == 0:
             out |= {name: x for name, x in found.items() if not name.startswith("logits")}
         for name, w in weights.items():
@@ -198,7 +246,7 @@ def train(
             group["lr"] = optim.lr * rate
             group["weight_decay"] = optim.weight_decay / rate if w.dim() > 1 else 0.0
         adam.step()
-        out[f"step {step} loss"] = found[f"loss {model.num_loops - 1}"]
+        out[f"step {step} loss"] = found[f"loss {by_step[step] - 1}"]
         out[f"step {step} norm"] = norm
     return out | {f"after {name}": w for name, w in weights.items()}
 
@@ -290,6 +338,7 @@ _AXES = {
     "o_proj": "d-",
     "gate_norm": "d",
     "plt_gate": "-d",
+    "exit_gate": "-d",
     "gate_proj": "fd",
     "up_proj": "fd",
     "down_proj": "df",

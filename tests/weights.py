@@ -19,7 +19,13 @@ def named(network: PLTModel, model: ModelConfig, grad: bool = False) -> dict[str
     float64."""
     parameters = dict(network.named_parameters())
     tensors = {n: (p.grad if grad else p.data).double() for n, p in parameters.items()}
-    return to_released(tensors, model)
+    return released(tensors, model)
+
+
+def released(tensors: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    """Return tensors under the released names, and those of an exit gate, which has none there."""
+    own = {n: x for n, x in tensors.items() if n.startswith("exit_gate.")}
+    return to_released(tensors, model) | own
 
 
 def randomise(network: PLTModel, generator: torch.Generator) -> None:

@@ -172,7 +172,9 @@ def is_comparable(checkpoint: Checkpoint, config: Config) -> bool:
     """Say whether what is loaded has to be what was saved, bit for bit: the same tensors in the
     same precision."""
     before = checkpoint.config()
-    same = before.precision == config.precision and before.model.num_loops == config.model.num_loops
+    before_loops, loops = before.model.num_loops, config.model.num_loops
+    same = before.precision == config.precision and before_loops == loops
+    same = same and before.objective.has_gate(before_loops) == config.objective.has_gate(loops)
     return same and before.model.has_gates == config.model.has_gates
 
 

@@ -14,6 +14,9 @@ from loopcoder.checkpoint.unpickled import nothing_runs
 from loopcoder.checkpoint.verify import faults_together
 from loopcoder.config.schema import Config
 
+_GATES = ("plt_gate", "exit_gate")
+"""In the names of parameters that a checkpoint may lack: those of layers, and of `objective.exit`."""
+
 
 def load(
     checkpoint: Checkpoint,
@@ -78,7 +81,7 @@ def _keep_new_gates(shards: dict[str, Any], known: Any) -> None:
 
     def keep(value: Any) -> Any:
         is_there = not isinstance(value, ShardedTensor) or value.key in known
-        if is_there or "plt_gate" not in value.key:
+        if is_there or not any(gate in value.key for gate in _GATES):
             return value
         # optimizer.state.KIND.model.NAME
         kind, _, name = value.key.removeprefix("optimizer.state.").partition(".model.")

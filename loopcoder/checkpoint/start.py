@@ -165,7 +165,7 @@ def check_fits(start: Start, config: Config, vocab_size: int, corpus: Corpus) ->
     ]
     if problems:
         raise InputError(problems)
-    notes = [] if start.resumes else list(_gates_that_differ(checkpoint, before, config))
+    notes = list(_gates_that_differ(checkpoint, before, config))
     if not start.goes_on:
         return notes
     notes += _jumps(start, config)
@@ -337,14 +337,19 @@ def _other_loops(
             f"or model.num_loops={theirs.num_loops}",
         )
     sharded = config.parallel.distributed_optimizer or config.precision.name == "fp32"
-    gates_are_new = ours.has_gates and not theirs.has_gates and not resumes
-    if gates_are_new and config.checkpoint.init_optimizer and not sharded:
+    new = []
+    if ours.has_gates and not theirs.has_gates and not resumes:
+        new.append(f"new gates (num_loops={theirs.num_loops} -> {ours.num_loops})")
+    if _has_exit_gate(config) and not _has_exit_gate(before):
+        new.append("a new exit gate (objective.exit=true)")
+    if new and (resumes or config.checkpoint.init_optimizer) and not sharded:
         yield Problem(
-            "checkpoint.init_optimizer=true parallel.distributed_optimizer=false "
-            f"with new gates (num_loops={theirs.num_loops} -> {ours.num_loops})",
+            f"{'' if resumes else 'checkpoint.init_optimizer=true '}"
+            f"parallel.distributed_optimizer=false with {' and '.join(new)}",
             "megatron-core's plain bf16 optimizer saves its state without names, "
             "so that nothing can be added to it",
-            "parallel.distributed_optimizer=true, or checkpoint.init_optimizer=false",
+            "parallel.distributed_optimizer=true, or "
+            + ("objective.exit=false" if resumes else "checkpoint.init_optimizer=false"),
         )
 
 
@@ -386,3 +391,11 @@ def _gates_that_differ(checkpoint: Checkpoint, before: Config, config: Config) -
         )
     elif theirs.has_gates and not ours.has_gates:
         yield f"the gates of {path} are dropped: num_loops={ours.num_loops} has none"
+    if _has_exit_gate(config) and not _has_exit_gate(before):
+        yield f"warning: {path} has no exit gate: it starts at lambda = 0.5 (objective.exit=true)"
+    elif _has_exit_gate(before) and not _has_exit_gate(config):
+        yield f"the exit gate of {path} is dropped: objective.exit=false, or one loop, has none"
+
+
+def _has_exit_gate(config: Config) -> bool:
+    return config.objective.has_gate(config.model.num_loops)

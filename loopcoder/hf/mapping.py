@@ -58,9 +58,14 @@ def plain_name(name: str) -> str:
 
 
 def to_released(tensors: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
-    """Return tensors under the released names, from ours of either layer spec."""
+    """Return tensors under the released names, from ours of either layer spec.
+
+    An exit gate (`objective.exit`) is left out: the format has none, and no logit depends on it.
+    """
     out: dict[str, Tensor] = {}
     for name, x in tensors.items():
+        if name.startswith("exit_gate."):
+            continue
         if name in _MODEL:
             out[_MODEL[name]] = x
             continue

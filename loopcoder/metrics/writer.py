@@ -40,14 +40,21 @@ if TYPE_CHECKING:
 
 FIELDS = {
     "step": "optimizer steps done, this one included",
-    "loss": "mean over the valid tokens of the global batch, nats per token",
+    "loss": "mean over the valid tokens of the global batch, with the head on the last loop that "
+    "the step ran, nats per token",
     "loss/<domain>": "the same over one domain's tokens",
     "loss/language/<name>": "the same over the tokens of one language, where the corpus keeps what "
     "its documents are (`other`: those beyond logging.max_labels)",
     "loss/source/<name>": "the same over the tokens of one source",
     "loss/corpus/<name>/<domain>": "the same over one corpus (data.corpora); loss/<domain> is over "
     "all of them, in validation by their weights",
-    "loss/loop<r>": "the training loss with the head on the output of loop r (logging.loop_losses)",
+    "loss/loop<r>": "the training loss with the head on the output of loop r (logging.loop_losses, "
+    "or where it is a part of the objective)",
+    "objective": "what the step minimised, where that is not the last loop's loss alone, nats per "
+    "token",
+    "exit/loop<r>": "mean probability of the exit distribution for loop r (objective.exit)",
+    "exit/entropy": "mean entropy of the exit distribution, nats",
+    "loops": "loops that the step ran, where they are drawn (objective.loop_count)",
     "grad_norm": "global L2 norm of the gradient before clipping",
     "grad_norm/loop<r>": "L2 norm of the gradient at the input of loop r (logging.loop_gradients)",
     "lr": "learning rate of this step",

@@ -45,6 +45,11 @@ def parameters(
     return model.num_layers * layer + whole
 
 
+def num_read_loops(objective: ObjectiveConfig, num_loops: int) -> int:
+    """Return how often the head reads a token that runs through all loops."""
+    return len(step_objective(objective, num_loops, num_loops).read_loops)
+
+
 def train_flops_per_token(
     model: ModelConfig,
     vocab_size: int,

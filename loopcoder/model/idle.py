@@ -1,7 +1,7 @@
 """Parameters that a step does not use: a gradient of zeros, from where they would have had one.
 
 With one loop drawn no gate is computed. megatron-core's overlapped reduction waits for the gradient
-of every parameter, and without overlap the gradient is zero as well: it is what stays in the buffer.
+of every parameter; without overlap it is zero as well, which is what stays in the buffer.
 """
 
 from __future__ import annotations

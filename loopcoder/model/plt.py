@@ -265,7 +265,7 @@ class PLTModel(LanguageModule):
     def idle_with_one_loop(self, part: int) -> Iterator[Tensor]:
         """Yield the parameters of a part of a loop that a step of one loop does not use."""
         for index in self.decoder.parts[part]:
-            gate = self.decoder.layers[index].self_attention.plt_gate
+            gate: Any = self.decoder.layers[index].self_attention.plt_gate  # type: ignore[union-attr]
             if gate is not None:
                 yield from gate.parameters()
         if self.exit_gate is not None and part == len(self.decoder.parts) - 1:

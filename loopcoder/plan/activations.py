@@ -9,11 +9,14 @@ way is not in them. On small models the first is compared with what autograd rea
 from __future__ import annotations
 
 from loopcoder.config.schema import Config
+from loopcoder.model.flops import num_read_loops
 from loopcoder.parallel.layout import microbatch_group, stage_layers
 
 LOGITS_BYTES = {"te": 8, "torch": 12}
 """Of one logit, by layer spec: in 16 bits, in fp32 for the loss, and their gradients; Transformer
 Engine's loss writes the gradient over the logits."""
+KEPT_LOGITS_BYTES = {"te": 2, "torch": 4}
+"""Of what one logit leaves for the backward pass: its gradient in 16 bits, or its softmax."""
 
 
 def number_bytes(config: Config) -> int:
@@ -117,11 +120,24 @@ def _into_product_bytes(config: Config) -> int:
     return 1 if config.precision.name.startswith("fp8") else number_bytes(config)
 
 
-def logits_bytes(config: Config, vocab_size: int, seq_length: int) -> int:
-    """Estimate the logits of one microbatch with their loss, on a stage that has the head."""
+def logits_bytes(
+    config: Config, vocab_size: int, seq_length: int, num_microbatches: int = 1
+) -> int:
+    """Estimate the logits of one microbatch with their loss, on a stage that has the head; and what
+    those of earlier loops have left, where their losses count, of all microbatches that wait for
+    their backward pass.
+
+    Args:
+        num_microbatches: of one optimizer step on this rank.
+    """
+    model, parallel = config.model, config.parallel
     tokens = config.train.micro_batch_size * seq_length
-    logit = LOGITS_BYTES["te" if config.model.layer_spec == "te" else "torch"]
-    return logit * tokens * vocab_size // config.parallel.tp
+    kind = "te" if model.layer_spec == "te" else "torch"
+    chunks = model.num_loops * parallel.chunks_per_loop
+    in_flight = microbatches_in_flight(parallel.pp, parallel.pp - 1, num_microbatches, chunks)
+    earlier = (num_read_loops(config.objective, model.num_loops) - 1) * in_flight
+    logit = LOGITS_BYTES[kind] + earlier * KEPT_LOGITS_BYTES[kind]
+    return round(logit * tokens * vocab_size / parallel.tp)
 
 
 def _mask_bytes(config: Config, seq_length: int) -> int:

@@ -99,7 +99,9 @@ def rank_memory(
         fp8_bytes=2 * layers if config.precision.name.startswith("fp8") else 0,
         loop_gradients_bytes=layers * size if _waits_for_loop_0(config, gradient) else 0,
         activations_bytes=activation_bytes(config, pp_rank, max(1, per_rank), length),
-        logits_bytes=logits_bytes(config, vocab_size, length) if has_head else 0,
+        logits_bytes=(
+            logits_bytes(config, vocab_size, length, max(1, per_rank)) if has_head else 0
+        ),
         evaluation_bytes=evaluation_bytes(config, vocab_size, pp_rank, longest),
         evaluation_floor_bytes=evaluation_floor_bytes(config, vocab_size, pp_rank, longest),
     )

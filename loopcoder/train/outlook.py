@@ -26,9 +26,10 @@ def outlook(config: Config, corpus: Corpus, vocab_size: int, position: Position)
         objective, length = config.objective, stage.seq_length
         flops += (until - begun) * train_flops_per_token(model, vocab_size, length, objective)[0]
         begun = until
+    count = parameters(model, vocab_size, config.objective)
     uses = f", used in {model.num_loops} loops" if model.num_loops > 1 else ""
     lines = [
-        f"{parameters(model, vocab_size, config.objective):,} parameters{uses}; {human(tokens)} tokens in "
+        f"{count:,} parameters{uses}; {human(tokens)} tokens in "
         f"{counted(steps, 'step')}, {flops / 1e15:.3g} PFLOP"
     ]
     if not corpus.has_labels:

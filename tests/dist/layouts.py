@@ -19,17 +19,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from loopcoder.config.objective import ObjectiveConfig
 from loopcoder.config.schema import ModelConfig
 from loopcoder.data.batch import make_batch
 from loopcoder.data.sampler import samples_of_rank
-from loopcoder.hf.mapping import plain_name, to_released
+from loopcoder.hf.mapping import plain_name
 from loopcoder.model.init import global_name
 from loopcoder.model.probe import LoopProbe
 from loopcoder.train.labels import Groups, LabelLosses
 from tests import reference
 from tests.configs import small_config, small_model
 from tests.dist.launch import in_processes
-from tests.weights import named, randomise
+from tests.weights import named, randomise, released
 
 VOCAB, EOD, DOMAINS, STEPS = 128, 7, 2, 3
 LANGUAGES = 3
@@ -66,6 +67,9 @@ class Case:
     precision: str = "fp32"
     seed: int = 0
     optim: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    loops: tuple[int, ...] | None = None
+    """That each step runs; None: all of them."""
 
     def alone(self) -> Case:
         """The same in one process, nothing recomputed."""
@@ -105,24 +109,35 @@ def build(config: Any, ranks: Any, weights: dict[str, torch.Tensor]) -> Any:
     return state
 
 
-def train(state: Any, config: Any, seed: int, isolate: bool) -> dict[str, Any]:
+def train(
+    state: Any, config: Any, seed: int, isolate: bool, loops: tuple[int, ...] | None = None
+) -> dict[str, Any]:
     """Train some steps; return losses, grad norms, first gradients and final weights, whole and on
     every rank."""
     from loopcoder.optim.optimizer import update
     from loopcoder.optim.schedule import vocabulary_share
+    from loopcoder.train.objective import probes_of
     from loopcoder.train.step import forward_backward
 
     ranks = state.ranks
+    config = replace(config, logging=replace(config.logging, loop_losses=True, loop_gradients=True))
+    by_step = loops or (config.model.num_loops,) * STEPS
     out: dict[str, Any] = {"loss": [], "grad_norm": []}
     for step in range(STEPS):
         ids = global_batch(seed, step, config.train.global_batch_size, config.data.seq_length)
         mine = microbatches(config, ids, isolate, ranks.dp_rank, ranks.dp_size)
-        probe = LoopProbe(config.model.num_loops, ranks.device, losses=True, gradients=True)
+        probe, by_loop = probes_of(config, by_step[step], ranks.device)
         by_label = LabelLosses(GROUPS, ranks.device)
-        direct = sums_by_label(state, mine) if step == 0 else None
-        sums = forward_backward(state, mine, DOMAINS, probe, by_label)
+        all_loops = by_step[step] == config.model.num_loops
+        direct = sums_by_label(state, mine) if step == 0 and all_loops else None
+        measures = probe, by_label, by_loop
+        sums = forward_backward(state, mine, DOMAINS, *measures, loops=by_step[step])
         if direct is not None:
             check_by_label(by_label.sums, sums, direct, exact=config.precision.name == "fp32")
+        if step == 0:
+            assert probe is not None
+            if by_loop is not None:
+                out["objective"] = check_by_loop(by_loop, probe, sums)
             out["gradients"] = gather(state, gradients(state))
             out["loops"] = probe.sums.flatten().tolist()
         out["loss"].append((sums[0].sum() / sums[1].sum()).item())
@@ -163,6 +178,17 @@ def check_by_label(got: Any, by_domain: Any, direct: np.ndarray, *, exact: bool)
         whole, of_domains = got[:, kind].sum(1).tolist(), by_domain.double().sum(1).tolist()
         assert whole[1] == of_domains[1]
         assert abs(whole[0] - of_domains[0]) <= 1e-5 * of_domains[0]
+
+
+def check_by_loop(by_loop: Any, probe: LoopProbe, sums: torch.Tensor) -> float:
+    """Assert that the losses of the loops that are read are those of the probe, and that the shares
+    of each token add up to 1; return the objective."""
+    tokens = float(sums[1].sum())
+    fields, probed = by_loop.fields(tokens), probe.fields(tokens)
+    for name in (n for n in fields if n.startswith("loss/loop")):
+        assert abs(fields[name] - probed[name]) <= 1e-5 * probed[name], name
+    assert abs(by_loop.sums[1].sum().item() / tokens - 1) <= 1e-5
+    return float(fields["objective"])
 
 
 def whole_weights(state: Any) -> dict[str, torch.Tensor]:
@@ -242,7 +268,11 @@ def in_layouts(cases: list[Case]) -> Iterator[tuple[Case, Any, Any]]:
     sizes = None
     for case in cases:
         config = small_config(case.model, case.precision, **case.parallel)
-        config = replace(config, optim=replace(config.optim, **case.optim))
+        config = replace(
+            config,
+            optim=replace(config.optim, **case.optim),
+            objective=ObjectiveConfig(**case.objective),
+        )
         if sizes != (config.parallel.tp, config.parallel.pp):
             # Every process group has threads of its own: cases of one layout share them.
             gc.collect()
@@ -256,7 +286,7 @@ def run_cases(_: int, cases: list[Case]) -> list[dict[str, Any]]:
     results = []
     for case, config, ranks in in_layouts(cases):
         state = build(config, ranks, random_weights(case, ranks, case.seed))
-        out = train(state, config, case.seed, case.isolate)
+        out = train(state, config, case.seed, case.isolate, case.loops)
         for kind in ("gradients", "weights"):
             out[kind] = {n: x.numpy() for n, x in out[kind].items()}
         results.append(out)
@@ -277,7 +307,14 @@ def random_network(case: Case, ranks: Any, seed: int) -> tuple[Any, Any]:
     one = small_config(case.model | dict(layer_spec="torch"))
     shapes: Any = SimpleNamespace(**vars(ranks.groups))
     shapes.tp = shapes.cp = shapes.pp = _OneRank()
-    network = PLTModel(transformer_config(one), one.model, VOCAB, shapes)
+    objective = ObjectiveConfig(**case.objective)
+    network = PLTModel(
+        transformer_config(one),
+        one.model,
+        VOCAB,
+        shapes,
+        has_exit_gate=objective.has_gate(one.model.num_loops),
+    )
     randomise(network, torch.Generator().manual_seed(seed))
     return network, one.model
 
@@ -293,7 +330,9 @@ def rounding_of(case: Case) -> reference.Rounding:
         batches.append((batch.tokens, batch.labels, batch.loss_mask, batch.documents.start))
     return reference.Rounding(
         named(network, model),
-        lambda weights: reference.train(weights, model, config.optim, batches),
+        lambda weights: reference.train(
+            weights, model, config.optim, batches, config.objective, case.loops
+        ),
         case.seed,
     )
 
@@ -301,7 +340,7 @@ def rounding_of(case: Case) -> reference.Rounding:
 def as_reference(result: dict[str, Any], model: ModelConfig) -> dict[str, torch.Tensor]:
     """Return what `train` gives in one process or a layout under the names of the reference's."""
     gradients, weights = (
-        to_released({n: torch.from_numpy(x) for n, x in result[kind].items()}, model)
+        released({n: torch.from_numpy(x) for n, x in result[kind].items()}, model)
         for kind in ("gradients", "weights")
     )
     losses, squares = torch.tensor(result["loops"]).view(2, -1)
@@ -309,6 +348,8 @@ def as_reference(result: dict[str, Any], model: ModelConfig) -> dict[str, torch.
     lists |= {f"gradient at input {r}": x for r, x in enumerate(squares)}
     for kind, name in (("loss", "loss"), ("grad_norm", "norm")):
         lists |= {f"step {i} {name}": torch.tensor(x) for i, x in enumerate(result[kind])}
+    if "objective" in result:
+        lists["objective"] = torch.tensor(result["objective"])
     return lists | gradients | {f"after {name}": w for name, w in weights.items()}
 
 
@@ -354,7 +395,8 @@ def compare(world: int, cases: list[Case]) -> dict[str, tuple[int, dict[str, Any
     measured: dict[Any, reference.Rounding] = {}
     out = {}
     for case, *results in zip(cases, spread, alone, strict=True):
-        model = (*sorted(case.model.items()), *sorted(case.optim.items()), case.isolate)
+        drawn = (str(sorted(case.objective.items())), case.loops)
+        model = (*sorted(case.model.items()), *sorted(case.optim.items()), case.isolate, drawn)
         if model not in measured:
             measured[model] = rounding_of(case)
         got, expected = (as_reference(r, small_model(**case.model)) for r in results)
