@@ -15,7 +15,7 @@ from loopcoder.checkpoint.verify import faults_together
 from loopcoder.config.schema import Config
 
 _GATES = ("plt_gate", "exit_gate")
-"""In the names of parameters that a checkpoint may lack: those of layers, and of `objective.exit`."""
+"""In the names of parameters that a checkpoint may lack: of layers, and of `objective.exit`."""
 
 
 def load(

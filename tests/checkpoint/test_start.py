@@ -14,6 +14,7 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.start import Start, check_fits, find_start, ledger_of
 from loopcoder.config.compose import save_config
+from loopcoder.config.objective import ObjectiveConfig
 from loopcoder.config.schema import Config
 from loopcoder.data.ledger import Ledger, LedgerEntry
 from loopcoder.errors import InputError
@@ -206,3 +207,31 @@ def test_what_it_is_said_to_start_from_and_does_not(tmp_path: Path) -> None:
         assert ["is not used" in note for note in notes(unused)] == [True]
     save_config(asking(init_from="/gone"), newest.path / "config.yaml")
     assert notes("/gone") == []  # the same command again
+
+
+def test_an_exit_gate_that_is_new_or_dropped_is_said(tmp_path: Path) -> None:
+    plain = small_config()
+    with_exit = replace(plain, objective=ObjectiveConfig(exit=True))
+    for name, saved, asked, says in (
+        ("new", plain, with_exit, "no exit gate"),
+        ("dropped", with_exit, plain, "exit gate of"),
+        ("one loop", with_exit, small_config(dict(num_loops=1)), "exit gate of"),
+        ("same", with_exit, with_exit, None),
+    ):
+        found = checkpoint(tmp_path / name, 3, saved)
+        notes = check_fits(Start(found, resumes=False), asked, VOCAB, CORPUS)
+        assert [n for n in notes if "exit gate" in n] == [n for n in notes if says and says in n]
+        assert any("exit gate" in n for n in notes) == (says is not None), name
+    sharded = replace(with_exit, precision=replace(plain.precision, name="bf16"))
+    whole = replace(sharded, parallel=replace(plain.parallel, distributed_optimizer=False))
+    found = checkpoint(tmp_path / "branch", 3, plain)
+    for config, refused in ((sharded, False), (whole, True)):
+        asked = replace(
+            config,
+            checkpoint=replace(plain.checkpoint, init_from=str(found.path), init_optimizer=True),
+        )
+        try:
+            check_fits(Start(found, resumes=False), asked, VOCAB, CORPUS)
+            assert not refused
+        except InputError as error:
+            assert refused and "exit gate" in str(error)

@@ -17,18 +17,17 @@ EXIT = dict(exit=True, exit_entropy=0.3)
 DRAWN = dict(loop_count="uniform")
 R3 = dict(num_loops=3)
 SP = dict(tp=2, sp=True)
+# Of one model and one sequence of draws, so that the reference is computed once.
 CASES = [
+    Case(name, R3, parallel, objective=EXIT | DRAWN, loops=(3, 1, 3))
+    for name, parallel in (("tp2 sp", SP), ("pp2", dict(pp=2)), ("dp2 overlaps", OVERLAPS))
+]
+MORE = [
     Case("tp2 sp exit", R3, SP, objective=EXIT),
     Case("pp2 exit", R3, dict(pp=2), objective=EXIT),
     Case("dp2 overlaps drawn", R3, OVERLAPS, objective=DRAWN, loops=(1, 3, 1)),
-    Case(
-        "pp2 two chunks weights",
-        R3 | dict(num_layers=4),
-        dict(pp=2, chunks_per_loop=2),
-        objective=WEIGHTS,
-    ),
-]
-MORE = [
+    Case("pp2 two chunks weights", R3 | dict(num_layers=4), dict(pp=2, chunks_per_loop=2),
+         objective=WEIGHTS),
     Case("tp2 exit rows", R3, dict(tp=2), isolate=False, objective=EXIT),
     Case("tp2 sp weights", R3, SP, objective=WEIGHTS),
     Case("tp2 sp exit recompute", R3, SP | dict(recompute="full"), objective=EXIT),
@@ -38,7 +37,7 @@ MORE = [
     Case("dp2 overlaps weights norm once", R3 | dict(norm_per_loop=False), OVERLAPS,
          objective=WEIGHTS),
     Case("dp2 overlaps exit drawn recompute", R3, OVERLAPS | dict(recompute="full"),
-         objective=EXIT | DRAWN, loops=(3, 1, 3)),
+         objective=EXIT | DRAWN, loops=(1, 3, 1)),
     Case("dp2 plain optimizer drawn", R3, dict(distributed_optimizer=False), objective=DRAWN,
          loops=(1, 1, 2)),
     Case("pp2 weights", R3, dict(pp=2), isolate=False, objective=WEIGHTS),

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from loopcoder.config.compose import compose
+from loopcoder.config.objective import ObjectiveConfig
 from loopcoder.model.flops import (
     block_parameters,
     gate_parameters,
     parameters,
     train_flops_per_token,
 )
+from loopcoder.model.step_objective import step_objective
 from tests.configs import small_config, small_model
 
 
@@ -78,8 +80,19 @@ def test_parameters_are_those_of_the_real_model(ranks, seed, changes):
     assert config.model.num_layers * gate_parameters(config.model) == gates
 
 
-@pytest.mark.parametrize("loops", [1, 2, 3])
-def test_matrix_products_that_are_really_done(ranks, seed, loops):
+@pytest.mark.parametrize(
+    ("loops", "objective", "run"),
+    [
+        (1, {}, 1),
+        (2, {}, 2),
+        (3, {}, 3),
+        (3, {"loop_weights": [1, 0, 1]}, 3),
+        (3, {"exit": True}, 3),
+        (3, {"exit": True, "loop_count": "uniform"}, 2),
+        (3, {"loop_count": "uniform"}, 1),
+    ],
+)
+def test_matrix_products_that_are_really_done(ranks, seed, loops, objective, run):
     """Count the forward and backward pass of a real model; attention on the CPU is not counted, so
     it has none."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -89,16 +102,38 @@ def test_matrix_products_that_are_really_done(ranks, seed, loops):
     from loopcoder.model.specs import transformer_config
 
     config = small_config({"num_loops": loops, "kv_sharing": "own"})
-    network = PLTModel(transformer_config(config), config.model, 128, ranks.groups)
+    objective = ObjectiveConfig(**objective)
+    network = PLTModel(
+        transformer_config(config),
+        config.model,
+        128,
+        ranks.groups,
+        has_exit_gate=objective.has_gate(loops),
+    )
+    assert parameters(config.model, 128, objective) == sum(p.numel() for p in network.parameters())
     tokens = torch.randint(128, (2, 16), generator=torch.Generator().manual_seed(seed))
     docs = Documents.whole_rows(2, 16, tokens.device)
     with FlopCounterMode(display=False) as counter:
-        network(tokens, docs, tokens).sum().backward()
+        network(
+            tokens, docs, tokens, objective=step_objective(objective, loops, run)
+        ).sum().backward()
     counts = {
         op: n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op)
     }
-    causal, full = train_flops_per_token(config.model, 128, 16)
+    causal, full = train_flops_per_token(config.model, 128, 16, objective, {run: 1.0})
     assert sum(counts.values()) == 32 * (2 * causal - full)
+
+
+def test_steps_of_drawn_loops_cost_their_mean(plt_7b):
+    model = replace(plt_7b, num_loops=3)
+    objective = ObjectiveConfig(loop_count="uniform", loop_weights=[1, 1, 1])
+    of_loops = [train_flops_per_token(model, 512, 64, objective, {n: 1.0}) for n in (1, 2, 3)]
+    mean = [sum(kind) / 3 for kind in zip(*of_loops, strict=True)]
+    assert train_flops_per_token(model, 512, 64, objective) == pytest.approx(mean)
+    # two steps of three loops and one of one
+    few = train_flops_per_token(model, 512, 64, objective, {3: 2 / 3, 1: 1 / 3})
+    expected = [(2 * c + a) / 3 for a, _, c in zip(*of_loops, strict=True)]
+    assert few == pytest.approx(expected)
 
 
 def test_grows_with_what_costs(seed):

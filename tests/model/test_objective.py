@@ -45,8 +45,12 @@ def build(ranks: Any, model: dict[str, Any], objective: ObjectiveConfig, recompu
     return network, config.model
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
-@pytest.mark.parametrize("case", CASES)
+RECOMPUTED = ("some weights", "exit, two of four", "exit, one loop")
+
+
+@pytest.mark.parametrize(
+    ("case", "recompute"), [(c, "none") for c in CASES] + [(c, "full") for c in RECOMPUTED]
+)
 def test_value_and_gradients(ranks: Any, seed: int, case: str, recompute: str) -> None:
     from loopcoder.model.documents import Documents
     from loopcoder.model.objective import parts
@@ -102,8 +106,11 @@ def test_the_last_loop_alone_as_weights_is_the_plain_loss_bit_for_bit(
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("objective", [dict(loop_weights=[1, 0, 2.0]), dict(exit=True)], ids=str)
-@pytest.mark.parametrize("model", [{}, {"norm_per_loop": False}], ids=str)
+@pytest.mark.parametrize(
+    ("objective", "model"),
+    [(dict(loop_weights=[1, 0, 2.0]), {}), (dict(exit=True), dict(norm_per_loop=False))],
+    ids=str,
+)
 def test_bf16_gradients_of_what_reads_loops_are_summed_in_fp32(
     ranks: Any, seed: int, model: dict[str, Any], objective: dict[str, Any]
 ) -> None:

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from loopcoder.config.compose import compose
+from loopcoder.config.objective import ObjectiveConfig
 from loopcoder.config.schema import Config
 from loopcoder.plan.activations import (
     activation_bytes,
     evaluation_bytes,
     evaluation_floor_bytes,
     layer_bytes,
+    logits_bytes,
 )
 from loopcoder.plan.memory import largest_rank
 from tests.configs import small_config
@@ -36,12 +38,15 @@ def config_of(model: dict[str, Any], precision: str, recompute: str) -> Config:
     return replace(config, data=replace(config.data, seq_length=LENGTH))
 
 
-def saved_bytes(config: Config, ranks: Any) -> int:
+def saved_bytes(config: Config, ranks: Any, vocab_size: int = 128) -> int:
     """Bytes of everything but parameters that the forward pass of packed rows keeps."""
     from loopcoder.model.documents import Documents
+    from loopcoder.model.step_objective import step_objective
     from loopcoder.train.state import build_network
 
-    network, _ = build_network(config, ranks, 128)
+    network, _ = build_network(config, ranks, vocab_size)
+    loops = config.model.num_loops
+    objective = step_objective(config.objective, loops, loops)
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -53,7 +58,8 @@ def saved_bytes(config: Config, ranks: Any) -> int:
     tokens = torch.randint(128, shape)
     docs = Documents.packed(torch.zeros(shape, dtype=torch.int64))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(tokens, docs, tokens)
+        output = network(tokens, docs, tokens, objective=objective)
+    assert output.requires_grad
     return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
 
 
@@ -74,6 +80,15 @@ def test_it_is_what_autograd_saves(
         estimate -= tokens * max(layer_bytes(config, gated=g) for g in (False, gated))
     found = saved_bytes(config, ranks) - 4 * tokens * 128  # softmax of the logits
     assert estimate == pytest.approx(found, rel=0.1 if recompute == "full" else 0.05)
+
+
+@pytest.mark.parametrize("objective", [{"loop_weights": [1, 0, 1]}, {"exit": True}], ids=str)
+def test_logits_of_every_loop_that_counts_stay(ranks: Any, objective: dict[str, Any]) -> None:
+    plain = config_of({"num_loops": 3}, "fp32", "full")
+    config = replace(plain, objective=ObjectiveConfig(**objective))
+    found = saved_bytes(config, ranks, 8192) - saved_bytes(plain, ranks, 8192)
+    planned = logits_bytes(config, 8192, LENGTH) - logits_bytes(plain, 8192, LENGTH)
+    assert planned == pytest.approx(found, rel=0.05)
 
 
 def evaluated_bytes(config: Config, ranks: Any, vocab_size: int, length: int) -> int:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from loopcoder.config.compose import compose
+from loopcoder.config.objective import ObjectiveConfig
 from loopcoder.model.flops import parameters
 from loopcoder.parallel.layout import stage_layers
 from loopcoder.plan.activations import microbatches_in_flight
@@ -38,6 +39,14 @@ def test_one_process_allocates_what_was_planned(
     if rng.random() < 0.5:
         config = replace(config, precision=replace(config.precision, grad_reduce_in_fp32=False))
     assert planned(config, 128, 1, 0, 0) == allocated(config, ranks, 128)
+
+
+def test_an_exit_gate_is_planned(ranks: Any) -> None:
+    config = replace(small_config(dict(num_loops=3)), objective=ObjectiveConfig(exit=True))
+    assert planned(config, 128, 1, 0, 0) == allocated(config, ranks, 128)
+    plain = replace(config, objective=ObjectiveConfig())
+    gate = config.model.hidden_size + 1  # weight, main weight and two moments of 4 bytes
+    assert checkpoint_bytes(config, 128) - checkpoint_bytes(plain, 128) == 16 * gate
 
 
 def test_several_buckets_are_laid_out_as_megatron_does() -> None:
