@@ -1,7 +1,8 @@
 """Objectives of several loops, and loops drawn per step, in layouts: losses, every gradient and the
 weights are those of one process and of the unrolled float64 reference.
 
-That one process is right by itself is in tests/model/test_objective.py.
+That one process is right by itself is in tests/model/test_objective.py; a few layouts are in the
+fast set, in test_layouts.py.
 """
 
 from __future__ import annotations
@@ -12,16 +13,13 @@ import pytest
 
 from tests.dist.layouts import OVERLAPS, Case, check, check_bf16, compare, compare_bf16
 
+pytestmark = pytest.mark.dist_full
+
 WEIGHTS = dict(loop_weights=[0.5, 0, 2.0])
 EXIT = dict(exit=True, exit_entropy=0.3)
 DRAWN = dict(loop_count="uniform")
 R3 = dict(num_loops=3)
 SP = dict(tp=2, sp=True)
-# Of one model and one sequence of draws, so that the reference is computed once.
-CASES = [
-    Case(name, R3, parallel, objective=EXIT | DRAWN, loops=(3, 1, 3))
-    for name, parallel in (("tp2 sp", SP), ("pp2", dict(pp=2)), ("dp2 overlaps", OVERLAPS))
-]
 MORE = [
     Case("tp2 sp exit", R3, SP, objective=EXIT),
     Case("pp2 exit", R3, dict(pp=2), objective=EXIT),
@@ -65,11 +63,6 @@ BF16 = [
 
 
 @pytest.fixture(scope="module")
-def fp32(ranks: Any) -> dict[str, Any]:
-    return compare(2, CASES)
-
-
-@pytest.fixture(scope="module")
 def more(ranks: Any) -> dict[str, Any]:
     return compare(2, MORE)
 
@@ -84,25 +77,16 @@ def bf16(ranks: Any) -> dict[str, Any]:
     return compare_bf16(2, BF16)
 
 
-@pytest.mark.dist
-@pytest.mark.parametrize("name", [c.name for c in CASES])
-def test_two_processes_equal_one(fp32: dict[str, Any], name: str) -> None:
-    check(fp32[name])
-
-
-@pytest.mark.dist_full
 @pytest.mark.parametrize("name", [c.name for c in MORE])
 def test_two_processes_equal_one_in_more_cases(more: dict[str, Any], name: str) -> None:
     check(more[name])
 
 
-@pytest.mark.dist_full
 @pytest.mark.parametrize("name", [c.name for c in FOUR])
 def test_four_processes_equal_one(four: dict[str, Any], name: str) -> None:
     check(four[name])
 
 
-@pytest.mark.dist_full
 @pytest.mark.parametrize("name", [c.name for c in BF16])
 def test_two_processes_change_bf16_no_more_than_bf16_does(bf16: dict[str, Any], name: str) -> None:
     check_bf16(bf16[name])

@@ -27,6 +27,7 @@ STEPS = [
     "faults.bad_steps=2",
     "logging.progress=false",
     "data.prefetch_steps=0",
+    "objective.loop_count=uniform",  # a step that is taken again draws the same
 ]
 WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -78,7 +79,7 @@ def train(documents: Path, alone: pytest.MonkeyPatch) -> Any:
 
 
 def curve(run_dir: Path) -> list[Any]:
-    keys = ("step", "loss", "grad_norm", "lr", "tokens", "samples", "val/loss")
+    keys = ("step", "loops", "loss", "grad_norm", "lr", "tokens", "samples", "val/loss")
     return [[r.get(k) for k in keys] for r in read_metrics(run_dir / "metrics.jsonl")]
 
 
