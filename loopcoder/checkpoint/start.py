@@ -20,6 +20,7 @@ from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.put_off import stage_put_off
 from loopcoder.checkpoint.sources import other_sources
 from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.config.check_objective import unbounded_states
 from loopcoder.config.fields import typed
 from loopcoder.config.identity import changes
 from loopcoder.config.schema import SHAPE, CheckpointConfig, Config
@@ -214,12 +215,14 @@ def early_notes(config: Config, run_dir: Path) -> list[str]:
 
 
 def notes_of_schedules(config: Config, start: Start | None) -> list[str]:
-    """Return what is to be said of the schedules of a run that starts from a checkpoint."""
+    """Return what is to be said of the schedules and the objective of a run that starts from a
+    checkpoint."""
     goes_on = start is not None and start.goes_on
     position = start.checkpoint.state().position if start and goes_on else Position()
     position = enter_stage(config.stages, position)
     found = [
         unreached_rate(config.optim, config.train.max_steps),
+        unbounded_states(config),
         *unreached(config, position),
         *orders_anew(config, position),
         *(_jumps(start, config) if start and goes_on else ()),

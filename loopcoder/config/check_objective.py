@@ -21,6 +21,19 @@ def check_objective(config: Config) -> Iterator[Problem]:
     yield from _without_effect(objective)
 
 
+def unbounded_states(config: Config) -> str | None:
+    """Return a warning where losses by loop are read through a norm that the next loop does not
+    get."""
+    objective = config.objective
+    if config.model.norm_per_loop or not (objective.loop_weights or objective.exit):
+        return None
+    return (
+        "warning: model.norm_per_loop=false with losses of several loops: they see what a loop "
+        "returns through the final norm, which bounds nothing of what the next loop reads; it may "
+        "grow without limit (arXiv 2606.24898); logging.loop_gradients=true shows that"
+    )
+
+
 def _weights(objective: ObjectiveConfig, loops: int) -> Iterator[Problem]:
     weights = objective.loop_weights
     if weights is None:

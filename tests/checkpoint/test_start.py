@@ -12,7 +12,13 @@ import pytest
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.start import Start, check_fits, find_start, ledger_of
+from loopcoder.checkpoint.start import (
+    Start,
+    check_fits,
+    find_start,
+    ledger_of,
+    notes_of_schedules,
+)
 from loopcoder.config.compose import save_config
 from loopcoder.config.objective import ObjectiveConfig
 from loopcoder.config.schema import Config
@@ -235,3 +241,14 @@ def test_an_exit_gate_that_is_new_or_dropped_is_said(tmp_path: Path) -> None:
             assert not refused
         except InputError as error:
             assert refused and "exit gate" in str(error)
+
+
+@pytest.mark.parametrize("norm_per_loop", [True, False])
+@pytest.mark.parametrize("objective", [{}, {"exit": True}, {"loop_weights": [1, 1]}], ids=str)
+def test_losses_by_loop_without_a_norm_between_loops_are_warned_of(
+    norm_per_loop: bool, objective: dict[str, Any]
+) -> None:
+    config = small_config(dict(norm_per_loop=norm_per_loop))
+    config = replace(config, objective=ObjectiveConfig(**objective))
+    warned = any("norm_per_loop" in note for note in notes_of_schedules(config, None))
+    assert warned == (bool(objective) and not norm_per_loop)
