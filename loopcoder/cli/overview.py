@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 
+from loopcoder.config.fields import as_override
 from loopcoder.config.mixture import lowest_terms
+from loopcoder.config.objective import ObjectiveConfig
 from loopcoder.config.schema import Config
 from loopcoder.errors import counted
 from loopcoder.optim.schedule import branching_step
@@ -23,6 +26,8 @@ def overview(config: Config, overrides: Sequence[str], processes: int) -> str:
         ("every", _intervals(config)),
         ("seed", str(config.seed)),
     ]
+    if objective := _objective(config.objective):
+        rows.insert(2, ("objective", objective))
     if config.checkpoint.init_from is not None:
         rows.insert(2, ("weights from", config.checkpoint.init_from))
     width = max(len(name) for name, _ in rows)
@@ -43,6 +48,13 @@ def _model(config: Config) -> str:
         f"{m.name}: {loops}, {counted(m.num_layers, 'layer')} of {m.hidden_size}, "
         f"MLP {m.ffn_hidden_size}, heads {m.num_attention_heads}/{m.num_kv_heads} of {m.head_dim}"
     )
+
+
+def _objective(objective: ObjectiveConfig) -> str:
+    """Name what is not the last loop's loss over all loops."""
+    plain = asdict(ObjectiveConfig())
+    own = {name: value for name, value in asdict(objective).items() if value != plain[name]}
+    return ", ".join(f"{name}={as_override(value)}" for name, value in own.items())
 
 
 def _data(config: Config) -> str:

@@ -36,6 +36,10 @@ def test_stages_ramp_layout_and_branch_are_there() -> None:
         "wsd",
     ):
         assert part in text, part
+    assert "objective" not in text
+    asked = ["objective.loop_weights=[1,2]", "objective.loop_count=uniform"]
+    text = overview(compose(asked), [], 1)
+    assert "loop_weights=[1,2], loop_count=uniform\n" in text
     assert "R = 1" in overview(compose(["model.num_loops=1"]), [], 1)
 
 
