@@ -31,7 +31,7 @@ from torch import Tensor
 from loopcoder.config.schema import ModelConfig
 from loopcoder.model.documents import Documents
 from loopcoder.model.layer import PLTBlock
-from loopcoder.model.probe import LoopProbe
+from loopcoder.model.probe import Probe, observed
 from loopcoder.model.reuse import in_loop
 from loopcoder.model.shared_kv import EMBEDDING, SharedKV
 from loopcoder.model.specs import block_submodules
@@ -140,7 +140,7 @@ class PLTModel(LanguageModule):
         *,
         every_loop: bool = False,
         chunk: ChunkInput | None = None,
-        probe: LoopProbe | None = None,
+        probe: Probe | None = None,
     ) -> Any:
         """Run all loops, or one chunk of a pipeline.
 
@@ -178,7 +178,7 @@ class PLTModel(LanguageModule):
         labels: Tensor | None,
         rope: Tensor,
         every_loop: bool,
-        probe: LoopProbe | None,
+        probe: Probe | None,
         chunk: ChunkInput,
     ) -> tuple[Tensor, Tensor | None]:
         """Run one part of one loop on this stage: the body of the loop, which is written only here.
@@ -200,14 +200,15 @@ class PLTModel(LanguageModule):
             if probe is not None:
                 probe.at_input(loop_idx, hidden)
         gated = shared_kv if self.model.has_gates else None
-        hidden = self.decoder(hidden, loop_idx, gated, docs, rope, chunk.part)
+        with observed(self.decoder.layers, loop_idx, probe):
+            hidden = self.decoder(hidden, loop_idx, gated, docs, rope, chunk.part)
         if not self.post_process or chunk.part < len(self.decoder.parts) - 1:
             return hidden, None
         normed = in_loop(self.decoder.final_layernorm, loop_idx)(hidden)
         is_read = every_loop or loop_idx == self.model.num_loops - 1
         output = self.read_out(normed, labels) if is_read else None
         if probe is not None:
-            probe.at_output(loop_idx, normed, labels, self.read_out)
+            probe.at_output(loop_idx, hidden, normed, labels, self.read_out)
         return normed if self.model.norm_per_loop else hidden, output
 
     def next_input(self, embedding: Tensor, hidden: Tensor, docs: Documents) -> Tensor:
