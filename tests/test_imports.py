@@ -78,6 +78,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.checkpoint.rewind",
         "loopcoder.checkpoint.start",
         "loopcoder.checkpoint.state",
+        "loopcoder.diagnose",
         "loopcoder.doctor",
         "loopcoder.loaded",
         "loopcoder.data",
@@ -96,6 +97,16 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.checkpoint",
         "loopcoder.data",
+        "loopcoder.metrics",
+        "loopcoder.parallel",
+        "loopcoder.train",
+    },
+    "loopcoder.diagnose": BASE
+    | MODEL
+    | {
+        "loopcoder.checkpoint",
+        "loopcoder.data",
+        "loopcoder.loaded",
         "loopcoder.metrics",
         "loopcoder.parallel",
         "loopcoder.train",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ ReadOut = Callable[[Tensor, Tensor | None], Tensor]
 loss of every token [B, S]."""
 
 
-class Probe(Protocol):
-    """What the model calls in every loop, on the stage that has what it hands over."""
+class Probe:
+    """What the model calls in every loop, on the stage that has what it hands over. This one
+    measures nothing."""
 
     def at_input(self, loop_idx: int, hidden: Tensor) -> None:
         """Take a loop's input, which is E in loop 0. [S or S/tp, B, D]"""

@@ -12,7 +12,8 @@ import pytest
 
 from loopcoder.cli import evaluate as module
 from loopcoder.cli import main as cli
-from loopcoder.cli.evaluate import as_asked, run, table
+from loopcoder.cli.evaluate import run, table
+from loopcoder.cli.held_out import as_asked
 from loopcoder.config.compose import compose
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
