@@ -113,6 +113,7 @@ class HeldOutData:
             "place": corpus.place,
             "fingerprint": corpus.fingerprint,
             "split": "val",
+            "domains": self.domains,
             "sequences": {s.domain: len(s.rows) for s in self.sets},
             "sequence_length": seq_length,
             "weights": {d: w for d, w in self.mixture.items() if d in self.domains},
