@@ -21,6 +21,7 @@ BASE = {
     "loopcoder.backends",
     "loopcoder.network",
     "loopcoder.origin",
+    "loopcoder.page",
     "loopcoder.config",
 }
 """What needs no torch and may be imported from anywhere above it."""
@@ -31,6 +32,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.backends": {"loopcoder.errors"},
     "loopcoder.network": {"loopcoder.errors"},
     "loopcoder.origin": {"loopcoder.errors"},
+    "loopcoder.page": set(),
     "loopcoder.config": {"loopcoder.errors", "loopcoder.storage", "loopcoder.backends"},
     "loopcoder.ops": BASE,
     "loopcoder.model": BASE | {"loopcoder.ops"},
@@ -48,6 +50,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.optim": BASE | MODEL,
     "loopcoder.metrics": BASE,
     "loopcoder.parallel": BASE | MODEL | {"loopcoder.data"},
+    "loopcoder.diagnose": BASE | MODEL | {"loopcoder.metrics"},
     "loopcoder.checkpoint": BASE
     | MODEL
     | {"loopcoder.data", "loopcoder.optim", "loopcoder.parallel"},

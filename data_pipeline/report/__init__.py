@@ -14,10 +14,10 @@ from data_pipeline.report.details import settings, sources, versions
 from data_pipeline.report.dropped import dropped, origins
 from data_pipeline.report.examples import Example, drawn, examples
 from data_pipeline.report.languages import languages, lengths
-from data_pipeline.report.page import Html, Number, element, join, missing, page, tiles
 from data_pipeline.report.repositories import repositories
 from data_pipeline.report.stages import costs, decontamination, drops, duplicates
 from data_pipeline.report.values import Manifest, as_list, as_number, at, sum_of, trained_on
+from loopcoder.page import Html, Number, element, join, missing, page, tiles
 from loopcoder.storage.files import write_bytes
 
 __all__ = ["render", "write_report"]

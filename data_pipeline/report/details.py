@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_pipeline.report.page import Html, element, join, missing, table, text
 from data_pipeline.report.values import Manifest, as_list, at
+from loopcoder.page import Html, element, join, missing, table, text
 
 
 def sources(manifest: Manifest) -> Html:

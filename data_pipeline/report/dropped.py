@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from data_pipeline.report.page import Html, Number, element, join, missing, small_bar, table
+from data_pipeline.report.charts import small_bar
 from data_pipeline.report.values import Manifest, as_counts, as_list, as_number, at
+from loopcoder.page import Html, Number, element, join, missing, table
 
 _REASONS = 10
 _SUFFIXES = 20

@@ -11,11 +11,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from data_pipeline.report.page import Html, element, join
 from data_pipeline.report.values import Manifest, as_list, at
 from loopcoder.data.indexed import read_document
 from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import counted
+from loopcoder.page import Html, element, join
 
 _MOST_TOKENS = 1200
 """Of a document that are decoded."""

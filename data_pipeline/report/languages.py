@@ -6,19 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.report.page import (
-    Html,
-    Number,
-    bars,
-    columns,
-    element,
-    figure,
-    join,
-    legend,
-    missing,
-    table,
-)
+from data_pipeline.report.charts import bars, columns
 from data_pipeline.report.values import Manifest, as_list, as_number, at, trained_on
+from loopcoder.page import Html, Number, element, figure, join, legend, missing, table
 
 _BARS = 20
 """Languages of a domain in a chart; the table has them all."""

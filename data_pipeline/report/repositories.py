@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from data_pipeline.report.page import Html, Number, element, join, tiles
 from data_pipeline.report.values import Manifest, as_list, as_number, at, sum_of
 from loopcoder.errors import counted
+from loopcoder.page import Html, Number, element, join, tiles
 
 _LABELS = {
     "repositories": "repositories",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data_pipeline.report.charts import small_bar
 from data_pipeline.report.details import pairs
-from data_pipeline.report.page import Html, Number, element, join, missing, small_bar, table, tiles
 from data_pipeline.report.values import (
     Manifest,
     as_counts,
@@ -16,6 +16,7 @@ from data_pipeline.report.values import (
     stage_named,
     sum_of,
 )
+from loopcoder.page import Html, Number, element, join, missing, table, tiles
 
 _CONTAMINATED = "contaminated_"
 _HIT = "hit_"

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.report.examples import shortened
-from data_pipeline.report.page import printable
 from data_pipeline.tokenizer.fim import MIDDLE, PREFIX, SUFFIX
 from loopcoder.cli.shares import (
     KINDS,
@@ -25,6 +24,7 @@ from loopcoder.data.corpus import Corpus
 from loopcoder.data.labels import Label
 from loopcoder.data.sampler import Position, Skipped, advance, begin_step, rank_of_row
 from loopcoder.errors import counted
+from loopcoder.page import printable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -289,8 +289,8 @@ def show(argv: list[str]) -> int:
 def _print_documents(folder: Path, chosen: str | None, number: int, seed: int) -> None:
     """Print random documents of one domain of a corpus, or of all."""
     from data_pipeline.report.examples import origin, random_documents
-    from data_pipeline.report.page import printable
     from loopcoder.data.places import rebuild
+    from loopcoder.page import printable
 
     corpus = load_corpus(folder, "size")
     if chosen is not None and chosen not in corpus.domains:

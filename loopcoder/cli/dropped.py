@@ -32,7 +32,7 @@ def print_dropped(
         InputError: nothing was left out for this reason, or the list cannot be read.
     """
     from data_pipeline.report.dropped import describe
-    from data_pipeline.report.page import printable
+    from loopcoder.page import printable
 
     rows = [row for row in _counts(manifest) if reason in ("", row[2])]
     if reason and not rows:

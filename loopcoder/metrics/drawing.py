@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,19 +35,52 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def draw(path: Path, draw_on: Any, width: float = 8.0) -> Path:
-    """Draw one figure into a PNG; `draw_on` takes the empty figure, `width` is in inches."""
+def draw(path: Path, draw_on: Any, width: float = 8.0, height: float = 4.8) -> Path:
+    """Draw one figure into a PNG, or into an SVG by the path's suffix; return the path.
+
+    Args:
+        path: The file.
+        draw_on: Takes the empty figure.
+        width: In inches, as `height`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # Figures without pyplot: no global state, no window system.
-    fig = Figure(figsize=(width, 4.8), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(fig)
-    draw_on(fig)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        fig.savefig(file, format="png")
+    is_svg = path.suffix == ".svg"
+    with _svg_with_text(path.name) if is_svg else nullcontext():
+        # Figures without pyplot: no global state, no window system.
+        fig = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+        FigureCanvasAgg(fig)
+        draw_on(fig)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            if is_svg:
+                fig.savefig(file, format="svg", metadata={"Date": None})
+            else:
+                fig.savefig(file, format="png")
     return path
+
+
+@contextmanager
+def _svg_with_text(name: str) -> Iterator[None]:
+    """Keep text as text in an SVG, and names with dollars as they are; the same figure gives the
+    same bytes.
+
+    Text is laid out in DejaVu Sans, wider than what takes its place where that is missing, so it
+    fits in there too. A letter that DejaVu lacks comes from the fonts of who looks at it.
+    """
+    import matplotlib as mpl
+
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "text.parse_math": False,
+        "font.family": ["sans-serif"],
+        "font.sans-serif": ["DejaVu Sans", "Verdana"],
+    }
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
+        yield
 
 
 def style(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.report import render, write_report
-from data_pipeline.report.page import NOT_RECORDED
+from loopcoder.page import NOT_RECORDED
 
 VOID = {"meta"}
 HOSTILE = '<script>alert("1")</script>\'&amp;\x00\x1b[31m\ud800\u202e</td></table>'
