@@ -50,7 +50,6 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.optim": BASE | MODEL,
     "loopcoder.metrics": BASE,
     "loopcoder.parallel": BASE | MODEL | {"loopcoder.data"},
-    "loopcoder.diagnose": BASE | MODEL | {"loopcoder.metrics"},
     "loopcoder.checkpoint": BASE
     | MODEL
     | {"loopcoder.data", "loopcoder.optim", "loopcoder.parallel"},

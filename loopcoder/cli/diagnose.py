@@ -238,12 +238,11 @@ def _show(diagnoses: Sequence[Diagnosis], output: Path, *, as_json: bool) -> Non
     from loopcoder.diagnose.report import write_report
     from loopcoder.diagnose.text import table
 
-    page = write_report(list(diagnoses), output)
     if as_json:
         for diagnosis in diagnoses:
             print(json.dumps(asdict(diagnosis)))
-        return
-    print(table(list(diagnoses)))
-    for diagnosis in diagnoses:
-        print(f"{diagnosis.name}: {recommend(diagnosis).text}")
-    print(f"report     {page}")
+    else:
+        print(table(diagnoses))
+        for diagnosis in diagnoses:
+            print(f"{diagnosis.name}: {recommend(diagnosis).text}")
+    say_aside(f"report     {write_report(diagnoses, output)}")

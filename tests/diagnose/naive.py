@@ -115,7 +115,8 @@ def measure(
                 put("fixed_point_gap", variant, r, None, step[r + 1])
             if r > 1:
                 a, b = h[r] - h[r - 1], h[r - 1] - h[r - 2]
-                put("alignment", variant, r, None, (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)))
+                cosine = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+                put("alignment", variant, r, None, cosine)
                 cost = nan.clone()
                 for i in range(1, len(labels)):
                     if start[i] != i:
@@ -137,7 +138,8 @@ def measure(
                 put("attention_entropy", variant, r + 1, layer, values)
                 if r > 0:
                     q = maps[r - 1] if variant == "all" else without(maps[r - 1], start)
-                    put("attention_change", variant, r + 1, layer, torch.where(defined, kl(p, q).mean(0), nan))
+                    values = torch.where(defined, kl(p, q).mean(0), nan)
+                    put("attention_change", variant, r + 1, layer, values)
             gate = seen.attention[r, layer][3]
             if gate is not None:
                 put("gate", "", r + 1, layer, gate[:, 0].double().mean(-1))
