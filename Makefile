@@ -19,7 +19,7 @@ $(BIN)/python -m pip install --disable-pip-version-check $$quiet -e '.[$(1)]' -c
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install kernels train test test-dist test-data test-kernels test-chaos test-slurm lint format loss-compare docs clean
+.PHONY: help install kernels train test test-dist test-data test-kernels test-chaos test-slurm test-browser lint format loss-compare docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ test-chaos: $(STAMP) ## tests that kill, fill and corrupt
 
 test-slurm: $(STAMP) ## jobs of a real Slurm (Debian: apt-get install slurm-wlm munge; root)
 	$(call run_tests,-m slurm)
+
+test-browser: $(STAMP) ## reports in a headless Chromium (in PATH, or LOOPCODER_BROWSER=PATH)
+	$(call run_tests,-m browser)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

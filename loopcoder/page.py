@@ -55,6 +55,8 @@ tr.sum td { font-weight: 600; }
 td svg { display: block; margin-top: .35rem; }
 figure { margin: .75rem 0 1rem; }
 figure svg { display: block; width: 100%; max-width: 46rem; height: auto; }
+figure.full svg { max-width: none; }
+dl { max-width: 46rem; } dt { font-weight: 600; margin-top: .6rem; } dd { margin: 0 0 0 1.2rem; }
 figcaption { color: var(--soft); font-size: .88rem; margin-bottom: .3rem; }
 svg text { fill: var(--ink); font-size: 12px; font-family: inherit; }
 svg .soft { fill: var(--soft); }

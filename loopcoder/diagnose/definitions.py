@@ -39,6 +39,11 @@ MEASURES = {
         "Loss",
         f"Mean of &minus;log {_P}(true next token), the head reading the state of loop <i>r</i>.",
     ),
+    "loss_gain": _of(
+        "Gain in loss",
+        "Mean over tokens of the loss after loop <i>r</i>&minus;1 less that after loop <i>r</i>, "
+        "paired by token.",
+    ),
     "top1": _of(
         "Top-1 accuracy", f"Share of tokens whose most likely token under {_P} is the true one."
     ),
@@ -48,26 +53,26 @@ MEASURES = {
     "output_entropy": _of("Output entropy", f"Mean over tokens of the entropy of {_P}."),
     "output_shift": _of(
         "Output shift",
-        f"Mean over tokens of KL({_P} ‖ <i>p</i><sup>(<i>r</i>&minus;1)</sup>): what loop <i>r</i> "
-        "changes about the prediction, the gain.",
+        f"Mean over tokens of KL({_P} ‖ <i>p</i><sup>(<i>r</i>&minus;1)</sup>): what loop "
+        "<i>r</i> changes about the prediction, the gain.",
     ),
     "offset_cost": _of(
         "Offset cost",
         "Ω(<i>r</i>), mean over tokens <i>i</i> ≥ 1 of a document of "
         "‖<i>h</i><sub><i>i</i></sub><sup>(<i>r</i>&minus;1)</sup> &minus; "
-        "<i>h</i><sub><i>i</i>&minus;1</sub><sup>(<i>r</i>&minus;1)</sup>‖: how far the shifted input of loop "
-        "<i>r</i> is from the token's own.",
+        "<i>h</i><sub><i>i</i>&minus;1</sub><sup>(<i>r</i>&minus;1)</sup>‖: how far the shifted "
+        "input of loop <i>r</i> is from the token's own.",
     ),
     "step_size": _of("Step size", f"Mean over tokens of ‖{_H} &minus; {_BEFORE}‖."),
     "alignment": _of(
         "Update alignment",
-        f"Mean over tokens of the cosine of {_H} &minus; {_BEFORE} and the step before it; negative: the "
-        "loop takes back part of the last step.",
+        f"Mean over tokens of the cosine of {_H} &minus; {_BEFORE} and the step before it; "
+        "negative: the loop takes back part of the last step.",
     ),
     "effective_rank": _of(
         "Effective rank",
-        "exp(&minus;∑ <i>s</i> log <i>s</i>), <i>s</i> the singular values of a sequence's normalised "
-        "states, scaled to sum 1.",
+        "exp(&minus;∑ <i>s</i> log <i>s</i>), <i>s</i> the singular values of a sequence's "
+        "normalised states, scaled to sum 1; mean over sequences.",
     ),
     "fixed_point_gap": _of(
         "Fixed-point gap",
@@ -79,7 +84,8 @@ MEASURES = {
     "attention_change": _of(
         "Attention change",
         "Mean over heads and queries of KL(<i>A</i><sup>(<i>r</i>)</sup> ‖ "
-        "<i>A</i><sup>(<i>r</i>&minus;1)</sup>), <i>A</i> the mixture of both branches by the gate.",
+        "<i>A</i><sup>(<i>r</i>&minus;1)</sup>), <i>A</i> the mixture of both branches by the "
+        "gate.",
     ),
     "gate": _of("Gate", "Mean weight of the attention to the first loop's keys, 0 to 1."),
     "head_rank": _of(

@@ -19,7 +19,7 @@ from loopcoder.diagnose.panels import (
     rows_of,
 )
 from loopcoder.diagnose.reading import Points, by_loop
-from loopcoder.metrics.drawing import COLORS, MARKERS
+from loopcoder.metrics.drawing import COLORS, INK, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,25 +103,24 @@ def gain_cost(shown: Sequence[Named], variant: str) -> Drawing | None:
     names = ("output shift (gain, left axis)", "offset cost Ω (right axis)")
 
     def draw_on(figure: Figure) -> None:
-        axes = grid(figure, len(having), share_y=True)
+        axes = grid(figure, len(having))
         columns = min(3, len(having))
-        rights: list[Axes] = []
-        for i, (ax, (one, gain, cost)) in enumerate(zip(axes, having, strict=True)):
-            right = ax.twinx()
-            if rights:
-                right.sharey(rights[0])
-            rights.append(right)
+        rights = [ax.twinx() for ax in axes]
+        for i, (ax, right) in enumerate(zip(axes, rights, strict=True)):
+            one, gain, cost = having[i]
             line(ax, gain, _GAIN, trained=one.trained, aside=-0.04)
             line(right, cost, _COST, trained=one.trained, aside=0.04)
-            is_left, is_right = i % columns == 0, i % columns == columns - 1 or i == len(axes) - 1
-            panel(ax, one.label, "loop", "output shift (nats)" if is_left else "")
-            panel(right, "", "", "Ω (L2 norm)" if is_right else "")
+            is_last = i % columns == columns - 1 or i == len(axes) - 1
+            panel(ax, one.label, "loop", "" if i % columns else "output shift (nats)")
+            panel(right, "", "", "Ω (L2 norm)" if is_last else "")
             right.grid(visible=False)
-            right.tick_params(labelright=is_right)
+            right.spines["right"].set_visible(True)
+            right.spines["right"].set_color("#999999")
             loop_axis(ax, [*gain, *cost])
-        _log_scale(axes[0], [gain for _, gain, _ in having])
+            _log_scale(ax, [gain for _, gain, _ in having])
+        lowest, highest = zip(*(right.get_ylim() for right in rights), strict=True)
         for right in rights:
-            right.margins(y=0.15)
+            right.set_ylim(min(lowest), max(highest))
         legend(figure, [(names[0], _GAIN), (names[1], _COST)])
 
     where = "residual stream" if variant == "raw" else "after the final norm"
@@ -192,10 +191,11 @@ def _test_time(shown: Sequence[Named]) -> Drawing | None:
                 textcoords="offset points",
                 ha="right",
                 fontsize=8,
-                color=one.look["color"],
+                color=INK,
             )
         panel(ax, "Loss at and beyond the loops of training", "loop", "nats / token")
-        loop_axis(ax, [loop for _, points in having for loop in points])
+        every = [loop for one, points in having for loop in points if loop >= one.trained]
+        loop_axis(ax, every)
         ax.margins(y=0.2)
         legend(figure, [(one.label, one.look) for one, _ in having])
 
@@ -218,6 +218,6 @@ def _log_scale(ax: Axes, lines: Sequence[Points]) -> None:
         return
     ax.set_yscale("log")
     ax.set_ylim(min(values) / 1.25, max(values) * 1.25)
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     ax.yaxis.set_minor_formatter(NullFormatter())

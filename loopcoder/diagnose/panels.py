@@ -52,7 +52,7 @@ class Drawing:
 
 def named(diagnoses: Sequence[Diagnosis]) -> list[Named]:
     """Give every diagnosis its label and look."""
-    short = labels(diagnoses)
+    short = labels(diagnoses, 32)
     return [Named(short[i], diagnosis, i) for i, diagnosis in enumerate(diagnoses)]
 
 
@@ -60,7 +60,7 @@ def look(i: int) -> dict[str, Any]:
     """Return color, marker and kind of line of the curve with index `i`."""
     return {
         "color": _PALETTE[i % len(_PALETTE)],
-        "marker": MARKERS[i % len(MARKERS)],
+        "marker": MARKERS[(i + i // len(_PALETTE)) % len(MARKERS)],
         "linestyle": ("-", "--", ":")[i // len(_PALETTE) % 3],
     }
 
@@ -97,36 +97,34 @@ def loop_axis(ax: Axes, loops: Sequence[int]) -> None:
 
 
 def line(
-    ax: Axes,
-    points: Points,
-    look: dict[str, Any],
-    *,
-    trained: int | None = None,
-    aside: float = 0.0,
+    ax: Axes, points: Points, look: dict[str, Any], *, trained: int, aside: float = 0.0
 ) -> None:
     """Draw a value by loop with bars for its intervals; behind `trained` loops the markers are
     hollow. `aside` moves it to the right, so that the bars of several lines stand side by side."""
-    loops = sorted(points)
-    if not loops:
-        return
-    places = [loop + aside for loop in loops]
+
+    def places(loops: Sequence[int]) -> list[float]:
+        return [loop + aside for loop in loops]
+
+    loops, color = sorted(points), look["color"]
     values = [points[loop].value for loop in loops]
-    color = look["color"]
-    ax.plot(places, values, linestyle=look["linestyle"], color=color, linewidth=1.5)
-    for place, loop in zip(places, loops, strict=True):
-        is_beyond = trained is not None and loop > trained
-        ax.errorbar(
-            place,
-            points[loop].value,
-            yerr=bars([points[loop]]),
-            color=color,
-            marker=look["marker"],
-            markersize=5,
-            markerfacecolor="white" if is_beyond else color,
-            capsize=2.5,
-            elinewidth=1,
-            linestyle="none",
-        )
+    ax.plot(places(loops), values, linestyle=look["linestyle"], color=color, linewidth=1.5)
+    for some, inside in (
+        ([loop for loop in loops if loop <= trained], color),
+        ([loop for loop in loops if loop > trained], "white"),
+    ):
+        if some:
+            ax.errorbar(
+                places(some),
+                [points[loop].value for loop in some],
+                yerr=bars([points[loop] for loop in some]),
+                color=color,
+                marker=look["marker"],
+                markersize=5,
+                markerfacecolor=inside,
+                capsize=2.5,
+                elinewidth=1,
+                linestyle="none",
+            )
 
 
 def bars(points: Sequence[Point]) -> list[list[float]]:

@@ -35,6 +35,13 @@ class Point:
         """Whether the interval leaves out zero."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
+    @property
+    def magnitude(self) -> Point:
+        """The value without its sign, its interval as wide."""
+        if self.value >= 0:
+            return self
+        return Point(0.0, 0.0, 0.0).minus(self)
+
     def minus(self, other: Point) -> Point:
         """Return the difference with its interval.
 
@@ -54,7 +61,9 @@ class Point:
         half = self.half
         if not half:
             return number(self.value)
-        decimals = min(max(1 - math.floor(math.log10(half)), 0), 7)
+        decimals = max(1 - math.floor(math.log10(half)), 0)
+        if decimals > 7:
+            return f"{self.value:.4g} ± {half:.2g}"
         return f"{self.value:,.{decimals}f} ± {half:,.{decimals}f}"
 
 

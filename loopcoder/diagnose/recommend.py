@@ -1,34 +1,27 @@
-"""How many loops to train, from what was measured: a heuristic with its reasons.
+"""How many loops to train, judged by one trained model: a heuristic with its reasons.
 
-No number of these proves what a model with other loops would do; only training it does. Where
-several trained models differ in nothing but their loops, `compare` reads it off their losses.
+Nothing that is measured of one model proves what another one with more or fewer loops would do;
+`compare` reads that off trained models where there are several.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from loopcoder.config.schema import ModelConfig
-from loopcoder.diagnose.reading import Point, Points, by_loop, number, trained_loops
+from loopcoder.diagnose.reading import Point, Points, by_loop, trained_loops
 from loopcoder.diagnose.results import Diagnosis
-from loopcoder.errors import counted
 from loopcoder.model.flops import train_flops_per_token
 
 AT_REST = 0.1
 """Of a step: where one more loop moves a state by less than this share of what the last one did,
 there is little left for it to do. Ours, not the paper's."""
-
-
 _PUBLISHED = (
     "LoopCoder-v2 found that loop 2 helps and that loops 3 and 4 cost more than they bring, at 7B "
     "parameters."
 )
 _LENS = (
-    "Loops before the last were not trained to be read unless the loss was taken on them too, so "
+    "Unless the loss was taken on them too, loops before the last were not trained to be read, so "
     "the losses of one model by loop flatter its last loop; models trained with other R tell more."
 )
 
@@ -43,216 +36,149 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
-class _Signals:
-    """What is known by loop."""
+class _Change:
+    """How a measure changes at a loop: up 1, down -1, not told apart 0, not measured None."""
 
-    loss: Points
-    rank: Points
-    gain: Points
-    cost: Points
-    alignment: Points
-    step: Points
-    gap: Points
+    direction: int | None
+    words: str
 
 
 def recommend(diagnosis: Diagnosis) -> Recommendation:
-    """Return how many loops pay, judged by one model.
+    """Return how many loops pay in a model.
 
     A loop of training counts unless its loss is not below that of the loop before it, its
     effective rank falls (the paper's stop rule), or it changes the prediction less than the loop
     before it at a larger offset. A difference counts only where its 95% interval leaves out zero.
-    After the last loop of training one more is recommended where the effective rank still rises.
+    After the last loop of training one more is recommended where the effective rank still rises,
+    unless one more would hardly move the states.
     """
     trained = trained_loops(diagnosis)
     if trained == 1:
-        cost = [_flops(diagnosis, 2)]
+        loss = by_loop(diagnosis, "loss").get(1)
+        said = f"Loss: {loss} nats." if loss else "Loss: not measured."
         return Recommendation(
             1,
-            "This model has one loop, which says nothing about a second: train R = 2 and compare.",
-            [_told("loss at loop 1", by_loop(diagnosis, "loss").get(1)), _PUBLISHED, *cost],
+            "One loop, which says nothing about a second: train R = 2 and compare.",
+            [said, _PUBLISHED, training_cost(diagnosis, 2)],
         )
-    known = _Signals(
-        loss=by_loop(diagnosis, "loss"),
-        rank=by_loop(diagnosis, "effective_rank", "normed"),
-        gain=by_loop(diagnosis, "output_shift"),
-        cost=by_loop(diagnosis, "offset_cost", "raw"),
-        alignment=by_loop(diagnosis, "alignment", "raw"),
-        step=by_loop(diagnosis, "step_size", "raw"),
-        gap=by_loop(diagnosis, "fixed_point_gap", "raw"),
-    )
     reasons: list[str] = []
     loops = 1
     for loop in range(2, trained + 1):
-        against = _against(known, loop, reasons)
+        against = _against(diagnosis, loop, reasons)
         if against:
             reasons.append(f"Loop {loop} is not counted: {' and '.join(against)}.")
             break
         loops = loop
-    _look_at_every_loop(known, trained, reasons)
-    reasons.append(_flops(diagnosis, max(loops, 2)))
-    reasons.append(_LENS)
-    if loops < trained:
-        text = f"{counted(loops, 'loop')} of the {trained} of training: the next does not pay."
-        return Recommendation(loops, text, reasons)
-    if _another_may_pay(known, trained, reasons):
-        text = f"All {trained} loops pay, and another may: train R = {trained + 1} and compare."
-        return Recommendation(trained + 1, text, reasons)
-    return Recommendation(trained, f"All {trained} loops pay; nothing speaks for another.", reasons)
+    reasons += _alignments(diagnosis, trained)
+    ratio = _gap_by_step(diagnosis, trained, reasons)
+    text = f"R = {loops}: loop {loops + 1} of the {trained} of training is not seen to pay."
+    if loops == trained:
+        text = f"R = {trained}: every loop of training pays; nothing speaks for another."
+        if _at(diagnosis, "effective_rank", "normed", trained, "").direction == 1:
+            if ratio is None or ratio >= AT_REST:
+                loops = trained + 1
+                text = f"R = {loops}: every loop of training pays, and another may; train it too."
+                reasons.append(
+                    f"The effective rank still rises at loop {trained} (the paper's rule: another "
+                    "may pay)."
+                )
+            else:
+                reasons.append(
+                    f"The effective rank still rises at loop {trained}, but one more loop would "
+                    f"hardly move the states (less than {AT_REST:.0%} of the last step)."
+                )
+    return Recommendation(loops, text, [*reasons, training_cost(diagnosis, max(loops, 2)), _LENS])
 
 
-def _against(known: _Signals, loop: int, reasons: list[str]) -> list[str]:
-    """Say what speaks against a loop; append what was looked at to `reasons`."""
+def _against(diagnosis: Diagnosis, loop: int, reasons: list[str]) -> list[str]:
+    """Return what speaks against a loop; append what was looked at to `reasons`."""
+    loss = _loss(diagnosis, loop)
+    rank = _at(diagnosis, "effective_rank", "normed", loop, "Effective rank")
+    looked_at = [loss, rank]
     against = []
-    loss = _change(known.loss, loop, "loss", "nats", reasons)
-    if loss == 0:
+    if loss.direction == 0:
         against.append("its loss is not told apart from that of the loop before it")
-    elif loss == 1:
+    elif loss.direction == 1:
         against.append("its loss is higher than that of the loop before it")
-    if _change(known.rank, loop, "effective rank", "", reasons) == -1:
+    if rank.direction == -1:
         against.append("the effective rank falls (the paper's rule: stop)")
     if loop > 2:
-        gain = _change(known.gain, loop, "output shift (gain)", "nats", reasons)
-        cost = _change(known.cost, loop, "offset cost", "", reasons)
-        if gain == -1 and cost == 1:
+        gain = _at(diagnosis, "output_shift", "", loop, "Output shift (gain)", "nats")
+        cost = _at(diagnosis, "offset_cost", "raw", loop, "Offset cost")
+        looked_at += [gain, cost]
+        if (gain.direction, cost.direction) == (-1, 1):
             against.append("it brings less than the loop before it at a larger offset")
+    reasons += [change.words for change in looked_at]
     return against
 
 
-def _another_may_pay(known: _Signals, trained: int, reasons: list[str]) -> bool:
-    """Say whether one more loop than was trained may pay."""
-    if trained not in known.rank or trained - 1 not in known.rank:
-        return False
-    rises = known.rank[trained].minus(known.rank[trained - 1])
-    if not (rises.is_told_from_zero and rises.value > 0):
-        return False
-    if trained in known.gap and trained in known.step and known.step[trained].value > 0:
-        ratio = known.gap[trained].value / known.step[trained].value
-        if ratio < AT_REST:
-            reasons.append(f"No other loop: it would move a state by {ratio:.0%} of the last step.")
-            return False
-    reasons.append(
-        f"The effective rank still rises at loop {trained} (the paper's rule: another may pay)."
-    )
-    return True
+def _loss(diagnosis: Diagnosis, loop: int) -> _Change:
+    """Return how the loss changes at a loop, from differences paired by token where there are."""
+    gain = by_loop(diagnosis, "loss_gain").get(loop)
+    paired = gain and Point(0.0, 0.0, 0.0).minus(gain)
+    return _at(diagnosis, "loss", "", loop, "Loss", "nats", paired)
 
 
-def _look_at_every_loop(known: _Signals, trained: int, reasons: list[str]) -> None:
-    """Append what is told without a say in the number: alignment and the fixed-point gap."""
-    for loop in range(2, trained + 1):
-        if loop in known.alignment:
-            point = known.alignment[loop]
-            said = "it is not told apart from zero"
-            if point.is_told_from_zero:
-                said = (
-                    "the loop takes back part of the step before it: it refines, or oscillates"
-                    if point.value < 0
-                    else "the loop goes on in the direction of the step before it"
-                )
-            reasons.append(f"Alignment at loop {loop}: {point}; {said}.")
-    gap, step = known.gap.get(trained), known.step.get(trained)
-    if gap and step and step.value > 0:
-        reasons.append(
-            f"One more loop would move a state by {gap}, {gap.value / step.value:.0%} of the step "
-            f"of loop {trained} ({step})."
-        )
-
-
-def _change(points: Points, loop: int, name: str, unit: str, reasons: list[str]) -> int | None:
-    """Return 1, -1 or 0 (not told apart) for how a measure changes at a loop, with the reason in
-    words; None where it was not measured."""
+def _at(
+    diagnosis: Diagnosis,
+    measure: str,
+    variant: str,
+    loop: int,
+    name: str,
+    unit: str = "",
+    paired: Point | None = None,
+) -> _Change:
+    """Return how a measure changes at a loop; `paired` is the difference, if it was measured."""
+    points: Points = by_loop(diagnosis, measure, variant)
     if loop not in points or loop - 1 not in points:
-        reasons.append(f"{name.capitalize()} at loop {loop}: not measured.")
-        return None
+        return _Change(None, f"{name} at loop {loop}: not measured.")
     before, after = points[loop - 1], points[loop]
-    difference = after.minus(before)
-    words = f"{name.capitalize()} at loop {loop}: {before} -> {after}{f' {unit}' if unit else ''}"
+    difference = paired or after.minus(before)
+    words = f"{name} at loop {loop}: {before} → {after}{f' {unit}' if unit else ''}"
     if not difference.is_told_from_zero:
-        why = "" if difference.half is not None else ", without intervals"
-        reasons.append(f"{words}; not told apart{why}.")
-        return 0
-    rises = difference.value > 0
-    reasons.append(f"{words}; it {'rises' if rises else 'falls'} by {_unsigned(difference)}.")
-    return 1 if rises else -1
+        why = "" if difference.half is not None else ", as there are no intervals"
+        return _Change(0, f"{words}; not told apart{why}.")
+    if difference.value > 0:
+        return _Change(1, f"{words}; it rises by {difference.magnitude}.")
+    return _Change(-1, f"{words}; it falls by {difference.magnitude}.")
 
 
-def compare(diagnoses: Sequence[Diagnosis]) -> Recommendation | None:
-    """Return how many loops pay, judged by trained models that differ in nothing but their loops,
-    each read at its own R; None unless there are two such, of the same data and tokens.
+def _alignments(diagnosis: Diagnosis, trained: int) -> list[str]:
+    """Return what the alignments say; they have no say in the number."""
+    reasons = []
+    for loop, point in by_loop(diagnosis, "alignment", "raw").items():
+        if loop > trained:
+            continue
+        said = "not told apart from zero"
+        if point.is_told_from_zero and point.value < 0:
+            said = "the loop takes back part of the step before it: it refines, or oscillates"
+        elif point.is_told_from_zero:
+            said = "the loop goes on in the direction of the step before it"
+        reasons.append(f"Alignment at loop {loop}: {point}; {said}.")
+    return reasons
 
-    From the fewest loops on, more are taken where their loss is lower by more than the interval of
-    the difference. Several models of one R are seeds of it, whose spread then counts as well.
-    """
-    alike: dict[str, list[Diagnosis]] = {}
-    for diagnosis in diagnoses:
-        alike.setdefault(_everything_else(diagnosis), []).append(diagnosis)
-    families = [losses for same in alike.values() if len(losses := _losses(same)) > 1]
-    if not families:
+
+def _gap_by_step(diagnosis: Diagnosis, loop: int, reasons: list[str]) -> float | None:
+    """Return the fixed-point gap as a share of the step of a loop, telling it."""
+    gap = by_loop(diagnosis, "fixed_point_gap", "raw").get(loop)
+    step = by_loop(diagnosis, "step_size", "raw").get(loop)
+    if gap is None or step is None or step.value <= 0:
+        reasons.append(f"Fixed-point gap at loop {loop}: not measured.")
         return None
-    losses = max(families, key=len)
-    best = min(losses)
-    reasons = [_told(f"R = {best}, loss at its last loop", losses[best][0])]
-    for loops in sorted(losses)[1:]:
-        difference = losses[loops][0].minus(losses[best][0])
-        words = f"R = {loops}: {losses[loops][0]} nats against {losses[best][0]} of R = {best}"
-        if not difference.is_told_from_zero:
-            reasons.append(f"{words}; not told apart, so fewer loops are taken.")
-        elif difference.value > 0:
-            reasons.append(f"{words}; higher by {_unsigned(difference)}.")
-        else:
-            reasons.append(f"{words}; lower by {_unsigned(difference)}.")
-            best = loops
-    if all(number_of_runs == 1 for _, number_of_runs in losses.values()):
-        reasons.append(
-            "One run of each R: the intervals are those of the data, without the spread of "
-            "training seeds."
-        )
-    some = next(d for d in diagnoses if trained_loops(d) == best)
-    if best > 1:
-        reasons.append(_flops(some, best))
-    models = ", ".join(str(loops) for loops in sorted(losses))
-    return Recommendation(best, f"Of the models trained with R = {models}: R = {best}.", reasons)
-
-
-def _everything_else(diagnosis: Diagnosis) -> str:
-    """Return all that has to be the same for losses of two R to be compared."""
-    fields: dict[str, Any] = {**diagnosis.model, "num_loops": None}
-    return repr(
-        (
-            sorted(fields.items(), key=str),
-            diagnosis.trained_tokens,
-            sorted(diagnosis.data.items(), key=str),
-        )
+    ratio = gap.value / step.value
+    reasons.append(
+        f"One more loop would move a state by {gap}, {ratio:.0%} of the step of loop {loop} "
+        f"({step})."
     )
+    return ratio
 
 
-def _losses(diagnoses: Sequence[Diagnosis]) -> dict[int, tuple[Point, int]]:
-    """Return the loss by R with the number of runs that it is the mean of."""
-    found: dict[int, list[Point]] = {}
-    for diagnosis in diagnoses:
-        loops = trained_loops(diagnosis)
-        if loops in (losses := by_loop(diagnosis, "loss")):
-            found.setdefault(loops, []).append(losses[loops])
-    return {loops: (_mean(points), len(points)) for loops, points in found.items()}
-
-
-def _mean(points: Sequence[Point]) -> Point:
-    """Return the mean over seeds; its interval is that of the data, or that of two standard errors
-    of the seeds where this is wider."""
-    if len(points) == 1:
-        return points[0]
-    value = statistics.fmean(point.value for point in points)
-    of_seeds = 2 * statistics.stdev(point.value for point in points) / math.sqrt(len(points))
-    of_data = max((point.half or 0.0) for point in points)  # the same data: it does not average out
-    half = max(of_seeds, of_data)
-    return Point(value, value - half, value + half)
-
-
-def _flops(diagnosis: Diagnosis, loops: int) -> str:
-    """Say what training costs with so many loops."""
+def training_cost(diagnosis: Diagnosis, loops: int) -> str:
+    """Say what training such a model costs with so many loops, at least two."""
     unknown = "What a loop costs in FLOPs is not known: the file lacks "
     if not (vocab_size := diagnosis.model.get("vocab_size")):
         return f"{unknown}the size of the vocabulary."
-    if not (seq_length := diagnosis.data.get("seq_length")):
+    if not (seq_length := diagnosis.data.get("sequence_length")):
         return f"{unknown}the length of the sequences."
     try:
         one, several = (
@@ -267,13 +193,3 @@ def _flops(diagnosis: Diagnosis, loops: int) -> str:
         f"Training with R = {loops} costs {several / one:.2f} times the FLOPs of R = 1 per token "
         f"({several / 1e9:,.3g} against {one / 1e9:,.3g} GFLOP)."
     )
-
-
-def _told(name: str, point: Point | None) -> str:
-    return f"{name[:1].upper()}{name[1:]}: {'not measured' if point is None else f'{point} nats'}."
-
-
-def _unsigned(difference: Point) -> str:
-    value = abs(difference.value)
-    half = difference.half
-    return number(value) if half is None else str(Point(value, value - half, value + half))

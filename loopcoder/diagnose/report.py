@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from loopcoder.diagnose.compare import compare
 from loopcoder.diagnose.definitions import MEASURES, title
 from loopcoder.diagnose.figures import drawings, inlined, save
 from loopcoder.diagnose.panels import Drawing
 from loopcoder.diagnose.reading import labels, not_finite, trained_loops
-from loopcoder.diagnose.recommend import Recommendation, compare, recommend
+from loopcoder.diagnose.recommend import recommend
 from loopcoder.diagnose.report_tables import exits, facts, groups, layers, overview
 from loopcoder.diagnose.results import Diagnosis
 from loopcoder.errors import InputError
-from loopcoder.page import Html, element, join, page
+from loopcoder.page import Html, Number, element, join, page, table
 from loopcoder.storage.files import write_bytes
 
 REPORT, FIGURES = "report.html", "figures"
@@ -108,31 +109,38 @@ def _figure(drawing: Drawing, svg: str) -> Html:
 
 def _recommendations(diagnoses: Sequence[Diagnosis], short: Sequence[str]) -> Html:
     compared = compare(diagnoses)
-    each = [(name, recommend(d)) for name, d in zip(short, diagnoses, strict=True)]
     parts = [
         element(
             "p",
             "A heuristic, no proof: what a model with other loops does, only training it shows. "
-            "A difference counts where its 95% interval leaves out zero; intervals of two values "
-            "are taken to be independent, which makes that of their difference rather too wide.",
+            "A difference counts where its 95% interval leaves out zero; where it was not measured "
+            "itself, two values are taken to be independent, which makes it rather too wide.",
             class_="soft",
         )
     ]
     if compared is not None:
-        parts += [element("h3", "Trained models beside each other"), _recommendation(compared)]
-    for name, recommendation in each:
-        parts += [element("h3", f"{name} on its own"), _recommendation(recommendation)]
+        parts += [
+            element("h3", "Trained models beside each other"),
+            element("p", element("strong", compared.text)),
+            _list(compared.reasons),
+        ]
+    each = [recommend(d) for d in diagnoses]
+    rows = [
+        (name, Number(trained_loops(d)), Number(found.loops), element("span", found.text))
+        for name, d, found in zip(short, diagnoses, each, strict=True)
+    ]
+    head = ("", "R of training", "recommended R", "")
+    caption = "What each model says, by the heuristic"
+    parts += [element("h3", "Each model on its own"), table(head, rows, caption=caption)]
+    for name, found in zip(short, each, strict=True):
+        summary = element("summary", f"Reasons: {name}")
+        is_only = {"open": ""} if len(each) == 1 else {}
+        parts.append(element("details", summary, _list(found.reasons), **is_only))
     return join(parts)
 
 
-def _recommendation(recommendation: Recommendation) -> Html:
-    reasons = element("ul", *(element("li", reason) for reason in recommendation.reasons))
-    return join(
-        (
-            element("p", element("strong", recommendation.text)),
-            element("details", element("summary", "Reasons"), reasons, open="open"),
-        )
-    )
+def _list(entries: Sequence[str]) -> Html:
+    return element("ul", *(element("li", entry) for entry in entries))
 
 
 def _definitions(diagnoses: Sequence[Diagnosis]) -> Html:
@@ -163,5 +171,5 @@ def _notes(diagnoses: Sequence[Diagnosis], short: Sequence[str]) -> Html:
         if bad := not_finite(diagnosis):
             notes.append(f"Not finite, and left out everywhere: {', '.join(bad)}.")
         if notes:
-            parts += [element("h3", name), element("ul", *(element("li", n) for n in notes))]
+            parts += [element("h3", name), _list(notes)]
     return join(parts)

@@ -13,11 +13,15 @@ from loopcoder.diagnose.results import ALL, Diagnosis
 from loopcoder.diagnose.token_figures import EXITS
 from loopcoder.page import Html, Number, element, join, table, text
 
-_OVERVIEW = (
+_PREDICTION = (
     ("loss", ""),
+    ("loss_gain", ""),
     ("top1", ""),
     ("rank", ""),
+    ("output_entropy", ""),
     ("output_shift", ""),
+)
+_STATES = (
     ("offset_cost", "raw"),
     ("step_size", "raw"),
     ("alignment", "raw"),
@@ -25,6 +29,8 @@ _OVERVIEW = (
     ("fixed_point_gap", "raw"),
     ("gate", ""),
 )
+_DATA = ("place", "split", "sequences", "tokens", "sequence_length", "seed")
+"""What is said of the data at once; the rest is folded."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ def facts(diagnoses: Sequence[Diagnosis], short: Sequence[str]) -> Html:
         for name, d in zip(short, diagnoses, strict=True)
     ]
     head = ("name", "R of training", "loops run", "step", "tokens of training", "checkpoint")
-    parts = [table(head, rows, caption="Checkpoints")]
+    parts = [table(head, rows, caption="Checkpoints"), _data(diagnoses, short)]
     for name, d in zip(short, diagnoses, strict=True):
         details = [
             (key, element("code", _shown(value)))
@@ -67,6 +73,20 @@ def facts(diagnoses: Sequence[Diagnosis], short: Sequence[str]) -> Html:
     return join(parts)
 
 
+def _data(diagnoses: Sequence[Diagnosis], short: Sequence[str]) -> Html:
+    """Return what the checkpoints were measured on, one row for those with the same."""
+    same: dict[tuple[str, ...], list[str]] = {}
+    for name, d in zip(short, diagnoses, strict=True):
+        key = tuple(_shown(d.data[field]) if field in d.data else "" for field in _DATA)
+        same.setdefault(key, []).append(name)
+    rows = [
+        (*key, "all of them" if len(names) == len(short) else ", ".join(names))
+        for key, names in same.items()
+    ]
+    head = (*(field.replace("_", " ") for field in _DATA), "used for")
+    return table(head, rows, caption="Data")
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, str):
         return value
@@ -76,8 +96,23 @@ def _shown(value: Any) -> str:
 
 
 def overview(diagnoses: Sequence[Diagnosis], short: Sequence[str]) -> Html:
-    """Return one row for each checkpoint and loop."""
-    taken = [m for m in _OVERVIEW if any(by_loop(d, *m) for d in diagnoses)]
+    """Return one row for each checkpoint and loop: of the prediction, and of the states."""
+    both = (
+        (_PREDICTION, "The prediction, over all tokens; value ± half of its 95% interval"),
+        (_STATES, "The states, over all tokens; norms in the residual stream"),
+    )
+    return join(_by_loop(diagnoses, short, measures, caption) for measures, caption in both)
+
+
+def _by_loop(
+    diagnoses: Sequence[Diagnosis],
+    short: Sequence[str],
+    measures: Sequence[tuple[str, str]],
+    caption: str,
+) -> Html:
+    taken = [m for m in measures if any(by_loop(d, *m) for d in diagnoses)]
+    if not taken:
+        return Html("")
     rows = []
     for name, d in zip(short, diagnoses, strict=True):
         columns = [by_loop(d, *measure) for measure in taken]
@@ -86,7 +121,6 @@ def overview(diagnoses: Sequence[Diagnosis], short: Sequence[str]) -> Html:
             cells = [_cell(column.get(loop)) for column in columns]
             rows.append((name if loop == 1 else "", f"{loop}{beyond}", *cells))
     heads = [MEASURES[measure].title for measure, _ in taken]
-    caption = "All tokens; value ± half of its 95% interval. Norms in the residual stream."
     return table(("", "loop", *heads), rows, caption=caption)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from loopcoder.diagnose.reading import by_loop, labels, trained_loops
 from loopcoder.diagnose.results import Diagnosis
@@ -31,7 +32,7 @@ def table(diagnoses: Sequence[Diagnosis]) -> str:
     numbers are of a usual size no line is wider than 120 columns."""
     blocks = [_rows(diagnosis) for diagnosis in diagnoses]
     head = ["loop", *_SHOWN]
-    widths = [max(map(len, column)) for column in zip(head, *sum(blocks, []), strict=True)]
+    widths = [max(map(len, column)) for column in zip(head, *chain(*blocks), strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         return "  " + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)).rstrip()

@@ -29,6 +29,7 @@ MOST_GROUPS = 24
 _SHARES = ("output_shift", "attention_change", "largest_shift")
 _DARK, _LIGHT = "#111111", "#fefefe"
 """Of numbers on colored bars, on a dark page too: not the page's own ink."""
+_RULES = {"kl": "KL divergence from the loop before"}
 EXITS = (
     "All loops of a token are decoded at once, as one batch, which is what a Parallel Loop "
     "Transformer is for; a token that leaves early then saves almost nothing, so exits are a "
@@ -64,6 +65,7 @@ def _concentration(shown: Sequence[Named]) -> Drawing | None:
             ax.set_yticks(range(len(having)), [one.label for one in having])
             ax.set_ylim(len(having) - 0.5, -0.5)
             ax.set_xlim(0, 1)
+            ax.set_xticks([0, 0.5, 1], ["0", "50%", "100%"])
             ax.grid(visible=False)
         kinds = [(f"loop {n}", {"color": look(n - 1)["color"], "linewidth": 6}) for n in loops]
         legend(figure, kinds)
@@ -90,11 +92,14 @@ def _share(ax: Axes, row: int, left: float, share: float, loop: int) -> None:
 
 
 def _gains(one: Named) -> dict[str, Point]:
-    """Return by how much loop 2 lowers the loss, by group."""
+    """Return by how much loop 2 lowers the loss, by group; paired by token if that was measured."""
     found = {}
     for group in one.diagnosis.groups():
+        paired = by_loop(one.diagnosis, "loss_gain", group=group)
         losses = by_loop(one.diagnosis, "loss", group=group)
-        if {1, 2} <= losses.keys():
+        if 2 in paired:
+            found[group] = paired[2]
+        elif {1, 2} <= losses.keys():
             found[group] = losses[1].minus(losses[2])
     return found
 
@@ -133,9 +138,9 @@ def _by_group(shown: Sequence[Named]) -> Drawing | None:
     return Drawing(
         "loss_gain_by_group",
         "What loop 2 brings, by domain and language",
-        "Loss read after loop 1 less that after loop 2 of the same model. The bars take the two as "
-        "independent, which makes them wider than those of paired differences."
-        + (f" {rest} more are in the table." if rest else ""),
+        "Loss read after loop 1 less that after loop 2 of the same model, with 95% intervals: of "
+        "differences paired by token where these were measured, or else of two losses taken to be "
+        "independent, which is too wide." + (f" {rest} more are in the table." if rest else ""),
         draw_on,
         1.0
         + len(groups) * max(0.24, 0.09 * len(having))
@@ -160,7 +165,7 @@ def _exits(shown: Sequence[Named]) -> Drawing | None:
                 if found:
                     ax.plot(*zip(*found, strict=True), markersize=5, **one.look)
             y_label = "nats / token, read at the exit" if i % 2 == 0 else ""
-            panel(ax, f"Exit by {rule}", "mean loops of a token", y_label)
+            panel(ax, f"Exit by {_RULES.get(rule, rule)}", "mean loops of a token", y_label)
         legend(figure, [(one.label, one.look) for one in having])
 
     height = 3.0 * -(-len(rules) // 2) + legend_rows([one.label for one in having])

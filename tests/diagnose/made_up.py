@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from loopcoder.diagnose.results import ALL, Diagnosis, Exit, Series
@@ -26,6 +27,7 @@ def diagnosis(
     languages: Sequence[str] = LANGUAGES,
     width: float = 0.01,
     loss: Sequence[float] = (),
+    is_paired: bool = False,
     **changes: Any,
 ) -> Diagnosis:
     """Make a diagnosis.
@@ -40,6 +42,7 @@ def diagnosis(
         languages: Groups beside the domains.
         width: Half of an interval as a share of its value; 0: there are no intervals.
         loss: By loop, instead of drawn ones.
+        is_paired: Whether differences of the loss were measured.
         changes: Values by loop of other measures, "MEASURE_VARIANT" or "MEASURE".
     """
     run = trained if loops is None else loops
@@ -84,12 +87,20 @@ def diagnosis(
         if has_gate:
             gap: Value = at([900, 500, 800, 700], 1, scale)
             measures["fixed_point_gap", variant] = ("", gap, False)
+    if is_paired:
+        gains = [0.0, *(a - b for a, b in pairwise(drawn))]
+        measures["loss_gain", ""] = ("nats", lambda r, _: gains[r - 1] if r > 1 else None, False)
     if has_gate:
         measures["gate", ""] = ("", at([0.62, 0.55, 0.5], 2), True)
     if run > 1:
-        shares = [1 / (run - 1)] * (run - 1)
+        parts = [rng.uniform(0.5, 1.5) for _ in range(2, run + 1)]
+        shares = [part / sum(parts) for part in parts]
         for variant in ("output_shift", "attention_change", "largest_shift"):
-            measures["concentration", variant] = ("", at(shares, 2), False)
+            measures["concentration", variant] = (
+                "",
+                lambda r, _: shares[r - 2] if r > 1 else None,
+                False,
+            )
     for key, values in changes.items():
         place = next(k for k in measures if "_".join(filter(None, k)) == key)
         unit, _, has_layers = measures[place]
@@ -109,7 +120,7 @@ def diagnosis(
             "split": "val",
             "sequences": 500,
             "tokens": 500 * 4096,
-            "seq_length": 4096,
+            "sequence_length": 4096,
             "seed": 7,
         },
         made={"version": "0.1.0", "commit": "abc123", "precision": "bf16", "seconds": 411.2},
@@ -155,7 +166,7 @@ def _series(
 ) -> list[Series]:
     measure, variant, unit, group = key
     runs = list(range(1, loops + 1))
-    shift = 1.0 if group == ALL else rng.uniform(0.9, 1.1)
+    shift = 1.0 if group == ALL or measure == "concentration" else rng.uniform(0.9, 1.1)
 
     def values(of: Callable[[float], float | None], layer: int) -> list[float | None]:
         found = [value(loop, layer) for loop in runs]
