@@ -99,26 +99,25 @@ def median_of(histograms: Tensor, values: Tensor | None = None) -> Estimate:
     values that have the shares at its ends.
 
     Args:
-        histograms: how often each value occurs in a sequence. [n, bins]
+        histograms: how often each value occurs in a sequence, or with what weight. [n, bins]
         values: of the bins, ascending. [bins]; None: 1, 2, 3, ..., as of ranks
     """
     counts = _exact(histograms)
     below = counts.sum(0).cumsum(0)
-    total = below[-1]
+    total = float(below[-1])
     if not total:
         return Estimate(None, None, None, 0)
 
     def quantile(share: float) -> float:
-        wanted = (share * total).clamp(1, total)
-        place = int((below < wanted).sum())
+        place = int(((below < min(share, 1) * total) | (below == 0)).sum())
         return float(place + 1 if values is None else values[place])
 
     place = int((below < total / 2).sum())
     share = mean_of(counts[:, : place + 1].sum(1), counts.sum(1))
     if share.low is None:
-        return Estimate(quantile(0.5), None, None, int(total))
+        return Estimate(quantile(0.5), None, None, round(total))
     half = (share.high - share.low) / 2
-    return Estimate(quantile(0.5), quantile(0.5 - half), quantile(0.5 + half), int(total))
+    return Estimate(quantile(0.5), quantile(0.5 - half), quantile(0.5 + half), round(total))
 
 
 @cache
@@ -160,7 +159,7 @@ def _estimate(value: Tensor, errors: Tensor, present: Tensor, total: Tensor) -> 
             are drawn apart. [n, strata, ...]
         present: whether a sequence has anything of the stratum. [n, strata, ...]
     """
-    units = present.sum(0)
+    units = present.sum(0).double()
     correction = units / (units - 1)  # of a variance, for the mean that is taken off
     by_stratum = correction * errors.square().sum(0)
     variance = (errors * correction.sqrt()).sum(1).square().sum(0)
@@ -171,9 +170,8 @@ def _estimate(value: Tensor, errors: Tensor, present: Tensor, total: Tensor) -> 
     t = torch.tensor([t_quantile(int(d)) for d in whole], dtype=torch.float64)
     half = t.view(variance.shape) * variance.sqrt()
     half = half.where((units > 1).all(0), torch.nan)
-    return Estimate(
-        *map(_listed, (value, value - half, value + half)), _listed(total.round().long())
-    )
+    low, high, count = value - half, value + half, total.round().long()
+    return Estimate(_listed(value), _listed(low), _listed(high), _listed(count))
 
 
 def _listed(x: Tensor) -> Any:

@@ -15,6 +15,9 @@ from loopcoder.diagnose.measures.maps import LogMap, LoopAttention, Queries, chu
 from loopcoder.diagnose.measures.precision import precise
 from loopcoder.diagnose.measures.rank import rank_of_gram
 
+ENTROPIES = ("entropy", "entropy_no_first")
+CHANGES = ("change", "change_no_first")
+
 
 @dataclass(frozen=True)
 class AttentionValues:
@@ -52,31 +55,27 @@ def attention_sums(
             [B, S]
         chunk: queries at a time (`maps.queries_per_chunk`).
     """
-    shape = now.q.shape[:2]
     like = precise(now.q[:0])
-    entropy, entropy_no_first = like.new_empty(shape), like.new_empty(shape)
+    names = ENTROPIES if before is None else ENTROPIES + CHANGES
+    sums = {name: like.new_empty(now.q.shape[:2]) for name in names}
     by_head = like.new_zeros(now.q.shape[2])
-    change = None if before is None else like.new_empty(shape)
-    change_no_first = None if before is None else like.new_empty(shape)
     for queries in chunks(document_start, chunk):
-        part = slice(queries.begin, queries.end)
-        here = log_map(now, queries)
-        p = here.others.exp()
-        if before is not None and change is not None and change_no_first is not None:
-            there = log_map(before, queries)
-            kl, kl_others = _divergences(here, there, p)
-            kl.masked_fill_(_is_infinite(now, before, queries, but_first=False), torch.inf)
-            kl_others.masked_fill_(_is_infinite(now, before, queries, but_first=True), torch.inf)
-            change[part], change_no_first[part] = _over_heads(kl), _over_heads(kl_others)
-        of_all, of_others = _entropies(here, p)
-        entropy[part], entropy_no_first[part] = _over_heads(of_all), _over_heads(of_others)
-        by_head += of_all.sum((0, 2))
-    index = torch.arange(shape[0], device=document_start.device)
+        values = _chunk_values(now, before, queries)
+        for name, value in zip(names, values, strict=True):
+            sums[name][queries.begin : queries.end] = value.sum(1).transpose(0, 1)
+        by_head += values[0].sum((0, 2))
+    index = torch.arange(len(now.q), device=document_start.device)
     has_others = (document_start < index).transpose(0, 1)
-    for values in (entropy_no_first, change_no_first):
-        if values is not None:
-            values.masked_fill_(~has_others, 0.0)
-    return AttentionValues(entropy, entropy_no_first, change, change_no_first, has_others, by_head)
+    for name in names[1::2]:
+        sums[name].masked_fill_(~has_others, 0.0)
+    return AttentionValues(
+        entropy=sums["entropy"],
+        entropy_no_first=sums["entropy_no_first"],
+        change=sums.get("change"),
+        change_no_first=sums.get("change_no_first"),
+        has_others=has_others,
+        entropy_by_head=by_head,
+    )
 
 
 @torch.no_grad()
@@ -129,6 +128,22 @@ def head_diversity(vectors: Tensor) -> tuple[Tensor, Tensor]:
     return rank_of_gram(gram), off_diagonal / (heads * (heads - 1) or torch.nan)
 
 
+def _chunk_values(
+    now: LoopAttention, before: LoopAttention | None, queries: Queries
+) -> tuple[Tensor, ...]:
+    """Return the entropies with and without the first key and, with a loop before, the changes;
+    [B, H, c] each. What is large is gone when it returns."""
+    here = log_map(now, queries)
+    if before is None:
+        return _entropies(here, here.others.exp())
+    there = log_map(before, queries)
+    p = here.others.exp()
+    change, change_no_first = _divergences(here, there, p)
+    change.masked_fill_(_is_infinite(now, before, queries, but_first=False), torch.inf)
+    change_no_first.masked_fill_(_is_infinite(now, before, queries, but_first=True), torch.inf)
+    return *_entropies(here, p), change, change_no_first
+
+
 def _entropies(x: LogMap, p: Tensor) -> tuple[Tensor, Tensor]:
     """Return the entropy with and without the first key, [B, H, c]; uses up `x.others`.
 
@@ -159,11 +174,6 @@ def _is_infinite(
     beyond = (earliest < queries.index - before.window)[:, None]
     unseen = (before.gate[part] == 0).permute(1, 2, 0) & beyond
     return unseen if now.gate is None else unseen & (now.gate[part] > 0).permute(1, 2, 0)
-
-
-def _over_heads(values: Tensor) -> Tensor:
-    """[B, H, c] -> [c, B]"""
-    return values.sum(1).transpose(0, 1)
 
 
 def _softmax(q: Tensor, k: Tensor, visible: Tensor, scale: float) -> Tensor:
