@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import random
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from loopcoder.cli import main as cli
 from loopcoder.cli.diagnose import run
 from loopcoder.errors import InputError
 from tests.cli.run_dirs import run_dir
-from tests.diagnose.made_up import made_up
+from tests.diagnose.made_up import diagnosis
 
 
 @pytest.mark.parametrize(
@@ -57,20 +57,28 @@ def test_wrong_input_says_what_is_meant(
 
 
 def test_finished_diagnoses_are_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    rng: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from loopcoder.diagnose.results import write
+    from loopcoder.diagnose import report
+    from loopcoder.diagnose.results import Diagnosis, write
+
+    def written(diagnoses: list[Diagnosis], folder: Path) -> Path:
+        assert [d.name for d in diagnoses] == ["one", "two"]
+        return folder / "report.html"
+
+    monkeypatch.setattr(report, "write_report", written)  # which takes seconds to draw
 
     files = []
     for name, loops in (("one", 1), ("two", 2)):
-        diagnosis = replace(made_up(loops), name=name)
         files.append(tmp_path / f"{name}.json")
-        write(files[-1], diagnosis)
+        write(files[-1], diagnosis(rng, name, loops))
     out = tmp_path / "out"
     assert cli.main(["diagnose", *(f"diagnosis={f}" for f in files), f"output={out}"]) == 0
-    shown = capsys.readouterr().out
-    assert "one" in shown and "two" in shown
-    assert (out / "report.html").is_file()
+    shown = capsys.readouterr()
+    assert "one" in shown.out and "two" in shown.out and f"{out}/report.html" in shown.err
 
 
 def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`loopcoder diagnose` on a run: the loss of `loopcoder evaluate`, in one process and in several."""
+"""`loopcoder diagnose` on a run: it finds the loss of `loopcoder evaluate`, in any layout."""
 
 from __future__ import annotations
 
