@@ -60,6 +60,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.checkpoint",
         "loopcoder.data",
+        "loopcoder.diagnose.measures",
         "loopcoder.metrics",
         "loopcoder.optim",
         "loopcoder.parallel",

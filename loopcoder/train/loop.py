@@ -41,6 +41,7 @@ from loopcoder.parallel.peers import END
 from loopcoder.train import due
 from loopcoder.train.accounts import Accounts
 from loopcoder.train.data_events import data_events
+from loopcoder.train.diagnostics import diagnostics_of
 from loopcoder.train.evaluation import Evaluation
 from loopcoder.train.health import Health
 from loopcoder.train.labels import label_losses
@@ -262,13 +263,16 @@ class Run:
         config, optim = self.config, self.config.optim
         probe = probe_of(config, self.ranks.device) if logged else None
         by_label = self._by_label if logged else None
+        step = data.after.step
+        diagnostics = diagnostics_of(config, self.ranks, step) if logged else None
         theta = config.stages[data.before.stage].rope_theta
         self.state.network.set_rope_theta(theta)
-        step = data.after.step
         short = named_out_of_memory(f"step {step}", smaller_step(config, self.run_dir))
         with short, self.state.compute.step():
             domains = len(self.corpus.domains)
-            sums = forward_backward(self.state, data.microbatches, domains, probe, by_label)
+            sums = forward_backward(
+                self.state, data.microbatches, domains, probe, by_label, diagnostics
+            )
         lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
         share = vocabulary_share(optim, step)
         loss, tp_size = sums[0].sum(), config.parallel.tp
@@ -276,7 +280,7 @@ class Run:
             self.state.optimizer, optim, lr, sums[1].sum(), share, loss=loss, tp_size=tp_size
         )
         self.health.note(data, sums, grad_norm)
-        return StepResult(sums, grad_norm, lr, probe, by_label)
+        return StepResult(sums, grad_norm, lr, probe, by_label, diagnostics)
 
     def _log(self, result: StepResult, data: StepData, window: Window, evaluate: bool) -> bool:
         """Write a line; return False where its evaluation was broken off by a signal."""

@@ -14,10 +14,11 @@ from megatron.core.pipeline_parallel.schedules import forward_backward_no_pipeli
 from torch import Tensor
 
 from loopcoder.data.batch import Batch
-from loopcoder.model.probe import LoopProbe
+from loopcoder.model.probe import LoopProbe, Probe
 from loopcoder.model.reuse import forget_fp8_copies
 from loopcoder.parallel.schedule import run_chunks
 from loopcoder.train.by_domain import loss_fields
+from loopcoder.train.diagnostics import LoopDiagnostics, Several
 from loopcoder.train.labels import LabelLosses
 from loopcoder.train.state import TrainState
 
@@ -35,6 +36,8 @@ class StepResult:
     """What the loops did; None unless the step is logged."""
     by_label: LabelLosses | None
     """Sums by language and source; None unless the step is logged."""
+    diagnostics: LoopDiagnostics | None = None
+    """What `logging.diagnostics_interval` asks for."""
 
     def fields(self, domains: Sequence[str]) -> dict[str, float]:
         """Return the fields of a record; this waits for the device."""
@@ -47,6 +50,7 @@ class StepResult:
             **loss_fields(domains, loss, tokens),
             **(self.by_label.fields("loss") if self.by_label else {}),
             **(self.probe.fields(all_tokens) if self.probe else {}),
+            **(self.diagnostics.fields() if self.diagnostics else {}),
         }
 
 
@@ -56,6 +60,7 @@ def forward_backward(
     domains: int,
     probe: LoopProbe | None = None,
     by_label: LabelLosses | None = None,
+    diagnostics: LoopDiagnostics | None = None,
 ) -> Tensor:
     """Compute the gradients of one step, and return sums of the loss by domain.
 
@@ -65,6 +70,7 @@ def forward_backward(
     Args:
         probe: measures the loops on the way; its sums are over all ranks afterwards.
         by_label: gets the sums of the loss by language and source, over all ranks as well.
+        diagnostics: measures what the loops do to a few tokens, over all ranks as well.
 
     Returns:
         [2, domains] in fp32 on the device: summed loss and number of valid tokens, over all ranks.
@@ -75,14 +81,26 @@ def forward_backward(
         by_label.sums.zero_()
     device = state.ranks.device
     if state.chunks:
-        step = partial(chunk_step, device=device, domains=domains, probe=probe, by_label=by_label)
+        step = partial(
+            chunk_step,
+            device=device,
+            domains=domains,
+            probe=probe,
+            by_label=by_label,
+            diagnostics=diagnostics,
+        )
         sums = run_chunks(state.chunks, microbatches, step)
     else:
         sums = forward_backward_no_pipelining(
             forward_step_func=partial(
-                _forward_step, device=device, domains=domains, probe=probe, by_label=by_label
+                _forward_step,
+                device=device,
+                domains=domains,
+                probe=probe,
+                by_label=by_label,
+                diagnostics=diagnostics,
             ),
-            data_iterator=iter(microbatches),
+            data_iterator=iter(list(enumerate(microbatches))),
             model=state.ddp,
             num_microbatches=len(microbatches),
             seq_length=microbatches[0].tokens.shape[1],
@@ -99,6 +117,8 @@ def forward_backward(
         if state.config.sequence_parallel:  # each rank saw the gradient of its part of the sequence
             dist.all_reduce(probe.sums[1], group=state.ranks.groups.tp)
         probe.sums[0, -1] = total[0].sum()
+    if diagnostics is not None:
+        diagnostics.finish(state.network)
     return total
 
 
@@ -109,18 +129,19 @@ def _sum_over_ranks(state: TrainState, sums: Tensor) -> None:
 
 
 def _forward_step(
-    batches: Iterator[Batch],
+    batches: Iterator[tuple[int, Batch]],
     model: Any,
     *,
     device: torch.device,
     domains: int,
     probe: LoopProbe | None,
     by_label: LabelLosses | None,
+    diagnostics: LoopDiagnostics | None = None,
 ) -> Any:
-    batch = next(batches).to(device)
-    if probe is not None:
-        probe.loss_mask = batch.loss_mask
-    loss = model(batch.tokens, batch.documents, batch.labels, probe=probe)
+    microbatch, host_batch = next(batches)
+    batch = host_batch.to(device)
+    probes = _probes(probe, diagnostics, microbatch, batch)
+    loss = model(batch.tokens, batch.documents, batch.labels, probe=probes)
     return loss, partial(_loss, batch=batch, domains=domains, by_label=by_label)
 
 
@@ -178,13 +199,25 @@ def chunk_step(
     domains: int,
     probe: LoopProbe | None,
     by_label: LabelLosses | None = None,
+    diagnostics: LoopDiagnostics | None = None,
 ) -> Any:
     microbatch, host_batch = next(batches)
     batch = host_batch.to(device)
+    probes = _probes(probe, diagnostics, microbatch, batch)
+    loss = partial(_loss, batch=batch, domains=domains, by_label=by_label)
+    return chunk(microbatch, batch, probe=probes), loss
+
+
+def _probes(
+    probe: LoopProbe | None, diagnostics: LoopDiagnostics | None, microbatch: int, batch: Batch
+) -> Probe | None:
+    """Tell what measures which microbatch comes, and return it."""
     if probe is not None:
         probe.loss_mask = batch.loss_mask
-    loss = partial(_loss, batch=batch, domains=domains, by_label=by_label)
-    return chunk(microbatch, batch, probe=probe), loss
+    if diagnostics is None:
+        return probe
+    diagnostics.at_batch(microbatch, batch)
+    return diagnostics if probe is None else Several([probe, diagnostics])
 
 
 def _loss(
