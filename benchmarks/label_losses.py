@@ -5,7 +5,8 @@
 
 Every step is a logged one: its sums are read back, as with logging.interval=1. Blocks of some steps
 with and without alternate; a figure is the median of the blocks, a ratio that of the pairs, with
-their quartiles. The batch has documents of mean length 1024 in 100 languages of 8 sources.
+their quartiles; besides, what the sums take by themselves. The batch has documents of mean length
+1024 in 100 languages of 8 sources.
 """
 
 from __future__ import annotations
@@ -37,13 +38,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     arguments = parser.parse_args()
     ranks = start_alone()
-    print("| model | without | with | ratio (quartiles of the pairs) |\n| --- | --- | --- | --- |")
+    print("| model | without | with | ratio (quartiles of the pairs) | sums alone |")
+    print("| --- | --- | --- | --- | --- |")
     for model in arguments.models:
         without, with_them, ratios = measure(model, arguments, ranks)
         low, middle, high = statistics.quantiles(ratios, n=4)
+        alone = sums_alone(arguments, ranks)
         print(
             f"| {model} | {without:.2f} ms | {with_them:.2f} ms "
-            f"| {middle:.4f} ({low:.4f} to {high:.4f}) |",
+            f"| {middle:.4f} ({low:.4f} to {high:.4f}) | {alone:.3f} ms, {alone / without:.2%} |",
             flush=True,
         )
 
@@ -67,6 +70,27 @@ def measure(
             times[on].append((time.perf_counter() - began) / arguments.steps * 1e3)
     ratios = [b / a for a, b in zip(times[False], times[True], strict=True)]
     return statistics.median(times[False]), statistics.median(times[True]), ratios
+
+
+def sums_alone(arguments: argparse.Namespace, ranks: Any) -> float:
+    """Return the milliseconds that the sums of a step take by themselves, with their reading back:
+    the most that they can add to a step, and without the noise of steps."""
+    import torch
+
+    from loopcoder.train.labels import LabelLosses
+
+    by_label = LabelLosses(groups(arguments.most), ranks.device)
+    shape = arguments.sequences, arguments.length
+    loss, mask = (torch.ones(shape, device=ranks.device) for _ in range(2))
+    labels = torch.randint(0, LANGUAGES * SOURCES, shape, device=ranks.device)
+
+    def once() -> float:
+        began = time.perf_counter()
+        by_label.add(loss, mask, labels)
+        by_label.fields("loss")
+        return (time.perf_counter() - began) * 1e3
+
+    return statistics.median([once() for _ in range(220)][20:])
 
 
 def groups(most: int) -> list[Any]:

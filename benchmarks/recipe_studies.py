@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from recipe_long import (
     CALM,
     CALM_100M,
@@ -94,13 +96,51 @@ INJECTION_1B = Study(
         Point("R=1", ("model.num_loops=1",)),
         *(
             Point(f"b {b}", ("model.num_loops=2", f"model.hidden_scale={b}"))
-            for b in ("0.447", "0.57", "0.3", "0.805")
+            for b in ("0.68", "0.447", "0.57", "0.3", "0.805")
         ),
     ),
     (1,),
     spikes_table,
     runs_per_gpu=1,
 )
+
+# At 1B two loops are 0.5 behind one in the first 100 steps: is it the rate of a deeper model?
+
+_SMALL_B = ("model.hidden_scale=0.447", "model.gate_bias_init=0")
+_SLOWER = "optim.lr=0.00085"
+RATE_1B = Study(
+    "rate_1b",
+    ("model=plt_1b", *SHORT_WARMUP, "train.max_steps=100", "model.hidden_scale=0.68"),
+    (
+        Point("R=2, half the rate", ("model.num_loops=2", _SLOWER)),
+        Point(
+            "R=2, half the matrices' rate",
+            ("model.num_loops=2", _SLOWER, "optim.embedding_lr_scale=80", "optim.head_lr_scale=8"),
+        ),
+        Point("R=2, b 0.447, gate bias 0", ("model.num_loops=2", *_SMALL_B)),
+        Point("R=2, gate bias 0", ("model.num_loops=2", "model.gate_bias_init=0")),
+        Point("R=1, half the rate", ("model.num_loops=1", _SLOWER)),
+    ),
+    (1,),
+    spikes_table,
+    runs_per_gpu=2,
+)
+
+# It is: the dial as it is now, whose rates fall with the root of the depth.
+
+_ONE_AND_TWO = tuple(Point(f"R={r}", (f"model.num_loops={r}",)) for r in (2, 1))
+DEPTH_1B, DEPTH_100M = (
+    Study(
+        f"depth_{size}",
+        (f"model=plt_{size}", *SHORT_WARMUP, "train.max_steps=100"),
+        _ONE_AND_TWO,
+        (1,),
+        spikes_table,
+        runs_per_gpu=2,
+    )
+    for size in ("1b", "100m")
+)
+DIAL_20M = replace(LOOPS_20M, name="dial_20m")
 
 # The rate of two loops and four with the recipe as it is; that of one is study `rates`.
 
@@ -112,11 +152,25 @@ _POWERS = {
 }
 RATES_LOOPED = Study(
     "rates_looped",
-    SHORT,
+    (*SHORT, "model.hidden_scale=0.805"),
     tuple(
         at_rate(f"width {width} R={loops}", power, *WIDTHS[width], f"model.num_loops={loops}")
         for (width, loops), powers in _POWERS.items()
         for power in powers
+    ),
+    (1,),
+    rates_table,
+    runs_per_gpu=8,
+)
+# The same with the dial's b.
+
+RATES_INJECTED = Study(
+    "rates_injected",
+    (*SHORT, "model.hidden_scale=0.68"),
+    tuple(
+        at_rate(f"width {width} R=2", power, *WIDTHS[width], "model.num_loops=2")
+        for width in (1024, 512, 256)
+        for power in (-2, -1, 0, 1, 2)
     ),
     (1,),
     rates_table,
@@ -144,8 +198,18 @@ _ANSWERS = (
     *SPIKES[1:],
     LOOPS_100M,
     RATES_LOOPED,
+    RATES_INJECTED,
     INJECTION_START,
     INJECTION,
     INJECTION_1B,
+    RATE_1B,
 )
-STUDIES = {study.name: study for study in (*_SEARCH, *_ANSWERS)}
+_DIAL = (DEPTH_1B, DEPTH_100M, DIAL_20M)
+
+
+def _of_any_depth(study: Study) -> Study:
+    """Rates as they were for these: a deeper model's were not lower."""
+    return replace(study, shared=(*study.shared, "optim.base_num_layers=null"))
+
+
+STUDIES = {s.name: s for s in (*map(_of_any_depth, (*_SEARCH, *_ANSWERS)), *_DIAL)}

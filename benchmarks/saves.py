@@ -147,11 +147,16 @@ def measured(arguments: argparse.Namespace, ranks: Any, folder: Path) -> Iterato
         run.step()
     gc.collect()
     gc.freeze()  # as a run does
+    saver = run.saver(background=True)
+    took, slowest, steps = while_memory_is_prepared(run, saver)
+    yield (
+        "memory for saves, beside the first steps",
+        f"{took:.1f} s over {steps} steps; longest step {slowest:.2f} s",
+    )
     median = statistics.median(run.step() for _ in range(BASELINE_STEPS))
     yield "step without a save, median", f"{median * 1e3:.1f} ms"
     if arguments.saves == 0:
         return
-    saver = run.saver(background=True)
     for number in range(arguments.saves):
         stall, longest, steps = stall_of_save(run, saver, median)
         size, seconds = run.saved[-1]["bytes"], run.saved[-1]["seconds"]
@@ -162,7 +167,7 @@ def measured(arguments: argparse.Namespace, ranks: Any, folder: Path) -> Iterato
             f"stood still for {stall:.2f} s, aim {limit:.2f} s; longest step {longest:.2f} s",
         )
     if arguments.profile:
-        print(f"\n{where_time_goes(run, saver)}", file=sys.stderr)
+        print(f"\n{where_time_goes(run, saver)}", file=sys.stderr, flush=True)
     with clock() as seconds_of:
         run.save(run.saver(background=False))
     size, seconds = run.saved[-1]["bytes"], seconds_of()
@@ -189,6 +194,18 @@ def measured(arguments: argparse.Namespace, ranks: Any, folder: Path) -> Iterato
     )
 
 
+def while_memory_is_prepared(run: Timed, saver: Any) -> tuple[float, float, int]:
+    """Train while memory for background saves is taken; return the seconds that takes, those of the
+    longest step, and how many steps were trained."""
+    steps, longest = 0, 0.0
+    with clock() as seconds_of:
+        saver.prepare(run.state.network, run.state.optimizer)
+        while saver.is_preparing:
+            longest = max(longest, run.step())
+            steps += 1
+    return seconds_of(), longest, steps
+
+
 def stall_of_save(run: Timed, saver: Any, median: float) -> tuple[float, float, int]:
     """Save in the background; return the seconds that training stood still for it, those of the
     longest step, and how many steps were trained meanwhile."""
@@ -210,7 +227,8 @@ def where_time_goes(run: Timed, saver: Any) -> str:
     profile, text = cProfile.Profile(), io.StringIO()
     profile.runcall(run.save, saver)
     saver.finish()
-    pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(15)
+    for order in ("cumtime", "tottime"):
+        pstats.Stats(profile, stream=text).sort_stats(order).print_stats(30)
     return text.getvalue()
 
 

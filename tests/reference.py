@@ -212,6 +212,8 @@ def _rate(name: str, model: ModelConfig, optim: OptimConfig, step: int) -> float
     if "lm_head" in name:
         return share * width * optim.head_lr_scale
     is_output = "o_proj" in name or "down_proj" in name
+    if optim.base_num_layers is not None:
+        width *= (optim.base_num_layers / model.num_layers) ** 0.5
     return width * (model.residual_scale if is_output else 1.0)
 
 

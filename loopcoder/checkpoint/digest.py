@@ -8,7 +8,7 @@ The hash of one element is injective in its bits, so that one changed bit always
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,17 +34,19 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 # (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014), as signed ones
 _SPREAD, _MIX = 0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64)
 _LOW_32 = (1 << 32) - 1
+Shard = tuple[str, Tensor, list[int], list[int]]
+"""Name, data, offset and whole shape."""
 
 
-def digest_of(shards: dict[str, Any], optimizer: Any | None) -> dict[str, str]:
+def digest_of(shards: dict[str, Any] | Sequence[Shard], optimizer: Any | None) -> dict[str, str]:
     """Return the digest of every tensor by name, the same on all ranks, which must all call it.
 
     Args:
-        shards: What `save.sharded_state` returned; its factories are applied.
+        shards: What `save.sharded_state` returned, whose factories are applied; or `shards_of` it.
         optimizer: Whose groups have rates and steps; None: weights alone.
     """
     sums: dict[str, Tensor] = {}
-    for name, data, offset, shape in _shards(shards):
+    for name, data, offset, shape in shards_of(shards) if isinstance(shards, dict) else shards:
         found = tensor_digest(name, data, offset, shape)
         sums[name] = sums[name] + found if name in sums else found
     mine = {name: int(total) for name, total in sums.items()}
@@ -59,7 +61,7 @@ def digest_of(shards: dict[str, Any], optimizer: Any | None) -> dict[str, str]:
     return out
 
 
-def _shards(shards: dict[str, Any]) -> Iterator[tuple[str, Tensor, list[int], list[int]]]:
+def shards_of(shards: dict[str, Any]) -> Iterator[Shard]:
     """Yield name, data, offset and whole shape of what this rank alone holds, or holds first."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import (

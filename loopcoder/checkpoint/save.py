@@ -11,17 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException  # a BaseException
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.agreed import same_error_on_all
 from loopcoder.checkpoint.copies.copying import Copies
-from loopcoder.checkpoint.digest import DIGEST, digest_of, whole_digest
+from loopcoder.checkpoint.digest import DIGEST, digest_of, shards_of, whole_digest
 from loopcoder.checkpoint.fp8_history import with_history
 from loopcoder.checkpoint.optimizer_parts import save_by_parts
 from loopcoder.checkpoint.pruning import prune_reporting
 from loopcoder.checkpoint.shards import Written, fault_of_shards, written_here
+from loopcoder.checkpoint.staging import Staging
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.checkpoint.unpickled import metadata_of
 from loopcoder.checkpoint.writers import (
@@ -98,6 +100,11 @@ class Saver:
         """What could not be deleted."""
         say_once_that_the_disk_is_full(run_dir)
         self._manager = use_result_queue(config.checkpoint.async_save)
+        self._staging: Staging | None = None
+        """On a GPU; a forked writer has the memory of the host as it was."""
+        if config.checkpoint.async_save and torch.cuda.is_available():
+            device = torch.device("cuda", torch.cuda.current_device())
+            self._staging = Staging(device, lambda text: report("note", text=text))
 
     def save(self, network: Any, ddp: Any, optimizer: Any, state: CheckpointState) -> Path:
         """Save a run after the step of `state`, which names the folder."""
@@ -112,7 +119,7 @@ class Saver:
         if self.config.parallel.overlap_param_gather:
             ddp.start_param_sync(force_sync=True)
         shards = sharded_state(network, optimizer, is_loading=False)
-        sums = digest_of(shards, optimizer) if self.config.checkpoint.digest else None
+        held = list(shards_of(shards))
         try:
             request = dist_checkpointing.save(
                 shards,
@@ -124,6 +131,10 @@ class Saver:
             if was_lost(error) or interruption_of(error):
                 raise  # who is said where the world is left
             raise self._failed(folder, error) from error
+        if request is not None and request.async_fn is not None and self._staging is not None:
+            request = request._replace(preload_fn=self._staged(request.async_fn_args[1]))
+        # beside the copies, which another engine of the device makes
+        sums = digest_of(held, optimizer) if self.config.checkpoint.digest else None
         if request is None:
             self._complete(folder, state, sums, began)
         else:
@@ -135,6 +146,30 @@ class Saver:
             self._queue.schedule_async_request(request)
             self._writing = folder
         return folder
+
+    def _staged(self, buckets: Sequence[Any]) -> Callable[[], list[Any]]:
+        """Begin to copy what the writer is to write; return what waits for it."""
+        staging = self._staging
+        assert staging is not None
+        copies = staging.copy(buckets)
+
+        def whole() -> list[Any]:
+            staging.wait()
+            return copies
+
+        return whole
+
+    def prepare(self, network: Any, optimizer: Any) -> None:
+        """Take the memory that background saves need, beside the steps to come; call it after one,
+        when the optimizer has its state."""
+        if self._staging is None or self._staging.is_prepared:
+            return
+        shards = sharded_state(network, optimizer, is_loading=False)
+        self._staging.prepare(sum(data.nbytes for _, data, _, _ in shards_of(shards)))
+
+    @property
+    def is_preparing(self) -> bool:
+        return self._staging is not None and self._staging.is_preparing
 
     def poll(self) -> None:
         """Complete a background save that has ended; call it once per step."""

@@ -361,7 +361,8 @@ def _other_rates(
             f"each {kind} learns at {ours[kind]:g} * optim.lr, "
             f"in the checkpoint {checkpoint.place} at {theirs[kind]:g} * optim.lr",
             "the optimizer's state is kept by groups of one rate: optim.base_hidden_size, "
-            "optim.embedding_lr_scale, optim.head_lr_scale and model.residual_scale stay",
+            "optim.base_num_layers, optim.embedding_lr_scale, optim.head_lr_scale and "
+            "model.residual_scale stay",
             f"the values of {checkpoint.place}/{layout.CONFIG}, or {fix}",
         )
     steps, before_steps = (c.optim.vocabulary_warmup_steps for c in (config, before))

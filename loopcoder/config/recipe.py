@@ -23,7 +23,8 @@ BATCH_TOKENS, AT_TOKENS, BATCH_EXPONENT = 65536, 4e8, 0.383
 """Tokens per step at so many tokens in all, and the power of the latter with which they grow."""
 RATE, RATE_BATCH_TOKENS = 1.7e-3, 8192
 """Rate of one loop at so many tokens per step, and at the width that conf/recipe/_dial.yaml names
-as `optim.base_hidden_size`; it grows with the root of the batch."""
+as `optim.base_hidden_size`; it grows with the root of the batch. That of the layers' matrices
+falls with the width, and with the root of the depth (`optim.base_num_layers`)."""
 LOOPED_RATE = 0.5
 """Share of it that two loops or more train best with, and that one loop can take at once."""
 CALM_WARMUP, VOCABULARY_WARMUP = 50, 200

@@ -182,6 +182,9 @@ class OptimConfig:
     """Width at which all parameters learn at `lr`. At another one the layers' matrices and the head
     learn at lr * base_hidden_size / hidden_size, embedding, norms and biases at `lr` (maximal
     update parametrisation, arXiv 2203.03466); null: everything at `lr`."""
+    base_num_layers: Annotated[PositiveInt | None, Changes("numbers", since="2026-11-30")] = None
+    """Layers at which their matrices learn at that; with another number of them, and any number of
+    loops, at sqrt(base_num_layers / num_layers) of it; null: depth changes no rate."""
     embedding_lr_scale: Annotated[PositiveFloat, _NEW] = 1.0
     """Learning rate of the embedding as a multiple of `lr`."""
     head_lr_scale: Annotated[PositiveFloat, _NEW] = 1.0

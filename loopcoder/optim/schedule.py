@@ -99,9 +99,11 @@ def unreached_rate(optim: OptimConfig, max_steps: int) -> str | None:
 def rate_scales(model: ModelConfig, optim: OptimConfig) -> dict[str, float]:
     """Return the rate of each kind of matrix as a multiple of `optim.lr`."""
     width = (optim.base_hidden_size or model.hidden_size) / model.hidden_size
+    layers = model.num_layers * model.layer_multiple
+    matrix = width * math.sqrt((optim.base_num_layers or layers) / layers)
     return {
         "embedding": optim.embedding_lr_scale,
-        "matrix": width,
+        "matrix": matrix,
         "head": width * optim.head_lr_scale,
-        "output projection": width * model.residual_scale,
+        "output projection": matrix * model.residual_scale,
     }

@@ -214,6 +214,7 @@ class Run:
     def _poll(self) -> None:
         """Complete and record what has gone on beside the step."""
         self.times.tick(self.position.step)
+        self.saver.prepare(self.state.network, self.state.optimizer)
         with self.watch.within(COMPLETION):
             self.saver.poll()
         self.copies.poll()

@@ -116,6 +116,7 @@ AS_1B_WAS = [
     "optim.lr=4e-4",
     "optim.min_lr=4e-5",
     "optim.base_hidden_size=null",
+    "optim.base_num_layers=null",
     "optim.embedding_lr_scale=1",
     "optim.head_lr_scale=1",
     "optim.vocabulary_warmup_steps=0",

@@ -9,7 +9,11 @@ import pytest
 from tests.dist.layouts import OVERLAPS, Case, check, check_bf16, compare, compare_bf16
 
 RATES = dict(
-    base_hidden_size=8, embedding_lr_scale=3.0, head_lr_scale=2.0, vocabulary_warmup_steps=2
+    base_hidden_size=8,
+    base_num_layers=1,
+    embedding_lr_scale=3.0,
+    head_lr_scale=2.0,
+    vocabulary_warmup_steps=2,
 )
 CASES = [
     Case("dp2"),

@@ -20,16 +20,23 @@ def test_without_fields_everything_learns_at_one_rate():
     assert rate_overrides(config.model, config.optim) == {}
 
 
-def test_matrices_learn_slower_in_a_wider_model_and_the_embedding_does_not():
-    config = compose(["model=plt_1b"])
+def test_matrices_learn_slower_in_a_wider_and_a_deeper_model_and_the_embedding_does_not():
+    config = compose(["model=plt_1b", "model.num_layers=16"])
     model = replace(config.model, residual_scale=0.5)
     optim = replace(config.optim, embedding_lr_scale=40, head_lr_scale=3)
     assert rate_scales(model, optim) == {
         "embedding": 40,
-        "matrix": 512 / 2048,
+        "matrix": 512 / 2048 / 2,
         "head": 3 * 512 / 2048,
-        "output projection": 0.5 * 512 / 2048,
+        "output projection": 0.5 * 512 / 2048 / 2,
     }
+    assert rate_scales(model, replace(optim, base_num_layers=None))["matrix"] == 512 / 2048
+
+
+def test_a_deeper_variant_learns_as_a_model_of_so_many_layers():
+    one, two = (compose(["model=plt_20m", *more]) for more in ([], ["variant=dense_2x"]))
+    rates = [rate_scales(c.model, c.optim)["matrix"] for c in (one, two)]
+    assert rates[1] == pytest.approx(rates[0] / 2**0.5)
 
 
 def test_decay_is_the_same_for_all_matrices():
@@ -61,6 +68,7 @@ def test_every_parameter_moves_at_its_own_rate(ranks, seed, distributed, longer)
 
     config = small_config(dict(residual_scale=0.5), distributed_optimizer=distributed)
     fields = dict(base_hidden_size=8, embedding_lr_scale=3.0, head_lr_scale=2.0)
+    fields |= dict(base_num_layers=1)
     fields |= dict(vocabulary_warmup_steps=longer)
     optim = replace(config.optim, weight_decay=0.2, clip_grad=0.0, **fields)
     config = replace(config, optim=optim)
@@ -77,7 +85,8 @@ def test_every_parameter_moves_at_its_own_rate(ranks, seed, distributed, longer)
             return 3.0
         if "output_layer" in name:
             return 2.0 * narrow
-        return narrow * (0.5 if "linear_proj" in name or "linear_fc2" in name else 1.0)
+        deep = narrow * (1 / config.model.num_layers) ** 0.5
+        return deep * (0.5 if "linear_proj" in name or "linear_fc2" in name else 1.0)
 
     assert len({rate(name) for name in copies}) == 5
     reference = torch.optim.AdamW(
