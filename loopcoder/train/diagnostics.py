@@ -120,8 +120,9 @@ class LoopDiagnostics(Probe):
             dist.all_reduce(states, group=self._ranks.groups.tp)
         if self._ranks.groups.pp.size() > 1:
             dist.all_reduce(states, group=self._ranks.groups.pp)
-        ran = 1 + max(number for batch, number in self._states if batch == microbatch)
-        return list(states[:ran])
+        # stages between the first and the last have seen none
+        ran = max((number for batch, number in self._states if batch == microbatch), default=0)
+        return list(states[: ran + 1])
 
     def _measure(self, states: list[Tensor], counts: Tensor, first_token: Tensor) -> None:
         for r in range(1, len(states)):

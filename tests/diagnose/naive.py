@@ -167,6 +167,9 @@ def measure(
         rank = 1 + (p[r - 1] > true[:, None]).sum(-1)
         put("rank", "", r, None, rank.double())
         put("top1", "", r, None, (rank == 1).double())
+        confidence, prediction = p[r - 1].max(-1)
+        put("_confidence", "", r, None, confidence)
+        put("_prediction", "", r, None, prediction.double())
         if r > 1:
             put("output_shift", "", r, None, kl(p[r - 1], p[r - 2]))
     return out

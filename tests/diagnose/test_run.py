@@ -122,9 +122,37 @@ def test_it_equals_a_direct_computation(
                 if not math.isnan(wanted):
                     checked.add((series.measure, series.variant, series.group))
     groups = {"all", "domain/text", "domain/code"}
-    for measured in {key[:2] for _, _, values in found for key in values} - {("rank", "")}:
+    measures = {key[:2] for _, _, values in found for key in values if key[0][0] != "_"}
+    for measured in measures - {("rank", "")}:
         assert {group for m, v, group in checked if (m, v) == measured} >= groups, measured
     check_ranks_and_shares(diagnosis, found, loops)
+    check_exits(diagnosis, found, loops)
+
+
+def check_exits(diagnosis: Diagnosis, found: Any, loops: int) -> None:
+    """Let every token leave by the rules, one by one."""
+    assert bool(diagnosis.exits) == (loops > 1)
+    for rule in diagnosis.exits:
+        left: dict[int, list[tuple[float, float, float]]] = defaultdict(list)
+        for domain, _, values in found:
+            for t, loss in enumerate(values["loss", "", 1, None]):
+                if math.isnan(loss):
+                    continue
+                at = loops
+                for r in range(loops, 0, -1):
+                    if rule.rule == "confidence":
+                        leaves = values["_confidence", "", r, None][t] >= rule.threshold
+                    else:
+                        leaves = r > 1 and values["output_shift", "", r, None][t] <= rule.threshold
+                    at = r if leaves else at
+                predicted = [values["_prediction", "", r, None][t] for r in (at, loops)]
+                same = float(predicted[0] == predicted[1])
+                left[domain].append((at, values["loss", "", at, None][t], same))
+        weights = [{"text": 1, "code": 3}[name] for name in diagnosis.data["domains"]]
+        for i, got in enumerate((rule.mean_loops, rule.loss, rule.agreement)):
+            means = [sum(x[i] for x in left[d]) / len(left[d]) for d in range(len(weights))]
+            wanted = sum(w * m for w, m in zip(weights, means, strict=True)) / sum(weights)
+            assert close(got, wanted), (rule, i, wanted)
 
 
 def check_ranks_and_shares(diagnosis: Diagnosis, found: Any, loops: int) -> None:
