@@ -114,9 +114,9 @@ def test_effective_rank_is_that_of_the_singular_values(generator, tokens: int) -
 
 
 def test_effective_rank_of_known_matrices(generator) -> None:
-    row = normal(generator, 1, DIM)
-    scaled = row * normal(generator, 9, 1)  # one direction, whatever the lengths and signs
-    assert effective_rank(scaled.float()).item() == pytest.approx(1.0, abs=1e-4)
+    row = normal(generator, 1, 300)
+    scaled = row * normal(generator, 200, 1)  # one direction, whatever the lengths and signs
+    assert effective_rank(scaled.float()).item() == pytest.approx(1.0, abs=1e-3)
     assert effective_rank(scaled).item() == pytest.approx(1.0, rel=1e-6)
     assert effective_rank(3 * torch.eye(9, DIM)).item() == pytest.approx(9.0)
     padded = torch.cat([torch.eye(5, DIM), torch.zeros(2, DIM)])

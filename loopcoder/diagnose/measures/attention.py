@@ -26,18 +26,18 @@ class AttentionValues:
     entropy: Tensor
     """-sum A log A over the keys of a query. [S, B]"""
     entropy_no_first: Tensor
-    """The same of A without the document's first key, scaled to sum 1; 0 where not defined.
-    [S, B]"""
+    """The same of A without the document's first key, scaled to sum 1; 0 up to rounding where
+    not `has_others`. [S, B]"""
     change: Tensor | None
     """KL(A(r) || A(r-1)); None without a loop before. [S, B]"""
     change_no_first: Tensor | None
-    """The same of both maps without the first key, each scaled to sum 1; 0 where not defined.
-    [S, B]"""
+    """The same of both maps without the first key, each scaled to sum 1; 0 up to rounding
+    where not `has_others`. [S, B]"""
     has_others: Tensor
     """Where the `no_first` variants are defined: the query has another key than the document's
     first, which it is itself otherwise. [S, B] bool"""
     entropy_by_head: Tensor
-    """`entropy` by head, summed over all S x B queries. [H]"""
+    """`entropy` by head, summed over all S x B queries; float64. [H]"""
 
 
 @torch.no_grad()
@@ -58,22 +58,19 @@ def attention_sums(
     like = precise(now.q[:0])
     names = ENTROPIES if before is None else ENTROPIES + CHANGES
     sums = {name: like.new_empty(now.q.shape[:2]) for name in names}
-    by_head = like.new_zeros(now.q.shape[2])
+    by_head = like.new_zeros(now.q.shape[2], dtype=torch.float64)
     for queries in chunks(document_start, chunk):
         values = _chunk_values(now, before, queries)
         for name, value in zip(names, values, strict=True):
             sums[name][queries.begin : queries.end] = value.sum(1).transpose(0, 1)
-        by_head += values[0].sum((0, 2))
+        by_head += values[0].sum((0, 2), dtype=torch.float64)
     index = torch.arange(len(now.q), device=document_start.device)
-    has_others = (document_start < index).transpose(0, 1)
-    for name in names[1::2]:
-        sums[name].masked_fill_(~has_others, 0.0)
     return AttentionValues(
         entropy=sums["entropy"],
         entropy_no_first=sums["entropy_no_first"],
         change=sums.get("change"),
         change_no_first=sums.get("change_no_first"),
-        has_others=has_others,
+        has_others=(document_start < index).transpose(0, 1),
         entropy_by_head=by_head,
     )
 
