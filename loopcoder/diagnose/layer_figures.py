@@ -14,15 +14,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FIGURES = (
-    ("gate", "", "Gate by layer", "weight", "Above one half a layer reads the first loop's keys."),
-    ("attention_entropy", "all", "Attention entropy by layer", "nats", ""),
-    ("attention_entropy", "no_first", "Attention entropy by layer", "nats", ""),
-    ("attention_change", "all", "Attention change by layer", "nats", ""),
-    ("attention_change", "no_first", "Attention change by layer", "nats", ""),
-    ("head_rank", "", "Effective rank of heads by layer", "heads", ""),
-    ("head_cosine", "", "Cosine of heads by layer", "cosine", "At 1 all heads look alike."),
+    (
+        "gate",
+        "",
+        "Gate by layer",
+        "mean gate",
+        "Above one half a layer reads the first loop's keys.",
+    ),
+    ("attention_entropy", "all", "Attention entropy by layer", "entropy (nats)", ""),
+    ("attention_entropy", "no_first", "Attention entropy by layer", "entropy (nats)", ""),
+    ("attention_change", "all", "Attention change by layer", "KL (nats)", ""),
+    ("attention_change", "no_first", "Attention change by layer", "KL (nats)", ""),
+    ("head_rank", "", "Effective rank of heads by layer", "effective rank", ""),
+    ("head_cosine", "", "Cosine of heads by layer", "mean cosine", "At 1 all heads look alike."),
 )
-"""Measure, variant, title, unit, what to see."""
+"""Measure, variant, title, label of the y axis, what to see."""
 
 
 def layer_figures(shown: Sequence[Named]) -> list[Drawing]:
@@ -32,7 +38,7 @@ def layer_figures(shown: Sequence[Named]) -> list[Drawing]:
 
 
 def _figure(
-    shown: Sequence[Named], measure: str, variant: str, heading: str, unit: str, caption: str
+    shown: Sequence[Named], measure: str, variant: str, heading: str, y_label: str, caption: str
 ) -> Drawing | None:
     having = [(one, lines) for one in shown if (lines := by_layer(one.diagnosis, measure, variant))]
     if not having:
@@ -47,7 +53,7 @@ def _figure(
                 _layers(ax, loop, points)
             if measure == "gate":
                 ax.axhline(0.5, color="#999999", linewidth=0.8)
-            panel(ax, one.label, "layer", unit if i % columns == 0 else "")
+            panel(ax, one.label, "layer", y_label if i % columns == 0 else "")
         legend(figure, [(f"loop {loop}", look(loop - 1)) for loop in loops])
 
     bands = "Bands are 95% intervals."

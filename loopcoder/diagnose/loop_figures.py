@@ -111,7 +111,7 @@ def gain_cost(shown: Sequence[Named], variant: str) -> Drawing | None:
             line(ax, gain, _GAIN, trained=one.trained, aside=-0.04)
             line(right, cost, _COST, trained=one.trained, aside=0.04)
             is_last = i % columns == columns - 1 or i == len(axes) - 1
-            panel(ax, one.label, "loop", "" if i % columns else "output shift (nats)")
+            panel(ax, one.label, "loop", "" if i % columns else "output shift (nats, log)")
             panel(right, "", "", "Ω (L2 norm)" if is_last else "")
             right.grid(visible=False)
             right.spines["right"].set_visible(True)
@@ -193,7 +193,7 @@ def _test_time(shown: Sequence[Named]) -> Drawing | None:
                 fontsize=8,
                 color=INK,
             )
-        panel(ax, "Loss at and beyond the loops of training", "loop", "nats / token")
+        panel(ax, "Loss at and beyond the loops of training", "loop", "loss (nats / token)")
         every = [loop for one, points in having for loop in points if loop >= one.trained]
         loop_axis(ax, every)
         ax.margins(y=0.2)
@@ -211,13 +211,17 @@ def _test_time(shown: Sequence[Named]) -> Drawing | None:
 
 def _log_scale(ax: Axes, lines: Sequence[Points]) -> None:
     """Make the y axis logarithmic with plain numbers, where all values are above 0."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    values = [point.value for points in lines for point in points.values()]
-    if not values or min(values) <= 0:
+    every = [point for points in lines for point in points.values()]
+    if not every or any(point.value <= 0 for point in every):
         return
+    # an interval that reaches zero has no end on such an axis
+    lowest = min(p.low if p.low is not None and p.low > 0 else p.value for p in every)
+    highest = max(p.high if p.high is not None else p.value for p in every)
     ax.set_yscale("log")
-    ax.set_ylim(min(values) / 1.25, max(values) * 1.25)
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    ax.set_ylim(lowest / 1.2, highest * 1.2)
+    is_narrow = highest < 8 * lowest
+    ax.yaxis.set_major_locator(MaxNLocator(5) if is_narrow else LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_minor_locator(NullLocator())

@@ -108,6 +108,14 @@ def by_layer(
     return found
 
 
+def count_of(diagnosis: Diagnosis, measure: str, variant: str, group: str) -> float | None:
+    """Return how many tokens, queries or sequences the value of the last loop is the mean of."""
+    for series in _found(diagnosis, measure, variant, group):
+        if series.layers is None:
+            return next((float(c) for c in reversed(series.counts) if c is not None), None)
+    return None
+
+
 def not_finite(diagnosis: Diagnosis) -> list[str]:
     """Return the names of series with a value that is NaN or infinite; no report draws it."""
 

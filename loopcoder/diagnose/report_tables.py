@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopcoder.diagnose.definitions import MEASURES, title
-from loopcoder.diagnose.reading import Point, by_layer, by_loop, number, trained_loops
+from loopcoder.diagnose.reading import Point, by_layer, by_loop, count_of, number, trained_loops
 from loopcoder.diagnose.results import ALL, Diagnosis
 from loopcoder.diagnose.token_figures import EXITS
 from loopcoder.page import Html, Number, element, join, table, text
@@ -92,6 +92,8 @@ def _shown(value: Any) -> str:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return number(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(part)}" for key, part in value.items())
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -152,19 +154,11 @@ def groups(diagnoses: Sequence[Diagnosis], short: Sequence[str]) -> Html:
             for group in d.groups():
                 if points := by_loop(d, measure, variant, group):
                     cells = [_cell(points.get(loop)) for loop in range(1, most + 1)]
-                    rows.append((name, group, _count(d, measure, variant, group), *cells))
+                    rows.append((name, group, Number(count_of(d, measure, variant, group)), *cells))
         if rows:
             loops = [f"loop {loop}" for loop in range(1, most + 1)]
             parts.append(_folded(measure, variant, ("", "group", "count", *loops), rows))
     return join(parts)
-
-
-def _count(d: Diagnosis, measure: str, variant: str, group: str) -> Number:
-    """Return how many tokens, queries or sequences the value of the last loop is the mean of."""
-    for s in d.series:
-        if (s.measure, s.variant, s.group) == (measure, variant, group) and s.layers is None:
-            return Number(next((c for c in reversed(s.counts) if c is not None), None))
-    return Number(None)
 
 
 def layers(diagnoses: Sequence[Diagnosis], short: Sequence[str]) -> Html:

@@ -16,7 +16,7 @@ from loopcoder.diagnose.panels import (
     look,
     panel,
 )
-from loopcoder.diagnose.reading import Point, by_loop, cut
+from loopcoder.diagnose.reading import Point, by_loop, count_of, cut
 from loopcoder.diagnose.results import ALL
 from loopcoder.page import printable
 
@@ -44,25 +44,33 @@ def token_figures(shown: Sequence[Named]) -> list[Drawing]:
 
 
 def _concentration(shown: Sequence[Named]) -> Drawing | None:
-    """Return the share of each loop as stacked bars, a row for each checkpoint."""
+    """Return the share of each loop as stacked bars, a row for each checkpoint in which there are
+    several."""
     shares = {
-        variant: [by_loop(one.diagnosis, "concentration", variant) for one in shown]
+        variant: [
+            (one, points)
+            for one in shown
+            if len(points := by_loop(one.diagnosis, "concentration", variant)) > 1
+        ]
         for variant in _SHARES
     }
-    having = [one for i, one in enumerate(shown) if any(shares[v][i] for v in _SHARES)]
-    if not having:
+    shares = {variant: found for variant, found in shares.items() if found}
+    if not shares:
         return None
-    loops = sorted({loop for found in shares.values() for points in found for loop in points})
+    having = sorted({one.index: one for found in shares.values() for one, _ in found}.items())
+    rows = {index: row for row, (index, _) in enumerate(having)}
+    loops = sorted({loop for found in shares.values() for _, points in found for loop in points})
 
     def draw_on(figure: Figure) -> None:
-        for ax, variant in zip(grid(figure, 3, share_y=True), _SHARES, strict=True):
-            for row, one in enumerate(having):
+        axes = grid(figure, len(shares), share_y=True)
+        for ax, (variant, found) in zip(axes, shares.items(), strict=True):
+            for one, points in found:
                 left = 0.0
-                for loop, point in sorted(shares[variant][shown.index(one)].items()):
-                    _share(ax, row, left, point.value, loop)
+                for loop, point in sorted(points.items()):
+                    _share(ax, rows[one.index], left, point.value, loop)
                     left += point.value
             panel(ax, VARIANTS[variant].removeprefix("of ").capitalize(), "share", "")
-            ax.set_yticks(range(len(having)), [one.label for one in having])
+            ax.set_yticks(range(len(having)), [one.label for _, one in having])
             ax.set_ylim(len(having) - 0.5, -0.5)
             ax.set_xlim(0, 1)
             ax.set_xticks([0, 0.5, 1], ["0", "50%", "100%"])
@@ -110,7 +118,11 @@ def _by_group(shown: Sequence[Named]) -> Drawing | None:
     if not having:
         return None
     every = dict.fromkeys(group for _, gains in having for group in gains)
-    ordered = sorted(every, key=lambda name: (name != ALL, name))
+    sizes = {
+        g: max(count_of(one.diagnosis, "loss", "", g) or 0 for one, _ in having) for g in every
+    }
+    # domains before languages, which may be many: the largest of these
+    ordered = sorted(every, key=lambda g: (g != ALL, g.startswith("language/"), -sizes[g], g))
     groups = ordered[:MOST_GROUPS]
 
     def draw_on(figure: Figure) -> None:
@@ -164,7 +176,7 @@ def _exits(shown: Sequence[Named]) -> Drawing | None:
                 )
                 if found:
                     ax.plot(*zip(*found, strict=True), markersize=5, **one.look)
-            y_label = "nats / token, read at the exit" if i % 2 == 0 else ""
+            y_label = "loss at the exit (nats / token)" if i % 2 == 0 else ""
             panel(ax, f"Exit by {_RULES.get(rule, rule)}", "mean loops of a token", y_label)
         legend(figure, [(one.label, one.look) for one in having])
 

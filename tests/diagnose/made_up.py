@@ -118,7 +118,7 @@ def diagnosis(
         data={
             "place": "/data/corpus-1a2b",
             "split": "val",
-            "sequences": 500,
+            "sequences": {"code": 300, "text": 200},
             "tokens": 500 * 4096,
             "sequence_length": 4096,
             "seed": 7,
@@ -168,6 +168,8 @@ def _series(
     runs = list(range(1, loops + 1))
     shift = 1.0 if group == ALL or measure == "concentration" else rng.uniform(0.9, 1.1)
 
+    size = 2_047_500 if group == ALL else rng.randrange(1000, 900_000)
+
     def values(of: Callable[[float], float | None], layer: int) -> list[float | None]:
         found = [value(loop, layer) for loop in runs]
         return [None if v is None else of(v * shift) for v in found]
@@ -185,7 +187,7 @@ def _series(
         low, high = whole_of(bound(-1)), whole_of(bound(1))
         return Series(
             *(measure, variant, unit, group, runs, named, whole_of(lambda v: v), low, high),
-            counts=whole_of(lambda _: 2047500),
+            counts=whole_of(lambda _: size),
         )
 
     if layers is None:

@@ -47,12 +47,19 @@ def test_every_figure_that_there_are_values_for(rng: random.Random) -> None:
         *("attention_entropy_all", "attention_entropy_no_first", "head_rank", "head_cosine"),
     ]
     without = set(by_name([small(rng, gates=False)]))
-    assert without == set(EVERY) - {"gate", "test_time_loops"}
+    assert without == set(EVERY) - {"gate", "test_time_loops", "concentration"}
 
 
 def test_gain_on_a_log_axis_against_cost(rng: random.Random) -> None:
     shown = [
-        small(rng, "three", 3, output_shift=[None, 1.75, 0.5], offset_cost_raw=[None, 54, 60]),
+        small(
+            rng,
+            "three",
+            3,
+            output_shift=[None, 1.75, 0.5],
+            offset_cost_raw=[None, 54, 60],
+            width=0.4,
+        ),
         small(rng, "one", 1),
         small(rng, "two", 2, offset_cost_raw=[None, 90]),
     ]
@@ -62,6 +69,7 @@ def test_gain_on_a_log_axis_against_cost(rng: random.Random) -> None:
     assert {ax.get_yscale() for ax in left} == {"log"}
     assert {ax.get_yscale() for ax in right} == {"linear"}
     assert list(left[0].lines[0].get_ydata()) == [1.75, 0.5]
+    assert left[0].get_ylim()[0] < 0.3  # the interval of 0.5 is to be seen
     assert list(right[0].lines[0].get_ydata()) == [54, 60]
     assert right[0].get_ylim() == right[1].get_ylim()
     assert left[0].get_ylim() == left[1].get_ylim()
@@ -96,8 +104,12 @@ def test_shares_are_stacked(rng: random.Random) -> None:
         [small(rng, trained=3, concentration_largest_shift=[None, 0.7, 0.3])], "concentration"
     )
     _, _, largest = figure.axes
-    assert [(bar.get_x(), bar.get_width()) for bar in largest.patches] == [(0, 0.7), (0.7, 0.3)]
+    assert [bar.get_x() for bar in largest.patches] == [0, 0.7]
+    assert [bar.get_width() for bar in largest.patches] == pytest.approx([0.7, 0.3])
     assert [text.get_text() for text in largest.texts] == ["70%", "30%"]
+    of_two = drawn([small(rng, "two", 2), small(rng, "three", 3)], "concentration")
+    rows = [label.get_text() for label in of_two.axes[0].get_yticklabels()]
+    assert rows == ["three"]  # a second loop without a third has all of it
 
 
 def test_gains_by_language_are_paired_where_that_was_measured(rng: random.Random) -> None:
@@ -105,7 +117,7 @@ def test_gains_by_language_are_paired_where_that_was_measured(rng: random.Random
         found = small(rng, loss=[2.6, 2.5], is_paired=is_paired)
         (ax,) = drawn([found], "loss_gain_by_group").axes
         rows = [label.get_text() for label in ax.get_yticklabels()]
-        assert rows == ["all", "domain/code", "domain/text", "language/c++"]
+        assert sorted(rows) == ["all", "domain/code", "domain/text", "language/c++"]
         bar = ax.containers[0].lines[2][0].get_segments()[0]
         assert (bar[0, 0] + bar[1, 0]) / 2 == pytest.approx(0.1)
         return float(bar[1, 0] - bar[0, 0]) / 2
@@ -115,7 +127,7 @@ def test_gains_by_language_are_paired_where_that_was_measured(rng: random.Random
 
 
 def test_a_file_has_text_and_the_same_bytes_again(rng: random.Random, tmp_path: Path) -> None:
-    name = "_" + HARD_NAME[:20] + " 名"
+    name = "_" + HARD_NAME[:19] + " 名"
     drawing = by_name([small(rng, name), small(rng, "$x$ <&>")])["exits"]
     svg = save(drawing, tmp_path / "a")
     assert svg.read_bytes() == save(drawing, tmp_path / "b").read_bytes()
@@ -145,3 +157,16 @@ def test_in_a_page_colors_are_those_of_the_page_and_ids_its_own(
         assert wrong in svg
         assert wrong not in found
     assert {"var(--ink)", "var(--page)", "var(--line)"} <= set(re.findall(r"var\([^)]*\)", found))
+
+
+def test_of_many_languages_the_largest_are_shown(rng: random.Random) -> None:
+    names = [f"l{i}" for i in range(30)]
+    found = diagnosis(rng, layers=1, languages=names)
+    sizes = {s.group: s.counts[-1] for s in found.series if s.measure == "loss"}
+    (ax,) = drawn([found], "loss_gain_by_group").axes
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    assert rows[0] == "all"
+    assert set(rows[1:3]) == {"domain/code", "domain/text"}
+    largest = sorted((f"language/{n}" for n in names), key=lambda g: -sizes[g])
+    assert rows[3:] == largest[:21]
+    assert "9 more are in the table" in by_name([found])["loss_gain_by_group"].caption
