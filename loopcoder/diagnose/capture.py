@@ -222,6 +222,7 @@ class Capture(Probe):
             "output_entropy": found.entropy,
             "top1": found.top1,
             "output_shift": found.shift,
+            "loss_gain": self._outputs[-1].loss - found.loss if self._outputs else None,
         }
         for measure, by_token in values.items():
             if by_token is not None:

@@ -51,6 +51,7 @@ KINDS = (
     Kind("output_entropy", unit="nats"),
     Kind("loss", unit="nats"),
     Kind("output_shift", unit="nats"),
+    Kind("loss_gain", unit="nats"),
     Kind("top1"),
     Kind("concentration", ("largest_shift",)),
 )

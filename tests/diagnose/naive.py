@@ -171,5 +171,7 @@ def measure(
         put("_confidence", "", r, None, confidence)
         put("_prediction", "", r, None, prediction.double())
         if r > 1:
+            gain = true.log() - p[r - 2][at, labels].log()
+            put("loss_gain", "", r, None, gain)
             put("output_shift", "", r, None, kl(p[r - 1], p[r - 2]))
     return out
