@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from loopcoder.checkpoint.format import MANIFEST, Checkpoint, complete
@@ -90,6 +92,50 @@ def prune_reporting(
     for old in pruned.deleted:
         report("checkpoint_deleted", step=old.step, path=str(old.path))
     return pruned.notes
+
+
+class Pruning:
+    """Prunes after every save of a run: beside its steps where it saves beside them, for a large
+    file takes seconds to delete."""
+
+    def __init__(self, config: CheckpointConfig, report: Callable[..., None]):
+        """
+        Args:
+            report: records events; `poll` and `finish` call it.
+        """
+        self._config, self._report = config, report
+        self._worker = ThreadPoolExecutor(1, "prunes") if config.async_save else None
+        self._under_way: Future[Pruned] | None = None
+        self._said: set[Path] = set()
+        """What stays although it should go; it is tried again after every save, and said once."""
+
+    def begin(self, folder: Path, spared: int | None, newest: int, in_use: Collection[int]) -> None:
+        """Prune; the arguments are those of `prune`."""
+        self.finish()
+        work = partial(prune, folder, self._config, spared, newest, in_use)
+        if self._worker is None:
+            self._record(work())
+        else:
+            self._under_way = self._worker.submit(work)
+
+    def poll(self) -> None:
+        """Record what has been deleted, if that is done."""
+        if self._under_way is not None and self._under_way.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until it is done."""
+        if self._under_way is not None:
+            done, self._under_way = self._under_way, None
+            self._record(done.result())
+
+    def _record(self, pruned: Pruned) -> None:
+        for old in pruned.deleted:
+            self._report("checkpoint_deleted", step=old.step, path=str(old.path))
+        for path, why in pruned.notes.items():
+            if path not in self._said:
+                self._report("checkpoint_not_deleted", path=str(path), why=why)
+                self._said.add(path)
 
 
 def finish_deleting(folder: Path) -> dict[Path, str]:

@@ -21,7 +21,7 @@ from loopcoder.checkpoint.copies.copying import Copies
 from loopcoder.checkpoint.digest import DIGEST, digest_of, shards_of, whole_digest
 from loopcoder.checkpoint.fp8_history import with_history
 from loopcoder.checkpoint.optimizer_parts import save_by_parts
-from loopcoder.checkpoint.pruning import prune_reporting
+from loopcoder.checkpoint.pruning import Pruning
 from loopcoder.checkpoint.shards import Written, fault_of_shards, written_here
 from loopcoder.checkpoint.staging import Staging
 from loopcoder.checkpoint.state import CheckpointState
@@ -96,8 +96,7 @@ class Saver:
         self._queue = AsyncCallsQueue()
         self._writing = run_dir
         """Folder of the background save that is under way."""
-        self._stays: set[Path] = set()
-        """What could not be deleted."""
+        self._pruning = Pruning(config.checkpoint, report)
         say_once_that_the_disk_is_full(run_dir)
         self._manager = use_result_queue(config.checkpoint.async_save)
         self._staging: Staging | None = None
@@ -175,10 +174,12 @@ class Saver:
         """Complete a background save that has ended; call it once per step."""
         if self.config.checkpoint.async_save:
             self._finalise(blocking=False)
+            self._pruning.poll()
 
     def finish(self) -> None:
-        """Wait for a background save."""
+        """Wait for a background save, and for what is deleted after it."""
         self._finalise(blocking=True)
+        self._pruning.finish()
 
     def _finalise(self, blocking: bool) -> None:
         if self._queue.get_num_unfinalized_calls():
@@ -230,13 +231,8 @@ class Saver:
         )
         steps = self.config.train.max_steps
         spared = branching_step(self.config.optim, steps, state.warmup_steps)
-        copied = () if self.copies is None else self.copies.in_use
-        asked = self.config.checkpoint
-        stay = prune_reporting(folder.parent, asked, spared, state.step, self.report, copied)
-        for path, why in stay.items():
-            if path not in self._stays:  # it is tried again after every save, and said once
-                self.report("checkpoint_not_deleted", path=str(path), why=why)
-                self._stays.add(path)
+        copied = () if self.copies is None else tuple(self.copies.in_use)
+        self._pruning.begin(folder.parent, spared, state.step, copied)
 
     def _write_manifest(self, folder: Path, written: Sequence[Written]) -> int:
         """Make a checkpoint of what is there if that is all; return its bytes."""
