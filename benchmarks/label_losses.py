@@ -114,6 +114,7 @@ def build(model: str, arguments: argparse.Namespace, ranks: Any) -> Callable[[An
     from loopcoder.config.resolve import resolve
     from loopcoder.data.batch import make_batch
     from loopcoder.optim.optimizer import update
+    from loopcoder.train.measures import Measures
     from loopcoder.train.state import build_state
     from loopcoder.train.step import forward_backward
 
@@ -131,7 +132,7 @@ def build(model: str, arguments: argparse.Namespace, ranks: Any) -> Callable[[An
     batch = batch.pin() if ranks.device.type == "cuda" else batch
 
     def step(by_label: Any) -> None:
-        sums = forward_backward(state, [batch], 1, None, by_label)
+        sums = forward_backward(state, [batch], 1, Measures(by_label=by_label))
         norm = update(state.optimizer, config.optim, 1e-4, sums[1].sum())
         sums.tolist()
         if by_label is not None:

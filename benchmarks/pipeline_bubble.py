@@ -105,7 +105,7 @@ def idle_share(state: Any, batches: list[Batch]) -> tuple[float, float]:
     device = state.ranks.device
     kinds = torch.profiler.ProfilerActivity
     activity = kinds.CUDA if device.type == "cuda" else kinds.CPU
-    step = partial(chunk_step, device=device, domains=1, probe=None)
+    step = partial(chunk_step, device=device, domains=1)
     found = []
     for _ in range(REPEATS):
         state.ddp.zero_grad_buffer()

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -37,12 +38,13 @@ OVERRIDES_VARIABLE = "LOOPCODER_OVERRIDES"
 """What was asked for on the command line, for the record of the run."""
 
 
-def start_workers(config: Config, num_processes: int) -> int:
-    """Run `loopcoder train` in processes of this machine and return their exit code.
+def start_workers(config: Config, num_processes: int, command: Sequence[str] = ("train",)) -> int:
+    """Run a verb of loopcoder in processes of this machine and return their exit code.
 
     Args:
-        config: Resolved and checked.
+        config: Resolved and checked; the processes find it by `handed_config`.
         num_processes: Of the run, on all its nodes.
+        command: The verb, and what stands behind it.
 
     Raises:
         Preempted: asked to stop before there are workers that could say so.
@@ -61,8 +63,8 @@ def start_workers(config: Config, num_processes: int) -> int:
         environ = quiet | child_environ()
         environ |= {CONFIG_VARIABLE: str(config_path), EXIT_VARIABLE: str(exit_path)}
         environ.pop(HASH_VARIABLE, None)  # that of the config from which this one was resolved
-        command = [sys.executable, "-m", "loopcoder.parallel.elastic", *meeting]
-        command += [f"--nproc-per-node={here}", "-m", "loopcoder", "train"]
+        launcher = [sys.executable, "-m", "loopcoder.parallel.elastic", *meeting]
+        launcher += [f"--nproc-per-node={here}", "-m", "loopcoder", *command]
         attendance = Attendance(parallel)
 
         def look(torchrun: psutil.Process) -> None:
@@ -70,7 +72,7 @@ def start_workers(config: Config, num_processes: int) -> int:
             attendance.look(torchrun, _workers(torchrun.pid), failed=failed)
 
         several = parallel.nodes > 1
-        code, signalled = run_forwarding(command, environ, _workers, look if several else None)
+        code, signalled = run_forwarding(launcher, environ, _workers, look if several else None)
         if signalled and code != EXIT_DONE and not recorded_exits(exit_path):
             raise Preempted("asked to stop; the same command continues")
         return exit_code(code, exit_path, signalled)

@@ -66,7 +66,21 @@ def load(
     checkpoint = find_at(path, _cache()) if is_stored(path) else layout.find(Path(path))
     trained = load_config(checkpoint.path / layout.CONFIG)
     config = for_this_machine(trained, backends, num_loops, precision)
-    return LoadedRun(checkpoint, trained, config, _state(checkpoint, config))
+    return LoadedRun(checkpoint, trained, config, _state(checkpoint, config, _alone()))
+
+
+def load_part(checkpoint: Checkpoint, config: Config, ranks: mcore.Ranks) -> LoadedRun:
+    """Load this rank's part of a model in a layout. All ranks must call it.
+
+    Args:
+        config: Of `for_this_machine`, with the layout of the ranks.
+        ranks: Of the world that is running.
+
+    Raises:
+        InputError: the checkpoint is damaged.
+    """
+    trained = load_config(checkpoint.path / layout.CONFIG)
+    return LoadedRun(checkpoint, trained, config, _state(checkpoint, config, ranks))
 
 
 def _cache() -> Path:
@@ -91,8 +105,13 @@ def for_this_machine(
     backends: Backends,
     num_loops: int | None,
     precision: Literal["fp32", "bf16"] | None,
+    parallel: ParallelConfig | None = None,
 ) -> Config:
-    """Return the config with which one process of this machine runs the weights of another."""
+    """Return the config with which this machine runs the weights of another.
+
+    Args:
+        parallel: Layout; None: one process.
+    """
     trained = config.model.num_loops
     loops = trained if num_loops is None else num_loops
     if not isinstance(loops, int) or isinstance(loops, bool):
@@ -111,7 +130,7 @@ def for_this_machine(
         replace(
             config,
             model=model,
-            parallel=ParallelConfig(),
+            parallel=parallel or ParallelConfig(),
             precision=replace(config.precision, name=precision),
             train=replace(config.train, deterministic=False),  # of this process, not of a model
         ),
@@ -134,8 +153,7 @@ def _alone() -> mcore.Ranks:
     return mcore.initialise(ParallelConfig(), seed=0)
 
 
-def _state(checkpoint: Checkpoint, config: Config) -> TrainState:
-    ranks = _alone()
+def _state(checkpoint: Checkpoint, config: Config, ranks: mcore.Ranks) -> TrainState:
     from loopcoder.train.compute import ComputeTime
     from loopcoder.train.state import TrainState, build_network
 

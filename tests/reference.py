@@ -61,13 +61,15 @@ def forward(
     gate: str = "hidden",
     untied: list[dict[str, Tensor]] | None = None,
     inputs: list[Tensor] | None = None,
-    outputs: list[Tensor] | None = None,
+    attended: dict[tuple[int, int], tuple[Tensor | None, ...]] | None = None,
+    outputs: list[tuple[Tensor, Tensor]] | None = None,
 ) -> list[Tensor]:
     """Return the logits after every loop, each [T, V].
 
     ids: [T]; start: index of the first token of each position's document [T]. `untied` gives each
-    loop its own copy of the weights; `inputs` and `outputs` are filled with the input and the
-    normed output of every loop [T, D].
+    loop its own copy of the weights; `inputs` is filled with the input of every loop [T, D],
+    `attended` with queries, keys, loop 0's keys and gates by loop and layer, `outputs` with every
+    loop's output before and after the final norm.
     """
     length = len(ids)
     index = torch.arange(length)
@@ -97,6 +99,7 @@ def forward(
             if r == 0 or own_kv:
                 kept[layer] = (k, v)
                 o = attend(q, k, v, allowed)
+                shown: tuple[Tensor | None, ...] = (q, k, None, None)
             else:
                 g_in = p + "self_attn.plt_gate."
                 if gate == "hidden":
@@ -106,6 +109,9 @@ def forward(
                     logit = (q * w_r[g_in + "weight"]).sum(-1) + w_r[g_in + "bias"]
                 g = torch.sigmoid(logit)[..., None]
                 o = g * attend(q, *kept[layer], allowed) + (1 - g) * attend(q, k, v, near)
+                shown = (q, k, kept[layer][0], g[..., 0])
+            if attended is not None:
+                attended[r, layer] = shown
             h = h + o.reshape(length, -1) @ w_r[p + "self_attn.o_proj.weight"].T
             x = rms_norm(h, w_r[p + "post_attention_layernorm.weight"], eps)
             gated = torch.nn.functional.silu(x @ w_r[p + "mlp.gate_proj.weight"].T)
@@ -115,10 +121,10 @@ def forward(
                 @ w_r[p + "mlp.down_proj.weight"].T
             )
         normed = rms_norm(h, w_r["model.norm.weight"], eps)
+        if outputs is not None:
+            outputs.append((h, normed))
         if norm_per_loop:
             h = normed
-        if outputs is not None:
-            outputs.append(normed)
         logits.append(normed @ w_r["lm_head.weight"].T)
     return logits
 
@@ -163,7 +169,7 @@ def evaluate(
     """
     weights = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
     inputs: list[Tensor] = []  # of all loops of the first row, then of the next
-    outputs: list[Tensor] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
     options = arguments(model) | dict(loops=loops or model.num_loops)
     rows = [
         forward(weights, *row, **options, inputs=inputs, outputs=outputs)
@@ -173,7 +179,11 @@ def evaluate(
     losses = [mean_loss(x, labels, mask) for x in logits]
     minimised, extra = losses[-1], {}
     if objective is not None and (objective.loop_weights or objective.exit):
-        hidden = torch.stack(outputs).unflatten(0, (len(rows), -1)).transpose(0, 1)
+        hidden = (
+            torch.stack([normed for _, normed in outputs])
+            .unflatten(0, (len(rows), -1))
+            .transpose(0, 1)
+        )
         tokens_losses = torch.stack([token_losses(x, labels) for x in logits])
         minimised = combined(objective, tokens_losses, hidden, weights, mask)
         extra["objective"] = minimised.detach()

@@ -50,7 +50,6 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.optim": BASE | MODEL,
     "loopcoder.metrics": BASE,
     "loopcoder.parallel": BASE | MODEL | {"loopcoder.data"},
-    "loopcoder.diagnose": BASE | MODEL | {"loopcoder.metrics"},
     "loopcoder.checkpoint": BASE
     | MODEL
     | {"loopcoder.data", "loopcoder.optim", "loopcoder.parallel"},
@@ -61,6 +60,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.checkpoint",
         "loopcoder.data",
+        "loopcoder.diagnose.measures",
         "loopcoder.metrics",
         "loopcoder.optim",
         "loopcoder.parallel",
@@ -81,6 +81,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.checkpoint.rewind",
         "loopcoder.checkpoint.start",
         "loopcoder.checkpoint.state",
+        "loopcoder.diagnose",
         "loopcoder.doctor",
         "loopcoder.loaded",
         "loopcoder.data",
@@ -99,6 +100,16 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.checkpoint",
         "loopcoder.data",
+        "loopcoder.metrics",
+        "loopcoder.parallel",
+        "loopcoder.train",
+    },
+    "loopcoder.diagnose": BASE
+    | MODEL
+    | {
+        "loopcoder.checkpoint",
+        "loopcoder.data",
+        "loopcoder.loaded",
         "loopcoder.metrics",
         "loopcoder.parallel",
         "loopcoder.train",

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from launch.frozen import handed_config
 from launch.torchrun import CONFIG_VARIABLE
@@ -20,7 +21,7 @@ from loopcoder.config.identity import resolve_run_dir
 from loopcoder.config.mistakes import nearest_keys
 from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, Problem
 from loopcoder.storage.folders import folder_for
 
 
@@ -91,6 +92,40 @@ def _override_for(option: str, value: str) -> str:
         return "leave it out"
     is_given = value and "=" not in value and not value.startswith("-")
     return f"{known}={value if is_given else placeholder(root, known)}"
+
+
+def section_of[T](overrides: Sequence[str], name: str, schema: type[T]) -> tuple[T, list[str]]:
+    """Return a verb's own section of a command line, and the other overrides.
+
+    Args:
+        name: Of the section, and of its root file in conf/.
+
+    Raises:
+        InputError: about keys as they stand on the command line.
+    """
+    before = f"{name}."
+    own = [o.removeprefix(before) for o in overrides if o.startswith(before)]
+    try:
+        section = compose(own, schema=schema, root=name)
+    except InputError as error:
+        raise InputError([_as_written(before, p) for p in error.problems]) from error
+    return section, [o for o in overrides if not o.startswith(before)]
+
+
+def _as_written(before: str, problem: Problem) -> Problem:
+    """Return a problem of a section with its keys as they stand on the command line."""
+    fix = f"{before}{problem.fix}" if "=" in problem.fix.split()[0] else problem.fix
+    return replace(problem, fact=f"{before}{problem.fact}", fix=fix)
+
+
+def fields_of(name: str, schema: type[Any]) -> str:
+    """Return the fields of a verb's own section for its help."""
+    docs = schema.__pydantic_fields__
+    width = max(map(len, docs)) + len(name) + 1
+    return "\n".join(
+        f"  {f'{name}.{field}':<{width}}  {' '.join(str(info.description).split())}"
+        for field, info in docs.items()
+    )
 
 
 def rank() -> int:

@@ -14,19 +14,11 @@ from loopcoder.backends import refuse_missing
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.copies.places import all_at, find_at
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.pinned import gone, where_is
-from loopcoder.cli.arguments import parse_arguments, say_aside
-from loopcoder.config.check_corpora import check_joined, check_own_sets
-from loopcoder.config.check_data import check_lengths, check_stages
-from loopcoder.config.compose import changed, compose, load_config
-from loopcoder.config.corpora import joined_corpora, settled
-from loopcoder.config.data import DataConfig
-from loopcoder.config.identity import corpus_fields
+from loopcoder.cli.arguments import parse_arguments
+from loopcoder.cli.held_out import Asked
 from loopcoder.config.schema import Config
-from loopcoder.data.corpus import Corpus, Verify, at_once, in_use, load_corpus
-from loopcoder.data.manifest import check_domains
-from loopcoder.data.own_sets import check_own_folders, own_folders
-from loopcoder.data.places import TOKENIZER
+from loopcoder.data.corpus import Corpus, in_use
+from loopcoder.data.own_sets import own_folders
 from loopcoder.errors import EXIT_DONE, InputError, counted
 from loopcoder.metrics.words import OWN_SET
 from loopcoder.storage.remote import is_stored
@@ -57,12 +49,6 @@ _AT_LENGTH = r"val/loss/len\d+"
 """Field of an evaluation at a length of `eval.lengths`."""
 _BY_LABEL = re.compile(r"val/loss/(?:language|source)/")
 """Field of a language or a source."""
-_CACHE_DIR = "data.build.cache_dir"
-"""Where corpora are, whichever it is."""
-_OTHER_DATA = ("data", "path", "data.path")
-"""Keys that name other documents than the run's, as those below `_SOURCES` do."""
-_SOURCES = "data.build.sources"
-_SINGLE = ("model.num_loops", "precision", "train.micro_batch_size")
 
 
 def run(argv: list[str]) -> int:
@@ -83,31 +69,9 @@ def run(argv: list[str]) -> int:
             f"loopcoder evaluate checkpoint={path}",
         )
     refuse_missing()
-    single = single_data(others)
-    asked = compose([o for o in others if o not in single], arguments.config_dir)
-    cache = Path(asked.data.build.cache_dir).expanduser()
-    found = checkpoints(given[0].partition("=")[2], "--all" in argv, cache)
-    trained = load_config(found[-1].path / layout.CONFIG)
-    config = as_asked(trained, asked, others)
-    config = replace(config, data=settled(config.data))
-    wrong = []
-    if config.data != trained.data:
-        wrong += [*check_stages(config), *check_joined(config)]
-    if config.eval != trained.eval:
-        wrong += [*check_lengths(config), *check_own_sets(config)]
-    if wrong:
-        raise InputError(wrong)
-    check_own_folders(config)
-    verify = at_once(config.data) if "data.verify" in map(_key, others) else "size"
-    if joined_corpora(config.data):
-        corpus = corpus_of(found[-1], config.data, cache, verify)
-    elif config.data == trained.data or (single and _same_build(config.data, trained.data)):
-        corpus = corpus_of_the_run(found[-1], trained, cache, verify)
-        if config.data != trained.data:
-            domains = {domain for stage in config.stages for domain in stage.mixture}
-            check_domains(corpus.dir, corpus.manifest, sorted(domains))
-    else:
-        corpus = corpus_of(found[-1], config.data, cache, verify)
+    asked = Asked(others, arguments.config_dir)
+    found = checkpoints(given[0].partition("=")[2], "--all" in argv, asked.cache)
+    config, corpus = asked.of(found[-1])
     with ExitStack() as held:
         for folder in (*(m.dir for m in corpus.members), *own_folders(config).values()):
             held.enter_context(in_use(folder))
@@ -132,123 +96,6 @@ def checkpoints(place: str, every: bool, cache: Path) -> list[Checkpoint]:
     if not every or newest.path == Path(place).expanduser():
         return [newest]
     return layout.complete(newest.path.parent)
-
-
-def single_data(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that set fields of the run's data; [] where other data are named, whose
-    fields they set."""
-    keys = [_key(override) for override in overrides]
-    if any(key in _OTHER_DATA or key.startswith(_SOURCES) for key in keys):
-        return []
-    return [
-        override
-        for override, key in zip(overrides, keys, strict=True)
-        if key.startswith("data.") and key != _CACHE_DIR
-    ]
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
-
-
-def as_asked(trained: Config, asked: Config, overrides: Sequence[str]) -> Config:
-    """Return the config of a run with what the overrides change of it.
-
-    Args:
-        trained: The config of the run.
-        asked: The composed overrides, without those of `single_data`.
-        overrides: All of them.
-
-    Raises:
-        InputError: an override that would change nothing here, or a wrong one of `single_data`.
-    """
-    single = single_data(overrides)
-    config = changed(trained, single) if single else trained
-    for override in overrides:
-        key = _key(override)
-        section, _, field = key.partition(".")
-        if key == _CACHE_DIR or override in single:
-            continue
-        if section in ("data", "path"):
-            config = replace(config, data=asked.data)
-        elif section == "eval" and field:
-            config = changed(config, [override])
-        elif key == "model.num_loops":
-            config = replace(config, model=replace(config.model, num_loops=asked.model.num_loops))
-        elif key == "precision":
-            config = replace(config, precision=asked.precision)
-        elif key == "train.micro_batch_size":
-            size = asked.train.micro_batch_size
-            config = replace(config, train=replace(config.train, micro_batch_size=size))
-        else:
-            raise InputError.of(
-                override,
-                "a checkpoint is evaluated as its run was trained, but for "
-                + ", ".join([*_SINGLE, "eval.*", "data.*"]),
-                "leave it out",
-            )
-    return config
-
-
-def _same_build(data: DataConfig, trained: DataConfig) -> bool:
-    """Whether a corpus of the run's data would be the run's; a finished one is opened as it is."""
-    rebuilt = replace(trained, build=data.build)
-    return not data.build.sources or corpus_fields(rebuilt) == corpus_fields(trained)
-
-
-def corpus_of_the_run(
-    checkpoint: Checkpoint, trained: Config, cache: Path, verify: Verify = "size"
-) -> Corpus:
-    """Return the corpus that a checkpoint was trained on.
-
-    Args:
-        trained: The config of the run.
-        cache: Where corpora are today; the run's config may name another folder.
-        verify: What of it is compared with its manifest.
-
-    Raises:
-        InputError: it is gone and has no sources, or they give other tokens today.
-    """
-    state = checkpoint.state()
-    folder = where_is(state.corpus_dir, state.corpus, cache)
-    if folder is not None:
-        return load_corpus(folder, verify)
-    fact, fix = gone(state.corpus_dir, state.corpus, cache)
-    if not trained.data.build.sources:
-        why = "a checkpoint is evaluated on the held-out documents of its corpus"
-        raise InputError.of(fact, why, fix)
-    say_aside(f"data: {fact}: built again from its sources; if it was moved, {fix}")
-    return corpus_of(checkpoint, trained.data, cache, verify)
-
-
-def corpus_of(
-    checkpoint: Checkpoint, data: DataConfig, cache: Path, verify: Verify = "size"
-) -> Corpus:
-    """Return the corpus that `data` describes, in the tokens of a checkpoint.
-
-    Args:
-        cache: Where corpora are today.
-        verify: What of it is compared with its manifest.
-
-    Raises:
-        InputError: it was tokenised by another tokenizer.
-    """
-    from data_pipeline.driver import prepare
-
-    state = checkpoint.state()
-    if data.build.sources:
-        copied = checkpoint.path / TOKENIZER
-        tokenizer = str(copied) if copied.is_file() else state.tokenizer_path
-        build = replace(data.build, tokenizer=tokenizer, cache_dir=str(cache))
-        data = replace(data, build=build)
-    corpus = prepare(data, report=say_aside, verify=verify)
-    if corpus.tokenizer_hash != state.tokenizer_hash:
-        raise InputError.of(
-            f"{corpus.dir} has another tokenizer than {checkpoint.path} was trained with",
-            "the same ids mean other text",
-            "data=files path=DOCUMENTS, which is tokenised as the checkpoint was, or no data=",
-        )
-    return corpus
 
 
 def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> list[dict[str, Any]]:

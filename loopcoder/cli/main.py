@@ -15,7 +15,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loopcoder import __version__
-from loopcoder.cli import checkpoint, data, doctor, evaluate, launch, runs, sweep, train
+from loopcoder.cli import (
+    checkpoint,
+    data,
+    diagnose,
+    doctor,
+    evaluate,
+    launch,
+    runs,
+    sweep,
+    train,
+)
 from loopcoder.cli.messages import (
     another_rank_failed_first,
     print_error,
@@ -172,6 +182,7 @@ VERBS = {
     "sweep": Verb(sweep.run, "train every combination of some values, on all GPUs, and compare"),
     "launch": Verb(launch.run, "train on a cluster, by Slurm or Kubernetes"),
     "evaluate": Verb(evaluate.run, "the validation loss of a checkpoint, on any data"),
+    "diagnose": Verb(diagnose.run, "what each loop of a checkpoint does, and what it costs"),
     "data": Verb(data.run, "build a corpus; list, show and clean what is built"),
     "checkpoint": Verb(checkpoint.run, "list the checkpoints of a run, or verify them"),
     "runs": Verb(runs.run, "list run folders, or compare them in one table and plot"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +12,10 @@ from launch.sweep.run import sweep
 from launch.sweep.search import Search
 from launch.sweep.settings import SweepConfig
 from loopcoder.backends import Backends, detect, refuse_missing
-from loopcoder.cli.arguments import Arguments, parse_arguments
+from loopcoder.cli.arguments import Arguments, fields_of, parse_arguments, section_of
 from loopcoder.cli.checks import check_folder
 from loopcoder.cli.sweep_state import Board
-from loopcoder.config.compose import compose
-from loopcoder.errors import EXIT_DONE, InputError, Problem
+from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.plan.cost import flops_per_step, flops_per_token, tokens_per_step
 
 HELP = """\
@@ -39,7 +37,6 @@ that diverges or breaks does not stop the others; wrong input, a full disk and t
 more of them. All points have one seed, corpus and order of data unless these are swept.
 `loopcoder train -m` goes in turn."""
 
-_PREFIX = "sweep."
 _ALIKE = {"tokens": "tokens", "flops": "FLOPs"}
 
 
@@ -47,7 +44,7 @@ def run(argv: list[str]) -> int:
     """Run a sweep with places of its own."""
     arguments = parse_arguments(argv, takes=[])
     if arguments.help:
-        print(HELP.format(fields=_fields()))
+        print(HELP.format(fields=fields_of("sweep", SweepConfig)))
         return EXIT_DONE
     settings, others = settings_of(arguments.overrides)
     if not settings.wait:
@@ -65,18 +62,7 @@ def settings_of(overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
     Raises:
         InputError: about keys as they stand on the command line.
     """
-    own = [o.removeprefix(_PREFIX) for o in overrides if o.startswith(_PREFIX)]
-    try:
-        settings = compose(own, schema=SweepConfig, root="sweep")
-    except InputError as error:
-        raise InputError([_as_written(problem) for problem in error.problems]) from error
-    return settings, [o for o in overrides if not o.startswith(_PREFIX)]
-
-
-def _as_written(problem: Problem) -> Problem:
-    """Return a problem of the section with its keys as they stand on the command line."""
-    fix = f"{_PREFIX}{problem.fix}" if "=" in problem.fix.split()[0] else problem.fix
-    return replace(problem, fact=f"{_PREFIX}{problem.fact}", fix=fix)
+    return section_of(overrides, "sweep", SweepConfig)
 
 
 def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
@@ -169,11 +155,3 @@ def _places(settings: SweepConfig, backends: Backends) -> Callable[[Sequence[Poi
         return places(settings.at_once, settings.per_gpu, backends.gpu_count, most)
 
     return found
-
-
-def _fields() -> str:
-    docs = SweepConfig.__pydantic_fields__  # type: ignore[attr-defined]
-    return "\n".join(
-        f"  {_PREFIX + name:<16} {' '.join(str(field.description).split())}"
-        for name, field in docs.items()
-    )

@@ -35,7 +35,8 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
     problems = [
         *_model(config),
         *_layout(config, world_size, backends),
-        *_pipeline(config, world_size),
+        *_stages(config),
+        *_microbatches(config, world_size),
         *check_batch(config, world_size),
         *check_data(config),
         *_optim(config),
@@ -47,6 +48,18 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
         *_checkpoint(config),
         *check_store(config),
         *check_secrets(config),
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def check_layout(config: Config, world_size: int, backends: Backends) -> None:
+    """Raise InputError with everything that keeps a model from running, without training, on
+    `world_size` processes; resolved as for `check`."""
+    problems = [
+        *_layout(config, world_size, backends),
+        *_stages(config),
+        *check_precision(config, backends),
     ]
     if problems:
         raise InputError(problems)
@@ -143,7 +156,7 @@ def _layout(config: Config, world_size: int, backends: Backends) -> Iterator[Pro
             yield Problem(f"{key}={size}", f"{what} is not built yet", f"{key}=1")
 
 
-def _pipeline(config: Config, world_size: int) -> Iterator[Problem]:
+def _stages(config: Config) -> Iterator[Problem]:
     p, layers = config.parallel, config.model.num_layers
     if p.chunks_per_loop > 1 and p.pp == 1:
         yield Problem(
@@ -161,6 +174,10 @@ def _pipeline(config: Config, world_size: int) -> Iterator[Problem]:
             if p.chunks_per_loop > 1 and layers >= p.pp
             else f"parallel.pp={layers} parallel.chunks_per_loop=1",
         )
+
+
+def _microbatches(config: Config, world_size: int) -> Iterator[Problem]:
+    p = config.parallel
     dp = max(1, world_size // (p.tp * p.pp * p.cp))
     smallest = min(batch_sizes(config))
     microbatches = smallest // (config.train.micro_batch_size * dp)

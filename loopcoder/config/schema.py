@@ -316,6 +316,10 @@ class LoggingConfig:
     """In logged steps: the training loss of each loop's output through the head (logit lens)."""
     loop_gradients: bool = False
     """In logged steps: the norm of the gradient with respect to each loop's input."""
+    diagnostics_interval: Annotated[NonNegativeInt, Changes("nothing", since="2026-11-30")] = 0
+    """In logged steps that are a multiple of this: what each loop does to a few tokens of every
+    sequence (step size, alignment, offset cost, output entropy and shift), and its mean gate; 0:
+    never. `loopcoder diagnose` measures all of it, and more, of a checkpoint."""
     max_labels: NonNegativeInt = 64
     """Languages that have a loss of their own, those with most training tokens, and as many
     sources; the others are `other`. 0: no losses by language and source. A corpus without files of

@@ -57,6 +57,9 @@ FIELDS = {
     "loops": "loops that the step ran, where they are drawn (objective.loop_count)",
     "grad_norm": "global L2 norm of the gradient before clipping",
     "grad_norm/loop<r>": "L2 norm of the gradient at the input of loop r (logging.loop_gradients)",
+    "loops/<measure>/loop<r>": "step_size, alignment, offset_cost, output_entropy and output_shift "
+    "of loop r (from 0) in 32 tokens of every sequence, states after the final norm, and gate, the "
+    "mean over all tokens, heads and layers (logging.diagnostics_interval; docs/diagnostics.md)",
     "lr": "learning rate of this step",
     "tokens": "tokens trained since step 0",
     "tokens_per_s": "over all ranks",

@@ -53,6 +53,8 @@ class PLTAttention(SelfAttention):
             if has_gate
             else None
         )
+        self.observer: Callable[..., None] | None = None
+        """Gets what is attended with; see `probe.Probe.at_attention`."""
 
     def forward(
         self, normed: Tensor, residual: Tensor, shared: KV | None, docs: Documents, rope: Tensor
@@ -81,12 +83,28 @@ class PLTAttention(SelfAttention):
         if shared is not None:
             assert self.plt_gate is not None, "shared K/V need a gate"
             mix, inputs = self._gated, (self.plt_gate(residual, q), q, k, v, *shared)
+        if self.observer is not None:
+            self._show(self.observer, q, k, shared, inputs[0])
         if self.checkpoint_core_attention and torch.is_grad_enabled():
             mixed = checkpoint(lambda *tensors: mix(docs, *tensors), False, *inputs)
         else:
             mixed = mix(docs, *inputs)
         output, _ = self.linear_proj(mixed.flatten(2))
         return output, (k, v)
+
+    def _show(
+        self,
+        observer: Callable[..., None],
+        q: Tensor,
+        k: Tensor,
+        shared: KV | None,
+        gate_logits: Tensor,
+    ) -> None:
+        if shared is None:
+            observer(q, k, None, None)
+            return
+        exact = torch.promote_types(gate_logits.dtype, torch.float32)
+        observer(q, k, shared[0], torch.sigmoid(gate_logits.detach().to(exact)))
 
     def _causal(self, docs: Documents, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.core_attention.causal(q, k, v, docs)

@@ -34,7 +34,7 @@ from loopcoder.model.exit_gate import ExitGate
 from loopcoder.model.idle import with_zero_gradients
 from loopcoder.model.layer import PLTBlock
 from loopcoder.model.objective import add_loop
-from loopcoder.model.probe import LoopProbe
+from loopcoder.model.probe import Probe, observed
 from loopcoder.model.reuse import in_loop
 from loopcoder.model.shared_kv import EMBEDDING, SharedKV
 from loopcoder.model.specs import block_submodules
@@ -150,7 +150,7 @@ class PLTModel(LanguageModule):
         *,
         every_loop: bool = False,
         chunk: ChunkInput | None = None,
-        probe: LoopProbe | None = None,
+        probe: Probe | None = None,
         objective: StepObjective | None = None,
     ) -> Any:
         """Run all loops, or one chunk of a pipeline.
@@ -195,7 +195,7 @@ class PLTModel(LanguageModule):
         labels: Tensor | None,
         rope: Tensor,
         every_loop: bool,
-        probe: LoopProbe | None,
+        probe: Probe | None,
         objective: StepObjective,
         chunk: ChunkInput,
     ) -> tuple[Tensor, Tensor | None]:
@@ -218,7 +218,8 @@ class PLTModel(LanguageModule):
             if probe is not None:
                 probe.at_input(loop_idx, hidden)
         gated = shared_kv if self.model.has_gates else None
-        hidden = self.decoder(hidden, loop_idx, gated, docs, rope, chunk.part)
+        with observed(self.decoder.layers, loop_idx, probe):
+            hidden = self.decoder(hidden, loop_idx, gated, docs, rope, chunk.part)
         if objective.num_loops == 1:
             hidden = with_zero_gradients(hidden, self.idle_with_one_loop(chunk.part))
         if not self.post_process or chunk.part < len(self.decoder.parts) - 1:
@@ -229,8 +230,7 @@ class PLTModel(LanguageModule):
         normed = in_loop(self.decoder.final_layernorm, loop_idx if each_loop else use)(hidden)
         output = self.read_out(normed, labels, use) if is_read or every_loop else None
         if probe is not None:
-            read = self.read_out if output is None else lambda *_: output
-            probe.at_output(loop_idx, normed, labels, read)
+            probe.at_output(loop_idx, hidden, normed, labels, self.read_out, output)
         to_next = normed if each_loop else hidden
         if objective.sums_loops and output is not None:
             logit = None

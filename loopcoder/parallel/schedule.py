@@ -18,7 +18,7 @@ from torch import Tensor
 
 from loopcoder.data.batch import Batch
 from loopcoder.model.plt import ChunkInput
-from loopcoder.model.probe import LoopProbe
+from loopcoder.model.probe import Probe
 from loopcoder.model.shared_kv import DetachedSharedKV
 from loopcoder.model.step_objective import StepObjective
 from loopcoder.parallel.layout import microbatch_group
@@ -64,7 +64,7 @@ class LoopChunk(MegatronModule):
         microbatch: int,
         batch: Batch,
         every_loop: bool = False,
-        probe: LoopProbe | None = None,
+        probe: Probe | None = None,
         objective: StepObjective | None = None,
     ) -> Any:
         """Run the chunk for a microbatch; the first chunk opens its store, the last closes it."""

@@ -18,6 +18,12 @@ def logs_after(config: Config, step: int) -> bool:
     return is_last or _due(step, config.logging.interval) or evaluates_after(config, step)
 
 
+def diagnoses_after(config: Config, step: int) -> bool:
+    """Say whether what the loops do is measured in a step."""
+    interval = config.logging.diagnostics_interval
+    return interval > 0 and step % interval == 0 and logs_after(config, step)
+
+
 def saves_after(config: Config, step: int, warmup: int) -> bool:
     """Say whether there is a checkpoint of a step: at intervals, where a wsd run begins to decay,
     and at the end.

@@ -44,7 +44,7 @@ from loopcoder.train.data_events import data_events
 from loopcoder.train.evaluation import Evaluation
 from loopcoder.train.health import Health
 from loopcoder.train.labels import label_losses
-from loopcoder.train.objective import probes_of
+from loopcoder.train.measures import NOTHING, measures_of
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_step
 from loopcoder.train.outlook import outlook
 from loopcoder.train.profiling import StepProfiler
@@ -264,15 +264,15 @@ class Run:
         config, optim = self.config, self.config.optim
         step = data.after.step
         loops = loops_of_step(config, step)
-        probe, by_loop = probes_of(config, loops, self.ranks.device) if logged else (None, None)
-        by_label = self._by_label if logged else None
+        measures = NOTHING
+        if logged:
+            measures = measures_of(config, self.ranks, step, loops, self._by_label)
         theta = config.stages[data.before.stage].rope_theta
         self.state.network.set_rope_theta(theta)
         short = named_out_of_memory(f"step {step}", smaller_step(config, self.run_dir))
         with short, self.state.compute.step():
             domains = len(self.corpus.domains)
-            measures = probe, by_label, by_loop
-            sums = forward_backward(self.state, data.microbatches, domains, *measures, loops)
+            sums = forward_backward(self.state, data.microbatches, domains, measures, loops)
         lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
         share = vocabulary_share(optim, step)
         loss, tp_size = sums[0].sum(), config.parallel.tp
@@ -280,7 +280,7 @@ class Run:
             self.state.optimizer, optim, lr, sums[1].sum(), share, loss=loss, tp_size=tp_size
         )
         self.health.note(data, sums, grad_norm)
-        return StepResult(sums, grad_norm, lr, *measures, loops)
+        return StepResult(sums, grad_norm, lr, measures, loops)
 
     def _log(self, result: StepResult, data: StepData, window: Window, evaluate: bool) -> bool:
         """Write a line; return False where its evaluation was broken off by a signal."""

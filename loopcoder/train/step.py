@@ -3,7 +3,7 @@ update."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,14 +15,12 @@ from torch import Tensor
 
 from loopcoder.data.batch import Batch
 from loopcoder.model.objective import parts
-from loopcoder.model.probe import LoopProbe
 from loopcoder.model.reuse import forget_fp8_copies
 from loopcoder.model.step_objective import StepObjective, step_objective
 from loopcoder.parallel.ready_counts import expect_gradients_of
 from loopcoder.parallel.schedule import run_chunks
 from loopcoder.train.by_domain import loss_fields
-from loopcoder.train.labels import LabelLosses
-from loopcoder.train.objective import ObjectiveSums
+from loopcoder.train.measures import NOTHING, Measures, sum_over_ranks
 from loopcoder.train.state import TrainState
 
 
@@ -35,12 +33,8 @@ class StepResult:
     grad_norm: Tensor
     """Global norm of the averaged gradient before clipping. []"""
     lr: float
-    probe: LoopProbe | None
-    """What the loops did; None unless the step is logged."""
-    by_label: LabelLosses | None
-    """Sums by language and source; None unless the step is logged."""
-    by_loop: ObjectiveSums | None
-    """Of an objective of several loops; None unless the step is logged."""
+    measures: Measures
+    """None are taken unless the step is logged."""
     loops: int
     """Loops that the step ran."""
 
@@ -53,9 +47,7 @@ class StepResult:
             "lr": self.lr,
             "grad_norm": self.grad_norm.item(),
             **loss_fields(domains, loss, tokens),
-            **(self.by_label.fields("loss") if self.by_label else {}),
-            **(self.probe.fields(all_tokens) if self.probe else {}),
-            **(self.by_loop.fields(all_tokens) if self.by_loop else {}),
+            **self.measures.fields(all_tokens),
         }
 
 
@@ -63,9 +55,7 @@ def forward_backward(
     state: TrainState,
     microbatches: list[Batch],
     domains: int,
-    probe: LoopProbe | None = None,
-    by_label: LabelLosses | None = None,
-    by_loop: ObjectiveSums | None = None,
+    measures: Measures = NOTHING,
     loops: int | None = None,
 ) -> Tensor:
     """Compute the gradients of one step, and return sums of the last loop's loss by domain.
@@ -75,9 +65,7 @@ def forward_backward(
     number of these tokens, which makes the mean of the contract.
 
     Args:
-        probe: measures the loops on the way; its sums are over all ranks afterwards.
-        by_label: gets the sums of the loss by language and source, over all ranks as well.
-        by_loop: gets those of an objective of several loops.
+        measures: taken on the way; they are over all ranks afterwards.
         loops: that the step runs; None: all of them.
 
     Returns:
@@ -85,29 +73,25 @@ def forward_backward(
     """
     num_loops = state.network.model.num_loops
     loops = num_loops if loops is None else loops
-    objective = step_objective(state.objective, num_loops, loops)
     state.ddp.zero_grad_buffer()
     state.optimizer.zero_grad()
     if state.objective.draws_loops:
         expect_gradients_of(state.ddp, loops)
-    if by_label is not None:
-        by_label.sums.zero_()
+    measures.begin()
     device = state.ranks.device
     of_step = partial(
         chunk_step if state.chunks else _forward_step,
         device=device,
         domains=domains,
-        probe=probe,
-        by_label=by_label,
-        objective=objective,
-        by_loop=by_loop,
+        measures=measures,
+        objective=step_objective(state.objective, num_loops, loops),
     )
     if state.chunks:
         sums = run_chunks(state.chunks_of(loops), microbatches, of_step)
     else:
         sums = forward_backward_no_pipelining(
             forward_step_func=of_step,
-            data_iterator=iter(microbatches),
+            data_iterator=iter(list(enumerate(microbatches))),
             model=state.ddp,
             num_microbatches=len(microbatches),
             seq_length=microbatches[0].tokens.shape[1],
@@ -116,48 +100,25 @@ def forward_backward(
     total = torch.zeros(2, domains, device=device)
     for s in sums:  # only the last stage of a pipeline has any
         total += s["sums"]
-    _sum_over_ranks(state, total)
-    if by_label is not None:
-        _sum_over_ranks(state, by_label.sums)
-    if by_loop is not None:
-        _sum_over_ranks(state, by_loop.sums)
-    if probe is not None:
-        _sum_over_ranks(state, probe.sums)
-        if state.config.sequence_parallel:  # each rank saw the gradient of its part of the sequence
-            dist.all_reduce(probe.sums[1], group=state.ranks.groups.tp)
-        probe.sums[0, -1] = total[0].sum()
+    sum_over_ranks(state, total)
+    measures.finish(state, total)
     return total
 
 
-def _sum_over_ranks(state: TrainState, sums: Tensor) -> None:
-    dist.all_reduce(sums, group=state.ranks.groups.dp_cp)
-    if state.chunks:
-        dist.all_reduce(sums, group=state.ranks.groups.pp)
-
-
 def _forward_step(
-    batches: Iterator[Batch],
+    batches: Iterator[tuple[int, Batch]],
     model: Any,
     *,
     device: torch.device,
     domains: int,
-    probe: LoopProbe | None,
-    by_label: LabelLosses | None,
+    measures: Measures,
     objective: StepObjective,
-    by_loop: ObjectiveSums | None,
 ) -> Any:
-    batch = next(batches).to(device)
-    if probe is not None:
-        probe.loss_mask = batch.loss_mask
+    microbatch, host_batch = next(batches)
+    batch = host_batch.to(device)
+    probe = measures.of_microbatch(microbatch, batch)
     output = model(batch.tokens, batch.documents, batch.labels, probe=probe, objective=objective)
-    return output, partial(
-        _loss,
-        batch=batch,
-        domains=domains,
-        by_label=by_label,
-        sums_loops=objective.sums_loops,
-        by_loop=by_loop,
-    )
+    return output, _reading(batch, domains, measures, objective)
 
 
 def losses(state: TrainState, batches: list[Batch], *, every_loop: bool) -> Iterable[Tensor]:
@@ -212,45 +173,34 @@ def chunk_step(
     *,
     device: torch.device,
     domains: int,
-    probe: LoopProbe | None,
-    by_label: LabelLosses | None = None,
+    measures: Measures = NOTHING,
     objective: StepObjective | None = None,
-    by_loop: ObjectiveSums | None = None,
 ) -> Any:
     microbatch, host_batch = next(batches)
     batch = host_batch.to(device)
-    if probe is not None:
-        probe.loss_mask = batch.loss_mask
-    loss = partial(
-        _loss,
-        batch=batch,
-        domains=domains,
-        by_label=by_label,
-        sums_loops=objective is not None and objective.sums_loops,
-        by_loop=by_loop,
-    )
-    return chunk(microbatch, batch, probe=probe, objective=objective), loss
+    probe = measures.of_microbatch(microbatch, batch)
+    output = chunk(microbatch, batch, probe=probe, objective=objective)
+    return output, _reading(batch, domains, measures, objective)
 
 
-def _loss(
-    output: Tensor,
-    *,
-    batch: Batch,
-    domains: int,
-    by_label: LabelLosses | None,
-    sums_loops: bool,
-    by_loop: ObjectiveSums | None,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return what megatron's schedule wants with calculate_per_token_loss: (sum, tokens, to
-    report)."""
-    trained, losses, _ = parts(output) if sums_loops else (output, output[None], None)
-    masked = losses[-1] * batch.loss_mask
-    total = (trained * batch.loss_mask).sum() if sums_loops else masked.sum()
-    tokens = batch.loss_mask.sum()
-    by_row = torch.stack([masked.detach().sum(1), batch.loss_mask.sum(1)])
-    sums = by_row.new_zeros(2, domains).index_add_(1, batch.domain_ids, by_row)
-    if by_label is not None:
-        by_label.add(masked, batch.loss_mask, batch.label_ids)
-    if by_loop is not None:
-        by_loop.add(output, batch.loss_mask)
-    return total, tokens.to(torch.int), {"sums": sums}
+def _reading(
+    batch: Batch, domains: int, measures: Measures, objective: StepObjective | None
+) -> Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """Return what makes of a microbatch's output what megatron's schedule wants with
+    calculate_per_token_loss: (sum, tokens, to report)."""
+    sums_loops = objective is not None and objective.sums_loops
+
+    def read(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        trained, losses, _ = parts(output) if sums_loops else (output, output[None], None)
+        masked = losses[-1] * batch.loss_mask
+        total = (trained * batch.loss_mask).sum() if sums_loops else masked.sum()
+        tokens = batch.loss_mask.sum()
+        by_row = torch.stack([masked.detach().sum(1), batch.loss_mask.sum(1)])
+        sums = by_row.new_zeros(2, domains).index_add_(1, batch.domain_ids, by_row)
+        if measures.by_label is not None:
+            measures.by_label.add(masked, batch.loss_mask, batch.label_ids)
+        if measures.by_loop is not None:
+            measures.by_loop.add(output, batch.loss_mask)
+        return total, tokens.to(torch.int), {"sums": sums}
+
+    return read

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from loopcoder.cli import evaluate as module
+from loopcoder.cli import held_out
 from loopcoder.cli import main as cli
-from loopcoder.cli.evaluate import as_asked, run, table
+from loopcoder.cli.evaluate import run, table
+from loopcoder.cli.held_out import as_asked
 from loopcoder.config.compose import compose
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
@@ -131,7 +133,7 @@ def corpus_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     opened = partial(
         SimpleNamespace, tokenizer_hash="tokenizer", members=(SimpleNamespace(dir=folder),)
     )
-    monkeypatch.setattr(module, "load_corpus", lambda found, _: opened(dir=found))
+    monkeypatch.setattr(held_out, "load_corpus", lambda found, _: opened(dir=found))
     return folder
 
 
@@ -191,7 +193,7 @@ def trained_on(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -
             dir=found, manifest=manifest, tokenizer_hash="tokenizer", members=(only,)
         )
 
-    monkeypatch.setattr(module, "load_corpus", loaded)
+    monkeypatch.setattr(held_out, "load_corpus", loaded)
     monkeypatch.setattr(module, "evaluate", lambda _, config, corpus: opened.append(config) or [])
     return opened
 

@@ -116,6 +116,7 @@ def train(
     every rank."""
     from loopcoder.optim.optimizer import update
     from loopcoder.optim.schedule import vocabulary_share
+    from loopcoder.train.measures import Measures
     from loopcoder.train.objective import probes_of
     from loopcoder.train.step import forward_backward
 
@@ -130,8 +131,8 @@ def train(
         by_label = LabelLosses(GROUPS, ranks.device)
         all_loops = by_step[step] == config.model.num_loops
         direct = sums_by_label(state, mine) if step == 0 and all_loops else None
-        measures = probe, by_label, by_loop
-        sums = forward_backward(state, mine, DOMAINS, *measures, loops=by_step[step])
+        measures = Measures(probe, by_label, by_loop)
+        sums = forward_backward(state, mine, DOMAINS, measures, by_step[step])
         if direct is not None:
             check_by_label(by_label.sums, sums, direct, exact=config.precision.name == "fp32")
         if step == 0:

@@ -89,7 +89,7 @@ def idle_shares(_: int, pp: int, loops: int, parts: int) -> list[float]:
     chunks = build_chunks(mcore_config, stage, loops, parts)
 
     def step(batches: Any, chunk: Any) -> Any:
-        return chunk_step(batches, chunk, device=ranks.device, domains=2, probe=None)
+        return chunk_step(batches, chunk, device=ranks.device, domains=2)
 
     shares = []
     for count in MICROBATCHES[pp]:

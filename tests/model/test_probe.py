@@ -15,6 +15,7 @@ from tests.weights import randomise
 
 
 def step(config: Any, ranks: Any, ids: torch.Tensor, seed: int, probe: Any) -> dict[str, Any]:
+    from loopcoder.train.measures import Measures
     from loopcoder.train.state import build_state
     from loopcoder.train.step import forward_backward
 
@@ -29,7 +30,7 @@ def step(config: Any, ranks: Any, ids: torch.Tensor, seed: int, probe: Any) -> d
 
     state.network.decoder.register_forward_pre_hook(keep)
     batches = microbatches(config, ids, True, 0, 1)
-    sums = forward_backward(state, batches, DOMAINS, probe)
+    sums = forward_backward(state, batches, DOMAINS, Measures(probe))
     grads = {n: p.main_grad.clone() for n, p in state.network.named_parameters()}
     return {"state": state, "batches": batches, "sums": sums, "grads": grads, "inputs": inputs}
 

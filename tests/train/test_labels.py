@@ -112,6 +112,7 @@ def test_a_group_without_tokens_has_no_loss_and_a_bad_one_spoils_no_other(seed: 
 def test_a_step_is_the_same_with_them(ranks: Any, seed: int, loops: int) -> None:
     """Bit for bit: gradients and sums by domain; those by label equal a direct computation in
     every layout (tests/dist)."""
+    from loopcoder.train.measures import Measures
     from loopcoder.train.state import build_state
     from loopcoder.train.step import forward_backward
 
@@ -122,9 +123,9 @@ def test_a_step_is_the_same_with_them(ranks: Any, seed: int, loops: int) -> None
     for by_label in (None, LabelLosses(GROUPS, ranks.device)):
         state = build_state(config, ranks, VOCAB)
         randomise(state.network, torch.Generator().manual_seed(seed))
-        sums = forward_backward(state, batches, DOMAINS, None, by_label)
+        sums = forward_backward(state, batches, DOMAINS, Measures(by_label=by_label))
         found.append((sums, *(p.main_grad.clone() for p in state.network.parameters())))
     assert all(map(torch.equal, *found))
     once = by_label.sums.clone()
-    forward_backward(state, batches, DOMAINS, None, by_label)  # begins anew
+    forward_backward(state, batches, DOMAINS, Measures(by_label=by_label))  # begins anew
     assert torch.equal(once, by_label.sums)

@@ -1,0 +1,248 @@
+"""`loopcoder diagnose`: what each loop of trained models does, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.nodes import meeting_point, refuse_other_launch
+from launch.slurm_env import adopt_slurm
+from launch.torchrun import start_workers
+from loopcoder.backends import Backends, detect, refuse_missing
+from loopcoder.checkpoint.copies.places import find_at
+from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.cli.arguments import fields_of, parse_arguments, rank, say_aside, section_of
+from loopcoder.cli.held_out import Asked
+from loopcoder.config.check import check_layout
+from loopcoder.config.diagnosis import DiagnoseConfig
+from loopcoder.config.resolve import resolve
+from loopcoder.config.schema import Config, ParallelConfig
+from loopcoder.data.corpus import Corpus, in_use
+from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.storage.folders import make_folder
+from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
+
+if TYPE_CHECKING:
+    from loopcoder.diagnose.results import Diagnosis
+
+HELP = """\
+Diagnose checkpoints on held-out documents: what each loop does and what it costs, by domain,
+language, loop and layer, with 95% intervals; a table, a recommendation and an HTML report.
+
+usage: loopcoder diagnose checkpoint=DIR|URL [checkpoint=...] [diagnosis=FILE ...] [--json]
+                          [output=DIR] [diagnose.KEY=VALUE ...] [key=value ...]
+
+  loopcoder diagnose checkpoint=runs/plt_tiny-r2-cc8f20c8a9      the newest checkpoint of a run
+  loopcoder diagnose checkpoint=R1 checkpoint=R2 checkpoint=R3   several, beside each other
+  loopcoder diagnose diagnosis=diagnosis/a.json diagnosis=diagnosis/b.json
+                                                  compare what was measured before
+  loopcoder diagnose checkpoint=DIR diagnose.loops=4             with further loops than trained
+  loopcoder diagnose checkpoint=DIR data=files path=~/src        on other data, with its tokenizer
+  loopcoder diagnose checkpoint=DIR parallel=tp2                 a model that one GPU does not hold
+
+  output=DIR                 where NAME.json of each and the report are written; ./diagnosis
+{fields}
+
+Everything else is as the run had it. Fields that may be given: precision, train.micro_batch_size,
+parallel.*, data.*. The same command again keeps what is finished. docs/diagnostics.md defines what
+is measured."""
+
+_ALLOWED = ("precision", "train.micro_batch_size", "parallel.*")
+_OUTPUT = "diagnosis"
+
+
+def run(argv: list[str]) -> int:
+    """Diagnose, or start the processes that do."""
+    arguments = parse_arguments([a for a in argv if a != "--json"], takes=["--json"])
+    if arguments.help:
+        print(HELP.format(fields=fields_of("diagnose", DiagnoseConfig)))
+        return EXIT_DONE
+    interrupted_by_signals(
+        "before the end; checkpoints that are finished are kept, start it again for the others"
+    )
+    given = _Given.of(arguments.overrides)
+    refuse_missing()
+    settings, others = section_of(given.others, "diagnose", DiagnoseConfig)
+    if "model.num_loops" in (other.partition("=")[0] for other in others):
+        raise InputError.of(
+            "model.num_loops", "loops are run besides those of training", "diagnose.loops=N"
+        )
+    output = Path(given.output).expanduser()
+    make_folder(output, "output")
+    if not given.checkpoints:
+        _refuse_unused(others, settings)
+        _show(_read(given.diagnoses), output, as_json="--json" in argv)
+        return EXIT_DONE
+    asked = Asked(others, arguments.config_dir, _ALLOWED)
+    backends = detect()
+    adopt_slurm(os.environ)
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    size = _processes(asked.parallel, launched=launched)
+    found = [find_at(place, asked.cache) for place in given.checkpoints]
+    names = _names(found, settings.name)
+    with ExitStack() as held:
+        subjects = []
+        for name, checkpoint in zip(names, found, strict=True):
+            config, corpus = asked.of(checkpoint)
+            config = replace(config, parallel=asked.parallel)
+            _check(config, size, backends)
+            for member in corpus.members:
+                held.enter_context(in_use(member.dir))
+            subjects.append((name, checkpoint, config, corpus))
+        if not launched and size > 1:
+            return start_workers(subjects[0][2], size, ("diagnose", *argv))
+        diagnosed = _measure(subjects, settings, output)
+    if rank() == 0:
+        _show([*diagnosed, *_read(given.diagnoses)], output, as_json="--json" in argv)
+    return EXIT_DONE
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What stood behind the verb."""
+
+    checkpoints: list[str]
+    diagnoses: list[Path]
+    output: str
+    others: list[str]
+
+    @classmethod
+    def of(cls, overrides: Sequence[str]) -> _Given:
+        def values(key: str) -> list[str]:
+            found = [o.partition("=")[2] for o in overrides if o.startswith(f"{key}=")]
+            if "" in found:
+                raise InputError.of(f"{key}=", "it names nothing", f"{key}=PATH")
+            return found
+
+        keys = "checkpoint", "diagnosis", "output"
+        checkpoints, diagnoses, output = map(values, keys)
+        others = [o for o in overrides if o.partition("=")[0] not in keys]
+        bare = next((o for o in others if "=" not in o), "DIR")
+        if not checkpoints and not diagnoses:
+            raise InputError.of(
+                "loopcoder diagnose " + " ".join(overrides),
+                "one checkpoint is named, or several, each by checkpoint=",
+                f"loopcoder diagnose checkpoint={bare}",
+            )
+        if len(output) > 1:
+            raise InputError.of(
+                " ".join(f"output={o}" for o in output), "there is one", f"output={output[-1]}"
+            )
+        paths = [Path(place).expanduser() for place in diagnoses]
+        return cls(checkpoints, paths, output[0] if output else _OUTPUT, others)
+
+
+def _refuse_unused(others: Sequence[str], settings: DiagnoseConfig) -> None:
+    """Refuse settings of a measurement where nothing is measured."""
+    if others or settings != DiagnoseConfig():
+        given = " ".join(others) or "diagnose.*"
+        why = "what was measured before is shown as it is"
+        raise InputError.of(given, why, "leave it out, or add checkpoint=DIR")
+
+
+def _processes(parallel: ParallelConfig, *, launched: bool) -> int:
+    """Return how many processes take part."""
+    if launched:
+        refuse_other_launch(parallel, os.environ)
+        return int(os.environ["WORLD_SIZE"])
+    if parallel.nodes > 1:
+        meeting_point(parallel)
+    model = parallel.tp * parallel.pp * parallel.cp
+    return parallel.nodes * (parallel.nproc_per_node or -(-model // parallel.nodes))
+
+
+def _check(config: Config, size: int, backends: Backends) -> None:
+    """Refuse a layout that does not fit the model or this machine."""
+    if config.parallel.sp:
+        raise InputError.of(
+            "parallel.sp=true",
+            "tokens are compared with the one before them, so each rank has whole sequences",
+            "parallel.sp=false",
+        )
+    check_layout(resolve(config, backends), size, backends)
+
+
+def _names(found: Sequence[Checkpoint], name: str | None) -> list[str]:
+    """Name each checkpoint after its run, and by its step where one run has several."""
+    if name is not None and len(found) > 1:
+        raise InputError.of(
+            f"diagnose.name={name} for {len(found)} checkpoints",
+            "each has a file and a name of its own",
+            "leave it out: they are named after their runs",
+        )
+    if name is not None:
+        return [name]
+    runs = [_run_of(checkpoint) for checkpoint in found]
+    names = [
+        run if runs.count(run) == 1 else f"{run}-{checkpoint.step}"
+        for run, checkpoint in zip(runs, found, strict=True)
+    ]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        same = [c.place for n, c in zip(names, found, strict=True) if n == twice]
+        raise InputError.of(
+            f"{' and '.join(same)} are both called {twice}",
+            "each has a file of its own below output=",
+            "a command for each, with diagnose.name=NAME; then diagnosis=FILE of both",
+        )
+    return names
+
+
+def _run_of(checkpoint: Checkpoint) -> str:
+    """Return the name of the run's folder, also of a copy in a store."""
+    if checkpoint.url is not None:
+        folders = checkpoint.url.rstrip("/").split("/")
+    else:
+        folders = list(checkpoint.path.resolve().parts)
+    folders = [f for f in folders[:-1] if f != "checkpoints"]
+    return folders[-1] if folders else checkpoint.path.name
+
+
+def _measure(
+    subjects: Sequence[tuple[str, Checkpoint, Config, Corpus]],
+    settings: DiagnoseConfig,
+    output: Path,
+) -> list[Diagnosis]:
+    parallel = subjects[0][2].parallel
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    with ended_at_once():
+        from loopcoder.parallel import mcore
+
+        mcore.prepare()  # before anything imports megatron-core
+        from loopcoder.diagnose.kept import Subject, diagnose_all
+
+    mcore.start_processes(parallel.timeout_s, parallel.report_after_s)
+    try:
+        ranks = mcore.initialise(parallel, seed=0)
+        named = [Subject(*subject) for subject in subjects]
+        return diagnose_all(named, settings, ranks, output, say_aside)
+    finally:
+        mcore.shutdown()
+
+
+def _read(paths: Sequence[Path]) -> list[Diagnosis]:
+    from loopcoder.diagnose.results import read
+
+    return read(paths)
+
+
+def _show(diagnoses: Sequence[Diagnosis], output: Path, *, as_json: bool) -> None:
+    """Print what was found, and write the report."""
+    from loopcoder.diagnose.recommend import recommend
+    from loopcoder.diagnose.report import write_report
+    from loopcoder.diagnose.text import table
+
+    if as_json:
+        for diagnosis in diagnoses:
+            print(json.dumps(asdict(diagnosis)))
+    else:
+        print(table(diagnoses))
+        for diagnosis in diagnoses:
+            print(f"{diagnosis.name}: {recommend(diagnosis).text}")
+    say_aside(f"report     {write_report(diagnoses, output)}")
