@@ -1,12 +1,15 @@
 """The runs behind docs/recipes.md: which initialisation, which rate, what loops bring.
 
     python benchmarks/recipes.py run --corpus DIR --seconds 560 [STUDY ...] [--only POINT]
+    python benchmarks/recipes.py run --corpus DIR --diagnose dial_20m      (docs/loops.md)
     python benchmarks/recipes.py tables [STUDY ...]
 
 `run` trains what benchmarks/results/recipes lacks, study by study, several small models on each GPU
 at a time, and ends within `--seconds`: what is unfinished then starts anew the next time. Every
-finished run is a line of RESULTS/STUDY.jsonl, with the commit and the GPU. `tables` prints what
-docs/recipes.md shows. `RESULTS` is --results, by default benchmarks/results/recipes.
+finished run is a line of RESULTS/STUDY.jsonl, with the commit and the GPU. With --diagnose each is
+diagnosed before its checkpoint goes, into RESULTS/STUDY/POINT-seedN.json, of which
+`loopcoder diagnose diagnosis=FILE ...` makes figures. `tables` prints what docs/recipes.md shows.
+`RESULTS` is --results, by default benchmarks/results/recipes.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import argparse
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -49,6 +54,7 @@ def main() -> int:
     run.add_argument("--corpus", type=Path, required=True, help="folder of a finished corpus")
     run.add_argument("--seconds", type=float, default=560.0, help="end by then")
     run.add_argument("--only", action="append", metavar="POINT", help="no other point; repeatable")
+    run.add_argument("--diagnose", action="store_true", help="diagnose what is trained")
     run.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(STUDIES))
     tables = verbs.add_parser("tables")
     tables.add_argument("studies", nargs="*", metavar="STUDY")
@@ -63,7 +69,8 @@ def main() -> int:
         return 0
     if arguments.only:
         studies = [replace(s, points=_named(s, arguments.only, parser)) for s in studies]
-    return Runner(arguments.corpus, arguments.results, arguments.seconds).run(studies)
+    runner = Runner(arguments.corpus, arguments.results, arguments.seconds, arguments.diagnose)
+    return runner.run(studies)
 
 
 def _named(
@@ -104,8 +111,8 @@ class Runner:
     with the most room, as soon as there is enough for it.
     """
 
-    def __init__(self, corpus: Path, results: Path, seconds: float):
-        self.corpus, self.results = corpus.resolve(), results
+    def __init__(self, corpus: Path, results: Path, seconds: float, diagnoses: bool = False):
+        self.corpus, self.results, self.diagnoses = corpus.resolve(), results, diagnoses
         self.started = time.monotonic()
         self.deadline = self.started + seconds
         self.changed = threading.Condition()
@@ -180,6 +187,8 @@ class Runner:
         name = f"{job.study.name} {job.point.name} seed {job.seed}"
         with tempfile.TemporaryDirectory() as folder:
             code = self._execute(self._command(job, Path(folder)), gpu, Path(folder, "log"))
+            if code == 0 and self.diagnoses and job.point.script is None:
+                code = self._diagnose(job, Path(folder), gpu)
             took = time.monotonic() - begun
             if code == -signal.SIGKILL and time.monotonic() >= self.deadline:
                 return
@@ -208,6 +217,19 @@ class Runner:
         val = record["val"].get("val/loss", float("nan"))
         print(f"[{self._now():4.0f} s] {name}: val {val:.4f}, {took:.0f} s", flush=True)
 
+    def _diagnose(self, job: Job, folder: Path, gpu: str) -> int:
+        """Diagnose what was trained, and keep what was found; return the exit code."""
+        name = re.sub(r"[^\w.-]+", "_", f"{job.point.name}-seed{job.seed}")
+        asked = [f"checkpoint={folder / 'run'}", f"output={folder / 'found'}"]
+        asked += [f"diagnose.name={name}", f"data.build.cache_dir={folder / 'cache'}"]
+        command = [sys.executable, "-m", "loopcoder", "diagnose", *asked]
+        code = self._execute(command, gpu, folder / "log")
+        if code == 0:
+            kept = self.results / job.study.name
+            kept.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / "found" / f"{name}.json", kept / f"{name}.json")
+        return code
+
     def _execute(self, command: list[str], gpu: str, log: Path) -> int:
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -231,6 +253,7 @@ class Runner:
             f"path={self.corpus}",
             "data.verify=size",
             *(o for o in QUIET if not o.startswith("eval.at_end")),
+            f"checkpoint.save_at_end={self.diagnoses}",
             "parallel.nproc_per_node=1",
             f"seed={job.seed}",
             *job.study.shared,

@@ -121,3 +121,23 @@ def test_what_is_kept_of_a_run(tmp_path):
     kept = recipes.read_run(tmp_path)
     assert kept["val"] == {"val/loss": 2.12346, "val/loss/code": 1.5}
     assert (kept["steps"], kept["tokens"], len(kept["losses"])) == (30, 240, 3)
+
+
+@pytest.mark.dist_full
+def test_what_is_trained_is_diagnosed(corpus, monkeypatch, tmp_path):
+    import recipes
+    from recipe_study import Point, Study, losses_table
+
+    from loopcoder.diagnose.results import read
+
+    monkeypatch.setattr(recipes, "visible_gpus", lambda: ["0"])
+    point = Point("b 0.5", ("model.num_loops=2", "model.hidden_scale=0.5"))
+    shared = ("model=plt_tiny", "data.seq_length=64", "train.max_steps=2", "precision=fp32")
+    study = Study("tiny", shared, (point,), (3,), losses_table)
+    runner = recipes.Runner(corpus.dir, tmp_path / "results", 300, diagnoses=True)
+    assert runner.run([study]) == 0
+    (record,) = recipes.records(tmp_path / "results", study)
+    (found,) = read([tmp_path / "results" / "tiny" / "b_0.5-seed3.json"])
+    assert (found.step, found.model["hidden_scale"]) == (2, 0.5)
+    loss = next(s for s in found.series if s.measure == "loss" and s.group == "all").values[-1]
+    assert loss == pytest.approx(record["val"]["val/loss"], abs=0.5)
