@@ -85,7 +85,8 @@ def measure(
     """Measure a model that is loaded with the config `runnable`; see `diagnose`."""
     began, ranks, checkpoint = time.perf_counter(), run.state.ranks, run.checkpoint
     loops = loops_to_measure(config.model, settings)
-    position = checkpoint.state().position
+    saved = checkpoint.state()
+    position = saved.position
     stage = min(position.stage, len(config.stages) - 1)
     run.model.set_rope_theta(config.stages[stage].rope_theta)
     data = HeldOutData.of(config, corpus, settings, stage)
@@ -100,7 +101,7 @@ def measure(
         checkpoint=checkpoint.place,
         step=checkpoint.step,
         trained_tokens=position.tokens,
-        model=asdict(config.model),
+        model=asdict(config.model) | {"vocab_size": saved.vocab_size},
         loops=loops,
         data=data.described(corpus) | {"tokens": _tokens(merged)},
         made={
