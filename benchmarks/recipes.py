@@ -187,8 +187,6 @@ class Runner:
         name = f"{job.study.name} {job.point.name} seed {job.seed}"
         with tempfile.TemporaryDirectory() as folder:
             code = self._execute(self._command(job, Path(folder)), gpu, Path(folder, "log"))
-            if code == 0 and self.diagnoses and job.point.script is None:
-                code = self._diagnose(job, Path(folder), gpu)
             took = time.monotonic() - begun
             if code == -signal.SIGKILL and time.monotonic() >= self.deadline:
                 return
@@ -202,6 +200,12 @@ class Runner:
                 if job.point.script is None
                 else json.loads(Path(folder, "result.json").read_text())
             )
+            self._keep(job, took, record)
+            print(f"[{self._now():4.0f} s] {name}: {_loss(record)}, {took:.0f} s", flush=True)
+            if self.diagnoses and job.point.script is None:
+                self._diagnose(job, Path(folder), gpu)
+
+    def _keep(self, job: Job, took: float, record: Record) -> None:
         record = {
             "point": job.point.name,
             "seed": job.seed,
@@ -214,21 +218,24 @@ class Runner:
             self.rates[job.cost] = job.cost / (took * job.share)
             with (self.results / f"{job.study.name}.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-        val = record["val"].get("val/loss", float("nan"))
-        print(f"[{self._now():4.0f} s] {name}: val {val:.4f}, {took:.0f} s", flush=True)
 
-    def _diagnose(self, job: Job, folder: Path, gpu: str) -> int:
-        """Diagnose what was trained, and keep what was found; return the exit code."""
+    def _diagnose(self, job: Job, folder: Path, gpu: str) -> None:
+        """Diagnose what was trained, and keep what was found."""
         name = re.sub(r"[^\w.-]+", "_", f"{job.point.name}-seed{job.seed}")
         asked = [f"checkpoint={folder / 'run'}", f"output={folder / 'found'}"]
         asked += [f"diagnose.name={name}", f"data.build.cache_dir={folder / 'cache'}"]
         command = [sys.executable, "-m", "loopcoder", "diagnose", *asked]
-        code = self._execute(command, gpu, folder / "log")
+        log = folder / "diagnosis.log"
+        code = self._execute(command, gpu, log)
         if code == 0:
             kept = self.results / job.study.name
             kept.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / "found" / f"{name}.json", kept / f"{name}.json")
-        return code
+        if code == 0 or time.monotonic() >= self.deadline:
+            return
+        self.failed = True
+        text = log.read_text(errors="replace")
+        print(f"{job.study.name}: no diagnosis of {name}:\n{text[-3000:]}", flush=True)
 
     def _execute(self, command: list[str], gpu: str, log: Path) -> int:
         with log.open("wb") as output:
@@ -267,6 +274,10 @@ class Runner:
 
     def _now(self) -> float:
         return time.monotonic() - self.started
+
+
+def _loss(record: Record) -> str:
+    return f"val {record['val'].get('val/loss', math.nan):.4f}"
 
 
 def read_run(folder: Path) -> Record:

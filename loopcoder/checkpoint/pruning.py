@@ -79,21 +79,6 @@ def prune(
     return pruned
 
 
-def prune_reporting(
-    folder: Path,
-    config: CheckpointConfig,
-    spared: int | None,
-    newest: int,
-    report: Callable[..., None],
-    in_use: Collection[int] = (),
-) -> dict[Path, str]:
-    """Delete as `prune` does, and record what went as events; return what stays, and why."""
-    pruned = prune(folder, config, spared, newest, in_use)
-    for old in pruned.deleted:
-        report("checkpoint_deleted", step=old.step, path=str(old.path))
-    return pruned.notes
-
-
 class Pruning:
     """Prunes after every save of a run: beside its steps where it saves beside them, for a large
     file takes seconds to delete."""
@@ -136,6 +121,19 @@ class Pruning:
             if path not in self._said:
                 self._report("checkpoint_not_deleted", path=str(path), why=why)
                 self._said.add(path)
+
+
+def prune_reporting(
+    folder: Path,
+    config: CheckpointConfig,
+    spared: int | None,
+    newest: int,
+    report: Callable[..., None],
+) -> None:
+    """Delete as `prune` does, and record what went and what stays as events."""
+    pruning = Pruning(config, report)
+    pruning.begin(folder, spared, newest, ())
+    pruning.finish()
 
 
 def finish_deleting(folder: Path) -> dict[Path, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -101,9 +102,11 @@ class Saver:
         self._manager = use_result_queue(config.checkpoint.async_save)
         self._staging: Staging | None = None
         """On a GPU; a forked writer has the memory of the host as it was."""
+        self._faults: set[str] = set()
+        """Of that memory; each is said once."""
         if config.checkpoint.async_save and torch.cuda.is_available():
             device = torch.device("cuda", torch.cuda.current_device())
-            self._staging = Staging(device, lambda text: report("note", text=text))
+            self._staging = Staging(device)
 
     def save(self, network: Any, ddp: Any, optimizer: Any, state: CheckpointState) -> Path:
         """Save a run after the step of `state`, which names the folder."""
@@ -130,8 +133,8 @@ class Saver:
             if was_lost(error) or interruption_of(error):
                 raise  # who is said where the world is left
             raise self._failed(folder, error) from error
-        if request is not None and request.async_fn is not None and self._staging is not None:
-            request = request._replace(preload_fn=self._staged(request.async_fn_args[1]))
+        if request is not None and self._staging is not None:
+            request = self._staged(self._staging, request)
         # beside the copies, which another engine of the device makes
         sums = digest_of(held, optimizer) if self.config.checkpoint.digest else None
         if request is None:
@@ -146,17 +149,24 @@ class Saver:
             self._writing = folder
         return folder
 
-    def _staged(self, buckets: Sequence[Any]) -> Callable[[], list[Any]]:
-        """Begin to copy what the writer is to write; return what waits for it."""
-        staging = self._staging
-        assert staging is not None
-        copies = staging.copy(buckets)
+    def _staged(self, staging: Staging, request: Any) -> Any:
+        """Begin to copy what the writer is to write; return the request that waits for it."""
+        copies = staging.copy(request.async_fn_args[1]) if request.async_fn is not None else None
+        faults: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(faults, staging.fault)
+        for rank, fault in enumerate(faults):
+            if self.is_main and fault is not None and fault not in self._faults:
+                self._faults.add(fault)
+                self.report("note", text=f"rank {rank}: {fault}")
+                print(f"rank {rank}: {fault}", file=sys.stderr, flush=True)
+        if copies is None:
+            return request
 
         def whole() -> list[Any]:
             staging.wait()
             return copies
 
-        return whole
+        return request._replace(preload_fn=whole)
 
     def prepare(self, network: Any, optimizer: Any) -> None:
         """Take the memory that background saves need, beside the steps to come; call it after one,
@@ -164,7 +174,12 @@ class Saver:
         if self._staging is None or self._staging.is_prepared:
             return
         shards = sharded_state(network, optimizer, is_loading=False)
-        self._staging.prepare(sum(data.nbytes for _, data, _, _ in shards_of(shards)))
+        self._staging.prepare(data.nbytes for _, data, _, _ in shards_of(shards))
+
+    def close(self) -> None:
+        """Give the memory for saves back; no other save comes."""
+        if self._staging is not None:
+            self._staging.close()
 
     @property
     def is_preparing(self) -> bool:

@@ -8,13 +8,17 @@ gigabytes takes seconds, which pass beside the first steps.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from loopcoder.storage.files import in_words
 
 _ALIGNED = 4096
 _PIECE = 64 << 20
@@ -26,43 +30,49 @@ _POPULATE_WRITE = 23
 class Staging:
     """Memory for what one rank writes; one save at a time has it."""
 
-    def __init__(self, device: torch.device, note: Callable[[str], None]):
-        """
-        Args:
-            note: is told once if the memory cannot be pinned, which makes saves slower.
-        """
-        self.device, self._note = device, note
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.fault: str | None = None
+        """What keeps the memory from being as fast as it should be, or from being there."""
         self._memory: mmap.mmap | None = None
         self._size = 0
         self._thread: threading.Thread | None = None
-        self._fault: str | None = None
         self._pinned: list[int] = []
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @property
     def is_prepared(self) -> bool:
-        return self._memory is not None
+        """Whether memory was taken, or could not be."""
+        return self._memory is not None or self.fault is not None
 
     @property
     def is_preparing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def prepare(self, size: int) -> None:
-        """Take memory for so many bytes, beside what the caller goes on with."""
+    def prepare(self, sizes: Iterable[int]) -> None:
+        """Take memory for tensors of so many bytes each, beside what the caller goes on with."""
         self.close()
-        self._size = max(-(-size // _PIECE), 1) * _PIECE
-        self._memory = mmap.mmap(-1, self._size)
+        self._size = max(-(-sum(map(_aligned, sizes)) // _PIECE), 1) * _PIECE
+        try:
+            self._memory = mmap.mmap(-1, self._size)
+        except OSError as error:
+            self.fault = self._no_memory(error)
+            return
         self._thread = threading.Thread(target=self._pin, name="pins memory for saves")
         self._thread.start()
 
-    def copy(self, buckets: Sequence[Any]) -> list[Any]:
-        """Begin to copy the tensors of megatron-core's write buckets; return the buckets with the
-        copies, which are whole after `wait`."""
-        tensors = [t for _, _, (_, held) in buckets for _, t in held]
-        needed = sum(_aligned(_bytes(t)) for t in tensors)
-        if self._memory is None or needed > self._size:
-            self.prepare(needed)
+    def copy(self, buckets: Sequence[Any]) -> list[Any] | None:
+        """Begin to copy the tensors of megatron-core's write buckets.
+
+        Returns:
+            the buckets with the copies, which are whole after `wait`; None: there is no memory.
+        """
+        sizes = [t.nbytes for _, _, (_, held) in buckets for _, t in held]
+        if not self.is_prepared or (self._memory and sum(map(_aligned, sizes)) > self._size):
+            self.prepare(sizes)
         self._settled()
+        if self._memory is None:
+            return None
         if self._stream is None:
             return self._filled(buckets)
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -77,8 +87,10 @@ class Staging:
     def close(self) -> None:
         """Give the memory back, once no copy is used any more."""
         self._settled()
-        self._unpin()
-        self._memory = None
+        self.wait()
+        for begin in self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(begin)
+        self._pinned, self._memory = [], None
 
     def _filled(self, buckets: Sequence[Any]) -> list[Any]:
         out, at = [], 0
@@ -86,7 +98,7 @@ class Staging:
             copies = []
             for item, tensor in tensors:
                 copies.append((item, self._copied(tensor, at)))
-                at += _aligned(_bytes(tensor))
+                at += _aligned(tensor.nbytes)
             out.append((file, key, (objects, copies)))
         return out
 
@@ -106,40 +118,47 @@ class Staging:
         return copy.view(tensor.shape)
 
     def _settled(self) -> None:
-        """Wait for the pinning, and say what kept it from happening."""
+        """Wait until the memory is there, or cannot be."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._fault is not None:
-            self._note(self._fault)
-            self._fault = None
 
     def _pin(self) -> None:
-        for begin, size in self._pieces():
-            _populate(begin, size)
-            if not threading.main_thread().is_alive():
-                return  # the run ends
+        try:
+            for begin, size in self._pieces():
+                _populate(begin, size)
+                if not threading.main_thread().is_alive():
+                    return  # the run ends
+        except OSError as error:
+            self.fault, self._memory = self._no_memory(error), None
+            return
+        try:
+            self._register()
+        except Exception as error:
+            self.fault = (
+                f"memory for checkpoints cannot be pinned ({error}): training stands still for "
+                "longer at saves; raise the limit of locked memory (ulimit -l), or "
+                "checkpoint.async_save=false"
+            )
+
+    def _register(self) -> None:
         if self._stream is None:
             return
         torch.cuda.set_device(self.device)  # of this thread
-        runtime = torch.cuda.cudart()
         for begin, size in self._pieces():
             if not threading.main_thread().is_alive():
                 return
-            code = int(runtime.cudaHostRegister(begin, size, 0))
+            code = int(torch.cuda.cudart().cudaHostRegister(begin, size, 0))
             if code != 0:
-                self._fault = (
-                    f"memory for checkpoints cannot be pinned (CUDA's error {code}): training "
-                    "stands still for longer at saves; raise the limit of locked memory (ulimit "
-                    "-l), or checkpoint.async_save=false"
-                )
-                return
+                raise RuntimeError(f"CUDA's error {code}")
             self._pinned.append(begin)
 
-    def _unpin(self) -> None:
-        for begin in self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(begin)
-        self._pinned = []
+    def _no_memory(self, error: OSError) -> str:
+        return (
+            f"there are no {in_words(self._size)} of memory for checkpoints on the host "
+            f"({error.strerror or error}): megatron-core copies tensor by tensor, and training "
+            "stands still for longer at saves; give the run more, or checkpoint.async_save=false"
+        )
 
     def _pieces(self) -> list[tuple[int, int]]:
         assert self._memory is not None
@@ -148,13 +167,16 @@ class Staging:
 
 
 def _populate(begin: int, size: int) -> None:
-    """Let the kernel provide the pages now; where it cannot, they come when they are written."""
+    """Let the kernel provide the pages now; an older one provides them when they are written.
+
+    Raises:
+        OSError: there is not as much memory.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), ctypes.c_int(_POPULATE_WRITE))
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), ctypes.c_int(_POPULATE_WRITE)):
+        number = ctypes.get_errno()
+        if number != errno.EINVAL:
+            raise OSError(number, os.strerror(number))
 
 
 def _aligned(size: int) -> int:

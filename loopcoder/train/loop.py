@@ -139,6 +139,7 @@ class Run:
             self.event("run_diverged", step=self.position.step)  # a sweep goes on after it
             raise
         finally:
+            self.saver.close()
             self.copies.close()
             self.times.close(self.position.step)
             if self.writer is not None:
@@ -163,7 +164,8 @@ class Run:
                 for kind, fields in data_events(config, self.corpus, self.position, data):
                     self.event(kind, **fields)
                 if due.replays_before(config, step):
-                    replay(self.state, data, len(self.corpus.domains), self.event)
+                    loops = loops_of_step(config, step)
+                    replay(self.state, data, len(self.corpus.domains), self.event, loops)
                 evaluate, logged = due.evaluates_after(config, step), due.logs_after(config, step)
                 with self.profiler.step(step):
                     result = self._step(data, logged)

@@ -41,15 +41,17 @@ def compare_replicas(state: TrainState, step: int, event: Event) -> None:
     _refuse(mine, state, step, event, "replicas_differ", "data-parallel replicas have other")
 
 
-def replay(state: TrainState, data: StepData, domains: int, event: Event) -> None:
+def replay(state: TrainState, data: StepData, domains: int, event: Event, loops: int) -> None:
     """Compute this rank's gradients of a step twice, and compare them bit for bit. All ranks call
     it, before the step; it leaves the gradients as they are at the start of one.
+
+    Args:
+        loops: that the step runs.
 
     Raises:
         SilentError: on all ranks, naming those whose gradients differ.
     """
-    first = _own_gradients(state, data, domains)
-    again = _own_gradients(state, data, domains)
+    first, again = (_own_gradients(state, data, domains, loops) for _ in range(2))
     rank = dist.get_rank()
     mine = [("gradients", [rank])] if not torch.equal(first, again) else []
     _refuse(
@@ -57,18 +59,23 @@ def replay(state: TrainState, data: StepData, domains: int, event: Event) -> Non
     )
 
 
-def _own_gradients(state: TrainState, data: StepData, domains: int) -> Tensor:
+def _own_gradients(state: TrainState, data: StepData, domains: int, loops: int) -> Tensor:
     """Return fingerprints of the gradients of this rank's microbatches, before they are reduced."""
-    schedule: Any = state.chunks[0].config if state.chunks else state.config
-    finish, overlaps = schedule.finalize_model_grads_func, state.ddp.ddp_config.overlap_grad_reduce
-    schedule.finalize_model_grads_func = lambda *_, **__: None
+    # chunks of fewer loops than the model has get copies of the network's config
+    schedules: list[Any] = [state.config, *(chunk.config for chunk in state.chunks)]
+    finish = state.config.finalize_model_grads_func
+    ddp = state.ddp.ddp_config
+    overlaps = ddp.overlap_grad_reduce
+    for schedule in schedules:
+        schedule.finalize_model_grads_func = lambda *_, **__: None
     # ddp.no_sync() does not last: zeroing the gradients ends it.
-    state.ddp.ddp_config.overlap_grad_reduce = False
+    ddp.overlap_grad_reduce = False
     try:
-        forward_backward(state, data.microbatches, domains)
+        forward_backward(state, data.microbatches, domains, loops=loops)
     finally:
-        schedule.finalize_model_grads_func = finish
-        state.ddp.ddp_config.overlap_grad_reduce = overlaps
+        for schedule in schedules:
+            schedule.finalize_model_grads_func = finish
+        ddp.overlap_grad_reduce = overlaps
     return fingerprints([p.main_grad for p in state.network.parameters()])
 
 

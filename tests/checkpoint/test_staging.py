@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,7 +50,7 @@ def test_copies_are_equal_and_do_not_change_with_their_tensors(
     piece: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(staging, "_PIECE", piece)  # which a tensor may reach over
-    memory = Staging(CPU, pytest.fail)
+    memory = Staging(CPU)
     for number in (seed, seed + 1):  # the second time the memory is there
         tensors = drawn(number)
         buckets = memory.copy(in_buckets(tensors))
@@ -67,9 +68,9 @@ def test_copies_are_equal_and_do_not_change_with_their_tensors(
 
 def test_memory_grows_with_what_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "_PIECE", 1 << 16)
-    memory = Staging(CPU, pytest.fail)
+    memory = Staging(CPU)
     assert not memory.is_prepared
-    memory.prepare(100)
+    memory.prepare([100])
     assert memory.is_prepared and memory._size == 1 << 16
     large = torch.arange(1 << 16)
     assert torch.equal(out_of(memory.copy(in_buckets([large, large])))[1], large)
@@ -86,7 +87,7 @@ def _changes(copies: list[Tensor]) -> None:
 def test_a_forked_process_has_the_same_memory(seed: int) -> None:
     """Not a copy of it, for which forking a trainer would take seconds."""
     tensors = drawn(seed)[:4]
-    copies = out_of(Staging(CPU, pytest.fail).copy(in_buckets(tensors)))
+    copies = out_of(Staging(CPU).copy(in_buckets(tensors)))
     process = multiprocessing.get_context("fork").Process(target=_changes, args=(copies,))
     process.start()
     process.join()
@@ -94,13 +95,29 @@ def test_a_forked_process_has_the_same_memory(seed: int) -> None:
         assert torch.equal(copy, tensor + 1)
 
 
-def test_what_cannot_be_pinned_is_said_once() -> None:
-    said: list[str] = []
-    memory = Staging(CPU, said.append)
-    memory._fault = "cannot be pinned"
-    memory.copy(in_buckets([torch.ones(3)]))
-    memory.copy(in_buckets([torch.ones(3)]))
-    assert said == ["cannot be pinned"]
+def test_without_memory_megatron_copies_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    for where in ((staging.mmap, "mmap"), (staging, "_populate")):
+        with monkeypatch.context() as patch:
+            patch.setattr(*where, fails)
+            memory = Staging(CPU)
+            assert memory.copy(in_buckets([torch.ones(3)])) is None
+            assert memory.fault is not None and "67 MB" in memory.fault
+            assert memory.copy(in_buckets([torch.ones(3)])) is None  # not tried again
+        memory.close()
+
+
+def test_what_cannot_be_pinned_is_copied_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object) -> None:
+        raise RuntimeError("CUDA's error 2")
+
+    monkeypatch.setattr(Staging, "_register", fails)
+    memory = Staging(CPU)
+    (copy,) = out_of(memory.copy(in_buckets([torch.ones(3)])) or [])
+    assert torch.equal(copy, torch.ones(3))
+    assert memory.fault is not None and "cannot be pinned (CUDA's error 2)" in memory.fault
 
 
 def test_a_save_keeps_what_was_there_when_it_began(
@@ -113,9 +130,10 @@ def test_a_save_keeps_what_was_there_when_it_began(
     config, state = build_small()
     asked = replace(config.checkpoint, async_save=True)
     saver = Saver(replace(config, checkpoint=asked), tmp_path, lambda *_, **__: None)
-    memory = saver._staging = Staging(CPU, pytest.fail)
+    memory = saver._staging = Staging(CPU)
     steps(config, state, range(2), seed)
     saver.prepare(state.network, state.optimizer)
+    taken = memory._memory
     wanted = {name: p.detach().clone() for name, p in state.network.named_parameters()}
     held = sum(w.nbytes for w in wanted.values())
     # weights, the optimizer's of them, and two moments
@@ -124,6 +142,7 @@ def test_a_save_keeps_what_was_there_when_it_began(
     saver.save(state.network, state.ddp, state.optimizer, about)
     steps(config, state, range(2, 3), seed)
     saver.finish()
+    assert taken is not None and memory._memory is taken
     changed = dict(state.network.named_parameters())
     assert not all(torch.equal(changed[name], w) for name, w in wanted.items())
     loaded = load_small(layout.find(tmp_path))  # its digest is compared, of moments as well
