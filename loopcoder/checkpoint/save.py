@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,8 @@ class Saver:
     def close(self) -> None:
         """Give the memory for saves back; no other save comes."""
         if self._staging is not None:
-            self._staging.close()
+            with suppress(RuntimeError):  # a device that failed has said so before
+                self._staging.close()
 
     @property
     def is_preparing(self) -> bool:
