@@ -57,6 +57,19 @@ def plain_name(name: str) -> str:
     return name
 
 
+def names_of(model: ModelConfig) -> list[str]:
+    """Return our names of all weights of a model, in the order of the released files."""
+    embedding, final_norm, head = _MODEL
+    layer = [
+        name
+        for name in _LAYER
+        if "plt_gate" not in name
+        or (model.has_gates and (model.gate == "hidden" or "gate_norm" not in name))
+    ]
+    layers = [f"decoder.layers.{i}.{name}" for i in range(model.num_layers) for name in layer]
+    return [embedding, *layers, final_norm, head]
+
+
 def to_released(tensors: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
     """Return tensors under the released names, from ours of either layer spec.
 

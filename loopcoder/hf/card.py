@@ -1,0 +1,227 @@
+"""What stands in an export beside weights, config and code: tokenizer files and a model card."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loopcoder import __version__
+from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.config.schema import Config
+from loopcoder.errors import InputError
+from loopcoder.metrics.writer import EVENTS_FILE, read_metrics
+from loopcoder.origin import commit_of
+
+_EODS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
+"""Names of the end of a document; the first that a tokenizer has counts."""
+_TURN, _TURN_END = "<|im_start|>", "<|im_end|>"
+_PADS = ("<pad>", "<|pad|>", "[PAD]")
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['role'] == 'assistant' -%}
+{%- generation -%}{{- message['content'] + '<|im_end|>' -}}{%- endgeneration -%}
+{%- else -%}
+{{- message['content'] + '<|im_end|>' -}}
+{%- endif -%}
+{{- '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+"""ChatML."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer.json, and what its special tokens are for."""
+
+    text: str
+    eos: str
+    pad: str
+    ids: dict[str, int]
+    """Of the special tokens."""
+
+    @classmethod
+    def of(cls, path: Path) -> Tokenizer:
+        """Read a tokenizer.json.
+
+        Raises:
+            InputError: it is damaged, or has no end of a document.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+            ids = {str(t["content"]): int(t["id"]) for t in json.loads(text)["added_tokens"]}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise InputError.of(
+                f"{path} cannot be read: {error}",
+                "an export gets a copy of the tokenizer that the model was trained with",
+                "another checkpoint, or a copy of the corpus's tokenizer.json in its place",
+            ) from error
+        eos = next((name for name in _EODS if name in ids), None)
+        if eos is None:
+            raise InputError.of(
+                f"{path} has none of {', '.join(_EODS)}",
+                "generation ends with a token that ends a document",
+                "a checkpoint that was trained with such a tokenizer",
+            )
+        return cls(text, eos, next((name for name in _PADS if name in ids), eos), ids)
+
+    @property
+    def eos_id(self) -> int:
+        return self.ids[self.eos]
+
+    @property
+    def bos_id(self) -> int:
+        """Documents begin behind the end of another one: there is no token of its own."""
+        return self.eos_id
+
+    @property
+    def speaks_chatml(self) -> bool:
+        return _TURN in self.ids and _TURN_END in self.ids
+
+    def files(self, max_length: int) -> dict[str, str]:
+        """Return the content of the files by name, as transformers 4.57 and 5 read them.
+
+        transformers 5 would save a class that 4.57 does not have.
+
+        Args:
+            max_length: Of a sequence, in tokens.
+        """
+        specials = {"bos_token": self.eos, "eos_token": self.eos, "pad_token": self.pad}
+        about = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **specials,
+            "padding_side": "left",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": max_length,
+        }
+        ends = [self.eos_id, *([self.ids[_TURN_END]] if self.speaks_chatml else [])]
+        generation = {
+            "bos_token_id": self.bos_id,
+            "eos_token_id": ends if len(ends) > 1 else ends[0],
+            "pad_token_id": self.ids[self.pad],
+        }
+        out = {
+            "tokenizer.json": self.text,
+            "tokenizer_config.json": _json(about),
+            "special_tokens_map.json": _json(specials),
+            "generation_config.json": _json(generation),
+        }
+        return out | ({"chat_template.jinja": CHAT_TEMPLATE} if self.speaks_chatml else {})
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def model_card(
+    checkpoint: Checkpoint,
+    config: Config,
+    state: CheckpointState,
+    content: dict[str, Any],
+    size_bytes: int,
+) -> str:
+    """Return the README.md of an export.
+
+    Args:
+        content: Of config.json.
+        size_bytes: Of the weights.
+    """
+    m, loops = config.model, config.model.num_loops
+    width = 2 if content["dtype"] == "bfloat16" else 4
+    loop_text = (
+        f"{m.num_layers} layers run {loops} times with the same weights" if loops > 1
+        else f"{m.num_layers} layers, run once: a dense transformer"
+    )  # fmt: skip
+    facts = [
+        ("parameters", f"{size_bytes // width:,}"),
+        ("loops (R)", f"{loops}: {loop_text}"),
+        ("width, heads, K/V heads", f"{m.hidden_size}, {m.num_attention_heads}, {m.num_kv_heads}"),
+        ("weights", f"{content['dtype']}, trained in {config.precision.name}"),
+        ("optimizer step", f"{state.step:,}"),
+        ("tokens trained", f"{state.position.tokens:,}"),
+        ("sequence length", f"{config.data.seq_length:,}"),
+        ("data", f"{config.data.name}, fingerprint {state.corpus}"),
+        ("trained by commit", _commit_of_run(checkpoint) or "not recorded"),
+        ("exported by", f"loopcoder {__version__}, commit {commit_of() or 'not recorded'}"),
+    ]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts)
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            "tags: [code, looped-transformer, loopcoder]",
+            "---",
+            f"# {m.name}",
+            "",
+            "A Parallel Loop Transformer (LoopCoder-V2, arXiv 2606.18023) in the released format.",
+            "",
+            "| | |",
+            "| --- | --- |",
+            rows,
+            "",
+            *_data(config, state),
+            "## Use",
+            "",
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+            'model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True, '
+            f'dtype="{content["dtype"]}")',
+            'inputs = tokenizer("def add(a, b):", return_tensors="pt")',
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))",
+            "```",
+            "",
+            "The modeling file runs in transformers 4.57 to 5.24. Batches are padded on the left.",
+            "",
+            *(_about_scales(content) if loops > 1 else []),
+        ]
+    )
+
+
+def _about_scales(content: dict[str, Any]) -> list[str]:
+    a, b = content["plt_emb_scale"], content["plt_hidden_scale"]
+    shown = [f"{name} = {'null (1.0)' if x is None else x}" for name, x in (("a", a), ("b", b))]
+    return [
+        "## a and b",
+        "",
+        f"Later loops read a * embedding + b * previous output, here with {' and '.join(shown)} "
+        "(`plt_emb_scale`, `plt_hidden_scale`).",
+        "They are constants of the config, not weights: the weights work with these values only. "
+        "How the values of the released LoopCoder-V2 (0.707 and 0.053) were found is not "
+        "published, nor its code of training.",
+        "",
+    ]
+
+
+def _data(config: Config, state: CheckpointState) -> list[str]:
+    """Say what the tokens were, as far as the run counted them."""
+    stage = min(state.position.stage, len(config.stages) - 1)
+    mixture = ", ".join(f"{name} {share:g}" for name, share in config.stages[stage].mixture.items())
+    lines = ["## Data", "", f"Mixture of the last stage, by weight: {mixture}.", ""]
+    if state.ledger is not None and state.ledger.entries:
+        tokens: dict[tuple[str, str], int] = defaultdict(int)
+        for entry in state.ledger.entries:
+            tokens[entry.domain, entry.language or ""] += entry.tokens
+        lines += ["| domain | language | tokens |", "| --- | --- | --- |"]
+        for (domain, language), count in sorted(tokens.items(), key=lambda item: -item[1]):
+            lines.append(f"| {domain} | {language} | {count:,} |")
+        lines.append("")
+    return lines
+
+
+def _commit_of_run(checkpoint: Checkpoint) -> str | None:
+    """Return the commit that the run says that it was trained by, where its folder is there."""
+    events = checkpoint.path.resolve().parents[1] / EVENTS_FILE
+    if not events.is_file():
+        return None
+    commits = [e.get("commit") for e in read_metrics(events) if e.get("kind") == "run_started"]
+    return next((str(commit) for commit in reversed(commits) if commit), None)

@@ -1,0 +1,251 @@
+"""A checkpoint as a folder for transformers: weights, config, tokenizer, code and model card.
+
+    config.json, generation_config.json             every field of the released format
+    model-0000N-of-0000M.safetensors, ...index.json the released names, one file where it is small
+    tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja
+    configuration_iquestpltcoder.py, modeling_iquestpltcoder.py
+    README.md                                       model card
+    loopcoder_export.json                           what it was made from; size and hash of each file
+
+It is written under another name, and has its own when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from loopcoder import __version__
+from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.data.places import TOKENIZER
+from loopcoder.errors import DiskFull, InputError
+from loopcoder.hf import card, config, template
+from loopcoder.hf.mapping import to_released
+from loopcoder.hf.weights import Weights
+from loopcoder.storage.digest import file_digest, fingerprint
+from loopcoder.storage.disk import free_bytes, full_disk_raises
+from loopcoder.storage.files import fault_of, in_words, sync_folder, synced_entry, write_bytes
+from loopcoder.storage.folders import make_folder
+from loopcoder.storage.lock import hold
+
+RECORD = "loopcoder_export.json"
+INDEX = "model.safetensors.index.json"
+CODE = ("configuration_iquestpltcoder.py", "modeling_iquestpltcoder.py")
+SHARD_BYTES = 4_000_000_000
+"""Size of a file of weights, which is also about what the export needs of memory."""
+_SMALL_BYTES = 50_000_000
+"""Room for all other files."""
+_DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder that was written, or was there."""
+
+    folder: Path
+    size_bytes: int
+    was_there: bool
+
+
+def export(
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    report: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Write a checkpoint of any layout as a folder for transformers.
+
+    Args:
+        output: Not there yet, empty, or the same export.
+        shard_bytes: At most in a file of weights, but for a tensor that is larger.
+        report: Called with what is being written.
+
+    Raises:
+        InputError: the checkpoint is damaged, the released format has no field for its model, or
+            something else is in `output`.
+        DiskFull: there is no room.
+    """
+    trained, state = checkpoint.config(), checkpoint.state()
+    made_from = {
+        "manifest": file_digest(checkpoint.path / layout.MANIFEST),
+        "loopcoder": __version__,
+        "template": fingerprint(*(file_digest(path) for path in _code())),
+        "shard_bytes": shard_bytes,
+    }
+    if (there := _there(output, made_from)) is not None:
+        return there
+    weights = Weights(checkpoint, trained.model)
+    tokenizer = card.Tokenizer.of(_tokenizer(checkpoint))
+    dtype = weights.like(weights.names[0]).dtype
+    if dtype not in _DTYPES:
+        raise InputError.of(
+            f"{checkpoint.place} has weights of {dtype}",
+            f"weights are exported in {' or '.join(_DTYPES.values())}",
+            "a checkpoint of precision=bf16 or fp8_*, whose weights are in bf16",
+        )
+    stage = min(state.position.stage, len(trained.stages) - 1)
+    content = config.to_released(
+        trained.model,
+        state.vocab_size,
+        rope_theta=trained.stages[stage].rope_theta,
+        dtype=_DTYPES[dtype],
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+    )
+    content["auto_map"] = {
+        "AutoConfig": "configuration_iquestpltcoder.IQuestPLTCoderConfig",
+        "AutoModel": "modeling_iquestpltcoder.IQuestPLTCoderModel",
+        "AutoModelForCausalLM": "modeling_iquestpltcoder.IQuestPLTCoderForCausalLM",
+    }
+    parts = _parts(weights, trained.model, shard_bytes)
+    total = sum(size for part in parts for size in part.values())
+    with _written_whole(output, total + _SMALL_BYTES) as folder:
+        where = {}
+        for number, part in enumerate(parts, 1):
+            name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+            name = "model.safetensors" if len(parts) == 1 else name
+            report(f"{name} ({in_words(sum(part.values()))})")
+            where |= dict.fromkeys(_save(folder / name, part, weights, trained.model), name)
+        weights.check()
+        if len(parts) > 1:
+            index = {"metadata": {"total_size": total}, "weight_map": where}
+            _write_json(folder / INDEX, index)
+        _write_json(folder / "config.json", content)
+        for name, text in tokenizer.files(trained.model.max_position_embeddings).items():
+            write_bytes(folder / name, text.encode())
+        for path in _code():
+            write_bytes(folder / path.name, path.read_bytes())
+        text = card.model_card(checkpoint, trained, state, content, total)
+        write_bytes(folder / "README.md", text.encode())
+        files = {path.name: synced_entry(path) for path in sorted(folder.iterdir())}
+        _write_json(folder / RECORD, {"made_from": made_from, "files": files})
+    return Exported(output, sum(entry["bytes"] for entry in files.values()), was_there=False)
+
+
+def _code() -> list[Path]:
+    return [Path(str(template.__file__)).with_name(name) for name in CODE]
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_bytes(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Path:
+    copied = checkpoint.path / TOKENIZER
+    path = copied if copied.is_file() else Path(checkpoint.state().tokenizer_path)
+    if path.is_file():
+        return path
+    raise InputError.of(
+        f"{checkpoint.place} has no {TOKENIZER}, and {path} is gone",
+        "checkpoints have a copy since 2026-11-29; older ones name that of their corpus",
+        f"put the tokenizer of the corpus at {copied}",
+    )
+
+
+def _parts(weights: Weights, model: Any, shard_bytes: int) -> list[dict[str, int]]:
+    """Share the weights among files; return the bytes of each by our names."""
+    parts: list[dict[str, int]] = [{}]
+    for name in weights.names:
+        released = to_released({name: weights.like(name)}, model)
+        size = sum(x.numel() * x.element_size() for x in released.values())
+        if parts[-1] and sum(parts[-1].values()) + size > shard_bytes:
+            parts.append({})
+        parts[-1][name] = size
+    return parts
+
+
+def _save(path: Path, part: dict[str, int], weights: Weights, model: Any) -> list[str]:
+    """Write a file of weights; return the released names in it."""
+    tensors = {}
+    for name in part:
+        tensors |= to_released({name: weights.read(name)}, model)
+    # parts of a merged weight are views, which safetensors does not take
+    tensors = {name: tensors[name].contiguous() for name in list(tensors)}
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), str(error)) from error
+        raise
+    return list(tensors)
+
+
+def _there(output: Path, made_from: dict[str, Any]) -> Exported | None:
+    """Return the same export where it is there already; None: nothing is there.
+
+    Raises:
+        InputError: something else is there.
+    """
+    if not output.is_symlink() and not output.exists():
+        return None
+    fact = f"output={output} is there already"
+    fix = f"output=ANOTHER, or rm -r {output}"
+    if not output.is_dir():
+        raise InputError.of(fact, "an export is a new folder", "output=ANOTHER")
+    if not any(output.iterdir()):
+        return None
+    try:
+        record = json.loads((output / RECORD).read_text(encoding="utf-8"))
+        files, same = record["files"], record["made_from"] == made_from
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        why = f"it is no export that could be compared ({RECORD} is missing or damaged)"
+        raise InputError.of(fact, why, fix) from error
+    if not same:
+        why = "it is an export of another checkpoint, or by another version of loopcoder"
+        raise InputError.of(fact, why, fix)
+    for name, entry in files.items():
+        if fault := fault_of(output / name, entry):
+            raise InputError.of(fault, f"{output} was altered after it was exported", fix)
+    return Exported(output, sum(entry["bytes"] for entry in files.values()), was_there=True)
+
+
+@contextmanager
+def _written_whole(output: Path, size_bytes: int) -> Iterator[Path]:
+    """Make a folder that takes its name when the block ends without an error; else it goes.
+
+    What a process left behind that was killed is removed by the next one.
+    """
+    make_folder(output.absolute().parent, "output")
+    part = output.with_name(f".{output.name}.part")
+    lock = output.with_name(f".{output.name}.lock")
+
+    def busy(holder: str) -> None:
+        raise InputError.of(
+            f"process {holder} is writing output={output}",
+            "one process writes a folder",
+            "wait for it, or output=ANOTHER",
+        )
+
+    def full(fact: str) -> DiskFull:
+        return DiskFull.of(
+            fact,
+            f"the export has {in_words(size_bytes)}, and nothing of it was left behind",
+            f"free {in_words(size_bytes)} there, or output=FOLDER on another disk",
+        )
+
+    with hold(lock, busy, needed=False):
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            if (free := free_bytes(part.parent)) < size_bytes:
+                raise full(f"{part.parent} has {in_words(free)} of free space")
+            with full_disk_raises(part.parent, full):
+                part.mkdir()
+                yield part
+                sync_folder(part)
+                part.rename(output)  # also over a folder that is empty
+                sync_folder(output.absolute().parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            lock.unlink(missing_ok=True)
