@@ -36,7 +36,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.config": {"loopcoder.errors", "loopcoder.storage", "loopcoder.backends"},
     "loopcoder.ops": BASE,
     "loopcoder.model": BASE | {"loopcoder.ops"},
-    "loopcoder.hf": BASE,
+    "loopcoder.hf": BASE | {"loopcoder.checkpoint", "loopcoder.data", "loopcoder.metrics.writer"},
     "loopcoder.plan": BASE
     | {
         "loopcoder.data.manifest",
@@ -83,6 +83,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.checkpoint.state",
         "loopcoder.diagnose",
         "loopcoder.doctor",
+        "loopcoder.hf",
         "loopcoder.loaded",
         "loopcoder.data",
         "loopcoder.metrics",

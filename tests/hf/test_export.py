@@ -1,0 +1,242 @@
+"""Exports: the same bytes from any layout, never half of one, and clear words for what is wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.cli import main as cli
+from loopcoder.errors import DiskFull, InputError
+from loopcoder.hf import export as module
+from loopcoder.hf.export import RECORD, export
+from tests.checkpoint.saved import change_metadata, mend_manifest
+from tests.conftest import fresh_seed
+from tests.hf.folders import Made, made
+
+pytestmark = pytest.mark.dist
+SHARD = 40_000
+"""A small export has four files of weights then."""
+
+
+@pytest.fixture(scope="module")
+def case(ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made(tmp_path_factory.mktemp("made"), fresh_seed(), num_loops=3)
+
+
+@pytest.fixture
+def copied(case: Made, tmp_path: Path) -> Checkpoint:
+    """A checkpoint of its own, to be damaged."""
+    folder = tmp_path / case.checkpoint.path.name
+    shutil.copytree(case.checkpoint.path, folder)
+    return Checkpoint(folder, case.checkpoint.step)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def left_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_every_weight_is_there_bit_for_bit(case: Made, tmp_path: Path) -> None:
+    done = export(case.checkpoint, tmp_path / "out", shard_bytes=SHARD)
+    files = sorted(done.folder.glob("*.safetensors"))
+    assert len(files) == 4 and max(f.stat().st_size for f in files) < SHARD + 20_000
+    found = {name: x for file in files for name, x in load_file(file).items()}
+    assert found.keys() == case.weights.keys()
+    assert all(torch.equal(x.double(), case.weights[name]) for name, x in found.items())
+    index = json.loads((done.folder / module.INDEX).read_text())
+    assert index["weight_map"].keys() == found.keys()
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in found.values())
+    card = (done.folder / "README.md").read_text()
+    assert "512" in card and "a = 0.707 and b = 0.053" in card and "not published" in card
+    assert done.size_bytes > index["metadata"]["total_size"] and left_in(tmp_path) == {"out"}
+
+
+def test_16_bits_and_fp8_are_exported_as_16_bits(ranks: Any, tmp_path: Path) -> None:
+    case = made(tmp_path / "made", fresh_seed(), precision="bf16")
+    plain = export(case.checkpoint, tmp_path / "bf16").folder
+    weights = load_file(plain / "model.safetensors")
+    assert {x.dtype for x in weights.values()} == {torch.bfloat16}
+    assert all(torch.equal(x.double(), case.weights[name]) for name, x in weights.items())
+    assert json.loads((plain / "config.json").read_text())["dtype"] == "bfloat16"
+    # what a run in FP8 has besides: its precision, and the history of its scaling
+    path = case.checkpoint.path
+    config = (path / "config.yaml").read_text()
+    assert "name: bf16" in config
+    (path / "config.yaml").write_text(config.replace("name: bf16", "name: fp8_delayed"))
+
+    def with_history(metadata: Any) -> Any:
+        from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+        key = "model.decoder.layers.mlp.linear_fc1._extra_state/shard_0_2"
+        metadata.state_dict_metadata[key] = BytesStorageMetadata()
+        return metadata
+
+    change_metadata(path, with_history)
+    fp8 = export(case.checkpoint, tmp_path / "fp8").folder
+    assert contents(fp8)["model.safetensors"] == contents(plain)["model.safetensors"]
+    assert "trained in fp8_delayed" in (fp8 / "README.md").read_text()
+
+
+def test_the_same_export_is_written_once(case: Made, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()  # one that is empty is no other
+    first = export(case.checkpoint, out)
+    before = out.stat().st_mtime_ns
+    again = export(case.checkpoint, out)
+    assert (first.was_there, again.was_there) == (False, True)
+    assert out.stat().st_mtime_ns == before and again.size_bytes == first.size_bytes
+    with pytest.raises(InputError, match="is there already"):
+        export(case.checkpoint, out, shard_bytes=SHARD)
+    (out / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="altered"):
+        export(case.checkpoint, out)
+
+
+def test_what_is_there_stays(case: Made, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("notes", "file", "link"):
+        with pytest.raises(InputError, match="is there already"):
+            export(case.checkpoint, tmp_path / name)
+    assert left_in(tmp_path) == {"notes", "file", "link"}
+    assert left_in(tmp_path / "notes") == {"mine.txt"}
+
+
+@pytest.mark.parametrize("field", ["first", "middle", "last"])
+def test_a_damaged_checkpoint_is_no_folder(copied: Checkpoint, tmp_path: Path, field: str) -> None:
+    """One bit, to which even the manifest agrees."""
+    (shard,) = copied.path.glob("*.distcp")
+    content = bytearray(shard.read_bytes())
+    from loopcoder.checkpoint.unpickled import read_metadata
+
+    infos = [i for i in read_metadata(copied).storage_data.values() if i.length > 2000]
+    infos.sort(key=lambda info: info.offset)
+    info = infos[{"first": 0, "middle": len(infos) // 2, "last": -1}[field]]
+    content[info.offset + info.length // 2] ^= 1
+    shard.write_bytes(content)
+    mend_manifest(copied.path)
+    with pytest.raises(InputError, match="is not what was saved|cannot be read"):
+        export(copied, tmp_path / "out")
+    assert left_in(tmp_path) == {copied.path.name}
+
+
+def test_a_truncated_or_foreign_checkpoint_is_named(copied: Checkpoint, tmp_path: Path) -> None:
+    (shard,) = copied.path.glob("*.distcp")
+    os.truncate(shard, shard.stat().st_size - 100)
+    with pytest.raises(InputError, match=shard.name):
+        export(copied, tmp_path / "out")
+    mend_manifest(copied.path)
+    with pytest.raises(InputError, match="cannot be read|is not what"):
+        export(copied, tmp_path / "out")
+
+    def without_norm(metadata: Any) -> Any:
+        del metadata.state_dict_metadata["model.decoder.final_layernorm.weight"]
+        return metadata
+
+    change_metadata(copied.path, without_norm)
+    with pytest.raises(InputError, match=r"lacks decoder\.final_layernorm"):
+        export(copied, tmp_path / "out")
+    (copied.path / "tokenizer.json").unlink()
+    mend_manifest(copied.path)
+    assert cli.main(["export", f"checkpoint={tmp_path}/none", f"output={tmp_path}/out"]) == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing(
+    case: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "free_bytes", lambda _: 1000)
+        with pytest.raises(DiskFull, match=r"1\.0 kB of free space(.|\n)*output=FOLDER"):
+            export(case.checkpoint, tmp_path / "out")
+    calls = []
+
+    def full_at_the_second(*arguments: Any, **options: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            said = f"Error while serializing: I/O error: No space left (os error {errno.ENOSPC})"
+            raise module.SafetensorError(said)
+        save_file(*arguments, **options)
+
+    save_file = module.save_file
+    monkeypatch.setattr(module, "save_file", full_at_the_second)
+    with pytest.raises(DiskFull, match="no space left"):
+        export(case.checkpoint, tmp_path / "out", shard_bytes=SHARD)
+    assert len(calls) == 2 and left_in(tmp_path) == set()
+
+
+def test_uploads_are_described_and_bad_names_refused(
+    case: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", f"checkpoint={case.checkpoint.path}", f"output={tmp_path / 'out'}"]
+    assert cli.main([*command, "hub=me/model", "dry_run=true"]) == 0
+    out = capsys.readouterr().out
+    assert "would be uploaded to me/model" in out and "model.safetensors" in out
+    assert cli.main([*command, "hub=me//model", "dry_run=true"]) == 3
+    assert cli.main([*command, "outptu=x"]) == 3
+    assert cli.main(["export", f"checkpoint={case.checkpoint.path}"]) == 3
+
+
+@pytest.mark.chaos
+def test_a_kill_leaves_no_folder_of_that_name(case: Made, tmp_path: Path) -> None:
+    """Killed at each file in turn; the next export removes what is left."""
+    out = tmp_path / "out"
+    code = (
+        "import sys, os, signal\n"
+        "from pathlib import Path\n"
+        "from loopcoder.checkpoint.format import find\n"
+        "from loopcoder.hf import export as module\n"
+        "count = [int(sys.argv[3])]\n"
+        "synced = module.synced_entry\n"
+        "def entry(path):\n"
+        "    count[0] -= 1\n"
+        "    if count[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return synced(path)\n"
+        "module.synced_entry = entry\n"
+        "module.export(find(Path(sys.argv[1])), Path(sys.argv[2]), shard_bytes=40000)\n"
+    )
+    for after in (0, 3, 9):
+        command = [sys.executable, "-c", code, str(case.checkpoint.path), str(out), str(after)]
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not out.exists() and ".out.part" in left_in(tmp_path)
+    export(case.checkpoint, out, shard_bytes=SHARD)
+    assert left_in(tmp_path) == {"out"} and (out / RECORD).is_file()
+
+
+@pytest.mark.chaos
+def test_a_small_disk_is_filled(case: Made, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "free_bytes", lambda _: 1 << 40)  # others fill it meanwhile
+            with pytest.raises(DiskFull, match="no space left"):
+                export(case.checkpoint, disk / "out", shard_bytes=SHARD)
+        assert left_in(disk) == set()
+    finally:
+        for _ in range(50):
+            if not subprocess.run(["umount", str(disk)], capture_output=True, check=False).returncode:
+                break
+            time.sleep(0.1)
