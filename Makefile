@@ -19,7 +19,7 @@ $(BIN)/python -m pip install --disable-pip-version-check $$quiet -e '.[$(1)]' -c
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install kernels train test test-dist test-data test-kernels test-chaos test-slurm test-browser lint format loss-compare docs clean
+.PHONY: help install kernels train test test-dist test-data test-kernels test-chaos test-slurm test-browser test-hf lint format loss-compare docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,24 @@ test-slurm: $(STAMP) ## jobs of a real Slurm (Debian: apt-get install slurm-wlm 
 
 test-browser: $(STAMP) ## reports in a headless Chromium (in PATH, or LOOPCODER_BROWSER=PATH)
 	$(call run_tests,-m browser)
+
+# Versions of transformers beside the one that is installed, each in a folder of its own with what it
+# needs in other versions; an unfinished one is not used.
+OTHERS := $(VENV)/transformers
+$(OTHERS)/4.57.6: $(STAMP)
+	$(call pip_target,transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2)
+$(OTHERS)/5.24.0: $(STAMP)
+	$(call pip_target,transformers==5.24.0)
+
+define pip_target
+@rm -rf $@ $@.part; $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps \
+	--target $@.part $(1) && mv $@.part $@
+endef
+
+test-hf: $(OTHERS)/4.57.6 $(OTHERS)/5.24.0 ## exports in three versions of transformers
+	@export LOOPCODER_TEST_TRANSFORMERS=$(abspath $(OTHERS)/4.57.6):$(abspath $(OTHERS)/5.24.0); \
+	start=$$(date +%s); $(BIN)/python -m pytest -m hf -n 2 $(PYTEST_ARGS); code=$$?; \
+	echo "make $@: $$(($$(date +%s) - start)) s"; exit $$code
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

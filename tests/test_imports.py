@@ -129,6 +129,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     },
 }
 """By room, whose files may also import each other."""
+TEMPLATE = "loopcoder.hf.template."
+"""Files that an export gets a copy of."""
 WITHOUT_TORCH = ("data_pipeline", "launch", "loopcoder.cli", "loopcoder.plan", *sorted(BASE))
 """Processes of these are started before torch is, or at submit time."""
 
@@ -150,8 +152,11 @@ def imports(module: str, known: Mapping[str, ast.Module]) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} has a relative import"
             source = node.module or ""
+            if node.level == 1 and module.startswith(TEMPLATE):  # transformers asks for them there
+                source = f"{TEMPLATE}{source}"
+            else:
+                assert node.level == 0, f"{module} has a relative import"
             for alias in node.names:
                 inner = f"{source}.{alias.name}"
                 yield inner if inner in known else source

@@ -5,7 +5,7 @@
     tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja
     configuration_iquestpltcoder.py, modeling_iquestpltcoder.py
     README.md                                       model card
-    loopcoder_export.json                           what it was made from; size and hash of each file
+    loopcoder_export.json                           source; size and hash of each file
 
 It is written under another name, and has its own when it is whole.
 """
@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from loopcoder import __version__
 from loopcoder.checkpoint import format as layout
@@ -46,7 +47,10 @@ SHARD_BYTES = 4_000_000_000
 """Size of a file of weights, which is also about what the export needs of memory."""
 _SMALL_BYTES = 50_000_000
 """Room for all other files."""
-_DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+_DTYPES: dict[torch.dtype, Literal["bfloat16", "float32"]] = {
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def export(
     parts = _parts(weights, trained.model, shard_bytes)
     total = sum(size for part in parts for size in part.values())
     with _written_whole(output, total + _SMALL_BYTES) as folder:
-        where = {}
+        where: dict[str, str] = {}
         for number, part in enumerate(parts, 1):
             name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
             name = "model.safetensors" if len(parts) == 1 else name
@@ -168,7 +172,7 @@ def _parts(weights: Weights, model: Any, shard_bytes: int) -> list[dict[str, int
 
 def _save(path: Path, part: dict[str, int], weights: Weights, model: Any) -> list[str]:
     """Write a file of weights; return the released names in it."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name in part:
         tensors |= to_released({name: weights.read(name)}, model)
     # parts of a merged weight are views, which safetensors does not take

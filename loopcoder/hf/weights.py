@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,7 +147,7 @@ class Weights:
         path = self.checkpoint.path / part.file
         try:
             with open(path, "rb") as file:
-                view = _create_file_view(file, part.offset, part.length)
+                view: Any = _create_file_view(file, part.offset, part.length)
                 data = torch.load(view, map_location="cpu", weights_only=True)
         except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
             said = str(error).splitlines()[0] if str(error) else repr(error)

@@ -71,7 +71,8 @@ def check(
     """Export, and compare what transformers makes of the folder with exact arithmetic and with the
     model that was saved."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, VOCAB, (2, LENGTH), generator=generator)
+    # `generate` would take 0 for padding
+    tokens = torch.randint(1, VOCAB, (2, LENGTH), generator=generator)
     start = torch.zeros_like(tokens)
     for row in start:
         for border in torch.randint(1, length, (3,), generator=generator).sort().values:

@@ -30,9 +30,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .configuration_iquestpltcoder import IQuestPLTCoderConfig
 
 # transformers 5.24 renamed past_key_values to cache, in outputs too
-_CACHE = (
-    "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-)
+_CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 _PAD = -1
 """Document of padding."""
 
@@ -286,12 +284,12 @@ class IQuestPLTCoderAttention(nn.Module):
         q, k, v = self._project(normed, tokens)
         kind, loops = self.config._attn_implementation, hidden.shape[1]
         if self.config.plt_kv_sharing == "own":
-            out = []
+            rows = []
             for r in range(loops):
                 row = slice(r, r + 1)
                 kv = cache.append(r, self.layer, k[:, :, row], v[:, :, row])
-                out.append(_attend(kind, q[:, :, row], *kv, tokens.full))
-            return self._merge(torch.cat(out, 2))
+                rows.append(_attend(kind, q[:, :, row], *kv, tokens.full))
+            return self._merge(torch.cat(rows, 2))
         shared = cache.append(0, self.layer, k[:, :, :1], v[:, :, :1])
         out = _attend(kind, q, *shared, tokens.full)
         if loops == 1:
@@ -306,7 +304,8 @@ class IQuestPLTCoderAttention(nn.Module):
             v_ring[:, :, :, -cache.keep :],
         )
         mask = tokens.window.repeat_interleave(loops - 1, 0)
-        own = _attend(kind, *(x.flatten(0, 1) for x in (q_later, k_ring, v_ring)), mask)
+        q_later, k_ring, v_ring = (x.flatten(0, 1) for x in (q_later, k_ring, v_ring))
+        own = _attend(kind, q_later, k_ring, v_ring, mask)
         own = own.unflatten(0, (-1, loops - 1)).squeeze(3).transpose(1, 2)
         mixed = self._mix(hidden[:, 1:], q[:, :, 1:], out[:, :, 1:], own)
         return self._merge(torch.cat([out[:, :, :1], mixed], 2))
@@ -403,7 +402,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.embed_tokens = value
 
     def forward(
@@ -434,10 +433,10 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
         tokens = _tokens(
             self.config, batch, length, embedding.device, attention_mask, position_ids, kept
         )
-        one = length == 1 and kept is not None and kept.carry is not None and self.config.plt_shift
-        states = self._decode(embedding, tokens, kept) if one else self._loops(
-            embedding, tokens, kept
-        )
+        if length == 1 and kept is not None and kept.carry is not None and self.config.plt_shift:
+            states = self._decode(embedding, tokens, kept)
+        else:
+            states = self._loops(embedding, tokens, kept)
         out = BaseModelOutputWithPast(
             last_hidden_state=states[-1],
             hidden_states=tuple(states) if output_hidden_states else None,
@@ -526,13 +525,13 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.model.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: Any) -> None:
         self.lm_head = value
 
     @classmethod
