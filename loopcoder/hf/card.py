@@ -173,7 +173,7 @@ def model_card(
             "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
-            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+            'tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)',
             'model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True, '
             f'dtype="{content["dtype"]}")',
             'inputs = tokenizer("def add(a, b):", return_tensors="pt")',
