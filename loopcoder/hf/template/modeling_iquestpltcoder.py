@@ -392,7 +392,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
     def __init__(self, config: IQuestPLTCoderConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             IQuestPLTCoderDecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
         self.norm = IQuestPLTCoderRMSNorm(config.hidden_size, config.rms_norm_eps)
