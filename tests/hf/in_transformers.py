@@ -177,7 +177,7 @@ def check_files(folder: str, model: Any, tokens: Tensor, again: Path) -> None:
     (end,) = tokenizer("<|im_end|>")["input_ids"]
     assert end in model.generation_config.eos_token_id
     model.save_pretrained(again)
-    saved = model_of(str(again), model.dtype)
+    saved = model_of(str(again), model.dtype, model.config._attn_implementation)
     assert torch.equal(saved(tokens).logits, model(tokens).logits)
     assert saved.config.rope_theta == model.config.rope_theta
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
