@@ -52,9 +52,9 @@ def side(place: str | Path, text: Sequence[int] | str) -> tuple[Side, list[int]]
     from loopcoder.loaded import load
 
     run: Any = load(place, precision="fp32")
-    tokens = (
-        run.tokenizer.encode(ids, add_special_tokens=False).ids if isinstance(ids, str) else ids
-    )
+    tokens = text
+    if isinstance(text, str):
+        tokens = run.tokenizer.encode(text, add_special_tokens=False).ids
     logits = run.logits(tokens, every_loop=True)
     weights = {plain_name(name): x.detach() for name, x in run.model.named_parameters()}
     sums = {
