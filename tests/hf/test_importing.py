@@ -30,7 +30,7 @@ from loopcoder.hf.mapping import from_released, plain_name
 from loopcoder.storage.files import synced_entry
 from tests.configs import small_model
 from tests.conftest import fresh_seed
-from tests.hf.folders import VOCAB, llama_config, random_tensors, write_folder
+from tests.hf.released import VOCAB, llama_config, random_tensors, write_folder
 
 IDS = [5, 9, 17, 3, 20, 41, 8, 2, 99, 7, 11]
 
