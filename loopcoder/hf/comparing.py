@@ -52,9 +52,11 @@ def side(place: str | Path, text: Sequence[int] | str) -> tuple[Side, list[int]]
     from loopcoder.loaded import load
 
     run: Any = load(place, precision="fp32")
-    tokens = text
+    tokens: list[int]
     if isinstance(text, str):
         tokens = run.tokenizer.encode(text, add_special_tokens=False).ids
+    else:
+        tokens = list(text)
     logits = run.logits(tokens, every_loop=True)
     weights = {plain_name(name): x.detach() for name, x in run.model.named_parameters()}
     sums = {
@@ -62,7 +64,7 @@ def side(place: str | Path, text: Sequence[int] | str) -> tuple[Side, list[int]]
         for name, x in weights.items()
     }
     loops = run.config.model.num_loops
-    return Side(str(place), loops, logits.reshape(loops, *logits.shape[-2:]), sums), list(tokens)
+    return Side(str(place), loops, logits.reshape(loops, *logits.shape[-2:]), sums), tokens
 
 
 def differing(a: Side, b: Side) -> list[str]:

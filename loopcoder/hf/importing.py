@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from loopcoder.checkpoint import format as layout
@@ -55,6 +56,8 @@ class Import:
     config: Config
     """Of the checkpoint; its model may have other loops than the folder's."""
     tokenizer: Path | None
+    token_bytes: NDArray[np.int64] | None
+    """UTF-8 bytes of each of its tokens. [tokens]"""
 
     @property
     def model(self) -> ModelConfig:
@@ -105,14 +108,17 @@ def plan(source: ReleasedFolder, overrides: Sequence[str] = (), tokenizer: str =
     if described.is_tied and _HEAD not in source.tensors:
         del wanted[_HEAD]
     source.check(wanted)
-    found = None if tokenizer == "none" else _tokenizer(source.path, tokenizer, described)
+    found, token_bytes = None, None
+    if tokenizer != "none":
+        found, token_bytes = _tokenizer(source.path, tokenizer, described)
     precision = "bf16" if source.dtype == torch.bfloat16 else "fp32"
     config = compose([f"precision={precision}"])
     build = replace(config.data.build, tokenizer=str(found or "train"))
     config = replace(
         config, model=described.model, data=replace(config.data, build=build), name=None
     )
-    return Import(source, described, _as_asked(config, described, overrides), found)
+    asked = _as_asked(config, described, overrides)
+    return Import(source, described, asked, found, token_bytes)
 
 
 def import_folder(
@@ -189,8 +195,9 @@ def _as_asked(config: Config, described: Described, overrides: Sequence[str]) ->
     return replace(config, model=replace(now, vocab_size=rows))
 
 
-def _tokenizer(folder: Path, given: str, described: Described) -> Path:
-    """Return the file of the tokenizer, after trying whether corpora can be built with it."""
+def _tokenizer(folder: Path, given: str, described: Described) -> tuple[Path, NDArray[np.int64]]:
+    """Return the file of the tokenizer, after trying whether corpora can be built with it, and the
+    bytes of its tokens."""
     from data_pipeline.tokenizer.imported import import_tokenizer
 
     path = tokenizer_file(Path(given) if given else folder)
@@ -207,18 +214,16 @@ def _tokenizer(folder: Path, given: str, described: Described) -> Path:
             "it is not the tokenizer of these weights",
             "tokenizer=PATH of the one that they were trained with",
         )
-    return path
+    return path, encoder.token_bytes
 
 
 def _companions(planned: Import, folder: Path) -> list[Path]:
     """Write the files that decode the tokens, as a corpus has them."""
-    if planned.tokenizer is None:
+    if planned.tokenizer is None or planned.token_bytes is None:
         return []
-    from data_pipeline.tokenizer.imported import import_tokenizer
-
     tokenizer, lengths = folder / TOKENIZER, folder / TOKEN_BYTES
     write_bytes(tokenizer, planned.tokenizer.read_bytes())
-    np.save(lengths, import_tokenizer(tokenizer, "reference").token_bytes)
+    np.save(lengths, planned.token_bytes)
     return [tokenizer, lengths]
 
 
