@@ -36,7 +36,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.config": {"loopcoder.errors", "loopcoder.storage", "loopcoder.backends"},
     "loopcoder.ops": BASE,
     "loopcoder.model": BASE | {"loopcoder.ops"},
-    "loopcoder.hf": BASE,
+    "loopcoder.hf": BASE
+    | {"loopcoder.checkpoint", "loopcoder.data", "data_pipeline.tokenizer.imported"},
     "loopcoder.plan": BASE
     | {
         "loopcoder.data.manifest",
@@ -82,7 +83,9 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.checkpoint.start",
         "loopcoder.checkpoint.state",
         "loopcoder.diagnose",
+        "loopcoder.differences",
         "loopcoder.doctor",
+        "loopcoder.hf",
         "loopcoder.loaded",
         "loopcoder.data",
         "loopcoder.metrics",
@@ -100,10 +103,12 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.checkpoint",
         "loopcoder.data",
+        "loopcoder.hf",
         "loopcoder.metrics",
         "loopcoder.parallel",
         "loopcoder.train",
     },
+    "loopcoder.differences": BASE | {"loopcoder.checkpoint", "loopcoder.hf", "loopcoder.loaded"},
     "loopcoder.diagnose": BASE
     | MODEL
     | {

@@ -11,7 +11,7 @@ from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
 if TYPE_CHECKING:
-    from loopcoder.hf.comparing import Difference, Side
+    from loopcoder.differences import Difference, Side
 
 HELP = """\
 Run two models on a text, in fp32, and say where their logits are furthest apart, after each loop,
@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int:
         )
     refuse_missing()
     with ended_at_once():
-        from loopcoder.hf.comparing import compare, differing, side
+        from loopcoder.differences import compare, differing, side
 
     first, tokens = side(places[0], _text(texts[0]))
     second, _ = side(places[1], tokens)
