@@ -50,16 +50,35 @@ _OLDER = {"self_attn.loop_gate_proj.": "self_attn.plt_gate."}
 """Of one layer: an older spelling of released names, and today's."""
 
 
+def plain_name(name: str) -> str:
+    """Return a parameter's name in plain PyTorch layers; Transformer Engine fuses norms away."""
+    for fused, plain in _FUSED.items():
+        name = name.replace(fused, plain)
+    return name
+
+
+def names_of(model: ModelConfig) -> list[str]:
+    """Return our names of all weights of a model, in the order of the released files."""
+    embedding, final_norm, head = _MODEL
+    layer = [
+        name
+        for name in _LAYER
+        if "plt_gate" not in name
+        or (model.has_gates and (model.gate == "hidden" or "gate_norm" not in name))
+    ]
+    layers = [f"decoder.layers.{i}.{name}" for i in range(model.num_layers) for name in layer]
+    return [embedding, *layers, final_norm, head]
+
+
 def released_names(model: ModelConfig) -> dict[str, tuple[str, ...]]:
     """Return every tensor of a model by our name, with the released ones that it is made of."""
-    out: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in _MODEL.items()}
-    for layer in range(model.num_layers):
-        for ours, names in _LAYER.items():
-            is_gate, is_norm = "plt_gate" in ours, "gate_norm" in ours
-            if is_gate and (not model.has_gates or (is_norm and model.gate == "query")):
-                continue
-            theirs = tuple(f"model.layers.{layer}.{name}" for name in names)
-            out[f"decoder.layers.{layer}.{ours}"] = theirs
+    out: dict[str, tuple[str, ...]] = {}
+    for ours in names_of(model):
+        if ours in _MODEL:
+            out[ours] = (_MODEL[ours],)
+        else:
+            _, _, layer, name = ours.split(".", 3)
+            out[ours] = tuple(f"model.layers.{layer}.{theirs}" for theirs in _LAYER[name])
     return out
 
 
@@ -113,13 +132,6 @@ def shard_name(ours: str) -> tuple[str, int | None]:
     _, _, layer, name = ours.split(".", 3)
     fused = {plain: fused for fused, plain in _FUSED.items()}
     return f"model.decoder.layers.{fused.get(name, name)}", int(layer)
-
-
-def plain_name(name: str) -> str:
-    """Return a parameter's name in plain PyTorch layers; Transformer Engine fuses norms away."""
-    for fused, plain in _FUSED.items():
-        name = name.replace(fused, plain)
-    return name
 
 
 def to_released(tensors: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
