@@ -38,6 +38,9 @@ _LOOPS = {
     "emb_scale": "plt_emb_scale",
     "hidden_scale": "plt_hidden_scale",
 }
+_CONTROLS = {"shift": "plt_shift", "kv_sharing": "plt_kv_sharing"}
+"""Of models that were trained as controls: not in the released config.json, and written only where
+they are not the released model's."""
 _GATE, _WINDOW = "plt_gate_use_hidden_states", "plt_window_size"
 _NEEDED_OF_LLAMA = (
     "num_hidden_layers",
@@ -89,12 +92,7 @@ def to_released(
         model: Its `vocab_size` is not read.
         vocab_size: Rows of embedding and head.
         rope_theta: Of the data stage that was trained last; None: the model's.
-
-    Raises:
-        InputError: the format has no field for what the model does.
     """
-    if problems := list(_unwritable(model)):
-        raise InputError(problems)
     return {
         "architectures": [PLT],
         "model_type": MODEL_TYPE,
@@ -112,6 +110,12 @@ def to_released(
         "eos_token_id": eos_token_id,
         "use_cache": True,
         "dtype": dtype,
+        **{
+            theirs: getattr(model, ours)
+            for ours, theirs in _CONTROLS.items()
+            if model.num_loops > 1
+            and getattr(model, ours) != ModelConfig.__dataclass_fields__[ours].default
+        },
     }
 
 
@@ -149,10 +153,11 @@ def from_released(content: Mapping[str, Any], place: object, name: str = "import
     else:
         fields |= {ours: content[theirs] for ours, theirs in _LOOPS.items()}
         fields |= {"window": content[_WINDOW][0], "gate": "hidden" if content[_GATE] else "query"}
+        fields |= {ours: content[theirs] for ours, theirs in _CONTROLS.items() if theirs in content}
     try:
         model = ModelConfig(name=name, **fields)
     except ValidationError as error:
-        theirs = _FIELDS | _LOOPS | {"window": _WINDOW, "rope_theta": "rope_theta"}
+        theirs = _FIELDS | _LOOPS | _CONTROLS | {"window": _WINDOW, "rope_theta": "rope_theta"}
         raise InputError(
             [
                 Problem(
@@ -245,14 +250,3 @@ def _odd_heads(model: ModelConfig, place: object) -> Iterator[Problem]:
         yield Problem(fact, "as many query heads share every key/value head", fix)
     if model.head_dim % 2:
         yield Problem(f"{place}: head_dim={model.head_dim}", "RoPE rotates pairs", fix)
-
-
-def _unwritable(model: ModelConfig) -> Iterator[Problem]:
-    if model.num_loops == 1:
-        return
-    why = f"{PLT} has no field for it, and would compute something else with these weights"
-    fix = "loopcoder.load(DIR) runs it; only models with its usual value are exported"
-    if not model.shift:
-        yield Problem("model.shift=false", why, fix)
-    if model.kv_sharing != "first":
-        yield Problem(f"model.kv_sharing={model.kv_sharing}", why, fix)

@@ -139,9 +139,13 @@ def test_fields_that_are_missing_are_all_named() -> None:
         from_released({**RELEASED, "plt_window_size": [64, 64]}, "config.json")
 
 
-def test_what_the_format_has_no_field_for_is_not_written() -> None:
+def test_a_control_has_fields_that_the_released_config_lacks() -> None:
+    released = to_released(small_model(num_loops=2), 128)
     for other in ({"shift": False}, {"kv_sharing": "own"}):
         model = small_model(num_loops=2, **other)
-        with pytest.raises(InputError, match=next(iter(other))):
-            to_released(model, 128)
-        assert to_released(replace(model, num_loops=1), 128)["plt_num_loops"] == 1
+        content = to_released(model, 128)
+        assert {*content} - {*released} == {f"plt_{name}" for name in other}
+        assert from_released(content, "config.json", "test").model == replace(
+            model, layer_spec="auto"
+        )
+        assert {*to_released(replace(model, num_loops=1), 128)} == {*released}
