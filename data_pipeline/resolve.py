@@ -32,6 +32,7 @@ from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.mixture import DOMAINS, lowest_terms, without
 from loopcoder.data.manifest import FORMAT_VERSION
+from loopcoder.data.places import tokenizer_file
 from loopcoder.errors import InputError, Problem
 from loopcoder.storage.digest import file_digest
 
@@ -145,7 +146,7 @@ def _check_tokenizer(data: DataConfig) -> None:
     if data.build.tokenizer == "train":
         return
     encoder = import_tokenizer(
-        Path(data.build.tokenizer).expanduser(), data.build.tokenizer_backend
+        tokenizer_file(Path(data.build.tokenizer)), data.build.tokenizer_backend
     )
     uses = (
         (
@@ -211,7 +212,7 @@ def fingerprint_of(data: DataConfig, sources: Sequence[Source], weights: dict[st
         # another release of the library may break ties between pairs in another way
         fields["tokenizer"] = ["train", data.build.tokenizer_vocab_size, tokenizers.__version__]
     else:
-        fields["tokenizer"] = ["import", file_digest(Path(data.build.tokenizer).expanduser())]
+        fields["tokenizer"] = ["import", file_digest(tokenizer_file(Path(data.build.tokenizer)))]
     if data.build.shards is not None:
         fields.pop("worker_bytes")
     benchmarks = [Path(b) for b in data.build.decontaminate.benchmarks if b not in BUILTIN]

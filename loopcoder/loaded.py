@@ -16,7 +16,6 @@ from torch import Tensor
 
 from loopcoder.backends import Backends, detect
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.copies.places import find_at
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.load import load as load_weights
 from loopcoder.config.compose import compose, load_config
@@ -24,10 +23,10 @@ from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config, ParallelConfig
 from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import InputError, counted
+from loopcoder.hf.opened import checkpoint_at
 from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE, read_metrics
 from loopcoder.model.documents import Documents
 from loopcoder.parallel import mcore
-from loopcoder.storage.remote import is_stored
 
 if TYPE_CHECKING:
     from loopcoder.train.state import TrainState
@@ -47,7 +46,8 @@ def load(
 
     Args:
         path: A checkpoint, a folder of them, or a run's folder: the newest complete one. A URL of
-            the same in a store is fetched to the cache ($LOOPCODER_CACHE or ~/.cache/loopcoder).
+            the same in a store is fetched to the cache ($LOOPCODER_CACHE or ~/.cache/loopcoder),
+            and a folder for transformers, exported or released, is imported to it.
         num_loops: Loops to run with instead of those that were trained.
         precision: `fp32` or `bf16`; None: fp32 on a CPU, and on a GPU what was trained.
         device: `cuda` or `cpu`, only to insist on it: it is the first visible GPU where there is
@@ -63,7 +63,7 @@ def load(
     backends = detect()
     if device is not None:
         _check_device(str(device), backends)
-    checkpoint = find_at(path, _cache()) if is_stored(path) else layout.find(Path(path))
+    checkpoint = checkpoint_at(str(path), _cache())
     trained = load_config(checkpoint.path / layout.CONFIG)
     config = for_this_machine(trained, backends, num_loops, precision)
     return LoadedRun(checkpoint, trained, config, _state(checkpoint, config, _alone()))
@@ -210,6 +210,12 @@ class LoadedRun:
             )
         return Tokenizer.from_file(str(path))
 
+    @cached_property
+    def vocabulary(self) -> int:
+        """Tokens that there are: rows of the head without its padding."""
+        tokens = self.checkpoint.state().tokens
+        return int(self.tokenizer.get_vocab_size()) if tokens is None else tokens
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of the run's metrics.jsonl; docs/configuration.md names the fields."""
         return _lines(self.run_dir / METRICS_FILE)
@@ -229,8 +235,7 @@ class LoadedRun:
         ids = self._ids(text, at_least=1)
         tokens, documents = self._row(ids)
         out = self.state.network(tokens, documents, None, every_loop=every_loop)
-        vocabulary = self.tokenizer.get_vocab_size()
-        return out.squeeze(-2).float()[..., :vocabulary]
+        return out.squeeze(-2).float()[..., : self.vocabulary]
 
     @torch.no_grad()
     def loss(self, text: str | Sequence[int]) -> Tensor:
@@ -250,14 +255,13 @@ class LoadedRun:
         ids = text
         if isinstance(text, str):
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        vocabulary = self.tokenizer.get_vocab_size()
         try:
-            wrong = [i for i in ids if not 0 <= int(i) < vocabulary]
+            wrong = [i for i in ids if not 0 <= int(i) < self.vocabulary]
         except (TypeError, ValueError) as error:
             why = "the model reads a text, or a list of token ids"
             raise InputError.of(f"{type(text).__name__}: {text!r}"[:80], why, "a str") from error
         if wrong:
-            why = f"the tokenizer has the ids 0 to {vocabulary - 1}"
+            why = f"the tokenizer has the ids 0 to {self.vocabulary - 1}"
             raise InputError.of(f"token id {wrong[0]}", why, "run.tokenizer.encode(text).ids")
         if len(ids) < at_least:
             raise InputError.of(

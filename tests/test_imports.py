@@ -36,7 +36,13 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.config": {"loopcoder.errors", "loopcoder.storage", "loopcoder.backends"},
     "loopcoder.ops": BASE,
     "loopcoder.model": BASE | {"loopcoder.ops"},
-    "loopcoder.hf": BASE | {"loopcoder.checkpoint", "loopcoder.data", "loopcoder.metrics.writer"},
+    "loopcoder.hf": BASE
+    | {
+        "loopcoder.checkpoint",
+        "loopcoder.data",
+        "loopcoder.metrics.writer",
+        "data_pipeline.tokenizer.imported",
+    },
     "loopcoder.plan": BASE
     | {
         "loopcoder.data.manifest",
@@ -82,6 +88,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.checkpoint.start",
         "loopcoder.checkpoint.state",
         "loopcoder.diagnose",
+        "loopcoder.differences",
         "loopcoder.doctor",
         "loopcoder.hf",
         "loopcoder.loaded",
@@ -101,10 +108,12 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.checkpoint",
         "loopcoder.data",
+        "loopcoder.hf",
         "loopcoder.metrics",
         "loopcoder.parallel",
         "loopcoder.train",
     },
+    "loopcoder.differences": BASE | {"loopcoder.checkpoint", "loopcoder.hf", "loopcoder.loaded"},
     "loopcoder.diagnose": BASE
     | MODEL
     | {

@@ -47,6 +47,34 @@ def byte_of_char() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
+_RARE = {
+    **{byte: chr(byte) for byte in range(32) if chr(byte) not in "\t\n\r"},
+    **dict.fromkeys((0xC0, 0xC1, *range(0xF5, 0x100)), ""),
+    0xF1: "\U00040000-\U0007ffff",
+    0xF2: "\U00080000-\U000bffff",
+    0xF3: "\U000c0000-\U000fffff",
+    0xF4: "\U00100000-\U0010ffff",
+}
+"""Bytes that tokenizers trained without an initial alphabet may lack: control characters, planes of
+Unicode without characters, and what UTF-8 never has; and the characters that go with each."""
+
+
+def _drop(characters: str, spec: dict[str, Any]) -> None:
+    """Say in a tokenizer.json by a normaliser that characters go, which the model would drop
+    without a word.
+
+    Args:
+        characters: And ranges of them; none where no text can have them.
+    """
+    if not characters:
+        return
+    pattern = {"Regex": f"[{characters}]"}
+    drop = {"type": "Replace", "pattern": pattern, "content": ""}
+    before = spec.get("normalizer")
+    both = {"type": "Sequence", "normalizers": [before, drop]}
+    spec["normalizer"] = drop if before is None else both
+
+
 def read_spec(path: Path) -> dict[str, Any]:
     """Read a tokenizer.json.
 
@@ -78,8 +106,10 @@ def read_spec(path: Path) -> dict[str, Any]:
             "only in a byte-level BPE does every token stand for a fixed number of bytes",
             fix,
         )
-    missing = table.keys() - spec["model"]["vocab"].keys()
-    if missing:
+    missing = {table[char] for char in table.keys() - spec["model"]["vocab"].keys()}
+    if missing and missing <= _RARE.keys():
+        _drop("".join(_RARE[byte] for byte in sorted(missing)), spec)
+    elif missing:
         raise InputError.of(
             f"{path} has no tokens for {len(missing)} of the 256 bytes",
             "they would vanish from texts without a word",

@@ -15,6 +15,7 @@ from data_pipeline.tasks.chunks import Chunk, ChunkWriter, read_chunk
 from data_pipeline.tasks.work import Output, Result, Work
 from data_pipeline.tokenizer.count import Tokenizer, content_hash, opened
 from data_pipeline.tokenizer.encoder import train_tokenizer
+from loopcoder.data.places import tokenizer_file
 from loopcoder.storage.digest import file_digest
 from loopcoder.storage.files import write_bytes
 
@@ -57,7 +58,7 @@ def make(work: Work, _: int) -> Output:
     """Write tokenizer.json."""
     work.tokenizer.parent.mkdir(parents=True, exist_ok=True)
     if not is_trained(work):
-        write_bytes(work.tokenizer, Path(work.data.build.tokenizer).expanduser().read_bytes())
+        write_bytes(work.tokenizer, tokenizer_file(Path(work.data.build.tokenizer)).read_bytes())
         return _made(work, 0)
     share = _share(work, _domain_bytes(work))
     chosen: list[str] = []

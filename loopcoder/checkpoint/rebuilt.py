@@ -16,6 +16,7 @@ from loopcoder.checkpoint.start import find_start, kept_tokens
 from loopcoder.config.build import BuildConfig
 from loopcoder.config.compose import load_config
 from loopcoder.config.schema import Config
+from loopcoder.data.places import tokenizer_file
 from loopcoder.errors import InputError
 from loopcoder.storage.digest import file_digest
 
@@ -47,7 +48,7 @@ def _other_tokenizer(
 ) -> str | None:
     """Return what makes another tokenizer; None: nothing that can be known without training it."""
     if build.tokenizer != "train":
-        found = file_digest(Path(build.tokenizer).expanduser())
+        found = file_digest(tokenizer_file(Path(build.tokenizer)))
         known = checkpoint.state().tokenizer_hash
         return (
             f"data.build.tokenizer={build.tokenizer} is another one than that of the weights"

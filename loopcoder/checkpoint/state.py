@@ -60,6 +60,9 @@ class CheckpointState:
     """`data.reader` of its run; None: of a version that did not record it."""
     ledger: Ledger | None = None
     """Tokens trained by domain, language and source; None: of a version that did not count them."""
+    tokens: int | None = None
+    """Rows of embedding and head without padding, of weights that were imported; None: the
+    tokenizer knows it."""
 
     @property
     def step(self) -> int:

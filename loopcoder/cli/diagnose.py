@@ -14,7 +14,6 @@ from launch.nodes import meeting_point, refuse_other_launch
 from launch.slurm_env import adopt_slurm
 from launch.torchrun import start_workers
 from loopcoder.backends import Backends, detect, refuse_missing
-from loopcoder.checkpoint.copies.places import find_at
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli.arguments import fields_of, parse_arguments, rank, say_aside, section_of
 from loopcoder.cli.held_out import Asked
@@ -83,7 +82,9 @@ def run(argv: list[str]) -> int:
     adopt_slurm(os.environ)
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = _processes(asked.parallel, launched=launched)
-    found = [find_at(place, asked.cache) for place in given.checkpoints]
+    from loopcoder.hf.opened import checkpoint_at
+
+    found = [checkpoint_at(place, asked.cache) for place in given.checkpoints]
     names = _names(found, settings.name)
     with ExitStack() as held:
         subjects = []

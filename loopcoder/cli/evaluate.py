@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopcoder.backends import refuse_missing
 from loopcoder.checkpoint import format as layout
-from loopcoder.checkpoint.copies.places import all_at, find_at
+from loopcoder.checkpoint.copies.places import all_at
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli.arguments import parse_arguments
 from loopcoder.cli.held_out import Asked
@@ -36,6 +36,7 @@ usage: loopcoder evaluate checkpoint=DIR|URL [--all] [--json] [key=value ...]
   loopcoder evaluate checkpoint=runs/plt_tiny-r2-cc8f20c8a9      the newest checkpoint of a run
   loopcoder evaluate checkpoint=DIR/checkpoints/step_00001000    one of those that are kept
   loopcoder evaluate checkpoint=DIR --all                        every one that is kept
+  loopcoder evaluate checkpoint=FOLDER data=files path=~/src     weights for transformers
   loopcoder evaluate checkpoint=s3://BUCKET/RUN                  from checkpoint.store of a run
   loopcoder evaluate checkpoint=DIR model.num_loops=3            with another number of loops
   loopcoder evaluate checkpoint=DIR data=files path=~/src        on other data, with its tokenizer
@@ -92,7 +93,9 @@ def checkpoints(place: str, every: bool, cache: Path) -> list[Checkpoint]:
     """
     if every and is_stored(place):
         return all_at(place, cache)
-    newest = find_at(place, cache)
+    from loopcoder.hf.opened import checkpoint_at
+
+    newest = checkpoint_at(place, cache)
     if not every or newest.path == Path(place).expanduser():
         return [newest]
     return layout.complete(newest.path.parent)

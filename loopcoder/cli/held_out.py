@@ -179,6 +179,12 @@ def corpus_of_the_run(
         InputError: it is gone and has no sources, or they give other tokens today.
     """
     state = checkpoint.state()
+    if not state.corpus:
+        raise InputError.of(
+            f"{checkpoint.path} was imported, and has no corpus of its own",
+            "a model is evaluated on the held-out documents of a corpus",
+            "data=files path=DOCUMENTS, or data=sample",
+        )
     folder = where_is(state.corpus_dir, state.corpus, cache)
     if folder is not None:
         return load_corpus(folder, verify)

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from loopcoder import __version__
 from loopcoder.cli import (
     checkpoint,
+    compare,
     data,
     diagnose,
     doctor,
     evaluate,
     export,
+    import_,
     launch,
     runs,
     sweep,
@@ -185,6 +187,8 @@ VERBS = {
     "evaluate": Verb(evaluate.run, "the validation loss of a checkpoint, on any data"),
     "diagnose": Verb(diagnose.run, "what each loop of a checkpoint does, and what it costs"),
     "export": Verb(export.run, "write a checkpoint as a folder for transformers"),
+    "import": Verb(import_.run, "make a checkpoint of weights in the format of transformers"),
+    "compare": Verb(compare.run, "the logits of two models on a text, and where they differ"),
     "data": Verb(data.run, "build a corpus; list, show and clean what is built"),
     "checkpoint": Verb(checkpoint.run, "list the checkpoints of a run, or verify them"),
     "runs": Verb(runs.run, "list run folders, or compare them in one table and plot"),

@@ -99,3 +99,32 @@ def whole(options: Mapping[str, str], name: str, default: int) -> int:
         raise InputError.of(
             f"{name} {options[name]}", "it takes a whole number, 0 or more", f"{name} {default}"
         ) from error
+
+
+def taken(
+    verb: str, arguments: Sequence[str], *, needed: Sequence[str], others: Collection[str] = ()
+) -> tuple[dict[str, str], list[str]]:
+    """Split `key=value` of a verb's own keys from overrides of a config.
+
+    Raises:
+        InputError: a key that is needed is missing or empty, one is given twice, or an argument is
+            no override.
+    """
+    found: dict[str, str] = {}
+    rest = []
+    usage = f"loopcoder {verb} " + " ".join(f"{key}=..." for key in needed)
+    for argument in arguments:
+        key, is_pair, value = argument.partition("=")
+        if not is_pair:
+            raise InputError.of(f"loopcoder {verb} {argument}", "it takes key=value", usage)
+        if key not in (*needed, *others):
+            rest.append(argument)
+        elif key in found:
+            raise InputError.of(argument, f"{key}={found[key]} is given already", "leave one out")
+        else:
+            found[key] = value
+    if missing := [key for key in needed if not found.get(key)]:
+        raise InputError.of(
+            f"loopcoder {verb} " + " ".join(arguments), f"{', '.join(missing)}= is missing", usage
+        )
+    return found, rest

@@ -164,7 +164,8 @@ class BuildConfig:
     cache_dir: Annotated[str, Changes("nothing")] = "~/.cache/loopcoder"
     """Where corpora are built; a corpus is named by the hash of what it is built from."""
     tokenizer: str = "train"
-    """`train` a byte-level BPE on the corpus, or the path of a tokenizer.json."""
+    """`train` a byte-level BPE on the corpus, or the path of a tokenizer.json, or of a folder for
+    transformers that has one."""
     tokenizer_backend: Annotated[Literal["auto", "fast", "reference"], Changes("nothing")] = "auto"
     """What encodes: `fast` is fastokens, `reference` HF tokenizers; auto takes fast where it is
     installed. Their ids are compared before anything is encoded."""

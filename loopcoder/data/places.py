@@ -25,6 +25,17 @@ ELSEWHERE = "data=corpus path=FOLDER, or the path of its entry in data.corpora,"
 PERMIT = "chmod or chown it so that this user may read it"
 
 
+def tokenizer_file(path: Path) -> Path:
+    """Return the file of a tokenizer: a path itself, or of a folder for transformers the
+    tokenizer.json in it. Where that is missing, its SentencePiece model is for the reader to
+    refuse."""
+    path = path.expanduser()
+    if not path.is_dir():
+        return path
+    others = (path / "tokenizer.model",)
+    return next((p for p in (path / TOKENIZER, *others) if p.is_file()), path / TOKENIZER)
+
+
 def origin_of(folder: Path) -> str | None:
     """Return the URL of a corpus whose training shards are in a store; None: they are here."""
     if not (folder / ORIGIN).is_file():

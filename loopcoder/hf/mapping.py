@@ -70,6 +70,70 @@ def names_of(model: ModelConfig) -> list[str]:
     return [embedding, *layers, final_norm, head]
 
 
+def released_names(model: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Return every tensor of a model by our name, with the released ones that it is made of."""
+    out: dict[str, tuple[str, ...]] = {}
+    for ours in names_of(model):
+        if ours in _MODEL:
+            out[ours] = (_MODEL[ours],)
+        else:
+            _, _, layer, name = ours.split(".", 3)
+            out[ours] = tuple(f"model.layers.{layer}.{theirs}" for theirs in _LAYER[name])
+    return out
+
+
+def released_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a model by its released name.
+
+    Args:
+        vocab_size: Rows of embedding and head.
+    """
+    d, f, heads = model.hidden_size, model.ffn_hidden_size, model.num_attention_heads
+    q, kv = heads * model.head_dim, model.num_kv_heads * model.head_dim
+    of_a_layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (d,),
+        "self_attn.q_proj.weight": (q, d),
+        "self_attn.k_proj.weight": (kv, d),
+        "self_attn.v_proj.weight": (kv, d),
+        "self_attn.o_proj.weight": (d, q),
+        "self_attn.plt_gate.weight": (heads, d if model.gate == "hidden" else model.head_dim),
+        "self_attn.plt_gate.bias": (heads,),
+        "self_attn.plt_gate.gate_norm.weight": (d,),
+        "post_attention_layernorm.weight": (d,),
+        "mlp.gate_proj.weight": (f, d),
+        "mlp.up_proj.weight": (f, d),
+        "mlp.down_proj.weight": (d, f),
+    }
+    of_the_model: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocab_size, d),
+        "model.norm.weight": (d,),
+        "lm_head.weight": (vocab_size, d),
+    }
+    return {
+        name: of_the_model.get(name) or of_a_layer[name.split(".", 3)[3]]
+        for names in released_names(model).values()
+        for name in names
+    }
+
+
+def todays_name(name: str) -> str:
+    """Return the released name of today for one of an older spelling."""
+    for older, todays in _OLDER.items():
+        name = name.replace(older, todays)
+    return name
+
+
+def shard_name(ours: str) -> tuple[str, int | None]:
+    """Return under which name the shards of a checkpoint have a tensor of ours, and its index
+    there along the first axis: megatron-core stacks the layers, and names norms as Transformer
+    Engine does. None: it is no tensor of a layer."""
+    if not ours.startswith("decoder.layers."):
+        return f"model.{ours}", None
+    _, _, layer, name = ours.split(".", 3)
+    fused = {plain: fused for fused, plain in _FUSED.items()}
+    return f"model.decoder.layers.{fused.get(name, name)}", int(layer)
+
+
 def to_released(tensors: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
     """Return tensors under the released names, from ours of either layer spec.
 
@@ -96,7 +160,7 @@ def from_released(tensors: Mapping[str, Tensor], model: ModelConfig) -> dict[str
     Raises:
         InputError: a name is not of this format, or a part of a merged weight is missing.
     """
-    left = {_todays(name): x for name, x in tensors.items()}
+    left = {todays_name(name): x for name, x in tensors.items()}
     out = {ours: left.pop(theirs) for ours, theirs in _MODEL.items() if theirs in left}
     for layer in {name.split(".")[2]: None for name in left if name.startswith("model.layers.")}:
         for ours, names in _LAYER.items():
@@ -156,9 +220,3 @@ def _merge(ours: str, parts: list[Tensor], model: ModelConfig) -> Tensor:
         q, k, v = parts
         return merge_qkv(q, k, v, model)
     return merge_gate_up(*parts) if ours == _GATE_UP else parts[0]
-
-
-def _todays(name: str) -> str:
-    for older, todays in _OLDER.items():
-        name = name.replace(older, todays)
-    return name

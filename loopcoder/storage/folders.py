@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -73,3 +74,35 @@ def _reason(folder: Path, error: OSError) -> str:
         return "its disk is read-only"
     existing = next((p for p in folder.absolute().parents if p.is_dir()), Path("/"))
     return f"the system makes no folder in {existing}"
+
+
+@contextmanager
+def whole_folder(folder: Path, setting: str) -> Iterator[Path]:
+    """Yield an empty folder to write to, which takes its name when the block ends without an error.
+
+    Until then it is called `<name>.part`; after an error nothing is left.
+
+    Raises:
+        InputError: something has its name already, or it cannot be made.
+        DiskFull: its disk has no room for it.
+    """
+    part = folder.with_name(folder.name + ".part")
+    for path, why, fix in (
+        (folder, "what is there is not replaced", f"{setting}=ANOTHER, or remove it"),
+        (part, "another process writes it, or was killed when it did", f"rm -r {part}"),
+    ):
+        if os.path.lexists(path):
+            raise InputError.of(f"{setting}={folder}: {path} is there already", why, fix)
+    make_folder(part, setting)
+    try:
+        yield part
+        part.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if is_disk_full(error):
+            raise DiskFull.of(
+                f"{setting}={folder}: {error}; nothing of it is left",
+                "there must be room for all of it",
+                f"free space there, or {setting}=ANOTHER",
+            ) from error
+        raise

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers
 
 from data_pipeline.tokenizer.encoder import Encoder, train_tokenizer
 from data_pipeline.tokenizer.imported import import_tokenizer
-from data_pipeline.tokenizer.spec import SPECIAL_TOKENS
+from data_pipeline.tokenizer.spec import SPECIAL_TOKENS, byte_of_char
 from loopcoder.errors import InputError
 from tests.data_pipeline.conftest import VOCAB_SIZE
 from tests.data_pipeline.tokenizer.conftest import TEXTS, changed
@@ -109,6 +109,24 @@ def test_tokenizers_that_lose_text(tmp_path: Path, tokenizer_path: Path) -> None
     model = spec["model"] | {"vocab": few, "merges": []}
     with pytest.raises(InputError, match="1 of the 256 bytes"):
         Encoder(changed(tokenizer_path, tmp_path / "bytes.json", model=model))
+
+
+def test_control_characters_that_a_tokenizer_lacks_are_said_to_go(
+    tmp_path: Path, tokenizer_path: Path
+) -> None:
+    spec = json.loads(tokenizer_path.read_text())
+    lacks = {char for char, byte in byte_of_char().items() if byte in (0x04, 0x1D, 0xC0, 0xF2)}
+    few = {t: i for t, i in spec["model"]["vocab"].items() if not lacks & set(t)}
+    merges = [m for m in spec["model"]["merges"] if not lacks & set("".join(m))]
+    model = spec["model"] | {"vocab": few, "merges": merges}
+    path = changed(tokenizer_path, tmp_path / "few.json", model=model)
+    encoder = Encoder(path, backend="reference")
+    assert not encoder.lossless
+    text = "a\x04b\x1d\x1c\U00080000 \U00040000\n"
+    kept = "ab\x1c \U00040000\n"
+    assert encoder.normalised(text) == kept
+    ids, _ = encoder.encode_pieces([text])
+    assert encoder.decode_bytes(ids.tolist()) == kept.encode()
 
 
 def test_unusable_tokenizers(tmp_path: Path, tokenizer_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Two models on the same tokens: where their logits and their weights differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from loopcoder.checkpoint.digest import tensor_digest
+from loopcoder.errors import InputError
+from loopcoder.hf.mapping import plain_name
+
+ROUNDING = 2.0**-23 * 256
+"""Largest difference that fp32 may make, as a share of the largest logit: 256 of its steps. Two
+orders of summation differ by some ten of them; weights in bf16, by 65,536."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one model makes of some tokens."""
+
+    place: str
+    num_loops: int
+    logits: Tensor
+    """After each loop, in fp32. [R, S, vocabulary]"""
+    sums: dict[str, int]
+    """The digest of every weight in fp32, by our name."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of logits after one loop."""
+
+    loop_idx: int
+    position: int
+    token: int
+    values: tuple[float, float]
+    share: float
+    """Of the largest logit."""
+
+    @property
+    def is_rounding(self) -> bool:
+        return self.share <= ROUNDING
+
+
+def side(place: str | Path, text: Sequence[int] | str) -> tuple[Side, list[int]]:
+    """Load a model in fp32 and run it on a text or on tokens; return what it makes of them, and the
+    tokens."""
+    from loopcoder.loaded import load
+
+    run: Any = load(place, precision="fp32")
+    tokens: list[int]
+    if isinstance(text, str):
+        tokens = run.tokenizer.encode(text, add_special_tokens=False).ids
+    else:
+        tokens = list(text)
+    logits = run.logits(tokens, every_loop=True)
+    weights = {plain_name(name): x.detach() for name, x in run.model.named_parameters()}
+    sums = {
+        name: int(tensor_digest(name, x, [0] * x.ndim, list(x.shape)))
+        for name, x in weights.items()
+    }
+    loops = run.config.model.num_loops
+    return Side(str(place), loops, logits.reshape(loops, *logits.shape[-2:]), sums), tokens
+
+
+def differing(a: Side, b: Side) -> list[str]:
+    """Return the weights that differ, or that one model lacks, in the order of the model."""
+    names = dict.fromkeys([*a.sums, *b.sums])
+    return [name for name in names if a.sums.get(name) != b.sums.get(name)]
+
+
+def compare(a: Side, b: Side) -> list[Difference]:
+    """Compare the logits after each loop; of models with other numbers of loops, after the last.
+
+    Raises:
+        InputError: their vocabularies differ, or logits are not finite.
+    """
+    if a.logits.shape[-1] != b.logits.shape[-1]:
+        raise InputError.of(
+            f"{a.place} has {a.logits.shape[-1]} tokens, {b.place} {b.logits.shape[-1]}",
+            "logits of other vocabularies cannot be compared",
+            "two models with one tokenizer",
+        )
+    same = a.num_loops == b.num_loops
+    loops = range(a.num_loops) if same else [-1]
+    found = []
+    for loop_idx in loops:
+        x, y = a.logits[loop_idx], b.logits[loop_idx]
+        apart = (x - y).abs().nan_to_num(nan=float("inf"))
+        at = int(apart.argmax())
+        position, token = divmod(at, x.shape[-1])
+        largest = max(float(x.abs().max()), float(y.abs().max()), 1e-30)
+        values = float(x[position, token]), float(y[position, token])
+        share = float(apart.max()) / largest
+        index = loop_idx if same else a.num_loops - 1
+        found.append(Difference(index, position, token, values, share))
+    return found
