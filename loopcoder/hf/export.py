@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from torch import Tensor
 from loopcoder import __version__
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.config.schema import ModelConfig
 from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.hf import card, config, template
@@ -47,6 +49,9 @@ SHARD_BYTES = 4_000_000_000
 """Size of a file of weights, which is also about what the export needs of memory."""
 _SMALL_BYTES = 50_000_000
 """Room for all other files."""
+_BY_TOKEN = ("model.embed_tokens.weight", "lm_head.weight")
+Released = Callable[[str, Tensor], dict[str, Tensor]]
+"""Makes the released tensors of one of our weights."""
 _DTYPES: dict[torch.dtype, Literal["bfloat16", "float32"]] = {
     torch.bfloat16: "bfloat16",
     torch.float32: "float32",
@@ -99,10 +104,11 @@ def export(
             f"weights are exported in {' or '.join(_DTYPES.values())}",
             "a checkpoint of precision=bf16 or fp8_*, whose weights are in bf16",
         )
+    rows = state.tokens or state.vocab_size
     stage = min(state.position.stage, len(trained.stages) - 1)
     content = config.to_released(
         trained.model,
-        state.vocab_size,
+        rows,
         rope_theta=trained.stages[stage].rope_theta,
         dtype=_DTYPES[dtype],
         bos_token_id=tokenizer.bos_id,
@@ -113,7 +119,8 @@ def export(
         "AutoModel": "modeling_iquestpltcoder.IQuestPLTCoderModel",
         "AutoModelForCausalLM": "modeling_iquestpltcoder.IQuestPLTCoderForCausalLM",
     }
-    parts = _parts(weights, trained.model, shard_bytes)
+    released = partial(_released, trained.model, rows)
+    parts = _parts(weights, released, shard_bytes)
     total = sum(size for part in parts for size in part.values())
     with _written_whole(output, total + _SMALL_BYTES) as folder:
         where: dict[str, str] = {}
@@ -121,7 +128,7 @@ def export(
             name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
             name = "model.safetensors" if len(parts) == 1 else name
             report(f"{name} ({in_words(sum(part.values()))})")
-            where |= dict.fromkeys(_save(folder / name, part, weights, trained.model), name)
+            where |= dict.fromkeys(_save(folder / name, part, weights, released), name)
         weights.check()
         if len(parts) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": where}
@@ -158,23 +165,29 @@ def _tokenizer(checkpoint: Checkpoint) -> Path:
     )
 
 
-def _parts(weights: Weights, model: Any, shard_bytes: int) -> list[dict[str, int]]:
+def _released(model: ModelConfig, rows: int, name: str, weight: Tensor) -> dict[str, Tensor]:
+    """Return the released tensors of a weight; embedding and head without the rows that pad what
+    was imported."""
+    found = to_released({name: weight}, model)
+    return {key: x[:rows] if key in _BY_TOKEN else x for key, x in found.items()}
+
+
+def _parts(weights: Weights, released: Released, shard_bytes: int) -> list[dict[str, int]]:
     """Share the weights among files; return the bytes of each by our names."""
     parts: list[dict[str, int]] = [{}]
     for name in weights.names:
-        released = to_released({name: weights.like(name)}, model)
-        size = sum(x.numel() * x.element_size() for x in released.values())
+        size = sum(x.nbytes for x in released(name, weights.like(name)).values())
         if parts[-1] and sum(parts[-1].values()) + size > shard_bytes:
             parts.append({})
         parts[-1][name] = size
     return parts
 
 
-def _save(path: Path, part: dict[str, int], weights: Weights, model: Any) -> list[str]:
+def _save(path: Path, part: dict[str, int], weights: Weights, released: Released) -> list[str]:
     """Write a file of weights; return the released names in it."""
     tensors: dict[str, Tensor] = {}
     for name in part:
-        tensors |= to_released({name: weights.read(name)}, model)
+        tensors |= released(name, weights.read(name))
     # parts of a merged weight are views, which safetensors does not take
     tensors = {name: tensors[name].contiguous() for name in list(tensors)}
     try:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import loopcoder
@@ -24,6 +25,7 @@ from loopcoder.cli import main as cli
 from loopcoder.config.compose import compose
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_NO_RETRY, InputError
 from loopcoder.hf.config import to_released
+from loopcoder.hf.export import export
 from loopcoder.hf.folder import ReleasedFolder
 from loopcoder.hf.importing import import_folder, plan
 from loopcoder.hf.mapping import from_released, plain_name
@@ -88,6 +90,16 @@ def test_every_weight_arrives(tmp_path: Path, loops: int) -> None:
     preset = compose(["model=imported"], tmp_path / "out" / "conf").model
     assert preset == config.model
     assert not (tmp_path / "out.part").exists()
+
+    back = export(checkpoint, tmp_path / "back").folder
+    weights = load_file(back / "model.safetensors")
+    assert weights.keys() == tensors.keys()
+    for name, x in weights.items():
+        assert torch.equal(x, tensors[name].to(x.dtype)), name
+    import_folder(plan(ReleasedFolder(back), ()), tmp_path / "again", lambda _: None)
+    again = export(layout.find(tmp_path / "again"), tmp_path / "last").folder
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (again / file).read_bytes() == (back / file).read_bytes(), file
 
 
 def test_a_tied_head_is_copied_and_a_dense_model_gets_loops(tmp_path: Path) -> None:
