@@ -159,7 +159,8 @@ def _state(checkpoint: Checkpoint, config: Config, ranks: mcore.Ranks) -> TrainS
 
     saved = checkpoint.state()
     network, mcore_config = build_network(config, ranks, saved.vocab_size)
-    network.set_rope_theta(config.stages[saved.position.stage].rope_theta)
+    stage = min(saved.position.stage, len(config.stages) - 1)  # other data have other stages
+    network.set_rope_theta(config.stages[stage].rope_theta)
     load_weights(checkpoint, network, None, config)
     network.eval()
     compute = ComputeTime(ranks.device)

@@ -114,6 +114,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.train",
     },
     "loopcoder.differences": BASE | {"loopcoder.checkpoint", "loopcoder.hf", "loopcoder.loaded"},
+    "loopcoder.diagnose.measures": set(),
     "loopcoder.diagnose": BASE
     | MODEL
     | {
@@ -257,6 +258,7 @@ PLANTED = {
     ("data_pipeline.schema", "if TYPE_CHECKING:\n    from loopcoder.train.loop import Run"),
     ("data_pipeline.driver", "import torch"),
     ("launch.torchrun", "from data_pipeline.driver import prepare"),
+    ("loopcoder.diagnose.measures.rank", "from loopcoder.diagnose.results import ALL"),
 }
 
 

@@ -82,12 +82,6 @@ class Diagnosis:
     notes: list[str] = field(default_factory=list)
     """What could not be measured, and why."""
 
-    def find(self, measure: str, variant: str = "", group: str = ALL) -> Series | None:
-        """Return one measure of one group; None where it was not taken."""
-        wanted = (measure, variant, group)
-        found = (s for s in self.series if (s.measure, s.variant, s.group) == wanted)
-        return next(found, None)
-
     def groups(self) -> list[str]:
         """Return the groups that have series, `all` first."""
         names = dict.fromkeys(s.group for s in self.series)
