@@ -74,6 +74,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # The command line alone knows everything.
     "loopcoder.cli": BASE
     | {
+        "loopcoder.checkpoint.agreed",
         "loopcoder.checkpoint.copies.early",
         "loopcoder.checkpoint.copies.lacking",
         "loopcoder.checkpoint.copies.places",

@@ -192,7 +192,8 @@ def check_ranks_and_shares(diagnosis: Diagnosis, found: Any, loops: int) -> None
 def test_one_loop_has_no_others(
     ranks: Any, corpus: Corpus, data: Callable[..., Any], seed: int
 ) -> None:
-    from loopcoder.diagnose.run import loops_to_measure, measure
+    from loopcoder.diagnose.measurable import loops_to_measure
+    from loopcoder.diagnose.run import measure
 
     config = config_for(corpus, data().seq_length, dict(num_loops=1))
     diagnosis = measure(loaded(config, 1, ranks, seed), config, corpus, SETTINGS, "x", print)
