@@ -11,7 +11,7 @@ from typing import Any
 from loopcoder.errors import InputError
 from loopcoder.storage.files import write_json
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file; another one is refused."""
 ALL = "all"
 """The group of every token."""
@@ -71,6 +71,8 @@ class Diagnosis:
     trained_tokens: int | None
     model: dict[str, Any]
     """Fields of the model as it was trained; `num_loops` is the R of training."""
+    training: dict[str, Any]
+    """Objective, optimizer, seed, fingerprint of the corpus and tokens of its run."""
     loops: int
     """Loops that were run: those of training, and more where it was asked for."""
     data: dict[str, Any]

@@ -88,6 +88,13 @@ def measure(
         step=checkpoint.step,
         trained_tokens=position.tokens,
         model=asdict(config.model) | {"vocab_size": saved.vocab_size},
+        training={
+            "objective": asdict(run.trained.objective),
+            "optim": asdict(run.trained.optim),
+            "seed": run.trained.seed,
+            "corpus": saved.corpus,
+            "tokens": position.tokens,
+        },
         loops=loops,
         data=data.described(corpus) | {"tokens": _tokens(merged)},
         made={
