@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +19,8 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.load import load as load_weights
 from loopcoder.config.compose import compose, load_config
-from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config, ParallelConfig
+from loopcoder.config.this_machine import for_this_machine
 from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import InputError, counted
 from loopcoder.hf.opened import checkpoint_at
@@ -73,7 +73,7 @@ def load_part(checkpoint: Checkpoint, config: Config, ranks: mcore.Ranks) -> Loa
     """Load this rank's part of a model in a layout. All ranks must call it.
 
     Args:
-        config: Of `for_this_machine`, with the layout of the ranks.
+        config: Of `for_this_machine` (config/this_machine.py), with the layout of the ranks.
         ranks: Of the world that is running.
 
     Raises:
@@ -100,44 +100,6 @@ def _check_device(device: str, backends: Backends) -> None:
     raise InputError.of(f"device={device}", why, fix)
 
 
-def for_this_machine(
-    config: Config,
-    backends: Backends,
-    num_loops: int | None,
-    precision: Literal["fp32", "bf16"] | None,
-    parallel: ParallelConfig | None = None,
-) -> Config:
-    """Return the config with which this machine runs the weights of another.
-
-    Args:
-        parallel: Layout; None: one process.
-    """
-    trained = config.model.num_loops
-    loops = trained if num_loops is None else num_loops
-    if not isinstance(loops, int) or isinstance(loops, bool):
-        why, fix = "it is a whole number", f"num_loops={trained}, as it was trained"
-        raise InputError.of(f"num_loops={loops!r}", why, fix)
-    if loops < 1:
-        raise InputError.of(f"num_loops={loops}", "a model runs once at least", "num_loops=1")
-    if precision not in (None, "fp32", "bf16"):
-        why = "weights are run in 32 or 16 bits"
-        raise InputError.of(f"precision={precision}", why, "precision=bf16")
-    if precision is None:
-        fp32 = config.precision.name == "fp32" or not backends.has_gpu
-        precision = "fp32" if fp32 else "bf16"
-    model = replace(config.model, num_loops=loops, layer_spec="auto", kernels="auto")
-    return resolve(
-        replace(
-            config,
-            model=model,
-            parallel=parallel or ParallelConfig(),
-            precision=replace(config.precision, name=precision),
-            train=replace(config.train, deterministic=False),  # of this process, not of a model
-        ),
-        backends,
-    )
-
-
 @cache
 def _alone() -> mcore.Ranks:
     """Start a world of this process, once for all models that are loaded."""
@@ -159,7 +121,8 @@ def _state(checkpoint: Checkpoint, config: Config, ranks: mcore.Ranks) -> TrainS
 
     saved = checkpoint.state()
     network, mcore_config = build_network(config, ranks, saved.vocab_size)
-    network.set_rope_theta(config.stages[saved.position.stage].rope_theta)
+    stage = min(saved.position.stage, len(config.stages) - 1)  # other data have other stages
+    network.set_rope_theta(config.stages[stage].rope_theta)
     load_weights(checkpoint, network, None, config)
     network.eval()
     compute = ComputeTime(ranks.device)

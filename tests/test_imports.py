@@ -74,6 +74,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # The command line alone knows everything.
     "loopcoder.cli": BASE
     | {
+        "loopcoder.checkpoint.agreed",
         "loopcoder.checkpoint.copies.early",
         "loopcoder.checkpoint.copies.lacking",
         "loopcoder.checkpoint.copies.places",
@@ -114,6 +115,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.train",
     },
     "loopcoder.differences": BASE | {"loopcoder.checkpoint", "loopcoder.hf", "loopcoder.loaded"},
+    "loopcoder.diagnose.measures": set(),
     "loopcoder.diagnose": BASE
     | MODEL
     | {
@@ -257,6 +259,7 @@ PLANTED = {
     ("data_pipeline.schema", "if TYPE_CHECKING:\n    from loopcoder.train.loop import Run"),
     ("data_pipeline.driver", "import torch"),
     ("launch.torchrun", "from data_pipeline.driver import prepare"),
+    ("loopcoder.diagnose.measures.rank", "from loopcoder.diagnose.results import ALL"),
 }
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,3 +202,22 @@ def test_mistakes_have_a_fix(saved: Saved, call: Callable[[Saved], Any], says: s
     with pytest.raises(InputError, match=says) as caught:
         call(saved)
     assert all(problem.fix for problem in caught.value.problems)
+
+
+def test_a_later_stage_than_the_data_have_takes_their_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As with other documents, which have one stage, of a run in its third."""
+    from loopcoder import loaded
+    from loopcoder.data.sampler import Position
+    from loopcoder.train import state
+
+    thetas: list[float] = []
+    network = SimpleNamespace(set_rope_theta=thetas.append, eval=lambda: None)
+    monkeypatch.setattr(state, "build_network", lambda *_: (network, None))
+    monkeypatch.setattr(loaded, "load_weights", lambda *_: None)
+    saved: Any = SimpleNamespace(state=lambda: state_at(9, position=Position(step=9, stage=2)))
+    ranks: Any = SimpleNamespace(device=torch.device("cpu"))
+    config = small_config()
+    loaded._state(saved, config, ranks)
+    assert thetas == [config.stages[0].rope_theta]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,10 +19,12 @@ from loopcoder.cli.arguments import fields_of, parse_arguments, rank, say_aside,
 from loopcoder.cli.held_out import Asked
 from loopcoder.config.check import check_layout
 from loopcoder.config.diagnosis import DiagnoseConfig
-from loopcoder.config.resolve import resolve
 from loopcoder.config.schema import Config, ParallelConfig
+from loopcoder.config.this_machine import for_this_machine
 from loopcoder.data.corpus import Corpus, in_use
-from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.diagnose.measurable import domains_to_measure, loops_to_measure, precision_of
+from loopcoder.errors import EXIT_DONE, InputError, LoopcoderError
+from loopcoder.metrics.drawing import require_matplotlib
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
@@ -53,6 +55,8 @@ is measured."""
 
 _ALLOWED = ("precision", "train.micro_batch_size", "parallel.*")
 _OUTPUT = "diagnosis"
+_Subject = tuple[str, Checkpoint, Config, Corpus]
+"""Its name, and what `loopcoder.diagnose.kept.Subject` has."""
 
 
 def run(argv: list[str]) -> int:
@@ -73,10 +77,12 @@ def run(argv: list[str]) -> int:
         )
     output = Path(given.output).expanduser()
     make_folder(output, "output")
+    require_matplotlib()
     if not given.checkpoints:
         _refuse_unused(others, settings)
         _show(_read(given.diagnoses), output, as_json="--json" in argv)
         return EXIT_DONE
+    _refuse_fp8(others)
     asked = Asked(others, arguments.config_dir, _ALLOWED)
     backends = detect()
     adopt_slurm(os.environ)
@@ -84,23 +90,37 @@ def run(argv: list[str]) -> int:
     size = _processes(asked.parallel, launched=launched)
     from loopcoder.hf.opened import checkpoint_at
 
-    found = [checkpoint_at(place, asked.cache) for place in given.checkpoints]
-    names = _names(found, settings.name)
+    before = _read(given.diagnoses)
     with ExitStack() as held:
-        subjects = []
-        for name, checkpoint in zip(names, found, strict=True):
-            config, corpus = asked.of(checkpoint)
-            config = replace(config, parallel=asked.parallel)
-            _check(config, size, backends)
-            for member in corpus.members:
-                held.enter_context(in_use(member.dir))
-            subjects.append((name, checkpoint, config, corpus))
+
+        def subjects_of(places: Sequence[str]) -> list[_Subject]:
+            found = [checkpoint_at(place, asked.cache) for place in places]
+            subjects = []
+            for name, checkpoint in zip(_names(found, settings.name), found, strict=True):
+                config, corpus = asked.of(checkpoint)
+                config = replace(config, parallel=asked.parallel)
+                _check(config, corpus, settings, size, backends)
+                subjects.append((name, checkpoint, config, corpus))
+            for *_, corpus in subjects:
+                for member in corpus.members:
+                    held.enter_context(in_use(member.dir))
+            return subjects
+
+        subjects = subjects_of(given.checkpoints)
         if not launched and size > 1:
-            return start_workers(subjects[0][2], size, ("diagnose", *argv))
-        diagnosed = _measure(subjects, settings, output)
+            command = ("diagnose", *_with_places(argv, [one[1].place for one in subjects]))
+            return start_workers(subjects[0][2], size, command)
+        diagnosed = _measure(subjects, subjects_of, settings, output)
     if rank() == 0:
-        _show([*diagnosed, *_read(given.diagnoses)], output, as_json="--json" in argv)
+        _show([*diagnosed, *before], output, as_json="--json" in argv)
     return EXIT_DONE
+
+
+def _with_places(argv: Sequence[str], places: Sequence[str]) -> list[str]:
+    """Return the arguments with the checkpoints that were found: a run that trains meanwhile has
+    another newest one soon."""
+    others = [a for a in argv if not a.startswith("checkpoint=")]
+    return [*others, *(f"checkpoint={place}" for place in places)]
 
 
 @dataclass(frozen=True)
@@ -146,6 +166,13 @@ def _refuse_unused(others: Sequence[str], settings: DiagnoseConfig) -> None:
         raise InputError.of(given, why, "leave it out, or add checkpoint=DIR")
 
 
+def _refuse_fp8(others: Sequence[str]) -> None:
+    """Refuse a number format in which nothing is measured."""
+    for other in others:
+        if other.startswith(("precision=fp8", "precision.name=fp8")):
+            raise InputError.of(other, "measures are taken in fp32 or bf16", "precision=bf16")
+
+
 def _processes(parallel: ParallelConfig, *, launched: bool) -> int:
     """Return how many processes take part."""
     if launched:
@@ -157,19 +184,24 @@ def _processes(parallel: ParallelConfig, *, launched: bool) -> int:
     return parallel.nodes * (parallel.nproc_per_node or -(-model // parallel.nodes))
 
 
-def _check(config: Config, size: int, backends: Backends) -> None:
-    """Refuse a layout that does not fit the model or this machine."""
+def _check(
+    config: Config, corpus: Corpus, settings: DiagnoseConfig, size: int, backends: Backends
+) -> None:
+    """Refuse what cannot be measured, and a layout that does not fit the model or this machine."""
+    loops_to_measure(config.model, settings)
     if config.parallel.sp:
         raise InputError.of(
             "parallel.sp=true",
             "tokens are compared with the one before them, so each rank has whole sequences",
             "parallel.sp=false",
         )
-    check_layout(resolve(config, backends), size, backends)
+    runs = for_this_machine(config, backends, None, precision_of(config), config.parallel)
+    check_layout(runs, size, backends)
+    domains_to_measure(config, corpus, settings)
 
 
 def _names(found: Sequence[Checkpoint], name: str | None) -> list[str]:
-    """Name each checkpoint after its run, and by its step where one run has several."""
+    """Name each checkpoint after its run and its step."""
     if name is not None and len(found) > 1:
         raise InputError.of(
             f"diagnose.name={name} for {len(found)} checkpoints",
@@ -178,11 +210,7 @@ def _names(found: Sequence[Checkpoint], name: str | None) -> list[str]:
         )
     if name is not None:
         return [name]
-    runs = [_run_of(checkpoint) for checkpoint in found]
-    names = [
-        run if runs.count(run) == 1 else f"{run}-{checkpoint.step}"
-        for run, checkpoint in zip(runs, found, strict=True)
-    ]
+    names = [f"{_run_of(checkpoint)}-{checkpoint.step}" for checkpoint in found]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         same = [c.place for n, c in zip(names, found, strict=True) if n == twice]
@@ -205,7 +233,8 @@ def _run_of(checkpoint: Checkpoint) -> str:
 
 
 def _measure(
-    subjects: Sequence[tuple[str, Checkpoint, Config, Corpus]],
+    subjects: list[_Subject],
+    subjects_of: Callable[[Sequence[str]], list[_Subject]],
     settings: DiagnoseConfig,
     output: Path,
 ) -> list[Diagnosis]:
@@ -220,11 +249,30 @@ def _measure(
 
     mcore.start_processes(parallel.timeout_s, parallel.report_after_s)
     try:
+        subjects = _agreed(subjects, subjects_of)
         ranks = mcore.initialise(parallel, seed=0)
         named = [Subject(*subject) for subject in subjects]
         return diagnose_all(named, settings, ranks, output, say_aside)
     finally:
         mcore.shutdown()
+
+
+def _agreed(
+    subjects: list[_Subject], subjects_of: Callable[[Sequence[str]], list[_Subject]]
+) -> list[_Subject]:
+    """Return this rank's subjects if they are of rank 0's checkpoints, else those of rank 0's: the
+    newest of a run that trains may be another one for each. All ranks must call it."""
+    from loopcoder.checkpoint.agreed import of_rank_0, same_error_on_all
+
+    own, unseen = [one[1].place for one in subjects], None
+    places = of_rank_0(lambda: own)
+    if places != own:
+        try:
+            subjects = subjects_of(places)
+        except LoopcoderError as error:
+            unseen = error
+    same_error_on_all(unseen)
+    return subjects
 
 
 def _read(paths: Sequence[Path]) -> list[Diagnosis]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from loopcoder.config.schema import ModelConfig
@@ -25,6 +24,7 @@ from loopcoder.diagnose.measures.rank import effective_rank
 from loopcoder.diagnose.measures.states import alignment, offset_cost, step_size
 from loopcoder.diagnose.table import Column, Table
 from loopcoder.model.probe import Probe, ReadOut
+from loopcoder.parallel.joined import joined
 from loopcoder.parallel.mcore import Ranks
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -144,7 +144,7 @@ class Capture(Probe):
     ) -> None:
         start = self.batch.document_start[index : index + 1]
         vectors = head_vectors(_of_sequence(now, index), start, subset.queries)  # [Q, 1, H, S]
-        rank, cosine = head_diversity(self._gathered(vectors, 2))
+        rank, cosine = head_diversity(joined(vectors, 2, self.ranks.groups.tp))
         if self._records:
             for measure, values in (("head_rank", rank), ("head_cosine", cosine)):
                 column = Column(measure, "", loop, layer)
@@ -215,7 +215,7 @@ class Capture(Probe):
 
     def _logits(self, normed: Tensor, read_out: ReadOut) -> Tensor:
         """Return the logits of the whole vocabulary. [S * B, V]"""
-        return self._gathered(read_out(normed, None), -1).flatten(0, 1)
+        return joined(read_out(normed, None), -1, self.ranks.groups.tp).flatten(0, 1)
 
     def _add_outputs(self, loop: int, found: OutputValues) -> None:
         values = {
@@ -258,16 +258,6 @@ class Capture(Probe):
 
     def _add_token(self, column: Column, values: Tensor) -> None:
         self.table.add(column, values.view(self._mask.shape), self._mask)
-
-    def _gathered(self, part: Tensor, dim: int) -> Tensor:
-        """Join what tensor-parallel ranks have parts of."""
-        group = self.ranks.groups.tp
-        if group.size() == 1:
-            return part
-        part = part.contiguous()
-        parts = [torch.empty_like(part) for _ in range(group.size())]
-        dist.all_gather(parts, part, group=group)
-        return torch.cat(parts, dim)
 
 
 def _joined(parts: Sequence[OutputValues]) -> OutputValues:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -57,8 +58,9 @@ def _everything_else(diagnosis: Diagnosis) -> str:
     # a corpus is its content, wherever it lies
     place = "place" if "fingerprint" in diagnosis.data else ""
     data = {key: v for key, v in diagnosis.data.items() if key != place}
-    fields = (sorted(model.items()), sorted(data.items()), diagnosis.trained_tokens)
-    return repr(fields)
+    # runs of one R differ in their seed: what they disagree on is an interval of its own
+    training = {key: v for key, v in diagnosis.training.items() if key != "seed"}
+    return json.dumps([model, data, training], sort_keys=True)
 
 
 def _losses(diagnoses: Sequence[Diagnosis]) -> dict[int, list[Point]]:

@@ -16,7 +16,8 @@ from loopcoder.data.batch import Batch
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.heldout import HeldOut
 from loopcoder.diagnose.capture import Subset
-from loopcoder.errors import InputError, counted
+from loopcoder.diagnose.measurable import domains_to_measure
+from loopcoder.errors import counted
 from loopcoder.parallel.mcore import Ranks
 from loopcoder.train.labels import groups_of
 
@@ -43,14 +44,7 @@ class HeldOutData:
         cls, config: Config, corpus: Corpus, settings: DiagnoseConfig, stage: int
     ) -> HeldOutData:
         here = config.stages[stage]
-        trained = {domain for s in config.stages for domain in s.mixture}
-        domains = [domain for domain in corpus.domains if domain in trained]
-        if settings.sequences < len(domains):
-            raise InputError.of(
-                f"diagnose.sequences={settings.sequences} of {counted(len(domains), 'domain')}",
-                f"there is one of each at least: {', '.join(domains)}",
-                f"diagnose.sequences={len(domains)}",
-            )
+        domains = domains_to_measure(config, corpus, settings)
         base, rest = divmod(settings.sequences, len(domains))
         asked = [base + (i < rest) for i in range(len(domains))]
         sets = [

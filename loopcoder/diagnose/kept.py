@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from loopcoder import __version__
 from loopcoder.checkpoint.agreed import of_rank_0
 from loopcoder.checkpoint.format import MANIFEST, Checkpoint
 from loopcoder.config.diagnosis import DiagnoseConfig
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
+from loopcoder.diagnose.measurable import loops_to_measure
 from loopcoder.diagnose.results import FORMAT, Diagnosis, read, write
-from loopcoder.diagnose.run import diagnose
+from loopcoder.diagnose.run import diagnose, runnable
 from loopcoder.errors import InputError
 from loopcoder.parallel.mcore import Ranks
 
@@ -82,6 +84,7 @@ def _kept(path: Path, key: str) -> Diagnosis | None:
 def _key(subject: Subject, settings: DiagnoseConfig) -> str:
     """Name what the numbers depend on: not the layout, nor how many sequences are at once."""
     config = subject.config
+    loops = loops_to_measure(config.model, settings)
     manifest = (subject.checkpoint.path / MANIFEST).read_bytes()
     parts = {
         "format": FORMAT,
@@ -91,7 +94,8 @@ def _key(subject: Subject, settings: DiagnoseConfig) -> str:
         "stages": [asdict(stage) for stage in config.stages],
         "documents": [config.data.isolate_documents, config.data.mask_document_start],
         "labels": config.logging.max_labels,
-        "precision": config.precision.name,
+        "precision": runnable(config, loops).precision.name,
+        "version": __version__,
     }
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ from loopcoder.diagnose.panels import (
     panel,
     rows_of,
 )
-from loopcoder.diagnose.reading import Points, by_loop
+from loopcoder.diagnose.reading import Points, by_loop, reads_every_loop
 from loopcoder.metrics.drawing import COLORS, INK, MARKERS
 
 if TYPE_CHECKING:
@@ -80,8 +80,10 @@ def loop_figures(shown: Sequence[Named]) -> list[Drawing]:
             shown,
             "logit_lens",
             "Logit lens: the head reads every loop",
-            "Only the last loop of training is trained to be read, so earlier ones do worse than a "
-            "model that was trained for that many loops.",
+            "The loss of training was taken on earlier loops as well."
+            if all(reads_every_loop(one.diagnosis) for one in shown)
+            else "Where the loss of training was that of the last loop alone, only that is trained "
+            "to be read, so earlier ones do worse than a model that was trained for that many.",
             [("loss", ""), ("rank", ""), ("output_entropy", ""), ("top1", "")],
         ),
         _test_time(shown),

@@ -134,6 +134,13 @@ def trained_loops(diagnosis: Diagnosis) -> int:
     return int(diagnosis.model["num_loops"])
 
 
+def reads_every_loop(diagnosis: Diagnosis) -> bool:
+    """Whether the loss of training was taken on loops before the last as well."""
+    objective = diagnosis.training["objective"]
+    weights = objective["loop_weights"] or []
+    return any(weights[:-1]) or objective["exit"] or objective["loop_count"] != "fixed"
+
+
 def labels(diagnoses: Sequence[Diagnosis], longest: int = 40) -> list[str]:
     """Return a short name for each, no two the same: its own, cut in its middle, and where that
     is not enough its step or place in the list."""

@@ -46,9 +46,10 @@ class _Change:
 def recommend(diagnosis: Diagnosis) -> Recommendation:
     """Return how many loops pay in a model.
 
-    A loop of training counts unless its loss is not below that of the loop before it, its
-    effective rank falls (the paper's stop rule), or it changes the prediction less than the loop
-    before it at a larger offset. A difference counts only where its 95% interval leaves out zero.
+    A loop of training counts unless its loss was not measured or is not below that of the loop
+    before it, its effective rank falls (the paper's stop rule), or it changes the prediction less
+    than the loop before it at a larger offset. A difference counts only where its 95% interval
+    leaves out zero.
     After the last loop of training one more is recommended where the effective rank still rises,
     unless one more would hardly move the states.
     """
@@ -96,7 +97,9 @@ def _against(diagnosis: Diagnosis, loop: int, reasons: list[str]) -> list[str]:
     rank = _at(diagnosis, "effective_rank", "normed", loop, "Effective rank")
     looked_at = [loss, rank]
     against = []
-    if loss.direction == 0:
+    if loss.direction is None:
+        against.append("its loss was not measured")
+    elif loss.direction == 0:
         against.append("its loss is not told apart from that of the loop before it")
     elif loss.direction == 1:
         against.append("its loss is higher than that of the loop before it")

@@ -11,7 +11,7 @@ from typing import Any
 from loopcoder.errors import InputError
 from loopcoder.storage.files import write_json
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file; another one is refused."""
 ALL = "all"
 """The group of every token."""
@@ -71,6 +71,8 @@ class Diagnosis:
     trained_tokens: int | None
     model: dict[str, Any]
     """Fields of the model as it was trained; `num_loops` is the R of training."""
+    training: dict[str, Any]
+    """Objective, optimizer, seed, fingerprint of the corpus and tokens of its run."""
     loops: int
     """Loops that were run: those of training, and more where it was asked for."""
     data: dict[str, Any]
@@ -81,12 +83,6 @@ class Diagnosis:
     exits: list[Exit] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What could not be measured, and why."""
-
-    def find(self, measure: str, variant: str = "", group: str = ALL) -> Series | None:
-        """Return one measure of one group; None where it was not taken."""
-        wanted = (measure, variant, group)
-        found = (s for s in self.series if (s.measure, s.variant, s.group) == wanted)
-        return next(found, None)
 
     def groups(self) -> list[str]:
         """Return the groups that have series, `all` first."""

@@ -15,37 +15,23 @@ from loopcoder.backends import detect
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.config.diagnosis import DiagnoseConfig
 from loopcoder.config.schema import Config, ModelConfig
+from loopcoder.config.this_machine import for_this_machine
 from loopcoder.data.corpus import Corpus
 from loopcoder.diagnose.capture import Capture
 from loopcoder.diagnose.held_out import HeldOutData
+from loopcoder.diagnose.measurable import loops_to_measure, precision_of
 from loopcoder.diagnose.passing import run_loops
 from loopcoder.diagnose.results import Diagnosis
 from loopcoder.diagnose.series import Groups, exits_of, series_of
 from loopcoder.diagnose.table import Merged, Table
-from loopcoder.errors import InputError, counted
-from loopcoder.loaded import LoadedRun, for_this_machine, load_part
+from loopcoder.errors import counted
+from loopcoder.loaded import LoadedRun, load_part
 from loopcoder.origin import commit_of
 from loopcoder.parallel.mcore import Ranks
 from loopcoder.train.out_of_memory import named_out_of_memory
 from loopcoder.train.window import peak_memory
 
 Say = Callable[[str], None]
-
-
-def loops_to_measure(model: ModelConfig, settings: DiagnoseConfig) -> int:
-    """Return how many loops are measured.
-
-    Raises:
-        InputError: the model cannot run so many.
-    """
-    loops = settings.loops or model.num_loops
-    if model.num_loops == 1 and loops > 1:
-        raise InputError.of(
-            f"diagnose.loops={loops} of a model that was trained with one loop",
-            "later loops mix two attentions by gates, and it has none",
-            "diagnose.loops=1, or leave it out",
-        )
-    return loops
 
 
 def diagnose(
@@ -102,6 +88,13 @@ def measure(
         step=checkpoint.step,
         trained_tokens=position.tokens,
         model=asdict(config.model) | {"vocab_size": saved.vocab_size},
+        training={
+            "objective": asdict(run.trained.objective),
+            "optim": asdict(run.trained.optim),
+            "seed": run.trained.seed,
+            "corpus": saved.corpus,
+            "tokens": position.tokens,
+        },
         loops=loops,
         data=data.described(corpus) | {"tokens": _tokens(merged)},
         made={
@@ -123,13 +116,16 @@ def measure(
 def runnable(config: Config, loops: int) -> Config:
     """Return a config whose network has a loop more than is run: after its last loop a network
     reads the head of all tokens at once."""
-    precision: Any = config.precision.name if config.precision.name in ("fp32", "bf16") else None
     model = config.model
     if model.num_loops == 1:  # no gates, and its only loop is that of any model
         model = replace(model, kv_sharing="own")
     runnable = replace(config, model=model)
     return for_this_machine(
-        runnable, detect(), _loops_run(config.model, loops) + 1, precision, config.parallel
+        runnable,
+        detect(),
+        _loops_run(config.model, loops) + 1,
+        precision_of(config),
+        config.parallel,
     )
 
 

@@ -18,6 +18,7 @@ from loopcoder.data.batch import Batch
 from loopcoder.diagnose.measures.outputs import read_outputs
 from loopcoder.diagnose.measures.states import alignment, offset_cost, step_size
 from loopcoder.model.probe import Probe, ReadOut
+from loopcoder.parallel.joined import joined
 from loopcoder.parallel.mcore import Ranks
 from loopcoder.train.due import diagnoses_after
 
@@ -36,7 +37,7 @@ class LoopDiagnostics(Probe):
 
     def __init__(self, config: Config, ranks: Ranks):
         self._ranks, self._is_split = ranks, config.parallel.sp
-        self._loops, self._tp = config.model.num_loops, config.parallel.tp
+        self._loops = config.model.num_loops
         shape = 2, len(_MEASURES), self._loops
         self.sums = torch.zeros(shape, dtype=torch.float64, device=ranks.device)
         """Sums and counts. [2, measures, R]"""
@@ -149,11 +150,7 @@ class LoopDiagnostics(Probe):
     def _logits(self, state: Tensor, weight: Tensor) -> Tensor:
         """Return those of the whole vocabulary. [tokens * B, V]"""
         part = linear(state.flatten(0, 1), weight)
-        if self._tp == 1:
-            return part
-        parts = [torch.empty_like(part) for _ in range(self._tp)]
-        dist.all_gather(parts, part, group=self._ranks.groups.tp)
-        return torch.cat(parts, -1)
+        return joined(part, -1, self._ranks.groups.tp)
 
     def _add(self, measure: str, loop: int, values: Tensor, defined: Tensor) -> None:
         there = torch.where(defined, values, 0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
+from loopcoder.config.objective import ObjectiveConfig
 from loopcoder.diagnose.results import ALL, Diagnosis, Exit, Series
 
 LANGUAGES = ("python", "c++", "javascript", "rust", "go", "java", "c#", "shell")
@@ -114,6 +116,13 @@ def diagnosis(
         step=1000,
         trained_tokens=12_500_000_000,
         model=_model(trained, layers, gates),
+        training={
+            "objective": asdict(ObjectiveConfig()),
+            "optim": {"lr": 3e-4},
+            "seed": 1234,
+            "corpus": "1a2b",
+            "tokens": 12_500_000_000,
+        },
         loops=run,
         data={
             "place": "/data/corpus-1a2b",

@@ -53,7 +53,7 @@ def loaded(
         scatter_weights(network, weights)
     network.to(dtype)
     network.eval()
-    saved = SimpleNamespace(position=Position(step=3, tokens=96), vocab_size=VOCAB)
+    saved = SimpleNamespace(position=Position(step=3, tokens=96), vocab_size=VOCAB, corpus="c")
     checkpoint: Any = SimpleNamespace(place="checkpoint", step=3, state=lambda: saved)
     state: Any = SimpleNamespace(ranks=ranks, network=network)
     return LoadedRun(checkpoint, config, runs, state)

@@ -100,7 +100,6 @@ def plain(now: LoopAttention, before: LoopAttention | None, start: Tensor) -> At
         change=None if q is None else summed(divergence(p, q)),
         change_no_first=None if q is None else summed(divergence(p_others, q_others)),
         has_others=(start < torch.arange(len(now.q))).T,
-        entropy_by_head=entropy(p).sum((0, 2)),
     )
 
 

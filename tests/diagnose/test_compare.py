@@ -58,6 +58,17 @@ def test_only_what_differs_in_loops_alone_is_compared(rng: random.Random) -> Non
         two = trained(rng, 2, 2.3)
         two.data[field] = other
         assert compare([one, two]) is None, field
+    for field, other in (("optim", {"lr": 1e-3}), ("corpus", "3c4d"), ("tokens", 9)):
+        two = trained(rng, 2, 2.3)
+        two.training[field] = other
+        assert compare([one, two]) is None, field
+    two = trained(rng, 2, 2.3)
+    two.training["objective"]["exit"] = True
+    assert compare([one, two]) is None
+    two = trained(rng, 2, 2.3)
+    two.training["seed"] = 7
+    assert compare([one, two]) is not None
+    two = trained(rng, 2, 2.3)
     for moved, place in ((one, "/a"), (two, "/b")):
         moved.data.update(fingerprint="1a2b", place=place, seed=7)
     two.model.update(name="another", kernels="stock")

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from loopcoder.diagnose.figures import drawings, inlined, save
-from loopcoder.diagnose.panels import Drawing
+from loopcoder.diagnose.loop_figures import loop_figures
+from loopcoder.diagnose.panels import Drawing, named
 from loopcoder.diagnose.results import Diagnosis
 from tests.diagnose.made_up import HARD_NAME, compared, diagnosis
 
@@ -170,3 +171,14 @@ def test_of_many_languages_the_largest_are_shown(rng: random.Random) -> None:
     largest = sorted((f"language/{n}" for n in names), key=lambda g: -sizes[g])
     assert rows[3:] == largest[:21]
     assert "9 more are in the table" in by_name([found])["loss_gain_by_group"].caption
+
+
+def test_the_logit_lens_says_which_loops_were_trained_to_be_read(rng: random.Random) -> None:
+    one = diagnosis(rng, trained=3, layers=1, languages=())
+
+    def caption() -> str:
+        return next(d.caption for d in loop_figures(named([one])) if d.name == "logit_lens")
+
+    assert "last loop alone" in caption()
+    one.training["objective"]["loop_weights"] = [0.0, 1.0, 1.0]
+    assert caption() == "The loss of training was taken on earlier loops as well."

@@ -119,6 +119,22 @@ def test_what_was_not_measured_is_said(rng: random.Random) -> None:
     assert "Effective rank at loop 2: not measured." in found.reasons
 
 
+@pytest.mark.parametrize("has_series", [True, False])
+def test_a_loop_whose_loss_was_not_measured_does_not_count(
+    rng: random.Random, has_series: bool
+) -> None:
+    found = made(rng, 3)
+    if has_series:
+        for series in found.series:
+            if series.measure == "loss":
+                series.values[1] = None
+    else:
+        found.series[:] = [series for series in found.series if series.measure != "loss"]
+    advice = recommend(found)
+    assert advice.loops == 1
+    assert "Loop 2 is not counted: its loss was not measured." in advice.reasons
+
+
 def test_what_a_loop_costs(rng: random.Random) -> None:
     found = recommend(made(rng, layers=14))
     # docs of the released model: 6 * (R * L * 487,587,840 + V * d) + R * L * 6 * S * d + the window

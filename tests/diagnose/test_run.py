@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from loopcoder.data.corpus import Corpus
+from loopcoder.diagnose.reading import by_loop
 from loopcoder.diagnose.results import Diagnosis
 from loopcoder.errors import InputError
 from tests.data.conftest import corpus, data
@@ -157,9 +158,9 @@ def check_exits(diagnosis: Diagnosis, found: Any, loops: int) -> None:
 
 def check_ranks_and_shares(diagnosis: Diagnosis, found: Any, loops: int) -> None:
     for domain, group in enumerate(("text", "code")):
-        series = diagnosis.find("rank", "", f"domain/{group}")
-        assert series is not None
-        for loop, got in zip(series.loops, series.values, strict=True):
+        medians = by_loop(diagnosis, "rank", "", f"domain/{group}")
+        assert len(medians) == loops
+        for loop, got in medians.items():
             ranks = sorted(
                 v
                 for d, _, values in found
@@ -167,7 +168,7 @@ def check_ranks_and_shares(diagnosis: Diagnosis, found: Any, loops: int) -> None
                 for v in values["rank", "", loop, None]
                 if not math.isnan(v)
             )
-            assert got == ranks[(len(ranks) - 1) // 2], (domain, loop)
+            assert got.value == ranks[(len(ranks) - 1) // 2], (domain, loop)
     if loops < 3:
         return
     for group in ("text", "code"):
@@ -177,20 +178,22 @@ def check_ranks_and_shares(diagnosis: Diagnosis, found: Any, loops: int) -> None
             for r in range(2, loops + 1)
         ]
         total = sum(map(sum, shifts))
-        series = diagnosis.find("concentration", "output_shift", f"domain/{group}")
-        largest = diagnosis.find("concentration", "largest_shift", f"domain/{group}")
-        assert series is not None and largest is not None
+        shares, largest = (
+            by_loop(diagnosis, "concentration", variant, f"domain/{group}")
+            for variant in ("output_shift", "largest_shift")
+        )
         tokens = list(zip(*shifts, strict=True))
         for i in range(loops - 1):
-            assert close(series.values[i + 1], sum(shifts[i]) / total)
+            assert close(shares[i + 2].value, sum(shifts[i]) / total)
             share = sum(max(range(loops - 1), key=t.__getitem__) == i for t in tokens) / len(tokens)
-            assert close(largest.values[i + 1], share)
+            assert close(largest[i + 2].value, share)
 
 
 def test_one_loop_has_no_others(
     ranks: Any, corpus: Corpus, data: Callable[..., Any], seed: int
 ) -> None:
-    from loopcoder.diagnose.run import loops_to_measure, measure
+    from loopcoder.diagnose.measurable import loops_to_measure
+    from loopcoder.diagnose.run import measure
 
     config = config_for(corpus, data().seq_length, dict(num_loops=1))
     diagnosis = measure(loaded(config, 1, ranks, seed), config, corpus, SETTINGS, "x", print)

@@ -12,7 +12,7 @@ from torch import Tensor
 from loopcoder.diagnose.measures import states
 from loopcoder.diagnose.measures.exits import exit_loops, exit_loops_kl, exit_values
 from loopcoder.diagnose.measures.outputs import is_largest, read_outputs
-from loopcoder.diagnose.measures.rank import effective_rank, rank_of_token_gram, token_gram
+from loopcoder.diagnose.measures.rank import effective_rank
 from loopcoder.diagnose.measures.states import alignment, offset_cost, step_size
 from loopcoder.model.documents import Documents
 from tests.model.test_reference import random_starts
@@ -108,9 +108,6 @@ def test_effective_rank_is_that_of_the_singular_values(generator, tokens: int) -
         s = s / s.sum()
         assert found[n].item() == pytest.approx(math.exp(-(s * s.log()).sum()), rel=1e-6)
         assert effective_rank(x[n]).item() == pytest.approx(found[n].item(), rel=1e-12)
-    if tokens < DIM:
-        parts = sum(token_gram(part) for part in x.split(7, dim=-1))
-        torch.testing.assert_close(rank_of_token_gram(parts), found, rtol=1e-6, atol=0)
 
 
 def test_effective_rank_of_known_matrices(generator) -> None:

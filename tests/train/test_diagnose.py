@@ -41,7 +41,7 @@ def test_a_run_is_diagnosed(start: Start, tmp_path: Path, environment: dict[str,
 
     diagnosis = json.loads(command(environment, *ask, "--json")[0])
     assert_the_loss_is(evaluated, diagnosis)
-    assert diagnosis["name"] == "run" and diagnosis["step"] == 6
+    assert diagnosis["name"] == "run-6" and diagnosis["step"] == 6
     assert (output / "report.html").is_file()
 
     # what is finished is kept; what was asked for differently is not

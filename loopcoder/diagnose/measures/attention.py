@@ -36,8 +36,6 @@ class AttentionValues:
     has_others: Tensor
     """Where the `no_first` variants are defined: the query has another key than the document's
     first, which it is itself otherwise. [S, B] bool"""
-    entropy_by_head: Tensor
-    """`entropy` by head, summed over all S x B queries; float64. [H]"""
 
 
 @torch.no_grad()
@@ -58,12 +56,10 @@ def attention_sums(
     like = precise(now.q[:0])
     names = ENTROPIES if before is None else ENTROPIES + CHANGES
     sums = {name: like.new_empty(now.q.shape[:2]) for name in names}
-    by_head = like.new_zeros(now.q.shape[2], dtype=torch.float64)
     for queries in chunks(document_start, chunk):
         values = _chunk_values(now, before, queries)
         for name, value in zip(names, values, strict=True):
             sums[name][queries.begin : queries.end] = value.sum(1).transpose(0, 1)
-        by_head += values[0].sum((0, 2), dtype=torch.float64)
     index = torch.arange(len(now.q), device=document_start.device)
     return AttentionValues(
         entropy=sums["entropy"],
@@ -71,7 +67,6 @@ def attention_sums(
         change=sums.get("change"),
         change_no_first=sums.get("change_no_first"),
         has_others=(document_start < index).transpose(0, 1),
-        entropy_by_head=by_head,
     )
 
 

@@ -29,29 +29,6 @@ def effective_rank(states: Tensor) -> Tensor:
     return rank_of_gram(rows @ rows.mT if tokens <= width else rows.mT @ rows)
 
 
-def token_gram(states: Tensor) -> Tensor:
-    """Return the inner products of all pairs of tokens.
-
-    Those of parts of D add up to those of the whole, for `rank_of_token_gram`.
-
-    Args:
-        states: as they are, not normalised. [..., T, D or a part of it]
-
-    Returns:
-        float64, [..., T, T]
-    """
-    rows = states.double()
-    return rows @ rows.mT
-
-
-@torch.no_grad()
-def rank_of_token_gram(gram: Tensor) -> Tensor:
-    """Return `effective_rank` of the states whose `token_gram` this is. [..., T, T] -> [...]"""
-    square = gram.diagonal(dim1=-2, dim2=-1)
-    inverse = torch.where(square == 0, 1.0, square).rsqrt()
-    return rank_of_gram(gram * inverse[..., :, None] * inverse[..., None, :])
-
-
 def rank_of_gram(gram: Tensor) -> Tensor:
     """Return the effective rank of a matrix M from M M^T or M^T M, whichever is the smaller.
 
