@@ -12,15 +12,22 @@ from typing import Any
 import pytest
 
 from tests.dist.layouts import OVERLAPS, Case, check, check_bf16, compare, compare_bf16
+from tests.parts import part_of
 
 pytestmark = pytest.mark.dist_full
+
+
+def part(cases: list[Case]) -> list[Case]:
+    """The cases that one fixture runs together are chosen here, not test by test."""
+    return list(part_of({c.name: c for c in cases}).values())
+
 
 WEIGHTS = dict(loop_weights=[0.5, 0, 2.0])
 EXIT = dict(exit=True, exit_entropy=0.3)
 DRAWN = dict(loop_count="uniform")
 R3 = dict(num_loops=3)
 SP = dict(tp=2, sp=True)
-MORE = [
+MORE = part([
     Case("tp2 sp exit", R3, SP, objective=EXIT),
     Case("pp2 exit", R3, dict(pp=2), objective=EXIT),
     Case("dp2 overlaps drawn", R3, OVERLAPS, objective=DRAWN, loops=(1, 3, 1)),
@@ -45,21 +52,21 @@ MORE = [
          loops=(2, 1, 3)),
     Case("pp2 two chunks exit drawn", R3 | dict(num_layers=4), dict(pp=2, chunks_per_loop=2),
          objective=EXIT | DRAWN, loops=(1, 3, 1)),
-]  # fmt: skip
-FOUR = [
+])  # fmt: skip
+FOUR = part([
     Case("tp2 sp pp2 exit", R3, SP | dict(pp=2), objective=EXIT),
     Case("tp2 sp pp2 exit drawn", R3, SP | dict(pp=2), objective=EXIT | DRAWN, loops=(1, 3, 2)),
     Case("dp2 pp2 overlaps weights", R3, dict(pp=2) | OVERLAPS, objective=WEIGHTS),
     Case("dp2 pp2 overlaps drawn", R3, dict(pp=2) | OVERLAPS, objective=DRAWN, loops=(3, 1, 3)),
     Case("dp2 pp2 overlaps exit drawn", R3, dict(pp=2) | OVERLAPS, objective=EXIT | DRAWN,
          loops=(1, 3, 1)),
-]  # fmt: skip
-BF16 = [
+])  # fmt: skip
+BF16 = part([
     Case("bf16 pp2 weights", R3, dict(pp=2), objective=WEIGHTS),
     Case("bf16 pp2 exit", R3, dict(pp=2), objective=EXIT),
     Case("bf16 dp2 overlaps exit drawn", R3, OVERLAPS, objective=EXIT | DRAWN, loops=(3, 1, 3)),
     Case("bf16 tp2 sp exit", R3, SP, objective=EXIT),
-]
+])  # fmt: skip
 
 
 @pytest.fixture(scope="module")

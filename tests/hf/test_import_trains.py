@@ -17,6 +17,7 @@ from loopcoder.hf.importing import import_folder, plan
 from tests.configs import small_model
 from tests.conftest import fresh_seed
 from tests.hf.released import VOCAB, llama_config, random_tensors, write_folder
+from tests.parts import one_of
 from tests.train.conftest import (  # noqa: F401
     REPOSITORY,
     Start,
@@ -37,7 +38,7 @@ def shaped_as_small(num_loops: int) -> ModelConfig:
 
 
 @pytest.mark.dist_full
-@pytest.mark.parametrize("loops", [1, 2])
+@pytest.mark.parametrize("loops", one_of([1, 2]))
 def test_it_is_trained_on_in_any_layout(
     tmp_path: Path,
     start: Start,  # noqa: F811

@@ -14,6 +14,7 @@ from tests.conftest import fresh_seed
 from tests.dist.launch import in_processes
 from tests.dist.layouts import VOCAB, Case, build, in_layouts, random_weights
 from tests.hf.folders import tokenizer
+from tests.parts import one_of
 
 LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     # by processes
@@ -42,7 +43,7 @@ def weights_in(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.dist_full
 @pytest.mark.parametrize("world", LAYOUTS)
-@pytest.mark.parametrize("gate", ["hidden", "query"])
+@pytest.mark.parametrize("gate", one_of(["hidden", "query"]))
 def test_any_layout_has_the_same_export(ranks: Any, tmp_path: Path, world: int, gate: str) -> None:
     seed = fresh_seed()
     tokenizer(tmp_path)
