@@ -100,7 +100,7 @@ def numbers(value: Any) -> Iterator[Any]:
         yield from numbers(part)
 
 
-@pytest.mark.dist
+@pytest.mark.dist_full
 def test_two_processes_equal_one(
     ranks: Any, corpus: Corpus, data: Callable[..., Any], seed: int
 ) -> None:

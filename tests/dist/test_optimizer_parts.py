@@ -71,7 +71,7 @@ def _as_it_is(_: Any) -> None:
     """Leave megatron-core's optimizer as it is."""
 
 
-@pytest.mark.dist
+@pytest.mark.dist_full
 def test_either_reads_what_the_other_wrote(tmp_path: Path, seed: int) -> None:
     found, again = in_processes(2, exchanged, tmp_path, seed)
     assert found == again

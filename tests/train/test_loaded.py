@@ -113,7 +113,9 @@ def test_one_device_of_a_gpu_machine_is_chosen_before_python(
 
 @pytest.mark.parametrize("text", [5, None, ["a"], [3, -1], [10**9]])
 def test_what_is_no_text_is_refused(text: Any) -> None:
-    run = loaded.LoadedRun(*4 * [None])  # type: ignore[arg-type]
+    state = SimpleNamespace(tokens=None)
+    checkpoint: Any = SimpleNamespace(state=lambda: state)
+    run = loaded.LoadedRun(checkpoint, *3 * [None])  # type: ignore[arg-type]
     run.__dict__["tokenizer"] = SimpleNamespace(get_vocab_size=lambda: 300)
     with pytest.raises(InputError) as caught:
         run.loss(text)
