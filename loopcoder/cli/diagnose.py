@@ -76,11 +76,13 @@ def run(argv: list[str]) -> int:
             "model.num_loops", "loops are run besides those of training", "diagnose.loops=N"
         )
     output = Path(given.output).expanduser()
-    make_folder(output, "output")
     require_matplotlib()
     if not given.checkpoints:
         _refuse_unused(others, settings)
-        _show(_read(given.diagnoses), output, as_json="--json" in argv)
+    before = _read(given.diagnoses)
+    if not given.checkpoints:
+        make_folder(output, "output")
+        _show(before, output, as_json="--json" in argv)
         return EXIT_DONE
     _refuse_fp8(others)
     asked = Asked(others, arguments.config_dir, _ALLOWED)
@@ -90,7 +92,6 @@ def run(argv: list[str]) -> int:
     size = _processes(asked.parallel, launched=launched)
     from loopcoder.hf.opened import checkpoint_at
 
-    before = _read(given.diagnoses)
     with ExitStack() as held:
 
         def subjects_of(places: Sequence[str]) -> list[_Subject]:
@@ -107,6 +108,7 @@ def run(argv: list[str]) -> int:
             return subjects
 
         subjects = subjects_of(given.checkpoints)
+        make_folder(output, "output")
         if not launched and size > 1:
             command = ("diagnose", *_with_places(argv, [one[1].place for one in subjects]))
             return start_workers(subjects[0][2], size, command)

@@ -63,16 +63,17 @@ def recommend(diagnosis: Diagnosis) -> Recommendation:
             [said, _PUBLISHED, training_cost(diagnosis, 2)],
         )
     reasons: list[str] = []
-    loops = 1
+    loops, why = 1, ""
     for loop in range(2, trained + 1):
         against = _against(diagnosis, loop, reasons)
         if against:
-            reasons.append(f"Loop {loop} is not counted: {' and '.join(against)}.")
+            why = " and ".join(against)
+            reasons.append(f"Loop {loop} is not counted: {why}.")
             break
         loops = loop
     reasons += _alignments(diagnosis, trained)
     ratio = _gap_by_step(diagnosis, trained, reasons)
-    text = f"R = {loops}: loop {loops + 1} of the {trained} of training is not seen to pay."
+    text = f"R = {loops}: loop {loops + 1} of the {trained} of training is not seen to pay: {why}."
     if loops == trained:
         text = f"R = {trained}: every loop of training pays; nothing speaks for another."
         if _at(diagnosis, "effective_rank", "normed", trained, "").direction == 1:
@@ -157,7 +158,7 @@ def _alignments(diagnosis: Diagnosis, trained: int) -> list[str]:
             said = "the loop takes back part of the step before it: it refines, or oscillates"
         elif point.is_told_from_zero:
             said = "the loop goes on in the direction of the step before it"
-        reasons.append(f"Alignment at loop {loop}: {point}; {said}.")
+        reasons.append(f"Alignment at loop {loop}, of raw states: {point}; {said}.")
     return reasons
 
 

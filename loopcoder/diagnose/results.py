@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from loopcoder.errors import InputError
-from loopcoder.storage.files import write_json
+from loopcoder.storage.files import parsing, write_json
 
 FORMAT = 2
 """Version of the file; another one is refused."""
@@ -105,16 +107,30 @@ def read(paths: Sequence[Path]) -> list[Diagnosis]:
 
 
 def _read(path: Path) -> Diagnosis:
+    fix = "loopcoder diagnose checkpoint=DIR, which writes such a file"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
-            raise ValueError(f"it has no format {FORMAT}")
-        series = [Series(**s) for s in fields.pop("series")]
-        exits = [Exit(**e) for e in fields.pop("exits")]
-        return Diagnosis(series=series, exits=exits, **fields)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError.of(
-            f"{path}: {error}",
-            "it is to be what loopcoder diagnose wrote",
-            "loopcoder diagnose checkpoint=DIR",
-        ) from error
+        with parsing(path, "it is to be what loopcoder diagnose wrote", fix):
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            if (found := fields.pop("format")) != FORMAT:
+                raise ValueError(f"it has format {found}, this version reads {FORMAT}")
+            diagnosis = TypeAdapter(Diagnosis).validate_python(fields)
+            for series in diagnosis.series:
+                _check_numbers(series)
+            return diagnosis
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError.of(f"there is no file {path}", "diagnosis= names one", fix) from error
+
+
+def _check_numbers(series: Series) -> None:
+    """Raise ValueError unless there are numbers, or None, for all loops and layers."""
+    for name in ("values", "low", "high", "counts"):
+        rows = getattr(series, name)
+        if series.layers is None:
+            rows = [rows]
+        elif len(rows) != len(series.loops) or not all(isinstance(row, list) for row in rows):
+            raise ValueError(f"{series.measure} has other {name} than loops and layers")
+        wanted = len(series.loops if series.layers is None else series.layers)
+        for row in rows:
+            odd = [x for x in row if x is not None and type(x) not in (int, float)]
+            if odd or len(row) != wanted:
+                raise ValueError(f"{series.measure} has other {name} than loops and layers")

@@ -23,7 +23,7 @@ _SHOWN = {
 _LEGEND = (
     "value ± half of its 95% interval; loop*: beyond the loops of training; rank: median rank of",
     "the true token; align: of two steps; offset: cost of the shift; shift: KL of the prediction",
-    "from that of the loop before; step and offset in the residual stream; loss and shift in nats",
+    "from that of the loop before; step, align, offset in the residual stream; loss, shift in nats",
 )
 
 

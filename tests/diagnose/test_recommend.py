@@ -36,8 +36,8 @@ def test_the_published_numbers_give_the_published_advice(rng: random.Random) -> 
         "Loop 3 is not counted: the effective rank falls (the paper's rule: stop) and it brings "
         "less than the loop before it at a larger offset." in found.reasons
     )
-    assert "Alignment at loop 2: -0.72000 ± 0.00072; the loop takes back" in told
-    assert "Alignment at loop 4: 0.040000 ± 0.000040; the loop goes on" in told
+    assert "Alignment at loop 2, of raw states: -0.72000 ± 0.00072; the loop takes back" in told
+    assert "Alignment at loop 4, of raw states: 0.040000 ± 0.000040; the loop goes on" in told
     assert "69% of the step of loop 4 (1,014.0 ± 1.0)" in told
 
 
