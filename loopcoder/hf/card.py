@@ -12,6 +12,7 @@ from loopcoder import __version__
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.state import CheckpointState
 from loopcoder.config.schema import Config
+from loopcoder.data.sampler import trained_stage
 from loopcoder.errors import InputError
 from loopcoder.metrics.writer import EVENTS_FILE, read_metrics
 from loopcoder.origin import commit_of
@@ -204,8 +205,8 @@ def _about_scales(content: dict[str, Any]) -> list[str]:
 
 def _data(config: Config, state: CheckpointState) -> list[str]:
     """Say what the tokens were, as far as the run counted them."""
-    stage = min(state.position.stage, len(config.stages) - 1)
-    mixture = ", ".join(f"{name} {share:g}" for name, share in config.stages[stage].mixture.items())
+    stage = config.stages[trained_stage(config.stages, state.position)]
+    mixture = ", ".join(f"{name} {share:g}" for name, share in stage.mixture.items())
     lines = ["## Data", "", f"Mixture of the last stage, by weight: {mixture}.", ""]
     if state.ledger is not None and state.ledger.entries:
         tokens: dict[tuple[str, str], int] = defaultdict(int)

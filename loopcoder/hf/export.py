@@ -32,6 +32,7 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.config.schema import ModelConfig
 from loopcoder.data.places import TOKENIZER
+from loopcoder.data.sampler import trained_stage
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.hf import card, config, template
 from loopcoder.hf.mapping import to_released
@@ -105,11 +106,11 @@ def export(
             "a checkpoint of precision=bf16 or fp8_*, whose weights are in bf16",
         )
     rows = state.tokens or state.vocab_size
-    stage = min(state.position.stage, len(trained.stages) - 1)
+    stage = trained.stages[trained_stage(trained.stages, state.position)]
     content = config.to_released(
         trained.model,
         rows,
-        rope_theta=trained.stages[stage].rope_theta,
+        rope_theta=stage.rope_theta,
         dtype=_DTYPES[dtype],
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,

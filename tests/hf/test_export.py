@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from loopcoder import loaded
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli import main as cli
+from loopcoder.config.data import DataConfig, StageConfig
+from loopcoder.data.sampler import Position, advance
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.hf import export as module
 from loopcoder.hf.export import RECORD, export
 from tests.checkpoint.saved import change_metadata, mend_manifest
+from tests.configs import small_config
 from tests.conftest import fresh_seed
 from tests.hf.folders import Made, made
 
@@ -90,6 +95,29 @@ def test_16_bits_and_fp8_are_exported_as_16_bits(ranks: Any, tmp_path: Path) -> 
     fp8 = export(case.checkpoint, tmp_path / "fp8").folder
     assert contents(fp8)["model.safetensors"] == contents(plain)["model.safetensors"]
     assert "trained in fp8_delayed" in (fp8 / "README.md").read_text()
+
+
+def test_after_the_last_step_of_a_stage_the_export_is_of_that_stage(
+    ranks: Any, tmp_path: Path
+) -> None:
+    stages = [
+        StageConfig(until=512, rope_theta=123.0, mixture={"code": 7.0}),
+        StageConfig(rope_theta=4567.0, mixture={"text": 9.0}),
+    ]
+    position = Position()
+    for step, theta in ((2, 123.0), (3, 4567.0)):
+        data = DataConfig(name="test", seq_length=32, mixture={"code": 1.0}, stages=stages)
+        config = replace(small_config(), data=data)
+        while position.step < step:
+            position, _ = advance(config, position)
+        assert position.stage == 1
+        case = made(tmp_path / str(step), 1, stages=stages, position=position)
+        out = export(case.checkpoint, tmp_path / f"out{step}").folder
+        assert json.loads((out / "config.json").read_text())["rope_theta"] == theta
+        mixture = "code 7" if step == 2 else "text 9"
+        assert f"by weight: {mixture}" in (out / "README.md").read_text()
+        run = loaded.load_part(case.checkpoint, case.config, ranks)
+        assert run.model.rope_theta == theta
 
 
 def test_the_same_export_is_written_once(case: Made, tmp_path: Path) -> None:
