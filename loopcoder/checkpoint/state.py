@@ -69,6 +69,11 @@ class CheckpointState:
         """Optimizer steps done."""
         return self.position.step
 
+    @property
+    def is_trained(self) -> bool:
+        """It is of a run, and not of weights that were imported."""
+        return self.corpus != ""
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of state.json."""
         return {"format_version": FORMAT_VERSION, "step": self.step, **asdict(self)}

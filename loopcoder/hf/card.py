@@ -11,14 +11,13 @@ from typing import Any
 from loopcoder import __version__
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.config.build import EODS
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import trained_stage
 from loopcoder.errors import InputError
 from loopcoder.metrics.writer import EVENTS_FILE, read_metrics
 from loopcoder.origin import commit_of
 
-_EODS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
-"""Names of the end of a document; the first that a tokenizer has counts."""
 _TURN, _TURN_END = "<|im_start|>", "<|im_end|>"
 _PADS = ("<pad>", "<|pad|>", "[PAD]")
 CHAT_TEMPLATE = """\
@@ -64,10 +63,10 @@ class Tokenizer:
                 "an export gets a copy of the tokenizer that the model was trained with",
                 "another checkpoint, or a copy of the corpus's tokenizer.json in its place",
             ) from error
-        eos = next((name for name in _EODS if name in ids), None)
+        eos = next((name for name in EODS if name in ids), None)
         if eos is None:
             raise InputError.of(
-                f"{path} has none of {', '.join(_EODS)}",
+                f"{path} has none of {', '.join(EODS)}",
                 "generation ends with a token that ends a document",
                 "a checkpoint that was trained with such a tokenizer",
             )
@@ -144,12 +143,8 @@ def model_card(
         ("parameters", f"{size_bytes // width:,}"),
         ("loops (R)", f"{loops}: {loop_text}"),
         ("width, heads, K/V heads", f"{m.hidden_size}, {m.num_attention_heads}, {m.num_kv_heads}"),
-        ("weights", f"{content['dtype']}, trained in {config.precision.name}"),
-        ("optimizer step", f"{state.step:,}"),
-        ("tokens trained", f"{state.position.tokens:,}"),
-        ("sequence length", f"{config.data.seq_length:,}"),
-        ("data", f"{config.data.name}, fingerprint {state.corpus}"),
-        ("trained by commit", _commit_of_run(checkpoint) or "not recorded"),
+        ("weights", f"{content['dtype']}, {_origin(config, state)}"),
+        *(_training(checkpoint, config, state) if state.is_trained else []),
         ("exported by", f"loopcoder {__version__}, commit {commit_of() or 'not recorded'}"),
     ]
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts)
@@ -168,7 +163,7 @@ def model_card(
             "| --- | --- |",
             rows,
             "",
-            *_data(config, state),
+            *(_data(config, state) if state.is_trained else []),
             "## Use",
             "",
             "```python",
@@ -186,6 +181,24 @@ def model_card(
             *(_about_scales(content) if loops > 1 else []),
         ]
     )
+
+
+def _origin(config: Config, state: CheckpointState) -> str:
+    if state.is_trained:
+        return f"trained in {config.precision.name}"
+    return "imported, not trained by loopcoder"
+
+
+def _training(
+    checkpoint: Checkpoint, config: Config, state: CheckpointState
+) -> list[tuple[str, str]]:
+    return [
+        ("optimizer step", f"{state.step:,}"),
+        ("tokens trained", f"{state.position.tokens:,}"),
+        ("sequence length", f"{config.data.seq_length:,}"),
+        ("data", f"{config.data.name}, fingerprint {state.corpus}"),
+        ("trained by commit", _commit_of_run(checkpoint) or "not recorded"),
+    ]
 
 
 def _about_scales(content: dict[str, Any]) -> list[str]:

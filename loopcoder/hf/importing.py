@@ -69,6 +69,12 @@ class Import:
         assert self.model.vocab_size is not None
         return self.model.vocab_size
 
+    @property
+    def copies_head(self) -> bool:
+        """The folder has no head of its own; one that is there counts, as in transformers 5,
+        whatever its config.json says."""
+        return self.described.is_tied and _HEAD not in self.source.tensors
+
     def notes(self) -> Iterator[str]:
         """Yield what the user is to know of it."""
         before, now = self.described.model, self.model
@@ -82,8 +88,10 @@ class Import:
             yield "note: the folder's gates are left out: a model without them is asked for"
         elif now.num_loops != before.num_loops:
             yield f"warning: trained with R = {before.num_loops}, R = {now.num_loops} is asked for"
-        if self.described.is_tied:
+        if self.copies_head:
             yield "note: the head is a copy of the embedding, and learns by itself from here on"
+        elif self.described.is_tied:
+            yield "note: the folder's own head is read, although its config.json says tied"
         if padding := self.rows - self.described.vocab_size:
             yield (
                 f"warning: embedding and head get {counted(padding, 'row')} of zeros, "
@@ -256,7 +264,7 @@ def _write(writer: WeightsWriter, planned: Import, ours: str, theirs: tuple[str,
     source, model = planned.source, planned.model
     if "plt_gate" in ours and not planned.described.model.has_gates:
         parts = [_new_gate(ours, released_shapes(model, planned.rows)[theirs[0]], model)]
-    elif theirs == (_HEAD,) and planned.described.is_tied:
+    elif theirs == (_HEAD,) and planned.copies_head:
         parts = [source.read(_EMBEDDING)]
     else:
         parts = [source.read(one) for one in theirs]

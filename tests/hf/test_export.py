@@ -20,10 +20,12 @@ from safetensors.torch import load_file
 from loopcoder import loaded
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli import main as cli
+from loopcoder.config.build import EODS
 from loopcoder.config.data import DataConfig, StageConfig
 from loopcoder.data.sampler import Position, advance
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.hf import export as module
+from loopcoder.hf.card import Tokenizer
 from loopcoder.hf.export import RECORD, export
 from tests.checkpoint.saved import change_metadata, mend_manifest
 from tests.configs import small_config
@@ -118,6 +120,13 @@ def test_after_the_last_step_of_a_stage_the_export_is_of_that_stage(
         assert f"by weight: {mixture}" in (out / "README.md").read_text()
         run = loaded.load_part(case.checkpoint, case.config, ranks)
         assert run.model.rope_theta == theta
+
+
+@pytest.mark.parametrize("name", EODS)
+def test_every_end_of_a_document_that_a_corpus_may_have_is_known(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"added_tokens": [{"content": name, "id": 7}]}), encoding="utf-8")
+    assert Tokenizer.of(path).eos_id == 7
 
 
 def test_the_same_export_is_written_once(case: Made, tmp_path: Path) -> None:

@@ -96,6 +96,10 @@ def test_every_weight_arrives(tmp_path: Path, loops: int) -> None:
     assert weights.keys() == tensors.keys()
     for name, x in weights.items():
         assert torch.equal(x, tensors[name].to(x.dtype)), name
+    card = (back / "README.md").read_text()
+    assert "imported, not trained by loopcoder" in card
+    for false in ("trained in", "tokens trained", "## Data", "| data |", "sequence length"):
+        assert false not in card
     import_folder(plan(ReleasedFolder(back), ()), tmp_path / "again", lambda _: None)
     again = export(layout.find(tmp_path / "again"), tmp_path / "last").folder
     for file in ("model.safetensors", "config.json", "tokenizer.json"):
@@ -113,6 +117,10 @@ def test_a_tied_head_is_copied_and_a_dense_model_gets_loops(tmp_path: Path) -> N
     found, said = imported(folder, tmp_path / "dense")
     assert_equal(found, wanted)
     assert "the head is a copy of the embedding" in "".join(said)
+    own = write_folder(tmp_path / "own", llama_config(model, is_tied=True), tensors)
+    found, said = imported(own, tmp_path / "with its head")
+    assert_equal(found, from_released(tensors, model))
+    assert "folder's own head" in "".join(said)
     looped, said = imported(folder, tmp_path / "looped", "model.num_loops=2", "model.name=mine")
     assert any("R = 1 becomes R = 2" in note for note in said)
     gates = {name: looped.pop(name) for name in list(looped) if "plt_gate" in name}
@@ -134,7 +142,10 @@ def test_a_folder_is_loaded_compared_and_evaluated_as_a_checkpoint_is(
     import_folder(plan(ReleasedFolder(a)), out)
     logits = loopcoder.load(out).logits(IDS)
     assert logits.shape == (len(IDS), VOCAB)
-    assert torch.equal(loopcoder.load(a).logits(IDS), logits)
+    opened = loopcoder.load(a)
+    assert torch.equal(opened.logits(IDS), logits)
+    plain = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(IDS[1:]), reduction="none")
+    torch.testing.assert_close(opened.loss(IDS)[-1], plain)  # without rows that pad
     assert len(list((tmp_path / "cache/imported").glob("*/checkpoints"))) == 1
     text = "text=def add(a, b):"
     assert cli.main(["compare", f"checkpoint={out}", f"folder={a}", text]) == 0
