@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loopcoder import __version__
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.checkpoint.state import CheckpointState, Specials
 from loopcoder.config.build import EODS
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import trained_stage
@@ -42,13 +43,17 @@ class Tokenizer:
     """A tokenizer.json, and what its special tokens are for."""
 
     text: str
+    bos: str
+    """Documents begin behind the end of another one, where an imported folder does not say else."""
     eos: str
     pad: str
     ids: dict[str, int]
     """Of the special tokens."""
+    specials: Specials
+    """Of the folder that was imported; it comes first."""
 
     @classmethod
-    def of(cls, path: Path) -> Tokenizer:
+    def of(cls, path: Path, specials: Specials | None = None) -> Tokenizer:
         """Read a tokenizer.json.
 
         Raises:
@@ -63,23 +68,32 @@ class Tokenizer:
                 "an export gets a copy of the tokenizer that the model was trained with",
                 "another checkpoint, or a copy of the corpus's tokenizer.json in its place",
             ) from error
-        eos = next((name for name in EODS if name in ids), None)
+        specials = specials or Specials({}, {}, None, None)
+        eos = _named("eos_token", specials, ids) or _first(EODS, ids)
         if eos is None:
             raise InputError.of(
                 f"{path} has none of {', '.join(EODS)}",
                 "generation ends with a token that ends a document",
                 "a checkpoint that was trained with such a tokenizer",
             )
-        return cls(text, eos, next((name for name in _PADS if name in ids), eos), ids)
+        bos = _named("bos_token", specials, ids) or eos
+        pad = _named("pad_token", specials, ids) or _first(_PADS, ids) or eos
+        return cls(text, bos, eos, pad, ids, specials)
 
     @property
-    def eos_id(self) -> int:
-        return self.ids[self.eos]
+    def eos_ids(self) -> int | list[int]:
+        """What ends a document, in config.json."""
+        return self.specials.ids.get("eos_token_id", self.ids[self.eos])
 
     @property
     def bos_id(self) -> int:
-        """Documents begin behind the end of another one: there is no token of its own."""
-        return self.eos_id
+        return _one(self.specials.ids.get("bos_token_id", self.ids[self.bos]))
+
+    @property
+    def given_pad_id(self) -> int | None:
+        """What the imported folder's config.json has; None: nothing."""
+        found = self.specials.ids.get("pad_token_id")
+        return None if found is None else _one(found)
 
     @property
     def speaks_chatml(self) -> bool:
@@ -93,7 +107,7 @@ class Tokenizer:
         Args:
             max_length: Of a sequence, in tokens.
         """
-        specials = {"bos_token": self.eos, "eos_token": self.eos, "pad_token": self.pad}
+        specials = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
         about = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **specials,
@@ -101,19 +115,38 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "model_max_length": max_length,
         }
-        ends = [self.eos_id, *([self.ids[_TURN_END]] if self.speaks_chatml else [])]
+        ends = self.eos_ids if isinstance(self.eos_ids, list) else [self.eos_ids]
+        if self.speaks_chatml:
+            ends = [*dict.fromkeys([*ends, self.ids[_TURN_END]])]
         generation = {
             "bos_token_id": self.bos_id,
             "eos_token_id": ends if len(ends) > 1 else ends[0],
-            "pad_token_id": self.ids[self.pad],
+            "pad_token_id": self.ids[self.pad] if self.given_pad_id is None else self.given_pad_id,
         }
+        template = self.specials.chat_template or (CHAT_TEMPLATE if self.speaks_chatml else None)
         out = {
             "tokenizer.json": self.text,
             "tokenizer_config.json": _json(about),
             "special_tokens_map.json": _json(specials),
-            "generation_config.json": _json(generation),
+            "generation_config.json": self.specials.generation_config or _json(generation),
         }
-        return out | ({"chat_template.jinja": CHAT_TEMPLATE} if self.speaks_chatml else {})
+        return out | ({"chat_template.jinja": template} if template is not None else {})
+
+
+def _named(name: str, specials: Specials, ids: Mapping[str, int]) -> str | None:
+    """Return the token that an imported folder names, or has the id of; None: neither."""
+    if specials.names.get(name) in ids:
+        return specials.names[name]
+    wanted = specials.ids.get(f"{name}_id")
+    return next((text for text, i in ids.items() if wanted is not None and i == _one(wanted)), None)
+
+
+def _first(names: Sequence[str], ids: Mapping[str, int]) -> str | None:
+    return next((name for name in names if name in ids), None)
+
+
+def _one(ids: int | list[int]) -> int:
+    return ids[0] if isinstance(ids, list) else ids
 
 
 def _json(content: Any) -> str:

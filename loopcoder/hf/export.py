@@ -97,7 +97,7 @@ def export(
     if (there := _there(output, made_from)) is not None:
         return there
     weights = Weights(checkpoint, trained.model)
-    tokenizer = card.Tokenizer.of(_tokenizer(checkpoint))
+    tokenizer = card.Tokenizer.of(_tokenizer(checkpoint), state.specials)
     dtype = weights.like(weights.names[0]).dtype
     if dtype not in _DTYPES:
         raise InputError.of(
@@ -113,7 +113,8 @@ def export(
         rope_theta=stage.rope_theta,
         dtype=_DTYPES[dtype],
         bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
+        eos_token_id=tokenizer.eos_ids,
+        pad_token_id=tokenizer.given_pad_id,
     )
     content["auto_map"] = {
         "AutoConfig": "configuration_iquestpltcoder.IQuestPLTCoderConfig",

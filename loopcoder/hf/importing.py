@@ -20,7 +20,7 @@ from torch import Tensor
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.checkpoint.state import CheckpointState, Specials
 from loopcoder.checkpoint.written import WeightsWriter
 from loopcoder.config.compose import changed, compose, save_config
 from loopcoder.config.fields import typed
@@ -32,6 +32,7 @@ from loopcoder.errors import DiskFull, InputError, counted
 from loopcoder.hf.config import Described, from_released
 from loopcoder.hf.folder import CONFIG, ReleasedFolder
 from loopcoder.hf.mapping import merge_qkv, released_names, released_shapes, shard_name
+from loopcoder.hf.specials import specials_of
 from loopcoder.storage.digest import file_digest
 from loopcoder.storage.disk import free_bytes
 from loopcoder.storage.files import in_words, write_bytes
@@ -58,6 +59,7 @@ class Import:
     tokenizer: Path | None
     token_bytes: NDArray[np.int64] | None
     """UTF-8 bytes of each of its tokens. [tokens]"""
+    specials: Specials
 
     @property
     def model(self) -> ModelConfig:
@@ -126,7 +128,7 @@ def plan(source: ReleasedFolder, overrides: Sequence[str] = (), tokenizer: str =
         config, model=described.model, data=replace(config.data, build=build), name=None
     )
     asked = _as_asked(config, described, overrides)
-    return Import(source, described, asked, found, token_bytes)
+    return Import(source, described, asked, found, token_bytes, specials_of(source))
 
 
 def import_folder(
@@ -256,6 +258,7 @@ def _state(planned: Import, tokenizer: Path) -> CheckpointState:
         config_hash=config_hash(planned.config),
         world_size=1,
         warmup_steps=None,
+        specials=planned.specials,
     )
 
 

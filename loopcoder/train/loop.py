@@ -89,7 +89,7 @@ class Run:
         self.config, self.corpus, self.run_dir = config, corpus, run_dir
         self.backends, self.start, self.stop, self.launch = backends, start, stop, launch
         self.vocab_size, self.watch = vocab_size, watch
-        self.imported_tokens = start.checkpoint.state().tokens if start is not None else None
+        self.began_as = start.checkpoint.state() if start is not None else None
         self.state = build_state(config, self.ranks, vocab_size)
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
         self.health = Health(config.faults, self.ranks.device)
@@ -360,7 +360,8 @@ class Run:
             config_hash=config_hash(self.config),
             world_size=self.ranks.world_size,
             warmup_steps=self.warmup,
-            tokens=self.imported_tokens,
+            tokens=self.began_as and self.began_as.tokens,
+            specials=self.began_as and self.began_as.specials,
             reader=self.config.data.reader,  # type: ignore[arg-type]  # it is no longer auto
         )
         with self.watch.within(SAVE):

@@ -126,7 +126,7 @@ def test_after_the_last_step_of_a_stage_the_export_is_of_that_stage(
 def test_every_end_of_a_document_that_a_corpus_may_have_is_known(tmp_path: Path, name: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"added_tokens": [{"content": name, "id": 7}]}), encoding="utf-8")
-    assert Tokenizer.of(path).eos_id == 7
+    assert Tokenizer.of(path).eos_ids == 7
 
 
 def test_the_same_export_is_written_once(case: Made, tmp_path: Path) -> None:

@@ -69,13 +69,13 @@ def test_it_is_trained_on_in_any_layout(
 
 
 @pytest.mark.dist_full
-def test_after_training_and_resuming_an_export_has_the_rows_that_came(
+def test_after_training_and_resuming_an_export_has_the_rows_and_the_specials_that_came(
     tmp_path: Path,
     start: Start,  # noqa: F811
 ) -> None:
     model, out = shaped_as_small(1), tmp_path / "out"
     tensors = random_tensors(model, fresh_seed(), torch.float32)
-    folder = write_folder(tmp_path / "in", llama_config(model), tensors)
+    folder = write_folder(tmp_path / "in", llama_config(model) | {"bos_token_id": 3}, tensors)
     import_folder(plan(ReleasedFolder(folder)), out)
     for steps in (1, 2):
         process = start(
@@ -90,6 +90,7 @@ def test_after_training_and_resuming_an_export_has_the_rows_that_came(
         weights = load_file(back / "model.safetensors")
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
             assert len(weights[name]) == VOCAB
+        assert json.loads((back / "config.json").read_text())["bos_token_id"] == 3
 
 
 MEASURE = """

@@ -131,6 +131,38 @@ def test_a_tied_head_is_copied_and_a_dense_model_gets_loops(tmp_path: Path) -> N
     assert (tmp_path / "looped/conf/model/mine.yaml").is_file()
 
 
+@pytest.mark.parametrize("in_a_file", [True, False])
+def test_an_export_says_of_special_tokens_and_chat_what_the_folder_said(
+    tmp_path: Path, in_a_file: bool
+) -> None:
+    model = small_model()
+    ids: dict[str, Any] = dict(bos_token_id=5, eos_token_id=[7, 300], pad_token_id=9)
+    folder = write_folder(
+        tmp_path / "in",
+        to_released(model, VOCAB) | ids,
+        random_tensors(model, 1, torch.float32),
+    )
+    generation, template = '{"eos_token_id": [7, 300],  "top_p": 0.9}', "{{ messages }} \u00e9"
+    (folder / "generation_config.json").write_text(generation)
+    about: dict[str, Any] = {"bos_token": {"content": "<|file_sep|>"}, "eos_token": "<|im_end|>"}
+    if in_a_file:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    else:
+        about["chat_template"] = [{"name": "default", "template": template}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    checkpoint = import_folder(plan(ReleasedFolder(folder)), tmp_path / "out")
+    back = export(checkpoint, tmp_path / "back").folder
+    config = json.loads((back / "config.json").read_text())
+    assert {name: config[name] for name in ids} == ids
+    tokens = json.loads((back / "tokenizer_config.json").read_text())
+    assert (tokens["bos_token"], tokens["eos_token"]) == ("<|file_sep|>", "<|im_end|>")
+    assert (back / "generation_config.json").read_text() == generation
+    assert (back / "chat_template.jinja").read_text(encoding="utf-8") == template
+    (folder / "config.json").write_text(json.dumps(config | {"bos_token_id": "<s>"}))
+    with pytest.raises(InputError, match="bos_token_id='<s>'"):
+        plan(ReleasedFolder(folder))
+
+
 def test_a_folder_is_loaded_compared_and_evaluated_as_a_checkpoint_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
