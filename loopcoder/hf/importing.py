@@ -8,6 +8,7 @@ Tensor by tensor: the largest one is what has to fit into memory.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -70,6 +71,12 @@ class Import:
         """Of embedding and head, padding included."""
         assert self.model.vocab_size is not None
         return self.model.vocab_size
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the tensors as they are written: with new gates, padding and a head in any case."""
+        shapes = released_shapes(self.model, self.rows).values()
+        return self.source.dtype.itemsize * sum(math.prod(shape) for shape in shapes)
 
     @property
     def copies_head(self) -> bool:
@@ -140,7 +147,7 @@ def import_folder(
         InputError: something is there already, or the folder is not what it was.
         DiskFull: there is no room; nothing is left.
     """
-    size = sum(at.dtype.itemsize * _size(at.shape) for at in planned.source.tensors.values())
+    size = planned.size_bytes
     with whole_folder(output, "output") as part:
         if free_bytes(part) < size + _SPARE:
             raise DiskFull.of(
@@ -188,6 +195,11 @@ def _as_asked(config: Config, described: Described, overrides: Sequence[str]) ->
                 "leave it out; loopcoder train takes the rest",
             )
     config = changed(config, overrides)
+    name = config.model.name
+    if Path(name).name != name or name == "..":
+        raise InputError.of(
+            f"model.name={name}", "it names a file of the checkpoint's presets", "a name without /"
+        )
     before, now, size = described.model, config.model, described.vocab_size
     rows = now.vocab_size or -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     if rows < size:
@@ -292,7 +304,3 @@ def _new_gate(ours: str, shape: tuple[int, ...], model: ModelConfig) -> Tensor:
     if "gate_norm" in ours:
         return torch.ones(shape)
     return torch.full(shape, model.gate_bias_init if ours.endswith("bias") else 0.0)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))

@@ -6,7 +6,6 @@ it stays there until somebody deletes it.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -43,7 +42,6 @@ def checkpoint_at(place: str, cache: Path) -> Checkpoint:
     make_folder(target.parent, "data.build.cache_dir")
     with hold(target.with_suffix(".lock"), partial(_waits, folder), needed=False):
         if not target.is_dir():
-            shutil.rmtree(target.with_name(target.name + ".part"), ignore_errors=True)
             has_tokenizer = tokenizer_file(folder).is_file()
             source, tokenizer = ReleasedFolder(folder), "" if has_tokenizer else "none"
             rows = from_released(source.config, folder / CONFIG).vocab_size

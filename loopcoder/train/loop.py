@@ -348,6 +348,7 @@ class Run:
         self.times.mark(self.position.step, sync=True)
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
+        began_as = self.began_as
         state = CheckpointState(
             position=self.position,
             ledger=self.accounts.ledger(self.position),
@@ -360,8 +361,8 @@ class Run:
             config_hash=config_hash(self.config),
             world_size=self.ranks.world_size,
             warmup_steps=self.warmup,
-            tokens=self.began_as and self.began_as.tokens,
-            specials=self.began_as and self.began_as.specials,
+            tokens=None if began_as is None else began_as.tokens,
+            specials=None if began_as is None else began_as.specials,
             reader=self.config.data.reader,  # type: ignore[arg-type]  # it is no longer auto
         )
         with self.watch.within(SAVE):

@@ -23,13 +23,15 @@ from loopcoder import loaded
 from loopcoder.checkpoint import format as layout
 from loopcoder.cli import main as cli
 from loopcoder.config.compose import compose
-from loopcoder.errors import EXIT_BAD_INPUT, EXIT_NO_RETRY, InputError
+from loopcoder.errors import EXIT_BAD_INPUT, EXIT_NO_RETRY, DiskFull, InputError
+from loopcoder.hf import importing
 from loopcoder.hf.config import to_released
 from loopcoder.hf.export import export
 from loopcoder.hf.folder import ReleasedFolder
 from loopcoder.hf.importing import import_folder, plan
 from loopcoder.hf.mapping import from_released, plain_name
 from loopcoder.storage.files import synced_entry
+from loopcoder.storage.lock import hold
 from tests.configs import small_model
 from tests.conftest import fresh_seed
 from tests.hf.released import VOCAB, llama_config, random_tensors, write_folder
@@ -333,9 +335,38 @@ def test_what_is_there_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="there already"):
         import_folder(planned, tmp_path / "out")
-    with pytest.raises(InputError, match=r"rm -r .*other\.part"):
-        (tmp_path / "other.part").mkdir()
-        import_folder(planned, tmp_path / "other")
+    for unnamed in (".", "..", "/"):
+        with pytest.raises(InputError, match="has a name"):
+            import_folder(planned, Path(unnamed))
+    for outside in ("../x", "/abs", "a/b", ".."):
+        with pytest.raises(InputError, match=r"model\.name="):
+            plan(ReleasedFolder(folder), [f"model.name={outside}"])
+    (tmp_path / ".other.part").mkdir()  # of an import that was killed
+    (tmp_path / ".other.part" / "half").touch()
+    import_folder(planned, tmp_path / "other")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "other", "out"]
+    assert not (tmp_path / "other" / "half").exists()
+    alone = hold(tmp_path / ".third.lock", lambda _: None)
+    with alone, pytest.raises(InputError, match="one process writes"):
+        import_folder(planned, tmp_path / "third")
+
+
+def test_room_is_asked_for_all_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 bits become 32, and the head of a tied model and gates are new."""
+    model = small_model(num_loops=1)
+    tensors = random_tensors(model, 1, torch.float16)
+    del tensors["lm_head.weight"]
+    folder = write_folder(tmp_path / "in", llama_config(model, is_tied=True), tensors)
+    planned = plan(ReleasedFolder(folder), ["model.num_loops=2"])
+    shard = import_folder(planned, tmp_path / "out").path / "__0_0.distcp"
+    written = shard.stat().st_size
+    assert 0.6 * written < planned.size_bytes < written  # each tensor has a header besides
+    assert planned.size_bytes > 2 * sum(x.nbytes for x in tensors.values())
+    monkeypatch.setattr(importing, "free_bytes", lambda _: planned.size_bytes)
+    with pytest.raises(DiskFull):
+        import_folder(planned, tmp_path / "another")
 
 
 def test_an_altered_shard_is_found_by_its_digest(tmp_path: Path) -> None:
