@@ -209,7 +209,8 @@ def model_card(
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))",
             "```",
             "",
-            "The modeling file runs in transformers 4.57 to 5.24. Batches are padded on the left.",
+            "The modeling file was tested in transformers 4.57.6, 5.23.0 and 5.24.0. "
+            "It runs on one device. Batches are padded on the left.",
             "",
             *(_about_scales(content) if loops > 1 else []),
         ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,8 +39,15 @@ from loopcoder.hf.mapping import to_released
 from loopcoder.hf.weights import Weights
 from loopcoder.storage.digest import file_digest, fingerprint
 from loopcoder.storage.disk import free_bytes, full_disk_raises
-from loopcoder.storage.files import fault_of, in_words, sync_folder, synced_entry, write_bytes
-from loopcoder.storage.folders import make_folder
+from loopcoder.storage.files import (
+    FileEntry,
+    fault_of,
+    in_words,
+    sync_folder,
+    synced_entry,
+    write_bytes,
+)
+from loopcoder.storage.folders import make_folder, refuse_unnamed
 from loopcoder.storage.lock import hold
 
 RECORD = "loopcoder_export.json"
@@ -64,6 +71,8 @@ class Exported:
     """A folder that was written, or was there."""
 
     folder: Path
+    files: tuple[str, ...]
+    """Names of all that belongs to it."""
     size_bytes: int
     was_there: bool
 
@@ -87,6 +96,7 @@ def export(
             something else is in `output`.
         DiskFull: there is no room.
     """
+    refuse_unnamed(output, "output")
     trained, state = checkpoint.config(), checkpoint.state()
     made_from = {
         "manifest": file_digest(checkpoint.path / layout.MANIFEST),
@@ -144,7 +154,12 @@ def export(
         write_bytes(folder / "README.md", text.encode())
         files = {path.name: synced_entry(path) for path in sorted(folder.iterdir())}
         _write_json(folder / RECORD, {"made_from": made_from, "files": files})
-    return Exported(output, sum(entry["bytes"] for entry in files.values()), was_there=False)
+    return _exported(output, files, was_there=False)
+
+
+def _exported(output: Path, files: Mapping[str, FileEntry], *, was_there: bool) -> Exported:
+    size = sum(entry["bytes"] for entry in files.values())
+    return Exported(output, (*files, RECORD), size, was_there)
 
 
 def _code() -> list[Path]:
@@ -227,7 +242,7 @@ def _there(output: Path, made_from: dict[str, Any]) -> Exported | None:
     for name, entry in files.items():
         if fault := fault_of(output / name, entry):
             raise InputError.of(fault, f"{output} was altered after it was exported", fix)
-    return Exported(output, sum(entry["bytes"] for entry in files.values()), was_there=True)
+    return _exported(output, files, was_there=True)
 
 
 @contextmanager

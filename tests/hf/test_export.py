@@ -23,10 +23,11 @@ from loopcoder.cli import main as cli
 from loopcoder.config.build import EODS
 from loopcoder.config.data import DataConfig, StageConfig
 from loopcoder.data.sampler import Position, advance
-from loopcoder.errors import DiskFull, InputError
+from loopcoder.errors import DiskFull, InputError, Unreachable
 from loopcoder.hf import export as module
 from loopcoder.hf.card import Tokenizer
 from loopcoder.hf.export import RECORD, export
+from loopcoder.hf.upload import upload
 from tests.checkpoint.saved import change_metadata, mend_manifest
 from tests.configs import small_config
 from tests.conftest import fresh_seed
@@ -232,8 +233,46 @@ def test_uploads_are_described_and_bad_names_refused(
     out = capsys.readouterr().out
     assert "would be uploaded to me/model" in out and "model.safetensors" in out
     assert cli.main([*command, "hub=me//model", "dry_run=true"]) == 3
+    assert cli.main([*command, "dry_run=true"]) == 3
+    elsewhere = [command[0], command[1], f"output={tmp_path / 'new'}"]
+    assert cli.main([*elsewhere, "hub=me//model"]) == 3
+    assert left_in(tmp_path) == {"out"}  # the name is looked at first
+    assert cli.main([*command[:2], "output=."]) == 3
     assert cli.main([*command, "outptu=x"]) == 3
     assert cli.main(["export", f"checkpoint={case.checkpoint.path}"]) == 3
+
+
+def test_only_the_files_of_the_export_are_uploaded(
+    case: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    done = export(case.checkpoint, tmp_path / "out")
+    (done.folder / "notes.txt").write_text("mine")
+    sent: dict[str, Any] = {}
+    raised: list[Exception] = []
+
+    def upload_folder(_: Any, **options: Any) -> Any:
+        sent.update(options)
+        raise raised[-1]
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    connection = next(
+        kind
+        for kind in huggingface_hub.errors.HfHubHTTPError.__mro__
+        if not kind.__module__.startswith("huggingface_hub")
+    )
+    for error, said in (
+        (ConnectionRefusedError("refused"), Unreachable),
+        (connection("no route"), Unreachable),
+        (ZeroDivisionError("a bug"), ZeroDivisionError),
+    ):
+        raised.append(error)
+        with pytest.raises(said):
+            upload(done.folder, done.files, "me/model", dry_run=False)
+    there = {path.name for path in done.folder.iterdir()}
+    assert set(sent["allow_patterns"]) == there - {"notes.txt"}
 
 
 @pytest.mark.chaos
