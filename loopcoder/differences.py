@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loopcoder.checkpoint.digest import tensor_digest
 from loopcoder.errors import InputError
-from loopcoder.hf.mapping import plain_name
+from loopcoder.hf.mapping import BY_TOKEN, plain_name
 
 ROUNDING = 2.0**-23 * 256
 """Largest difference that fp32 may make, as a share of the largest logit: 256 of its steps. Two
@@ -27,7 +27,7 @@ class Side:
     logits: Tensor
     """After each loop, in fp32. [R, S, vocabulary]"""
     sums: dict[str, int]
-    """The digest of every weight in fp32, by our name."""
+    """The digest of every weight in fp32, by our name; rows that are no tokens left out."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ def side(place: str | Path, text: Sequence[int] | str) -> tuple[Side, list[int]]
         tokens = list(text)
     logits = run.logits(tokens, every_loop=True)
     weights = {plain_name(name): x.detach() for name, x in run.model.named_parameters()}
+    for name in BY_TOKEN:  # rows that pad are no tokens
+        weights[name] = weights[name][: run.vocabulary]
     sums = {
         name: int(tensor_digest(name, x, [0] * x.ndim, list(x.shape)))
         for name, x in weights.items()

@@ -22,6 +22,7 @@ from loopcoder.config.compose import compose, load_config
 from loopcoder.config.schema import Config, ParallelConfig
 from loopcoder.config.this_machine import for_this_machine
 from loopcoder.data.places import TOKENIZER
+from loopcoder.data.sampler import trained_stage
 from loopcoder.errors import InputError, counted
 from loopcoder.hf.opened import checkpoint_at
 from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE, read_metrics
@@ -121,8 +122,8 @@ def _state(checkpoint: Checkpoint, config: Config, ranks: mcore.Ranks) -> TrainS
 
     saved = checkpoint.state()
     network, mcore_config = build_network(config, ranks, saved.vocab_size)
-    stage = min(saved.position.stage, len(config.stages) - 1)  # other data have other stages
-    network.set_rope_theta(config.stages[stage].rope_theta)
+    stage = config.stages[trained_stage(config.stages, saved.position)]
+    network.set_rope_theta(stage.rope_theta)
     load_weights(checkpoint, network, None, config)
     network.eval()
     compute = ComputeTime(ranks.device)

@@ -31,8 +31,7 @@ from data_pipeline.tokenizer import fim, repositories
 from data_pipeline.tokenizer.changes import note_changes
 from data_pipeline.tokenizer.encoder import Encoder
 from data_pipeline.tokenizer.repositories import Separators
-from data_pipeline.tokenizer.spec import EOD
-from loopcoder.config.build import FimConfig
+from loopcoder.config.build import EOD, FimConfig
 from loopcoder.storage.files import write_bytes
 
 ENTRY = np.dtype(

@@ -22,13 +22,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from data_pipeline.tokenizer.probe import probe_texts
 from data_pipeline.tokenizer.spec import (
-    EOD,
-    EODS,
     SPECIAL_TOKENS,
     byte_of_char,
     read_spec,
 )
-from loopcoder.config.build import MIN_VOCAB_SIZE, NUM_SPECIAL_TOKENS
+from loopcoder.config.build import EOD, EODS, MIN_VOCAB_SIZE, NUM_SPECIAL_TOKENS
 from loopcoder.errors import InputError, Problem
 
 Backend = Literal["fast", "reference"]

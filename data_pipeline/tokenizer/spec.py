@@ -8,20 +8,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from loopcoder.config.build import NUM_SPECIAL_TOKENS
+from loopcoder.config.build import EOD, NUM_SPECIAL_TOKENS
 from loopcoder.errors import InputError
-
-EOD = "<|endoftext|>"
-EODS = (
-    EOD,
-    "<|end_of_text|>",
-    "</s>",
-    "<eos>",
-    "<|eos|>",
-    "<\uff5cend\u2581of\u2581sentence\uff5c>",
-)
-"""Names of the end of a document in the tokenizers of base models; the first that one has counts.
-`<|im_end|>` and `<|eot_id|>` end a turn of a conversation, and are none."""
 
 NAMED_SPECIALS = (
     EOD,

@@ -37,6 +37,21 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
+class Specials:
+    """What a folder that was imported said of special tokens, generation and chat; exports say it
+    again."""
+
+    ids: dict[str, int | list[int]]
+    """`bos_token_id`, `eos_token_id` and `pad_token_id` of its config.json, where they are."""
+    names: dict[str, str]
+    """`bos_token`, `eos_token` and `pad_token` of its tokenizer, where they are."""
+    generation_config: str | None
+    """Text of generation_config.json."""
+    chat_template: str | None
+    """Text of the chat template, in Jinja."""
+
+
+@dataclass(frozen=True)
 class CheckpointState:
     """What a checkpoint says of its run, beside the config."""
 
@@ -63,11 +78,18 @@ class CheckpointState:
     tokens: int | None = None
     """Rows of embedding and head without padding, of weights that were imported; None: the
     tokenizer knows it."""
+    specials: Specials | None = None
+    """Of weights that were imported; None: what loopcoder makes of the tokenizer."""
 
     @property
     def step(self) -> int:
         """Optimizer steps done."""
         return self.position.step
+
+    @property
+    def is_trained(self) -> bool:
+        """It is of a run, and not of weights that were imported."""
+        return self.corpus != ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of state.json."""

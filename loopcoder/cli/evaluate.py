@@ -19,6 +19,7 @@ from loopcoder.cli.held_out import Asked
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, in_use
 from loopcoder.data.own_sets import own_folders
+from loopcoder.data.sampler import trained_stage
 from loopcoder.errors import EXIT_DONE, InputError, counted
 from loopcoder.metrics.words import OWN_SET
 from loopcoder.storage.remote import is_stored
@@ -115,7 +116,7 @@ def evaluate(found: Sequence[Checkpoint], config: Config, corpus: Corpus) -> lis
         loops = config.model.num_loops
         run: LoadedRun = load(checkpoint.path, num_loops=loops, precision=precision)
         resolved = replace(config, model=run.config.model)
-        stage = min(checkpoint.state().position.stage, len(config.stages) - 1)
+        stage = trained_stage(config.stages, checkpoint.state().position)
         values = Evaluator(resolved, corpus)(run.state, stage)
         values |= OwnSets(resolved, corpus)(run.state, stage)
         results.append(

@@ -10,14 +10,15 @@ from loopcoder.checkpoint.copies.places import find_at
 from loopcoder.cli.arguments import parse_arguments, say, say_aside
 from loopcoder.config.compose import compose
 from loopcoder.config.types import STRICT
-from loopcoder.errors import EXIT_DONE
+from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.hf.upload import check_name, upload
 from loopcoder.storage.files import in_words
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
 HELP = """\
-Write a checkpoint as a folder that transformers 4.57 to 5.24 load: weights in safetensors under the
-released names, config, tokenizer, modeling code and a model card. One process, no GPU; it needs
-about 5 GB of memory and no more disk than the weights have.
+Write a checkpoint as a folder that transformers load (tested: 4.57.6, 5.23.0, 5.24.0): weights in
+safetensors under the released names, config, tokenizer, modeling code and a model card. One
+process, no GPU; it holds 4 GB of weights in memory at once.
 
 usage: loopcoder export checkpoint=DIR|URL output=FOLDER [hub=NAME [dry_run=true]]
 
@@ -57,16 +58,23 @@ def run(argv: list[str]) -> int:
         print(HELP)
         return EXIT_DONE
     config = compose(arguments.overrides, arguments.config_dir, schema=ExportConfig, root="export")
+    if config.dry_run and config.hub is None:
+        raise InputError.of(
+            "dry_run=true without hub=",
+            "it lists what would be uploaded, and nothing is to be",
+            "hub=OWNER/NAME dry_run=true, or leave it out",
+        )
+    if config.hub is not None:
+        check_name(config.hub)
     interrupted_by_signals("before the end of the export; nothing is left, start it again")
     cache = Path(compose([]).data.build.cache_dir).expanduser()
     checkpoint = find_at(config.checkpoint, cache, "checkpoint")
     with ended_at_once():
         from loopcoder.hf.export import export
-        from loopcoder.hf.upload import upload
     output = Path(config.output).expanduser()
     done = export(checkpoint, output, report=lambda text: say_aside(f"writing {text}"))
     said = "is there already, the same" if done.was_there else "is written"
     say(f"{done.folder} {said}: step {checkpoint.step}, {in_words(done.size_bytes)}")
     if config.hub is not None:
-        say(upload(done.folder, config.hub, dry_run=config.dry_run))
+        say(upload(done.folder, done.files, config.hub, dry_run=config.dry_run))
     return EXIT_DONE

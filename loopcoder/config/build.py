@@ -25,6 +25,18 @@ MIN_VOCAB_SIZE = NUM_SPECIAL_TOKENS + 256
 MAX_VOCAB_SIZE = 1 << 21
 """Largest size of a trained tokenizer; training reserves memory for all of it at once."""
 
+EOD = "<|endoftext|>"
+EODS = (
+    EOD,
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)
+"""Names of the end of a document in the tokenizers of base models; the first that one has counts.
+`<|im_end|>` and `<|eot_id|>` end a turn of a conversation, and are none."""
+
 MAX_REPOSITORY_BYTES = 8 << 20
 """Largest document of files of a repository: as large as a file may be."""
 

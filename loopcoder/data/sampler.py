@@ -118,6 +118,16 @@ def enter_stage(stages: list[ResolvedStage], position: Position) -> Position:
     return enter_stage(stages, following)
 
 
+def trained_stage(stages: list[ResolvedStage], position: Position) -> int:
+    """Return the index of the stage that the last step before a position trained on: after the last
+    step of a stage, the position is at the start of the next one.
+
+    Other data may have fewer stages: then it is their last one. A stage that is shorter than the
+    step before it counts as trained."""
+    stage = position.stage - 1 if position.sample == 0 else position.stage
+    return min(max(stage, 0), len(stages) - 1)
+
+
 def given(stage: ResolvedStage, position: Position) -> dict[str, Given]:
     """Return what each domain gave up to a position in this stage; of a run whose stages have
     orders of their own, in the stage alone."""

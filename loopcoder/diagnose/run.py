@@ -17,6 +17,7 @@ from loopcoder.config.diagnosis import DiagnoseConfig
 from loopcoder.config.schema import Config, ModelConfig
 from loopcoder.config.this_machine import for_this_machine
 from loopcoder.data.corpus import Corpus
+from loopcoder.data.sampler import trained_stage
 from loopcoder.diagnose.capture import Capture
 from loopcoder.diagnose.held_out import HeldOutData
 from loopcoder.diagnose.measurable import loops_to_measure, precision_of
@@ -73,7 +74,7 @@ def measure(
     loops = loops_to_measure(config.model, settings)
     saved = checkpoint.state()
     position = saved.position
-    stage = min(position.stage, len(config.stages) - 1)
+    stage = trained_stage(config.stages, position)
     run.model.set_rope_theta(config.stages[stage].rope_theta)
     data = HeldOutData.of(config, corpus, settings, stage)
     tables = _gone_through(run, config, data, loops, say)

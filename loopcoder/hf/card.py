@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loopcoder import __version__
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.checkpoint.state import CheckpointState, Specials
+from loopcoder.config.build import EODS
 from loopcoder.config.schema import Config
+from loopcoder.data.sampler import trained_stage
 from loopcoder.errors import InputError
 from loopcoder.metrics.writer import EVENTS_FILE, read_metrics
 from loopcoder.origin import commit_of
 
-_EODS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
-"""Names of the end of a document; the first that a tokenizer has counts."""
 _TURN, _TURN_END = "<|im_start|>", "<|im_end|>"
 _PADS = ("<pad>", "<|pad|>", "[PAD]")
 CHAT_TEMPLATE = """\
@@ -42,13 +43,17 @@ class Tokenizer:
     """A tokenizer.json, and what its special tokens are for."""
 
     text: str
+    bos: str
+    """Documents begin behind the end of another one, where an imported folder does not say else."""
     eos: str
     pad: str
     ids: dict[str, int]
     """Of the special tokens."""
+    specials: Specials
+    """Of the folder that was imported; it comes first."""
 
     @classmethod
-    def of(cls, path: Path) -> Tokenizer:
+    def of(cls, path: Path, specials: Specials | None = None) -> Tokenizer:
         """Read a tokenizer.json.
 
         Raises:
@@ -63,23 +68,32 @@ class Tokenizer:
                 "an export gets a copy of the tokenizer that the model was trained with",
                 "another checkpoint, or a copy of the corpus's tokenizer.json in its place",
             ) from error
-        eos = next((name for name in _EODS if name in ids), None)
+        specials = specials or Specials({}, {}, None, None)
+        eos = _named("eos_token", specials, ids) or _first(EODS, ids)
         if eos is None:
             raise InputError.of(
-                f"{path} has none of {', '.join(_EODS)}",
+                f"{path} has none of {', '.join(EODS)}",
                 "generation ends with a token that ends a document",
                 "a checkpoint that was trained with such a tokenizer",
             )
-        return cls(text, eos, next((name for name in _PADS if name in ids), eos), ids)
+        bos = _named("bos_token", specials, ids) or eos
+        pad = _named("pad_token", specials, ids) or _first(_PADS, ids) or eos
+        return cls(text, bos, eos, pad, ids, specials)
 
     @property
-    def eos_id(self) -> int:
-        return self.ids[self.eos]
+    def eos_ids(self) -> int | list[int]:
+        """What ends a document, in config.json."""
+        return self.specials.ids.get("eos_token_id", self.ids[self.eos])
 
     @property
     def bos_id(self) -> int:
-        """Documents begin behind the end of another one: there is no token of its own."""
-        return self.eos_id
+        return _one(self.specials.ids.get("bos_token_id", self.ids[self.bos]))
+
+    @property
+    def given_pad_id(self) -> int | None:
+        """What the imported folder's config.json has; None: nothing."""
+        found = self.specials.ids.get("pad_token_id")
+        return None if found is None else _one(found)
 
     @property
     def speaks_chatml(self) -> bool:
@@ -93,7 +107,7 @@ class Tokenizer:
         Args:
             max_length: Of a sequence, in tokens.
         """
-        specials = {"bos_token": self.eos, "eos_token": self.eos, "pad_token": self.pad}
+        specials = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
         about = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **specials,
@@ -101,19 +115,38 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "model_max_length": max_length,
         }
-        ends = [self.eos_id, *([self.ids[_TURN_END]] if self.speaks_chatml else [])]
+        ends = self.eos_ids if isinstance(self.eos_ids, list) else [self.eos_ids]
+        if self.speaks_chatml:
+            ends = [*dict.fromkeys([*ends, self.ids[_TURN_END]])]
         generation = {
             "bos_token_id": self.bos_id,
             "eos_token_id": ends if len(ends) > 1 else ends[0],
-            "pad_token_id": self.ids[self.pad],
+            "pad_token_id": self.ids[self.pad] if self.given_pad_id is None else self.given_pad_id,
         }
+        template = self.specials.chat_template or (CHAT_TEMPLATE if self.speaks_chatml else None)
         out = {
             "tokenizer.json": self.text,
             "tokenizer_config.json": _json(about),
             "special_tokens_map.json": _json(specials),
-            "generation_config.json": _json(generation),
+            "generation_config.json": self.specials.generation_config or _json(generation),
         }
-        return out | ({"chat_template.jinja": CHAT_TEMPLATE} if self.speaks_chatml else {})
+        return out | ({"chat_template.jinja": template} if template is not None else {})
+
+
+def _named(name: str, specials: Specials, ids: Mapping[str, int]) -> str | None:
+    """Return the token that an imported folder names, or has the id of; None: neither."""
+    if specials.names.get(name) in ids:
+        return specials.names[name]
+    wanted = specials.ids.get(f"{name}_id")
+    return next((text for text, i in ids.items() if wanted is not None and i == _one(wanted)), None)
+
+
+def _first(names: Sequence[str], ids: Mapping[str, int]) -> str | None:
+    return next((name for name in names if name in ids), None)
+
+
+def _one(ids: int | list[int]) -> int:
+    return ids[0] if isinstance(ids, list) else ids
 
 
 def _json(content: Any) -> str:
@@ -143,12 +176,8 @@ def model_card(
         ("parameters", f"{size_bytes // width:,}"),
         ("loops (R)", f"{loops}: {loop_text}"),
         ("width, heads, K/V heads", f"{m.hidden_size}, {m.num_attention_heads}, {m.num_kv_heads}"),
-        ("weights", f"{content['dtype']}, trained in {config.precision.name}"),
-        ("optimizer step", f"{state.step:,}"),
-        ("tokens trained", f"{state.position.tokens:,}"),
-        ("sequence length", f"{config.data.seq_length:,}"),
-        ("data", f"{config.data.name}, fingerprint {state.corpus}"),
-        ("trained by commit", _commit_of_run(checkpoint) or "not recorded"),
+        ("weights", f"{content['dtype']}, {_origin(config, state)}"),
+        *(_training(checkpoint, config, state) if state.is_trained else []),
         ("exported by", f"loopcoder {__version__}, commit {commit_of() or 'not recorded'}"),
     ]
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts)
@@ -167,7 +196,7 @@ def model_card(
             "| --- | --- |",
             rows,
             "",
-            *_data(config, state),
+            *(_data(config, state) if state.is_trained else []),
             "## Use",
             "",
             "```python",
@@ -180,11 +209,30 @@ def model_card(
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))",
             "```",
             "",
-            "The modeling file runs in transformers 4.57 to 5.24. Batches are padded on the left.",
+            "The modeling file was tested in transformers 4.57.6, 5.23.0 and 5.24.0. "
+            "It runs on one device. Batches are padded on the left.",
             "",
             *(_about_scales(content) if loops > 1 else []),
         ]
     )
+
+
+def _origin(config: Config, state: CheckpointState) -> str:
+    if state.is_trained:
+        return f"trained in {config.precision.name}"
+    return "imported, not trained by loopcoder"
+
+
+def _training(
+    checkpoint: Checkpoint, config: Config, state: CheckpointState
+) -> list[tuple[str, str]]:
+    return [
+        ("optimizer step", f"{state.step:,}"),
+        ("tokens trained", f"{state.position.tokens:,}"),
+        ("sequence length", f"{config.data.seq_length:,}"),
+        ("data", f"{config.data.name}, fingerprint {state.corpus}"),
+        ("trained by commit", _commit_of_run(checkpoint) or "not recorded"),
+    ]
 
 
 def _about_scales(content: dict[str, Any]) -> list[str]:
@@ -204,8 +252,8 @@ def _about_scales(content: dict[str, Any]) -> list[str]:
 
 def _data(config: Config, state: CheckpointState) -> list[str]:
     """Say what the tokens were, as far as the run counted them."""
-    stage = min(state.position.stage, len(config.stages) - 1)
-    mixture = ", ".join(f"{name} {share:g}" for name, share in config.stages[stage].mixture.items())
+    stage = config.stages[trained_stage(config.stages, state.position)]
+    mixture = ", ".join(f"{name} {share:g}" for name, share in stage.mixture.items())
     lines = ["## Data", "", f"Mixture of the last stage, by weight: {mixture}.", ""]
     if state.ledger is not None and state.ledger.entries:
         tokens: dict[tuple[str, str], int] = defaultdict(int)

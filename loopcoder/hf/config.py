@@ -85,6 +85,7 @@ def to_released(
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     bos_token_id: int | None = None,
     eos_token_id: int | list[int] | None = None,
+    pad_token_id: int | None = None,
 ) -> dict[str, Any]:
     """Return the content of config.json, with every field that the released one has.
 
@@ -108,6 +109,7 @@ def to_released(
         "vocab_size": vocab_size,
         "bos_token_id": bos_token_id,
         "eos_token_id": eos_token_id,
+        **({} if pad_token_id is None else {"pad_token_id": pad_token_id}),
         "use_cache": True,
         "dtype": dtype,
         **{

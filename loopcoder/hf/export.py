@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,14 +32,22 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.config.schema import ModelConfig
 from loopcoder.data.places import TOKENIZER
+from loopcoder.data.sampler import trained_stage
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.hf import card, config, template
 from loopcoder.hf.mapping import to_released
 from loopcoder.hf.weights import Weights
 from loopcoder.storage.digest import file_digest, fingerprint
 from loopcoder.storage.disk import free_bytes, full_disk_raises
-from loopcoder.storage.files import fault_of, in_words, sync_folder, synced_entry, write_bytes
-from loopcoder.storage.folders import make_folder
+from loopcoder.storage.files import (
+    FileEntry,
+    fault_of,
+    in_words,
+    sync_folder,
+    synced_entry,
+    write_bytes,
+)
+from loopcoder.storage.folders import make_folder, refuse_unnamed
 from loopcoder.storage.lock import hold
 
 RECORD = "loopcoder_export.json"
@@ -63,6 +71,8 @@ class Exported:
     """A folder that was written, or was there."""
 
     folder: Path
+    files: tuple[str, ...]
+    """Names of all that belongs to it."""
     size_bytes: int
     was_there: bool
 
@@ -86,6 +96,7 @@ def export(
             something else is in `output`.
         DiskFull: there is no room.
     """
+    refuse_unnamed(output, "output")
     trained, state = checkpoint.config(), checkpoint.state()
     made_from = {
         "manifest": file_digest(checkpoint.path / layout.MANIFEST),
@@ -96,7 +107,7 @@ def export(
     if (there := _there(output, made_from)) is not None:
         return there
     weights = Weights(checkpoint, trained.model)
-    tokenizer = card.Tokenizer.of(_tokenizer(checkpoint))
+    tokenizer = card.Tokenizer.of(_tokenizer(checkpoint), state.specials)
     dtype = weights.like(weights.names[0]).dtype
     if dtype not in _DTYPES:
         raise InputError.of(
@@ -105,14 +116,15 @@ def export(
             "a checkpoint of precision=bf16 or fp8_*, whose weights are in bf16",
         )
     rows = state.tokens or state.vocab_size
-    stage = min(state.position.stage, len(trained.stages) - 1)
+    stage = trained.stages[trained_stage(trained.stages, state.position)]
     content = config.to_released(
         trained.model,
         rows,
-        rope_theta=trained.stages[stage].rope_theta,
+        rope_theta=stage.rope_theta,
         dtype=_DTYPES[dtype],
         bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
+        eos_token_id=tokenizer.eos_ids,
+        pad_token_id=tokenizer.given_pad_id,
     )
     content["auto_map"] = {
         "AutoConfig": "configuration_iquestpltcoder.IQuestPLTCoderConfig",
@@ -142,7 +154,12 @@ def export(
         write_bytes(folder / "README.md", text.encode())
         files = {path.name: synced_entry(path) for path in sorted(folder.iterdir())}
         _write_json(folder / RECORD, {"made_from": made_from, "files": files})
-    return Exported(output, sum(entry["bytes"] for entry in files.values()), was_there=False)
+    return _exported(output, files, was_there=False)
+
+
+def _exported(output: Path, files: Mapping[str, FileEntry], *, was_there: bool) -> Exported:
+    size = sum(entry["bytes"] for entry in files.values())
+    return Exported(output, (*files, RECORD), size, was_there)
 
 
 def _code() -> list[Path]:
@@ -225,7 +242,7 @@ def _there(output: Path, made_from: dict[str, Any]) -> Exported | None:
     for name, entry in files.items():
         if fault := fault_of(output / name, entry):
             raise InputError.of(fault, f"{output} was altered after it was exported", fix)
-    return Exported(output, sum(entry["bytes"] for entry in files.values()), was_there=True)
+    return _exported(output, files, was_there=True)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class ReleasedFolder:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
-        return _json(self.path / CONFIG)
+        return read_object(self.path / CONFIG)
 
     @cached_property
     def tensors(self) -> dict[str, TensorAt]:
@@ -156,7 +156,7 @@ class ReleasedFolder:
 
     def _indexed(self) -> Iterator[tuple[Path, set[str]]]:
         index = self.path / _INDEX
-        weights = _json(index).get("weight_map")
+        weights = read_object(index).get("weight_map")
         if not isinstance(weights, dict) or not all(isinstance(f, str) for f in weights.values()):
             raise InputError.of(f"{index} has no weight_map", "it names each tensor's file", _AGAIN)
         for name in sorted(set(weights.values())):
@@ -172,7 +172,12 @@ class ReleasedFolder:
             yield file, {name for name, at in weights.items() if at == file.name}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the content of a file of JSON.
+
+    Raises:
+        InputError: it is missing, damaged, or no object.
+    """
     try:
         with parsing(path, "it says what the weights are", _AGAIN):
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ Tensor by tensor: the largest one is what has to fit into memory.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.checkpoint.state import CheckpointState, Specials
 from loopcoder.checkpoint.written import WeightsWriter
 from loopcoder.config.compose import changed, compose, save_config
 from loopcoder.config.fields import typed
@@ -32,6 +33,7 @@ from loopcoder.errors import DiskFull, InputError, counted
 from loopcoder.hf.config import Described, from_released
 from loopcoder.hf.folder import CONFIG, ReleasedFolder
 from loopcoder.hf.mapping import merge_qkv, released_names, released_shapes, shard_name
+from loopcoder.hf.specials import specials_of
 from loopcoder.storage.digest import file_digest
 from loopcoder.storage.disk import free_bytes
 from loopcoder.storage.files import in_words, write_bytes
@@ -58,6 +60,7 @@ class Import:
     tokenizer: Path | None
     token_bytes: NDArray[np.int64] | None
     """UTF-8 bytes of each of its tokens. [tokens]"""
+    specials: Specials
 
     @property
     def model(self) -> ModelConfig:
@@ -68,6 +71,18 @@ class Import:
         """Of embedding and head, padding included."""
         assert self.model.vocab_size is not None
         return self.model.vocab_size
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the tensors as they are written: with new gates, padding and a head in any case."""
+        shapes = released_shapes(self.model, self.rows).values()
+        return self.source.dtype.itemsize * sum(math.prod(shape) for shape in shapes)
+
+    @property
+    def copies_head(self) -> bool:
+        """The folder has no head of its own; one that is there counts, as in transformers 5,
+        whatever its config.json says."""
+        return self.described.is_tied and _HEAD not in self.source.tensors
 
     def notes(self) -> Iterator[str]:
         """Yield what the user is to know of it."""
@@ -82,8 +97,10 @@ class Import:
             yield "note: the folder's gates are left out: a model without them is asked for"
         elif now.num_loops != before.num_loops:
             yield f"warning: trained with R = {before.num_loops}, R = {now.num_loops} is asked for"
-        if self.described.is_tied:
+        if self.copies_head:
             yield "note: the head is a copy of the embedding, and learns by itself from here on"
+        elif self.described.is_tied:
+            yield "note: the folder's own head is read, although its config.json says tied"
         if padding := self.rows - self.described.vocab_size:
             yield (
                 f"warning: embedding and head get {counted(padding, 'row')} of zeros, "
@@ -118,7 +135,7 @@ def plan(source: ReleasedFolder, overrides: Sequence[str] = (), tokenizer: str =
         config, model=described.model, data=replace(config.data, build=build), name=None
     )
     asked = _as_asked(config, described, overrides)
-    return Import(source, described, asked, found, token_bytes)
+    return Import(source, described, asked, found, token_bytes, specials_of(source))
 
 
 def import_folder(
@@ -130,7 +147,7 @@ def import_folder(
         InputError: something is there already, or the folder is not what it was.
         DiskFull: there is no room; nothing is left.
     """
-    size = sum(at.dtype.itemsize * _size(at.shape) for at in planned.source.tensors.values())
+    size = planned.size_bytes
     with whole_folder(output, "output") as part:
         if free_bytes(part) < size + _SPARE:
             raise DiskFull.of(
@@ -178,6 +195,11 @@ def _as_asked(config: Config, described: Described, overrides: Sequence[str]) ->
                 "leave it out; loopcoder train takes the rest",
             )
     config = changed(config, overrides)
+    name = config.model.name
+    if Path(name).name != name or name == "..":
+        raise InputError.of(
+            f"model.name={name}", "it names a file of the checkpoint's presets", "a name without /"
+        )
     before, now, size = described.model, config.model, described.vocab_size
     rows = now.vocab_size or -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     if rows < size:
@@ -248,6 +270,7 @@ def _state(planned: Import, tokenizer: Path) -> CheckpointState:
         config_hash=config_hash(planned.config),
         world_size=1,
         warmup_steps=None,
+        specials=planned.specials,
     )
 
 
@@ -256,7 +279,7 @@ def _write(writer: WeightsWriter, planned: Import, ours: str, theirs: tuple[str,
     source, model = planned.source, planned.model
     if "plt_gate" in ours and not planned.described.model.has_gates:
         parts = [_new_gate(ours, released_shapes(model, planned.rows)[theirs[0]], model)]
-    elif theirs == (_HEAD,) and planned.described.is_tied:
+    elif theirs == (_HEAD,) and planned.copies_head:
         parts = [source.read(_EMBEDDING)]
     else:
         parts = [source.read(one) for one in theirs]
@@ -281,7 +304,3 @@ def _new_gate(ours: str, shape: tuple[int, ...], model: ModelConfig) -> Tensor:
     if "gate_norm" in ours:
         return torch.ones(shape)
     return torch.full(shape, model.gate_bias_init if ours.endswith("bias") else 0.0)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))

@@ -27,6 +27,9 @@ _MODEL = {
     "output_layer.weight": "lm_head.weight",
 }
 
+BY_TOKEN = ("embedding.word_embeddings.weight", "output_layer.weight")
+"""Our names of the weights that have a row for each token."""
+
 _LAYER: dict[str, tuple[str, ...]] = {
     "input_layernorm.weight": ("input_layernorm.weight",),
     _QKV: tuple(f"self_attn.{x}_proj.weight" for x in "qkv"),

@@ -6,7 +6,6 @@ it stays there until somebody deletes it.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,14 +14,15 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.copies.places import find_at
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.data.places import tokenizer_file
-from loopcoder.hf.folder import ReleasedFolder, is_folder
+from loopcoder.hf.config import from_released
+from loopcoder.hf.folder import CONFIG, ReleasedFolder, is_folder
 from loopcoder.hf.importing import import_folder, plan
 from loopcoder.storage.digest import fingerprint
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.lock import hold
 from loopcoder.storage.remote import is_stored
 
-_VERSION = 1
+_VERSION = 2
 """Of what an import makes of a folder."""
 
 
@@ -42,9 +42,11 @@ def checkpoint_at(place: str, cache: Path) -> Checkpoint:
     make_folder(target.parent, "data.build.cache_dir")
     with hold(target.with_suffix(".lock"), partial(_waits, folder), needed=False):
         if not target.is_dir():
-            shutil.rmtree(target.with_name(target.name + ".part"), ignore_errors=True)
             has_tokenizer = tokenizer_file(folder).is_file()
-            planned = plan(ReleasedFolder(folder), tokenizer="" if has_tokenizer else "none")
+            source, tokenizer = ReleasedFolder(folder), "" if has_tokenizer else "none"
+            rows = from_released(source.config, folder / CONFIG).vocab_size
+            # rows that pad would be tokens in the loss, and nothing is trained that they would help
+            planned = plan(source, [f"model.vocab_size={rows}"], tokenizer)
             _say(f"importing {folder} to {target}")
             import_folder(planned, target, _say)
     return layout.find(target)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.storage.disk import is_disk_full
+from loopcoder.storage.lock import hold
 
 
 def make_folder(folder: Path, setting: str) -> None:
@@ -80,29 +81,52 @@ def _reason(folder: Path, error: OSError) -> str:
 def whole_folder(folder: Path, setting: str) -> Iterator[Path]:
     """Yield an empty folder to write to, which takes its name when the block ends without an error.
 
-    Until then it is called `<name>.part`; after an error nothing is left.
+    Until then it is called `.<name>.part`; after an error nothing is left. What a process left
+    behind that was killed is removed by the next one.
 
     Raises:
         InputError: something has its name already, or it cannot be made.
         DiskFull: its disk has no room for it.
     """
-    part = folder.with_name(folder.name + ".part")
-    for path, why, fix in (
-        (folder, "what is there is not replaced", f"{setting}=ANOTHER, or remove it"),
-        (part, "another process writes it, or was killed when it did", f"rm -r {part}"),
-    ):
-        if os.path.lexists(path):
-            raise InputError.of(f"{setting}={folder}: {path} is there already", why, fix)
-    make_folder(part, setting)
-    try:
-        yield part
-        part.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if is_disk_full(error):
-            raise DiskFull.of(
-                f"{setting}={folder}: {error}; nothing of it is left",
-                "there must be room for all of it",
-                f"free space there, or {setting}=ANOTHER",
-            ) from error
-        raise
+    refuse_unnamed(folder, setting)
+    if os.path.lexists(folder):
+        raise InputError.of(
+            f"{setting}={folder}: {folder} is there already",
+            "what is there is not replaced",
+            f"{setting}=ANOTHER, or remove it",
+        )
+
+    def busy(holder: str) -> None:
+        raise InputError.of(
+            f"process {holder} is writing {setting}={folder}",
+            "one process writes a folder",
+            f"wait for it, or {setting}=ANOTHER",
+        )
+
+    make_folder(folder.absolute().parent, setting)
+    part, lock = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.lock")
+    with hold(lock, busy, needed=False):
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            make_folder(part, setting)
+            yield part
+            part.rename(folder)
+        except BaseException as error:
+            if is_disk_full(error):
+                raise DiskFull.of(
+                    f"{setting}={folder}: {error}; nothing of it is left",
+                    "there must be room for all of it",
+                    f"free space there, or {setting}=ANOTHER",
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def refuse_unnamed(folder: Path, setting: str) -> None:
+    """Raise InputError for a path such as `.` or `..`, which no new folder can have."""
+    if folder.name in ("", ".."):
+        raise InputError.of(
+            f"{setting}={folder}", "a new folder is written, which has a name", f"{setting}=NAME"
+        )

@@ -89,6 +89,7 @@ class Run:
         self.config, self.corpus, self.run_dir = config, corpus, run_dir
         self.backends, self.start, self.stop, self.launch = backends, start, stop, launch
         self.vocab_size, self.watch = vocab_size, watch
+        self.began_as = start.checkpoint.state() if start is not None else None
         self.state = build_state(config, self.ranks, vocab_size)
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
         self.health = Health(config.faults, self.ranks.device)
@@ -347,6 +348,7 @@ class Run:
         self.times.mark(self.position.step, sync=True)
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
+        began_as = self.began_as
         state = CheckpointState(
             position=self.position,
             ledger=self.accounts.ledger(self.position),
@@ -359,6 +361,8 @@ class Run:
             config_hash=config_hash(self.config),
             world_size=self.ranks.world_size,
             warmup_steps=self.warmup,
+            tokens=None if began_as is None else began_as.tokens,
+            specials=None if began_as is None else began_as.specials,
             reader=self.config.data.reader,  # type: ignore[arg-type]  # it is no longer auto
         )
         with self.watch.within(SAVE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch import Tensor
 from data_pipeline.tokenizer.encoder import train_tokenizer
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.config.data import StageConfig
 from loopcoder.config.schema import Config
+from loopcoder.data.sampler import Position
 from tests import reference
 from tests.checkpoint.states import state_at
 from tests.configs import small_config
@@ -60,19 +63,32 @@ class Made:
         return named(self.state.network, self.config.model)
 
 
-def made(folder: Path, seed: int, precision: str = "fp32", **model: Any) -> Made:
-    """Save a model of random weights, in the world of one process of the fixture `ranks`."""
+def made(
+    folder: Path,
+    seed: int,
+    precision: str = "fp32",
+    stages: Sequence[StageConfig] = (),
+    position: Position | None = None,
+    **model: Any,
+) -> Made:
+    """Save a model of random weights, in the world of one process of the fixture `ranks`.
+
+    Args:
+        stages: Of its data; none: one.
+        position: Of the checkpoint; None: some position of its only stage.
+    """
     from loopcoder.checkpoint.save import Saver
     from loopcoder.parallel import mcore
     from loopcoder.train.state import build_state
 
     folder.mkdir(parents=True, exist_ok=True)
     config = small_config(model, precision)
-    config = replace(config, optim=replace(config.optim))
+    config = replace(config, data=replace(config.data, stages=list(stages)))
     state = build_state(config, mcore.initialise(config.parallel, 1), VOCAB)
     randomise(state.network, torch.Generator().manual_seed(seed))
     saver = Saver(config, folder / "run", lambda *_, **__: None, [tokenizer(folder)])
     about = state_at(2, vocab_size=VOCAB, num_loops=config.model.num_loops)
+    about = replace(about, position=position or about.position)
     saver.save(state.network, state.ddp, None, about)
     state.network.eval()
     return Made(layout.find(folder / "run"), config, state)

@@ -79,6 +79,46 @@ def check_forward(model: Any, tokens: Tensor) -> None:
     assert near(model(padded, attention_mask=mask).logits[:, 9:], whole.logits)
 
 
+def check_padded_pieces(model: Any, tokens: Tensor) -> None:
+    """Rows that are padded on the left by more than the first piece."""
+    whole = model(tokens, use_cache=False).logits
+    padded = torch.cat([torch.zeros(len(tokens), 9, dtype=tokens.dtype), tokens], 1)
+    mask = (torch.arange(padded.shape[1]) >= 9).long().expand_as(padded)
+    held: dict[str, Any] = {}
+    pieces, begin = [], 0
+    for size in (4, 3, 8, 1, padded.shape[1] - 16):
+        end = begin + size
+        out = model(padded[:, begin:end], attention_mask=mask[:, :end], use_cache=True, **held)
+        held, begin = cache_of(out), end
+        pieces.append(out.logits)
+    assert near(torch.cat(pieces, 1)[:, 9:], whole)
+
+
+def check_refusals(model: Any, tokens: Tensor) -> None:
+    held = cache_of(model(tokens[:, :5], use_cache=True))
+    holed = torch.ones_like(tokens)
+    holed[:, 3] = 0
+    ones = torch.ones_like(tokens)
+    for said, tried in (
+        ("use_cache is false", dict(input_ids=tokens[:, 5:8], use_cache=False, **held)),
+        ("of the new ones or of all", dict(input_ids=tokens, attention_mask=ones[:, :-1])),
+        (
+            "of the new ones or of all",
+            dict(input_ids=tokens[:, 5:8], attention_mask=ones[:, :6], use_cache=True, **held),
+        ),
+        ("between the tokens", dict(input_ids=tokens, attention_mask=holed)),
+    ):
+        try:
+            model(**tried)
+        except ValueError as error:
+            assert said in str(error), error
+        else:
+            raise AssertionError(said)
+    model.config.output_hidden_states = True
+    assert len(model(tokens[:, :5]).hidden_states) == model.config.plt_num_loops
+    model.config.output_hidden_states = False
+
+
 def is_greedy(model: Any, tokens: Tensor, prompt: int) -> bool:
     """Say whether each token behind the prompt is the likeliest by one full forward pass."""
     logits = model(tokens, use_cache=False).logits[:, prompt - 1 : -1]
@@ -200,6 +240,8 @@ def main(folder: str, inputs: str, output: str, steps: int) -> None:
         for implementation in IMPLEMENTATIONS[:1] if few else IMPLEMENTATIONS:
             model = model_of(folder, torch.float64, implementation)
             check_forward(model, tokens)
+            check_padded_pieces(model, tokens)
+            check_refusals(model, tokens)
             check_generate(model, tokens, steps, PROMPTS[::3] if few else PROMPTS)
             check_ways_to_generate(model, tokens)
         check_files(folder, model, tokens, Path(output).with_suffix(".again"))

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from loopcoder import loaded
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli import main as cli
-from loopcoder.errors import DiskFull, InputError
+from loopcoder.config.build import EODS
+from loopcoder.config.data import DataConfig, StageConfig
+from loopcoder.data.sampler import Position, advance
+from loopcoder.errors import DiskFull, InputError, Unreachable
 from loopcoder.hf import export as module
+from loopcoder.hf.card import Tokenizer
 from loopcoder.hf.export import RECORD, export
+from loopcoder.hf.upload import upload
 from tests.checkpoint.saved import change_metadata, mend_manifest
+from tests.configs import small_config
 from tests.conftest import fresh_seed
 from tests.hf.folders import Made, made
 
@@ -90,6 +98,36 @@ def test_16_bits_and_fp8_are_exported_as_16_bits(ranks: Any, tmp_path: Path) -> 
     fp8 = export(case.checkpoint, tmp_path / "fp8").folder
     assert contents(fp8)["model.safetensors"] == contents(plain)["model.safetensors"]
     assert "trained in fp8_delayed" in (fp8 / "README.md").read_text()
+
+
+def test_after_the_last_step_of_a_stage_the_export_is_of_that_stage(
+    ranks: Any, tmp_path: Path
+) -> None:
+    stages = [
+        StageConfig(until=512, rope_theta=123.0, mixture={"code": 7.0}),
+        StageConfig(rope_theta=4567.0, mixture={"text": 9.0}),
+    ]
+    position = Position()
+    for step, theta in ((2, 123.0), (3, 4567.0)):
+        data = DataConfig(name="test", seq_length=32, mixture={"code": 1.0}, stages=stages)
+        config = replace(small_config(), data=data)
+        while position.step < step:
+            position, _ = advance(config, position)
+        assert position.stage == 1
+        case = made(tmp_path / str(step), 1, stages=stages, position=position)
+        out = export(case.checkpoint, tmp_path / f"out{step}").folder
+        assert json.loads((out / "config.json").read_text())["rope_theta"] == theta
+        mixture = "code 7" if step == 2 else "text 9"
+        assert f"by weight: {mixture}" in (out / "README.md").read_text()
+        run = loaded.load_part(case.checkpoint, case.config, ranks)
+        assert run.model.rope_theta == theta
+
+
+@pytest.mark.parametrize("name", EODS)
+def test_every_end_of_a_document_that_a_corpus_may_have_is_known(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"added_tokens": [{"content": name, "id": 7}]}), encoding="utf-8")
+    assert Tokenizer.of(path).eos_ids == 7
 
 
 def test_the_same_export_is_written_once(case: Made, tmp_path: Path) -> None:
@@ -195,8 +233,46 @@ def test_uploads_are_described_and_bad_names_refused(
     out = capsys.readouterr().out
     assert "would be uploaded to me/model" in out and "model.safetensors" in out
     assert cli.main([*command, "hub=me//model", "dry_run=true"]) == 3
+    assert cli.main([*command, "dry_run=true"]) == 3
+    elsewhere = [command[0], command[1], f"output={tmp_path / 'new'}"]
+    assert cli.main([*elsewhere, "hub=me//model"]) == 3
+    assert left_in(tmp_path) == {"out"}  # the name is looked at first
+    assert cli.main([*command[:2], "output=."]) == 3
     assert cli.main([*command, "outptu=x"]) == 3
     assert cli.main(["export", f"checkpoint={case.checkpoint.path}"]) == 3
+
+
+def test_only_the_files_of_the_export_are_uploaded(
+    case: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    done = export(case.checkpoint, tmp_path / "out")
+    (done.folder / "notes.txt").write_text("mine")
+    sent: dict[str, Any] = {}
+    raised: list[Exception] = []
+
+    def upload_folder(_: Any, **options: Any) -> Any:
+        sent.update(options)
+        raise raised[-1]
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    connection = next(
+        kind
+        for kind in huggingface_hub.errors.HfHubHTTPError.__mro__
+        if not kind.__module__.startswith("huggingface_hub")
+    )
+    for error, said in (
+        (ConnectionRefusedError("refused"), Unreachable),
+        (connection("no route"), Unreachable),
+        (ZeroDivisionError("a bug"), ZeroDivisionError),
+    ):
+        raised.append(error)
+        with pytest.raises(said):
+            upload(done.folder, done.files, "me/model", dry_run=False)
+    there = {path.name for path in done.folder.iterdir()}
+    assert set(sent["allow_patterns"]) == there - {"notes.txt"}
 
 
 @pytest.mark.chaos

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from loopcoder.checkpoint import format as layout
 from loopcoder.config.schema import ModelConfig
 from loopcoder.hf.config import to_released
+from loopcoder.hf.export import export
 from loopcoder.hf.folder import ReleasedFolder
 from loopcoder.hf.importing import import_folder, plan
 from tests.configs import small_model
@@ -50,12 +53,12 @@ def test_it_is_trained_on_in_any_layout(
     out = tmp_path / "out"
     import_folder(plan(ReleasedFolder(folder), [f"model.num_loops={loops}"]), out)
     losses = []
-    for i, layout in enumerate(LAYOUTS):
+    for i, parallel in enumerate(LAYOUTS):
         process = start(
             tmp_path / f"run{i}",
             "--config-dir", str(out / "conf"), "model=imported", f"checkpoint.init_from={out}",
             f"data.build.tokenizer={folder}", "precision=fp32", "train.max_steps=3",
-            f"parallel.nproc_per_node={2 if layout else 1}", *layout,
+            f"parallel.nproc_per_node={2 if parallel else 1}", *parallel,
         )  # fmt: skip
         finish(process)
         lines = (tmp_path / f"run{i}" / "metrics.jsonl").read_text().splitlines()
@@ -63,6 +66,31 @@ def test_it_is_trained_on_in_any_layout(
     assert len(losses[0]) == 3
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=2e-5)
+
+
+@pytest.mark.dist_full
+def test_after_training_and_resuming_an_export_has_the_rows_and_the_specials_that_came(
+    tmp_path: Path,
+    start: Start,  # noqa: F811
+) -> None:
+    model, out = shaped_as_small(1), tmp_path / "out"
+    tensors = random_tensors(model, fresh_seed(), torch.float32)
+    folder = write_folder(tmp_path / "in", llama_config(model) | {"bos_token_id": 3}, tensors)
+    import_folder(plan(ReleasedFolder(folder)), out)
+    for steps in (1, 2):
+        process = start(
+            tmp_path / "run",
+            "--config-dir", str(out / "conf"), "model=imported", f"checkpoint.init_from={out}",
+            f"data.build.tokenizer={folder}", "precision=fp32", f"train.max_steps={steps}",
+        )  # fmt: skip
+        finish(process)
+        trained = layout.find(tmp_path / "run")
+        assert trained.step == steps and trained.state().vocab_size == 384
+        back = export(trained, tmp_path / f"back{steps}").folder
+        weights = load_file(back / "model.safetensors")
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert len(weights[name]) == VOCAB
+        assert json.loads((back / "config.json").read_text())["bos_token_id"] == 3
 
 
 MEASURE = """

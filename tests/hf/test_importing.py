@@ -23,13 +23,15 @@ from loopcoder import loaded
 from loopcoder.checkpoint import format as layout
 from loopcoder.cli import main as cli
 from loopcoder.config.compose import compose
-from loopcoder.errors import EXIT_BAD_INPUT, EXIT_NO_RETRY, InputError
+from loopcoder.errors import EXIT_BAD_INPUT, EXIT_NO_RETRY, DiskFull, InputError
+from loopcoder.hf import importing
 from loopcoder.hf.config import to_released
 from loopcoder.hf.export import export
 from loopcoder.hf.folder import ReleasedFolder
 from loopcoder.hf.importing import import_folder, plan
 from loopcoder.hf.mapping import from_released, plain_name
 from loopcoder.storage.files import synced_entry
+from loopcoder.storage.lock import hold
 from tests.configs import small_model
 from tests.conftest import fresh_seed
 from tests.hf.released import VOCAB, llama_config, random_tensors, write_folder
@@ -96,6 +98,10 @@ def test_every_weight_arrives(tmp_path: Path, loops: int) -> None:
     assert weights.keys() == tensors.keys()
     for name, x in weights.items():
         assert torch.equal(x, tensors[name].to(x.dtype)), name
+    card = (back / "README.md").read_text()
+    assert "imported, not trained by loopcoder" in card
+    for false in ("trained in", "tokens trained", "## Data", "| data |", "sequence length"):
+        assert false not in card
     import_folder(plan(ReleasedFolder(back), ()), tmp_path / "again", lambda _: None)
     again = export(layout.find(tmp_path / "again"), tmp_path / "last").folder
     for file in ("model.safetensors", "config.json", "tokenizer.json"):
@@ -113,6 +119,10 @@ def test_a_tied_head_is_copied_and_a_dense_model_gets_loops(tmp_path: Path) -> N
     found, said = imported(folder, tmp_path / "dense")
     assert_equal(found, wanted)
     assert "the head is a copy of the embedding" in "".join(said)
+    own = write_folder(tmp_path / "own", llama_config(model, is_tied=True), tensors)
+    found, said = imported(own, tmp_path / "with its head")
+    assert_equal(found, from_released(tensors, model))
+    assert "folder's own head" in "".join(said)
     looped, said = imported(folder, tmp_path / "looped", "model.num_loops=2", "model.name=mine")
     assert any("R = 1 becomes R = 2" in note for note in said)
     gates = {name: looped.pop(name) for name in list(looped) if "plt_gate" in name}
@@ -121,6 +131,38 @@ def test_a_tied_head_is_copied_and_a_dense_model_gets_loops(tmp_path: Path) -> N
         assert torch.equal(gate, torch.full_like(gate, float("gate_norm" in name))), name
     assert_equal(looped, wanted)
     assert (tmp_path / "looped/conf/model/mine.yaml").is_file()
+
+
+@pytest.mark.parametrize("in_a_file", [True, False])
+def test_an_export_says_of_special_tokens_and_chat_what_the_folder_said(
+    tmp_path: Path, in_a_file: bool
+) -> None:
+    model = small_model()
+    ids: dict[str, Any] = dict(bos_token_id=5, eos_token_id=[7, 300], pad_token_id=9)
+    folder = write_folder(
+        tmp_path / "in",
+        to_released(model, VOCAB) | ids,
+        random_tensors(model, 1, torch.float32),
+    )
+    generation, template = '{"eos_token_id": [7, 300],  "top_p": 0.9}', "{{ messages }} \u00e9"
+    (folder / "generation_config.json").write_text(generation)
+    about: dict[str, Any] = {"bos_token": {"content": "<|file_sep|>"}, "eos_token": "<|im_end|>"}
+    if in_a_file:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    else:
+        about["chat_template"] = [{"name": "default", "template": template}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    checkpoint = import_folder(plan(ReleasedFolder(folder)), tmp_path / "out")
+    back = export(checkpoint, tmp_path / "back").folder
+    config = json.loads((back / "config.json").read_text())
+    assert {name: config[name] for name in ids} == ids
+    tokens = json.loads((back / "tokenizer_config.json").read_text())
+    assert (tokens["bos_token"], tokens["eos_token"]) == ("<|file_sep|>", "<|im_end|>")
+    assert (back / "generation_config.json").read_text() == generation
+    assert (back / "chat_template.jinja").read_text(encoding="utf-8") == template
+    (folder / "config.json").write_text(json.dumps(config | {"bos_token_id": "<s>"}))
+    with pytest.raises(InputError, match="bos_token_id='<s>'"):
+        plan(ReleasedFolder(folder))
 
 
 def test_a_folder_is_loaded_compared_and_evaluated_as_a_checkpoint_is(
@@ -134,7 +176,10 @@ def test_a_folder_is_loaded_compared_and_evaluated_as_a_checkpoint_is(
     import_folder(plan(ReleasedFolder(a)), out)
     logits = loopcoder.load(out).logits(IDS)
     assert logits.shape == (len(IDS), VOCAB)
-    assert torch.equal(loopcoder.load(a).logits(IDS), logits)
+    opened = loopcoder.load(a)
+    assert torch.equal(opened.logits(IDS), logits)
+    plain = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(IDS[1:]), reduction="none")
+    torch.testing.assert_close(opened.loss(IDS)[-1], plain)  # without rows that pad
     assert len(list((tmp_path / "cache/imported").glob("*/checkpoints"))) == 1
     text = "text=def add(a, b):"
     assert cli.main(["compare", f"checkpoint={out}", f"folder={a}", text]) == 0
@@ -290,9 +335,38 @@ def test_what_is_there_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="there already"):
         import_folder(planned, tmp_path / "out")
-    with pytest.raises(InputError, match=r"rm -r .*other\.part"):
-        (tmp_path / "other.part").mkdir()
-        import_folder(planned, tmp_path / "other")
+    for unnamed in (".", "..", "/"):
+        with pytest.raises(InputError, match="has a name"):
+            import_folder(planned, Path(unnamed))
+    for outside in ("../x", "/abs", "a/b", ".."):
+        with pytest.raises(InputError, match=r"model\.name="):
+            plan(ReleasedFolder(folder), [f"model.name={outside}"])
+    (tmp_path / ".other.part").mkdir()  # of an import that was killed
+    (tmp_path / ".other.part" / "half").touch()
+    import_folder(planned, tmp_path / "other")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "other", "out"]
+    assert not (tmp_path / "other" / "half").exists()
+    alone = hold(tmp_path / ".third.lock", lambda _: None)
+    with alone, pytest.raises(InputError, match="one process writes"):
+        import_folder(planned, tmp_path / "third")
+
+
+def test_room_is_asked_for_all_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 bits become 32, and the head of a tied model and gates are new."""
+    model = small_model(num_loops=1)
+    tensors = random_tensors(model, 1, torch.float16)
+    del tensors["lm_head.weight"]
+    folder = write_folder(tmp_path / "in", llama_config(model, is_tied=True), tensors)
+    planned = plan(ReleasedFolder(folder), ["model.num_loops=2"])
+    shard = import_folder(planned, tmp_path / "out").path / "__0_0.distcp"
+    written = shard.stat().st_size
+    assert 0.6 * written < planned.size_bytes < written  # each tensor has a header besides
+    assert planned.size_bytes > 2 * sum(x.nbytes for x in tensors.values())
+    monkeypatch.setattr(importing, "free_bytes", lambda _: planned.size_bytes)
+    with pytest.raises(DiskFull):
+        import_folder(planned, tmp_path / "another")
 
 
 def test_an_altered_shard_is_found_by_its_digest(tmp_path: Path) -> None:

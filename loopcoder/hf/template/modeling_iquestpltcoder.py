@@ -56,7 +56,7 @@ class PLTCache(Cache):
         self.documents: Tensor | None = None
         """Which document a token is of. [B, T]"""
         self.position: Tensor | None = None
-        """Of the last token in its document. [B, 1]"""
+        """Of the last token in its document; -1 where there was padding only. [B, 1]"""
 
     def append(self, loop: int, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add tokens to the keys and values of a loop; return all of them."""
@@ -139,19 +139,27 @@ def _tokens(
     past = cache.get_seq_length() if cache is not None else 0
     if attention_mask is None:
         valid = torch.ones(batch, length, dtype=torch.bool, device=device)
-    elif attention_mask.dim() != 2 or attention_mask.shape[1] < length:
+    elif attention_mask.dim() != 2 or attention_mask.shape[1] not in (length, past + length):
         raise ValueError(
-            f"attention_mask has the shape {tuple(attention_mask.shape)}: it is [batch, tokens], "
-            "1 for tokens and 0 for padding; documents are told apart by position_ids"
+            f"attention_mask has the shape {tuple(attention_mask.shape)}, for {length} tokens "
+            f"after {past} in the cache: it is [batch, tokens], of the new ones or of all, 1 for "
+            "tokens and 0 for padding; documents are told apart by position_ids"
         )
     else:
         valid = attention_mask[:, -length:].to(device).bool()
     before = cache.documents if cache is not None else None
+    seen = valid if before is None else torch.cat([before != _PAD, valid], 1)
+    if attention_mask is not None or before is not None:
+        goes_on = seen[:, 1:] & ~seen[:, :-1] & (seen.long().cumsum(1)[:, :-1] > 0)
+        if goes_on.any():
+            raise ValueError("attention_mask has padding between the tokens of a row")
     if position_ids is None:
         last = -1 if cache is None or cache.position is None else cache.position
-        position_ids = (last + valid.long().cumsum(1)).clamp(min=0)
+        positions = last + valid.long().cumsum(1)
     else:
-        position_ids = position_ids[:, -length:].to(device).expand(batch, length)
+        positions = position_ids[:, -length:].to(device).expand(batch, length)
+        positions = positions.masked_fill(seen.long().cumsum(1)[:, -length:] == 0, -1)
+    position_ids = positions.clamp(min=0)
     starts = valid & (position_ids == 0)
     last_document = 0 if before is None else before.amax(1, keepdim=True).clamp(min=0)
     new = (last_document + starts.long().cumsum(1)).masked_fill(~valid, _PAD)
@@ -161,7 +169,7 @@ def _tokens(
         documents = torch.cat([before, new], 1)
         previous = documents[:, past - 1 : -1]
     if cache is not None:
-        cache.documents, cache.position = documents, position_ids[:, -1:]
+        cache.documents, cache.position = documents, positions[:, -1:]
     column = torch.arange(past + length, device=device)
     distance = column[past:, None] - column
     full = (new[:, :, None] == documents[:, None, :]) & (distance >= 0)
@@ -372,8 +380,6 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
     config_class = IQuestPLTCoderConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["IQuestPLTCoderDecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_sdpa = True
     _is_stateful = True
     """Assisted decoding would have to take tokens back, which the carry cannot."""
@@ -427,6 +433,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
             raise ValueError("give input_ids or inputs_embeds, and not both")
         if output_attentions:
             raise ValueError("output_attentions: a token has several attentions in each layer")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         embedding = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         kept = self._cache(cache if cache is not None else past_key_values, use_cache)
         batch, length, _ = embedding.shape
@@ -447,6 +455,8 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
     def _cache(self, given: Cache | None, use_cache: bool | None) -> PLTCache | None:
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if not use_cache or (self.training and self.gradient_checkpointing):
+            if given is not None and given.get_seq_length() > 0:
+                raise ValueError("a cache with tokens is given, and use_cache is false")
             return None
         if isinstance(given, PLTCache):
             return given
