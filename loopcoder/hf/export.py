@@ -265,8 +265,7 @@ def _written_whole(output: Path, size_bytes: int) -> Iterator[Path]:
     def full(fact: str) -> DiskFull:
         return DiskFull.of(
             fact,
-            f"the export asks for {in_words(size_bytes)}, some of it to spare, and nothing of it was "
-            "left behind",
+            f"the export asks for {in_words(size_bytes)}, some to spare; nothing was left behind",
             f"free {in_words(size_bytes)} there, or output=FOLDER on another disk",
         )
 
