@@ -12,8 +12,7 @@ from data_pipeline.driver import prepare
 from data_pipeline.schema import Document, Tally
 from data_pipeline.tokenizer.changes import CHARACTERS, DOCUMENTS, changes_line, note_changes
 from data_pipeline.tokenizer.encoder import Encoder, train_tokenizer
-from data_pipeline.tokenizer.spec import EOD, EODS
-from loopcoder.config.build import SourceConfig
+from loopcoder.config.build import EOD, EODS, SourceConfig
 from loopcoder.errors import InputError
 from tests.data_pipeline.builds import Config
 
