@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,22 +31,20 @@ from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.config.schema import ModelConfig
 from loopcoder.data.places import TOKENIZER
 from loopcoder.data.sampler import trained_stage
-from loopcoder.errors import DiskFull, InputError
+from loopcoder.errors import InputError
 from loopcoder.hf import card, config, template
 from loopcoder.hf.mapping import to_released
 from loopcoder.hf.weights import Weights
 from loopcoder.storage.digest import file_digest, fingerprint
-from loopcoder.storage.disk import free_bytes, full_disk_raises
 from loopcoder.storage.files import (
     FileEntry,
     fault_of,
     in_words,
-    sync_folder,
     synced_entry,
     write_bytes,
+    write_json,
 )
-from loopcoder.storage.folders import make_folder, refuse_unnamed
-from loopcoder.storage.lock import hold
+from loopcoder.storage.folders import refuse_unnamed, whole_folder
 
 RECORD = "loopcoder_export.json"
 INDEX = "model.safetensors.index.json"
@@ -134,7 +130,7 @@ def export(
     released = partial(_released, trained.model, rows)
     parts = _parts(weights, released, shard_bytes)
     total = sum(size for part in parts for size in part.values())
-    with _written_whole(output, total + _SMALL_BYTES) as folder:
+    with whole_folder(output, "output", total + _SMALL_BYTES, may_be_empty=True) as folder:
         where: dict[str, str] = {}
         for number, part in enumerate(parts, 1):
             name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
@@ -144,8 +140,8 @@ def export(
         weights.check()
         if len(parts) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": where}
-            _write_json(folder / INDEX, index)
-        _write_json(folder / "config.json", content)
+            write_json(folder / INDEX, index)
+        write_json(folder / "config.json", content)
         for name, text in tokenizer.files(trained.model.max_position_embeddings).items():
             write_bytes(folder / name, text.encode())
         for path in _code():
@@ -153,7 +149,7 @@ def export(
         text = card.model_card(checkpoint, trained, state, content, total)
         write_bytes(folder / "README.md", text.encode())
         files = {path.name: synced_entry(path) for path in sorted(folder.iterdir())}
-        _write_json(folder / RECORD, {"made_from": made_from, "files": files})
+        write_json(folder / RECORD, {"made_from": made_from, "files": files})
     return _exported(output, files, was_there=False)
 
 
@@ -164,10 +160,6 @@ def _exported(output: Path, files: Mapping[str, FileEntry], *, was_there: bool) 
 
 def _code() -> list[Path]:
     return [Path(str(template.__file__)).with_name(name) for name in CODE]
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_bytes(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Path:
@@ -243,43 +235,3 @@ def _there(output: Path, made_from: dict[str, Any]) -> Exported | None:
         if fault := fault_of(output / name, entry):
             raise InputError.of(fault, f"{output} was altered after it was exported", fix)
     return _exported(output, files, was_there=True)
-
-
-@contextmanager
-def _written_whole(output: Path, size_bytes: int) -> Iterator[Path]:
-    """Make a folder that takes its name when the block ends without an error; else it goes.
-
-    What a process left behind that was killed is removed by the next one.
-    """
-    make_folder(output.absolute().parent, "output")
-    part = output.with_name(f".{output.name}.part")
-    lock = output.with_name(f".{output.name}.lock")
-
-    def busy(holder: str) -> None:
-        raise InputError.of(
-            f"process {holder} is writing output={output}",
-            "one process writes a folder",
-            "wait for it, or output=ANOTHER",
-        )
-
-    def full(fact: str) -> DiskFull:
-        return DiskFull.of(
-            fact,
-            f"the export asks for {in_words(size_bytes)}, some to spare; nothing was left behind",
-            f"free {in_words(size_bytes)} there, or output=FOLDER on another disk",
-        )
-
-    with hold(lock, busy, needed=False):
-        try:
-            shutil.rmtree(part, ignore_errors=True)
-            if (free := free_bytes(part.parent)) < size_bytes:
-                raise full(f"{part.parent} has {in_words(free)} of free space")
-            with full_disk_raises(part.parent, full):
-                part.mkdir()
-                yield part
-                sync_folder(part)
-                part.rename(output)  # also over a folder that is empty
-                sync_folder(output.absolute().parent)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-            lock.unlink(missing_ok=True)

@@ -29,14 +29,13 @@ from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config, ModelConfig
 from loopcoder.data.places import TOKEN_BYTES, TOKENIZER, tokenizer_file
 from loopcoder.data.sampler import Position
-from loopcoder.errors import DiskFull, InputError, counted
+from loopcoder.errors import InputError, counted
 from loopcoder.hf.config import Described, from_released
 from loopcoder.hf.folder import CONFIG, ReleasedFolder
 from loopcoder.hf.mapping import merge_qkv, released_names, released_shapes, shard_name
 from loopcoder.hf.specials import specials_of
 from loopcoder.storage.digest import file_digest
-from loopcoder.storage.disk import free_bytes
-from loopcoder.storage.files import in_words, write_bytes
+from loopcoder.storage.files import write_bytes
 from loopcoder.storage.folders import whole_folder
 
 CHANGEABLE = (
@@ -147,14 +146,7 @@ def import_folder(
         InputError: something is there already, or the folder is not what it was.
         DiskFull: there is no room; nothing is left.
     """
-    size = planned.size_bytes
-    with whole_folder(output, "output") as part:
-        if free_bytes(part) < size + _SPARE:
-            raise DiskFull.of(
-                f"output={output}: {in_words(free_bytes(part))} are free",
-                f"the weights take {in_words(size)}",
-                "free space there, or output=ANOTHER",
-            )
+    with whole_folder(output, "output", planned.size_bytes + _SPARE) as part:
         step = layout.step_folder(part, 0)
         with WeightsWriter(step) as writer:
             for ours, theirs in released_names(planned.model).items():

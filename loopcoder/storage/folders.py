@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loopcoder.errors import DiskFull, InputError
-from loopcoder.storage.disk import is_disk_full
+from loopcoder.storage.disk import free_bytes, full_disk_raises, is_disk_full
+from loopcoder.storage.files import in_words, sync_folder
 from loopcoder.storage.lock import hold
 
 
@@ -78,23 +79,24 @@ def _reason(folder: Path, error: OSError) -> str:
 
 
 @contextmanager
-def whole_folder(folder: Path, setting: str) -> Iterator[Path]:
+def whole_folder(
+    folder: Path, setting: str, size_bytes: int, *, may_be_empty: bool = False
+) -> Iterator[Path]:
     """Yield an empty folder to write to, which takes its name when the block ends without an error.
 
     Until then it is called `.<name>.part`; after an error nothing is left. What a process left
     behind that was killed is removed by the next one.
+
+    Args:
+        folder: Not there yet.
+        size_bytes: Room that it asks for.
+        may_be_empty: An empty folder may be there.
 
     Raises:
         InputError: something has its name already, or it cannot be made.
         DiskFull: its disk has no room for it.
     """
     refuse_unnamed(folder, setting)
-    if os.path.lexists(folder):
-        raise InputError.of(
-            f"{setting}={folder}: {folder} is there already",
-            "what is there is not replaced",
-            f"{setting}=ANOTHER, or remove it",
-        )
 
     def busy(holder: str) -> None:
         raise InputError.of(
@@ -103,25 +105,40 @@ def whole_folder(folder: Path, setting: str) -> Iterator[Path]:
             f"wait for it, or {setting}=ANOTHER",
         )
 
+    def full(fact: str) -> DiskFull:
+        asked = in_words(size_bytes)
+        return DiskFull.of(
+            fact,
+            f"{setting}={folder} asks for {asked}, some to spare; nothing of it is left",
+            f"free {asked} there, or {setting}=FOLDER on another disk",
+        )
+
     make_folder(folder.absolute().parent, setting)
     part, lock = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.lock")
     with hold(lock, busy, needed=False):
         try:
+            if os.path.lexists(folder) and not (may_be_empty and _is_empty(folder)):
+                raise InputError.of(
+                    f"{setting}={folder}: {folder} is there already",
+                    "what is there is not replaced",
+                    f"{setting}=ANOTHER, or remove it",
+                )
             shutil.rmtree(part, ignore_errors=True)
-            make_folder(part, setting)
-            yield part
-            part.rename(folder)
-        except BaseException as error:
-            if is_disk_full(error):
-                raise DiskFull.of(
-                    f"{setting}={folder}: {error}; nothing of it is left",
-                    "there must be room for all of it",
-                    f"free space there, or {setting}=ANOTHER",
-                ) from error
-            raise
+            if (free := free_bytes(part.parent)) < size_bytes:
+                raise full(f"{part.parent} has {in_words(free)} of free space")
+            with full_disk_raises(part.parent, full):
+                make_folder(part, setting)
+                yield part
+                sync_folder(part)
+                part.rename(folder)
+                sync_folder(folder.absolute().parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
 
 
 def refuse_unnamed(folder: Path, setting: str) -> None:

@@ -28,6 +28,7 @@ from loopcoder.hf import export as module
 from loopcoder.hf.card import Tokenizer
 from loopcoder.hf.export import RECORD, export
 from loopcoder.hf.upload import upload
+from loopcoder.storage import folders
 from tests.checkpoint.saved import change_metadata, mend_manifest
 from tests.configs import small_config
 from tests.conftest import fresh_seed
@@ -206,7 +207,7 @@ def test_a_full_disk_leaves_nothing(
     case: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(module, "free_bytes", lambda _: 1000)
+        patch.setattr(folders, "free_bytes", lambda _: 1000)
         with pytest.raises(DiskFull, match=r"1\.0 kB of free space(.|\n)*output=FOLDER"):
             export(case.checkpoint, tmp_path / "out")
     calls = []
@@ -311,7 +312,7 @@ def test_a_small_disk_is_filled(case: Made, tmp_path: Path) -> None:
         pytest.skip("mounting a small disk needs root")
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "free_bytes", lambda _: 1 << 40)  # others fill it meanwhile
+            patch.setattr(folders, "free_bytes", lambda _: 1 << 40)  # others fill it meanwhile
             with pytest.raises(DiskFull, match="no space left"):
                 export(case.checkpoint, disk / "out", shard_bytes=SHARD)
         assert left_in(disk) == set()

@@ -24,12 +24,12 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.cli import main as cli
 from loopcoder.config.compose import compose
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_NO_RETRY, DiskFull, InputError
-from loopcoder.hf import importing
 from loopcoder.hf.config import to_released
 from loopcoder.hf.export import export
 from loopcoder.hf.folder import ReleasedFolder
 from loopcoder.hf.importing import import_folder, plan
 from loopcoder.hf.mapping import from_released, plain_name
+from loopcoder.storage import folders
 from loopcoder.storage.files import synced_entry
 from loopcoder.storage.lock import hold
 from tests.configs import small_model
@@ -364,7 +364,7 @@ def test_room_is_asked_for_all_that_is_written(
     written = shard.stat().st_size
     assert 0.6 * written < planned.size_bytes < written  # each tensor has a header besides
     assert planned.size_bytes > 2 * sum(x.nbytes for x in tensors.values())
-    monkeypatch.setattr(importing, "free_bytes", lambda _: planned.size_bytes)
+    monkeypatch.setattr(folders, "free_bytes", lambda _: planned.size_bytes)
     with pytest.raises(DiskFull):
         import_folder(planned, tmp_path / "another")
 
