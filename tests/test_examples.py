@@ -13,7 +13,7 @@ import pytest
 
 from launch.sweep.points import points
 from loopcoder.backends import Backends
-from loopcoder.cli.held_out import as_asked
+from loopcoder.cli.asked import as_asked
 from loopcoder.config.compose import compose
 from loopcoder.loaded import LoadedRun
 

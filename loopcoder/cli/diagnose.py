@@ -16,7 +16,7 @@ from launch.torchrun import start_workers
 from loopcoder.backends import Backends, detect, refuse_missing
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli.arguments import fields_of, parse_arguments, rank, say_aside, section_of
-from loopcoder.cli.held_out import Asked
+from loopcoder.cli.asked import Asked
 from loopcoder.config.check import check_layout
 from loopcoder.config.diagnosis import DiagnoseConfig
 from loopcoder.config.schema import Config, ParallelConfig

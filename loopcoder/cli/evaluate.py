@@ -15,7 +15,7 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.copies.places import all_at
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli.arguments import parse_arguments
-from loopcoder.cli.held_out import Asked
+from loopcoder.cli.asked import Asked
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, in_use
 from loopcoder.data.own_sets import own_folders

@@ -19,10 +19,10 @@ from loopcoder.config.this_machine import for_this_machine
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import trained_stage
 from loopcoder.diagnose.capture import Capture
-from loopcoder.diagnose.held_out import HeldOutData
 from loopcoder.diagnose.measurable import loops_to_measure, precision_of
 from loopcoder.diagnose.passing import run_loops
 from loopcoder.diagnose.results import Diagnosis
+from loopcoder.diagnose.sequences import HeldOutData
 from loopcoder.diagnose.series import Groups, exits_of, series_of
 from loopcoder.diagnose.table import Merged, Table
 from loopcoder.errors import counted

@@ -14,7 +14,7 @@ from loopcoder.model.probe import LoopProbe, Probe
 from loopcoder.parallel.mcore import Ranks
 from loopcoder.train.diagnostics import LoopDiagnostics, Several, diagnostics_of
 from loopcoder.train.labels import LabelLosses
-from loopcoder.train.objective import ObjectiveSums, probes_of
+from loopcoder.train.objective_sums import ObjectiveSums, probes_of
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ from tests.diagnose.made_up import diagnosis
 def test_wrong_input_says_what_is_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], fact: str, fix: str
 ) -> None:
-    from loopcoder.cli.held_out import Asked
+    from loopcoder.cli.asked import Asked
 
     monkeypatch.chdir(tmp_path)
     for name in "RS":
@@ -59,7 +59,7 @@ def test_wrong_input_says_what_is_meant(
     known = Asked.of
 
     def without_corpus(self: Asked, checkpoint: object) -> object:
-        monkeypatch.setattr("loopcoder.cli.held_out.corpus_of_the_run", lambda *_: corpus)
+        monkeypatch.setattr("loopcoder.cli.asked.corpus_of_the_run", lambda *_: corpus)
         return known(self, checkpoint)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Asked, "of", without_corpus)
@@ -116,7 +116,7 @@ def test_processes_are_handed_what_was_found(
 ) -> None:
     checkpoint(run_dir(tmp_path / "run", saved=5), 7)
     corpus = SimpleNamespace(domains=[], members=[])
-    monkeypatch.setattr("loopcoder.cli.held_out.corpus_of_the_run", lambda *_: corpus)
+    monkeypatch.setattr("loopcoder.cli.asked.corpus_of_the_run", lambda *_: corpus)
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(diagnose, "start_workers", lambda *_: commands.append(_[2]) or 0)
     output = f"output={tmp_path / 'out'}"

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from loopcoder.cli import asked as asked_module
 from loopcoder.cli import evaluate as module
-from loopcoder.cli import held_out
 from loopcoder.cli import main as cli
+from loopcoder.cli.asked import as_asked
 from loopcoder.cli.evaluate import run, table
-from loopcoder.cli.held_out import as_asked
 from loopcoder.config.compose import compose
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError
@@ -133,7 +133,7 @@ def corpus_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     opened = partial(
         SimpleNamespace, tokenizer_hash="tokenizer", members=(SimpleNamespace(dir=folder),)
     )
-    monkeypatch.setattr(held_out, "load_corpus", lambda found, _: opened(dir=found))
+    monkeypatch.setattr(asked_module, "load_corpus", lambda found, _: opened(dir=found))
     return folder
 
 
@@ -193,7 +193,7 @@ def trained_on(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -
             dir=found, manifest=manifest, tokenizer_hash="tokenizer", members=(only,)
         )
 
-    monkeypatch.setattr(held_out, "load_corpus", loaded)
+    monkeypatch.setattr(asked_module, "load_corpus", loaded)
     monkeypatch.setattr(module, "evaluate", lambda _, config, corpus: opened.append(config) or [])
     return opened
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from loopcoder.cli import evaluate, held_out
+from loopcoder.cli import evaluate
 from loopcoder.cli import main as cli
+from loopcoder.cli.asked import as_asked
 from loopcoder.config.compose import compose, load_config
 from tests.cli.conftest import Loop
 from tests.cli.run_dirs import run_dir
@@ -73,7 +74,7 @@ def test_evaluate(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["evaluate", f"checkpoint={text}"])
     assert asked == [text]
     data = ["data=corpus", f"path={text}"]
-    assert held_out.as_asked(compose([]), compose(data), data).data.path == text
+    assert as_asked(compose([]), compose(data), data).data.path == text
 
 
 @pytest.mark.parametrize("text", TEXTS)

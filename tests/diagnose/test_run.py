@@ -31,8 +31,8 @@ MODELS = {
 
 def direct(run: Any, config: Any, corpus: Corpus, loops: int) -> list[tuple[int, list[int], Any]]:
     """Return domain, labels' languages and all values of each sequence."""
-    from loopcoder.diagnose.held_out import HeldOutData
     from loopcoder.diagnose.passing import run_loops
+    from loopcoder.diagnose.sequences import HeldOutData
 
     data = HeldOutData.of(config, corpus, SETTINGS, 0)
     found = []
@@ -90,8 +90,8 @@ def close(got: Any, wanted: float) -> bool:
 def test_it_equals_a_direct_computation(
     ranks: Any, corpus: Corpus, data: Callable[..., Any], seed: int, name: str
 ) -> None:
-    from loopcoder.diagnose.held_out import HeldOutData
     from loopcoder.diagnose.run import measure
+    from loopcoder.diagnose.sequences import HeldOutData
 
     config = config_for(corpus, data().seq_length, MODELS[name])
     settings = replace(SETTINGS, loops=3) if name == "r2 more loops" else SETTINGS

@@ -117,7 +117,7 @@ def train(
     from loopcoder.optim.optimizer import update
     from loopcoder.optim.schedule import vocabulary_share
     from loopcoder.train.measures import Measures
-    from loopcoder.train.objective import probes_of
+    from loopcoder.train.objective_sums import probes_of
     from loopcoder.train.step import forward_backward
 
     ranks = state.ranks
