@@ -205,6 +205,11 @@ def _save(path: Path, part: dict[str, int], weights: Weights, released: Released
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), str(error)) from error
         raise
+    # safetensors makes its files for this user alone
+    usual = path.with_suffix(".mode")
+    usual.touch()
+    path.chmod(usual.stat().st_mode & 0o777)
+    usual.unlink()
     return list(tensors)
 
 
@@ -227,7 +232,7 @@ def _there(output: Path, made_from: dict[str, Any]) -> Exported | None:
         files, same = record["files"], record["made_from"] == made_from
     except (OSError, ValueError, LookupError, TypeError) as error:
         why = f"it is no export that could be compared ({RECORD} is missing or damaged)"
-        raise InputError.of(fact, why, fix) from error
+        raise InputError.of(fact, why, "output=ANOTHER") from error
     if not same:
         why = "it is an export of another checkpoint, or by another version of loopcoder"
         raise InputError.of(fact, why, fix)

@@ -121,7 +121,7 @@ def whole_folder(
                 raise InputError.of(
                     f"{setting}={folder}: {folder} is there already",
                     "what is there is not replaced",
-                    f"{setting}=ANOTHER, or remove it",
+                    f"{setting}=ANOTHER",
                 )
             shutil.rmtree(part, ignore_errors=True)
             if (free := free_bytes(part.parent)) < size_bytes:

@@ -67,6 +67,7 @@ def test_every_weight_is_there_bit_for_bit(case: Made, tmp_path: Path) -> None:
     found = {name: x for file in files for name, x in load_file(file).items()}
     assert found.keys() == case.weights.keys()
     assert all(torch.equal(x.double(), case.weights[name]) for name, x in found.items())
+    assert len({path.stat().st_mode for path in done.folder.iterdir()}) == 1
     index = json.loads((done.folder / module.INDEX).read_text())
     assert index["weight_map"].keys() == found.keys()
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in found.values())
