@@ -389,3 +389,17 @@ def test_what_a_choice_is_is_said_in_a_line() -> None:
     assert len(whys) > 20 and max(map(len, whys.values())) < 250
     assert whys["data.verify"].endswith("is compared with its manifest")
     assert whys["parallel.recompute"].endswith("or whole layers.")
+
+
+def test_presets_are_composed_anew_when_a_file_changed_and_share_nothing(tmp_path: Path) -> None:
+    preset = tmp_path / "model" / "mine.yaml"
+    preset.parent.mkdir()
+
+    def composed(layers: int, *overrides: str) -> ModelConfig:
+        preset.write_text(f"defaults: [plt_tiny, _self_]\nnum_layers: {layers}\n")
+        return compose(["model=mine", *overrides], tmp_path).model
+
+    assert composed(3).num_layers == 3
+    assert composed(3, "model.num_loops=3").num_loops == 3
+    assert composed(3).num_loops == 2
+    assert composed(4).num_layers == 4

@@ -43,6 +43,7 @@ def test_shorter_than_a_sequence(corpus, data):
     assert batch.loss_mask[0, len(ids) - 1 :].sum() == 0
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 5])
 @pytest.mark.parametrize("mask", [True, False], ids=["masked", "unmasked"])
 def test_every_label_counts_once_over_all_ranks(corpus, data, seed, micro_batch_size, mask):

@@ -88,6 +88,7 @@ def prefetching(config: Config, steps: int) -> Config:
     return replace(config, data=replace(config.data, prefetch_steps=steps))
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize("first", [0, 3, 4, 7, 8])
 @pytest.mark.parametrize(("rank", "ahead"), [(0, 1), (1, 3), (1, 0)])
 def test_yields_the_remaining_steps(corpus, config, first, rank, ahead):

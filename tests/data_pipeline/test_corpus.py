@@ -231,6 +231,7 @@ def test_both_domains_have_as_many_sequences_in_every_shard(tmp_path: Path, seed
     assert len(corpus.prefixes("text", "train")) == config.build.shards
 
 
+@pytest.mark.data_full
 def test_copies_beyond_an_epoch_are_cut_elsewhere(tmp_path: Path, seed: int) -> None:
     plant(tmp_path, seed)
     fields: dict[str, Any] = {"mixture": {"code": 1}, "seq_length": 1, "shards": 1}

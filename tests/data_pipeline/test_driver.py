@@ -137,6 +137,7 @@ def test_smallest_hash_is_held_out_when_nothing_else_is(config: Config) -> None:
         assert (corpus.documents(domain, "val"), corpus.documents(domain, "train")) == (1, 29)
 
 
+@pytest.mark.data_full
 def test_limits(config: Config, source_folder: Path) -> None:
     for domain in ("text", "code"):
         source = SourceConfig(kind="files", path=str(source_folder), max_bytes=2000)
@@ -157,6 +158,7 @@ def test_markers_in_documents_stay_text(config: Config, source_folder: Path) -> 
     assert not (ids > corpus.eod_id).any()
 
 
+@pytest.mark.data_full
 def test_imported_tokenizer_and_finished_corpus(config: Config, tmp_path: Path) -> None:
     first = prepare(config())
     second = prepare(config(tokenizer=str(first.tokenizer_path), val_fraction=0.1))
@@ -208,6 +210,7 @@ def test_what_leaves_nothing_to_train_on_is_refused_before_reading(
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize(
     ("fields", "fix"),
     [
@@ -308,6 +311,7 @@ def test_a_tokenizer_of_another_kind_is_refused_with_reasons(
         prepare(config(tokenizer=str(tmp_path / "m.model")))
 
 
+@pytest.mark.data_full
 def test_filling_in_the_middle_needs_its_tokens(config: Config, tmp_path: Path) -> None:
     first = prepare(config(), report=lambda _: None)
     spec = json.loads(first.tokenizer_path.read_text())
@@ -319,6 +323,7 @@ def test_filling_in_the_middle_needs_its_tokens(config: Config, tmp_path: Path) 
         prepare(config(tokenizer=str(path), fim=FimConfig(rate=0.5)))
 
 
+@pytest.mark.data_full
 def test_documents_of_all_parts_that_are_not_utf8_are_told_together(
     config: Config, source_folder: Path
 ) -> None:

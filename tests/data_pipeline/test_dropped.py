@@ -177,6 +177,7 @@ def _is_cut(path: Path, texts: list[str]) -> bool:
     return any(t and (text.startswith(t) or text.endswith(t)) for t in texts)
 
 
+@pytest.mark.data_full
 def test_pieces_and_left_overs_have_names(built: Config, folder: Path) -> None:
     corpus = prepare(built(seq_length=1000))
     found = entries(corpus)
@@ -384,6 +385,7 @@ def test_fetching_and_listing_are_told(tmp_path: Path, monkeypatch: pytest.Monke
     assert "data: source 1-files: 2 files found so far" in lines
 
 
+@pytest.mark.data_full
 def test_files_beyond_the_limit_of_a_source_are_listed(built: Config, folder: Path) -> None:
     limits: tuple[dict[str, Any], ...] = ({"max_documents": 5}, {"max_bytes": 9000})
     paths = [folder / "notes", folder / "code"]

@@ -199,6 +199,7 @@ def test_line_ends(read: Read) -> None:
     assert not tally.drops
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt"])
 def test_document_of_100_mb(tmp_path: Path, name: str) -> None:
     """It is left out, and never held: a row may take 64 MB, for 8 MB of text may be so escaped."""

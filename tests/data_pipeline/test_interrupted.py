@@ -29,6 +29,7 @@ FAILURES = [
 ]
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize(("module", "name"), FAILURES, ids=[name for _, name in FAILURES])
 @pytest.mark.parametrize(
     "error", [RuntimeError("bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")]
@@ -60,6 +61,7 @@ def test_a_failed_build_continues(
     assert hashes(corpus) == hashes(other)
 
 
+@pytest.mark.data_full
 def test_a_build_continues_with_other_memory(
     config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -85,6 +87,7 @@ def test_a_build_continues_with_other_memory(
         )
 
 
+@pytest.mark.data_full
 def test_a_build_that_an_older_version_began_is_refused(config: Config) -> None:
     corpus = prepare(config(keep_work=True), report=lambda _: None)
     (work,) = left(config(), ".work")

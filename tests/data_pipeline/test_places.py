@@ -35,6 +35,7 @@ def test_names_count_from_the_source() -> None:
     assert Places(["/a"]).of("/ab/c") == "/ab/c"
 
 
+@pytest.mark.data_full
 def test_a_copy_elsewhere_gives_the_same_corpus(
     config: Config, source_folder: Path, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def more(ranks: Any) -> dict[str, Any]:
     return compare(2, MORE)
 
 
+@pytest.mark.dist_full
 @pytest.mark.dist
 @pytest.mark.parametrize("name", [c.name for c in TWO])
 def test_two_stages_equal_one_process(two: dict[str, Any], name: str) -> None:

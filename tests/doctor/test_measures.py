@@ -40,6 +40,7 @@ def _reduced() -> list[tuple[float, bool]]:
     ]
 
 
+@pytest.mark.dist_full
 def test_an_all_reduce_of_one_rank() -> None:
     """In a process of its own: another test's may be in a world."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -41,6 +41,7 @@ VERSIONS = {"installed": ""} | {Path(path).name: path for path in OTHERS}
 LENGTH = 330
 
 
+@pytest.mark.hf
 @pytest.mark.dist
 def test_the_installed_version_computes_what_was_trained(ranks: Any, tmp_path: Path) -> None:
     seed = fresh_seed()

@@ -44,6 +44,7 @@ def search(folder: Path, *overrides: str, trials: int = 12) -> tuple[list[str], 
     return command, Search(command, None, CPU, trials=trials, minimise="val/loss")
 
 
+@pytest.mark.dist_full
 def test_a_search_finds_what_is_low_and_goes_on(runs: Quadratic, tmp_path: Path) -> None:
     command, found = search(tmp_path, trials=8)
     assert sweep(command, None, CPU, search=found).code == 0
@@ -87,6 +88,7 @@ class _Codes(dict[str, int]):
         return next(self._ends, default)
 
 
+@pytest.mark.dist_full
 def test_several_at_once(runs: Quadratic, tmp_path: Path) -> None:
     command, found = search(tmp_path, "model.num_loops=1,2,3", "seed=range(1,9,2)", trials=7)
     done = sweep(
@@ -97,6 +99,7 @@ def test_several_at_once(runs: Quadratic, tmp_path: Path) -> None:
     assert {point.config.seed for point in done.points} <= {1, 3, 5, 7}
 
 
+@pytest.mark.dist_full
 def test_values_that_cannot_be_trained_are_passed(
     runs: Quadratic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +125,7 @@ def test_a_full_disk_costs_no_trial(runs: Quadratic, tmp_path: Path) -> None:
     assert runs.started[2:3] == [stopped] and len(set(runs.started)) == 4
 
 
+@pytest.mark.dist_full
 def test_another_search_in_one_folder_is_refused(runs: Quadratic, tmp_path: Path) -> None:
     command, found = search(tmp_path, trials=2)
     sweep(command, None, CPU, search=found)

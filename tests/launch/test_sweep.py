@@ -91,6 +91,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     return Runs(monkeypatch)
 
 
+@pytest.mark.dist_full
 def test_a_sweep_reports_and_is_not_run_twice(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -175,6 +175,7 @@ def test_a_scheduler_that_does_not_answer_for_a_while(
     assert all(is_finished(point, cluster.ledger) for point in cluster.points)
 
 
+@pytest.mark.dist_full
 @pytest.mark.parametrize("scheduler", ["slurm", "kubernetes"])
 def test_jobs_are_known_by_their_names(
     scheduler: str,

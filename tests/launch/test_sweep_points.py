@@ -54,6 +54,7 @@ def test_the_command_line_replaces_an_axis_in_its_place() -> None:
     assert labels("seed=1", "seed=2,3") == ["seed=2", "seed=3"]
 
 
+@pytest.mark.dist_full
 def test_the_points_of_a_seed_differ_in_the_model_alone() -> None:
     found = points(["experiment=loop_sweep", "seed=4", "model.num_layers=3"], None, CPU)[1]
     models = [p.config.model for p in found]
@@ -78,12 +79,14 @@ def test_runs_of_several_seeds_share_a_point() -> None:
     assert {p.without_seed for p in points(["seed=1,2"], None, CPU)[1]} == {"seed=1,2"}
 
 
+@pytest.mark.dist_full
 def test_further_seeds_leave_the_folders_of_the_first_ones() -> None:
     base = ["experiment=loop_sweep", "variant=loops_1,own_kv", "run_dir=x"]
     few, more = (points([*base, f"seed={s}"], None, CPU)[1] for s in ("1,2", "1,2,3"))
     assert [p.run_dir for p in more[: len(few)]] == [p.run_dir for p in few]
 
 
+@pytest.mark.dist_full
 def test_axes_of_a_preset_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\nhydra: {sweeper: {params: {optim.lr: '1e-3,2e-3', seed: 5}}}\n"
@@ -118,11 +121,13 @@ def test_points_have_their_overrides_config_and_folder(tmp_path: Path) -> None:
     assert (found[1].config.seed, found[1].config.model.num_loops) == (3, 2)
 
 
+@pytest.mark.dist_full
 def test_the_folder_is_named_by_the_command() -> None:
     assert points(["seed=1,2"], None, CPU)[0] == points(["seed=1,2"], None, CPU)[0]
     assert points(["seed=1,2"], None, CPU)[0] != points(["seed=1,3"], None, CPU)[0]
 
 
+@pytest.mark.dist_full
 def test_a_sweep_has_a_name_too() -> None:
     plain, _ = points(["seed=1,2"], None, CPU)
     for name in ("widths", "1.10", "007"):
@@ -165,6 +170,7 @@ def test_each_point_copies_to_a_folder_of_its_own() -> None:
     assert len({*stores}) == 2
 
 
+@pytest.mark.dist_full
 def test_points_have_as_many_flops_as_the_first(rng: random.Random) -> None:
     steps = rng.randint(100, 10_000)
     base = ["variant=loops_2,loops_1,dense_2x,loops_4", f"train.max_steps={steps}"]

@@ -45,6 +45,7 @@ def test_empty_folder_and_invalid_utf8(start: Start, tmp_path: Path) -> None:
     assert "latin.txt" in output and "data.build.invalid_utf8=replace" in output
 
 
+@pytest.mark.dist_full
 def test_truncated_bin(start: Start, finished: Path, tmp_path: Path) -> None:
     corpus = Path(checkpoints.find(finished).state().tokenizer_path).parent
     copy = tmp_path / "corpus"

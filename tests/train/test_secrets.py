@@ -25,6 +25,7 @@ def secret(rng: random.Random) -> str:
     return f"{rng.getrandbits(120):030x}1z"
 
 
+@pytest.mark.dist_full
 def test_a_run_with_secrets_around_it(
     secret: str, documents: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def long_documents(tmp_path: Path, rng: random.Random) -> Path:
     return folder
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize(
     "changes",
     [

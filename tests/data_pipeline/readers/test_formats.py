@@ -76,6 +76,7 @@ def test_damaged_packed_files_cost_themselves(
     assert tally.file_drops == {f"corrupt_{packer[1:]}": 2}
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize("packer", PACK)
 def test_a_cut_off_packed_file_gives_its_prefix(tmp_path: Path, packer: str) -> None:
     rng = random.Random(1)

@@ -356,6 +356,7 @@ def test_manifest_of_version_1() -> None:
     assert reasons[1][:4] == ["ingest", "empty", "1", "20.000%"]
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize("wrong", [None, "text", -1, [], {}, [None], {"x": [1]}, True, 0])
 def test_values_of_another_kind_do_no_harm(rng: random.Random, wrong: Any) -> None:
     def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

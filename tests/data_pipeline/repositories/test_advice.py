@@ -22,6 +22,7 @@ from tests.data_pipeline.repositories.trees import Reader, fields, program, writ
 JOINED = RepositoryConfig(enabled=True)
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_the_columns_of_a_repository_that_are_missing_are_named(
     config: Config, tmp_path: Path, rng: random.Random, kind: str
@@ -77,6 +78,7 @@ def told(config: Config, folder: Path, **changes: Any) -> list[str]:
     return lines
 
 
+@pytest.mark.data_full
 def test_paths_that_are_repositories_are_warned_of(
     config: Config, tmp_path: Path, rng: random.Random
 ) -> None:

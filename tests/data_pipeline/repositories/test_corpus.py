@@ -72,6 +72,7 @@ def counts(found: list[Wanted]) -> dict[str, int]:
     }
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize("part_bytes", [5000, 30_000, 10**9])
 def test_ids_are_those_that_are_wanted(
     config: Config, folder: Path, tree: Files, part_bytes: int
@@ -137,6 +138,7 @@ def test_more_workers_give_the_same_corpus(config: Config, folder: Path, tmp_pat
     assert hashes(build(config, folder, **same)) == hashes(build(config, folder, **same, **fields))
 
 
+@pytest.mark.data_full
 def test_off_it_changes_nothing(config: Config, folder: Path) -> None:
     off = RepositoryConfig(max_bytes=77, depth=3)
     with_default = config(**fields(folder, repository=RepositoryConfig()))
@@ -325,6 +327,7 @@ def held_out(corpus: Corpus) -> tuple[float, set[str | None]]:
     return tokens[0] / sum(tokens), names - {None}
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize("is_below", [False, True])
 def test_the_largest_repository_is_not_what_is_held_out(
     config: Config, tmp_path: Path, rng: random.Random, is_below: bool

@@ -34,6 +34,7 @@ def task(work: Work, name: str) -> Task:
     return Task(work, stage.kind, stage.run)
 
 
+@pytest.mark.data_full
 def test_a_full_disk(work: Work) -> None:
     """A limit on the size of files stands for the disk: writing fails in the middle of a file."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -53,6 +54,7 @@ def test_a_full_disk(work: Work) -> None:
         assert marker.read_bytes().partition(b'"cost"')[0] == before.partition(b'"cost"')[0]
 
 
+@pytest.mark.data_full
 def test_a_bucket_must_fit_in_half_the_memory(work: Work, config: Config) -> None:
     size = sum(p.stat().st_size for p in (work.folder / "buckets" / "bucket-00001").iterdir())
     build = replace(work.data.build, worker_bytes=2 * size - 2)
@@ -75,6 +77,7 @@ def test_a_bucket_must_fit_in_half_the_memory(work: Work, config: Config) -> Non
     assert len(corpus.prefixes("text", "train")) == enough
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize(
     ("name", "pattern"),
     [

@@ -90,6 +90,7 @@ def test_all_problems_at_once(corpus: Corpus) -> None:
     assert all(p.fact and p.why and p.fix for p in problems)
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize("prefix", ["train/text-00001", "val/code"])
 def test_documents_must_be_sound(corpus: Corpus, prefix: str) -> None:
     eod = corpus.eod_id
@@ -104,6 +105,7 @@ def test_documents_must_be_sound(corpus: Corpus, prefix: str) -> None:
         assert "other content" not in facts(corpus)
 
 
+@pytest.mark.data_full
 def test_proportions(corpus: Corpus) -> None:
     rewrite(corpus, "train/code-00001", [[9] * 15 + [corpus.eod_id]] * 50)
     assert "other proportions than {'text': 1, 'code': 1}" in facts(corpus)
@@ -154,6 +156,7 @@ def test_files_and_shards_must_agree(corpus: Corpus) -> None:
     assert "manifest.json was altered" in problem.fact and "val/text.idx" in problem.why
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize("key", ["plan", "share_tolerance", "num_shards", "weights"])
 def test_a_manifest_without_an_entry(corpus: Corpus, key: str) -> None:
     edit(corpus, lambda m: m.pop(key))

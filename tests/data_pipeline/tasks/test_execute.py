@@ -52,6 +52,7 @@ def test_every_task_runs_once(tmp_path: Path, workers: int) -> None:
     assert (str(os.getpid()) in pids) == (workers == 1)
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_bad_task_stops_no_other(tmp_path: Path, workers: int) -> None:
     out = tmp_path / "out"

@@ -185,6 +185,7 @@ ODD = st.sampled_from([*BLANKS, *STRINGS, *SPECIAL_TOKENS[:9]])
 CHARACTERS = st.characters(exclude_categories=["Cs"])
 
 
+@pytest.mark.data_full
 @settings(max_examples=200, deadline=None)
 @given(texts=st.lists(st.lists(ODD | CHARACTERS | st.text(max_size=9)).map("".join), max_size=8))
 def test_backends_agree(pair: tuple[Encoder, Encoder], texts: list[str]) -> None:

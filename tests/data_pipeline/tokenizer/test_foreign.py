@@ -35,6 +35,7 @@ def written(path: Path, trained: dict[str, Any], eod: str = EOD, **fields: Any) 
     return path
 
 
+@pytest.mark.data_full
 @pytest.mark.parametrize("name", [*EODS, "<|end_of_text|>", "</s>"])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_an_end_of_document_of_another_name(
