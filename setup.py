@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).parent
 SOURCES = [
@@ -28,6 +29,17 @@ SOURCES = [
     "loop_input.cu",
 ]
 ARCHITECTURES = ("80", "90a")
+
+
+class Editable(editable_wheel):
+    """Puts this folder on the path, where conf/ is found too, and not a finder of modules: Python
+    asks such finders last, after it has taken a clone called loopcoder beside the working directory
+    for a package without files."""
+
+    def finalize_options(self):
+        self.distribution.packages.remove("loopcoder.conf")
+        self.distribution.package_dir = {"": "."}
+        super().finalize_options()
 
 
 def extension():
@@ -76,7 +88,10 @@ def extension():
     module.extra_link_args = [str(cuda_runtimes(cpp_extension.CUDA_HOME)[0])]
     return {
         "ext_modules": [module],
-        "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=True)},
+        "cmdclass": {
+            "build_ext": Build.with_options(no_python_abi_suffix=True),
+            "editable_wheel": Editable,
+        },
     }
 
 
@@ -140,6 +155,7 @@ def cuda_runtimes(home):
 
 
 setup(
+    **{"cmdclass": {"editable_wheel": Editable}} | extension(),
     packages=[
         *find_packages(include=["loopcoder*", "launch*", "data_pipeline*"]),
         "loopcoder.conf",
@@ -150,5 +166,4 @@ setup(
         "data_pipeline.decontam": ["*.npz", "README.md"],
         "data_pipeline.langid": ["linguist.json"],
     },
-    **extension(),
 )

@@ -110,17 +110,42 @@ def test_every_verb_has_its_help(loop: Loop, capsys: pytest.CaptureFixture[str])
     assert loop.called_with == ()
 
 
-def test_a_plain_installation_works_from_any_folder(tmp_path: Path) -> None:
-    # From a copy, so that setuptools leaves no build/ in the repository.
-    source, site = tmp_path / "source", tmp_path / "site"
+def copy_to(source: Path) -> dict[str, str]:
+    """Copy what is installed, so that setuptools leaves no build/ in the repository; return the
+    environment of an installation."""
     for name in ("loopcoder", "launch", "data_pipeline", "conf"):
         ignore = shutil.ignore_patterns("__pycache__", "_kernels.*")
         shutil.copytree(REPOSITORY / name, source / name, ignore=ignore)
     for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md"):
         if (REPOSITORY / name).exists():
             shutil.copy(REPOSITORY / name, source)
+    return os.environ | {"LOOPCODER_BUILD_KERNELS": "0"}
+
+
+def test_a_clone_beside_the_working_directory_hides_no_editable_installation(
+    tmp_path: Path,
+) -> None:
+    clone, site = tmp_path / "loopcoder", tmp_path / "site"
+    environment = copy_to(clone)
+    build = "import sys; from setuptools.build_meta import build_editable; "
+    subprocess.run(
+        [sys.executable, "-c", f"{build}build_editable(sys.argv[1])", str(tmp_path)],
+        cwd=clone, env=environment, check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    shutil.unpack_archive(wheel, site, "zip")
+    look = f"import site; site.addsitedir({str(site)!r}); import loopcoder, launch, data_pipeline; "
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"{look}print(loopcoder.__file__)"],
+        cwd=tmp_path, env={}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(clone / "loopcoder" / "__init__.py")
+
+
+def test_a_plain_installation_works_from_any_folder(tmp_path: Path) -> None:
+    source, site = tmp_path / "source", tmp_path / "site"
+    environment = copy_to(source)
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
-    environment = os.environ | {"LOOPCODER_BUILD_KERNELS": "0"}
     subprocess.run(
         [*pip, "--target", str(site), str(source)],
         env=environment,
