@@ -100,7 +100,7 @@ def run(argv: list[str]) -> int:
             for name, checkpoint in zip(_names(found, settings.name), found, strict=True):
                 config, corpus = asked.of(checkpoint)
                 config = replace(config, parallel=asked.parallel)
-                _check(config, corpus, settings, size, backends)
+                _check(config, corpus, settings, size, backends, checkpoint.place)
                 subjects.append((name, checkpoint, config, corpus))
             for *_, corpus in subjects:
                 for member in corpus.members:
@@ -187,10 +187,16 @@ def _processes(parallel: ParallelConfig, *, launched: bool) -> int:
 
 
 def _check(
-    config: Config, corpus: Corpus, settings: DiagnoseConfig, size: int, backends: Backends
+    config: Config,
+    corpus: Corpus,
+    settings: DiagnoseConfig,
+    size: int,
+    backends: Backends,
+    place: str = "",
 ) -> None:
-    """Refuse what cannot be measured, and a layout that does not fit the model or this machine."""
-    loops_to_measure(config.model, settings)
+    """Refuse what cannot be measured of the checkpoint at `place`, and a layout that does not fit
+    the model or this machine."""
+    loops_to_measure(config.model, settings, place)
     if config.parallel.sp:
         raise InputError.of(
             "parallel.sp=true",
@@ -285,15 +291,18 @@ def _read(paths: Sequence[Path]) -> list[Diagnosis]:
 
 def _show(diagnoses: Sequence[Diagnosis], output: Path, *, as_json: bool) -> None:
     """Print what was found, and write the report."""
+    from loopcoder.diagnose.reading import labels
     from loopcoder.diagnose.recommend import recommend
     from loopcoder.diagnose.report import write_report
-    from loopcoder.diagnose.text import table
+    from loopcoder.diagnose.text import COLUMNS, table
 
     if as_json:
         for diagnosis in diagnoses:
             print(json.dumps(asdict(diagnosis)))
     else:
         print(table(diagnoses))
-        for diagnosis in diagnoses:
-            print(f"{diagnosis.name}: {recommend(diagnosis).text}")
+        for name, diagnosis in zip(labels(diagnoses, COLUMNS), diagnoses, strict=True):
+            print(f"{name}: {recommend(diagnosis).text}")
+            for note in diagnosis.notes:
+                print(f"  note: {note}")
     say_aside(f"report     {write_report(diagnoses, output)}")

@@ -10,8 +10,11 @@ from loopcoder.data.corpus import Corpus
 from loopcoder.errors import InputError, counted
 
 
-def loops_to_measure(model: ModelConfig, settings: DiagnoseConfig) -> int:
+def loops_to_measure(model: ModelConfig, settings: DiagnoseConfig, place: str = "") -> int:
     """Return how many loops are measured.
+
+    Args:
+        place: Of the checkpoint, for the message.
 
     Raises:
         InputError: the model cannot run so many.
@@ -19,9 +22,10 @@ def loops_to_measure(model: ModelConfig, settings: DiagnoseConfig) -> int:
     loops = settings.loops or model.num_loops
     if model.num_loops == 1 and loops > 1:
         raise InputError.of(
-            f"diagnose.loops={loops} of a model that was trained with one loop",
+            f"diagnose.loops={loops} of {place or 'a model'}, which was trained with one loop",
             "later loops mix two attentions by gates, and it has none",
-            "diagnose.loops=1, or leave it out",
+            "diagnose.loops=1, or leave it out"
+            + (f"; or a command without checkpoint={place}, and diagnosis=FILE" if place else ""),
         )
     return loops
 

@@ -153,8 +153,9 @@ def _definitions(diagnoses: Sequence[Diagnosis]) -> Html:
     head = element(
         "p",
         Html(
-            "Loops are counted from 1; <i>h</i><sup>(<i>r</i>)</sup> is the state of a token after "
-            "loop <i>r</i> and <i>h</i><sup>(0)</sup> its embedding; "
+            "Loops are counted from 1 (in metrics.jsonl from 0); "
+            "<i>h</i><sup>(<i>r</i>)</sup> is the state of a token after loop <i>r</i> and "
+            "<i>h</i><sup>(0)</sup> its embedding; "
             "<i>p</i><sup>(<i>r</i>)</sup> is what the head predicts from it. Norms are L2, "
             "logarithms natural."
         ),

@@ -128,6 +128,13 @@ class HeldOutData:
                 f"there are fewer held-out sequences than diagnose.sequences="
                 f"{self.settings.sequences} asks for: {', '.join(few)}"
             )
+        single = [s.domain for s in self.sets if len(s.rows) < 2]
+        if single:
+            yield (
+                f"no 95% intervals, and so no difference that counts: they need two sequences of "
+                f"each domain, and there are fewer of {', '.join(single)} (diagnose.sequences="
+                f"{self.settings.sequences}, evenly over the domains)"
+            )
         if len(self.chosen) < min(self.settings.rank_sequences, self.settings.sequences):
             yield (
                 f"effective rank and diversity of heads are of {len(self.chosen)} sequences: no "

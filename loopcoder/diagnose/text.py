@@ -21,7 +21,8 @@ _SHOWN = {
 }
 """Heads of the columns, with their measures and variants."""
 _LEGEND = (
-    "value ± half of its 95% interval; loop*: beyond the loops of training; rank: median rank of",
+    "loops are counted from 1, in metrics.jsonl from 0; loop*: beyond the loops of training;",
+    "value ± half of its 95% interval, which needs two sequences of a domain; rank: median rank of",
     "the true token; align: of two steps; offset: cost of the shift; shift: KL of the prediction",
     "from that of the loop before; step, align, offset in the residual stream; loss, shift in nats",
 )

@@ -33,9 +33,17 @@ _OLDER = "weighted by held-out tokens"
 """Of the validation loss of runs before it was weighted by the mixture."""
 
 _BY_LOOP = {
-    "loops": ("val/loss", "the head on every loop's output", "validation loss (nats / token)"),
-    "train_loops": ("loss", "the head on every loop's output", "training loss (nats / token)"),
-    "loop_gradients": ("grad_norm", "the gradient at every loop's input", "norm"),
+    "loops": (
+        "val/loss",
+        "the head on every loop's output, loops from 0",
+        "validation loss (nats / token)",
+    ),
+    "train_loops": (
+        "loss",
+        "the head on every loop's output, loops from 0",
+        "training loss (nats / token)",
+    ),
+    "loop_gradients": ("grad_norm", "the gradient at every loop's input, loops from 0", "norm"),
 }
 
 

@@ -49,7 +49,8 @@ FIELDS = {
     "loss/corpus/<name>/<domain>": "the same over one corpus (data.corpora); loss/<domain> is over "
     "all of them, in validation by their weights",
     "loss/loop<r>": "the training loss with the head on the output of loop r (logging.loop_losses, "
-    "or where it is a part of the objective)",
+    "or where it is a part of the objective); here and below r is from 0, where `loopcoder "
+    "diagnose` counts from 1",
     "objective": "what the step minimised, where that is not the last loop's loss alone, nats per "
     "token",
     "exit/loop<r>": "mean probability of the exit distribution for loop r (objective.exit)",

@@ -38,7 +38,7 @@ from tests.diagnose.made_up import diagnosis
         (["checkpoint=R", "checkpoint=S", "diagnose.name=x"], "2 checkpoints", "leave it out"),
         (["checkpoint=R", "parallel.tp=3", "parallel.nproc_per_node=3"], "tp=3", "parallel.tp=1"),
         (["checkpoint=R", "precision=fp8_tensorwise"], "fp8_tensorwise", "precision=bf16"),
-        (["checkpoint=S", "checkpoint=one", "diagnose.loops=4"], "diagnose.loops=4", "loops=1"),
+        (["checkpoint=S", "checkpoint=one", "diagnose.loops=4"], "loops=4 of one/", "loops=1"),
         (["checkpoint=R", "diagnosis=nowhere.json"], "nowhere.json", "loopcoder diagnose"),
         (["checkpoint=R", "parallel=tp2_sp"], "parallel.sp=true", "parallel.sp=false"),
         (["diagnosis=nowhere.json"], "nowhere.json", "loopcoder diagnose checkpoint=DIR"),
@@ -92,6 +92,28 @@ def test_finished_diagnoses_are_compared(
     assert cli.main(["diagnose", *(f"diagnosis={f}" for f in files), f"output={out}"]) == 0
     shown = capsys.readouterr()
     assert "one" in shown.out and "two" in shown.out and f"{out}/report.html" in shown.err
+
+
+def test_two_of_one_name_are_told_apart_and_their_notes_are_printed(
+    tmp_path: Path,
+    rng: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from loopcoder.diagnose import report
+    from loopcoder.diagnose.results import write
+
+    monkeypatch.setattr(report, "write_report", lambda _, folder: folder / "report.html")
+    files = []
+    for step in (1000, 2000):
+        files.append(tmp_path / f"{step}.json")
+        write(files[-1], replace(diagnosis(rng, "same", 2), step=step, notes=[f"few at {step}"]))
+    out = f"output={tmp_path / 'out'}"
+    assert cli.main(["diagnose", *(f"diagnosis={f}" for f in files), out]) == 0
+    shown = capsys.readouterr().out
+    said = [line for line in shown.splitlines() if line.startswith("same, step ") and ": R" in line]
+    assert len(said) == len(set(said)) == 2
+    assert "  note: few at 1000\n" in shown and "loops are counted from 1" in shown
 
 
 def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,3 +217,9 @@ def test_too_few_sequences_are_said(
     diagnosis = measure(run, config, corpus, replace(SETTINGS, sequences=100000), "x", print)
     assert diagnosis is not None
     assert any("diagnose.sequences=100000" in note for note in diagnosis.notes)
+    assert not any("no 95% intervals" in note for note in diagnosis.notes)
+    diagnosis = measure(run, config, corpus, replace(SETTINGS, sequences=3), "x", print)
+    assert diagnosis is not None
+    (note,) = (note for note in diagnosis.notes if "no 95% intervals" in note)
+    single = [d for d, n in diagnosis.data["sequences"].items() if n == 1]
+    assert len(single) == 1 and f"fewer of {single[0]} (" in note
