@@ -211,7 +211,25 @@ def _unused_origin(own: Checkpoint, before: Config, config: Config) -> str | Non
 def early_notes(config: Config, run_dir: Path) -> list[str]:
     """Return what is to be said of a run's schedules before there is a corpus or a model. One
     process is to call it."""
-    return notes_of_schedules(config, find_start(config, run_dir, sizes=True))
+    start = find_start(config, run_dir, sizes=True)
+    return [*_begun_otherwise(config, run_dir, start), *notes_of_schedules(config, start)]
+
+
+def _begun_otherwise(config: Config, run_dir: Path, start: Start | None) -> Iterator[str]:
+    """Yield that a run which ended before its first checkpoint begins again as another one."""
+    is_new = start is None or not start.resumes
+    if not is_new or config.checkpoint.resume == "never":
+        return
+    if not (run_dir / layout.CONFIG).is_file():
+        return
+    before = layout.trained_with(run_dir)
+    if config.data.reader == "auto":  # which is settled when the corpus is open
+        before = replace(before, data=replace(before.data, reader="auto"))
+    if changed := changes(before, config):
+        yield (
+            f"warning: {run_dir} has no checkpoint of its own, and begins anew with another config "
+            f"than it was started with: {'; '.join(changed)}"
+        )
 
 
 def notes_of_schedules(config: Config, start: Start | None) -> list[str]:
@@ -308,7 +326,7 @@ def _other_rows(
 def _other_text(
     checkpoint: Checkpoint, state: CheckpointState, corpus: Corpus, resumes: bool
 ) -> Iterator[Problem]:
-    if state.tokenizer_hash != corpus.tokenizer_hash:
+    if state.has_tokenizer and state.tokenizer_hash != corpus.tokenizer_hash:
         yield Problem(
             f"the corpus has another tokenizer than the checkpoint {checkpoint.place}",
             "the same ids mean other text",

@@ -87,6 +87,11 @@ class CheckpointState:
         return self.position.step
 
     @property
+    def has_tokenizer(self) -> bool:
+        """It is known what its ids mean; weights may be imported without a tokenizer."""
+        return self.tokenizer_hash != ""
+
+    @property
     def is_trained(self) -> bool:
         """It is of a run, and not of weights that were imported."""
         return self.corpus != ""

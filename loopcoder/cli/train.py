@@ -121,8 +121,10 @@ def run(argv: list[str]) -> int:
 def _show_points(arguments: Arguments) -> int:
     """Print the checked config of every point of a sweep."""
     backends = detect()
-    for point in points(arguments.overrides, arguments.config_dir, backends)[1]:
+    found = points(arguments.overrides, arguments.config_dir, backends)[1]
+    for point in found:
         check_folder(point.config, backends)
+    for point in found:
         print(f"# {point.label}\n{to_yaml(point.config)}---")
         _print_aside(early_notes(point.config, Path(str(point.config.run_dir))), f"{point.label}: ")
     return EXIT_DONE
@@ -161,8 +163,6 @@ def _train(arguments: Arguments) -> int:
     refuse_missing()
     backends = detect()
     config = composed(arguments, backends)
-    if arguments.print_config:
-        print(to_yaml(config), end="")
     os.environ.setdefault(OVERRIDES_VARIABLE, shlex.join(arguments.asked))
     adopt_slurm(os.environ)
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
@@ -173,8 +173,10 @@ def _train(arguments: Arguments) -> int:
     size = int(os.environ["WORLD_SIZE"]) if launched else processes_to_start(config, backends)
     check_config(config, size, backends)
     run_dir = Path(str(config.run_dir))
+    as_composed = config
     config = with_rewinds(config, run_dir)
     if arguments.print_config:
+        print(to_yaml(as_composed), end="")
         _print_aside(early_notes(config, run_dir))
         return EXIT_DONE
     may_not_fit = check_run(config, size, backends)

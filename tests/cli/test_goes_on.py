@@ -12,7 +12,7 @@ import pytest
 
 from loopcoder.cli import doctor, train
 from loopcoder.cli import main as cli
-from loopcoder.config.compose import compose
+from loopcoder.config.compose import compose, save_config
 from loopcoder.config.identity import corpus_fields
 from tests.cli.conftest import Loop
 from tests.cli.run_dirs import checkpoint, run_dir
@@ -293,6 +293,25 @@ def test_what_a_run_does_not_come_to_is_said(
     assert printed.err.count(says) == 2 and "\nseed=2: " in printed.err
     assert cli.main(["train", *short, "train.max_steps=100000"]) == 0
     assert says not in capsys.readouterr().out
+
+
+def test_a_run_that_begins_again_as_another_says_so(
+    loop: Loop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was killed before its first checkpoint."""
+    command = ["train", f"run_dir={run_dir(Path('run'), losses=2)}", "train.max_steps=10"]
+    assert cli.main(command) == 0
+    save_config(loop.called_with[0], Path("run/config.yaml"))
+    capsys.readouterr()
+    for verb in ([], ["--print-config"]):
+        assert cli.main([*command, *verb]) == 0
+        assert "begins anew" not in "".join(capsys.readouterr())
+        assert cli.main([*command, *verb, "objective.loop_weights=[0.5,0.5]"]) == 0
+        said = "".join(capsys.readouterr())
+        assert "run has no checkpoint of its own, and begins anew" in said
+        assert "objective.loop_weights: its default -> [0.5, 0.5]" in said
+    assert cli.main([*command, "seed=3", "checkpoint.resume=never"]) == 0
+    assert "begins anew" not in "".join(capsys.readouterr())
 
 
 OWN = ["run", "run/", "run/checkpoints", "./run/checkpoints/step_00000003", "link"]

@@ -308,7 +308,7 @@ def test_the_config_that_is_shown_is_checked(
 ) -> None:
     assert cli.main(["train", "--print-config", *mistake]) == 3
     shown = capsys.readouterr()
-    assert "why:" in shown.err and "seed: 1234" in shown.out
+    assert "why:" in shown.err and shown.out == ""
     assert loop.called_with == () and not loop.verified
 
 
