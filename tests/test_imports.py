@@ -40,6 +40,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     | {
         "loopcoder.checkpoint",
         "loopcoder.data",
+        "loopcoder.metrics.started",
         "loopcoder.metrics.writer",
         "data_pipeline.tokenizer.imported",
     },

@@ -170,6 +170,12 @@ def find(path: Path, field: str | None = None) -> Checkpoint:
             if near
             else "the folder as `loopcoder runs` lists it",
         )
+    if (path / "config.json").is_file():
+        raise InputError.of(
+            f"{path} is a folder for transformers" + (f" ({field}={path})" if field else ""),
+            "it has weights under other names and in another order than a checkpoint",
+            f"loopcoder import input={path} output=DIR, and then DIR",
+        )
     raise InputError.of(
         f"{path} holds no complete checkpoint",
         f"a checkpoint is a folder step_NNNNNNNN with a {MANIFEST}, which is written last",

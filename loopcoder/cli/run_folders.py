@@ -7,7 +7,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from loopcoder.config.identity import numbers
 from loopcoder.config.schema import Config
 from loopcoder.errors import InputError, Problem
 from loopcoder.metrics.goodput import TIME_FILE
-from loopcoder.metrics.lines import parse
+from loopcoder.metrics.started import started_from
 from loopcoder.metrics.tail import newest_event, newest_values
 from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE
 from loopcoder.storage.files import parsing, size_of
@@ -176,42 +175,8 @@ def _config_of(run_dir: Path, saved: Sequence[layout.Checkpoint]) -> Config | No
     if not path.exists():
         return None
     config = load_config(path)
-    origin = _origin(run_dir, config.checkpoint.init_from)
+    origin = started_from(run_dir, config.checkpoint.init_from)
     return replace(config, checkpoint=replace(config.checkpoint, init_from=origin))
-
-
-def _origin(run_dir: Path, recorded: str | None) -> str | None:
-    """Return the checkpoint that a run's weights began from, as far as its events say.
-
-    Its config is that of the newest command, whose init_from a run with checkpoints of its own does
-    not use.
-
-    Args:
-        recorded: What that config has.
-    """
-    starts: list[str | None] = []
-    with (
-        suppress(OSError, LookupError),
-        (run_dir / EVENTS_FILE).open("rb") as file,
-    ):
-        for line in file:
-            event = (parse(line) if b'"run_' in line else None) or {}
-            if event.get("kind") == "run_continues":
-                del starts[-1]  # what it began from is what the start before had
-                break
-            if event.get("kind") == "run_started":
-                starts.append(None)
-            elif event.get("kind") == "run_starts":
-                starts[-1] = str(event["path"])
-    if not starts:
-        return recorded
-    origin = starts[-1]
-    is_as_written = recorded and origin and Path(recorded).resolve() in _with_parents(origin)
-    return recorded if is_as_written else origin
-
-
-def _with_parents(path: str) -> list[Path]:
-    return [Path(path).resolve(), *Path(path).resolve().parents]
 
 
 def corpus_of(run_dir: Path) -> str | None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from loopcoder import __version__
+from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.state import CheckpointState, Specials
 from loopcoder.config.build import EODS
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import trained_stage
 from loopcoder.errors import InputError
+from loopcoder.metrics.started import started_from
 from loopcoder.metrics.writer import EVENTS_FILE, read_metrics
 from loopcoder.origin import commit_of
 
@@ -178,6 +180,7 @@ def model_card(
         ("width, heads, K/V heads", f"{m.hidden_size}, {m.num_attention_heads}, {m.num_kv_heads}"),
         ("weights", f"{content['dtype']}, {_origin(config, state)}"),
         *(_training(checkpoint, config, state) if state.is_trained else []),
+        *(_left_out(config) if state.is_trained else []),
         ("exported by", f"loopcoder {__version__}, commit {commit_of() or 'not recorded'}"),
     ]
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts)
@@ -226,13 +229,30 @@ def _origin(config: Config, state: CheckpointState) -> str:
 def _training(
     checkpoint: Checkpoint, config: Config, state: CheckpointState
 ) -> list[tuple[str, str]]:
+    origin = started_from(_run_dir(checkpoint), config.checkpoint.init_from)
     return [
+        *([("started from", _run_and_step(origin))] if origin else []),
         ("optimizer step", f"{state.step:,}"),
         ("tokens trained", f"{state.position.tokens:,}"),
         ("sequence length", f"{config.data.seq_length:,}"),
         ("data", f"{config.data.name}, fingerprint {state.corpus}"),
         ("trained by commit", _commit_of_run(checkpoint) or "not recorded"),
     ]
+
+
+def _left_out(config: Config) -> list[tuple[str, str]]:
+    if not config.objective.has_gate(config.model.num_loops):
+        return []
+    why = "the format has none, and no logit depends on it"
+    return [("left out", f"the exit gate (`objective.exit=true`): {why}")]
+
+
+def _run_and_step(place: str) -> str:
+    """Return the run and the step of a checkpoint's path or URL: where it lies says nothing to
+    others, and may be nobody's business."""
+    *folders, last = [part for part in place.split("/") if part not in ("", "checkpoints")]
+    step = layout.NAME.fullmatch(last)
+    return f"{folders[-1]}, step {int(step[1]):,}" if step and folders else last
 
 
 def _about_scales(content: dict[str, Any]) -> list[str]:
@@ -266,9 +286,13 @@ def _data(config: Config, state: CheckpointState) -> list[str]:
     return lines
 
 
+def _run_dir(checkpoint: Checkpoint) -> Path:
+    return checkpoint.path.resolve().parents[1]
+
+
 def _commit_of_run(checkpoint: Checkpoint) -> str | None:
     """Return the commit that the run says that it was trained by, where its folder is there."""
-    events = checkpoint.path.resolve().parents[1] / EVENTS_FILE
+    events = _run_dir(checkpoint) / EVENTS_FILE
     if not events.is_file():
         return None
     commits = [e.get("commit") for e in read_metrics(events) if e.get("kind") == "run_started"]

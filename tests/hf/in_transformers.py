@@ -114,6 +114,15 @@ def check_refusals(model: Any, tokens: Tensor) -> None:
             assert said in str(error), error
         else:
             raise AssertionError(said)
+    for part in (model, model.model):  # as accelerate leaves it, which is not needed here
+        part.hf_device_map = {"model": 0, "lm_head": "cpu"}
+        try:
+            part(tokens[:, :5])
+        except ValueError as error:
+            assert "device_map puts parts on 0, cpu" in str(error), error
+        else:
+            raise AssertionError("a map of two devices")
+        part.hf_device_map = {"": "cpu"}
     model.config.output_hidden_states = True
     assert len(model(tokens[:, :5]).hidden_states) == model.config.plt_num_loops
     model.config.output_hidden_states = False

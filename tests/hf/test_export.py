@@ -22,10 +22,11 @@ from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli import main as cli
 from loopcoder.config.build import EODS
 from loopcoder.config.data import DataConfig, StageConfig
+from loopcoder.config.schema import Config
 from loopcoder.data.sampler import Position, advance
 from loopcoder.errors import DiskFull, InputError, Unreachable
 from loopcoder.hf import export as module
-from loopcoder.hf.card import Tokenizer
+from loopcoder.hf.card import Tokenizer, model_card
 from loopcoder.hf.export import RECORD, export
 from loopcoder.hf.upload import upload
 from loopcoder.storage import folders
@@ -74,6 +75,33 @@ def test_every_weight_is_there_bit_for_bit(case: Made, tmp_path: Path) -> None:
     card = (done.folder / "README.md").read_text()
     assert "512" in card and "a = 0.707 and b = 0.053" in card and "not published" in card
     assert done.size_bytes > index["metadata"]["total_size"] and left_in(tmp_path) == {"out"}
+
+
+def test_the_card_says_what_weights_began_from_and_what_is_left_out(case: Made) -> None:
+    state, content = case.checkpoint.state(), {"dtype": "float32"}
+    content |= {"plt_emb_scale": None, "plt_hidden_scale": None}
+
+    def card_of(config: Config) -> str:
+        return model_card(case.checkpoint, config, state, content, 4)
+
+    assert "started from" not in card_of(case.config) and "left out" not in card_of(case.config)
+    origin = "/home/me/runs/base/checkpoints/step_00001000"
+    start = replace(case.config.checkpoint, init_from=origin)
+    objective = replace(case.config.objective, exit=True)
+    card = card_of(replace(case.config, checkpoint=start, objective=objective))
+    assert "| started from | base, step 1,000 |" in card and "/home/me" not in card
+    assert "| left out | the exit gate" in card
+    start = replace(start, init_from="s3://bucket/plt-start/")
+    assert "| plt-start |" in card_of(replace(case.config, checkpoint=start))
+
+
+def test_an_export_is_no_checkpoint_and_the_import_is_named(
+    case: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = export(case.checkpoint, tmp_path / "out").folder
+    assert cli.main(["export", f"checkpoint={folder}", f"output={tmp_path / 'again'}"]) == 3
+    said = capsys.readouterr().err
+    assert "is a folder for transformers" in said and f"loopcoder import input={folder}" in said
 
 
 def test_16_bits_and_fp8_are_exported_as_16_bits(ranks: Any, tmp_path: Path) -> None:

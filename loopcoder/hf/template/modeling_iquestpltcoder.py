@@ -384,6 +384,14 @@ class IQuestPLTCoderPreTrainedModel(PreTrainedModel):
     _is_stateful = True
     """Assisted decoding would have to take tokens back, which the carry cannot."""
 
+    def _refuse_several_devices(self) -> None:
+        places = {str(place) for place in (getattr(self, "hf_device_map", None) or {}).values()}
+        if len(places) > 1:
+            raise ValueError(
+                f"device_map puts parts on {', '.join(sorted(places))}: each loop passes all "
+                "layers and reads what the loops before it kept there; device_map={'': 0}"
+            )
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
@@ -429,6 +437,7 @@ class IQuestPLTCoderModel(IQuestPLTCoderPreTrainedModel):
 
         `hidden_states` of the output are those that the head reads after each loop.
         """
+        self._refuse_several_devices()
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds, and not both")
         if output_attentions:
@@ -597,6 +606,7 @@ class IQuestPLTCoderForCausalLM(IQuestPLTCoderPreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> Any:
+        self._refuse_several_devices()
         out = self.model(
             input_ids,
             attention_mask,
