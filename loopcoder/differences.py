@@ -46,21 +46,39 @@ class Difference:
         return self.share <= ROUNDING
 
 
-def side(place: str | Path, text: Sequence[int] | str) -> tuple[Side, list[int]]:
+def side(
+    place: str | Path, text: Sequence[int] | str, like: Side | None = None
+) -> tuple[Side, list[int]]:
     """Load a model in fp32 and run it on a text or on tokens; return what it makes of them, and the
-    tokens."""
+    tokens.
+
+    Args:
+        like: What it is compared with, whose tokens are those of a model without a tokenizer.
+
+    Raises:
+        InputError: there is no such model, or it has no tokenizer for a text.
+    """
     from loopcoder.loaded import load
 
     run: Any = load(place, precision="fp32")
     tokens: list[int]
     if isinstance(text, str):
+        if not run.has_tokenizer:
+            raise InputError.of(
+                f"{place} has no tokenizer, and is named first",
+                "the tokens are those of the first model",
+                f"name the other model first, or put the tokenizer.json of {place} into its folder",
+            )
         tokens = run.tokenizer.encode(text, add_special_tokens=False).ids
     else:
         tokens = list(text)
-    logits = run.logits(tokens, every_loop=True)
+    vocabulary = run.vocabulary
+    if like is not None and not run.has_tokenizer:
+        vocabulary = min(vocabulary, like.logits.shape[-1])
+    logits = run.logits(tokens, every_loop=True)[..., :vocabulary]
     weights = {plain_name(name): x.detach() for name, x in run.model.named_parameters()}
     for name in BY_TOKEN:  # rows that pad are no tokens
-        weights[name] = weights[name][: run.vocabulary]
+        weights[name] = weights[name][:vocabulary]
     sums = {
         name: int(tensor_digest(name, x, [0] * x.ndim, list(x.shape)))
         for name, x in weights.items()

@@ -166,6 +166,13 @@ class LoadedRun:
 
         copied = self.checkpoint.path / TOKENIZER
         path = copied if copied.is_file() else Path(self.checkpoint.state().tokenizer_path)
+        if not self.has_tokenizer:
+            raise InputError.of(
+                f"{self.checkpoint.place} was imported without a tokenizer",
+                "a text is read as the ids of its tokens, which only a tokenizer knows",
+                "token ids instead of a text, or import it with tokenizer=PATH of its "
+                "tokenizer.json, or with that file in its folder",
+            )
         if not path.is_file():
             raise InputError.of(
                 f"{self.checkpoint.path} has no {TOKENIZER}, and {path} is gone",
@@ -174,11 +181,20 @@ class LoadedRun:
             )
         return Tokenizer.from_file(str(path))
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether its text can be read; weights may be imported without."""
+        return self.checkpoint.state().has_tokenizer
+
     @cached_property
     def vocabulary(self) -> int:
-        """Tokens that there are: rows of the head without its padding."""
-        tokens = self.checkpoint.state().tokens
-        return int(self.tokenizer.get_vocab_size()) if tokens is None else tokens
+        """Tokens that there are: rows of the head without its padding. Of weights that were
+        imported without a tokenizer, rows of the folder."""
+        rows = self.checkpoint.state().tokens
+        if rows is not None and not self.has_tokenizer:
+            return rows
+        tokens = int(self.tokenizer.get_vocab_size())
+        return tokens if rows is None else min(tokens, rows)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of the run's metrics.jsonl; docs/configuration.md names the fields."""

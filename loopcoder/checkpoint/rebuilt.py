@@ -34,6 +34,14 @@ def refuse_other_tokens(config: Config, run_dir: Path, inputs: Sequence[str]) ->
     if start is None:
         return
     checkpoint = start.checkpoint
+    if not checkpoint.state().has_tokenizer:
+        if config.data.build.tokenizer == "train":
+            raise InputError.of(
+                f"{checkpoint.place} was imported without a tokenizer",
+                "one that is trained on the documents gives other meanings to the ids",
+                "data.build.tokenizer=PATH of the tokenizer.json of these weights",
+            )
+        return
     before = load_config(checkpoint.path / CONFIG).data.build
     if fact := _other_tokenizer(checkpoint, before, config.data.build, inputs):
         raise InputError.of(

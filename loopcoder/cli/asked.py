@@ -211,6 +211,12 @@ def corpus_of(
     from data_pipeline.driver import prepare
 
     state = checkpoint.state()
+    if not state.has_tokenizer:
+        raise InputError.of(
+            f"{checkpoint.place} was imported without a tokenizer",
+            "documents are read as the ids of its tokens",
+            "import it with tokenizer=PATH of its tokenizer.json, or with that file in its folder",
+        )
     if data.build.sources:
         copied = checkpoint.path / TOKENIZER
         tokenizer = str(copied) if copied.is_file() else state.tokenizer_path

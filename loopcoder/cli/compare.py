@@ -51,9 +51,10 @@ def run(argv: list[str]) -> int:
         from loopcoder.differences import compare, differing, side
 
     first, tokens = side(places[0], _text(texts[0]))
-    second, _ = side(places[1], tokens)
+    second, _ = side(places[1], tokens, first)
     found = compare(first, second)
     print(_weights(first, second, differing(first, second)))
+    print("logits after each loop, counted from 0 as in metrics.jsonl:")
     for difference in found:
         print(_line(difference))
     return EXIT_DONE if all(d.is_rounding for d in found) else _DIFFER

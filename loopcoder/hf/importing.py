@@ -172,9 +172,12 @@ def to_train(planned: Import, output: Path) -> str:
         f"model={planned.model.name}",
         typed(f"checkpoint.init_from={output}"),
     ]
-    if planned.tokenizer is not None:
-        words.append(typed(f"data.build.tokenizer={tokenizer}"))
-    return " ".join(words)
+    if planned.tokenizer is None:
+        return (
+            f"{' '.join(words)} data.build.tokenizer=PATH\n"
+            "PATH is the tokenizer.json of these weights, which were imported without"
+        )
+    return " ".join([*words, typed(f"data.build.tokenizer={tokenizer}")])
 
 
 def _as_asked(config: Config, described: Described, overrides: Sequence[str]) -> Config:

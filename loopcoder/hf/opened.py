@@ -1,7 +1,7 @@
 """A checkpoint from wherever weights are: a run, a URL, or a folder for transformers.
 
-Such a folder is imported once into the cache, CACHE/imported/KEY, where KEY follows from its files;
-it stays there until somebody deletes it.
+Such a folder is imported once into the cache, CACHE/imported/KEY/NAME, where KEY follows from its
+files and NAME is its own, by which reports call it; it stays there until somebody deletes it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.copies.places import find_at
 from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.config.identity import as_folder
 from loopcoder.data.places import tokenizer_file
 from loopcoder.hf.config import from_released
 from loopcoder.hf.folder import CONFIG, ReleasedFolder, is_folder
@@ -22,7 +23,7 @@ from loopcoder.storage.folders import make_folder
 from loopcoder.storage.lock import hold
 from loopcoder.storage.remote import is_stored
 
-_VERSION = 2
+_VERSION = 3
 """Of what an import makes of a folder."""
 
 
@@ -38,9 +39,10 @@ def checkpoint_at(place: str, cache: Path) -> Checkpoint:
         return find_at(place, cache)
     files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     about = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-    target = cache / "imported" / fingerprint(_VERSION, str(folder.resolve()), about)
+    key = fingerprint(_VERSION, str(folder.resolve()), about)
+    target = cache / "imported" / key / as_folder(folder.resolve().name)
     make_folder(target.parent, "data.build.cache_dir")
-    with hold(target.with_suffix(".lock"), partial(_waits, folder), needed=False):
+    with hold(target.parent.with_suffix(".lock"), partial(_waits, folder), needed=False):
         if not target.is_dir():
             has_tokenizer = tokenizer_file(folder).is_file()
             source, tokenizer = ReleasedFolder(folder), "" if has_tokenizer else "none"

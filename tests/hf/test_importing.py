@@ -7,10 +7,13 @@ import os
 import pickle
 import random
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +24,10 @@ from torch import Tensor
 import loopcoder
 from loopcoder import loaded
 from loopcoder.checkpoint import format as layout
+from loopcoder.checkpoint.rebuilt import refuse_other_tokens
+from loopcoder.checkpoint.start import check_start
 from loopcoder.cli import main as cli
+from loopcoder.cli.diagnose import _names
 from loopcoder.config.compose import compose
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_NO_RETRY, DiskFull, InputError
 from loopcoder.hf.config import to_released
@@ -29,13 +35,17 @@ from loopcoder.hf.export import export
 from loopcoder.hf.folder import ReleasedFolder
 from loopcoder.hf.importing import import_folder, plan
 from loopcoder.hf.mapping import from_released, plain_name
+from loopcoder.hf.opened import checkpoint_at
 from loopcoder.storage import folders
 from loopcoder.storage.files import synced_entry
 from loopcoder.storage.lock import hold
 from tests.configs import small_model
 from tests.conftest import fresh_seed
+from tests.hf.folders import made
 from tests.hf.released import VOCAB, llama_config, random_tensors, write_folder
 
+TOKENS = 326
+"""Of the tokenizer in a folder."""
 IDS = [5, 9, 17, 3, 20, 41, 8, 2, 99, 7, 11]
 
 
@@ -175,12 +185,16 @@ def test_a_folder_is_loaded_compared_and_evaluated_as_a_checkpoint_is(
     out = tmp_path / "out"
     import_folder(plan(ReleasedFolder(a)), out)
     logits = loopcoder.load(out).logits(IDS)
-    assert logits.shape == (len(IDS), VOCAB)
+    assert logits.shape == (len(IDS), TOKENS)  # further rows are no tokens
     opened = loopcoder.load(a)
     assert torch.equal(opened.logits(IDS), logits)
-    plain = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(IDS[1:]), reduction="none")
+    every_row = opened.model(*opened._row(IDS), None).squeeze(-2).float()
+    plain = torch.nn.functional.cross_entropy(
+        every_row[:-1], torch.tensor(IDS[1:]), reduction="none"
+    )
     torch.testing.assert_close(opened.loss(IDS)[-1], plain)  # without rows that pad
-    assert len(list((tmp_path / "cache/imported").glob("*/checkpoints"))) == 1
+    assert len(list((tmp_path / "cache/imported").glob("*/a/checkpoints"))) == 1
+    assert _names([checkpoint_at(str(a), tmp_path / "cache")], None) == ["a-0"]
     text = "text=def add(a, b):"
     assert cli.main(["compare", f"checkpoint={out}", f"folder={a}", text]) == 0
     assert "bit for bit" in capsys.readouterr().out
@@ -192,6 +206,50 @@ def test_a_folder_is_loaded_compared_and_evaluated_as_a_checkpoint_is(
     assert said.count("more than rounding") == 2
     assert cli.main(["evaluate", f"checkpoint={out}"]) == EXIT_BAD_INPUT
     assert "data=files" in capsys.readouterr().err
+
+
+def test_a_padded_model_is_compared_with_its_own_export(
+    ranks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOOPCODER_CACHE", str(tmp_path / "cache"))
+    case = made(tmp_path / "made", fresh_seed())
+    out = export(case.checkpoint, tmp_path / "out").folder
+    text = "text=def add(a, b):"
+    places = f"checkpoint={case.checkpoint.path}", f"folder={out}"
+    assert loopcoder.load(out).vocabulary < case.checkpoint.state().vocab_size
+    assert cli.main(["compare", *places, text]) == 0
+    said = capsys.readouterr().out
+    assert "bit for bit" in said and "counted from 0" in said
+    (out / "tokenizer.json").unlink()
+    assert cli.main(["compare", *places, text]) == 0
+    assert cli.main(["compare", *reversed(places), text]) == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    assert f"{out} has no tokenizer" in said and "name the other model first" in said
+    with pytest.raises(InputError, match="imported without a tokenizer"):
+        loopcoder.load(out).logits("def")
+
+
+def test_weights_without_a_tokenizer_say_what_trains_on_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = small_model()
+    tensors = random_tensors(model, 1, torch.float32)
+    folder, out = write_folder(tmp_path / "in", to_released(model, VOCAB), tensors), tmp_path / "o"
+    assert cli.main(["import", f"input={folder}", f"output={out}", "tokenizer=none"]) == 0
+    command, about = capsys.readouterr().out.splitlines()[1:]
+    assert command.endswith("data.build.tokenizer=PATH") and "PATH is the tokenizer.json" in about
+    words = shlex.split(command.replace("PATH", str(folder / "tokenizer.json")))
+    asked = words[words.index("--config-dir") + 2 :]
+    config = compose([*asked, "precision=fp32"], out / "conf")
+    found: Any = SimpleNamespace(
+        tokenizer_hash="any", fingerprint="c", vocab_size=TOKENS, tokenizer_path="t", members=()
+    )
+    check_start(config, tmp_path / "run", found)
+    refuse_other_tokens(config, tmp_path / "run", [])
+    build = replace(config.data.build, tokenizer="train")
+    trained = replace(config, data=replace(config.data, build=build))
+    with pytest.raises(InputError, match=r"data\.build\.tokenizer=PATH"):
+        refuse_other_tokens(trained, tmp_path / "run", [])
 
 
 Spoil = Callable[[Path, dict[str, Any], dict[str, Tensor]], None]
