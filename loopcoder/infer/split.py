@@ -1,0 +1,62 @@
+"""How a model that decodes is split over ranks, each of which has some heads of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from loopcoder.config.schema import ModelConfig
+from loopcoder.errors import InputError, Problem
+
+
+@dataclass(frozen=True)
+class Split:
+    """The part of this rank: heads, columns of the MLP and rows of the head."""
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None
+    """Process group of the `size` ranks."""
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise InputError unless every rank gets as much of the model as every other."""
+        if problems := list(self._problems(model)):
+            raise InputError(problems)
+
+    def share(self, x: Tensor, dim: int) -> Tensor:
+        """Return this rank's part of a whole tensor."""
+        return x.chunk(self.size, dim)[self.rank]
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return the sum over ranks, which takes the place of x."""
+        if self.size > 1:
+            dist.all_reduce(x, group=self.group)
+        return x
+
+    def join(self, x: Tensor) -> Tensor:
+        """Return what all ranks have, side by side. [N, n] -> [N, size * n]"""
+        if self.size == 1:
+            return x
+        parts = x.new_empty(self.size, *x.shape)
+        dist.all_gather_into_tensor(parts, x.contiguous(), group=self.group)
+        return torch.cat(list(parts), -1)
+
+    def _problems(self, model: ModelConfig) -> Iterator[Problem]:
+        whole = {"num_kv_heads": model.num_kv_heads, "ffn_hidden_size": model.ffn_hidden_size}
+        for name, number in whole.items():
+            if number % self.size:
+                fits = [n for n in range(1, self.size) if not any(x % n for x in whole.values())]
+                yield Problem(
+                    f"parallel.tp={self.size}, model.{name}={number}",
+                    "every rank has as many of them as every other",
+                    f"parallel.tp={fits[-1]}",
+                )
+
+
+WHOLE = Split()
+"""All of it, in one process."""
