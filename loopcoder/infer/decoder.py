@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from loopcoder.config.schema import ModelConfig
 from loopcoder.errors import InputError
 from loopcoder.infer.attention import decode_attention
 from loopcoder.infer.cache import KV, Cache, later_loops
+from loopcoder.infer.graphs import Run, StepGraphs
 from loopcoder.infer.layers import Rope, linear, run_layers
 from loopcoder.infer.prefill import Prefill
 from loopcoder.infer.split import WHOLE, Split
@@ -46,6 +48,7 @@ class Decoder:
         num_places: int,
         max_length: int,
         split: Split = WHOLE,
+        cuda_graphs: Literal["auto", "off"] = "auto",
     ):
         """
         Args:
@@ -53,17 +56,20 @@ class Decoder:
             vocabulary: Tokens that there are.
             num_places: Sequences at a time.
             max_length: Tokens of a sequence, the prompt's included.
+            cuda_graphs: Whether steps on a GPU are launched as graphs; auto: they are.
         """
         self.model, self.vocabulary = model, vocabulary
         self.num_places, self.max_length = num_places, max_length
         self.lengths = [0] * num_places
         """Tokens in each place; 0: it is empty."""
-        self._weights, self._split = weights, split
+        self._weights, self.split = weights, split
         self.device = weights.embedding.device
         self._cache = Cache(
             model, num_places, max_length, self.device, weights.embedding.dtype, split
         )
-        self._places_of = lru_cache(maxsize=16)(self._on_device)
+        is_graph = cuda_graphs == "auto" and self.device.type == "cuda"
+        self._step: Run = StepGraphs(self._run, self._cache) if is_graph else self._run
+        self._places_of = lru_cache(maxsize=16)(self.on_device)
 
     @torch.no_grad()
     def prefill(
@@ -81,10 +87,10 @@ class Decoder:
         Raises:
             InputError: a prompt is empty, too long, or has ids that are no tokens.
         """
-        self._check_prompts(prompts)
+        self.check_prompts(prompts)
         for place in prompts:
             self.lengths[place] = 0
-        run = Prefill(self._weights, self.model, self._split, self._cache, prompts)
+        run = Prefill(self._weights, self.model, self.split, self._cache, prompts)
         normed = run.through_all_loops()
         if read is not None:
             rows = max(1, _LOGITS_BYTES // (4 * self.vocabulary))
@@ -112,10 +118,9 @@ class Decoder:
         Raises:
             ValueError: a place is empty, full, or named twice.
         """
-        self._check_places(places, len(tokens))
-        given = torch.as_tensor(tokens, dtype=torch.int64).to(self.device, non_blocking=True)
+        self.check_places(places, len(tokens))
         seen = 1 + max(self.lengths[place] for place in places)
-        logits = self._run(self._places_of(tuple(places)), given, seen)
+        logits = self._step(self._places_of(tuple(places)), self.on_device(tokens), seen)
         for place in places:
             self.lengths[place] += 1
         return logits
@@ -136,7 +141,7 @@ class Decoder:
             """Run some loops at once, [B, loops, D]; return what the next reads, and the head."""
             attend = partial(self._attend, places, positions, seen, loops)
             gated = len(later_loops(model, loops))
-            raw, normed = run_layers(self._weights, model, self._split, hidden, rope, gated, attend)
+            raw, normed = run_layers(self._weights, model, self.split, hidden, rope, gated, attend)
             return (normed if model.norm_per_loop else raw), normed
 
         if model.shift:
@@ -182,13 +187,15 @@ class Decoder:
 
     def _logits(self, normed: Tensor) -> Tensor:
         """Apply the head. [N, D] -> [N, vocabulary] in fp32"""
-        found = self._split.join(linear(normed, self._weights.head))[:, : self.vocabulary]
+        found = self.split.join(linear(normed, self._weights.head))[:, : self.vocabulary]
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
-    def _on_device(self, places: tuple[int, ...]) -> Tensor:
-        return torch.tensor(places, device=self.device)
+    def on_device(self, numbers: Tensor | Sequence[int]) -> Tensor:
+        """Return ids or places where the model is, without waiting for it."""
+        return torch.as_tensor(numbers, dtype=torch.int64).to(self.device, non_blocking=True)
 
-    def _check_prompts(self, prompts: Mapping[int, Sequence[int]]) -> None:
+    def check_prompts(self, prompts: Mapping[int, Sequence[int]]) -> None:
+        """Raise what `prefill` raises."""
         if not prompts:
             raise ValueError("no prompt")
         for place, ids in prompts.items():
@@ -207,7 +214,8 @@ class Decoder:
                 why = f"there are the ids 0 to {self.vocabulary - 1}"
                 raise InputError.of(f"token id {wrong[0]}", why, "ids of the model's tokenizer")
 
-    def _check_places(self, places: Sequence[int], tokens: int) -> None:
+    def check_places(self, places: Sequence[int], tokens: int) -> None:
+        """Raise what `step` raises."""
         if len(set(places)) != len(places) or len(places) != tokens or not places:
             raise ValueError(f"{tokens} tokens for the places {list(places)}")
         for place in places:

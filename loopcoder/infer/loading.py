@@ -79,6 +79,7 @@ def load_decoder(
     precision: Literal["fp32", "bf16"] | None = None,
     parallel: ParallelConfig | None = None,
     split: Split = WHOLE,
+    cuda_graphs: Literal["auto", "off"] = "auto",
     cache: Path | None = None,
 ) -> LoadedDecoder:
     """Load weights into this process, on its GPU if it has one, and make room for sequences.
@@ -91,7 +92,8 @@ def load_decoder(
         num_loops: Loops to run with instead of those that were trained.
         precision: None: fp32 on a CPU, and on a GPU what was trained.
         parallel: Layout of the ranks that load together; None: one process.
-        split: This rank's part of the model, of as many as `parallel.tp`.
+        split: This rank's part of the model, of as many as `parallel.tp`; all must call it.
+        cuda_graphs: Whether steps on a GPU are launched as graphs; auto: they are.
         cache: Where what comes from a URL is kept; None: data.build.cache_dir.
 
     Raises:
@@ -99,18 +101,29 @@ def load_decoder(
             into memory together with the sequences.
     """
     cache = cache or Path(compose([]).data.build.cache_dir).expanduser()
-    source = source_at(place, cache, Asked(detect(), num_loops, precision, parallel))
-    split.check(source.model)
-    device, dtype = this_device(), _DTYPES[source.config.precision.name]
-    vocabulary = source.tokens or _vocabulary_size(source)
-    weights = weight_bytes(source.model, source.rows, vocabulary, dtype, split)
-    check_fits(source.model, num_places, max_length, dtype, split, weights, free_bytes(device))
-    held = build_weights(source.read, source.model, vocabulary, device, dtype, split)
-    source.check()
-    decoder = Decoder(
-        held, source.model, vocabulary, num_places=num_places, max_length=max_length, split=split
-    )
-    return LoadedDecoder(decoder, source)
+    asked = Asked(detect(), num_loops, precision, parallel)
+
+    def load() -> LoadedDecoder:
+        source = source_at(place, cache, asked)
+        split.check(source.model)
+        device, dtype = this_device(), _DTYPES[source.config.precision.name]
+        vocabulary = source.tokens or _vocabulary_size(source)
+        weights = weight_bytes(source.model, source.rows, vocabulary, dtype, split)
+        check_fits(source.model, num_places, max_length, dtype, split, weights, free_bytes(device))
+        held = build_weights(source.read, source.model, vocabulary, device, dtype, split)
+        source.check()
+        decoder = Decoder(
+            held,
+            source.model,
+            vocabulary,
+            num_places=num_places,
+            max_length=max_length,
+            split=split,
+            cuda_graphs=cuda_graphs,
+        )
+        return LoadedDecoder(decoder, source)
+
+    return split.all_or_none(load, lambda loaded: loaded.source.place)
 
 
 def decoder_of(
@@ -120,6 +133,7 @@ def decoder_of(
     *,
     num_places: int,
     max_length: int,
+    cuda_graphs: Literal["auto", "off"] = "auto",
 ) -> Decoder:
     """Make a decoder of a PLTModel in this process, whose weights it shares.
 
@@ -136,7 +150,14 @@ def decoder_of(
     free = free_bytes(first.device)
     check_fits(model, num_places, max_length, first.dtype, WHOLE, 0, free)
     held = build_weights(ours.__getitem__, model, vocabulary, first.device, first.dtype)
-    return Decoder(held, model, vocabulary, num_places=num_places, max_length=max_length)
+    return Decoder(
+        held,
+        model,
+        vocabulary,
+        num_places=num_places,
+        max_length=max_length,
+        cuda_graphs=cuda_graphs,
+    )
 
 
 def this_device() -> torch.device:

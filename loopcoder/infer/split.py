@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from loopcoder.config.schema import ModelConfig
-from loopcoder.errors import InputError, Problem
+from loopcoder.errors import InputError, LoopcoderError, Problem
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,41 @@ class Split:
         """Return what all ranks have, side by side. [N, n] -> [N, size * n]"""
         if self.size == 1:
             return x
-        parts = x.new_empty(self.size, *x.shape)
+        parts = x.new_empty(self.size * len(x), x.shape[1])
         dist.all_gather_into_tensor(parts, x.contiguous(), group=self.group)
-        return torch.cat(list(parts), -1)
+        return torch.cat(parts.chunk(self.size), 1)
+
+    def all_or_none[T](self, call: Callable[[], T], alike: Callable[[T], str]) -> T:
+        """Return what a call gives on this rank; all ranks must call it.
+
+        Args:
+            alike: Says what has to be the same on all ranks.
+
+        Raises:
+            LoopcoderError: on all ranks, what one of them raised; or they found different things.
+        """
+        if self.size == 1:
+            return call()
+        result: T | None = None
+        found: tuple[str, LoopcoderError | None]
+        try:
+            result = call()
+            found = alike(result), None
+        except LoopcoderError as error:
+            found = "", error
+        everywhere: list[Any] = [None] * self.size
+        dist.all_gather_object(everywhere, found, group=self.group)
+        if raised := [error for _, error in everywhere if error is not None]:
+            raise raised[0]
+        names = [name for name, _ in everywhere]
+        if others := [name for name in names if name != names[0]]:
+            raise InputError.of(
+                f"rank 0 has loaded {names[0]}, another one {others[0]}",
+                "all have a part of the same weights",
+                "name one checkpoint, which does not change meanwhile",
+            )
+        assert result is not None
+        return result
 
     def _problems(self, model: ModelConfig) -> Iterator[Problem]:
         whole = {"num_kv_heads": model.num_kv_heads, "ffn_hidden_size": model.ffn_hidden_size}
