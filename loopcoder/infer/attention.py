@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from loopcoder.ops.gated_window import attention, gated_mixture
 
-_BLOCK = 1024
+_BLOCK = 512
 """Queries of a window at a time, so that its mask stays small whatever a prompt's length."""
 
 
@@ -70,17 +72,17 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention(q, k, v, None)
 
 
-def windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Attend to tokens t-window <= s <= t of a prompt; shapes as of `causal`."""
-    blocks = []
+def windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Iterator[tuple[slice, Tensor]]:
+    """Attend to tokens t-window <= s <= t of a prompt; shapes as of `causal`. Yield some tokens
+    after the other, with which they are."""
     for begin in range(0, len(q), _BLOCK):
         end, first = min(begin + _BLOCK, len(q)), max(0, begin - window)
         distance = torch.arange(begin, end, device=q.device)[:, None] - torch.arange(
             first, end, device=q.device
         )
         mask = (distance >= 0) & (distance <= window)
-        blocks.append(attention(q[begin:end], k[first:end], v[first:end], mask[None, None]))
-    return torch.cat(blocks)
+        seen = slice(first, end)
+        yield slice(begin, end), attention(q[begin:end], k[seen], v[seen], mask[None, None])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:

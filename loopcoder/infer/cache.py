@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from loopcoder.config.schema import ModelConfig
-from loopcoder.errors import InputError, counted
 from loopcoder.infer.split import WHOLE, Split
-from loopcoder.storage.files import in_words
 
 KV = tuple[Tensor, Tensor]
 
@@ -38,60 +36,6 @@ def cache_bytes(
     per_place += _rings(model) * (model.window + 1) * kv
     per_place += _carried(model) * model.hidden_size
     return num_places * (per_place * dtype.itemsize + torch.int64.itemsize)
-
-
-def check_fits(
-    model: ModelConfig,
-    num_places: int,
-    max_length: int,
-    dtype: torch.dtype,
-    split: Split,
-    weights: int,
-    free: int,
-) -> None:
-    """Refuse what cannot be held.
-
-    Args:
-        weights: Bytes of the weights that are still to be loaded; 0: they are there.
-        free: Bytes of memory that there are for weights and cache.
-
-    Raises:
-        InputError: with the arithmetic, or `max_length` is more than the model is meant for.
-    """
-    if not 1 <= max_length <= model.max_position_embeddings:
-        raise InputError.of(
-            f"max_length={max_length}, model.max_position_embeddings="
-            f"{model.max_position_embeddings}",
-            "the model knows positions up to that",
-            f"max_length={model.max_position_embeddings} or less",
-        )
-    if num_places < 1:
-        why = "each sequence that is generated has a place in the cache"
-        raise InputError.of(f"num_places={num_places}", why, "num_places=1")
-
-    def needed(places: int, length: int) -> int:
-        return weights + cache_bytes(model, places, length, dtype, split)
-
-    if needed(num_places, max_length) <= free:
-        return
-    cache = needed(num_places, max_length) - weights
-    raise InputError.of(
-        f"weights of {in_words(weights)} and a cache of {in_words(cache)} "
-        f"({counted(num_places, 'place')} of {counted(max_length, 'token')}) in {in_words(free)}",
-        f"they need {in_words(weights + cache)}",
-        _fix(needed, num_places, max_length, free),
-    )
-
-
-def _fix(needed: object, num_places: int, max_length: int, free: int) -> str:
-    assert callable(needed)
-    places = [n for n in range(1, num_places) if needed(n, max_length) <= free]
-    lengths = [n for n in (2**i for i in range(6, 24)) if n < max_length]
-    shorter = [n for n in lengths if needed(num_places, n) <= free]
-    if not (places or shorter):
-        return "more GPUs (parallel.tp), precision=bf16, or a smaller model"
-    fixes = [f"num_places={places[-1]}"] if places else []
-    return " or ".join([*fixes, *([f"max_length={shorter[-1]}"] if shorter else [])])
 
 
 class Cache:

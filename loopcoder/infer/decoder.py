@@ -22,7 +22,7 @@ from loopcoder.infer.attention import decode_attention
 from loopcoder.infer.cache import KV, Cache, later_loops
 from loopcoder.infer.graphs import Run, StepGraphs
 from loopcoder.infer.layers import Rope, linear, run_layers
-from loopcoder.infer.prefill import Prefill
+from loopcoder.infer.prefill import Prefill, passes
 from loopcoder.infer.split import WHOLE, Split
 from loopcoder.infer.weights import ModelWeights
 
@@ -75,7 +75,7 @@ class Decoder:
     def prefill(
         self, prompts: Mapping[int, Sequence[int]], read: ReadLogits | None = None
     ) -> Tensor:
-        """Empty some places, and run a prompt in each; all in one pass, loop after loop.
+        """Empty some places, and run a prompt in each: together, loop after loop.
 
         Args:
             prompts: Token ids by place.
@@ -90,6 +90,10 @@ class Decoder:
         self.check_prompts(prompts)
         for place in prompts:
             self.lengths[place] = 0
+        parts = passes(prompts, self.max_length)
+        return torch.cat([self._prefill(part, read) for part in parts])
+
+    def _prefill(self, prompts: Mapping[int, Sequence[int]], read: ReadLogits | None) -> Tensor:
         run = Prefill(self._weights, self.model, self.split, self._cache, prompts)
         normed = run.through_all_loops()
         if read is not None:

@@ -6,6 +6,7 @@ Every operator has one place here where it is called, so that a kernel can take 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,8 @@ from loopcoder.infer.split import Split
 from loopcoder.infer.weights import GateWeights, LayerWeights, ModelWeights
 from loopcoder.ops.gate_logits import gate_logits
 
-_ROWS = 8192
-"""Rows that go through the MLP at a time: of a long prompt its inner state would be large."""
+ROWS = 8192
+"""Rows at a time of what takes much memory besides its output: the MLP, and RoPE in fp32."""
 
 
 class Rope(NamedTuple):
@@ -38,9 +39,10 @@ class Rope(NamedTuple):
 
     def rotate(self, x: Tensor) -> Tensor:
         """x: [N, loops, heads, head_dim]"""
-        y = x.to(torch.promote_types(x.dtype, torch.float32))
-        first, second = y.chunk(2, -1)
-        return (y * self.cos + torch.cat([-second, first], -1) * self.sin).to(x.dtype)
+        if len(x) <= ROWS:
+            return _rotate(x, self.cos, self.sin)
+        parts = zip(*(y.split(ROWS) for y in (x, self.cos, self.sin)), strict=True)
+        return torch.cat([_rotate(*part) for part in parts])
 
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -71,16 +73,29 @@ def run_layers(
     norms = [*(layer.input_norm for layer in weights.layers[1:]), weights.final_norm]
     normed = _norm(hidden, weights.layers[0].input_norm, model.norm_eps)
     for index, (layer, next_norm) in enumerate(zip(weights.layers, norms, strict=True)):
-        q, k, v = _project(layer, normed, model)
-        q, k = rope.rotate(q), rope.rotate(k)
-        gates = None
-        if gated and layer.gate is not None:
-            gates = _gate(layer.gate, hidden[:, -gated:], q[:, -gated:], model.norm_eps)
-        out = linear(attend(index, q, k, v, gates).flatten(2), layer.output)
+        out = _attention(layer, model, hidden, normed, rope, gated, partial(attend, index))
         hidden, normed = _add_norm(hidden, split.sum(out), layer.mlp_norm, model.norm_eps)
-        out = _feed_forward(layer, normed)
-        hidden, normed = _add_norm(hidden, split.sum(out), next_norm, model.norm_eps)
+        hidden, normed = _add_norm(
+            hidden, split.sum(_feed_forward(layer, normed)), next_norm, model.norm_eps
+        )
     return hidden, normed
+
+
+def _attention(
+    layer: LayerWeights,
+    model: ModelConfig,
+    hidden: Tensor,
+    normed: Tensor,
+    rope: Rope,
+    gated: int,
+    attend: Callable[..., Tensor],
+) -> Tensor:
+    q, k, v = _project(layer, normed, model)
+    q, k = rope.rotate(q), rope.rotate(k)
+    gates = None
+    if gated and layer.gate is not None:
+        gates = _gate(layer.gate, hidden[:, -gated:], q[:, -gated:], model.norm_eps)
+    return linear(attend(q, k, v, gates).flatten(2), layer.output)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -96,6 +111,12 @@ def _add_norm(x: Tensor, more: Tensor, weight: Tensor, eps: float) -> tuple[Tens
     """Return the sum, and its norm."""
     x = x + more
     return x, _norm(x, weight, eps)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    y = x.to(torch.promote_types(x.dtype, torch.float32))
+    first, second = y.chunk(2, -1)
+    return (y * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
 
 
 def _project(
@@ -125,6 +146,6 @@ def _feed_forward(layer: LayerWeights, normed: Tensor) -> Tensor:
         gate, up = linear(x, layer.gate_up).chunk(2, -1)
         return linear(F.silu(gate) * up, layer.down)
 
-    if len(normed) <= _ROWS:
+    if len(normed) <= ROWS:
         return run(normed)
-    return torch.cat([run(part) for part in normed.split(_ROWS)])
+    return torch.cat([run(part) for part in normed.split(ROWS)])

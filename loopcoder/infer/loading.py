@@ -16,8 +16,8 @@ from loopcoder.config.schema import Config, ModelConfig, ParallelConfig
 from loopcoder.errors import InputError
 from loopcoder.hf.card import Tokenizer
 from loopcoder.hf.mapping import plain_name
-from loopcoder.infer.cache import check_fits
 from loopcoder.infer.decoder import Decoder
+from loopcoder.infer.fit import check_fits
 from loopcoder.infer.sources import Asked, Source, source_at
 from loopcoder.infer.split import WHOLE, Split
 from loopcoder.infer.weights import build_weights, weight_bytes
@@ -25,7 +25,7 @@ from loopcoder.plan.device import machine_memory
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _WORK = 0.05
-"""Of a GPU's memory: what passes through the layers, CUDA's graphs, NCCL's buffers."""
+"""Of a GPU's memory: CUDA's graphs, workspaces, NCCL's buffers, logits."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def this_device() -> torch.device:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that there is for weights and cache."""
+    """Return the memory that there is for a decoder."""
     if device.type == "cpu":
         return machine_memory()[1]
     free, total = torch.cuda.mem_get_info(device)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from loopcoder.errors import InputError
 from loopcoder.hf.mapping import from_released
-from loopcoder.infer.cache import Cache, cache_bytes, check_fits
+from loopcoder.infer.cache import Cache, cache_bytes
+from loopcoder.infer.decoder import Decoder
+from loopcoder.infer.fit import check_fits
+from loopcoder.infer.prefill import pass_bytes
 from loopcoder.infer.split import WHOLE, Split
 from loopcoder.infer.weights import build_weights, weight_bytes
 from tests.configs import small_model
@@ -67,17 +73,20 @@ def check(places: int, length: int, weights: int, free: int, **changes: Any) -> 
 
 
 def test_what_does_not_fit_is_refused_with_what_would() -> None:
-    weights, place = 1_000_000, cache_bytes(small_model(), 1, 1000, torch.float32)
-    check(8, 1000, weights, weights + 8 * place)
+    model, weights = small_model(), 1_000_000
+    place = cache_bytes(model, 1, 1000, torch.float32)
+    work = pass_bytes(model, 1000, torch.float32, WHOLE)
+    fixed = weights + work
+    check(8, 1000, weights, fixed + 8 * place)
     with pytest.raises(InputError) as caught:
-        check(8, 1000, weights, weights + 5 * place)
+        check(8, 1000, weights, fixed + 5 * place)
     (problem,) = caught.value.problems
-    assert "1.0 MB" in problem.fact and "8 places of 1,000 tokens" in problem.fact
+    assert "weights of 1.0 MB" in problem.fact and "8 places of 1,000 tokens" in problem.fact
     assert problem.fix.startswith("num_places=5 or max_length=")
-    check(5, 1000, weights, weights + 5 * place)
-    check(8, int(problem.fix.rpartition("=")[2]), weights, weights + 5 * place)
+    check(5, 1000, weights, fixed + 5 * place)
+    check(8, int(problem.fix.rpartition("=")[2]), weights, fixed + 5 * place)
     with pytest.raises(InputError, match="more GPUs"):
-        check(1, 1000, weights, weights - 1)
+        check(1, 1000, weights, fixed - 1)
 
 
 @pytest.mark.parametrize(("places", "length", "says"), [
@@ -95,3 +104,42 @@ def test_a_split_that_leaves_ranks_unequal_is_refused() -> None:
     with pytest.raises(InputError, match="num_kv_heads=6") as caught:
         Split(0, 4).check(model)
     assert [p.fix for p in caught.value.problems] == ["parallel.tp=3"]
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors that are made inside, while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, call: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = call(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                storage = x.untyped_storage()
+                if storage._cdata not in self.live:
+                    self.live[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self.live.pop, storage._cdata)
+        self.peak = max(self.peak, sum(self.live.values()))
+        return out
+
+
+@pytest.mark.parametrize(("loops", "dtype"), [(3, torch.float32), (1, torch.bfloat16)])
+def test_a_pass_takes_no_more_than_its_formula_says(
+    seed: int, monkeypatch: pytest.MonkeyPatch, loops: int, dtype: torch.dtype
+) -> None:
+    length = 4000
+    monkeypatch.setattr("loopcoder.infer.layers.ROWS", 300)
+    monkeypatch.setattr("loopcoder.infer.prefill.ROWS", 300)
+    monkeypatch.setattr("loopcoder.infer.prefill.PASS_TOKENS", 1)
+    monkeypatch.setattr("loopcoder.infer.attention._BLOCK", 100)
+    drawn = draw(seed, num_loops=loops, hidden_size=64, ffn_hidden_size=160, head_dim=16)
+    ours = from_released(drawn.weights, drawn.model)
+    weights = build_weights(ours.__getitem__, drawn.model, VOCAB, CPU, dtype)
+    decoder = Decoder(weights, drawn.model, VOCAB, num_places=1, max_length=length)
+    with Live() as live:
+        decoder.prefill({0: [1] * length})
+    formula = pass_bytes(drawn.model, length, dtype, WHOLE)
+    assert 0.6 * formula < live.peak < formula

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loopcoder.errors import InputError
 from loopcoder.infer.decoder import Decoder
+from loopcoder.infer.prefill import passes
 from tests.infer.models import VOCAB, Drawn, draw, random_ids
 from tests.reference import errors
 
@@ -148,9 +149,22 @@ def test_long_prompts_go_through_the_layers_in_parts(
     drawn = draw(seed, num_loops=3)
     ids = random_ids(rng, 50)
     whole = drawn.decoder(1, 60).prefill({0: ids})
-    monkeypatch.setattr("loopcoder.infer.layers._ROWS", 7)
+    monkeypatch.setattr("loopcoder.infer.layers.ROWS", 7)
     monkeypatch.setattr("loopcoder.infer.attention._BLOCK", 5)
     torch.testing.assert_close(drawn.decoder(1, 60).prefill({0: ids}), whole)
+
+
+def test_many_prompts_go_in_several_passes(
+    seed: int, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = draw(seed)
+    prompts = {
+        place: random_ids(rng, length) for place, length in ((3, 9), (0, 20), (2, 4), (1, 8))
+    }
+    together = drawn.decoder(4, 20).prefill(prompts)
+    monkeypatch.setattr("loopcoder.infer.prefill.PASS_TOKENS", 12)
+    assert [[*part] for part in passes(prompts, 20)] == [[3], [0], [2, 1]]
+    torch.testing.assert_close(drawn.decoder(4, 20).prefill(prompts), together)
 
 
 def test_what_cannot_be_decoded_is_refused_and_changes_nothing(
