@@ -42,8 +42,8 @@ def test_sequences_that_come_and_go_equal_the_full_pass(
 ) -> None:
     """Prompts of some lengths in one pass, steps of some in any order, places used again."""
     drawn = draw(seed, **MODELS[name])
-    decoder = drawn.decoder(num_places=3, max_length=24)
-    sequences = [random_ids(rng, rng.randrange(2, 25)) for _ in range(6)]
+    decoder = drawn.decoder(num_places=3, max_length=20)
+    sequences = [random_ids(rng, rng.randrange(2, 21)) for _ in range(5)]
     found: list[list[Tensor]] = [[] for _ in sequences]
     waiting, running = list(range(len(sequences))), dict[int, int]()
     while waiting or running:
