@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from loopcoder.config.schema import ParallelConfig
 from loopcoder.errors import InputError, LoopcoderError
+from loopcoder.hf.config import to_released
 from loopcoder.hf.mapping import from_released
 from loopcoder.infer.decoder import Decoder
 from loopcoder.infer.leading import control_group, leading
+from loopcoder.infer.loading import load_decoder
 from loopcoder.infer.split import WHOLE, Split
 from loopcoder.infer.weights import build_weights
-from tests.conftest import fresh_seed
+from tests.configs import small_model
 from tests.dist.launch import in_processes
+from tests.hf.released import VOCAB as ROWS
+from tests.hf.released import random_tensors, write_folder
 from tests.infer.models import Drawn, draw, random_ids
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -50,7 +56,7 @@ def session(decoder: Any, seed: int) -> list[torch.Tensor]:
     return out
 
 
-def on_rank(rank: int, seed: int) -> dict[str, list[torch.Tensor]]:
+def on_rank(rank: int, seed: int, folder: Path) -> dict[str, list[torch.Tensor]]:
     split, control, found = Split(rank, 2, dist.group.WORLD), control_group(range(2)), {}
     for name, model in MODELS.items():
         with leading(decoder_of(draw(seed, **model), split), control) as leader:
@@ -63,6 +69,12 @@ def on_rank(rank: int, seed: int) -> dict[str, list[torch.Tensor]]:
         if leader is not None:
             with pytest.raises(LoopcoderError, match="do not run together"):
                 leader.step([1], [1])
+    asked = dict(parallel=ParallelConfig(tp=2), split=split, num_places=3, max_length=40)
+    with leading(load_decoder(folder, **asked).decoder, control) as leader:
+        if leader is not None:
+            found["folder"] = [x.tolist() for x in session(leader, seed)]
+    with pytest.raises(InputError, match="max_position"):
+        load_decoder(folder, **asked | dict(max_length=1 << 30))
     one_fails(split)
     return found
 
@@ -83,11 +95,15 @@ def one_fails(split: Split) -> None:
 
 
 @pytest.mark.dist
-def test_two_ranks_give_what_one_process_gives() -> None:
-    seed = fresh_seed()
-    print(f"LOOPCODER_TEST_SEED={seed}")
-    found, nothing = in_processes(2, on_rank, seed, timeout_s=120)
-    assert not nothing and found.keys() == MODELS.keys()
+def test_two_ranks_give_what_one_process_gives(seed: int, tmp_path: Path) -> None:
+    model = small_model()
+    tensors = random_tensors(model, seed, torch.bfloat16)
+    folder = write_folder(tmp_path / "folder", to_released(model, ROWS), tensors)
+    found, nothing = in_processes(2, on_rank, seed, folder, timeout_s=120)
+    assert not nothing and found.keys() == {*MODELS, "folder"}
+    alone = load_decoder(folder, num_places=3, max_length=40).decoder
+    for ours, theirs in zip(found["folder"], session(alone, seed), strict=True):
+        torch.testing.assert_close(torch.tensor(ours), theirs, rtol=1e-4, atol=1e-4)
     for name, model in MODELS.items():
         expected = session(decoder_of(draw(seed, **model), WHOLE), seed)
         for ours, theirs in zip(found[name], expected, strict=True):

@@ -29,10 +29,6 @@ class Drawn:
     weights: dict[str, Tensor]
     """Under the released names, in float64, of values that fp32 has exactly."""
 
-    def read(self, name: str) -> Tensor:
-        """Return a weight by our name, in fp32."""
-        return from_released(self.weights, self.model)[name].float()
-
     def decoder(self, num_places: int, max_length: int) -> Decoder:
         """Make a decoder in fp32 on the CPU."""
         ours = from_released(self.weights, self.model)
