@@ -115,6 +115,15 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.parallel",
         "loopcoder.train",
     },
+    "loopcoder.infer": BASE
+    | MODEL
+    | {
+        "loopcoder.checkpoint",
+        "loopcoder.data",
+        "loopcoder.hf",
+        "loopcoder.parallel",
+        "loopcoder.plan.device",
+    },
     "loopcoder.differences": BASE | {"loopcoder.checkpoint", "loopcoder.hf", "loopcoder.loaded"},
     "loopcoder.diagnose.measures": set(),
     "loopcoder.diagnose": BASE

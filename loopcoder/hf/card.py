@@ -101,6 +101,18 @@ class Tokenizer:
     def speaks_chatml(self) -> bool:
         return _TURN in self.ids and _TURN_END in self.ids
 
+    @property
+    def end_ids(self) -> list[int]:
+        """What ends an answer: a document, and a turn where it speaks ChatML."""
+        ends = self.eos_ids if isinstance(self.eos_ids, list) else [self.eos_ids]
+        turn = [self.ids[_TURN_END]] if self.speaks_chatml else []
+        return [*dict.fromkeys([*ends, *turn])]
+
+    @property
+    def chat_template(self) -> str | None:
+        """In Jinja; None: it has no words for a chat."""
+        return self.specials.chat_template or (CHAT_TEMPLATE if self.speaks_chatml else None)
+
     def files(self, max_length: int) -> dict[str, str]:
         """Return the content of the files by name, as transformers 4.57 and 5 read them.
 
@@ -117,15 +129,13 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "model_max_length": max_length,
         }
-        ends = self.eos_ids if isinstance(self.eos_ids, list) else [self.eos_ids]
-        if self.speaks_chatml:
-            ends = [*dict.fromkeys([*ends, self.ids[_TURN_END]])]
+        ends = self.end_ids
         generation = {
             "bos_token_id": self.bos_id,
             "eos_token_id": ends if len(ends) > 1 else ends[0],
             "pad_token_id": self.ids[self.pad] if self.given_pad_id is None else self.given_pad_id,
         }
-        template = self.specials.chat_template or (CHAT_TEMPLATE if self.speaks_chatml else None)
+        template = self.chat_template
         out = {
             "tokenizer.json": self.text,
             "tokenizer_config.json": _json(about),

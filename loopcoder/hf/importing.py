@@ -149,8 +149,8 @@ def import_folder(
     with whole_folder(output, "output", planned.size_bytes + _SPARE) as part:
         step = layout.step_folder(part, 0)
         with WeightsWriter(step) as writer:
-            for ours, theirs in released_names(planned.model).items():
-                _write(writer, planned, ours, theirs)
+            for ours in released_names(planned.model):
+                _write(writer, planned, ours)
             companions = _companions(planned, part)
             final = layout.step_folder(output.absolute(), 0) / TOKENIZER
             writer.complete(_at(planned.config, final), _state(planned, final), companions)
@@ -162,6 +162,39 @@ def import_folder(
         for note in planned.notes():
             report(note)
     return layout.find(output)
+
+
+def parts_of(planned: Import, model: ModelConfig, ours: str) -> list[Tensor]:
+    """Return the tensors that make a weight, one below the other, as they are in the folder; gates
+    that it does not have are new.
+
+    Args:
+        model: `planned.model`, or that with other loops.
+        ours: Our name of the weight.
+    """
+    source, theirs = planned.source, released_names(model)[ours]
+    if "plt_gate" in ours and not planned.described.model.has_gates:
+        return [new_gate(ours, model)]
+    if theirs == (_HEAD,) and planned.copies_head:
+        parts = [source.read(_EMBEDDING)]
+    else:
+        parts = [source.read(one) for one in theirs]
+    if len(parts) == 3:
+        q, k, v = parts
+        parts = [merge_qkv(q, k, v, model)]
+    if theirs in ((_EMBEDDING,), (_HEAD,)) and planned.rows > len(parts[0]):
+        parts.append(parts[0].new_zeros(planned.rows - len(parts[0]), *parts[0].shape[1:]))
+    return parts
+
+
+def new_gate(ours: str, model: ModelConfig) -> Tensor:
+    """Return a weight of a gate as it is before training."""
+    if "gate_norm" in ours:
+        return torch.ones(model.hidden_size)
+    if ours.endswith("bias"):
+        return torch.full((model.num_attention_heads,), model.gate_bias_init)
+    width = model.hidden_size if model.gate == "hidden" else model.head_dim
+    return torch.zeros(model.num_attention_heads, width)
 
 
 def to_train(planned: Import, output: Path) -> str:
@@ -269,33 +302,16 @@ def _state(planned: Import, tokenizer: Path) -> CheckpointState:
     )
 
 
-def _write(writer: WeightsWriter, planned: Import, ours: str, theirs: tuple[str, ...]) -> None:
+def _write(writer: WeightsWriter, planned: Import, ours: str) -> None:
     name, layer = shard_name(ours)
-    source, model = planned.source, planned.model
-    if "plt_gate" in ours and not planned.described.model.has_gates:
-        parts = [_new_gate(ours, released_shapes(model, planned.rows)[theirs[0]], model)]
-    elif theirs == (_HEAD,) and planned.copies_head:
-        parts = [source.read(_EMBEDDING)]
-    else:
-        parts = [source.read(one) for one in theirs]
-    if len(parts) == 3:
-        q, k, v = parts
-        parts = [merge_qkv(q, k, v, model)]
-    if theirs in ((_EMBEDDING,), (_HEAD,)) and planned.rows > len(parts[0]):
-        parts.append(parts[0].new_zeros(planned.rows - len(parts[0]), *parts[0].shape[1:]))
+    model, parts = planned.model, parts_of(planned, planned.model, ours)
     shape = [sum(len(part) for part in parts), *parts[0].shape[1:]]
     row = 0
-    for part in parts:  # one below the other
+    for part in parts:
         offset = [row, *[0] * (part.ndim - 1)]
         row += len(part)
-        found = part.to(source.dtype)
+        found = part.to(planned.source.dtype)
         if layer is None:
             writer.write(name, found, offset, shape)
         else:
             writer.write(name, found[None], [layer, *offset], [model.num_layers, *shape])
-
-
-def _new_gate(ours: str, shape: tuple[int, ...], model: ModelConfig) -> Tensor:
-    if "gate_norm" in ours:
-        return torch.ones(shape)
-    return torch.full(shape, model.gate_bias_init if ours.endswith("bias") else 0.0)
