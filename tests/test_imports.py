@@ -44,6 +44,15 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.metrics.writer",
         "data_pipeline.tokenizer.imported",
     },
+    "loopcoder.infer": BASE
+    | MODEL
+    | {
+        "loopcoder.checkpoint",
+        "loopcoder.data",
+        "loopcoder.hf",
+        "loopcoder.parallel",
+        "data_pipeline.tokenizer.spec",
+    },
     "loopcoder.plan": BASE
     | {
         "loopcoder.data.manifest",
