@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +30,7 @@ from loopcoder.model.documents import Documents
 from loopcoder.parallel import mcore
 
 if TYPE_CHECKING:
+    from loopcoder.infer.generator import Generator
     from loopcoder.train.state import TrainState
 
 
@@ -164,6 +165,10 @@ class LoadedRun:
         """The tokenizer that the run was trained with, a `tokenizers.Tokenizer`."""
         from tokenizers import Tokenizer
 
+        return Tokenizer.from_file(str(self._tokenizer_file))
+
+    @cached_property
+    def _tokenizer_file(self) -> Path:
         copied = self.checkpoint.path / TOKENIZER
         path = copied if copied.is_file() else Path(self.checkpoint.state().tokenizer_path)
         if not self.has_tokenizer:
@@ -179,7 +184,7 @@ class LoadedRun:
                 "checkpoints have a copy since 2026-11-29; older ones name that of their corpus",
                 f"put the tokenizer of the corpus at {copied}",
             )
-        return Tokenizer.from_file(str(path))
+        return path
 
     @property
     def has_tokenizer(self) -> bool:
@@ -230,6 +235,97 @@ class LoadedRun:
     def bits_per_byte(self, text: str) -> float:
         """Return the loss of a text after the last loop, in bits per byte of UTF-8."""
         return float(self.loss(text)[-1].sum()) / math.log(2) / len(text.encode())
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_end: bool = False,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        stream: bool = False,
+    ) -> Any:
+        """Continue a text, or several at once. docs/decoding.md says how tokens are drawn.
+
+        Args:
+            prompt: A text or token ids, or a list of them. An empty one begins as a document does.
+            max_tokens: Most tokens of an answer.
+            temperature: 0: always the most probable token; else the limits top_k (0: none), top_p
+                and min_p apply in this order.
+            seed: Of the draws, in each answer; None: another one each time.
+            stop: Texts that end an answer, and are left out of it.
+            ignore_end: Go on past tokens that end a document or a turn of a chat.
+            logprobs: Most probable tokens that are told at each token, 0 or more, with its own
+                log-probability; None: none of it.
+            prompt_logprobs: The same at the tokens of the prompt.
+            stream: Return the answer to one prompt piece by piece.
+
+        Returns:
+            an Answer with text, tokens, finish; a list of them for a list of prompts; with `stream`
+            an iterator of Pieces (infer/request.py).
+
+        Raises:
+            InputError: a prompt and its answer are longer than the model has positions, an argument
+                is wrong, or there is no memory for the cache.
+        """
+        from loopcoder.infer.request import Request, Sampling
+
+        is_one = isinstance(prompt, str) or all(isinstance(i, int) for i in prompt)
+        if stream and not is_one:
+            why = "pieces of several answers would come in any order"
+            raise InputError.of("stream=True for several prompts", why, "one prompt, or no stream")
+        generator = self._generator
+        sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+        requests = [
+            Request(
+                generator.prompts.of_ids(self._ids(one, at_least=0)),
+                max_tokens,
+                sampling,
+                (stop,) if isinstance(stop, str) else tuple(stop),
+                frozenset() if ignore_end else generator.prompts.end_ids,
+                logprobs,
+                prompt_logprobs,
+            )
+            for one in ([prompt] if is_one else prompt)
+        ]
+        engine = generator.engine_for(requests)
+        if stream:
+            return engine.stream(requests[0])
+        answers = engine.generate(requests)
+        return answers[0] if is_one else answers
+
+    @cached_property
+    def _generator(self) -> Generator:
+        """Answers prompts with the weights of `model`, which are not copied."""
+        from loopcoder.hf.card import Tokenizer
+        from loopcoder.infer.generator import Generator
+        from loopcoder.infer.loading import decoder_of
+        from loopcoder.infer.prompts import Prompts
+
+        if self.state.ranks.world_size > 1:
+            raise InputError.of(
+                f"this process has a part of the model, of {self.state.ranks.world_size}",
+                "generate() runs the whole of it",
+                "loopcoder.load(DIR), or loopcoder generate checkpoint=DIR parallel=tp2",
+            )
+        state, model = self.checkpoint.state(), self.config.model
+        stage = self.config.stages[trained_stage(self.config.stages, state.position)]
+        model = replace(model, rope_theta=stage.rope_theta)
+        special = Tokenizer.of(self._tokenizer_file, state.specials)
+        return Generator(
+            lambda places, length: decoder_of(
+                self.model, model, self.vocabulary, num_places=places, max_length=length
+            ),
+            Prompts(self.tokenizer, special),
+            model.max_position_embeddings,
+        )
 
     def _ids(self, text: str | Sequence[int], at_least: int) -> list[int]:
         ids = text

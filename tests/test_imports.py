@@ -44,15 +44,6 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.metrics.writer",
         "data_pipeline.tokenizer.imported",
     },
-    "loopcoder.infer": BASE
-    | MODEL
-    | {
-        "loopcoder.checkpoint",
-        "loopcoder.data",
-        "loopcoder.hf",
-        "loopcoder.parallel",
-        "data_pipeline.tokenizer.spec",
-    },
     "loopcoder.plan": BASE
     | {
         "loopcoder.data.manifest",
@@ -102,6 +93,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.differences",
         "loopcoder.doctor",
         "loopcoder.hf",
+        "loopcoder.infer",
         "loopcoder.loaded",
         "loopcoder.data",
         "loopcoder.metrics",
@@ -120,6 +112,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.checkpoint",
         "loopcoder.data",
         "loopcoder.hf",
+        "loopcoder.infer",
         "loopcoder.metrics",
         "loopcoder.parallel",
         "loopcoder.train",
@@ -132,6 +125,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.hf",
         "loopcoder.parallel",
         "loopcoder.plan.device",
+        "data_pipeline.tokenizer.spec",
     },
     "loopcoder.differences": BASE | {"loopcoder.checkpoint", "loopcoder.hf", "loopcoder.loaded"},
     "loopcoder.diagnose.measures": set(),

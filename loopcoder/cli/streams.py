@@ -76,6 +76,13 @@ def lasting_output() -> Iterator[list[Output]]:
         sys.stdout, sys.stderr = before
 
 
+def nobody_reads() -> bool:
+    """Say whether what is printed goes nowhere by now; of a stream that is none of ours, no."""
+    buffer = getattr(sys.stdout, "buffer", None)
+    output = getattr(buffer, "raw", buffer)
+    return isinstance(output, Output) and output.lost is not None
+
+
 def is_utf8(text: str) -> bool:
     """Say whether a text can be written as UTF-8; an argument or a name of other bytes cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

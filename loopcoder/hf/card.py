@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loopcoder import __version__
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.state import CheckpointState, Specials
@@ -171,12 +170,14 @@ def model_card(
     state: CheckpointState,
     content: dict[str, Any],
     size_bytes: int,
+    version: str,
 ) -> str:
     """Return the README.md of an export.
 
     Args:
         content: Of config.json.
         size_bytes: Of the weights.
+        version: Of loopcoder.
     """
     m, loops = config.model, config.model.num_loops
     width = 2 if content["dtype"] == "bfloat16" else 4
@@ -191,7 +192,7 @@ def model_card(
         ("weights", f"{content['dtype']}, {_origin(config, state)}"),
         *(_training(checkpoint, config, state) if state.is_trained else []),
         *(_left_out(config) if state.is_trained else []),
-        ("exported by", f"loopcoder {__version__}, commit {commit_of() or 'not recorded'}"),
+        ("exported by", f"loopcoder {version}, commit {commit_of() or 'not recorded'}"),
     ]
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts)
     return "\n".join(

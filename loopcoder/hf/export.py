@@ -146,7 +146,7 @@ def export(
             write_bytes(folder / name, text.encode())
         for path in _code():
             write_bytes(folder / path.name, path.read_bytes())
-        text = card.model_card(checkpoint, trained, state, content, total)
+        text = card.model_card(checkpoint, trained, state, content, total, __version__)
         write_bytes(folder / "README.md", text.encode())
         files = {path.name: synced_entry(path) for path in sorted(folder.iterdir())}
         write_json(folder / RECORD, {"made_from": made_from, "files": files})

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from loopcoder.errors import InputError, LoopcoderError, Problem, counted
+from loopcoder.errors import LoopcoderError, counted
+from loopcoder.infer.answerable import check_request
 from loopcoder.infer.gathered import Gathered
 from loopcoder.infer.prompt_logprobs import PromptLogprobs
 from loopcoder.infer.request import Answer, Finish, Piece, Request, Token
-from loopcoder.infer.sampling import Draws, next_tokens, problems
+from loopcoder.infer.sampling import Draws, next_tokens
 from loopcoder.infer.text import TextStream, TokenBytes
 
 PREFILL_TOKENS = 8192
@@ -140,9 +141,7 @@ class Engine:
         Raises:
             InputError: with all that is wrong.
         """
-        found = list(self._wrong(request))
-        if found:
-            raise InputError(found)
+        check_request(request, self.decoder.vocabulary, self.decoder.max_length)
 
     def submit(self, request: Request, receive: Receive, failed: Failed | None = None) -> int:
         """Let a request wait for a place; return its ticket.
@@ -357,30 +356,3 @@ class Engine:
                 if sequence in self._running:
                     self._ended(sequence, "cancelled")
         return raised
-
-    def _wrong(self, request: Request) -> Iterator[Problem]:
-        size, length = self.decoder.vocabulary, self.decoder.max_length
-        ids, most = request.ids, request.max_tokens
-        if not ids:
-            yield Problem("the prompt has no tokens", "a token follows another one", "a prompt")
-        wrong = next((i for i in ids if not 0 <= i < size), None)
-        if wrong is not None:
-            why = f"the model has the tokens 0 to {size - 1}"
-            yield Problem(f"token id {wrong} in the prompt", why, "ids of the model's tokenizer")
-        if most < 0:
-            yield Problem(f"max_tokens={most}", "it is a number of tokens", "max_tokens=0 or more")
-        elif len(ids) + most > length:
-            fix = f"max_tokens={length - len(ids)}" if len(ids) < length else "a shorter prompt"
-            yield Problem(
-                f"the prompt has {counted(len(ids), 'token')}, and max_tokens={most}",
-                f"both together may be {length:,}",
-                fix,
-            )
-        for name in ("logprobs", "prompt_logprobs"):
-            number = getattr(request, name)
-            if number is not None and not 0 <= number <= size:
-                why = f"so many most probable tokens are told, of {size:,}"
-                yield Problem(f"{name}={number}", why, f"{name}=5")
-        if "" in request.stop:
-            yield Problem("an empty stop string", "every text has it", "leave it out")
-        yield from problems(request.sampling)

@@ -48,7 +48,7 @@ class LoadedDecoder:
         """
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_file(str(_tokenizer_of(self.source)))
+        return Tokenizer.from_file(str(tokenizer_of(self.source)))
 
     @property
     def bos_id(self) -> int:
@@ -67,11 +67,11 @@ class LoadedDecoder:
 
     @cached_property
     def _specials(self) -> Tokenizer:
-        return Tokenizer.of(_tokenizer_of(self.source), self.source.specials)
+        return Tokenizer.of(tokenizer_of(self.source), self.source.specials)
 
 
 def load_decoder(
-    place: str | Path | Checkpoint,
+    place: str | Path | Checkpoint | Source,
     *,
     num_places: int,
     max_length: int,
@@ -86,7 +86,8 @@ def load_decoder(
 
     Args:
         place: A checkpoint, a folder of them, a run or the URL of one: the newest complete one; or
-            a folder for transformers, exported or released.
+            a folder for transformers, exported or released. Or what `source_at` made of one, with
+            all that was asked for then.
         num_places: Sequences at a time.
         max_length: Tokens of each, the prompt's included.
         num_loops: Loops to run with instead of those that were trained.
@@ -104,7 +105,7 @@ def load_decoder(
     asked = Asked(detect(), num_loops, precision, parallel)
 
     def load() -> LoadedDecoder:
-        source = source_at(place, cache, asked)
+        source = place if isinstance(place, Source) else source_at(place, cache, asked)
         split.check(source.model)
         device, dtype = this_device(), _DTYPES[source.config.precision.name]
         vocabulary = source.tokens or _vocabulary_size(source)
@@ -180,10 +181,15 @@ def free_bytes(device: torch.device) -> int:
 def _vocabulary_size(source: Source) -> int:
     from tokenizers import Tokenizer
 
-    return int(Tokenizer.from_file(str(_tokenizer_of(source))).get_vocab_size())
+    return int(Tokenizer.from_file(str(tokenizer_of(source))).get_vocab_size())
 
 
-def _tokenizer_of(source: Source) -> Path:
+def tokenizer_of(source: Source) -> Path:
+    """Return the tokenizer.json of weights.
+
+    Raises:
+        InputError: they have none.
+    """
     if source.tokenizer is not None:
         return source.tokenizer
     raise InputError.of(

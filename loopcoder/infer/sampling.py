@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from loopcoder.errors import Problem
 from loopcoder.infer.request import Sampling, Token
 
 
@@ -34,22 +33,6 @@ class Draws:
     def next_number(self) -> float:
         """Return the number in [0, 1) that decides the next token."""
         return self._numbers.random()
-
-
-def problems(sampling: Sampling) -> list[Problem]:
-    """Return what is wrong with the settings of a request."""
-    s = sampling
-    limits = [
-        ("temperature", s.temperature, 0 <= s.temperature < math.inf, "it is 0 or more", "0.8"),
-        ("top_k", s.top_k, s.top_k >= 0, "it is a number of tokens, or 0 for all", "50"),
-        ("top_p", s.top_p, 0 < s.top_p <= 1, "it is a probability above 0, at most 1", "0.95"),
-        ("min_p", s.min_p, 0 <= s.min_p <= 1, "it is a share, from 0 to 1", "0.05"),
-    ]
-    return [
-        Problem(f"{name}={value}", why, f"{name}={fix}")
-        for name, value, is_right, why, fix in limits
-        if not is_right
-    ]
 
 
 def next_tokens(logits: Tensor, rows: Sequence[Draws]) -> list[Token]:

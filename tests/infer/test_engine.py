@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -241,6 +242,8 @@ WRONG = [
     (Request((1,), 1, prompt_logprobs=-1), "prompt_logprobs=-1"),
     (Request((1,), 1, stop=("a", "")), "empty stop string"),
     (Request((1,), 1, Sampling(top_p=2)), "top_p=2"),
+    (Request((1,), 1, Sampling(temperature=math.nan)), "temperature=nan"),
+    (Request((1,), 1, Sampling(-1, -1, 0, 2)), "temperature=-1(.*\n)+.*top_k(.*\n)+.*top_p"),
 ]
 
 

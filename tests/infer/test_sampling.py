@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from loopcoder.infer.request import Sampling
-from loopcoder.infer.sampling import Draws, best, draw, logprobs, next_tokens, problems
+from loopcoder.infer.sampling import Draws, best, draw, logprobs, next_tokens
 
 ALL = Sampling(temperature=1.0)
 SETTINGS = [
@@ -153,11 +153,3 @@ def test_logits_that_are_not_finite_are_no_token(wrong: float) -> None:
     for s in (Sampling(), Sampling(temperature=1.0)):
         with pytest.raises(FloatingPointError):
             next_tokens(logits, [Draws(s)] * 2)
-
-
-def test_settings_that_mean_nothing_are_named() -> None:
-    wrong = Sampling(temperature=-1, top_k=-1, top_p=0, min_p=2)
-    named = [p.fact.partition("=")[0] for p in problems(wrong)]
-    assert named == ["temperature", "top_k", "top_p", "min_p"]
-    assert [p.fact for p in problems(Sampling(temperature=math.nan))] == ["temperature=nan"]
-    assert all(problems(s) == [] for s in [*SETTINGS, Sampling()])

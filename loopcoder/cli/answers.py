@@ -1,0 +1,90 @@
+"""How answers are printed while they come: as text, or as an object each."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from loopcoder.cli.arguments import say_aside
+from loopcoder.cli.given_prompts import GivenPrompt
+from loopcoder.cli.streams import nobody_reads
+from loopcoder.errors import counted
+from loopcoder.infer.gathered import Gathered
+from loopcoder.infer.request import Request
+
+if TYPE_CHECKING:
+    from loopcoder.infer.engine import Engine
+
+
+class Answers:
+    """Prints answers in the order of their prompts, each as soon as those before it are whole; the
+    first of them that is not whole is printed as it comes."""
+
+    def __init__(self, prompts: Sequence[GivenPrompt], *, as_json: bool):
+        """
+        Args:
+            prompts: What headings name; a single one has none.
+        """
+        self._prompts, self._as_json = prompts, as_json
+        self._gathered = [Gathered() for _ in prompts]
+        self._printed = 0
+        """Pieces of the next one that are printed."""
+        self._next = 0
+        """The first that is not printed as a whole."""
+
+    def run(self, engine: Engine, requests: Sequence[Request]) -> None:
+        """Answer all requests, or what comes of them before nobody reads it.
+
+        Raises:
+            KeyboardInterrupt: after what has come until then is printed.
+        """
+        begun = time.perf_counter()
+        tickets = [
+            engine.submit(request, gathered.add)
+            for request, gathered in zip(requests, self._gathered, strict=True)
+        ]
+        try:
+            while self._next < len(requests) and not nobody_reads():
+                engine.step()
+                self._print()
+        finally:
+            for ticket in tickets:
+                engine.cancel(ticket)
+            self._print()
+            say_aside(self._speed(time.perf_counter() - begun))
+
+    def _print(self) -> None:
+        """Print what has come since the last time, as far as it is its turn."""
+        while self._next < len(self._gathered):
+            prompt, gathered = self._prompts[self._next], self._gathered[self._next]
+            if self._as_json and gathered.is_whole:
+                print(json.dumps(_fields(prompt, gathered)), flush=True)
+            elif not self._as_json:
+                self._print_text(prompt, gathered)
+            if not gathered.is_whole:
+                return
+            self._next, self._printed = self._next + 1, 0
+
+    def _print_text(self, prompt: GivenPrompt, gathered: Gathered) -> None:
+        if len(self._prompts) > 1 and self._printed == 0 and gathered.texts:
+            print(f"== {prompt.heading}")
+        new, self._printed = gathered.texts[self._printed :], len(gathered.texts)
+        print("".join(new), end="\n" if gathered.is_whole else "", flush=True)
+
+    def _speed(self, seconds: float) -> str:
+        tokens = sum(len(gathered.tokens) for gathered in self._gathered)
+        ends = ", ".join(dict.fromkeys(str(g.finish) for g in self._gathered))
+        return f"{counted(tokens, 'token')} in {seconds:.2f} s, {tokens / seconds:.1f}/s; {ends}"
+
+
+def _fields(prompt: GivenPrompt, gathered: Gathered) -> dict[str, Any]:
+    answer = gathered.answer()
+    return {
+        **({"prompt": prompt.text} if prompt.file is None else {"file": prompt.file}),
+        "text": answer.text,
+        "ids": answer.ids,
+        "finish": answer.finish,
+        "stopped_by": answer.stopped_by,
+    }

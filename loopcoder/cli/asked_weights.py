@@ -1,0 +1,63 @@
+"""How a verb that decodes is to run weights, where that is not as they were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from loopcoder.config.compose import compose
+from loopcoder.config.schema import ParallelConfig
+from loopcoder.errors import InputError
+
+_CACHE_DIR = "data.build.cache_dir"
+_ALLOWED = ("model.num_loops", "precision", "parallel", "parallel.*", _CACHE_DIR)
+
+
+@dataclass(frozen=True)
+class AskedWeights:
+    """What a command line says besides which weights."""
+
+    num_loops: int | None
+    """None: as many as were trained."""
+    precision: Literal["fp32", "bf16"] | None
+    """None: what suits this machine."""
+    parallel: ParallelConfig
+    cache: Path
+    """Where what has a URL is fetched to."""
+
+    @classmethod
+    def of(cls, overrides: Sequence[str], config_dir: Path | None = None) -> AskedWeights:
+        """Read what stands behind a verb.
+
+        Raises:
+            InputError: an override is wrong, or would change nothing here.
+        """
+        given = {override.lstrip("+~").partition("=")[0]: override for override in overrides}
+        for key, override in given.items():
+            if key not in _ALLOWED and not key.startswith("parallel."):
+                raise InputError.of(
+                    override,
+                    "a model is run as it was trained, but for " + ", ".join(_ALLOWED[:2])
+                    + " and parallel.*",
+                    "leave it out",
+                )  # fmt: skip
+        asked = compose(overrides, config_dir)
+        if asked.precision.name not in ("fp32", "bf16"):
+            why = "weights are run in 32 or 16 bits"
+            raise InputError.of(given["precision"], why, "precision=bf16")
+        p = asked.parallel
+        if p.pp > 1 or p.cp > 1 or p.nodes > 1:
+            raise InputError.of(
+                f"parallel.pp={p.pp} parallel.cp={p.cp} parallel.nodes={p.nodes}",
+                "for decoding a model is split by its heads, on one machine",
+                "parallel.tp=N alone",
+            )
+        precision = cast(Literal["fp32", "bf16"], asked.precision.name)
+        return cls(
+            num_loops=asked.model.num_loops if "model.num_loops" in given else None,
+            precision=precision if "precision" in given else None,
+            parallel=p,
+            cache=Path(asked.data.build.cache_dir).expanduser(),
+        )

@@ -1,0 +1,153 @@
+"""`loopcoder generate`: what a model writes after a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loopcoder.backends import detect, refuse_missing
+from loopcoder.cli.arguments import fields_of, parse_arguments, say_aside, section_of
+from loopcoder.cli.asked_weights import AskedWeights
+from loopcoder.cli.given_prompts import GivenPrompt, split_prompts
+from loopcoder.config.generation import GenerateConfig
+from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
+
+if TYPE_CHECKING:
+    from loopcoder.infer.prompts import Prompts
+    from loopcoder.infer.request import Request
+    from loopcoder.infer.sources import Source
+
+HELP = """\
+Continue a text with a trained model: all loops of a token run at once, as the model was trained.
+
+usage: loopcoder generate checkpoint=DIR|URL|FOLDER prompt=TEXT [prompt=...] [file=FILE|-]
+                          [--chat] [--json] [generate.KEY=VALUE ...] [key=value ...]
+
+  loopcoder generate checkpoint=runs/plt_tiny-r2-cc8f20c8a9 prompt='def main():'
+  loopcoder generate checkpoint=DIR file=main.py                 continue a file
+  loopcoder generate checkpoint=DIR file=- < main.py             or standard input
+  loopcoder generate checkpoint=DIR prompt=A prompt=B --json     several at once, an object each
+  loopcoder generate checkpoint=DIR prompt=A generate.temperature=0.8 generate.top_p=0.95
+  loopcoder generate checkpoint=FOLDER prompt='Why?' --chat      weights for transformers, in a chat
+  loopcoder generate checkpoint=DIR prompt=A model.num_loops=3   with another number of loops
+  loopcoder generate checkpoint=DIR prompt=A parallel.tp=2       a model that one GPU does not hold
+
+  --chat    a prompt is a message of the user, written with the model's chat template
+  --json    an object for each prompt: text, ids, finish (stop, length or cancelled), stopped_by
+{fields}
+
+Answers go to standard output as they come, without the prompt; their speed goes to standard error.
+An empty prompt begins as a document does. Fields that may be given besides: model.num_loops,
+precision, parallel.tp, data.build.cache_dir. docs/decoding.md has more."""
+
+_EMPTY = (
+    "the prompt is empty: the answer begins behind the token {token}, as a document does; models "
+    "that were trained here have not learned how documents begin"
+)
+_MOST = "max_tokens="
+
+
+def run(argv: list[str]) -> int:
+    """Answer, or start the processes that do."""
+    options = [a for a in argv if a in ("--chat", "--json")]
+    arguments = parse_arguments([a for a in argv if a not in options], takes=["--chat", "--json"])
+    if arguments.help:
+        print(HELP.format(fields=fields_of("generate", GenerateConfig)))
+        return EXIT_DONE
+    interrupted_by_signals("before the end of the answer")
+    place, others = _place(arguments.overrides)
+    settings, others = section_of(others, "generate", GenerateConfig)
+    prompts, others = split_prompts(others)
+    if not prompts:
+        raise InputError.of(
+            f"loopcoder generate checkpoint={place}",
+            "there is no prompt",
+            f"loopcoder generate checkpoint={place} prompt='def main():'",
+        )
+    asked = AskedWeights.of(others, arguments.config_dir)
+    if settings.system is not None and "--chat" not in options:
+        why = "it is a message of a conversation"
+        raise InputError.of(f"generate.system={settings.system}", why, "--chat, or leave it out")
+    refuse_missing()
+    with ended_at_once():
+        from loopcoder.infer.prompts import Prompts
+        from loopcoder.infer.sources import Asked, source_at
+    model = Asked(detect(), asked.num_loops, asked.precision, asked.parallel)
+    source = source_at(place, asked.cache, model)
+    made = Prompts.of_source(source)
+    if any(prompt.text == "" for prompt in prompts) and "--chat" not in options:
+        say_aside(_EMPTY.format(token=made.tokenizer.id_to_token(made.begin_id)))
+    requests = [_request(one, made, settings, is_chat="--chat" in options) for one in prompts]
+    _check(requests, source, made)
+    _answer(prompts, requests, source, made, settings, as_json="--json" in options)
+    return EXIT_DONE
+
+
+def _place(overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """Return what `checkpoint=` names, and the other overrides."""
+    given = [o.partition("=")[2] for o in overrides if o.startswith("checkpoint=")]
+    others = [o for o in overrides if not o.startswith("checkpoint=")]
+    if len(given) == 1 and given[0]:
+        return given[0], others
+    bare = next((o for o in others if "=" not in o), "DIR")
+    raise InputError.of(
+        "loopcoder generate " + " ".join(overrides),
+        "one checkpoint or folder of weights is named, by checkpoint=",
+        f"loopcoder generate checkpoint={bare} prompt='def main():'",
+    )
+
+
+def _request(given: GivenPrompt, prompts: Prompts, c: GenerateConfig, *, is_chat: bool) -> Request:
+    from loopcoder.infer.request import Request, Sampling
+
+    if is_chat:
+        system = [] if c.system is None else [{"role": "system", "content": c.system}]
+        ids = prompts.of_chat([*system, {"role": "user", "content": given.text}])
+    else:
+        ids = prompts.of_text(given.text)
+    return Request(
+        ids,
+        c.max_tokens,
+        Sampling(c.temperature, c.top_k, c.top_p, c.min_p, c.seed),
+        tuple(c.stop),
+        frozenset() if c.ignore_end else prompts.end_ids,
+    )
+
+
+def _check(requests: Sequence[Request], source: Source, prompts: Prompts) -> None:
+    """Refuse what can never be answered, before weights are read."""
+    from loopcoder.infer.answerable import check_request
+
+    tokens = source.tokens or prompts.tokenizer.get_vocab_size()
+    for request in requests:
+        try:
+            check_request(request, tokens, source.model.max_position_embeddings)
+        except InputError as error:
+            shown = f"generate.{_MOST}"
+            ours = [replace(p, fix=p.fix.replace(_MOST, shown)) for p in error.problems]
+            raise InputError(ours) from error
+
+
+def _answer(
+    prompts: Sequence[GivenPrompt],
+    requests: Sequence[Request],
+    source: Source,
+    made: Prompts,
+    settings: GenerateConfig,
+    *,
+    as_json: bool,
+) -> None:
+    """Load the weights, with room for what is asked, and print the answers."""
+    from loopcoder.cli.answers import Answers
+    from loopcoder.infer.engine import Engine
+    from loopcoder.infer.loading import load_decoder
+
+    decoder = load_decoder(
+        source,
+        num_places=min(len(requests), settings.places),
+        max_length=max(len(r.ids) + r.max_tokens for r in requests),
+    ).decoder
+    engine = Engine(decoder, made.tokenizer, made.end_ids, max_waiting=len(requests))
+    Answers(prompts, as_json=as_json).run(engine, requests)

@@ -1,0 +1,69 @@
+"""Prompts as they are given on a command line, in files, or on standard input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loopcoder.errors import InputError
+
+STDIN = "-"
+_KEYS = ("prompt", "file")
+_HEADING = 72
+"""Characters of a heading."""
+
+
+@dataclass(frozen=True)
+class GivenPrompt:
+    """A prompt, and where it comes from."""
+
+    text: str
+    file: str | None = None
+    """Path as it was given, or `-`; None: it stood on the command line."""
+
+    @property
+    def heading(self) -> str:
+        """A line that names it among others."""
+        if self.file is not None:
+            return "stdin" if self.file == STDIN else self.file
+        line = " ".join(self.text.split())
+        return line if len(line) <= _HEADING else f"{line[: _HEADING - 3]}..."
+
+
+def split_prompts(overrides: Sequence[str]) -> tuple[list[GivenPrompt], list[str]]:
+    """Read the prompts of `prompt=TEXT` and `file=FILE`, in their order; return them, and the
+    other overrides.
+
+    Raises:
+        InputError: a file cannot be read, is no text, or standard input is asked for twice.
+    """
+    keys = [override.partition("=")[0] for override in overrides]
+    others = [o for o, key in zip(overrides, keys, strict=True) if key not in _KEYS]
+    if overrides.count(f"file={STDIN}") > 1:
+        why = "standard input is read once"
+        raise InputError.of("file=- twice", why, "file=- once, and files for the others")
+    prompts = []
+    for override, key in zip(overrides, keys, strict=True):
+        value = override.partition("=")[2]
+        if key == "prompt":
+            prompts.append(GivenPrompt(value))
+        elif key == "file":
+            prompts.append(GivenPrompt(_content(value), value))
+    return prompts, others
+
+
+def _content(file: str) -> str:
+    """Return all of a file as it is, line ends included."""
+    try:
+        data = sys.stdin.buffer.read() if file == STDIN else Path(file).expanduser().read_bytes()
+        return data.decode()
+    except OSError as error:
+        why = f"it cannot be read: {error.strerror or error}"
+        raise InputError.of(
+            f"file={file}", why, "the path of a text, or file=- for stdin"
+        ) from error
+    except UnicodeDecodeError as error:
+        why = f"it is not UTF-8 ({error.reason} at byte {error.start:,})"
+        raise InputError.of(f"file={file}", why, "a file of text") from error
