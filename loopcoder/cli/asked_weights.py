@@ -44,7 +44,7 @@ class AskedWeights:
                     "leave it out",
                 )  # fmt: skip
         asked = compose(overrides, config_dir)
-        if asked.precision.name not in ("fp32", "bf16"):
+        if "precision" in given and asked.precision.name not in ("fp32", "bf16"):
             why = "weights are run in 32 or 16 bits"
             raise InputError.of(given["precision"], why, "precision=bf16")
         p = asked.parallel
