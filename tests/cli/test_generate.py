@@ -1,0 +1,180 @@
+"""`loopcoder generate`: prompts, what is printed of their answers, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.cli import answers
+from loopcoder.cli import main as cli
+from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY
+from loopcoder.infer.engine import Engine
+from loopcoder.infer.loading import load_decoder
+from loopcoder.infer.prompts import Prompts
+from loopcoder.infer.request import Answer, Request, Sampling
+from tests.conftest import fresh_seed
+from tests.hf.folders import made
+
+PROMPT, OTHER = "def add(a, b):", "loop gate"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder, seed = tmp_path_factory.mktemp("generate"), fresh_seed()
+    print(f"LOOPCODER_TEST_SEED={seed}")
+    return made(folder, seed).checkpoint
+
+
+def expected(checkpoint: Checkpoint, text: str, most: int, **fields: Any) -> Answer:
+    """Return the answer of an engine of its own."""
+    loaded = load_decoder(checkpoint, num_places=1, max_length=200)
+    prompts = Prompts.of_source(loaded.source)
+    request = Request(prompts.of_text(text), most, stop_ids=prompts.end_ids, **fields)
+    return Engine(loaded.decoder, prompts.tokenizer).generate([request])[0]
+
+
+def generate(checkpoint: Checkpoint, *arguments: str) -> int:
+    return cli.main(["generate", f"checkpoint={checkpoint.path}", *arguments])
+
+
+def refused(checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert generate(checkpoint, *arguments) == EXIT_BAD_INPUT
+    return capsys.readouterr().err
+
+
+def test_one_answer_is_printed_alone(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(checkpoint, f"prompt={PROMPT}", "generate.max_tokens=30") == EXIT_DONE
+    out, err = capsys.readouterr()
+    answer = expected(checkpoint, PROMPT, 30)
+    assert out == answer.text + "\n"
+    assert f"{len(answer.tokens)} tokens in" in err and "/s" in err
+
+
+def test_several_answers_stand_in_order_under_headings(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Path(tmp_path / "given.py").write_text(f"{OTHER}\n")
+    given = [f"prompt={PROMPT}", "file=given.py", "prompt="]
+    assert generate(checkpoint, *given, "generate.max_tokens=12", "generate.places=2") == EXIT_DONE
+    out, err = capsys.readouterr()
+    texts = [PROMPT, f"{OTHER}\n", ""]
+    first, second, third = [expected(checkpoint, text, 12).text for text in texts]
+    assert out == f"== {PROMPT}\n{first}\n== given.py\n{second}\n== \n{third}\n"
+    assert "the prompt is empty" in err and "<|endoftext|>" in err
+
+
+def test_objects_and_draws_of_a_seed(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(OTHER.encode())))
+    settings = ["generate.temperature=1.5", "generate.top_k=40", "generate.seed=7"]
+    settings += ["generate.max_tokens=20", "generate.stop=[e,zz]"]
+    given = [f"prompt={PROMPT}", "file=-", "--json", *settings]
+    assert generate(checkpoint, *given) == EXIT_DONE
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    sampling = Sampling(temperature=1.5, top_k=40, seed=7)
+    for line, name, text in zip(lines, ({"prompt": PROMPT}, {"file": "-"}), (PROMPT, OTHER), strict=True):  # fmt: skip
+        answer = expected(checkpoint, text, 20, sampling=sampling, stop=("e", "zz"))
+        assert line == name | {
+            "text": answer.text,
+            "ids": answer.ids,
+            "finish": answer.finish,
+            "stopped_by": answer.stopped_by,
+        }
+
+
+def test_ctrl_c_prints_what_has_come(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = Engine.step, []
+
+    def interrupted(self: Engine) -> bool:
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt("Ctrl-C before the end of the answer")
+        return step(self)
+
+    monkeypatch.setattr(Engine, "step", interrupted)
+    given = [f"prompt={PROMPT}", f"prompt={OTHER}", "generate.ignore_end=true"]
+    assert generate(checkpoint, *given) == EXIT_RETRY
+    out, err = capsys.readouterr()
+    monkeypatch.undo()
+    # a pass gives each a token, and so does every step
+    texts = [expected(checkpoint, text, 5).text for text in (PROMPT, OTHER)]
+    assert out == f"== {PROMPT}\n{texts[0]}\n== {OTHER}\n{texts[1]}\n"
+    assert "10 tokens" in err and "cancelled" in err and "Ctrl-C" in err
+
+
+def test_nothing_goes_on_where_nobody_reads(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "nobody_reads", lambda: True)
+    assert generate(checkpoint, f"prompt={PROMPT}") == EXIT_DONE
+    assert "0 tokens" in capsys.readouterr().err
+
+
+def test_another_number_of_loops(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"prompt={PROMPT}", "model.num_loops=1", "--json", "generate.max_tokens=8"]
+    assert generate(checkpoint, *given) == EXIT_DONE
+    ids = json.loads(capsys.readouterr().out)["ids"]
+    decoder = load_decoder(checkpoint, num_places=1, max_length=99, num_loops=1).decoder
+    prompts = Prompts.of_source(load_decoder(checkpoint, num_places=1, max_length=9).source)
+    logits = decoder.prefill({0: prompts.of_text(PROMPT)})
+    for token in ids:
+        assert int(logits.argmax()) == token
+        logits = decoder.step([0], torch.tensor([token]))
+
+
+def test_a_conversation(checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tokenizers that are trained here have the tokens of ChatML."""
+    given = ["prompt=Why?", "--chat", "generate.system=Be short.", "generate.max_tokens=6"]
+    assert generate(checkpoint, *given, "generate.ignore_end=true") == EXIT_DONE
+    text = (
+        "<|im_start|>system\nBe short.<|im_end|>\n"
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert capsys.readouterr().out == expected(checkpoint, text, 6).text + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "there is no prompt"),
+        (["prompt=a", "generate.max_tokens=99999999"], "fix: generate.max_tokens="),
+        (["prompt=a", "generate.top_p=0"], "generate.top_p"),
+        (["prompt=a", "generate.tempo=1"], "generate.temperature"),
+        (["prompt=a", "generate.stop=['']"], "an empty stop string"),
+        (["prompt=a", "generate.system=b"], "--chat"),
+        (["prompt=a", "train.max_steps=3"], "model.num_loops, precision"),
+        (["prompt=a", "precision=fp8_tensorwise"], "precision=bf16"),
+        (["prompt=a", "model.num_loops=0"], "model.num_loops"),
+        (["prompt=a", "parallel.pp=2"], "parallel.tp=N"),
+        (["file=nowhere.py"], "file=nowhere.py"),
+        (["file=-", "file=-"], "standard input is read once"),
+        (["prompt=a", "checkpoint=other"], "one checkpoint or folder"),
+        (["prompt=a", "--jsn"], "--json"),
+    ],
+)
+def test_refused(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert said in refused(checkpoint, capsys, *arguments)
+
+
+def test_a_file_that_is_no_text(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Path(tmp_path / "data").write_bytes(b"abc\xff")
+    assert "not UTF-8" in refused(checkpoint, capsys, "file=data")
