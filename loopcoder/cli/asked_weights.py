@@ -48,11 +48,15 @@ class AskedWeights:
             why = "weights are run in 32 or 16 bits"
             raise InputError.of(given["precision"], why, "precision=bf16")
         p = asked.parallel
-        if p.pp > 1 or p.cp > 1 or p.nodes > 1:
+        others = {"pp": p.pp, "cp": p.cp, "nodes": p.nodes, "nproc_per_node": p.nproc_per_node}
+        others = {k: v for k, v in others.items() if v not in (None, 1, p.tp)} | (
+            {"sp": "true"} if p.sp else {}
+        )
+        if others:
             raise InputError.of(
-                f"parallel.pp={p.pp} parallel.cp={p.cp} parallel.nodes={p.nodes}",
-                "for decoding a model is split by its heads, on one machine",
-                "parallel.tp=N alone",
+                " ".join(f"parallel.{key}={value}" for key, value in others.items()),
+                "for decoding a model is split by its heads alone, over the GPUs of one machine",
+                "parallel.tp=N, and no more of it",
             )
         precision = cast(Literal["fp32", "bf16"], asked.precision.name)
         return cls(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from launch.nodes import refuse_other_launch
+from launch.torchrun import start_workers
 from loopcoder.backends import detect, refuse_missing
-from loopcoder.cli.arguments import fields_of, parse_arguments, say_aside, section_of
+from loopcoder.cli.arguments import fields_of, parse_arguments, rank, say_aside, section_of
 from loopcoder.cli.asked_weights import AskedWeights
-from loopcoder.cli.given_prompts import GivenPrompt, split_prompts
+from loopcoder.cli.given_prompts import GivenPrompt, handed_on, split_prompts
+from loopcoder.config.check import check_layout
 from loopcoder.config.generation import GenerateConfig
+from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
@@ -77,12 +82,46 @@ def run(argv: list[str]) -> int:
     model = Asked(detect(), asked.num_loops, asked.precision, asked.parallel)
     source = source_at(place, asked.cache, model)
     made = Prompts.of_source(source)
-    if any(prompt.text == "" for prompt in prompts) and "--chat" not in options:
+    if any(prompt.text == "" for prompt in prompts) and "--chat" not in options and rank() == 0:
         say_aside(_EMPTY.format(token=made.tokenizer.id_to_token(made.begin_id)))
     requests = [_request(one, made, settings, is_chat="--chat" in options) for one in prompts]
     _check(requests, source, made)
+    if _is_to_launch(source.config):
+        return _launch(source, prompts, arguments.asked, options)
     _answer(prompts, requests, source, made, settings, as_json="--json" in options)
     return EXIT_DONE
+
+
+def _is_to_launch(config: Config) -> bool:
+    """Say whether other processes are to do the work; refuse a layout that cannot be.
+
+    Raises:
+        InputError: the model or this machine cannot be split so, or a launcher started other
+            processes.
+    """
+    parallel = config.parallel
+    check_layout(config, parallel.tp, detect())
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if launched:
+        refuse_other_launch(parallel, os.environ)
+        if int(os.environ["WORLD_SIZE"]) != parallel.tp:
+            raise InputError.of(
+                f"{os.environ['WORLD_SIZE']} processes for parallel.tp={parallel.tp}",
+                "each has a part of the one model",
+                f"parallel.tp={os.environ['WORLD_SIZE']}, or no launcher",
+            )
+    return parallel.tp > 1 and not launched
+
+
+def _launch(
+    source: Source, prompts: Sequence[GivenPrompt], asked: Sequence[str], options: Sequence[str]
+) -> int:
+    """Start a process for each part of the model; all read the prompts and weights that are read
+    here, though a run that trains has newer ones by then."""
+    kept = [a for a in asked if a.partition("=")[0] not in ("checkpoint", "prompt", "file")]
+    with handed_on(prompts) as given:
+        command = ["generate", f"checkpoint={source.place}", *given, *kept, *options]
+        return start_workers(source.config, source.config.parallel.tp, command)
 
 
 def _place(overrides: Sequence[str]) -> tuple[str, list[str]]:
@@ -143,11 +182,17 @@ def _answer(
     from loopcoder.cli.answers import Answers
     from loopcoder.infer.engine import Engine
     from loopcoder.infer.loading import load_decoder
+    from loopcoder.infer.world import world_of
 
-    decoder = load_decoder(
-        source,
-        num_places=min(len(requests), settings.places),
-        max_length=max(len(r.ids) + r.max_tokens for r in requests),
-    ).decoder
-    engine = Engine(decoder, made.tokenizer, made.end_ids, max_waiting=len(requests))
-    Answers(prompts, as_json=as_json).run(engine, requests)
+    with world_of(source.config.parallel) as world:
+        loaded = load_decoder(
+            source,
+            num_places=min(len(requests), settings.places),
+            max_length=max(len(r.ids) + r.max_tokens for r in requests),
+            split=world.split,
+        )
+        with world.leading(loaded.decoder) as decoder:
+            if decoder is not None:
+                waiting = len(requests)
+                engine = Engine(decoder, made.tokenizer, made.end_ids, max_waiting=waiting)
+                Answers(prompts, as_json=as_json).run(engine, requests)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from loopcoder.errors import InputError
 
 STDIN = "-"
+STDIN_VARIABLE = "LOOPCODER_STDIN"
+"""File with what the process that started this one has read from standard input."""
 _KEYS = ("prompt", "file")
 _HEADING = 72
 """Characters of a heading."""
@@ -54,10 +59,24 @@ def split_prompts(overrides: Sequence[str]) -> tuple[list[GivenPrompt], list[str
     return prompts, others
 
 
+@contextmanager
+def handed_on(prompts: Sequence[GivenPrompt]) -> Iterator[list[str]]:
+    """Yield what names the same prompts to processes that are started in the block; standard input,
+    which is read once, is in a file for them."""
+    given = [f"prompt={p.text}" if p.file is None else f"file={p.file}" for p in prompts]
+    with tempfile.NamedTemporaryFile(prefix="loopcoder-") as file:
+        file.write("".join(p.text for p in prompts if p.file == STDIN).encode())
+        file.flush()
+        os.environ[STDIN_VARIABLE] = file.name
+        yield given
+        del os.environ[STDIN_VARIABLE]
+
+
 def _content(file: str) -> str:
     """Return all of a file as it is, line ends included."""
+    path = os.environ.get(STDIN_VARIABLE) if file == STDIN else file
     try:
-        data = sys.stdin.buffer.read() if file == STDIN else Path(file).expanduser().read_bytes()
+        data = sys.stdin.buffer.read() if path is None else Path(path).expanduser().read_bytes()
         return data.decode()
     except OSError as error:
         why = f"it cannot be read: {error.strerror or error}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,10 @@ import torch
 
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli import answers
+from loopcoder.cli import generate as generate_verb
 from loopcoder.cli import main as cli
+from loopcoder.cli.given_prompts import STDIN_VARIABLE, GivenPrompt, split_prompts
+from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY
 from loopcoder.infer.engine import Engine
 from loopcoder.infer.loading import load_decoder
@@ -83,7 +88,8 @@ def test_objects_and_draws_of_a_seed(
     assert generate(checkpoint, *given) == EXIT_DONE
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     sampling = Sampling(temperature=1.5, top_k=40, seed=7)
-    for line, name, text in zip(lines, ({"prompt": PROMPT}, {"file": "-"}), (PROMPT, OTHER), strict=True):  # fmt: skip
+    names = {"prompt": PROMPT}, {"file": "-"}
+    for line, name, text in zip(lines, names, (PROMPT, OTHER), strict=True):
         answer = expected(checkpoint, text, 20, sampling=sampling, stop=("e", "zz"))
         assert line == name | {
             "text": answer.text,
@@ -148,19 +154,44 @@ def test_a_conversation(checkpoint: Checkpoint, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == expected(checkpoint, text, 6).text + "\n"
 
 
+def test_processes_that_share_a_model_get_what_is_asked(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They find what stood on standard input."""
+    commands: list[tuple[str, ...]] = []
+
+    def start_workers(config: Config, size: int, command: Sequence[str]) -> int:
+        assert (config.parallel.tp, size) == (2, 2)
+        commands.append(tuple(command))
+        assert split_prompts(command)[0] == [GivenPrompt(PROMPT), GivenPrompt("x = 1\n", "-")]
+        return 76
+
+    monkeypatch.setattr(generate_verb, "start_workers", start_workers)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"x = 1\n")))
+    given = ["parallel.tp=2", f"prompt={PROMPT}", "--json", "generate.seed=3", "file=-"]
+    assert cli.main(["generate", f"checkpoint={checkpoint.path.parents[1]}", *given]) == 76
+    place = f"checkpoint={checkpoint.place}"
+    (command,) = commands
+    assert command[:4] == ("generate", place, f"prompt={PROMPT}", "file=-")
+    assert set(command[4:]) == {"parallel.tp=2", "generate.seed=3", "--json"}
+    assert STDIN_VARIABLE not in os.environ
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "there is no prompt"),
         (["prompt=a", "generate.max_tokens=99999999"], "fix: generate.max_tokens="),
         (["prompt=a", "generate.top_p=0"], "generate.top_p"),
-        (["prompt=a", "generate.tempo=1"], "generate.temperature"),
+        (["prompt=a", "generate.temperatur=1"], "generate.temperature"),
         (["prompt=a", "generate.stop=['']"], "an empty stop string"),
         (["prompt=a", "generate.system=b"], "--chat"),
         (["prompt=a", "train.max_steps=3"], "model.num_loops, precision"),
         (["prompt=a", "precision=fp8_tensorwise"], "precision=bf16"),
         (["prompt=a", "model.num_loops=0"], "model.num_loops"),
         (["prompt=a", "parallel.pp=2"], "parallel.tp=N"),
+        (["prompt=a", "parallel.tp=2", "parallel.sp=true"], "parallel.sp=true"),
+        (["prompt=a", "parallel.tp=3"], "parallel.tp=3"),
         (["file=nowhere.py"], "file=nowhere.py"),
         (["file=-", "file=-"], "standard input is read once"),
         (["prompt=a", "checkpoint=other"], "one checkpoint or folder"),
