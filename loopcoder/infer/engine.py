@@ -9,15 +9,16 @@ that has a place keeps it to its end: nothing is taken back.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from loopcoder.errors import LoopcoderError, counted
 from loopcoder.infer.answerable import check_request
 from loopcoder.infer.gathered import Gathered
+from loopcoder.infer.leading import Decodes
 from loopcoder.infer.prompt_logprobs import PromptLogprobs
 from loopcoder.infer.request import Answer, Finish, Piece, Request, Token
 from loopcoder.infer.sampling import Draws, next_tokens
@@ -29,22 +30,6 @@ MAX_WAITING = 1024
 
 Receive = Callable[[Piece], None]
 Failed = Callable[[Exception], None]
-
-
-class Decodes(Protocol):
-    """What an engine asks of a `Decoder` (decoder.py)."""
-
-    vocabulary: int
-    num_places: int
-    max_length: int
-
-    def prefill(
-        self,
-        prompts: Mapping[int, Sequence[int]],
-        read: Callable[[int, int, Tensor], None] | None = None,
-    ) -> Tensor: ...
-
-    def step(self, places: Sequence[int], tokens: Sequence[int]) -> Tensor: ...
 
 
 class EngineBusy(LoopcoderError):

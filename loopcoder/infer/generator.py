@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from loopcoder.infer.engine import Decodes, Engine
+from loopcoder.infer.engine import Engine
+from loopcoder.infer.leading import Decodes
 from loopcoder.infer.prompts import Prompts
 from loopcoder.infer.request import Request
 

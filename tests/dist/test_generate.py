@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import fresh_seed
 from tests.hf.folders import made
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -19,9 +18,8 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 @pytest.mark.dist_full
 def test_two_processes_answer_as_one_does(ranks: Any, tmp_path: Path) -> None:
     """In fp32, with rank 0 printing alone; both read what stood on standard input."""
-    seed = fresh_seed()
-    print(f"LOOPCODER_TEST_SEED={seed}")
-    checkpoint = made(tmp_path, seed, num_loops=3).checkpoint
+    # a fixed seed: of drawn weights a few in ten thousand have two best tokens that round alike
+    checkpoint = made(tmp_path, 5, num_loops=3).checkpoint
     environ = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
 

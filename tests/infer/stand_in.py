@@ -10,6 +10,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from tests.configs import small_model
+
 END, MARKER, BLANKS = "<|endoftext|>", "<|mark|>", "      "
 
 
@@ -31,7 +33,7 @@ class StandIn:
 
     def __init__(self, vocabulary: int, num_places: int = 3, max_length: int = 64, seed: int = 0):
         self.vocabulary, self.num_places, self.max_length = vocabulary, num_places, max_length
-        self.lengths = [0] * num_places
+        self.model, self.lengths = small_model(), [0] * num_places
         self.passes: list[list[int]] = []
         """Lengths of the prompts of each pass."""
         self.steps: list[int] = []
@@ -62,12 +64,12 @@ class StandIn:
                 read(place, first, torch.stack([self.logits(ids[:end]) for end in ends]))
         return torch.stack([self.logits(ids) for ids in prompts.values()])
 
-    def step(self, places: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    def step(self, places: Sequence[int], tokens: Tensor | Sequence[int]) -> Tensor:
         self._called()
         assert len(set(places)) == len(places) == len(tokens) > 0
         self.steps.append(len(places))
         for place, token in zip(places, tokens, strict=True):
-            self._put(place, [*self._held[place], token])
+            self._put(place, [*self._held[place], int(token)])
         return torch.stack([self.logits(self._held[place]) for place in places])
 
     def _put(self, place: int, ids: list[int]) -> None:
