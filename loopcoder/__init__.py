@@ -8,6 +8,7 @@ In a notebook or a script:
     run.config, run.step, run.metrics()                   # what was trained, and how it went
     run.logits("def main():")                             # [S, vocabulary]
     run.loss("def main():")                               # [R, S-1]: each token, after each loop
+    run.generate("def main():", max_tokens=64).text       # what it writes
 """
 
 from __future__ import annotations

@@ -182,6 +182,37 @@ def test_a_model_for_notebooks(saved: Saved, emptied: None) -> None:
     assert run.bits_per_byte(TEXT) == pytest.approx(bits, rel=1e-6)
 
 
+def test_answers_are_those_of_the_full_pass(saved: Saved) -> None:
+    """Greedy, one and several, whole and piece by piece; drawn ones follow their seed."""
+    run = loopcoder.load(saved.run_dir)
+    ids = list(run.tokenizer.encode(TEXT).ids)
+    wanted = []
+    for _ in range(12):
+        wanted.append(int(run.logits([*ids, *wanted])[-1].argmax()))
+    answer = run.generate(TEXT, max_tokens=12, ignore_end=True, logprobs=1)
+    assert (answer.ids, answer.finish) == (wanted, "length")
+    assert answer.text == run.tokenizer.decode(wanted)
+    assert answer.tokens[0].top[0][0] == wanted[0]
+    settings = dict(max_tokens=12, temperature=1.0, top_p=0.9, seed=3)
+    alone = [run.generate(text, **settings) for text in (TEXT, ids[:3], "")]
+    assert run.generate([TEXT, ids[:3], []], **settings) == alone
+    pieces = list(run.generate(TEXT, **settings, stream=True))
+    assert "".join(piece.text for piece in pieces) == alone[0].text
+    if answer.text:  # special tokens alone are none
+        stop = answer.text[len(answer.text) // 2]
+        short = run.generate(TEXT, max_tokens=12, ignore_end=True, stop=stop)
+        assert short.text == answer.text[: answer.text.index(stop)] and short.stopped_by == stop
+    most = run.config.model.max_position_embeddings
+    for wrong, said in (
+        (lambda: run.generate(TEXT, max_tokens=most), f"both together may be {most:,}"),
+        (lambda: run.generate([TEXT, ""], stream=True), "one prompt"),
+        (lambda: run.generate([run.vocabulary]), "token id"),
+        (lambda: run.generate(TEXT, temperature=-1), "temperature=-1"),
+    ):
+        with pytest.raises(InputError, match=said):
+            wrong()
+
+
 @pytest.mark.parametrize("loops", [1, 3])
 def test_a_model_with_other_loops(saved: Saved, loops: int) -> None:
     run = loopcoder.load(saved.checkpoint(3), num_loops=loops)
