@@ -255,7 +255,7 @@ class LoadedRun:
         """Continue a text, or several at once. docs/decoding.md says how tokens are drawn.
 
         Args:
-            prompt: A text or token ids, or a list of them. An empty one begins as a document does.
+            prompt: A text or token ids, or a list of such. An empty one begins as a document does.
             max_tokens: Most tokens of an answer.
             temperature: 0: always the most probable token; else the limits top_k (0: none), top_p
                 and min_p apply in this order.
@@ -277,7 +277,8 @@ class LoadedRun:
         """
         from loopcoder.infer.request import Request, Sampling
 
-        is_one = isinstance(prompt, str) or all(isinstance(i, int) for i in prompt)
+        is_one = isinstance(prompt, str) or (len(prompt) > 0 and not hasattr(prompt[0], "__len__"))
+        several: Any = [prompt] if is_one else prompt
         if stream and not is_one:
             why = "pieces of several answers would come in any order"
             raise InputError.of("stream=True for several prompts", why, "one prompt, or no stream")
@@ -293,8 +294,10 @@ class LoadedRun:
                 logprobs,
                 prompt_logprobs,
             )
-            for one in ([prompt] if is_one else prompt)
+            for one in several
         ]
+        if not requests:
+            return []
         engine = generator.engine_for(requests)
         if stream:
             return engine.stream(requests[0])

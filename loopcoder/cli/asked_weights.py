@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -48,13 +48,15 @@ class AskedWeights:
             why = "weights are run in 32 or 16 bits"
             raise InputError.of(given["precision"], why, "precision=bf16")
         p = asked.parallel
-        others = {"pp": p.pp, "cp": p.cp, "nodes": p.nodes, "nproc_per_node": p.nproc_per_node}
-        others = {k: v for k, v in others.items() if v not in (None, 1, p.tp)} | (
-            {"sp": "true"} if p.sp else {}
-        )
+        wanted = replace(ParallelConfig(), tp=p.tp, nproc_per_node=p.tp)
+        others = [
+            f"parallel.{key}={str(getattr(p, key)).lower()}"
+            for key in ("pp", "cp", "sp", "nodes", "nproc_per_node")
+            if getattr(p, key) not in (None, getattr(wanted, key))
+        ]
         if others:
             raise InputError.of(
-                " ".join(f"parallel.{key}={value}" for key, value in others.items()),
+                " ".join(others),
                 "for decoding a model is split by its heads alone, over the GPUs of one machine",
                 "parallel.tp=N, and no more of it",
             )
