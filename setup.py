@@ -21,6 +21,9 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 SOURCES = [
     "ops.cpp",
+    "decode_ops.cpp",
+    "decode_gemv.cu",
+    "decode_attention.cu",
     "gated_window_forward.cu",
     "gated_window_backward.cu",
     "gated_window_backward_sm90.cu",

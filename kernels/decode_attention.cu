@@ -11,6 +11,8 @@
 #include "launch.cuh"
 #include "tile.cuh"
 
+#include <algorithm>
+
 namespace loopcoder {
 namespace {
 
@@ -259,6 +261,11 @@ __global__ void __launch_bounds__(32 * ROTATING_WARPS) decode_rope(const DecodeA
   }
 }
 
+// Of 16 queries of a K/V head.
+int tiles_of(const DecodeAttention& p) {
+  return (p.loops * (p.heads / p.kv_heads) + ROWS - 1) / ROWS;
+}
+
 template <int D>
 cudaError_t rotate(const DecodeAttention& p, const Device& device, cudaStream_t stream) {
   const int parts = p.heads + 2 * p.kv_heads;
@@ -268,10 +275,9 @@ cudaError_t rotate(const DecodeAttention& p, const Device& device, cudaStream_t 
 
 template <int D>
 cudaError_t attention(const DecodeAttention& p, const Device& device, cudaStream_t stream) {
-  const int tiles = (p.loops * (p.heads / p.kv_heads) + ROWS - 1) / ROWS;
-  const dim3 grid(p.splits + p.loops - 1, p.kv_heads * tiles, p.batch);
+  const dim3 grid(p.splits + p.loops - 1, p.kv_heads * tiles_of(p), p.batch);
   constexpr size_t bytes = WARPS * WARP_BYTES<D>;
-  static_assert(bytes <= SHARED_BYTES_80 / 1.5, "a block of the next kernel has no room");
+  static_assert(bytes <= SHARED_BYTES_80, "the stages do not fit into shared memory");
   const cudaError_t failed =
       start_early(decode_attend<D>, grid, THREADS, bytes, stream, device.is_sm90, p);
   if (failed != cudaSuccess) return failed;
@@ -280,6 +286,17 @@ cudaError_t attention(const DecodeAttention& p, const Device& device, cudaStream
 }
 
 }  // namespace
+
+cudaError_t decode_splits(const DecodeAttention& args, int* splits) {
+  constexpr int LEAST = WARPS * TOKENS, BLOCKS_OF_A_PROCESSOR = 2;
+  Device device;
+  if (const cudaError_t failed = device.ask(); failed != cudaSuccess) return failed;
+  const int useful = (args.all.tokens + LEAST - 1) / LEAST;
+  const int64_t others = static_cast<int64_t>(args.kv_heads) * tiles_of(args) * args.batch;
+  const auto busy = static_cast<int>(BLOCKS_OF_A_PROCESSOR * device.processors / others);
+  *splits = std::max(1, std::min({useful, busy, DECODE_MAX_SPLITS}));
+  return cudaSuccess;
+}
 
 cudaError_t decode_rotate(const DecodeAttention& args, cudaStream_t stream) {
   Device device;

@@ -40,6 +40,9 @@ struct DecodeAttention {
   void* out;  // [batch, loops, heads, head_dim]
 };
 
+// Return in how many parts blocks share `tokens` of a place: as many as keep the GPU busy. It
+// depends on what there is room for, not on lengths, so that a CUDA graph can hold it.
+cudaError_t decode_splits(const DecodeAttention& args, int* splits);
 // Write q after RoPE, and keep k after RoPE and v: those of loop 0 with all tokens, those of later
 // loops in their rings.
 cudaError_t decode_rotate(const DecodeAttention& args, cudaStream_t stream);

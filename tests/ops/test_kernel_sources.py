@@ -13,7 +13,7 @@ import pytest
 
 from tests.ops.kernel_names import KERNELS, kernels_of_sources
 
-SUBJECTS = ("window_", "gate_", "loop_")
+SUBJECTS = ("window_", "gate_", "loop_", "decode_")
 
 
 def test_names_of_kernels_are_unique_and_say_the_subject() -> None:
