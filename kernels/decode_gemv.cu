@@ -24,7 +24,9 @@ namespace {
 using T = __nv_bfloat16;
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS, TILE = 8, LOADS = 2, CHUNK = 32 * LOADS;
-constexpr int STAGES = 8, STEP_BYTES = THREADS * 16, RING_BYTES = STAGES * LOADS * STEP_BYTES;
+constexpr int STEP_BYTES = THREADS * 16;
+template <int STAGES>
+constexpr int RING_BYTES = STAGES * LOADS * STEP_BYTES;
 // Of x. With the ring it leaves room for a block of the next kernel.
 constexpr int PART_BYTES = 42 * 1024;
 
@@ -47,8 +49,8 @@ struct Plan {
   __host__ __device__ int end_of(int part, int width) const {  // of a part's numbers
     return width - part * part_width < part_width ? width - part * part_width : part_width;
   }
-  size_t bytes(int rows) const {
-    return RING_BYTES + rows * x_bytes + held_tiles * rows * TILE * sizeof(float);
+  size_t bytes_beside_ring(int rows) const {
+    return rows * x_bytes + held_tiles * rows * TILE * sizeof(float);
   }
 };
 
@@ -62,6 +64,7 @@ __device__ int row_of(const DecodeGemv& p, int tile, int place) {
 }
 
 // A lane's way through W: the chunks of a part of a tile, tiles, parts.
+template <int STAGES>
 struct Reader {
   const DecodeGemv& p;
   const Plan& plan;
@@ -103,63 +106,49 @@ struct Reader {
   }
 };
 
-// 1 / RMS of each row of x.
-__device__ void put_scales(const DecodeGemv& p, float (&scales)[GEMV_MAX_ROWS], int warp,
-                           int lane) {
-  __shared__ float squares[WARPS];
-  const int of_row = WARPS / p.rows, row = warp / of_row, pieces = p.width / 8;
-  float sum = 0.0f;
-  if (row < p.rows) {
-    const uint4* const x =
-        reinterpret_cast<const uint4*>(static_cast<const T*>(p.x) + row * p.x_row);
-#pragma unroll 5
-    for (int i = warp % of_row * 32 + lane; i < pieces; i += of_row * 32) {
-      uint32_t words[4];
-      unpack_words(words, x[i]);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 both = Half<T>::unpack(words[j]);
-        sum += both.x * both.x + both.y * both.y;
-      }
-    }
-  }
-  sum = warp_sum(sum);
-  if (lane == 0) squares[warp] = sum;
-  __syncthreads();
-  if (threadIdx.x < p.rows) {
-    float all = 0.0f;
-    for (int i = 0; i < of_row; ++i) all += squares[threadIdx.x * of_row + i];
-    scales[threadIdx.x] = rsqrtf(all / p.width + p.eps);
-  }
-  __syncthreads();
-}
+// Puts x into shared memory, part after part. With a norm it is multiplied by the norm's weight
+// only: 1 / RMS of a row is a factor of its sums, and known when x has been read once.
+struct Input {
+  const DecodeGemv& p;
+  const Plan& plan;
+  const uint32_t target;
+  const int of_row, row, first;  // warps of a row; this lane's row, and its first piece
+  float square = 0.0f;
 
-// A part of x to shared memory, normed; zeros up to the end of the last chunk.
-__device__ void put_x(const DecodeGemv& p, const Plan& plan, uint32_t target, int part,
-                      const float (&scales)[GEMV_MAX_ROWS]) {
-  const int begin = part * plan.part_width, pieces = plan.part_width / 8;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < p.rows * pieces; i += THREADS) {
-    const int row = i / pieces, piece = i % pieces, k = begin + 8 * piece;
-    uint32_t words[4] = {};
-    if (k < p.width) {
-      unpack_words(words, *reinterpret_cast<const uint4*>(static_cast<const T*>(p.x) +
-                                                          row * p.x_row + k));
-      if (p.norm) {
-        uint32_t norms[4];
-        unpack_words(norms, *reinterpret_cast<const uint4*>(static_cast<const T*>(p.norm) + k));
-        const float scale = scales[row];
+  __device__ Input(const DecodeGemv& p, const Plan& plan, uint32_t target, int warp, int lane)
+      : p(p),
+        plan(plan),
+        target(target),
+        of_row(WARPS / p.rows),
+        row(warp / of_row),
+        first(warp % of_row * 32 + lane) {}
+
+  // Zeros follow up to the end of the last chunk.
+  __device__ void put(int part) {
+    if (row >= p.rows) return;
+    const int begin = part * plan.part_width, pieces = plan.part_width / 8;
+    const T* const x = static_cast<const T*>(p.x) + row * p.x_row + begin;
+    const T* const norm = static_cast<const T*>(p.norm) + begin;
+#pragma unroll 5
+    for (int piece = first; piece < pieces; piece += of_row * 32) {
+      uint32_t words[4] = {}, norms[4];
+      if (begin + 8 * piece < p.width) {
+        unpack_words(words, *reinterpret_cast<const uint4*>(x + 8 * piece));
+        if (p.norm) {
+          unpack_words(norms, *reinterpret_cast<const uint4*>(norm + 8 * piece));
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float2 x = Half<T>::unpack(words[j]), w = Half<T>::unpack(norms[j]);
-          words[j] = Half<T>::pack(x.x * scale * w.x, x.y * scale * w.y);
+          for (int j = 0; j < 4; ++j) {
+            const float2 both = Half<T>::unpack(words[j]), w = Half<T>::unpack(norms[j]);
+            square += both.x * both.x + both.y * both.y;
+            words[j] = Half<T>::pack(both.x * w.x, both.y * w.y);
+          }
         }
       }
+      write_shared(target + row * plan.x_bytes + 16 * piece,
+                   make_uint4(words[0], words[1], words[2], words[3]));
     }
-    write_shared(target + row * plan.x_bytes + 16 * piece,
-                 make_uint4(words[0], words[1], words[2], words[3]));
   }
-}
+};
 
 // A tile's finished sum of one row and place; all lanes of a warp come here.
 __device__ void put_out(const DecodeGemv& p, int tile, int row, int place, float sum) {
@@ -179,24 +168,30 @@ __device__ void put_out(const DecodeGemv& p, int tile, int row, int place, float
     static_cast<T*>(p.out)[at_out] = Half<T>::from_float(sum);
 }
 
-__global__ void __launch_bounds__(THREADS) decode_gemv_rows(const DecodeGemv p, const Plan plan) {
+template <int STAGES>
+__global__ void __launch_bounds__(THREADS) decode_products(const DecodeGemv p, const Plan plan) {
   extern __shared__ __align__(1024) unsigned char memory[];
-  __shared__ float sums[2][WARPS][GEMV_MAX_ROWS * TILE], scales[GEMV_MAX_ROWS];
+  __shared__ float sums[2][WARPS][GEMV_MAX_ROWS * TILE], squares[WARPS];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const uint32_t ring = shared_start(memory) + threadIdx.x * 16;
-  const uint32_t x = shared_start(memory) + RING_BYTES;
-  float* const held = reinterpret_cast<float*>(memory + RING_BYTES + p.rows * plan.x_bytes);
+  const uint32_t x = shared_start(memory) + RING_BYTES<STAGES>;
+  float* const held = reinterpret_cast<float*>(memory + RING_BYTES<STAGES> + p.rows * plan.x_bytes);
 
-  Reader reader(p, plan, ring, warp, lane);
+  Reader<STAGES> reader(p, plan, ring, warp, lane);
 #pragma unroll
   for (int i = 0; i < STAGES - 1; ++i) reader.ask();
   let_next_begin();
   wait_for_inputs();
-  if (p.norm) put_scales(p, scales, warp, lane);
 
+  Input input(p, plan, x, warp, lane);
   int stage = 0, buffer = 0;
   for (int part = 0; part < plan.parts; ++part) {
-    put_x(p, plan, x, part, scales);
+    input.put(part);
+    const bool is_last = part == plan.parts - 1;
+    if (is_last) {
+      const float square = warp_sum(input.square);
+      if (lane == 0) squares[warp] = square;
+    }
     __syncthreads();
     const int end = plan.end_of(part, p.width);
     const uint32_t lane_x = x + g * plan.x_bytes + 16 * t;
@@ -227,7 +222,13 @@ __global__ void __launch_bounds__(THREADS) decode_gemv_rows(const DecodeGemv p, 
         float* const mine = held + index * p.rows * TILE + place;
         const bool is_held = plan.parts > 1 && place < p.rows * TILE;
         if (is_held && part > 0) sum += *mine;
-        if (part == plan.parts - 1)
+        if (is_last && p.norm) {
+          float square = 0.0f;
+          for (int i = 0; i < input.of_row; ++i)
+            square += squares[min(place / TILE, p.rows - 1) * input.of_row + i];
+          sum *= rsqrtf(square / p.width + p.eps);
+        }
+        if (is_last)
           put_out(p, tile, place / TILE, place % TILE, sum);
         else if (is_held)
           *mine = sum;
@@ -240,14 +241,18 @@ __global__ void __launch_bounds__(THREADS) decode_gemv_rows(const DecodeGemv p, 
 }  // namespace
 
 cudaError_t decode_gemv(const DecodeGemv& args, cudaStream_t stream) {
+  constexpr int STAGES = 8;
+  static_assert(2 * (RING_BYTES<STAGES> + PART_BYTES + 6 * 1024) <= SHARED_BYTES_90,
+                "a block of the next kernel has no room beside one");
   Device device;
   const cudaError_t failed = device.ask();
   if (failed != cudaSuccess) return failed;
   const int tiles = Plan(args, 1).tiles;
   const int blocks = tiles < device.processors ? tiles : device.processors;
   const Plan plan(args, blocks);
-  return start_early(decode_gemv_rows, blocks, THREADS, plan.bytes(args.rows), stream,
-                     device.is_sm90, args, plan);
+  const size_t bytes = RING_BYTES<STAGES> + plan.bytes_beside_ring(args.rows);
+  return start_early(decode_products<STAGES>, blocks, THREADS, bytes, stream, device.is_sm90, args,
+                     plan);
 }
 
 }  // namespace loopcoder
