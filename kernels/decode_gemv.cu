@@ -173,8 +173,8 @@ __global__ void __launch_bounds__(THREADS) decode_products(const DecodeGemv p, c
   extern __shared__ __align__(1024) unsigned char memory[];
   __shared__ float sums[2][WARPS][GEMV_MAX_ROWS * TILE], squares[WARPS];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const uint32_t ring = shared_start(memory) + threadIdx.x * 16;
-  const uint32_t x = shared_start(memory) + RING_BYTES<STAGES>;
+  const uint32_t start = shared_start(memory), x = start + RING_BYTES<STAGES>;
+  const uint32_t ring = start + threadIdx.x * 16;
   float* const held = reinterpret_cast<float*>(memory + RING_BYTES<STAGES> + p.rows * plan.x_bytes);
 
   Reader<STAGES> reader(p, plan, ring, warp, lane);

@@ -182,6 +182,23 @@ def test_a_chain_of_kernels_in_a_graph_waits_for_each(rng: random.Random) -> Non
         assert torch.equal(out, expected)
 
 
+def test_every_operator_and_its_fake_agree(rng: random.Random) -> None:
+    given = caches(rng, 2, 2, 64, 100)
+    batch, ops = len(given["places"]), torch.ops.loopcoder
+    kept = (*given["kept"], *given["rings"], given["places"], given["positions"])
+    angle = torch.rand(batch, 64, device="cuda")
+    q, gate = draw(batch, 2, 6, 64), draw(batch, 1, 6)
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (ops.decode_linear, (draw(2, 64), draw(8, 64), None, 0.0, True, None, True)),
+        (ops.decode_rotate, (draw(batch, 2, 10 * 64), angle, angle, *kept)),
+        (ops.decode_attention, (q, *kept, gate, 0.125)),
+    ]
+    for operator, arguments in calls:
+        torch.library.opcheck(
+            operator.default, arguments, test_utils=("test_schema", "test_faketensor")
+        )
+
+
 def refusals() -> list[tuple[str, Callable[[], Any]]]:
     x, w = draw(2, 64), draw(8, 64)
     one = torch.zeros(1, dtype=torch.int64, device="cuda")
