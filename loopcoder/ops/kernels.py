@@ -1,7 +1,7 @@
 """The CUDA extension (kernels/, built by setup.py) and its operators, `torch.ops.loopcoder.*`.
 
-Their plain PyTorch counterparts are in `gated_window.py`, `gate_logits.py` and `loop_input.py`; those
-of decoding are called by `decode.py`.
+Their plain PyTorch counterparts are in `gated_window.py`, `gate_logits.py` and `loop_input.py`. The
+operators for decoding are called by `decode.py`.
 """
 
 from __future__ import annotations
