@@ -86,7 +86,7 @@ def main() -> None:
         print_products(weights, peak)
     if not arguments.no_baseline:
         del weights
-        rows += baseline(model, arguments.batches, peak, copy)
+        rows += baseline(model, arguments.batches[:1], peak, copy)  # each is compiled anew
     if arguments.json:
         about = {"device": name, "peak": peak, "copy": copy, "torch": torch.__version__}
         with open(arguments.json, "w") as file:
@@ -106,16 +106,20 @@ def random_weights(model: ModelConfig, device: str = "cuda") -> ModelWeights:
 
 
 def check_memory(weights: ModelWeights, model: ModelConfig) -> None:
-    """Compare what caches take with their formula; the allocator rounds up to 512 bytes."""
+    """Compare what caches ask the allocator for with their formula."""
+
+    def requested() -> int:
+        return torch.cuda.memory_stats()["requested_bytes.all.current"]
+
     for places in (1, 16):
-        before = torch.cuda.memory_allocated()
+        before = requested()
         decoder = Decoder(weights, model, model.vocab_size, num_places=places, max_length=CONTEXT)
-        taken = torch.cuda.memory_allocated() - before
-        formula = cache_bytes(model, places, CONTEXT, BF16)
-        assert 0 <= taken - formula < 8 * 512, (taken, formula)
+        taken, formula = requested() - before, cache_bytes(model, places, CONTEXT, BF16)
         print(
-            f"cache of {places} x {CONTEXT} tokens, R={model.num_loops}: {taken} bytes, {formula}"
+            f"cache of {places} x {CONTEXT} tokens, R={model.num_loops}: {taken} bytes, "
+            f"{formula} by the formula"
         )
+        assert taken == formula
         del decoder
     print()
 

@@ -32,7 +32,12 @@ cudaError_t start(void (*kernel)(Parameters...), dim3 grid, int threads, size_t 
 template <typename... Parameters, typename... Arguments>
 cudaError_t start_early(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
                         cudaStream_t stream, bool is_sm90, Arguments... arguments) {
-  const cudaError_t refused = allow_shared(kernel, shared_bytes);
+  cudaError_t refused = allow_shared(kernel, shared_bytes);
+  // kernels that divide the memory of a multiprocessor in another way cannot run there together
+  if (refused == cudaSuccess)
+    refused = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                   cudaFuncAttributePreferredSharedMemoryCarveout,
+                                   cudaSharedmemCarveoutMaxShared);
   if (refused != cudaSuccess) return refused;
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
