@@ -169,7 +169,8 @@ __device__ void put_out(const DecodeGemv& p, int tile, int row, int place, float
 }
 
 template <int STAGES>
-__global__ void __launch_bounds__(THREADS) decode_products(const DecodeGemv p, const Plan plan) {
+__global__ void __launch_bounds__(THREADS, 2)
+    decode_products(const DecodeGemv p, const Plan plan) {
   extern __shared__ __align__(1024) unsigned char memory[];
   __shared__ float sums[2][WARPS][GEMV_MAX_ROWS * TILE], squares[WARPS];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
