@@ -3,6 +3,7 @@
 // at the wait for it, as chance has it.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -72,7 +73,9 @@ struct Copy {
 };
 
 struct Thread {
-  ucontext_t context;
+  ucontext_t context;  // where it begins
+  jmp_buf jump;        // where it goes on: swapcontext would ask the kernel each time
+  bool has_begun;
   std::vector<char> stack = std::vector<char>(STACK);
   At at;
   std::vector<std::vector<Copy>> groups;
@@ -81,7 +84,7 @@ struct Thread {
 };
 
 inline std::vector<Thread> threads;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline int current;
 inline dim3 block_index, grid_size;
 inline std::mt19937 chance;
@@ -103,22 +106,32 @@ inline unsigned char* pointer(uint32_t address, int bytes) {
 inline Thread& self() { return threads[current]; }
 inline void wait(At where) {
   self().at = where;
-  swapcontext(&self().context, &scheduler);
+  if (!_setjmp(self().jump)) _longjmp(scheduler, 1);
 }
 inline void enter() {
   body();
   self().at = At::DONE;
+  _longjmp(scheduler, 1);
+}
+// Let a thread run to where it waits next.
+__attribute__((noinline)) inline void resume(int which) {
+  current = which;
+  Thread& thread = threads[which];
+  if (_setjmp(scheduler)) return;
+  if (thread.has_begun) _longjmp(thread.jump, 1);
+  thread.has_begun = true;
+  setcontext(&thread.context);
 }
 
 // Run a block's threads to their end.
 inline void run_block(int count) {
-  threads.resize(count);
+  threads.resize(count);  // their stacks stay
   for (Thread& thread : threads) {
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.data();
     thread.context.uc_stack.ss_size = STACK;
-    thread.context.uc_link = &scheduler;
-    thread.at = At::RUNNING, thread.groups.clear(), thread.open.clear();
+    thread.context.uc_link = nullptr;
+    thread.at = At::RUNNING, thread.has_begun = false, thread.groups.clear(), thread.open.clear();
     makecontext(&thread.context, enter, 0);
   }
   std::fill(shared_memory.begin(), shared_memory.end(), 0xff);  // NaN
@@ -139,8 +152,8 @@ inline void run_block(int count) {
     std::shuffle(order.begin(), order.end(), chance);
     for (int i : order)
       if (threads[i].at == At::RUNNING) {
-        current = i, went = true;
-        swapcontext(&scheduler, &threads[i].context);
+        went = true;
+        resume(i);
       }
     for (int i = 0; i < count; i += 32) went |= release(i, std::min(i + 32, count), At::WARP);
     went |= release(0, count, At::BLOCK);

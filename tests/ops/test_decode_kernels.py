@@ -35,7 +35,13 @@ def draw(*shape: int, scale: float = 1.0) -> Tensor:
 @pytest.mark.parametrize("rows", range(1, 9))
 def test_products(rng: random.Random, kernels: DecodeKernels, rows: int) -> None:
     # on 5 multiprocessors: fewer tiles, as many, more; x in one part and in several
-    for width in (8, 264, 520, 4096, 8 * (42 * 64 // rows + rng.randrange(1, 200))):
+    for width in (
+        8,
+        264,
+        520,
+        rng.choice([5120, 27648]),
+        8 * (42 * 64 // rows + rng.randrange(1, 200)),
+    ):
         columns = rng.choice([3, 8, 40, 45, 83])
         swiglu, to_float, normed = (rng.random() < 0.5 for _ in range(3))
         x = draw(rows, 2 * width)[:, rng.choice([0, width]) :][:, :width]
