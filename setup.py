@@ -22,6 +22,9 @@ from setuptools.command.editable_wheel import editable_wheel
 ROOT = Path(__file__).parent
 SOURCES = [
     "ops.cpp",
+    "decode_ops.cpp",
+    "decode_gemv.cu",
+    "decode_attention.cu",
     "gated_window_forward.cu",
     "gated_window_backward.cu",
     "gated_window_backward_sm90.cu",

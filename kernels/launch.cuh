@@ -10,17 +10,42 @@ namespace loopcoder {
 // Shared memory that a block can ask for on compute capability 8.0, and on 9.0.
 constexpr size_t SHARED_BYTES_80 = 163 * 1024, SHARED_BYTES_90 = 227 * 1024;
 
+// Let a kernel have more shared memory than every GPU gives.
+template <typename... Parameters>
+cudaError_t allow_shared(void (*kernel)(Parameters...), size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t start(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
                   cudaStream_t stream, Arguments... arguments) {
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t refused = cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-        static_cast<int>(shared_bytes));
-    if (refused != cudaSuccess) return refused;
-  }
+  const cudaError_t refused = allow_shared(kernel, shared_bytes);
+  if (refused != cudaSuccess) return refused;
   kernel<<<grid, threads, shared_bytes, stream>>>(arguments...);
   return cudaGetLastError();
+}
+
+// Start a kernel that calls `wait_for_inputs` (decode.cuh), on Hopper while the one before it in
+// the stream still runs.
+template <typename... Parameters, typename... Arguments>
+cudaError_t start_early(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                        cudaStream_t stream, bool is_sm90, Arguments... arguments) {
+  cudaError_t refused = allow_shared(kernel, shared_bytes);
+  // kernels that divide the memory of a multiprocessor in another way cannot run there together
+  if (refused == cudaSuccess)
+    refused = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                   cudaFuncAttributePreferredSharedMemoryCarveout,
+                                   cudaSharedmemCarveoutMaxShared);
+  if (refused != cudaSuccess) return refused;
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream, config.attrs = &early, config.numAttrs = is_sm90 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
 // What a launch depends on of the current device.

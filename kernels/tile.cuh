@@ -96,6 +96,11 @@ __device__ inline uint32_t read_word(uint32_t address) {
 __device__ inline void write_word(uint32_t address, uint32_t x) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
+__device__ inline void write_shared(uint32_t address, const uint4& x) {
+  asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(x.x), "r"(x.y),
+               "r"(x.z), "r"(x.w)
+               : "memory");
+}
 
 __device__ inline void write_global(void* pointer, const uint4& x) {
   asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(pointer), "r"(x.x), "r"(x.y),

@@ -16,8 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from loopcoder.backends import detect
 from loopcoder.config.schema import ModelConfig
 from loopcoder.errors import InputError
+from loopcoder.infer import fused_layers
 from loopcoder.infer.attention import decode_attention
 from loopcoder.infer.cache import KV, Cache, later_loops
 from loopcoder.infer.graphs import Run, StepGraphs
@@ -25,6 +27,7 @@ from loopcoder.infer.layers import Rope, linear, run_layers
 from loopcoder.infer.prefill import Prefill, passes
 from loopcoder.infer.split import WHOLE, Split
 from loopcoder.infer.weights import ModelWeights
+from loopcoder.ops import kernels as kernel_operators
 
 ReadLogits = Callable[[int, int, Tensor], None]
 """Gets place, position of the first, and logits [n, vocabulary] in fp32 of some tokens of a
@@ -49,6 +52,7 @@ class Decoder:
         max_length: int,
         split: Split = WHOLE,
         cuda_graphs: Literal["auto", "off"] = "auto",
+        kernels: fused_layers.Kernels = "auto",
     ):
         """
         Args:
@@ -57,6 +61,11 @@ class Decoder:
             num_places: Sequences at a time.
             max_length: Tokens of a sequence, the prompt's included.
             cuda_graphs: Whether steps on a GPU are launched as graphs; auto: they are.
+            kernels: Whether steps run on the CUDA extension (kernels/decode_*); auto: where it is
+                built, was tested and can run the model.
+
+        Raises:
+            InputError: the extension was asked for and cannot be used.
         """
         self.model, self.vocabulary = model, vocabulary
         self.num_places, self.max_length = num_places, max_length
@@ -67,6 +76,10 @@ class Decoder:
         self._cache = Cache(
             model, num_places, max_length, self.device, weights.embedding.dtype, split
         )
+        dtype = weights.embedding.dtype
+        self._is_fused = fused_layers.choose(kernels, model, self.device, dtype, detect())
+        if self._is_fused:
+            kernel_operators.load()
         is_graph = cuda_graphs == "auto" and self.device.type == "cuda"
         self._step: Run = StepGraphs(self._run, self._cache) if is_graph else self._run
         self._places_of = lru_cache(maxsize=16)(self.on_device)
@@ -143,9 +156,15 @@ class Decoder:
 
         def run(hidden: Tensor, loops: range) -> tuple[Tensor, Tensor]:
             """Run some loops at once, [B, loops, D]; return what the next reads, and the head."""
-            attend = partial(self._attend, places, positions, seen, loops)
-            gated = len(later_loops(model, loops))
-            raw, normed = run_layers(self._weights, model, self.split, hidden, rope, gated, attend)
+            of_layers = self._weights, model, self.split
+            if self._is_fused:
+                raw, normed = fused_layers.run_layers(
+                    *of_layers, cache, hidden, rope, places, positions
+                )
+            else:
+                attend = partial(self._attend, places, positions, seen, loops)
+                gated = len(later_loops(model, loops))
+                raw, normed = run_layers(*of_layers, hidden, rope, gated, attend)
             return (normed if model.norm_per_loop else raw), normed
 
         if model.shift:
@@ -191,7 +210,8 @@ class Decoder:
 
     def _logits(self, normed: Tensor) -> Tensor:
         """Apply the head. [N, D] -> [N, vocabulary] in fp32"""
-        found = self.split.join(linear(normed, self._weights.head))[:, : self.vocabulary]
+        project = fused_layers.head if self._is_fused else linear
+        found = self.split.join(project(normed, self._weights.head))[:, : self.vocabulary]
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
     def on_device(self, numbers: Tensor | Sequence[int]) -> Tensor:

@@ -137,8 +137,14 @@ def _gate(gate: GateWeights, hidden: Tensor, q: Tensor, eps: float) -> Tensor:
         q: [N, gated, heads, head_dim]
     """
     if gate.norm is None:
-        return torch.einsum("nghd,hd->ngh", q, gate.weight) + gate.bias
+        return gate_of_queries(gate, q)
     return gate_logits(hidden, gate.norm, gate.weight, gate.bias, eps)
+
+
+def gate_of_queries(gate: GateWeights, q: Tensor) -> Tensor:
+    """Return the logits of gates that read queries after RoPE, [N, gated, heads, head_dim].
+    [N, gated, heads]"""
+    return torch.einsum("nghd,hd->ngh", q, gate.weight) + gate.bias
 
 
 def _feed_forward(layer: LayerWeights, normed: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from loopcoder.hf.card import Tokenizer
 from loopcoder.hf.mapping import plain_name
 from loopcoder.infer.decoder import Decoder
 from loopcoder.infer.fit import check_fits
+from loopcoder.infer.fused_layers import Kernels
 from loopcoder.infer.sources import Asked, Source, source_at
 from loopcoder.infer.split import WHOLE, Split
 from loopcoder.infer.weights import build_weights, weight_bytes
@@ -80,6 +81,7 @@ def load_decoder(
     parallel: ParallelConfig | None = None,
     split: Split = WHOLE,
     cuda_graphs: Literal["auto", "off"] = "auto",
+    kernels: Kernels = "auto",
     cache: Path | None = None,
 ) -> LoadedDecoder:
     """Load weights into this process, on its GPU if it has one, and make room for sequences.
@@ -95,6 +97,7 @@ def load_decoder(
         parallel: Layout of the ranks that load together; None: one process.
         split: This rank's part of the model, of as many as `parallel.tp`; all must call it.
         cuda_graphs: Whether steps on a GPU are launched as graphs; auto: they are.
+        kernels: Whether steps run on the CUDA extension; auto: where it can run the model.
         cache: Where what comes from a URL is kept; None: data.build.cache_dir.
 
     Raises:
@@ -121,6 +124,7 @@ def load_decoder(
             max_length=max_length,
             split=split,
             cuda_graphs=cuda_graphs,
+            kernels=kernels,
         )
         return LoadedDecoder(decoder, source)
 
@@ -135,6 +139,7 @@ def decoder_of(
     num_places: int,
     max_length: int,
     cuda_graphs: Literal["auto", "off"] = "auto",
+    kernels: Kernels = "auto",
 ) -> Decoder:
     """Make a decoder of a PLTModel in this process, whose weights it shares.
 
@@ -158,6 +163,7 @@ def decoder_of(
         num_places=num_places,
         max_length=max_length,
         cuda_graphs=cuda_graphs,
+        kernels=kernels,
     )
 
 

@@ -1,6 +1,7 @@
 """The CUDA extension (kernels/, built by setup.py) and its operators, `torch.ops.loopcoder.*`.
 
-Their plain PyTorch counterparts are in `gated_window.py`, `gate_logits.py` and `loop_input.py`.
+Their plain PyTorch counterparts are in `gated_window.py`, `gate_logits.py` and `loop_input.py`. The
+operators for decoding are called by `decode.py`.
 """
 
 from __future__ import annotations
@@ -213,6 +214,20 @@ def _register() -> None:
     def _(d_out, first_token, a, b, has_before):
         before = d_out.new_empty((int(has_before), *d_out.shape[1:]))
         return torch.empty_like(d_out), torch.empty_like(d_out), before
+
+    @library.register_fake("loopcoder::decode_linear")
+    def _(x, weight, norm, eps, swiglu, added, to_float):
+        shape = len(x), len(weight) // (1 + swiglu)
+        return x.new_empty(shape, dtype=torch.float32 if to_float else x.dtype)
+
+    @library.register_fake("loopcoder::decode_rotate")
+    def _(qkv, cos, sin, k, v, ring_k, ring_v, places, positions):
+        heads, head_dim = qkv.shape[2] // k.shape[3] - 2 * k.shape[1], k.shape[3]
+        return qkv.new_empty((*qkv.shape[:2], heads, head_dim))
+
+    @library.register_fake("loopcoder::decode_attention")
+    def _(q, k, v, ring_k, ring_v, places, positions, gate, scale):
+        return torch.empty_like(q)
 
     library.register_autograd(
         "loopcoder::gated_window_forward", _window_backward, setup_context=_save_window

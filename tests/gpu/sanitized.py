@@ -55,7 +55,32 @@ def main(seed: int) -> None:
         folded = (weight.cpu() * norm.cpu()).cuda()
         _, raw, rms = ops.gate_logits_forward(h, folded, bias, 1e-5)
         ops.gate_logits_backward(d_logits, raw, rms, h, folded, weight, norm)
+    for d, loops in ((64, 1), (128, 2), (128, 4)):
+        decode_kernels(rng, d, loops)
     torch.cuda.synchronize()
+
+
+def decode_kernels(rng: random.Random, d: int, loops: int) -> None:
+    """Products with one part of x and with several, and lengths that leave splits empty."""
+    ops, batch = torch.ops.loopcoder, rng.choice([1, 3])
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape).to("cuda", torch.bfloat16)
+
+    for rows in (1, 5, 8):
+        width = 8 * rng.randrange(40, 1200)
+        x, norm, columns = draw(rows, width), draw(width), rng.randrange(1, 3000)
+        for swiglu in (False, True):
+            weight, added = draw(columns * (1 + swiglu), width), draw(rows, columns)
+            ops.decode_linear(x, weight, norm, 1e-5, swiglu, added, not swiglu)
+    kept = [draw(4, 2, 300, d) for _ in range(2)]
+    rings = [draw(4, loops - 1, 2, 65, d) for _ in range(2)] if loops > 1 else [None, None]
+    places, positions = torch.arange(batch).cuda(), torch.randint(300, (batch,)).cuda()
+    cos, sin = (torch.rand(batch, d).cuda() for _ in range(2))
+    tokens = (*kept, *rings, places, positions)
+    q = ops.decode_rotate(draw(batch, loops, (6 + 4) * d), cos, sin, *tokens)
+    gate = draw(batch, loops - 1, 6) if loops > 1 else None
+    ops.decode_attention(q, *tokens, gate, d**-0.5)
 
 
 if __name__ == "__main__":
