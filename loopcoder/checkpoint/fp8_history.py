@@ -7,8 +7,11 @@ in one layer spec only: they are left out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _SUFFIX = "._extra_state"
@@ -53,6 +56,19 @@ def restore(network: nn.Module, histories: dict[str, dict[str, Tensor]]) -> None
         module.init_fp8_meta_tensors(module.fp8_meta["recipe"])
         for key, tensor in _places(module).items():
             tensor.copy_(tensors[key])
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Keep a network's history of scaling as it is, whatever is computed in the block."""
+    scaled = [m for m in network.modules() if isinstance(getattr(m, "fp8_meta", None), dict)]
+    kept = [(place, place.clone()) for module in scaled for place in _places(module).values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for place, before in kept:
+                place.copy_(before)
 
 
 def _module(network: nn.Module, name: str) -> nn.Module:

@@ -14,6 +14,7 @@ from loopcoder.backends import Backends
 from loopcoder.config.check_data import check_data
 from loopcoder.config.check_objective import check_objective
 from loopcoder.config.check_precision import check_precision
+from loopcoder.config.check_samples import check_samples
 from loopcoder.config.check_secrets import check_secrets
 from loopcoder.config.check_store import check_store
 from loopcoder.config.corpora import joined_corpora
@@ -39,6 +40,7 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
         *_microbatches(config, world_size),
         *check_batch(config, world_size),
         *check_data(config),
+        *check_samples(config),
         *_optim(config),
         *check_objective(config),
         *check_precision(config, backends),

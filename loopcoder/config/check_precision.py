@@ -83,6 +83,13 @@ def check_precision(config: Config, backends: Backends) -> Iterator[Problem]:
     yield from _fp8_shapes(config)
 
 
+def sequence_multiple(config: Config) -> int:
+    """Return a number that the length of any sequence may be a multiple of, in tokens: every
+    process then has an equal part of it, in dimensions that the number format takes."""
+    p = config.parallel
+    return p.cp * (p.tp if p.sp else 1) * _FP8_MULTIPLE.get(config.precision.name, 1)
+
+
 def _kernels(config: Config, backends: Backends) -> Iterator[Problem]:
     if config.model.kernels != "cuda":
         return

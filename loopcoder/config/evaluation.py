@@ -7,9 +7,16 @@ from typing import Annotated
 
 from pydantic.dataclasses import dataclass
 
-from loopcoder.config.types import STRICT, Changes, PositiveInt
+from loopcoder.config.types import (
+    STRICT,
+    Changes,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 
 _NEW = Changes("numbers", since="2026-11-29")
+_SAMPLES = Changes("nothing", since="2026-11-30")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -35,6 +42,17 @@ class EvalConfig:
     """Held-out sequences of each domain of `eval.corpora`; null: all."""
     per_loop: bool = True
     """Also the loss of each loop's output through the head (logit lens)."""
+    samples: Annotated[NonNegativeInt, _SAMPLES] = 0
+    """Continuations that every evaluation writes to samples.jsonl in the run's folder; 0: none."""
+    sample_prompts: Annotated[list[str] | None, _SAMPLES] = None
+    """Texts that they continue, in turn; null: beginnings of held-out documents, of each domain in
+    turn, and the same ones over the whole run."""
+    sample_prompt_tokens: Annotated[PositiveInt, _SAMPLES] = 64
+    """Tokens of such a beginning; half of a document that is shorter than twice as long."""
+    sample_tokens: Annotated[PositiveInt, _SAMPLES] = 64
+    """Tokens of a continuation, which ends earlier where the document does."""
+    sample_temperature: Annotated[NonNegativeFloat, _SAMPLES] = 0.0
+    """Of the softmax that their tokens are drawn from; 0: the most probable token each time."""
 
     @property
     def happens(self) -> bool:

@@ -15,6 +15,7 @@ from loopcoder.storage.files import sync, whole_file
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 
 Record = dict[str, Any]
 

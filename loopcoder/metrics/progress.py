@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from loopcoder.metrics.words import Record, describe, describe_evaluation, duration, human
+from loopcoder.metrics.words import (
+    Record,
+    describe,
+    describe_evaluation,
+    describe_samples,
+    duration,
+    human,
+)
 
 
 class ProgressSink:
@@ -53,6 +60,9 @@ class ProgressSink:
                 self._last_print = now
         if "val/loss" in record:
             self._print(describe_evaluation(record))
+
+    def samples(self, records: Sequence[Record]) -> None:
+        self._print(describe_samples(records))
 
     def event(self, kind: str, **fields: Any) -> None:
         if kind in _SAID_OTHERWISE:

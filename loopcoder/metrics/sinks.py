@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -33,6 +33,9 @@ class Sink(Protocol):
 
     def event(self, kind: str, **fields: Any) -> None:
         """Take one event."""
+
+    def samples(self, records: Sequence[Record]) -> None:
+        """Take the lines of samples.jsonl of an evaluation; the record of its step comes next."""
 
     def close(self) -> None:
         """Flush and release everything; the last call."""
@@ -159,13 +162,19 @@ class WandbSink:
         fields = {k: v for k, v in record.items() if k != "time"}
         if record["step"] == self._resume_step:
             # an evaluation that is made up: wandb has the record of its step, and takes no second
-            self._made_up = {k: v for k, v in fields.items() if k != "step"}
+            self._made_up |= {k: v for k, v in fields.items() if k != "step"}
             return
         self._run.log(self._made_up | fields, step=record["step"], commit=True)
         self._made_up = {}
 
     def event(self, kind: str, **fields: Any) -> None:
         """Events are in events.jsonl only."""
+
+    def samples(self, records: Sequence[Record]) -> None:
+        import wandb
+
+        rows = [list(record.values()) for record in records]
+        self._made_up |= {"samples": wandb.Table(columns=[*records[0]], data=rows)}
 
     def close(self) -> None:
         if self._made_up and self._resume_step is not None:
@@ -191,6 +200,11 @@ def _wandb_id(run_dir: Path, *, fresh: bool) -> str:
     return new
 
 
+def _as_code(text: str) -> str:
+    """Return a text as Markdown that shows it as it is."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
 class TensorBoardSink:
     """TensorBoard events under run_dir/tensorboard; what a resumed run repeats is hidden."""
 
@@ -210,6 +224,12 @@ class TensorBoardSink:
     def event(self, kind: str, **fields: Any) -> None:
         text = " ".join([kind, *(f"{k}={v}" for k, v in fields.items())])
         self._writer.add_text("events", text, fields.get("step"))
+
+    def samples(self, records: Sequence[Record]) -> None:
+        for record in records:
+            texts = record["prompt"], record["continuation"]
+            text = "\n\ncontinued:\n\n".join(map(_as_code, texts))
+            self._writer.add_text(f"samples/{record['sample']}", text, record["step"])
 
     def close(self) -> None:
         self._writer.close()

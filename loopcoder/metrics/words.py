@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loopcoder.metrics.lines import Record
@@ -13,6 +13,9 @@ VAL_DOMAIN = re.compile(r"val/loss/(?!(?:loop|len)\d+$)([^/]+)")
 """The name of a domain's validation loss."""
 OWN_SET = re.compile(r"val/(?!loss/)([^/]+)/loss")
 """The name of the loss on a validation set of one's own (`eval.corpora`)."""
+
+_SHOWN = 40
+"""Characters that are shown of a prompt, and of its continuation."""
 
 
 def run_title(config: Mapping[str, Any]) -> str:
@@ -73,6 +76,17 @@ def describe_evaluation(record: Record) -> str:
     if lengths:
         texts.append("by length " + "  ".join(f"{n}: {loss:.4f}" for n, loss in sorted(lengths)))
     return "  |  ".join(texts)
+
+
+def describe_samples(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the line of an evaluation's continuations, with a piece of the first one."""
+    first = records[0]
+    # as Python writes it: on one line, and nothing that steers a terminal
+    before, after = repr(first["prompt"][-_SHOWN:]), repr(first["continuation"][:_SHOWN])
+    of = f" ({first['domain']})" if first["domain"] is not None else ""
+    return f"step {first['step']}  samples.jsonl: {before} -> {after}{of}" + (
+        f", and {len(records) - 1} more" if len(records) > 1 else ""
+    )
 
 
 def human(number: float) -> str:

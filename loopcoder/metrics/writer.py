@@ -1,6 +1,7 @@
-"""metrics.jsonl and events.jsonl: the truth about a run; every other sink is a copy.
+"""metrics.jsonl, events.jsonl and samples.jsonl: the truth about a run; every other sink is a copy.
 
-One line of metrics.jsonl is one JSON object with the fields of `FIELDS`. Numbers survive the round
+One line of metrics.jsonl is one JSON object with the fields of `FIELDS`, one of samples.jsonl with
+those of `SAMPLE_FIELDS`. Numbers survive the round
 trip bit for bit: a float is written with `repr`, the shortest text that reads back as the same
 double, and a float32 is exact as a double. JSON has no word for what is not finite, so those are
 the strings "nan", "inf" and "-inf", which `read_metrics` turns back into floats (the sign and
@@ -25,6 +26,7 @@ from loopcoder.errors import InputError
 from loopcoder.metrics.lines import (
     EVENTS_FILE,
     METRICS_FILE,
+    SAMPLES_FILE,
     LineFile,
     Record,
     disk_full_is_an_error,
@@ -102,6 +104,21 @@ FIELDS = {
 """Meaning and unit of every field of a line; `<domain>`, `<name>`, `<r>` and `<n>` are
 placeholders."""
 
+SAMPLE_FIELDS = {
+    "step": "optimizer steps done",
+    "tokens": "tokens trained since step 0",
+    "loops": "loops that the model ran",
+    "sample": "number of the continuation in its evaluation, from 0",
+    "domain": "of the held-out document that is continued; null: the text was given",
+    "prompt": "text that is continued",
+    "continuation": "what the model wrote",
+    "finish": "why that ended: `stop`, the document is at its end, or `length`, it has "
+    "eval.sample_tokens",
+    "reference": "how the held-out document goes on",
+}
+"""Meaning of every field of a line of samples.jsonl, which has one for each continuation of an
+evaluation (`eval.samples`)."""
+
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 _log = logging.getLogger(__name__)
@@ -120,7 +137,7 @@ class MetricsWriter:
     is the curve of one uninterrupted run; the event `metrics_resumed` says what went. So log the
     line of step s before saving the checkpoint of step s, and call `sync` before the checkpoint
     counts as complete. With None, a metrics.jsonl that is already there is moved to the first free
-    metrics.<n>.jsonl.
+    metrics.<n>.jsonl. The same is done with samples.jsonl, which is made with its first line.
 
     Raises LoopcoderError when the disk is full.
     """
@@ -137,22 +154,28 @@ class MetricsWriter:
         self._sinks = list(sinks)
         self._now = now
         metrics, events = run_dir / METRICS_FILE, run_dir / EVENTS_FILE
-        aside = [(path, set_aside_damaged(path)) for path in (metrics, events)]
-        cut, moved_to = None, None
-        if resume_step is None:
-            moved_to = _move_aside(metrics)
-        elif metrics.exists():
-            cut = truncate_after(metrics, resume_step)
+        self._samples: LineFile | None = None
+        self._samples_path = run_dir / SAMPLES_FILE
+        of_steps = metrics, self._samples_path
+        aside = [(path, set_aside_damaged(path)) for path in (*of_steps, events)]
+        cuts: dict[Path, Cut] = {}
+        moved: dict[Path, Path | None] = {}
+        for path in of_steps:
+            if resume_step is None:
+                moved[path] = _move_aside(path)
+            elif path.exists():
+                cuts[path] = truncate_after(path, resume_step)
         self._events = LineFile(events)
         self._metrics = LineFile(metrics)
         for path, (numbers, to) in aside:
             if numbers:
                 _log.warning("%s: %s; put aside in %s", path, numbers_in_words(numbers), to.name)
                 self.event("lines_set_aside", file=path.name, lines=numbers, to=to.name)
-        if moved_to is not None:
-            self.event("metrics_moved", to=moved_to.name)
+        for path, moved_to in moved.items():
+            if moved_to is not None:
+                self.event(f"{path.stem}_moved", to=moved_to.name)
         if resume_step is not None:
-            self.event("metrics_resumed", step=resume_step, **vars(cut or Cut()))
+            self.event("metrics_resumed", step=resume_step, **vars(cuts.get(metrics, Cut())))
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -172,6 +195,18 @@ class MetricsWriter:
         self._metrics.append(plain)
         self._to_sinks(lambda sink: sink.log(plain))
 
+    def samples(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append the continuations of one evaluation to samples.jsonl and pass them to the sinks,
+        before the record of its step."""
+        if not records:
+            return
+        plain = [{key: _plain(value) for key, value in record.items()} for record in records]
+        if self._samples is None:
+            self._samples = LineFile(self._samples_path)
+        for record in plain:
+            self._samples.append(record)
+        self._to_sinks(lambda sink: sink.samples(plain))
+
     def event(self, kind: str, **fields: Any) -> None:
         """Append {"time": UTC (ISO 8601), "kind": kind, **fields} to events.jsonl and the sinks."""
         plain = {key: _masked(_plain(value)) for key, value in fields.items()}
@@ -180,9 +215,11 @@ class MetricsWriter:
         self._to_sinks(lambda sink: sink.event(kind, **plain))
 
     def sync(self) -> None:
-        """Wait until both files are on the disk: what was logged so far survives a power cut."""
+        """Wait until all files are on the disk: what was logged so far survives a power cut."""
         self._metrics.sync()
         self._events.sync()
+        if self._samples is not None:
+            self._samples.sync()
 
     def close(self) -> None:
         """Close the sinks, then the files. A second call does nothing."""
@@ -195,6 +232,8 @@ class MetricsWriter:
                 self._report_failure(sink, error)
         self._metrics.close()
         self._events.close()
+        if self._samples is not None:
+            self._samples.close()
 
     def _to_sinks(self, call: Callable[[Sink], None]) -> None:
         for sink in list(self._sinks):

@@ -66,8 +66,14 @@ class LoopChunk(MegatronModule):
         every_loop: bool = False,
         probe: Probe | None = None,
         objective: StepObjective | None = None,
+        *,
+        reads_logits: bool = False,
     ) -> Any:
-        """Run the chunk for a microbatch; the first chunk opens its store, the last closes it."""
+        """Run the chunk for a microbatch; the first chunk opens its store, the last closes it.
+
+        Args:
+            reads_logits: the last chunk returns logits in place of the loss.
+        """
         if self.loop_idx == 0 and self.part == 0:
             self.shared_kv[microbatch] = DetachedSharedKV()
         chunk = ChunkInput(self.loop_idx, self.part, self._input, self.shared_kv[microbatch])
@@ -75,7 +81,7 @@ class LoopChunk(MegatronModule):
         out = self._ddp(
             batch.tokens,
             batch.documents,
-            batch.labels,
+            None if reads_logits else batch.labels,
             every_loop=every_loop,
             chunk=chunk,
             probe=probe,

@@ -1,4 +1,5 @@
-"""The evaluations of a run: on its own held-out documents, and on sets of the user's own."""
+"""The evaluations of a run: on its own held-out documents and on sets of the user's own, and what
+the model writes itself."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ from typing import Any
 
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
+from loopcoder.data.sampler import Position
 from loopcoder.data.unigram import entropies_of
 from loopcoder.train.own_sets import OwnSets
+from loopcoder.train.samples import Samples
 from loopcoder.train.state import TrainState
 from loopcoder.train.validation import EvaluationStopped, Evaluator, mixture_mean
 
@@ -25,6 +28,9 @@ class Evaluation:
         self._config, self._corpus = config, corpus
         self._held_out = Evaluator(config, corpus, run_dir)
         self._own_sets = OwnSets(config, corpus, run_dir)
+        self._samples = Samples(config, corpus, run_dir)
+        self.samples: list[dict[str, Any]] = []
+        """Lines of samples.jsonl, of the last evaluation."""
         self._found: dict[str, float] = {}
         self._entropies: dict[str, float] = {}
         self.unigram_entropy: float | None = None
@@ -49,21 +55,26 @@ class Evaluation:
             return
         for shortage in self._held_out.shortages():
             note(shortage)
+        if self._samples.shortage is not None:
+            note(self._samples.shortage)
         for size in self._own_sets.sizes(stage):
             say(size)
         if is_main:
             cache = Path(self._config.data.build.cache_dir).expanduser()
             self._entropies = entropies_of(self._corpus, cache, say)
 
-    def __call__(self, state: TrainState, stage: int, stopping: Callable[[], bool]) -> bool:
+    def __call__(
+        self, state: TrainState, stage: int, position: Position, stopping: Callable[[], bool]
+    ) -> bool:
         """Evaluate in a data stage; return False where `stopping` broke it off. All ranks call it.
 
         Raises:
-            OutOfMemory: there is too little for the sequences of a length.
+            OutOfMemory: there is too little for the sequences of a length, or for the samples.
         """
         try:
             held_out = self._held_out(state, stage, stopping)
             self._found = held_out | self._own_sets(state, stage, stopping)
+            self.samples = self._samples(state, stage, position, stopping)
         except EvaluationStopped:
             return False
         return True

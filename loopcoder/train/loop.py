@@ -326,12 +326,16 @@ class Run:
         stopping = partial(self.stop.requested, self.ranks.device, now=True)
         try:
             with self.watch.within(EVALUATION):
-                return self.evaluation(self.state, stage, stopping)
+                if not self.evaluation(self.state, stage, self.position, stopping):
+                    return False
         except OutOfMemory:
             if self.ranks.world_size == 1:  # others may wait for this one in a collective
                 self._save()
                 self.saver.finish()
             raise
+        if self.writer is not None:
+            self.writer.samples(self.evaluation.samples)
+        return True
 
     def _save(self, only_sound: bool = False) -> None:
         """Save, unless that is done; `only_sound`: or the newest steps are suspicious, after which

@@ -59,6 +59,13 @@ def smaller_evaluation(config: Config, length: int, stage: int, run_dir: Path | 
     return _continued(" or ".join(fixes) or "a machine with more memory", run_dir)
 
 
+def smaller_samples(config: Config, run_dir: Path | None) -> str:
+    """Return the overrides with which the continuations of an evaluation take less memory."""
+    fixes = ["eval.samples=1"] if config.eval.samples > 1 and not config.eval.sample_prompts else []
+    fixes.append("eval.samples=0 eval.sample_prompts=null")
+    return _continued(" or ".join(fixes), run_dir)
+
+
 def _continued(fix: str, run_dir: Path | None) -> str:
     """Add the folder of the run: with other settings the default would be another one."""
     return fix if run_dir is None else f"{fix}, with {typed(f'run_dir={run_dir}')} to continue"

@@ -30,7 +30,7 @@ from tests.train.test_resume import curve, wait_for_step
 LIMIT_S = 30
 """What schedulers give."""
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT]
-EVALUATED = ["train.max_steps=6", "checkpoint.interval=2", "eval.interval=4"]
+EVALUATED = ["train.max_steps=6", "checkpoint.interval=2", "eval.interval=4", "eval.samples=2"]
 
 ASKED_BEFORE_EVALUATION = """
 from loopcoder.metrics.writer import MetricsWriter
@@ -51,6 +51,16 @@ def asked(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGTERM)
     return losses(*args, **kwargs)
 validation.losses = asked
+"""
+ASKED_WITHIN_SAMPLES = """
+import loopcoder.train
+from loopcoder.train import generation
+next_logits, calls = generation._next_logits, []
+def asked(*args):
+    calls.append(os.kill(os.getpid(), signal.SIGTERM))
+    assert len(calls) == 1, "it goes on"
+    return next_logits(*args)
+generation._next_logits = asked
 """
 NO_MORE_DATA = """
 import time
@@ -108,7 +118,12 @@ def merged(run_dir: Path) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("code", "step"),
     one_of(
-        [(ASKED_BEFORE_EVALUATION, 4), (ASKED_BEFORE_EVALUATION, 6), (ASKED_WITHIN_EVALUATION, 4)]
+        [
+            (ASKED_BEFORE_EVALUATION, 4),
+            (ASKED_BEFORE_EVALUATION, 6),
+            (ASKED_WITHIN_EVALUATION, 4),
+            (ASKED_WITHIN_SAMPLES, 4),
+        ]
     ),
 )
 def test_an_evaluation_is_put_off_and_made_up(
@@ -126,6 +141,8 @@ def test_an_evaluation_is_put_off_and_made_up(
     assert checkpoints.complete(run_dir / "checkpoints")[-1].step == step
     finish(start(run_dir, *EVALUATED))
     assert merged(run_dir) == merged(whole)
+    samples = "samples.jsonl"
+    assert (run_dir / samples).read_text() == (whole / samples).read_text()
     kinds = [json.loads(line)["kind"] for line in (run_dir / "events.jsonl").open()]
     assert "evaluation_put_off" in kinds and "run_done" in kinds
 

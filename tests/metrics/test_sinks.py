@@ -102,12 +102,16 @@ def test_each_step_is_there_once_after_two_rewinds(tmp_path: Path) -> None:
         for step in steps:
             wanted[step] = loss_of(step, resume_step)
             sink.log({"step": step, "loss": wanted[step], "note": "text is left out"})
+        sink.samples([{"step": steps[0], "sample": 1, "prompt": "a\n*b", "continuation": "_c_"}])
         sink.event("checkpoint_saved", step=steps[0])
         sink.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == sorted(wanted.items())
     assert events.Tags()["scalars"] == ["loss"]
+    *_, sample = events.Tensors("samples/1/text_summary")
+    assert sample.step == 10
+    assert sample.tensor_proto.string_val[0] == b"    a\n    *b\n\ncontinued:\n\n    _c_"
 
 
 @pytest.fixture
@@ -178,6 +182,7 @@ def test_wandb_shows_an_evaluation_that_is_made_up(tmp_path: Path, goes_on: bool
     time."""
     wandb_session(tmp_path, None, [1, 2])
     sink = WandbSink(mode="offline", project="test", run_dir=tmp_path, config={}, resume_step=2)
+    sink.samples([{"step": 2, "sample": 0, "prompt": "a", "continuation": "b"}])
     sink.log({"step": 2, "val/loss": 5.0})
     if goes_on:
         sink.log({"step": 3, "loss": 4.0})
@@ -187,6 +192,7 @@ def test_wandb_shows_an_evaluation_that_is_made_up(tmp_path: Path, goes_on: bool
     (history,) = uploaded([*wandb_folders(tmp_path), folder]).values()
     assert [step for step, _ in history] == [1, 2, 3]
     assert history[-1][1]["val/loss"] == 5.0
+    assert history[-1][1]["samples.nrows"] == 1
     assert history[-1][1].get("loss") == (4.0 if goes_on else None)
 
 

@@ -173,6 +173,42 @@ def test_a_fresh_run_moves_the_old_curve_aside(tmp_path: Path) -> None:
     ]
 
 
+def samples_of(steps: range) -> list[dict[str, Any]]:
+    return [{"step": step, "sample": n, "prompt": f"\x1b\n{n}"} for step in steps for n in (0, 1)]
+
+
+def write_samples(run_dir: Path, steps: range, *, resume_step: int | None) -> None:
+    with MetricsWriter(run_dir, resume_step=resume_step) as writer:
+        for step in steps:
+            writer.samples(samples_of(range(step, step + 1)))
+            writer.log({"step": step})
+
+
+def test_samples_are_cut_and_moved_as_the_curve_is(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    write_samples(tmp_path, range(1, 6), resume_step=None)
+    with file.open("ab") as torn:
+        torn.write(b'{"step": 6, "sam')
+    write_samples(tmp_path, range(4, 5), resume_step=3)
+    assert read_metrics(file) == samples_of(range(1, 5))
+    with MetricsWriter(tmp_path, resume_step=2) as writer:
+        writer.samples([])
+        assert read_metrics(file) == samples_of(range(1, 3))
+    file.write_bytes(file.read_bytes() + b"\0\0\n")
+    write_samples(tmp_path, range(1, 2), resume_step=None)
+    assert read_metrics(tmp_path / "samples.1.jsonl") == samples_of(range(1, 3))
+    assert (tmp_path / "samples.damaged.jsonl").read_bytes() == b"\0\0\n"
+    assert read_metrics(file) == samples_of(range(1, 2))
+    assert ("samples_moved", "samples.1.jsonl") in [
+        (e["kind"], e.get("to")) for e in kinds(tmp_path)
+    ]
+
+
+def test_a_run_without_samples_has_no_file_of_them(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(1, 3), resume_step=None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["events.jsonl", "metrics.jsonl"]
+
+
 def garbage(rng: random.Random) -> list[bytes]:
     """Lines that no run has written as they are, in any order."""
     record = json.dumps({"step": rng.randrange(99), "loss": rng.random(), "kind": "note"}).encode()
