@@ -82,7 +82,7 @@ def test_the_card_says_what_weights_began_from_and_what_is_left_out(case: Made) 
     content |= {"plt_emb_scale": None, "plt_hidden_scale": None}
 
     def card_of(config: Config) -> str:
-        return model_card(case.checkpoint, config, state, content, 4)
+        return model_card(case.checkpoint, config, state, content, 4, "1.0")
 
     assert "started from" not in card_of(case.config) and "left out" not in card_of(case.config)
     origin = "/home/me/runs/base/checkpoints/step_00001000"
