@@ -1,0 +1,121 @@
+"""A decoder without a model, whose next token follows from the last three and their place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from starlette.testclient import TestClient
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from data_pipeline.tokenizer.encoder import train_tokenizer
+from loopcoder.config.serving import ServeConfig
+from loopcoder.infer.engine import Engine
+from loopcoder.infer.serve.app import make_app
+from loopcoder.infer.serve.metrics import Metrics
+from loopcoder.infer.serve.model import Served
+from loopcoder.infer.serve.run import most_open
+from loopcoder.infer.serve.worker import Worker
+
+TEXTS = ["def add(a, b):\n    return a + b\n", "loop gate window value key é 漢字\n"] * 20
+_PRIMES = (7919, 104729, 1299709)
+
+
+class Toy:
+    """Logits of a table, in the row that the last tokens say."""
+
+    def __init__(self, vocabulary: int, num_places: int, max_length: int, seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(997, vocabulary, generator=generator) * 3
+        self.vocabulary, self.num_places, self.max_length = vocabulary, num_places, max_length
+        self.seen: dict[int, list[int]] = {}
+        self.prefilled: list[int] = []
+        """Tokens of all prompts so far, by pass."""
+        self.may_run = threading.Event()
+        self.may_run.set()
+        self.error: Exception | None = None
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Return the logits after some ids."""
+        row = sum(p * (i + 1) for p, i in zip(_PRIMES, reversed(ids), strict=False)) + len(ids)
+        return self.table[row % len(self.table)]
+
+    def prefill(
+        self,
+        prompts: Mapping[int, Sequence[int]],
+        read: Callable[[int, int, Tensor], None] | None = None,
+    ) -> Tensor:
+        self._wait()
+        self.prefilled.append(sum(map(len, prompts.values())))
+        for place, ids in prompts.items():
+            self.seen[place] = list(ids)
+            if read is not None:
+                read(place, 0, torch.stack([self.logits(ids[: i + 1]) for i in range(len(ids))]))
+        return torch.stack([self.logits(ids) for ids in prompts.values()])
+
+    def step(self, places: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        self._wait()
+        for place, token in zip(places, tokens, strict=True):
+            self.seen[place].append(int(token))
+        return torch.stack([self.logits(self.seen[place]) for place in places])
+
+    def greedy(self, ids: Sequence[int], number: int) -> list[int]:
+        """Return the most probable continuation."""
+        found = list(ids)
+        for _ in range(number):
+            found.append(int(self.logits(found).argmax()))
+        return found[len(ids) :]
+
+    def logprobs(self, ids: Sequence[int]) -> Tensor:
+        """Return the log-probabilities after some ids. [vocabulary]"""
+        return self.logits(ids).double().log_softmax(-1)
+
+    def _wait(self) -> None:
+        assert self.may_run.wait(30)
+        if self.error is not None:
+            raise self.error
+
+
+@cache
+def tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    train_tokenizer(TEXTS, 330, path)
+    return Tokenizer.from_file(str(path))
+
+
+def render(
+    messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None
+) -> list[int]:
+    """Stand for a chat template: the bytes of all that there is."""
+    return [i % 256 for i in repr([messages, tools]).encode()][-40:]
+
+
+class Stand:
+    """A server on a toy, with a client in the same process."""
+
+    def __init__(self, tokens: Tokenizer, seed: int, key: str | None = None, **settings: Any):
+        self.config = ServeConfig(**({"places": 4, "max_length": 64, "max_waiting": 8} | settings))
+        assert self.config.max_length is not None
+        size = tokens.get_vocab_size()
+        self.toy = Toy(size, self.config.places, self.config.max_length, seed)
+        self.eos = int(torch.randint(0, size, (), generator=torch.Generator().manual_seed(seed)))
+        waiting = most_open(self.config)
+        self.engine = Engine(self.toy, tokens, frozenset({self.eos}), max_waiting=waiting)
+        self.tokens, self.key = tokens, key
+
+    @contextmanager
+    def client(self, *, template: bool = True) -> Iterator[TestClient]:
+        self.failures: list[bool] = []
+        self.worker = Worker(
+            self.engine, most_open(self.config), Metrics(), lambda: self.failures.append(True)
+        )
+        served = Served("toy", self.engine, render if template else None)
+        app = make_app(served, self.worker, self.config, self.key)
+        with TestClient(app, raise_server_exceptions=False) as client:
+            yield client
