@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,7 +24,7 @@ from loopcoder.infer.engine import Engine
 from loopcoder.infer.serve.app import make_app
 from loopcoder.infer.serve.metrics import Metrics
 from loopcoder.infer.serve.model import Served
-from loopcoder.infer.serve.run import most_open
+from loopcoder.infer.serve.run import listen, most_open, serve
 from loopcoder.infer.serve.worker import Worker
 
 TEXTS = ["def add(a, b):\n    return a + b\n", "loop gate window value key é 漢字\n"] * 20
@@ -100,7 +104,7 @@ class Stand:
     """A server on a toy, with a client in the same process."""
 
     def __init__(self, tokens: Tokenizer, seed: int, key: str | None = None, **settings: Any):
-        self.config = ServeConfig(**({"places": 4, "max_length": 64, "max_waiting": 8} | settings))
+        self.config = ServeConfig(**({"port": 0, "places": 4, "max_length": 64, "max_waiting": 8} | settings))
         assert self.config.max_length is not None
         size = tokens.get_vocab_size()
         self.toy = Toy(size, self.config.places, self.config.max_length, seed)
@@ -115,7 +119,34 @@ class Stand:
         self.worker = Worker(
             self.engine, most_open(self.config), Metrics(), lambda: self.failures.append(True)
         )
-        served = Served("toy", self.engine, render if template else None)
-        app = make_app(served, self.worker, self.config, self.key)
+        self.served = Served("toy", self.engine, render if template else None)
+        app = make_app(self.served, self.worker, self.config, self.key)
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
+
+    def serve[T](self, visit: Callable[[int], T]) -> tuple[T, list[str]]:
+        """Serve on a port of its own in this thread, until a client in another one has ended, who
+        gets the port; return what that returns, and what the server printed."""
+        said: list[str] = []
+        ports: queue.Queue[int] = queue.Queue()
+
+        def report(text: str) -> None:
+            said.append(text)
+            if text.startswith("serving"):
+                ports.put(int(text.split("/v1")[0].rpartition(":")[2]))
+
+        def client() -> T:
+            try:
+                return visit(ports.get(timeout=30))
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        taken = listen(self.config, self.key)
+        before = signal.signal(signal.SIGTERM, lambda *_: None)  # a server may end by itself
+        try:
+            with ThreadPoolExecutor() as pool:
+                result = pool.submit(client)
+                serve(self.engine, "toy", render, self.config, self.key, taken, report)
+                return result.result(), said
+        finally:
+            signal.signal(signal.SIGTERM, before)
