@@ -114,14 +114,14 @@ class Stand:
         self.tokens, self.key = tokens, key
 
     @contextmanager
-    def client(self, *, template: bool = True) -> Iterator[TestClient]:
+    def client(self, *, template: bool = True, strict: bool = False) -> Iterator[TestClient]:
         self.failures: list[bool] = []
         self.worker = Worker(
             self.engine, most_open(self.config), Metrics(), lambda: self.failures.append(True)
         )
         self.served = Served("toy", self.engine, render if template else None)
         app = make_app(self.served, self.worker, self.config, self.key)
-        with TestClient(app, raise_server_exceptions=False) as client:
+        with TestClient(app, raise_server_exceptions=strict) as client:
             yield client
 
     def serve[T](self, visit: Callable[[int], T]) -> tuple[T, list[str]]:
