@@ -29,7 +29,7 @@ class ChatCompletion(Reply):
         self._bytes_of = served.bytes_of
         messages = [_for_template(message) for message in body.messages]
         tools = None if body.tool_choice == "none" else body.tools
-        ids = served.render(messages, tools or None)
+        ids = served.of_chat(messages, tools)
         served.check_length(ids, body.most or 1)
         most = body.most or served.max_length - len(ids)
         told = (body.top_logprobs or 0) if body.logprobs else None

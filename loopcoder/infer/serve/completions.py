@@ -30,8 +30,10 @@ class Completion(Reply):
         self.requests: list[Request] = []
         self._echoed: list[str] = []
         for prompt in body.prompts:
-            ids = served.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
-            echoed = prompt if isinstance(prompt, str) else served.written(ids)
+            if isinstance(prompt, str):
+                ids, echoed = served.prompts.of_text(prompt), prompt
+            else:
+                ids, echoed = tuple(prompt), served.written(prompt)
             served.check_length(ids, most)
             for sample in range(body.samples):
                 self._echoed.append(echoed)

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loopcoder.errors import InputError
 from loopcoder.infer.engine import Engine
+from loopcoder.infer.prompts import Prompts
 from loopcoder.infer.request import Request
 from loopcoder.infer.serve.refusals import Refused
 
-Render = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]] | None], Sequence[int]]
-"""Messages and tools to the ids of a prompt."""
-
 
 class Served:
-    """The model's name, tokenizer, chat template and limits."""
+    """The model's name, prompts and limits."""
 
-    def __init__(self, name: str, engine: Engine, render: Render | None):
-        """
-        Args:
-            render: The chat template; None: the model has none.
-        """
-        self.name = name
+    def __init__(self, name: str, engine: Engine, prompts: Prompts):
+        self.name, self.prompts = name, prompts
         self.eos, self.bytes_of = engine.eos, engine.bytes_of
         self.max_length = engine.decoder.max_length
-        self._engine, self._render = engine, render
+        self._engine = engine
 
     def check_name(self, name: str | None) -> None:
         """Refuse a request for another model."""
@@ -37,19 +31,15 @@ class Served:
                 "model_not_found",
             )
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a text."""
-        return tuple(self._engine.tokenizer.encode(text, add_special_tokens=False).ids)
-
     def written(self, ids: Sequence[int]) -> str:
         """Return ids as a text in which special tokens stand."""
         return b"".join(map(self.bytes_of.named, ids)).decode(errors="replace")
 
-    def render(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None
+    def of_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
     ) -> tuple[int, ...]:
         """Return the ids of a conversation, up to where the assistant answers."""
-        if self._render is None:
+        if self.prompts.template is None:
             raise Refused(
                 400,
                 f"{self.name} has no chat template, so a conversation cannot be put to it; "
@@ -57,9 +47,9 @@ class Served:
                 "messages",
             )
         try:
-            return tuple(self._render(messages, tools))
+            return self.prompts.of_chat(messages, tools)
         except InputError as error:
-            raise Refused.by(error) from error
+            raise Refused.by(error, "messages") from error
 
     def check_length(self, ids: Sequence[int], max_tokens: int) -> None:
         """Refuse a prompt that leaves no room for its answer."""

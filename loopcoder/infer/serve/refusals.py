@@ -27,10 +27,10 @@ class Refused(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def by(cls, error: InputError) -> Refused:
+    def by(cls, error: InputError, param: str | None = None) -> Refused:
         """Make one of what the engine or a prompt found wrong."""
         found = [f"{p.fact}: {p.why}. {p.fix}" for p in error.problems]
-        return cls(400, "; ".join(found))
+        return cls(400, "; ".join(found), param)
 
     def __str__(self) -> str:
         return self.message

@@ -18,9 +18,10 @@ import uvicorn
 from loopcoder.config.serving import ServeConfig
 from loopcoder.errors import InputError
 from loopcoder.infer.engine import Engine
+from loopcoder.infer.prompts import Prompts
 from loopcoder.infer.serve.app import make_app
 from loopcoder.infer.serve.metrics import Metrics
-from loopcoder.infer.serve.model import Render, Served
+from loopcoder.infer.serve.model import Served
 from loopcoder.infer.serve.refusals import stopping
 from loopcoder.infer.serve.worker import Worker
 from loopcoder.storage.signals import heard, name_of
@@ -85,7 +86,7 @@ def listen(config: ServeConfig, key: str | None) -> socket.socket:
 def serve(
     engine: Engine,
     name: str,
-    render: Render | None,
+    prompts: Prompts,
     config: ServeConfig,
     key: str | None,
     taken: socket.socket,
@@ -97,7 +98,6 @@ def serve(
 
     Args:
         engine: With room for `most_open(config)` waiting requests.
-        render: The chat template; None: the model has none.
         taken: Of `listen`; it is closed in the end.
         report: Gets what is to be printed.
 
@@ -110,7 +110,7 @@ def serve(
         server.should_exit = True
 
     worker = Worker(engine, most_open(config), Metrics(), on_failure)
-    app = make_app(Served(name, engine, render), worker, config, key)
+    app = make_app(Served(name, engine, prompts), worker, config, key)
     server = _Server(app, worker, config, report)
     with taken:
         server.run(sockets=[taken])

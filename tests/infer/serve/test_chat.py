@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from starlette.testclient import TestClient
 from tokenizers import Tokenizer
 
 from tests.infer.serve.test_completions import events
-from tests.infer.serve.toy import Stand, render
+from tests.infer.serve.toy import Stand
 
 URL = "/v1/chat/completions"
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "é?"}]
@@ -36,7 +37,7 @@ def ask(client: TestClient, **body: Any) -> dict[str, Any]:
 def test_an_answer_and_its_stream(stand: Stand, client: TestClient) -> None:
     body = {"max_completion_tokens": 9, "logprobs": True, "top_logprobs": 2, "n": 2}
     answer = ask(client, **body)
-    prompt = render(MESSAGES, None)
+    prompt = stand.served.prompts.of_text("system: Be brief.user: é?assistant:")
     ids = stand.toy.greedy(prompt, 9)
     ids = ids[: ids.index(stand.eos) + 1] if stand.eos in ids else ids
     choice = answer["choices"][1]
@@ -77,20 +78,14 @@ def test_what_the_template_gets(stand: Stand, client: TestClient) -> None:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "2", "tool_call_id": "1"},
     ]
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    got = []
-
-    def remember(given: Any, offered: Any) -> list[int]:
-        got.append((given, offered))
-        return [1]
-
-    stand.served._render = remember
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    seen = []
+    of_text = stand.served.prompts.of_text
+    stand.served.prompts.of_text = lambda text: (seen.append(text), of_text("a"))[1]
     ask(client, messages=messages, tools=tools, max_tokens=1)
     ask(client, messages=messages, tools=tools, tool_choice="none", max_tokens=1)
-    (given, offered), (_, none) = got
-    assert given[0]["content"] == "a\nb" and offered == tools and none is None
-    assert given[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
-    assert given[2] == messages[2]
+    rendered = "user: a\nbassistant: None2tool: 2assistant:"
+    assert seen == [json.dumps(tools) + rendered, rendered]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +96,7 @@ def test_what_the_template_gets(stand: Stand, client: TestClient) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": 1}]}]}, "tool_calls"),
         ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "tool_calls"),
+        ({"messages": [{"role": "user", "content": "refuse me"}]}, "it does not"),
         ({"top_logprobs": 1}, "needs logprobs: true"),
         ({"logprobs": 1}, "logprobs"),
         ({"tool_choice": "required"}, "tool_choice"),

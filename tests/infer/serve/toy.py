@@ -21,6 +21,7 @@ from torch import Tensor
 from data_pipeline.tokenizer.encoder import train_tokenizer
 from loopcoder.config.serving import ServeConfig
 from loopcoder.infer.engine import Engine
+from loopcoder.infer.prompts import Prompts
 from loopcoder.infer.serve.app import make_app
 from loopcoder.infer.serve.metrics import Metrics
 from loopcoder.infer.serve.model import Served
@@ -93,11 +94,13 @@ def tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def render(
-    messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None
-) -> list[int]:
-    """Stand for a chat template: the bytes of all that there is."""
-    return [i % 256 for i in repr([messages, tools]).encode()][-40:]
+TEMPLATE = """\
+{%- if tools %}{{ tools | tojson }}{% endif %}
+{%- for m in messages %}
+{%- if m.content == "refuse me" %}{{ raise_exception("it does not") }}{% endif %}
+{{- m.role }}: {{ m.content }}
+{%- for call in m.tool_calls or [] %}{{ call.function.arguments.x + 1 }}{% endfor %}
+{%- endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
 
 
 class Stand:
@@ -113,13 +116,16 @@ class Stand:
         self.engine = Engine(self.toy, tokens, frozenset({self.eos}), max_waiting=waiting)
         self.tokens, self.key = tokens, key
 
+    def prompts(self, template: bool) -> Prompts:
+        return Prompts(self.tokens, self.eos, TEMPLATE if template else None)
+
     @contextmanager
     def client(self, *, template: bool = True, strict: bool = False) -> Iterator[TestClient]:
         self.failures: list[bool] = []
         self.worker = Worker(
             self.engine, most_open(self.config), Metrics(), lambda: self.failures.append(True)
         )
-        self.served = Served("toy", self.engine, render if template else None)
+        self.served = Served("toy", self.engine, self.prompts(template))
         app = make_app(self.served, self.worker, self.config, self.key)
         with TestClient(app, raise_server_exceptions=strict) as client:
             yield client
@@ -146,7 +152,9 @@ class Stand:
         try:
             with ThreadPoolExecutor() as pool:
                 result = pool.submit(client)
-                serve(self.engine, "toy", render, self.config, self.key, taken, report)
+                serve(
+                    self.engine, "toy", self.prompts(True), self.config, self.key, taken, report
+                )
                 return result.result(), said
         finally:
             signal.signal(signal.SIGTERM, before)
