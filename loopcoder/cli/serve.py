@@ -10,7 +10,7 @@ from pathlib import PurePath
 from loopcoder.backends import detect, refuse_missing, require
 from loopcoder.cli.arguments import fields_of, parse_arguments, say, say_aside, section_of
 from loopcoder.cli.asked_weights import AskedWeights
-from loopcoder.config.serving import ServeConfig
+from loopcoder.config.serving import MAX_LENGTH, ServeConfig
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
@@ -69,7 +69,7 @@ def run(argv: list[str]) -> int:
     weights = Asked(detect(), asked.num_loops, asked.precision, asked.parallel)
     source = source_at(place, asked.cache, weights)
     prompts = Prompts.of_source(source)
-    length = config.max_length or source.model.max_position_embeddings
+    length = config.max_length or min(MAX_LENGTH, source.model.max_position_embeddings)
     with _fields_of_serve():
         decoder = load_decoder(source, num_places=config.places, max_length=length).decoder
     engine = Engine(decoder, prompts.tokenizer, prompts.end_ids, max_waiting=most_open(config))

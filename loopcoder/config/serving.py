@@ -16,6 +16,10 @@ from loopcoder.config.types import (
 )
 
 
+MAX_LENGTH = 8192
+"""Of a prompt and its answer where nothing is said, if the model has as many positions."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class ServeConfig:
     """What `loopcoder serve` offers, to whom, and how much of it."""
@@ -30,7 +34,8 @@ class ServeConfig:
     places: PositiveInt = 16
     """Sequences that are decoded at the same time. Each has a cache of `serve.max_length` tokens."""
     max_length: PositiveInt | None = None
-    """Most tokens of a prompt and its answer together; null: as many as the model has positions."""
+    """Most tokens of a prompt and its answer together; null: 8,192, or the positions of the model if
+    those are fewer."""
     max_waiting: NonNegativeInt = 256
     """Sequences that may wait for a place; a request for more is answered 429."""
     max_body_bytes: PositiveInt = 8 * 2**20

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -117,7 +118,15 @@ class Stand:
         self.tokens, self.key = tokens, key
 
     def prompts(self, template: bool) -> Prompts:
-        return Prompts(self.tokens, self.eos, TEMPLATE if template else None)
+        special: Any = SimpleNamespace(
+            chat_template=TEMPLATE if template else None,
+            bos_id=self.eos,
+            end_ids=[self.eos],
+            bos="",
+            eos="",
+            pad="",
+        )
+        return Prompts(self.tokens, special)
 
     @contextmanager
     def client(self, *, template: bool = True, strict: bool = False) -> Iterator[TestClient]:
