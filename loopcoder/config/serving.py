@@ -15,7 +15,6 @@ from loopcoder.config.types import (
     PositiveInt,
 )
 
-
 MAX_LENGTH = 8192
 """Of a prompt and its answer where nothing is said, if the model has as many positions."""
 
@@ -32,10 +31,10 @@ class ServeConfig:
     name: str | None = None
     """What the model is called; null: the name of its folder or run."""
     places: PositiveInt = 16
-    """Sequences that are decoded at the same time. Each has a cache of `serve.max_length` tokens."""
+    """Sequences that are decoded at the same time, each with a cache of `serve.max_length` tokens."""
     max_length: PositiveInt | None = None
-    """Most tokens of a prompt and its answer together; null: 8,192, or the positions of the model if
-    those are fewer."""
+    """Most tokens of a prompt and its answer together; null: 8,192, or as many as the model has
+    positions if those are fewer."""
     max_waiting: NonNegativeInt = 256
     """Sequences that may wait for a place; a request for more is answered 429."""
     max_body_bytes: PositiveInt = 8 * 2**20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -60,7 +60,7 @@ class _Endpoints:
         return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
     async def _generate[B: Body](
-        self, request: Request, schema: type[B], make: type[Reply]
+        self, request: Request, schema: type[B], make: Callable[[B, Served], Reply]
     ) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # which no web page can send here without being asked

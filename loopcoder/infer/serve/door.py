@@ -93,11 +93,11 @@ class Door:
         except _Gone:
             pass
         except TimeoutError:
-            refused = Refused(504, f"the request took more than {self._timeout_s:g} s")
+            late = Refused(504, f"the request took more than {self._timeout_s:g} s")
             if status == 0:
-                await refused.response(scope, receive, noting)
+                await late.response(scope, receive, noting)
             elif is_stream:
-                await _end_stream(refused, send)
+                await _end_stream(late, send)
         finally:
             visit.end()
             path = scope["path"] if scope["path"] in PATHS else "other"

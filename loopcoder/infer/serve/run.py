@@ -135,7 +135,7 @@ class _Server(uvicorn.Server):
     ):
         super().__init__(
             uvicorn.Config(
-                app,  # type: ignore[arg-type]
+                app,
                 http="h11",
                 ws="none",
                 lifespan="on",

@@ -99,9 +99,7 @@ def test_chat(client: openai.OpenAI, engine: Any) -> None:
     choice = found.choices[0]
     assert choice.message.role == "assistant" and choice.message.content == want.text
     content = choice.logprobs.content
-    assert [t.logprob for t in content] == pytest.approx(
-        [t.logprob for t in want.tokens], abs=1e-4
-    )
+    assert [t.logprob for t in content] == pytest.approx([t.logprob for t in want.tokens], abs=1e-4)
     assert all(len(t.top_logprobs) == 2 for t in content)
     stream = client.chat.completions.create(**ask, stream=True)
     deltas = [chunk.choices[0].delta for chunk in stream]

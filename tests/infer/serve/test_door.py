@@ -110,9 +110,7 @@ def test_time_is_limited(tokens: Tokenizer, seed: int, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_failure_of_the_model_is_told_to_all(
-    tokens: Tokenizer, seed: int, stream: bool
-) -> None:
+def test_a_failure_of_the_model_is_told_to_all(tokens: Tokenizer, seed: int, stream: bool) -> None:
     stand = Stand(tokens, seed, places=1)
     stand.toy.may_run.clear()
     with stand.client() as client, ThreadPoolExecutor() as pool:

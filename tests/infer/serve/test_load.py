@@ -61,7 +61,7 @@ def checkpoint(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path: 
     return run_dir
 
 
-def alone(checkpoint: Path, rng: random.Random, number: int) -> list[Asked]:  # noqa: F811
+def alone(checkpoint: Path, rng: random.Random, number: int) -> list[Asked]:
     """Draw prompts of mixed lengths, and answer each greedily by itself."""
     from loopcoder.infer.loading import load_decoder
     from loopcoder.infer.text import TokenBytes

@@ -108,7 +108,8 @@ class Stand:
     """A server on a toy, with a client in the same process."""
 
     def __init__(self, tokens: Tokenizer, seed: int, key: str | None = None, **settings: Any):
-        self.config = ServeConfig(**({"port": 0, "places": 4, "max_length": 64, "max_waiting": 8} | settings))
+        usual = {"port": 0, "places": 4, "max_length": 64, "max_waiting": 8}
+        self.config = ServeConfig(**(usual | settings))
         assert self.config.max_length is not None
         size = tokens.get_vocab_size()
         self.toy = Toy(size, self.config.places, self.config.max_length, seed)
@@ -148,7 +149,7 @@ class Stand:
         def report(text: str) -> None:
             said.append(text)
             if text.startswith("serving"):
-                ports.put(int(text.split("/v1")[0].rpartition(":")[2]))
+                ports.put(int(text.removesuffix("/v1").rpartition(":")[2]))
 
         def client() -> T:
             try:
@@ -161,9 +162,7 @@ class Stand:
         try:
             with ThreadPoolExecutor() as pool:
                 result = pool.submit(client)
-                serve(
-                    self.engine, "toy", self.prompts(True), self.config, self.key, taken, report
-                )
+                serve(self.engine, "toy", self.prompts(True), self.config, self.key, taken, report)
                 return result.result(), said
         finally:
             signal.signal(signal.SIGTERM, before)
