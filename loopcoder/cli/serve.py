@@ -65,17 +65,17 @@ def run(argv: list[str]) -> int:
         from loopcoder.infer.serve.run import key_from_environment, listen, most_open, serve
         from loopcoder.infer.sources import Asked, source_at
     key = key_from_environment()
-    taken = listen(config, key)
-    weights = Asked(detect(), asked.num_loops, asked.precision, asked.parallel)
-    source = source_at(place, asked.cache, weights)
-    prompts = Prompts.of_source(source)
-    length = config.max_length or min(MAX_LENGTH, source.model.max_position_embeddings)
-    with _fields_of_serve():
-        decoder = load_decoder(source, num_places=config.places, max_length=length).decoder
-    engine = Engine(decoder, prompts.tokenizer, prompts.end_ids, max_waiting=most_open(config))
-    name = config.name or _name_of(source.place)
-    say_aside(f"{name}: {config.places} places of {length:,} tokens")
-    serve(engine, name, prompts, config, key, taken, say)
+    with listen(config, key) as taken:
+        weights = Asked(detect(), asked.num_loops, asked.precision, asked.parallel)
+        source = source_at(place, asked.cache, weights)
+        prompts = Prompts.of_source(source)
+        length = config.max_length or min(MAX_LENGTH, source.model.max_position_embeddings)
+        with _fields_of_serve():
+            decoder = load_decoder(source, num_places=config.places, max_length=length).decoder
+        engine = Engine(decoder, prompts.tokenizer, prompts.end_ids, max_waiting=most_open(config))
+        name = config.name or _name_of(source.place)
+        say_aside(f"{name}: {config.places} places of {length:,} tokens")
+        serve(engine, name, prompts, config, key, taken, say)
     return EXIT_DONE
 
 

@@ -31,7 +31,7 @@ class ServeConfig:
     name: str | None = None
     """What the model is called; null: the name of its folder or run."""
     places: PositiveInt = 16
-    """Sequences that are decoded at the same time, each with a cache of `serve.max_length` tokens."""
+    """Sequences that are decoded at a time, each with a cache of `serve.max_length` tokens."""
     max_length: PositiveInt | None = None
     """Most tokens of a prompt and its answer together; null: 8,192, or as many as the model has
     positions if those are fewer."""

@@ -98,6 +98,8 @@ class Door:
                 await late.response(scope, receive, noting)
             elif is_stream:
                 await _end_stream(late, send)
+        except asyncio.CancelledError:
+            pass  # the server closes, and this client has not read its answer in time
         finally:
             visit.end()
             path = scope["path"] if scope["path"] in PATHS else "other"

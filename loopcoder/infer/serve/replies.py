@@ -53,7 +53,11 @@ class Reply(ABC):
     async def send(self, answers: Answers) -> Response:
         """Return the response that the body asks for."""
         if self.body.stream:
-            return StreamingResponse(self._events(answers), media_type="text/event-stream")
+            return StreamingResponse(
+                self._events(answers),
+                media_type="text/event-stream",
+                headers={"Cache-Control": "no-cache"},
+            )
         pieces = await answers.whole()
         self._generated = sum(len(piece.tokens) for piece in pieces)
         choices = [self.choice(number, piece) for number, piece in enumerate(pieces)]

@@ -70,9 +70,13 @@ def listen(config: ServeConfig, key: str | None) -> socket.socket:
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         taken = socket.socket(family, kind, protocol)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
-        taken.listen(_BACKLOG)
+        try:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(address)
+            taken.listen(_BACKLOG)
+        except OSError:
+            taken.close()
+            raise
     except OSError as error:
         fix = "serve.host=127.0.0.1, or another address of this machine"
         if error.errno == errno.EADDRINUSE:
@@ -98,7 +102,7 @@ def serve(
 
     Args:
         engine: With room for `most_open(config)` waiting requests.
-        taken: Of `listen`; it is closed in the end.
+        taken: Of `listen`.
         report: Gets what is to be printed.
 
     Raises:
@@ -112,8 +116,7 @@ def serve(
     worker = Worker(engine, most_open(config), Metrics(), on_failure)
     app = make_app(Served(name, engine, prompts), worker, config, key)
     server = _Server(app, worker, config, report)
-    with taken:
-        server.run(sockets=[taken])
+    server.run(sockets=[taken])
     if worker.error is not None:
         raise worker.error
 

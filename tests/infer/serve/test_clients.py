@@ -12,6 +12,7 @@ import openai
 import pytest
 import torch
 
+from loopcoder.errors import InputError
 from loopcoder.hf.export import export
 from loopcoder.infer.request import Answer, Request
 from tests.hf.folders import made
@@ -116,6 +117,18 @@ def test_errors_are_those_of_the_package(client: openai.OpenAI, server: Server) 
         client.completions.create(model="gpt", prompt="x")
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="other").models.list()
+
+
+def test_what_does_not_fit_is_refused_with_the_arithmetic(folder: Path) -> None:
+    """Before weights are read."""
+    from loopcoder.cli import serve
+
+    settings = ["serve.port=0", "serve.places=100000000"]
+    with pytest.raises(InputError, match=r"weights of .* and a cache of .*100,000,000 places") as e:
+        serve.run([f"checkpoint={folder}", *settings])
+    assert "serve.places=" in e.value.problems[0].fix
+    with pytest.raises(InputError, match=r"serve.max_length=131073"):
+        serve.run([f"checkpoint={folder}", "serve.port=0", "serve.max_length=131073"])
 
 
 TASKS = {

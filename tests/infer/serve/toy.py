@@ -157,10 +157,9 @@ class Stand:
             finally:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        taken = listen(self.config, self.key)
         before = signal.signal(signal.SIGTERM, lambda *_: None)  # a server may end by itself
         try:
-            with ThreadPoolExecutor() as pool:
+            with ThreadPoolExecutor() as pool, listen(self.config, self.key) as taken:
                 result = pool.submit(client)
                 serve(self.engine, "toy", self.prompts(True), self.config, self.key, taken, report)
                 return result.result(), said
