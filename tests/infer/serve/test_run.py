@@ -34,6 +34,13 @@ def until(port: int, name: str, value: int) -> None:
         pass
 
 
+def ended(port: int) -> int:
+    """Return how many requests for completions have ended, in whatever way."""
+    lines = httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
+    mine = [line for line in lines if line.startswith(f'loopcoder_requests_total{{path="{URL}"')]
+    return sum(int(line.rsplit(" ", 1)[1]) for line in mine)
+
+
 def begun(port: int, **body: Any) -> http.client.HTTPConnection:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("POST", URL, json.dumps(BODY | body), HEADERS)
@@ -49,12 +56,14 @@ def test_a_client_that_goes_away_frees_its_place(
 
     def visit(port: int) -> str:
         stand.toy.may_run.clear()
-        running, waiting = begun(port, stream=stream), begun(port, prompt=[3], stream=stream)
+        running = begun(port, stream=stream)
         until(port, "sequences_running", 1)
+        waiting = begun(port, prompt=[3], stream=stream)
         until(port, "sequences_waiting", 1)
         running.close()
         waiting.close()
-        until(port, "sequences_waiting", 0)
+        while ended(port) < 2:
+            pass
         stand.toy.may_run.set()
         until(port, "sequences_running", 0)
         answer = httpx.post(f"http://127.0.0.1:{port}{URL}", json=BODY)
