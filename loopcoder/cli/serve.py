@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
     refuse_missing()
     for package in ("starlette", "uvicorn"):
         fact = "loopcoder serve"
-        require(package, fact, f"{package} is not installed", "pip install 'loopcoder[serve]'")
+        require(package, fact, f"{package} is not installed", "pip install '.[serve]'")
     with ended_at_once():
         from loopcoder.infer.engine import Engine
         from loopcoder.infer.loading import load_decoder
