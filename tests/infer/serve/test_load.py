@@ -33,7 +33,7 @@ SECONDS = float(os.environ.get("LOOPCODER_TEST_LOAD_S", "20"))
 GROWTH_BYTES = 16 * 2**20
 """What the process may hold more after the load than after a quarter of it: all answers under way
 are below 1 MiB, the rest is for what the C library keeps of freed memory in the arenas of some 40
-threads. A leak of 1 KiB a token would pass it within seconds."""
+threads. A leak of 1 KiB a token would pass it within a minute."""
 TIE = 1e-4
 """Logits that are nearer to each other may change their order with what else is in the batch."""
 
