@@ -27,6 +27,7 @@ from loopcoder.cli import (
     import_,
     launch,
     runs,
+    serve,
     sweep,
     train,
 )
@@ -189,6 +190,7 @@ VERBS = {
     "diagnose": Verb(diagnose.run, "what each loop of a checkpoint does, and what it costs"),
     "generate": Verb(generate.run, "what a model writes after a prompt"),
     "export": Verb(export.run, "write a checkpoint as a folder for transformers"),
+    "serve": Verb(serve.run, "a model behind OpenAI's API, for one machine"),
     "import": Verb(import_.run, "make a checkpoint of weights in the format of transformers"),
     "compare": Verb(compare.run, "the logits of two models on a text, and where they differ"),
     "data": Verb(data.run, "build a corpus; list, show and clean what is built"),

@@ -1,0 +1,45 @@
+"""The section `serve` of a command line: where the server listens, and its limits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from loopcoder.config.types import (
+    STRICT,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+MAX_LENGTH = 8192
+"""Of a prompt and its answer where nothing is said, if the model has as many positions."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ServeConfig:
+    """What `loopcoder serve` offers, to whom, and how much of it."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Any but this machine's own (127.0.0.1, ::1, localhost) needs a key in
+    $LOOPCODER_API_KEY."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0: any that is free, which is printed."""
+    name: str | None = None
+    """What the model is called; null: the name of its folder or run."""
+    places: PositiveInt = 16
+    """Sequences that are decoded at a time, each with a cache of `serve.max_length` tokens."""
+    max_length: PositiveInt | None = None
+    """Most tokens of a prompt and its answer together; null: 8,192, or as many as the model has
+    positions if those are fewer."""
+    max_waiting: NonNegativeInt = 256
+    """Sequences that may wait for a place; a request for more is answered 429."""
+    max_body_bytes: PositiveInt = 8 * 2**20
+    """Largest body of a request."""
+    timeout_s: PositiveFloat = 600.0
+    """Seconds after which a request is ended, waiting and sending included."""
+    grace_s: NonNegativeFloat = 30.0
+    """Seconds that running requests have to end when the server is asked to stop."""

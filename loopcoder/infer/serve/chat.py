@@ -1,0 +1,99 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from loopcoder.infer.request import Piece, Request
+from loopcoder.infer.serve.bodies import ChatBody, Message
+from loopcoder.infer.serve.logprobs import chat_logprobs
+from loopcoder.infer.serve.model import Served
+from loopcoder.infer.serve.refusals import Refused
+from loopcoder.infer.serve.replies import Reply
+
+
+class ChatCompletion(Reply):
+    """Answers of the assistant to a conversation."""
+
+    prefix, kind, kind_of_chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    body: ChatBody
+
+    def __init__(self, body: ChatBody, served: Served):
+        """
+        Raises:
+            Refused: the model has no chat template, or it refuses the conversation.
+        """
+        super().__init__(body, served.name)
+        self._bytes_of = served.bytes_of
+        messages = [_for_template(message) for message in body.messages]
+        tools = None if body.tool_choice == "none" else body.tools
+        ids = served.of_chat(messages, tools)
+        served.check_length(ids, body.most or 1)
+        most = body.most or served.max_length - len(ids)
+        told = (body.top_logprobs or 0) if body.logprobs else None
+        self.requests = [
+            Request(
+                ids=ids,
+                max_tokens=most,
+                sampling=body.sampling(sample),
+                stop=body.stops,
+                stop_ids=body.stop_ids(served.eos),
+                logprobs=told,
+            )
+            for sample in range(body.samples)
+        ]
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        delta = {"role": "assistant", "content": ""}
+        for number in range(len(self.requests)):
+            yield {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def choice(self, number: int, piece: Piece) -> dict[str, Any]:
+        return {
+            "index": number,
+            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "logprobs": self._told(piece),
+            "finish_reason": piece.finish,
+        }
+
+    def chunk(self, number: int, piece: Piece) -> dict[str, Any] | None:
+        told = self._told(piece)
+        if not (piece.text or piece.finish or told):
+            return None
+        return {
+            "index": number,
+            "delta": {"content": piece.text} if piece.text else {},
+            "logprobs": told,
+            "finish_reason": piece.finish,
+        }
+
+    def _told(self, piece: Piece) -> dict[str, Any] | None:
+        return chat_logprobs(self._bytes_of, piece.tokens) if self.body.logprobs else None
+
+
+def _for_template(message: Message) -> dict[str, Any]:
+    """Return a message as templates expect it: arguments of tool calls as objects, which OpenAI's
+    clients send as JSON in a string."""
+    given = message.model_dump(exclude_unset=True) | {"content": message.text}
+    calls = given.get("tool_calls")
+    if calls is None:
+        return given
+    try:
+        given["tool_calls"] = [
+            call | {"function": call["function"] | {"arguments": _object(call)}} for call in calls
+        ]
+    except (TypeError, KeyError, ValueError) as error:
+        raise Refused(
+            400,
+            "messages: tool_calls is a list of {id, type, function: {name, arguments}}, with "
+            "arguments as an object or as JSON in a string",
+            "messages",
+        ) from error
+    return given
+
+
+def _object(call: dict[str, Any]) -> Any:
+    arguments = call["function"]["arguments"]
+    return json.loads(arguments) if isinstance(arguments, str) else arguments

@@ -1,0 +1,70 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loopcoder.infer.request import Piece, Request
+from loopcoder.infer.serve.bodies import CompletionBody
+from loopcoder.infer.serve.logprobs import CompletionLogprobs
+from loopcoder.infer.serve.model import Served
+from loopcoder.infer.serve.replies import Reply
+
+MAX_TOKENS = 16
+"""Of an answer where the body does not say; so it is in OpenAI's API."""
+
+
+class Completion(Reply):
+    """The continuations of one prompt or several."""
+
+    prefix, kind, kind_of_chunk = "cmpl", "text_completion", "text_completion"
+    body: CompletionBody
+
+    def __init__(self, body: CompletionBody, served: Served):
+        """
+        Raises:
+            Refused: a prompt cannot be answered.
+        """
+        super().__init__(body, served.name)
+        most = MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        self.requests: list[Request] = []
+        self._echoed: list[str] = []
+        for prompt in body.prompts:
+            if isinstance(prompt, str):
+                ids, echoed = served.prompts.of_text(prompt), prompt
+            else:
+                ids, echoed = tuple(prompt), served.written(prompt)
+            served.check_length(ids, most)
+            for sample in range(body.samples):
+                self._echoed.append(echoed)
+                self.requests.append(
+                    Request(
+                        ids=ids,
+                        max_tokens=most,
+                        sampling=body.sampling(sample),
+                        stop=body.stops,
+                        stop_ids=body.stop_ids(served.eos),
+                        logprobs=body.logprobs,
+                        prompt_logprobs=body.logprobs if body.echo else None,
+                    )
+                )
+        self._logprobs = [CompletionLogprobs(served.bytes_of) for _ in self.requests]
+        self._begun: set[int] = set()
+
+    def choice(self, number: int, piece: Piece) -> dict[str, Any]:
+        opening = self._echoed[number] if self.body.echo and number not in self._begun else ""
+        self._begun.add(number)
+        told = None
+        if self.body.logprobs is not None:
+            told = self._logprobs[number].of(piece.prompt, piece.tokens)
+        return {
+            "index": number,
+            "text": opening + piece.text,
+            "logprobs": told,
+            "finish_reason": piece.finish,
+        }
+
+    def chunk(self, number: int, piece: Piece) -> dict[str, Any] | None:
+        choice = self.choice(number, piece)
+        tells = choice["text"] or choice["finish_reason"] or choice["logprobs"] is not None
+        return choice if tells else None

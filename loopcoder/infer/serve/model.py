@@ -1,0 +1,70 @@
+"""What the endpoints know of the model that is served; safe to be used by several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loopcoder.errors import InputError
+from loopcoder.infer.engine import Engine
+from loopcoder.infer.prompts import Prompts
+from loopcoder.infer.request import Request
+from loopcoder.infer.serve.refusals import Refused
+
+
+class Served:
+    """The model's name, prompts and limits."""
+
+    def __init__(self, name: str, engine: Engine, prompts: Prompts):
+        self.name, self.prompts = name, prompts
+        self.eos, self.bytes_of = engine.eos, engine.bytes_of
+        self.max_length = engine.decoder.max_length
+        self._engine = engine
+
+    def check_name(self, name: str | None) -> None:
+        """Refuse a request for another model."""
+        if name is not None and name != self.name:
+            raise Refused(
+                404,
+                f"there is no model {name[:200]!r} here; this server has {self.name!r}",
+                "model",
+                "model_not_found",
+            )
+
+    def written(self, ids: Sequence[int]) -> str:
+        """Return ids as a text in which special tokens stand."""
+        return b"".join(map(self.bytes_of.named, ids)).decode(errors="replace")
+
+    def of_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[int, ...]:
+        """Return the ids of a conversation, up to where the assistant answers."""
+        if self.prompts.template is None:
+            raise Refused(
+                400,
+                f"{self.name} has no chat template, so a conversation cannot be put to it; "
+                "POST /v1/completions takes a text",
+                "messages",
+            )
+        try:
+            return self.prompts.of_chat(messages, tools)
+        except InputError as error:
+            raise Refused.by(error, "messages") from error
+
+    def check_length(self, ids: Sequence[int], max_tokens: int) -> None:
+        """Refuse a prompt that leaves no room for its answer."""
+        if len(ids) + max_tokens > self.max_length:
+            raise Refused(
+                400,
+                f"the prompt has {len(ids)} tokens, and with max_tokens={max_tokens} it is longer "
+                f"than the {self.max_length} tokens that a prompt and its answer may have together",
+                "prompt",
+                "context_length_exceeded",
+            )
+
+    def check(self, request: Request) -> None:
+        """Refuse what the engine cannot answer."""
+        try:
+            self._engine.check(request)
+        except InputError as error:
+            raise Refused.by(error) from error
