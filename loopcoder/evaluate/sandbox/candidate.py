@@ -6,10 +6,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
-from loopcoder.evaluate.sandbox.values import decode, encode, receive, send
-
-_SHOWN = 200
-"""Characters of an error's text."""
+from loopcoder.evaluate.sandbox.values import SHOWN, decode, encode, receive, send
 
 
 def serve(judge: int, message_bytes: int) -> NoReturn:
@@ -53,7 +50,7 @@ def _told(judge: int, made: Any) -> Any:
     try:
         value = made()
     except BaseException as error:  # also SystemExit: a program must not end its process
-        send(judge, {"error": f"{type(error).__name__}: {error}"[:_SHOWN]})
+        send(judge, {"error": f"{type(error).__name__}: {error}"[:SHOWN]})
         return None
     send(judge, {"value": None if callable(value) else value})
     return value

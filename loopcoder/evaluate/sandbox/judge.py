@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 from loopcoder.evaluate.sandbox.limits import Limits
-from loopcoder.evaluate.sandbox.values import NotPlain, decode, encode, receive, send
+from loopcoder.evaluate.sandbox.values import SHOWN, NotPlain, decode, encode, receive, send
 
 PASSED = "passed"
 TIMED_OUT = "timed out"
@@ -33,7 +33,11 @@ class _Candidate:
         self._asked([program, name])
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return decode(self._asked([encode(list(arguments)), encode(named)]))
+        answer = self._asked([encode(list(arguments)), encode(named)])
+        try:
+            return decode(answer)
+        except Exception as error:  # whatever a message that no `encode` wrote leads to
+            raise self._lost(f"its answer is no value ({type(error).__name__})") from error
 
     def _asked(self, question: Any) -> Any:
         try:
@@ -43,7 +47,7 @@ class _Candidate:
                 case {"value": value}:
                     return value
                 case {"error": str(text)}:
-                    raise Failed(text)
+                    raise Failed(text[:SHOWN])
             raise NotPlain("a message that is no answer")
         except (EOFError, OSError) as error:
             raise self._lost("its process ended") from error
@@ -80,7 +84,7 @@ def judge(job: dict[str, str], descriptor: int, limits: Limits) -> str:
         return TIMED_OUT
     except Exception as error:
         text = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
-        return f"failed: {text}".strip(" :")
+        return f"failed: {text[:SHOWN]}".strip(" :")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return PASSED

@@ -76,18 +76,18 @@ def make_root(scratch_bytes: int) -> None:
     Path("/tmp/old").mkdir()
     system.pivot_root("/tmp", "/tmp/old")
     os.chdir("/")
+    Path("/new/tmp").mkdir(parents=True)
+    options = f"size={scratch_bytes},nr_inodes=1024,mode=1777"
+    system.mount("tmpfs", "/new/tmp", "tmpfs", _TMPFS, options)  # first: a library may be below it
     for source in sources:
         target = Path("/new" + source)
         target.mkdir(parents=True)
         system.mount("/old" + source, str(target), "", system.MS_BIND | system.MS_REC)
         system.make_read_only(str(target), below=True)
-    Path("/new/dev").mkdir()
+    Path("/new/dev").mkdir(exist_ok=True)
     for device in _DEVICES:
         Path("/new" + device).touch()
         system.mount("/old" + device, "/new" + device, "", system.MS_BIND)
-    Path("/new/tmp").mkdir()
-    options = f"size={scratch_bytes},nr_inodes=1024,mode=1777"
-    system.mount("tmpfs", "/new/tmp", "tmpfs", _TMPFS, options)
     system.detach("/old")
     Path("/old").rmdir()
     system.make_read_only("/", below=False)

@@ -14,12 +14,14 @@ from loopcoder.evaluate.sandbox.namespaces import NOBODY
 
 def limit(limits: Limits) -> None:
     """Set the limits of this process and of all that it starts, for good."""
+    # The judge and the guard are processes of the same user, unless that is root.
+    others = 0 if os.geteuid() == 0 else 2
     for what, most in (
         (resource.RLIMIT_AS, limits.memory_bytes),
         (resource.RLIMIT_CPU, math.ceil(limits.timeout_s) + 1),
         (resource.RLIMIT_FSIZE, limits.scratch_bytes // 4),
         (resource.RLIMIT_NOFILE, limits.open_files),
-        (resource.RLIMIT_NPROC, limits.processes),
+        (resource.RLIMIT_NPROC, limits.processes + others),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),

@@ -9,6 +9,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+SHOWN = 200
+"""Characters of an error's text that are handed on."""
 _LENGTH_BYTES = 8
 
 
