@@ -58,12 +58,13 @@ FORGERIES = {
     "exits": "import sys\nsys.exit(0)",
     "exits in the test": "def square(x):\n    raise SystemExit(0)",
     "is equal to everything": (
-        "class Same(int):\n    def __eq__(self, other): return True\n    def __hash__(self): return 0\n"
+        "class Same(int):\n"
+        "    def __eq__(self, other): return True\n"
+        "    def __hash__(self): return 0\n"
         "def square(x):\n    return Same(7)"
     ),
     "is an object": (
-        "class Same:\n    def __eq__(self, other): return True\n"
-        "def square(x):\n    return Same()"
+        "class Same:\n    def __eq__(self, other): return True\ndef square(x):\n    return Same()"
     ),
     "replaces check": (
         "import builtins, sys, gc\n"
@@ -79,7 +80,7 @@ FORGERIES = {
     "says passed": (
         "import os, sys\n"
         "for d in range(64):\n"
-        "    try: os.write(d, b'{\"verdict\": \"passed\"}')\n"
+        '    try: os.write(d, b\'{"verdict": "passed"}\')\n'
         "    except OSError: pass\n"
         "print('passed'); os._exit(0)"
     ),
@@ -106,7 +107,13 @@ FORGERIES = {
         "        try: os.write(d, len(data).to_bytes(8, 'big') + data)\n"
         "        except OSError: pass"
     ),
-    "sends what is too deep": "import os\nd = b'[' * 100000\nfor i in range(3, 64):\n    try: os.write(i, len(d).to_bytes(8, 'big') + d)\n    except OSError: pass",
+    "sends what is too deep": (
+        "import os\n"
+        "data = b'[' * 100000\n"
+        "for d in range(3, 64):\n"
+        "    try: os.write(d, len(data).to_bytes(8, 'big') + data)\n"
+        "    except OSError: pass"
+    ),
 }
 
 
@@ -260,7 +267,8 @@ def look():
             with open(name, 'wb') as file:
                 for _ in range(1000): file.write(bytes(10 ** 6))
         except OSError as error: sizes.append(error.errno)
-    return sorted(set(sizes)), sum(os.path.getsize(n) for n in os.listdir() if os.path.isfile(n)) <= 8 << 20
+    files = filter(os.path.isfile, os.listdir())
+    return sorted(set(sizes)), sum(map(os.path.getsize, files)) <= 8 << 20
 """
     assert seen("import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)" + grows) == (
         "([27, 28], True)"
@@ -295,11 +303,7 @@ ENDLESS = {
         "while True: time.sleep(1)"
     ),
     "prints": "while True: print('x' * 10 ** 6)",
-    "sends": (
-        "import os\n"
-        "def square(x):\n"
-        "    while True: os.write(3, b'\\0' * 10 ** 6)"
-    ),
+    "sends": ("import os\ndef square(x):\n    while True: os.write(3, b'\\0' * 10 ** 6)"),
     "is a bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
 }
 
@@ -366,8 +370,8 @@ def square(x):
 
 def test_values_arrive_as_they_are() -> None:
     values = (
-        "[1, -2, 10 ** 400, 0.1, -0.0, float('inf'), 1e-320, 2j, True, None, 'a\\ud800é\\0', b'\\xff', "
-        "(1, (2,)), {1, 2}, frozenset({3}), {'a': [1], (1, 2): {}}, [], {}]"
+        "[1, -2, 10 ** 400, 0.1, -0.0, float('inf'), 1e-320, 2j, True, None, 'a\\ud800é\\0', "
+        "b'\\xff', (1, (2,)), {1, 2}, frozenset({3}), {'a': [1], (1, 2): {}}, [], {}]"
     )
     test = f"def check(candidate):\n    assert repr(candidate({values})) == repr({values})"
     assert judged("def square(x):\n    return x", test=test) == "passed"
@@ -378,7 +382,8 @@ def test_subclasses_of_plain_values_are_equal_to_them() -> None:
         "from collections import Counter, OrderedDict, namedtuple\n"
         "from decimal import Decimal\nfrom fractions import Fraction\n"
         "P = namedtuple('P', 'a b')\n"
-        "def square(x):\n    return [Counter('aab'), OrderedDict(a=1), P(1, 2), Decimal(2), Fraction(4, 2)]"
+        "def square(x):\n"
+        "    return [Counter('aab'), OrderedDict(a=1), P(1, 2), Decimal(2), Fraction(4, 2)]"
     )
     test = (
         "def check(candidate):\n"

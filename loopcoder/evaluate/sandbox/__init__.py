@@ -9,7 +9,7 @@ Of the processes of one check, each starts the next one:
     candidate   `candidate.py`   first process of a PID namespace below it, without any privilege:
                                  runs the generated program
 
-A candidate ends with everything that it started when the judge does, and sees neither the test nor a
-process besides its own. A test gets plain values from it, never objects with methods, and the verdict
-is the judge's. All but `checks.py` run on the standard library alone.
+A candidate ends with everything that it started when the judge does, and sees neither the test nor
+a process besides its own. A test gets plain values from it, never objects with methods, and the
+verdict is the judge's. All but `checks.py` run on the standard library alone.
 """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from loopcoder.evaluate.sandbox.values import SHOWN, decode, encode, receive, send
@@ -18,11 +20,9 @@ def serve(judge: int, message_bytes: int) -> NoReturn:
     code = 1
     try:
         _without_other_files(judge)
-        program, name = receive(judge, message_bytes)
-        function = _told(judge, lambda: _defined(program, name))
+        function = _told(judge, partial(_defined, *receive(judge, message_bytes)))
         while True:
-            arguments, named = receive(judge, message_bytes)
-            _told(judge, lambda: encode(function(*decode(arguments), **decode(named))))
+            _told(judge, partial(_value, function, *receive(judge, message_bytes)))
     except EOFError:
         code = 0  # the judge has what it wanted
     finally:
@@ -45,7 +45,11 @@ def _defined(program: str, name: str) -> Any:
     return names[name]
 
 
-def _told(judge: int, made: Any) -> Any:
+def _value(function: Any, arguments: Any, named: Any) -> Any:
+    return encode(function(*decode(arguments), **decode(named)))
+
+
+def _told(judge: int, made: Callable[[], Any]) -> Any:
     """Return what `made` returns, after the judge was told its value or its error."""
     try:
         value = made()

@@ -15,7 +15,9 @@ from loopcoder.evaluate.sandbox.judge import PASSED, TIMED_OUT
 from loopcoder.evaluate.sandbox.limits import Limits
 
 _SOURCES = Path(__file__).parents[3]
-_START = "import sys; sys.path.append({!r}); from loopcoder.evaluate.sandbox.guard import main; main()"
+_START = (
+    "import sys; sys.path.append({!r}); from loopcoder.evaluate.sandbox.guard import main; main()"
+)
 _GRACE_S = 10.0
 """For processes to start, and for a judge that computes with a large value."""
 _ENVIRONMENT = ("LD_LIBRARY_PATH",)

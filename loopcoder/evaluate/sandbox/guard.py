@@ -1,6 +1,8 @@
 """The first process of a check: it makes the others, in namespaces of their own, and waits.
 
-    python -I -S -c "... guard.main()" LIMITS      the job on stdin, {"verdict"} or {"refused"} on stdout
+    python -I -S -c "... guard.main()" LIMITS
+
+The job comes on stdin; {"verdict": ...} or {"refused": ...} goes to stdout.
 """
 
 from __future__ import annotations

@@ -102,11 +102,7 @@ def _libraries() -> list[str]:
     wanted = [prefix / "lib", prefix / sys.platlibdir]
     wanted += [Path(folder) for folder in ("/usr/lib", "/usr/lib64", "/lib", "/lib64")]
     found = sorted({folder for folder in wanted if folder.is_dir()})
-    return [
-        str(folder)
-        for folder in found
-        if not any(other in folder.parents for other in found)
-    ]
+    return [str(folder) for folder in found if not any(other in folder.parents for other in found)]
 
 
 def _write(path: str, text: str) -> None:
