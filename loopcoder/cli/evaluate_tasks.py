@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loopcoder.backends import refuse_missing
+from loopcoder.backends import detect, refuse_missing
 from loopcoder.checkpoint.copies.places import find_at
-from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli.arguments import say_aside, section_of
 from loopcoder.cli.run_names import run_of
 from loopcoder.config.benchmarks import HumanEvalConfig, TasksConfig
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from loopcoder.evaluate.results import Result
     from loopcoder.evaluate.server import Server
     from loopcoder.evaluate.tasks import Tasks
+    from loopcoder.infer.sources import Source
 
 _OUTPUT = "evaluation"
 _KEYS = ("checkpoint", "server", "tasks", "output", "model.num_loops", "precision")
@@ -37,14 +37,18 @@ class _Subject:
     """Weights that are evaluated, and with how many loops."""
 
     name: str
-    place: Checkpoint | Path
-    num_loops: int | None
+    source: Source
+    step: int | None
+    """Of a checkpoint."""
 
     @property
     def about(self) -> dict[str, Any]:
-        if isinstance(self.place, Path):
-            return {"folder": str(self.place)}
-        return {"checkpoint": self.place.place, "step": self.place.step}
+        return {
+            "checkpoint": self.source.place,
+            "step": self.step,
+            "num_loops": self.source.model.num_loops,
+            "precision": self.source.config.precision.name,
+        }
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def run(overrides: Sequence[str], *, as_json: bool) -> int:
     if server is not None:
         results = [_of_server(server, benchmarks, output)]
     else:
-        results = [_of_weights(s, benchmarks, given.precision, output) for s in subjects]
+        results = [_of_weights(s, benchmarks, output) for s in subjects]
     _show(results, output, as_json=as_json)
     return EXIT_DONE
 
@@ -175,19 +179,20 @@ def _benchmarks(
 
 
 def _subjects(given: _Given) -> list[_Subject]:
-    cache = Path(compose([]).data.build.cache_dir).expanduser()
+    from loopcoder.infer.sources import Asked, source_at
+
+    cache, backends = Path(compose([]).data.build.cache_dir).expanduser(), detect()
     found = []
     for place in given.checkpoints:
         folder = Path(place).expanduser()
         is_export = not is_stored(place) and is_folder(folder)
         weights = folder if is_export else find_at(place, cache)
+        step = None if isinstance(weights, Path) else weights.step
+        name = folder.resolve().name if isinstance(weights, Path) else run_of(weights)
         for loops in given.loops:
-            name = (
-                folder.resolve().name
-                if isinstance(weights, Path)
-                else f"{run_of(weights)}-{weights.step}"
-            )
-            found.append(_Subject(name + (f"-r{loops}" if loops else ""), weights, loops))
+            source = source_at(weights, cache, Asked(backends, loops, given.precision))
+            parts = (name, step, loops and f"r{loops}")
+            found.append(_Subject("-".join(str(p) for p in parts if p is not None), source, step))
     names = [subject.name for subject in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -199,19 +204,20 @@ def _subjects(given: _Given) -> list[_Subject]:
     return found
 
 
-def _of_weights(subject: _Subject, asked: _Benchmarks, precision: Any, output: Path) -> Result:
+def _of_weights(subject: _Subject, asked: _Benchmarks, output: Path) -> Result:
     """Load a model, and put it to everything."""
-    from loopcoder.evaluate.in_process import load
-    from loopcoder.evaluate.lm import InProcessLM
+    from loopcoder.evaluate.in_process import InProcess
     from loopcoder.evaluate.results import Result
 
     config = asked.config
     say_aside(f"evaluate: {subject.name}")
-    model, of_model = load(
-        subject.place, config.places, config.max_length, subject.num_loops, precision
-    )
-    result = Result(subject.name, subject.about | of_model, asked.settings)
-    lm = None if asked.tasks is None else InProcessLM(model, config.seed)
+    model = InProcess.of_source(subject.source, config.places, config.max_length)
+    about = subject.about | {"max_length": model.max_length}
+    result, lm = Result(subject.name, about, asked.settings), None
+    if asked.tasks is not None:
+        from loopcoder.evaluate.lm import InProcessLM
+
+        lm = InProcessLM(model, config.seed)
     return _put(result, model, lm, asked, output)
 
 

@@ -28,8 +28,9 @@ class TasksConfig:
     """Folder with YAML files of further tasks; data that they name are found from here."""
     places: PositiveInt = 16
     """Sequences that the model works on at a time; each takes memory for max_length tokens."""
-    max_length: PositiveInt = 2048
-    """Most tokens of a prompt and its answer together; longer prompts lose their beginning."""
+    max_length: PositiveInt | None = None
+    """Most tokens of a prompt and its answer together, where prompts that are longer lose their
+    beginning; null: as many as the model was made for."""
     seed: NonNegativeInt = 1234
     """Of what tasks and sampling draw."""
     samples: bool = False

@@ -34,24 +34,26 @@ class InProcessLM(LocalCompletionsAPI):
             seed=seed,
         )
         self._model = model
-        self.tokenizer, self.tokenized_requests = model.tokenizer, True
+        self.tokenizer, self.tokenized_requests = model.prompts.tokenizer, True
 
     @property
     def eot_token_id(self) -> int:
-        return min(self._model.engine.eos)
+        return min(self._model.prompts.end_ids)
 
     @property
     def prefix_token_id(self) -> int:
-        return self._model.bos_id
+        return self._model.prompts.begin_id
 
     @property
     def eos_string(self) -> str | None:
-        return self._model.tokenizer.id_to_token(self.eot_token_id)
+        # Also where it is spelt out, as the client asks of a server.
+        name: str | None = self.tokenizer.id_to_token(self.eot_token_id)
+        return name
 
     def tok_encode(self, string: Any, *_: Any, **__: Any) -> Any:
         if isinstance(string, str):
-            return list(self._model.ids(string))
-        return [list(self._model.ids(text)) for text in string]
+            return self.tokenizer.encode(string, add_special_tokens=False).ids
+        return [self.tok_encode(text) for text in string]
 
     def model_call(
         self,
@@ -68,7 +70,8 @@ class InProcessLM(LocalCompletionsAPI):
             seed=self._seed,
             eos=self.eos_string,
         )
-        return self._model.answers([_request(ids, payload) for ids in messages])
+        prompts = [self._model.prompts.of_ids(ids) for ids in messages]
+        return self._model.answers([_request(ids, payload) for ids in prompts])
 
     @staticmethod
     def parse_logprobs(
@@ -95,14 +98,14 @@ def through_server(server: Server, config: TasksConfig) -> Any:
         tokenizer_backend="huggingface",
         tokenizer=config.tokenizer,
         num_concurrent=config.places,
-        max_length=config.max_length,
+        max_length=server.max_length if config.max_length is None else config.max_length,
         max_retries=3,
         seed=config.seed,
         header={"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY)) else {},
     )
 
 
-def _request(ids: Sequence[int], payload: dict[str, Any]) -> Request:
+def _request(ids: tuple[int, ...], payload: dict[str, Any]) -> Request:
     """Return what a server would make of the payload."""
     payload = dict(payload)
     for name in ("model", "prompt"):
@@ -117,7 +120,7 @@ def _request(ids: Sequence[int], payload: dict[str, Any]) -> Request:
     )
     if payload.pop("echo", False):
         # The one token that a server has to generate besides would be dropped.
-        return Request(tuple(ids), 0, prompt_logprobs=payload.pop("logprobs"))
+        return Request(ids, 0, prompt_logprobs=payload.pop("logprobs"))
     stop = tuple(text for text in payload.pop("stop", ()) if text)
     if payload:
         raise InputError.of(
@@ -125,4 +128,4 @@ def _request(ids: Sequence[int], payload: dict[str, Any]) -> Request:
             "there is no such way of sampling",
             "leave it out of the task, or run another one",
         )
-    return Request(tuple(ids), int(most), sampling, stop)
+    return Request(ids, int(most), sampling, stop)

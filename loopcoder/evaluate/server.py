@@ -17,6 +17,8 @@ from loopcoder.evaluate.subjects import Prompt
 KEY = "OPENAI_API_KEY"
 """Variable that has the server's key, if it wants one."""
 _TIMEOUT_S = 600
+_LENGTH = 2048
+"""Tokens that a prompt and its answer may have where a server does not say it; lm-eval's own."""
 
 
 class Server:
@@ -45,18 +47,20 @@ class Server:
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._at_once, self._waits_s = at_once, waits_s
         try:
-            names = [str(model["id"]) for model in self._asked("models")["data"]]
+            models = {str(model["id"]): model for model in self._asked("models")["data"]}
         except (Unreachable, LookupError, TypeError) as error:
             raise InputError.of(
                 f"{self.url}/models does not answer: {error}",
                 "the server is asked for the names of its models",
                 "loopcoder serve checkpoint=DIR, and server= with the URL that it prints",
             ) from error
-        if not names or (name is not None and name not in names):
-            why = f"it has {', '.join(names) or 'none'}"
-            fix = f"tasks.name={names[0]}" if names else "another server"
+        if not models or (name is not None and name not in models):
+            why = f"it has {', '.join(models) or 'none'}"
+            fix = f"tasks.name={next(iter(models))}" if models else "another server"
             raise InputError.of(f"{self.url} has no model {name or ''}".strip(), why, fix)
-        self.name = name or names[0]
+        self.name = name or next(iter(models))
+        self.max_length = int(models[self.name].get("max_model_len") or _LENGTH)
+        """Of a prompt and its answer together, as `loopcoder serve` and vLLM say it."""
 
     def complete(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
         with ThreadPoolExecutor(self._at_once) as pool:
