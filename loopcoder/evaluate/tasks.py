@@ -5,11 +5,16 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import random
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from loopcoder.backends import require
 from loopcoder.config.benchmarks import TasksConfig
@@ -44,6 +49,8 @@ def offline() -> None:
     for name in _OFFLINE:
         os.environ[name] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if not sys.stderr.isatty():
+        os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 
 class Tasks:
@@ -72,8 +79,16 @@ class Tasks:
                 "it has the YAML files of tasks",
                 "tasks.include_path=DIR",
             )
-        self._manager = self._found()
-        self._load()
+        manager = self._found()
+        for name in self.names:
+            self._check(name, self._read(manager, name))
+        self._loaded = self._read(manager, *self.names)
+        for task in self._loaded["tasks"].values():
+            own = task.get_config("num_fewshot")
+            if own is None:
+                task.set_config("num_fewshot", config.num_fewshot or 0)
+            elif own != 0 and config.num_fewshot is not None:  # 0 is part of what such a task is
+                task.set_config("num_fewshot", config.num_fewshot)
 
     def _found(self) -> Any:
         """Return lm-eval's index of tasks: of one's own alone if that has all, since its own has
@@ -98,50 +113,52 @@ class Tasks:
             )
         return index
 
-    def _load(self) -> None:
-        """Read the data of all tasks, once, before anything long."""
-        for name in self.names:
-            try:
-                with chdir(self._folder):
-                    loaded = self._manager.load([name])
-            except Exception as error:
-                # Packages that read data raise whatever they like where there is no network.
+    def _read(self, manager: Any, *names: str) -> Any:
+        """Return tasks with their data."""
+        try:
+            with chdir(self._folder):
+                return manager.load(list(names))
+        except Exception as error:
+            # Packages that read data raise whatever they like where there is no network.
+            raise InputError.of(
+                f"the task {', '.join(names)} cannot be loaded: {type(error).__name__}: {error}"[
+                    :600
+                ],
+                "nothing is downloaded, so its data have to be on this machine",
+                "a task with dataset_path: json and data_files:, in tasks.include_path=DIR; or "
+                "fill the cache of Hugging Face (HF_HOME) where there is a network",
+            ) from error
+
+    @staticmethod
+    def _check(name: str, loaded: Any) -> None:
+        """Refuse what is not for such models, or not for such a process."""
+        for task in loaded["tasks"].values():
+            if getattr(task, "UNSAFE_CODE", False):
                 raise InputError.of(
-                    f"the task {name} cannot be loaded: {type(error).__name__}: {error}"[:600],
-                    "nothing is downloaded, so its data have to be on this machine",
-                    "a task with dataset_path: json and data_files:, in tasks.include_path=DIR; or "
-                    "fill the cache of Hugging Face (HF_HOME) where there is a network",
-                ) from error
-            for task in loaded["tasks"].values():
-                if getattr(task, "UNSAFE_CODE", False) or getattr(
-                    task.config, "unsafe_code", False
-                ):
-                    raise InputError.of(
-                        f"the task {name} runs generated code in this process",
-                        "it could do anything that you can",
-                        "tasks=human_eval, which runs it in a sandbox",
-                    )
+                    f"the task {name} runs generated code in this process",
+                    "it could do anything that you can",
+                    "tasks=human_eval, which runs it in a sandbox",
+                )
+            if getattr(task, "MULTIMODAL", False):
+                why = "the models read text"
+                raise InputError.of(f"the task {name} has pictures or sounds", why, "another task")
 
     def put_to(self, model: Any) -> Found:
-        """Ask a model.
+        """Ask a model, as `lm_eval run` does with its defaults.
 
         Args:
             model: An `lm_eval.api.model.LM`.
         """
         evaluator = importlib.import_module("lm_eval.evaluator")
-        config = self.config
+        seed = self.config.seed
+        random.seed(0)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        for task in self._loaded["tasks"].values():
+            task.set_fewshot_seed(seed)
         with chdir(self._folder):
-            told = evaluator.simple_evaluate(
-                model,
-                tasks=self.names,
-                num_fewshot=config.num_fewshot,
-                limit=config.limit,
-                log_samples=config.samples,
-                task_manager=self._manager,
-                random_seed=config.seed,
-                numpy_random_seed=config.seed,
-                torch_random_seed=config.seed,
-                fewshot_random_seed=config.seed,
+            told = evaluator.evaluate(
+                model, self._loaded, limit=self.config.limit, log_samples=self.config.samples
             )
         return Found(
             {task: _metrics(values) for task, values in told["results"].items()},
