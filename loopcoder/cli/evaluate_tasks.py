@@ -15,6 +15,7 @@ from loopcoder.cli.run_names import run_of
 from loopcoder.config.benchmarks import HumanEvalConfig, TasksConfig
 from loopcoder.config.compose import compose
 from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.evaluate.offline import offline
 from loopcoder.hf.folder import is_folder
 from loopcoder.metrics.drawing import require_matplotlib
 from loopcoder.storage.folders import make_folder
@@ -75,6 +76,7 @@ def run(overrides: Sequence[str], *, as_json: bool) -> int:
     given = _Given.of(overrides)
     refuse_missing()
     require_matplotlib()
+    offline()
     config, others = section_of(given.others, "tasks", TasksConfig)
     human_eval, others = section_of(others, "human_eval", HumanEvalConfig)
     if others:
@@ -166,9 +168,8 @@ def _benchmarks(
 ) -> _Benchmarks:
     """Find all that is asked, before a model is loaded."""
     from loopcoder.evaluate import human_eval as programs
-    from loopcoder.evaluate.tasks import Tasks, offline
+    from loopcoder.evaluate.tasks import Tasks
 
-    offline()
     problems = None
     if programs.TASK in names:
         problems = programs.problems(config.limit)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from loopcoder.backends import require
 from loopcoder.config.benchmarks import TasksConfig
 from loopcoder.errors import InputError
 
-_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 _UNTOLD = ("alias", "name", "sample_len", "sample_count")
 """What lm-eval has among the metrics of a task."""
 
@@ -42,15 +39,6 @@ class Found:
     """That were asked."""
     samples: dict[str, list[dict[str, Any]]]
     """By task, if they were asked for."""
-
-
-def offline() -> None:
-    """Keep the packages of Hugging Face from the network; before they are imported."""
-    for name in _OFFLINE:
-        os.environ[name] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if not sys.stderr.isatty():
-        os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 
 class Tasks:
