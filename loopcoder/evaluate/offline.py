@@ -11,10 +11,8 @@ _READ_ALREADY = ("huggingface_hub.constants", "datasets.config")
 
 
 def offline() -> None:
-    """Keep those packages from the network, and their bars of progress from files."""
+    """Keep those packages from the network; before they are imported, if possible."""
     os.environ |= dict.fromkeys(_VARIABLES, "1") | {"TOKENIZERS_PARALLELISM": "false"}
     for name in _READ_ALREADY:
         if name in sys.modules:
             sys.modules[name].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
-    if not sys.stderr.isatty():
-        os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}

@@ -50,7 +50,7 @@ class Server:
             models = {str(model["id"]): model for model in self._asked("models")["data"]}
         except (Unreachable, LookupError, TypeError) as error:
             raise InputError.of(
-                f"{self.url}/models does not answer: {error}",
+                f"{self.url}/models does not answer: {error.__cause__ or error!r}",
                 "the server is asked for the names of its models",
                 "loopcoder serve checkpoint=DIR, and server= with the URL that it prints",
             ) from error
