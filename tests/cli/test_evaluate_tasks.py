@@ -47,5 +47,5 @@ def test_help_has_both_ways_and_all_fields(capsys: pytest.CaptureFixture[str]) -
 def test_a_server_that_is_not_there_is_said_before_anything_long(tmp_path: Path) -> None:
     from loopcoder.evaluate.server import Server
 
-    with pytest.raises(InputError, match="127.0.0.1:9/v1/models does not answer: .*refused"):
+    with pytest.raises(InputError, match=r"127.0.0.1:9/v1/models does not answer: .*refused"):
         Server("http://127.0.0.1:9")
