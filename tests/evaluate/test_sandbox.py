@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 import random
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -366,6 +367,29 @@ def square(x):
     assert verdict == ("passed" if "return" in ending else "timed out")
     assert seen_alive, "the daemon never ran"
     assert not processes_named(mark)
+
+
+def test_nothing_outlives_who_asked(mark: str) -> None:
+    program = (
+        f"import ctypes, time\nctypes.CDLL(None).prctl(15, b'{mark}', 0, 0, 0)\n"
+        "ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\nwhile True: time.sleep(1000)"
+    )
+    asks = (
+        "from loopcoder.evaluate.sandbox.checks import Check, verdict_of\n"
+        "from loopcoder.evaluate.sandbox.limits import Limits\n"
+        f"verdict_of(Check({program!r}, 'f', ''), Limits(timeout_s=1000))"
+    )
+    with subprocess.Popen([sys.executable, "-c", asks]) as asking:
+        until(lambda: processes_named(mark) != [])
+        asking.kill()
+    until(lambda: processes_named(mark) == [])
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_values_arrive_as_they_are() -> None:
