@@ -17,8 +17,6 @@ import pytest
 from loopcoder.cli import main as cli
 from tests.hf.folders import made
 
-pytest.importorskip("loopcoder.infer.loading")
-pytest.importorskip("loopcoder.infer.prompts")
 pytestmark = pytest.mark.clients
 TASKS = "tasks=local_choice,local_generate,local_rolling"
 LENGTH = 64
@@ -42,6 +40,7 @@ def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[
 @pytest.fixture
 def url(folder: Path, tmp_path: Path) -> Iterator[str]:
     """`loopcoder serve` of the folder."""
+    pytest.importorskip("loopcoder.cli.serve")
     settings = ["precision=fp32", "serve.port=0", f"serve.max_length={LENGTH}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "loopcoder", "serve", f"checkpoint={folder}", *settings],
