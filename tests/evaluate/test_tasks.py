@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli import main as cli
+from loopcoder.hf.export import export
 from tests.hf.folders import made
 
 pytestmark = pytest.mark.clients
@@ -23,13 +25,15 @@ LENGTH = 64
 
 
 @pytest.fixture(scope="module")
-def folder(ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of three loops, exported."""
-    from loopcoder.hf.export import export
+def checkpoint(ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Random weights of three loops."""
+    return made(tmp_path_factory.mktemp("model"), random.getrandbits(30), num_loops=3).checkpoint
 
-    at = tmp_path_factory.mktemp("model")
-    case = made(at, random.getrandbits(30), num_loops=3)
-    return export(case.checkpoint, at / "exported").folder
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its export."""
+    return export(checkpoint, tmp_path_factory.mktemp("export") / "exported").folder
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
@@ -87,7 +91,7 @@ def test_scores_equal_those_of_a_client_of_the_server(
         assert answers[0] == answers[1]
 
 
-def test_log_likelihoods_are_those_of_the_model(folder: Path) -> None:
+def test_log_likelihoods_are_those_of_the_model(checkpoint: Checkpoint) -> None:
     import torch
     from lm_eval.api.instance import Instance
 
@@ -97,10 +101,10 @@ def test_log_likelihoods_are_those_of_the_model(folder: Path) -> None:
     from loopcoder.evaluate.lm import InProcessLM
     from loopcoder.infer.sources import Asked, source_at
 
-    source = source_at(folder, Path("unused"), Asked(detect(), None, "fp32"))
+    source = source_at(checkpoint, Path("unused"), Asked(detect(), None, "fp32"))
     model = InProcess.of_source(source, places=3, max_length=LENGTH)
     lm = InProcessLM(model, seed=1)
-    whole = loopcoder.load(folder, precision="fp32")
+    whole = loopcoder.load(checkpoint.path, precision="fp32")
     pairs = [("the loop", " reads"), ("", "gate key"), ("a" * 9, "b" * 200), ("é ", "é window")]
     asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     for (context, text), (found, greedy) in zip(pairs, lm.loglikelihood(asked), strict=True):
