@@ -92,6 +92,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.diagnose",
         "loopcoder.differences",
         "loopcoder.doctor",
+        "loopcoder.evaluate",
         "loopcoder.hf",
         "loopcoder.infer",
         "loopcoder.loaded",
@@ -127,6 +128,9 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.plan.device",
         "data_pipeline.tokenizer.spec",
     },
+    "loopcoder.evaluate": BASE | {"loopcoder.infer", "loopcoder.metrics"},
+    # Processes of generated programs: the standard library alone.
+    "loopcoder.evaluate.sandbox": {"loopcoder.errors"},
     "loopcoder.differences": BASE | {"loopcoder.checkpoint", "loopcoder.hf", "loopcoder.loaded"},
     "loopcoder.diagnose.measures": set(),
     "loopcoder.diagnose": BASE

@@ -17,6 +17,7 @@ from loopcoder.backends import Backends, detect, refuse_missing
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli.arguments import fields_of, parse_arguments, rank, say_aside, section_of
 from loopcoder.cli.asked import Asked
+from loopcoder.cli.run_names import run_of
 from loopcoder.config.check import check_layout
 from loopcoder.config.diagnosis import DiagnoseConfig
 from loopcoder.config.schema import Config, ParallelConfig
@@ -218,7 +219,7 @@ def _names(found: Sequence[Checkpoint], name: str | None) -> list[str]:
         )
     if name is not None:
         return [name]
-    names = [f"{_run_of(checkpoint)}-{checkpoint.step}" for checkpoint in found]
+    names = [f"{run_of(checkpoint)}-{checkpoint.step}" for checkpoint in found]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         same = [c.place for n, c in zip(names, found, strict=True) if n == twice]
@@ -228,16 +229,6 @@ def _names(found: Sequence[Checkpoint], name: str | None) -> list[str]:
             "a command for each, with diagnose.name=NAME; then diagnosis=FILE of both",
         )
     return names
-
-
-def _run_of(checkpoint: Checkpoint) -> str:
-    """Return the name of the run's folder, also of a copy in a store."""
-    if checkpoint.url is not None:
-        folders = checkpoint.url.rstrip("/").split("/")
-    else:
-        folders = list(checkpoint.path.resolve().parts)
-    folders = [f for f in folders[:-1] if f != "checkpoints"]
-    return folders[-1] if folders else checkpoint.path.name
 
 
 def _measure(

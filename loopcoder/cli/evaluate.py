@@ -14,8 +14,10 @@ from loopcoder.backends import refuse_missing
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.copies.places import all_at
 from loopcoder.checkpoint.format import Checkpoint
-from loopcoder.cli.arguments import parse_arguments
+from loopcoder.cli import evaluate_tasks
+from loopcoder.cli.arguments import fields_of, parse_arguments
 from loopcoder.cli.asked import Asked
+from loopcoder.config.benchmarks import HumanEvalConfig, TasksConfig
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, in_use
 from loopcoder.data.own_sets import own_folders
@@ -30,9 +32,14 @@ if TYPE_CHECKING:
 
 HELP = """\
 Evaluate a checkpoint: its loss on held-out documents, by domain and loop, in nats per token and
-bits per byte. One process; no launcher is needed.
+bits per byte; or, with tasks=, what one or several reach in benchmarks. One process; no launcher is
+needed.
 
 usage: loopcoder evaluate checkpoint=DIR|URL [--all] [--json] [key=value ...]
+       loopcoder evaluate checkpoint=DIR|URL [checkpoint=...] tasks=NAME[,NAME...] [output=DIR]
+                          [model.num_loops=N[,N...]] [precision=...] [--json]
+                          [tasks.KEY=VALUE ...] [human_eval.KEY=VALUE ...]
+       loopcoder evaluate server=URL tasks=...
 
   loopcoder evaluate checkpoint=runs/plt_tiny-r2-cc8f20c8a9      the newest checkpoint of a run
   loopcoder evaluate checkpoint=DIR/checkpoints/step_00001000    one of those that are kept
@@ -45,7 +52,18 @@ usage: loopcoder evaluate checkpoint=DIR|URL [--all] [--json] [key=value ...]
 
 Everything else is as the run had it. Fields that may be given: model.num_loops, precision,
 train.micro_batch_size, eval.*, data.*. Without data=, path= or data.build.sources the data are the
-run's, and only the fields that are given differ."""
+run's, and only the fields that are given differ.
+
+  loopcoder evaluate checkpoint=DIR tasks=human_eval             programs, run in a sandbox
+  loopcoder evaluate checkpoint=A checkpoint=B tasks=my_task tasks.include_path=tasks
+                                                 tasks of lm-eval, models side by side
+  loopcoder evaluate checkpoint=DIR tasks=human_eval model.num_loops=1,2,3
+  loopcoder evaluate server=http://127.0.0.1:8000 tasks=human_eval
+
+  output=DIR                   where the plot and NAME/results.json of each are; ./evaluation
+{fields}
+
+Nothing is downloaded: the data of tasks have to be on this machine (docs/evaluation.md)."""
 
 _AT_LENGTH = r"val/loss/len\d+"
 """Field of an evaluation at a length of `eval.lengths`."""
@@ -58,9 +76,15 @@ def run(argv: list[str]) -> int:
     rest = [a for a in argv if a not in ("--all", "--json")]
     arguments = parse_arguments(rest, takes=["--all", "--json"])
     if arguments.help:
-        print(HELP)
+        sections = ("tasks", TasksConfig), ("human_eval", HumanEvalConfig)
+        print(HELP.format(fields="\n".join(fields_of(*section) for section in sections)))
         return EXIT_DONE
     interrupted_by_signals("before the end of the evaluation; nothing is lost, start it again")
+    if any(override.startswith("tasks=") for override in arguments.overrides):
+        if "--all" in argv:
+            why = "tasks are run for the checkpoints that are named"
+            raise InputError.of("--all", why, "checkpoint=DIR of each")
+        return evaluate_tasks.run(arguments.overrides, as_json="--json" in argv)
     given = [o for o in arguments.overrides if o.startswith("checkpoint=")]
     others = [o for o in arguments.overrides if not o.startswith("checkpoint=")]
     if len(given) != 1 or given[0] == "checkpoint=":

@@ -93,6 +93,7 @@ def test_what_is_trained_is_saved_before_memory_is_complained_of(world_size: int
     run: Any = SimpleNamespace(
         evaluation=evaluation,
         state=None,
+        position=None,
         ranks=SimpleNamespace(world_size=world_size, device=torch.device("cpu")),
         stop=SimpleNamespace(requested=lambda *_, **__: False),
         watch=SimpleNamespace(within=lambda _: nullcontext()),

@@ -1,0 +1,276 @@
+"""`loopcoder evaluate tasks=...`: what models reach in tasks of lm-eval and in HumanEval."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loopcoder.backends import detect, refuse_missing
+from loopcoder.checkpoint.copies.places import find_at
+from loopcoder.cli.arguments import say_aside, section_of
+from loopcoder.cli.run_names import run_of
+from loopcoder.config.benchmarks import HumanEvalConfig, TasksConfig
+from loopcoder.config.compose import compose
+from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.evaluate.offline import offline
+from loopcoder.hf.folder import is_folder
+from loopcoder.metrics.drawing import require_matplotlib
+from loopcoder.storage.folders import make_folder
+from loopcoder.storage.remote import is_stored
+from loopcoder.storage.signals import ended_at_once
+
+if TYPE_CHECKING:
+    from loopcoder.evaluate.human_eval import Problems
+    from loopcoder.evaluate.results import Result
+    from loopcoder.evaluate.server import Server
+    from loopcoder.evaluate.tasks import Tasks
+    from loopcoder.infer.sources import Source
+
+_OUTPUT = "evaluation"
+_KEYS = ("checkpoint", "server", "tasks", "output", "model.num_loops", "precision")
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """Weights that are evaluated, and with how many loops."""
+
+    name: str
+    source: Source
+    step: int | None
+    """Of a checkpoint."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self.source.place,
+            "step": self.step,
+            "num_loops": self.source.model.num_loops,
+            "precision": self.source.config.precision.name,
+        }
+
+
+@dataclass(frozen=True)
+class _Benchmarks:
+    """What every model is put to."""
+
+    config: TasksConfig
+    human_eval: HumanEvalConfig
+    tasks: Tasks | None
+    """Of lm-eval."""
+    problems: Problems | None
+    """Of HumanEval."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"tasks": asdict(self.config)}
+        if self.problems is not None:
+            found["human_eval"] = asdict(self.human_eval)
+        return found
+
+
+def run(overrides: Sequence[str], *, as_json: bool) -> int:
+    """Evaluate models one after the other; print a table or, `as_json`, an object for each."""
+    given = _Given.of(overrides)
+    refuse_missing()
+    require_matplotlib()
+    offline()
+    config, others = section_of(given.others, "tasks", TasksConfig)
+    human_eval, others = section_of(others, "human_eval", HumanEvalConfig)
+    if others:
+        raise InputError.of(
+            " ".join(others),
+            f"tasks are run with {', '.join(_KEYS)}, tasks.* and human_eval.*",
+            "leave it out",
+        )
+    with ended_at_once():
+        benchmarks = _benchmarks(given.tasks, config, human_eval)
+        server, subjects = None, []
+        if given.server is None:
+            subjects = _subjects(given)
+        else:
+            from loopcoder.evaluate.server import Server
+
+            server = Server(given.server, config.name, config.places)
+    output = Path(given.output).expanduser()
+    make_folder(output, "output")
+    if server is not None:
+        results = [_of_server(server, benchmarks, output)]
+    else:
+        results = [_of_weights(s, benchmarks, output) for s in subjects]
+    _show(results, output, as_json=as_json)
+    return EXIT_DONE
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What stood behind the verb."""
+
+    checkpoints: list[str]
+    server: str | None
+    tasks: list[str]
+    output: str
+    loops: list[int | None]
+    precision: Any
+    others: list[str]
+
+    @classmethod
+    def of(cls, overrides: Sequence[str]) -> _Given:
+        values: dict[str, list[str]] = {key: [] for key in _KEYS}
+        others = []
+        for override in overrides:
+            key, _, value = override.partition("=")
+            if key not in values:
+                others.append(override)
+            elif not value:
+                raise InputError.of(override, "it names nothing", f"{key}=...")
+            elif values[key] and key != "checkpoint":
+                raise InputError.of(override, f"{key}={values[key][0]} is given already", "one")
+            else:
+                values[key].append(value)
+        if bool(values["checkpoint"]) == bool(values["server"]):
+            raise InputError.of(
+                "loopcoder evaluate " + " ".join(overrides),
+                "models are named by checkpoint=, one or several, or one by server=",
+                "loopcoder evaluate checkpoint=DIR tasks=human_eval",
+            )
+        loops = [_loops(text) for text in ",".join(values["model.num_loops"]).split(",")]
+        precision = next(iter(values["precision"]), None)
+        if precision not in (None, "fp32", "bf16"):
+            raise InputError.of(
+                f"precision={precision}", "models decode in fp32 or bf16", "precision=bf16"
+            )
+        if values["server"] and (loops != [None] or precision is not None):
+            raise InputError.of(
+                " ".join(overrides),
+                "loops and precision of a server are its own",
+                "loopcoder serve checkpoint=DIR model.num_loops=N",
+            )
+        names = list(dict.fromkeys(name for name in values["tasks"][0].split(",") if name))
+        server, output = next(iter(values["server"]), None), next(iter(values["output"]), _OUTPUT)
+        return cls(values["checkpoint"], server, names, output, loops, precision, others)
+
+
+def _loops(text: str) -> int | None:
+    if not text:
+        return None
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise InputError.of(
+        f"model.num_loops={text}", "it is a number of loops, or several", "model.num_loops=1,2,3"
+    )
+
+
+def _benchmarks(
+    names: Sequence[str], config: TasksConfig, human_eval: HumanEvalConfig
+) -> _Benchmarks:
+    """Find all that is asked, before a model is loaded."""
+    from loopcoder.evaluate import human_eval as programs
+    from loopcoder.evaluate.tasks import Tasks
+
+    problems = None
+    if programs.TASK in names:
+        problems = programs.problems(config.limit)
+        programs.check_settings(human_eval)
+    of_lm_eval = [name for name in names if name != programs.TASK]
+    tasks = Tasks(of_lm_eval, config) if of_lm_eval else None
+    return _Benchmarks(config, human_eval, tasks, problems)
+
+
+def _subjects(given: _Given) -> list[_Subject]:
+    from loopcoder.infer.sources import Asked, source_at
+
+    cache, backends = Path(compose([]).data.build.cache_dir).expanduser(), detect()
+    found = []
+    for place in given.checkpoints:
+        folder = Path(place).expanduser()
+        is_export = not is_stored(place) and is_folder(folder)
+        weights = folder if is_export else find_at(place, cache)
+        step = None if isinstance(weights, Path) else weights.step
+        name = folder.resolve().name if isinstance(weights, Path) else run_of(weights)
+        for loops in given.loops:
+            source = source_at(weights, cache, Asked(backends, loops, given.precision))
+            parts = (name, step, loops and f"r{loops}")
+            found.append(_Subject("-".join(str(p) for p in parts if p is not None), source, step))
+    names = [subject.name for subject in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError.of(
+            f"two models are called {twice}",
+            "each has a folder of its own below output=",
+            "a command for each, with output=DIR of its own",
+        )
+    return found
+
+
+def _of_weights(subject: _Subject, asked: _Benchmarks, output: Path) -> Result:
+    """Load a model, and put it to everything."""
+    from loopcoder.evaluate.in_process import InProcess
+    from loopcoder.evaluate.results import Result
+
+    config = asked.config
+    say_aside(f"evaluate: {subject.name}")
+    model = InProcess.of_source(subject.source, config.places, config.max_length)
+    about = subject.about | {"max_length": model.max_length}
+    result, lm = Result(subject.name, about, asked.settings), None
+    if asked.tasks is not None:
+        from loopcoder.evaluate.lm import InProcessLM
+
+        lm = InProcessLM(model, config.seed)
+    return _put(result, model, lm, asked, output)
+
+
+def _of_server(server: Server, asked: _Benchmarks, output: Path) -> Result:
+    from loopcoder.evaluate.results import Result
+
+    config = asked.config
+    result = Result(
+        server.name.replace("/", "-"), {"server": server.url, "model": server.name}, asked.settings
+    )
+    lm = None
+    if asked.tasks is not None:
+        from loopcoder.evaluate.lm import through_server
+
+        if config.tokenizer is None:
+            raise InputError.of(
+                "tasks.tokenizer is not given",
+                "tasks of lm-eval send tokens to a server",
+                "tasks.tokenizer=FOLDER, that of the model",
+            )
+        lm = through_server(server, config)
+    return _put(result, server, lm, asked, output)
+
+
+def _put(result: Result, model: Any, lm: Any, asked: _Benchmarks, output: Path) -> Result:
+    from loopcoder.evaluate import human_eval as programs
+    from loopcoder.evaluate.results import write, write_samples
+
+    folder = output / result.name
+    make_folder(folder, "output")
+    if asked.tasks is not None:
+        found = asked.tasks.put_to(lm)
+        result.metrics |= found.metrics
+        result.documents |= found.documents
+        result.task_versions |= found.versions
+        write_samples(found.samples, folder)
+    if asked.problems is not None:
+        result.documents[programs.TASK] = len(asked.problems)
+        of = json.dumps(result.about, sort_keys=True)
+        result.metrics[programs.TASK] = programs.evaluate(
+            model, asked.problems, asked.human_eval, asked.config.seed, folder, of
+        )
+    write(result, folder)
+    return result
+
+
+def _show(results: Sequence[Result], output: Path, *, as_json: bool) -> None:
+    from loopcoder.evaluate.results import plot, table
+
+    if as_json:
+        for result in results:
+            print(json.dumps(result.record()))
+    else:
+        print(table(results))
+    say_aside(f"plot       {plot(results, output / 'evaluation.png')}")
