@@ -44,7 +44,6 @@ def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[
 @pytest.fixture
 def url(folder: Path, tmp_path: Path) -> Iterator[str]:
     """`loopcoder serve` of the folder."""
-    pytest.importorskip("loopcoder.cli.serve")
     settings = ["precision=fp32", "serve.port=0", f"serve.max_length={LENGTH}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "loopcoder", "serve", f"checkpoint={folder}", *settings],
