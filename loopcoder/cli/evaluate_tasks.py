@@ -16,7 +16,6 @@ from loopcoder.config.benchmarks import HumanEvalConfig, TasksConfig
 from loopcoder.config.compose import compose
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.evaluate.offline import offline
-from loopcoder.hf.folder import is_folder
 from loopcoder.metrics.drawing import require_matplotlib
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.remote import is_stored
@@ -180,6 +179,7 @@ def _benchmarks(
 
 
 def _subjects(given: _Given) -> list[_Subject]:
+    from loopcoder.hf.folder import is_folder  # which imports torch
     from loopcoder.infer.sources import Asked, source_at
 
     cache, backends = Path(compose([]).data.build.cache_dir).expanduser(), detect()
