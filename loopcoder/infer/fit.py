@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable
 
 import torch
@@ -62,10 +63,11 @@ def check_fits(
 
 
 def _fix(fits: Callable[[int, int], bool], num_places: int, max_length: int) -> str:
-    places = [n for n in range(1, num_places) if fits(n, max_length)]
+    numbers = range(1, num_places)
+    places = bisect(numbers, False, key=lambda n: not fits(n, max_length))
     lengths = [n for n in (2**i for i in range(6, 24)) if n < max_length]
     shorter = [n for n in lengths if fits(num_places, n)]
     if not (places or shorter):
         return "more GPUs (parallel.tp), precision=bf16, or a smaller model"
-    fixes = [f"num_places={places[-1]}"] if places else []
+    fixes = [f"num_places={places}"] if places else []
     return " or ".join([*fixes, *([f"max_length={shorter[-1]}"] if shorter else [])])

@@ -111,7 +111,7 @@ def load_decoder(
         source = place if isinstance(place, Source) else source_at(place, cache, asked)
         split.check(source.model)
         device, dtype = this_device(), _DTYPES[source.config.precision.name]
-        vocabulary = source.tokens or _vocabulary_size(source)
+        vocabulary = _vocabulary(source)
         weights = weight_bytes(source.model, source.rows, vocabulary, dtype, split)
         check_fits(source.model, num_places, max_length, dtype, split, weights, free_bytes(device))
         held = build_weights(source.read, source.model, vocabulary, device, dtype, split)
@@ -184,10 +184,14 @@ def free_bytes(device: torch.device) -> int:
     return max(0, int(free + unused - _WORK * total))
 
 
-def _vocabulary_size(source: Source) -> int:
+def _vocabulary(source: Source) -> int:
+    """Return the tokens that there are: those of the tokenizer, and no row that pads."""
     from tokenizers import Tokenizer
 
-    return int(Tokenizer.from_file(str(tokenizer_of(source))).get_vocab_size())
+    if source.tokens is not None and source.tokenizer is None:
+        return source.tokens
+    tokens = int(Tokenizer.from_file(str(tokenizer_of(source))).get_vocab_size())
+    return tokens if source.tokens is None else min(tokens, source.tokens)
 
 
 def tokenizer_of(source: Source) -> Path:

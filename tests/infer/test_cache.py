@@ -87,6 +87,8 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     check(8, int(problem.fix.rpartition("=")[2]), weights, fixed + 5 * place)
     with pytest.raises(InputError, match="more GPUs"):
         check(1, 1000, weights, fixed - 1)
+    with pytest.raises(InputError, match="num_places=5"):
+        check(10**12, 1000, weights, fixed + 5 * place)
 
 
 @pytest.mark.parametrize(("places", "length", "says"), [
