@@ -6,9 +6,8 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 import torch
 
@@ -17,6 +16,9 @@ from loopcoder.hf.export import export
 from loopcoder.infer.request import Answer, Request
 from tests.hf.folders import made
 from tests.infer.serve.servers import Server, served
+
+if TYPE_CHECKING:  # the fast set is collected without it
+    import openai
 
 pytestmark = pytest.mark.clients
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -50,6 +52,8 @@ def engine(folder: Path) -> Any:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[openai.OpenAI]:
+    import openai
+
     with openai.OpenAI(base_url=server.url, api_key="k3y", max_retries=0) as client:
         yield client
 
@@ -109,6 +113,8 @@ def test_chat(client: openai.OpenAI, engine: Any) -> None:
 
 
 def test_errors_are_those_of_the_package(client: openai.OpenAI, server: Server) -> None:
+    import openai
+
     assert [model.id for model in client.models.list()] == ["toy"]
     with pytest.raises(openai.BadRequestError, match="400 tokens") as raised:
         client.completions.create(model="toy", prompt=[1] * 400)
