@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(folder: Path) -> None:
     from loopcoder.cli import serve
 
     settings = ["serve.port=0", "serve.places=100000"]
-    with pytest.raises(InputError, match=r"weights of .* and a cache of .*100,000 places") as e:
+    with pytest.raises(InputError, match=r"weights of .* a cache of .*100,000 places") as e:
         serve.run([f"checkpoint={folder}", *settings])
     assert "serve.places=" in e.value.problems[0].fix
     with pytest.raises(InputError, match=r"serve.max_length=131073"):
