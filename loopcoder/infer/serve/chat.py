@@ -26,6 +26,7 @@ class ChatCompletion(Reply):
             Refused: the model has no chat template, or it refuses the conversation.
         """
         super().__init__(body, served.name)
+        served.check_number(1, body.samples)
         self._bytes_of = served.bytes_of
         messages = [_for_template(message) for message in body.messages]
         tools = None if body.tool_choice == "none" else body.tools

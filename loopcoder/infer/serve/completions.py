@@ -26,10 +26,12 @@ class Completion(Reply):
             Refused: a prompt cannot be answered.
         """
         super().__init__(body, served.name)
+        prompts = body.prompts
+        served.check_number(len(prompts), body.samples)
         most = MAX_TOKENS if body.max_tokens is None else body.max_tokens
         self.requests: list[Request] = []
         self._echoed: list[str] = []
-        for prompt in body.prompts:
+        for prompt in prompts:
             if isinstance(prompt, str):
                 ids, echoed = served.prompts.of_text(prompt), prompt
             else:

@@ -15,8 +15,12 @@ from loopcoder.infer.serve.refusals import Refused
 class Served:
     """The model's name, prompts and limits."""
 
-    def __init__(self, name: str, engine: Engine, prompts: Prompts):
-        self.name, self.prompts = name, prompts
+    def __init__(self, name: str, engine: Engine, prompts: Prompts, most: int):
+        """
+        Args:
+            most: Sequences that may be under way at once.
+        """
+        self.name, self.prompts, self.most = name, prompts, most
         self.eos, self.bytes_of = engine.eos, engine.bytes_of
         self.max_length = engine.decoder.max_length
         self._engine = engine
@@ -29,6 +33,15 @@ class Served:
                 f"there is no model {name[:200]!r} here; this server has {self.name!r}",
                 "model",
                 "model_not_found",
+            )
+
+    def check_number(self, prompts: int, samples: int) -> None:
+        """Refuse more sequences than there may be, before any of them is made."""
+        if prompts * samples > self.most:
+            raise Refused(
+                400,
+                f"the request asks for {prompts * samples} sequences, and the server has at most "
+                f"{self.most} under way at once; send fewer prompts at once, or a smaller n",
             )
 
     def written(self, ids: Sequence[int]) -> str:

@@ -114,7 +114,7 @@ def serve(
         server.should_exit = True
 
     worker = Worker(engine, most_open(config), Metrics(), on_failure)
-    app = make_app(Served(name, engine, prompts), worker, config, key)
+    app = make_app(Served(name, engine, prompts, most_open(config)), worker, config, key)
     server = _Server(app, worker, config, report)
     server.run(sockets=[taken])
     if worker.error is not None:

@@ -28,7 +28,8 @@ class Worker:
     def __init__(self, engine: Engine, most: int, metrics: Metrics, on_failure: Callable[[], None]):
         """
         Args:
-            most: Sequences that may be under way at once, running, waiting or not yet read.
+            most: Sequences that may be under way at once, running, waiting or not yet read. No
+                request may have more (`Served.check_number`).
             on_failure: Called in the loop once the engine has failed and all were told.
         """
         self.engine, self.most, self.metrics = engine, most, metrics
@@ -74,12 +75,6 @@ class Worker:
         """
         if self.closed:
             raise stopping()
-        if len(requests) > self.most:
-            raise Refused(
-                400,
-                f"the request asks for {len(requests)} sequences, and the server has at most "
-                f"{self.most} under way at once; send fewer prompts at once",
-            )
         if self.num_open + len(requests) > self.most:
             raise Refused(
                 429,

@@ -244,3 +244,22 @@ def test_a_prompt_above_the_context_is_refused_with_its_length(client: TestClien
 def test_what_is_no_json_is_refused(client: TestClient, body: bytes) -> None:
     answer = client.post(URL, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400 and "error" in answer.json()
+
+
+def test_too_many_sequences_are_refused_before_one_is_made(
+    stand: Stand, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(*_: object, **__: object) -> None:
+        raise AssertionError("it was made")
+
+    monkeypatch.setattr("loopcoder.infer.serve.completions.Request", made)
+    monkeypatch.setattr("loopcoder.infer.serve.chat.Request", made)
+    most = stand.worker.most
+    chat = {"messages": [{"role": "user", "content": "x"}], "n": most + 1}
+    for path, body in (
+        (URL, {"prompt": "x", "n": most + 1}),
+        (URL, {"prompt": [[1]] * (most // 2 + 1), "n": 2}),
+        ("/v1/chat/completions", chat),
+    ):
+        answer = client.post(path, json=body)
+        assert answer.status_code == 400 and f"at most {most} under way" in answer.text
