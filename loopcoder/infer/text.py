@@ -38,8 +38,12 @@ class TokenBytes:
 
     def __getitem__(self, token: int) -> bytes:
         """Return the bytes of a token; none of a special one, or an id that is not in use."""
-        if token not in self._known:
-            self._known[token] = self._bytes(self._tokenizer.id_to_token(token) or "")
+        if token in self._known:
+            return self._known[token]
+        name = self._tokenizer.id_to_token(token)
+        if name is None:  # which is not kept: there are any number of such ids
+            return b""
+        self._known[token] = self._bytes(name)
         return self._known[token]
 
     def named(self, token: int) -> bytes:

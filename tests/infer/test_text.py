@@ -102,3 +102,12 @@ def test_a_tokenizer_of_words_is_refused() -> None:
     words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     with pytest.raises(InputError, match="byte-level"):
         TokenBytes(words)
+
+
+def test_ids_that_are_not_in_use_are_not_kept(rng: random.Random) -> None:
+    bytes_of = TokenBytes(TOKENIZER)
+    bytes_of[0]
+    kept = len(bytes_of._known)
+    for _ in range(100):
+        assert bytes_of.named(rng.randrange(2**20, 2**31)) == b""
+    assert len(bytes_of._known) == kept

@@ -30,15 +30,10 @@ class Completion(Reply):
         served.check_number(len(prompts), body.samples)
         most = MAX_TOKENS if body.max_tokens is None else body.max_tokens
         self.requests: list[Request] = []
-        self._echoed: list[str] = []
         for prompt in prompts:
-            if isinstance(prompt, str):
-                ids, echoed = served.prompts.of_text(prompt), prompt
-            else:
-                ids, echoed = tuple(prompt), served.written(prompt)
+            ids = served.prompts.of_text(prompt) if isinstance(prompt, str) else tuple(prompt)
             served.check_length(ids, most)
             for sample in range(body.samples):
-                self._echoed.append(echoed)
                 self.requests.append(
                     Request(
                         ids=ids,
@@ -52,9 +47,10 @@ class Completion(Reply):
                 )
         self._logprobs = [CompletionLogprobs(served.bytes_of) for _ in self.requests]
         self._begun: set[int] = set()
+        self._prompts, self._written = prompts, served.written
 
     def choice(self, number: int, piece: Piece) -> dict[str, Any]:
-        opening = self._echoed[number] if self.body.echo and number not in self._begun else ""
+        opening = "" if number in self._begun else self._echoed(number)
         self._begun.add(number)
         told = None
         if self.body.logprobs is not None:
@@ -70,3 +66,10 @@ class Completion(Reply):
         choice = self.choice(number, piece)
         tells = choice["text"] or choice["finish_reason"] or choice["logprobs"] is not None
         return choice if tells else None
+
+    def _echoed(self, number: int) -> str:
+        """Return what a choice begins with."""
+        if not self.body.echo:
+            return ""
+        prompt = self._prompts[number // self.body.samples]
+        return prompt if isinstance(prompt, str) else self._written(prompt)

@@ -263,3 +263,15 @@ def test_too_many_sequences_are_refused_before_one_is_made(
     ):
         answer = client.post(path, json=body)
         assert answer.status_code == 400 and f"at most {most} under way" in answer.text
+
+
+def test_ids_are_written_for_an_echo_alone_and_once_they_are_checked(
+    stand: Stand, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(_: object) -> str:
+        raise AssertionError("it was written")
+
+    monkeypatch.setattr(stand.served, "written", written)
+    ask(client, prompt=[1, 2])
+    for prompt in ([2**31 - 1], [1] * 70):
+        assert client.post(URL, json={"prompt": prompt, "echo": True}).status_code == 400
