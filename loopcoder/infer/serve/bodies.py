@@ -52,12 +52,24 @@ _MISSING: Mapping[str, tuple[Any, ...]] = {
 
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+_First = Field(fail_fast=True)
+"""Of lists: pydantic keeps an error for each wrong element otherwise, 3 KB each."""
+TokenIds = Annotated[list[TokenId], _First]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_one_unknown_field(cls, given: Any) -> Any:
+        """Drop unknown fields but the first, which is what is told; each would be an error."""
+        if not isinstance(given, dict) or len(given) <= len(cls.model_fields):
+            return given
+        unknown = next(name for name in given if name not in cls.model_fields)
+        return {n: value for n, value in given.items() if n in cls.model_fields or n == unknown}
 
 
 class StreamOptions(_Strict):
@@ -78,8 +90,8 @@ class Body(_Strict):
     """Of vLLM's."""
     n: Annotated[int, Field(ge=1, le=_MOST_CHOICES)] | None = None
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=_MOST_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=_MOST_STOPS)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=_MOST_STOPS), _First] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=_MOST_STOPS), _First] | None = None
     """Of vLLM's."""
     ignore_eos: bool | None = None
     """Of vLLM's: go on past the end of a document."""
@@ -153,7 +165,7 @@ class Body(_Strict):
 class CompletionBody(Body):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[TokenId] | list[str | list[TokenId]]
+    prompt: str | TokenIds | Annotated[list[str | TokenIds], _First]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
@@ -188,7 +200,7 @@ class Message(BaseModel):
     )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], _First] | None = None
 
     @property
     def text(self) -> str | None:
@@ -201,8 +213,8 @@ class Message(BaseModel):
 class ChatBody(Body):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[list[Message], Field(min_length=1), _First]
+    tools: Annotated[list[dict[str, Any]], _First] | None = None
     """They are shown to the model by the template; calls in its answer are not parsed."""
     tool_choice: Literal["auto", "none"] | None = None
     logprobs: bool | None = None
