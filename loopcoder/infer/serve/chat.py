@@ -8,7 +8,7 @@ from typing import Any
 
 from loopcoder.infer.request import Piece, Request
 from loopcoder.infer.serve.bodies import ChatBody, Message
-from loopcoder.infer.serve.logprobs import chat_logprobs
+from loopcoder.infer.serve.logprobs import chat_logprobs, check_told
 from loopcoder.infer.serve.model import Served
 from loopcoder.infer.serve.refusals import Refused
 from loopcoder.infer.serve.replies import Reply
@@ -45,6 +45,7 @@ class ChatCompletion(Reply):
             )
             for sample in range(body.samples)
         ]
+        check_told(self.requests)
 
     def opening(self) -> Iterator[dict[str, Any]]:
         delta = {"role": "assistant", "content": ""}

@@ -6,7 +6,7 @@ from typing import Any
 
 from loopcoder.infer.request import Piece, Request
 from loopcoder.infer.serve.bodies import CompletionBody
-from loopcoder.infer.serve.logprobs import CompletionLogprobs
+from loopcoder.infer.serve.logprobs import CompletionLogprobs, check_told
 from loopcoder.infer.serve.model import Served
 from loopcoder.infer.serve.replies import Reply
 
@@ -45,6 +45,7 @@ class Completion(Reply):
                         prompt_logprobs=body.logprobs if body.echo else None,
                     )
                 )
+        check_told(self.requests)
         self._logprobs = [CompletionLogprobs(served.bytes_of) for _ in self.requests]
         self._begun: set[int] = set()
         self._prompts, self._written = prompts, served.written

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from loopcoder.infer.request import Token
+from loopcoder.infer.request import Request, Token
+from loopcoder.infer.serve.refusals import Refused
 from loopcoder.infer.text import TokenBytes
+
+MOST_TOLD = 2**20
+"""Log-probabilities in the answer to one request, some 200 bytes each until they are sent."""
+
+
+def check_told(requests: Sequence[Request]) -> None:
+    """Refuse requests of one body that ask for too many log-probabilities together."""
+    told = 0
+    for one in requests:
+        told += 0 if one.prompt_logprobs is None else len(one.ids) * (one.prompt_logprobs + 1)
+        told += 0 if one.logprobs is None else one.max_tokens * (one.logprobs + 1)
+    if told > MOST_TOLD:
+        raise Refused(
+            400,
+            f"the answer may have {told:,} log-probabilities, and at most {MOST_TOLD:,} are told "
+            "at once: for each token (of a prompt with echo, and of max_tokens) the most probable "
+            "ones and its own; send fewer prompts at once, or smaller logprobs, n or max_tokens",
+            "logprobs",
+        )
 
 
 def written(bytes_of: TokenBytes, token: int) -> str:

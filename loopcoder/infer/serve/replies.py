@@ -6,15 +6,20 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, ClassVar
 
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from loopcoder.infer.request import Piece, Request
 from loopcoder.infer.serve.answering import Answers
 from loopcoder.infer.serve.bodies import Body
 from loopcoder.infer.serve.refusals import Refused
+
+
+_LONG = 100
+"""Tokens of a piece from which on its event is made in a thread."""
 
 
 class Reply(ABC):
@@ -58,7 +63,11 @@ class Reply(ABC):
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache"},
             )
-        pieces = await answers.whole()
+        return await run_in_threadpool(self._whole, await answers.whole())
+
+    def _whole(self, pieces: Sequence[Piece]) -> Response:
+        """Return a reply whose answers are complete; megabytes of log-probabilities take too long
+        for the event loop."""
         self._generated = sum(len(piece.tokens) for piece in pieces)
         choices = [self.choice(number, piece) for number, piece in enumerate(pieces)]
         return JSONResponse(
@@ -71,14 +80,24 @@ class Reply(ABC):
         about = {**self._about, "object": self.kind_of_chunk}
         if tells_usage:
             about["usage"] = None
+
+        def event(number: int, piece: Piece) -> bytes | None:
+            chunk = self.chunk(number, piece)
+            return None if chunk is None else _event({**about, "choices": [chunk]})
+
+        begun = set[int]()  # a first piece may have the whole prompt
         for opening in self.opening():
             yield _event({**about, "choices": [opening]})
         try:
             async for number, piece in answers.pieces():
                 self._generated += len(piece.tokens)
-                chunk = self.chunk(number, piece)
-                if chunk is not None:
-                    yield _event({**about, "choices": [chunk]})
+                if number in begun and len(piece.tokens) < _LONG:
+                    made = event(number, piece)
+                else:
+                    made = await run_in_threadpool(event, number, piece)
+                begun.add(number)
+                if made is not None:
+                    yield made
         except Refused as refused:
             yield _event(refused.body)
             return

@@ -135,9 +135,7 @@ class Stand:
         self.worker = Worker(
             self.engine, most_open(self.config), Metrics(), lambda: self.failures.append(True)
         )
-        self.served = Served(
-            "toy", self.engine, self.prompts(template), most_open(self.config)
-        )
+        self.served = Served("toy", self.engine, self.prompts(template), most_open(self.config))
         app = make_app(self.served, self.worker, self.config, self.key)
         with TestClient(app, raise_server_exceptions=strict) as client:
             yield client
