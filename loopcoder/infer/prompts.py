@@ -52,6 +52,16 @@ class Prompts:
         """Return the ids of a text; of an empty one the token that documents begin behind."""
         return self.of_ids(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def num_bytes(self, text: str) -> int:
+        """Return the bytes that the tokens of a text stand for, without tokenising it.
+
+        Raises:
+            UnicodeEncodeError: it has half a surrogate pair.
+        """
+        normalizer = self.tokenizer.normalizer
+        text.encode()
+        return len((text if normalizer is None else normalizer.normalize_str(text)).encode())
+
     def of_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return ids as a prompt; of none the token that documents begin behind."""
         return tuple(ids) or (self.begin_id,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from data_pipeline.tokenizer.spec import byte_of_char
@@ -49,6 +50,11 @@ class TokenBytes:
     def named(self, token: int) -> bytes:
         """Return the bytes of a token, of a special one those of its name."""
         return self[token] or self._bytes(self._tokenizer.id_to_token(token) or "")
+
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token, by name where it is a special one."""
+        return max(len(self.named(i)) for i in self._tokenizer.get_vocab().values())
 
     def text(self, tokens: Sequence[int]) -> str:
         """Decode a whole sequence; bytes that are no UTF-8 become U+FFFD."""

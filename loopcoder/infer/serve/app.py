@@ -6,6 +6,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -24,6 +26,10 @@ from loopcoder.infer.serve.refusals import Refused, failed
 from loopcoder.infer.serve.replies import Reply
 from loopcoder.infer.serve.worker import Worker
 
+_PREPARED = 4
+"""Requests that are parsed and tokenised at a time; others wait, so that as many long texts as
+there are threads do not take the processor from the engine."""
+
 
 class _Endpoints:
     """What answers at each path."""
@@ -31,6 +37,7 @@ class _Endpoints:
     def __init__(self, served: Served, worker: Worker):
         self._served, self._worker = served, worker
         self._began = int(time.time())
+        self._preparing = CapacityLimiter(_PREPARED)
 
     async def completions(self, request: Request) -> Response:
         return await self._generate(request, CompletionBody, Completion)
@@ -76,7 +83,7 @@ class _Endpoints:
                 self._served.check(one)
             return reply
 
-        reply = await run_in_threadpool(prepare)
+        reply = await run_sync(prepare, limiter=self._preparing)
         return await reply.send(request.state.visit.submit(reply.requests))
 
 

@@ -31,7 +31,7 @@ class Completion(Reply):
         most = MAX_TOKENS if body.max_tokens is None else body.max_tokens
         self.requests: list[Request] = []
         for prompt in prompts:
-            ids = served.prompts.of_text(prompt) if isinstance(prompt, str) else tuple(prompt)
+            ids = served.of_text(prompt) if isinstance(prompt, str) else tuple(prompt)
             served.check_length(ids, most)
             for sample in range(body.samples):
                 self.requests.append(

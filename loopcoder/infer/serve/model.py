@@ -48,6 +48,27 @@ class Served:
         """Return ids as a text in which special tokens stand."""
         return b"".join(map(self.bytes_of.named, ids)).decode(errors="replace")
 
+    def of_text(self, text: str, param: str = "prompt") -> tuple[int, ...]:
+        """Return the ids of a text, unless it is too long whatever its tokens are.
+
+        Args:
+            param: The field of the body that it comes from.
+        """
+        try:
+            number = self.prompts.num_bytes(text)
+        except UnicodeEncodeError as error:
+            raise Refused(400, f"the text is no Unicode: {error.reason}", param) from error
+        longest = self.bytes_of.longest
+        if number > self.max_length * longest:
+            raise Refused(
+                400,
+                f"the prompt has {number:,} bytes, and no token more than {longest}; a prompt and "
+                f"its answer may have {self.max_length:,} tokens together",
+                param,
+                "context_length_exceeded",
+            )
+        return self.prompts.of_text(text)
+
     def of_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
     ) -> tuple[int, ...]:
@@ -60,9 +81,10 @@ class Served:
                 "messages",
             )
         try:
-            return self.prompts.of_chat(messages, tools)
+            text = self.prompts.rendered(messages, tools)
         except InputError as error:
             raise Refused.by(error, "messages") from error
+        return self.of_text(text, "messages")
 
     def check_length(self, ids: Sequence[int], max_tokens: int) -> None:
         """Refuse a prompt that leaves no room for its answer."""

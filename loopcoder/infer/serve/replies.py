@@ -17,7 +17,6 @@ from loopcoder.infer.serve.answering import Answers
 from loopcoder.infer.serve.bodies import Body
 from loopcoder.infer.serve.refusals import Refused
 
-
 _LONG = 100
 """Tokens of a piece from which on its event is made in a thread."""
 

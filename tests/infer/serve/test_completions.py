@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -275,3 +277,50 @@ def test_ids_are_written_for_an_echo_alone_and_once_they_are_checked(
     ask(client, prompt=[1, 2])
     for prompt in ([2**31 - 1], [1] * 70):
         assert client.post(URL, json={"prompt": prompt, "echo": True}).status_code == 400
+
+
+def test_a_text_above_the_context_is_not_tokenised(
+    stand: Stand, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bytes_of = stand.engine.bytes_of
+    longest = max(range(stand.toy.vocabulary), key=lambda i: len(bytes_of.named(i)))
+    token = bytes_of.named(longest).decode()
+    assert ask(client, prompt=token, max_tokens=1)["usage"]["prompt_tokens"] >= 1
+
+    def tokenised(_: str) -> None:
+        raise AssertionError("it was tokenised")
+
+    monkeypatch.setattr(stand.served.prompts, "of_text", tokenised)
+    long = token * stand.toy.max_length + "x"
+    chat = {"messages": [{"role": "user", "content": long}]}
+    for path, body in ((URL, {"prompt": [long]}), ("/v1/chat/completions", chat)):
+        error = client.post(path, json=body).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert f"no token more than {len(token.encode())}" in error["message"]
+
+
+def test_few_texts_are_tokenised_at_a_time(
+    stand: Stand, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_text, may_end = stand.served.of_text, threading.Event()
+    lock, running, most = threading.Lock(), 0, 0
+
+    def slowly(*args: Any) -> Any:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            if running == 4:
+                may_end.set()
+        assert may_end.wait(30)
+        with lock:
+            running -= 1
+        return of_text(*args)
+
+    monkeypatch.setattr(stand.served, "of_text", slowly)
+    with ThreadPoolExecutor(10) as pool:
+        asked = [
+            pool.submit(client.post, URL, json={"prompt": "x", "max_tokens": 1}) for _ in range(10)
+        ]
+        assert {one.result().status_code for one in asked} == {200}
+    assert most == 4
