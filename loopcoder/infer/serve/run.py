@@ -20,6 +20,7 @@ from loopcoder.errors import InputError
 from loopcoder.infer.engine import Engine
 from loopcoder.infer.prompts import Prompts
 from loopcoder.infer.serve.app import make_app
+from loopcoder.infer.serve.connections import connection_within
 from loopcoder.infer.serve.metrics import Metrics
 from loopcoder.infer.serve.model import Served
 from loopcoder.infer.serve.refusals import stopping
@@ -139,7 +140,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=connection_within(config.timeout_s),
                 ws="none",
                 lifespan="on",
                 log_level="warning",

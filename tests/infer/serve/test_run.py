@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import threading
 from typing import Any
 
 import httpx
@@ -15,6 +16,8 @@ from tokenizers import Tokenizer
 
 from loopcoder.config.serving import ServeConfig
 from loopcoder.errors import InputError
+from loopcoder.infer.serve import run
+from loopcoder.infer.serve.connections import connection_within
 from loopcoder.infer.serve.run import key_from_environment, listen
 from tests.infer.serve.toy import Stand
 
@@ -94,6 +97,41 @@ def test_a_slow_reader_stops_nobody_and_gets_all(tokens: Tokenizer, seed: int) -
 
     text, _ = stand.serve(visit)
     assert text == stand.engine.bytes_of.text(stand.toy.greedy([1, 2], 1000))
+
+
+def test_a_connection_that_nobody_reads_is_cut(
+    tokens: Tokenizer, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be one of those that there may be until the client goes away."""
+    stand, lost = Stand(tokens, seed, max_length=1000, timeout_s=1), threading.Event()
+
+    def small(timeout_s: float) -> type[Any]:
+        class Small(connection_within(timeout_s)):  # type: ignore[misc]
+            def connection_made(self, transport: Any) -> None:
+                super().connection_made(transport)
+                used = transport.get_extra_info("socket")
+                used.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+            def connection_lost(self, error: Exception | None) -> None:
+                super().connection_lost(error)
+                lost.set()
+
+        return Small
+
+    monkeypatch.setattr(run, "connection_within", small)
+    body = {"prompt": [1] * 999, "echo": True, "logprobs": 5, "max_tokens": 0}
+
+    def visit(port: int) -> bool:
+        content = json.dumps(body).encode()
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", port))
+            head = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
+            connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)
+            return lost.wait(15)
+
+    was_cut, _ = stand.serve(visit)
+    assert was_cut
 
 
 def test_a_chunked_body_is_read_no_further_than_it_may_be_long(
