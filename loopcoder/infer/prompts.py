@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -111,8 +112,8 @@ class Prompts:
             )
         except Exception as error:  # a template is a program of somebody else
             raise InputError.of(
-                f"the chat template does not take {[*messages]}"[:300],
-                f"{type(error).__name__}: {error}",
+                f"the chat template does not take {reprlib.repr([*messages])}",
+                f"{type(error).__name__}: {error}"[:300],
                 "messages of the form {role: user, content: TEXT}",
             ) from error
         text: str = found[0][0] if isinstance(found, tuple) else found[0]

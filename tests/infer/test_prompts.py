@@ -71,3 +71,13 @@ def test_what_renders_conversations_may_be_missing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match="pip install 'transformers"):
         prompts(CHAT_TEMPLATE).of_chat(HELLO)
+
+
+def test_what_a_template_does_not_take_is_told_in_short() -> None:
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    message = {"role": "user", "content": deep, "more": ["x" * 10**6] * 100}
+    with pytest.raises(InputError) as found:
+        prompts("{{ raise_exception(messages[0].more[0]) }}").rendered([message])
+    assert len(str(found.value)) < 1000

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
+
+from pydantic_core import from_json
 
 from loopcoder.infer.request import Piece, Request
 from loopcoder.infer.serve.bodies import ChatBody, Message
@@ -97,5 +98,8 @@ def _for_template(message: Message) -> dict[str, Any]:
 
 
 def _object(call: dict[str, Any]) -> Any:
+    """Return the arguments of a call; ValueError: they are no JSON, or too deep, as in a body."""
     arguments = call["function"]["arguments"]
-    return json.loads(arguments) if isinstance(arguments, str) else arguments
+    if isinstance(arguments, str):
+        return from_json(arguments, allow_inf_nan=False)
+    return arguments

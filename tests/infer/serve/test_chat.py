@@ -96,6 +96,20 @@ def test_what_the_template_gets(stand: Stand, client: TestClient) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": 1}]}]}, "tool_calls"),
         ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "tool_calls"),
+        *(
+            (
+                {
+                    "messages": [
+                        {
+                            "role": "assistant",
+                            "tool_calls": [{"function": {"name": "f", "arguments": arguments}}],
+                        }
+                    ]
+                },
+                "arguments as an object or as JSON",
+            )
+            for arguments in ("[" * 10**5, '"\\ud800"', '{"\\ud800": 1}', '{"x": NaN}')
+        ),
         ({"messages": [{"role": "user", "content": "refuse me"}]}, "it does not"),
         ({"top_logprobs": 1}, "needs logprobs: true"),
         ({"logprobs": 1}, "logprobs"),

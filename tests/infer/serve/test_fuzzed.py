@@ -49,9 +49,19 @@ CHAT: dict[str, Any] = {
     "response_format": {"type": "text"},
     "stop": "x",
 }
+CALL: dict[str, Any] = {
+    "messages": [
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+    ],
+    "max_tokens": 2,
+}
+"""A chat in which there is little to change but the arguments of a call."""
 DEPTHS = (5, 150, 250, 3000)
 ODD: list[Any] = [
     *(f"DEEP {depth}" for depth in DEPTHS),
+    *(f"DEEP STRING {depth}" for depth in DEPTHS),
+    '"\\ud800"', '{"x": "\\ud800"}', '{"\\ud800": 1}', '{"x": 1e999}', '{"x": NaN}', '{"x": 5}',
+    "[" * 10**5,
     None, True, False, 0, 1, -1, 2**31, 2**63, -(2**64), 10**400, 0.0, -0.5, 1e308, 1e-320, 5.5,
     "", "a", "\x00", "\ud800", "x" * 5000, "NaN", [], [[]], [None], [[[1]]], ["", 1], {}, {"": {}},
     {"type": "text"}, [{}], [1] * 300, float("nan"), float("inf"),
@@ -71,7 +81,9 @@ def other_content(rng: random.Random, body: dict[str, Any]) -> bytes:
     """Return a body with a few values, names or lengths changed."""
     body = copy.deepcopy(body)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        container, key = rng.choice(places(body) or [(body, "prompt")])
+        if not body:
+            break
+        container, key = rng.choice(places(body))
         change = rng.randrange(5)
         if change == 0 and isinstance(container, dict):
             container[rng.choice(("", "\x00", "prompts", "x" * 300, str(key) + "s"))] = (
@@ -107,7 +119,9 @@ def _dumped(body: Any) -> bytes:
     """Return a body as JSON, in which some values are deeper than a parser may recurse."""
     content = json.dumps(body).encode()
     for depth in DEPTHS:
-        content = content.replace(f'"DEEP {depth}"'.encode(), b"[" * depth + b"]" * depth)
+        for value, quote in (("DEEP", b""), ("DEEP STRING", b'"')):
+            deep = quote + b"[" * depth + b"]" * depth + quote
+            content = content.replace(f'"{value} {depth}"'.encode(), deep)
     return content
 
 
@@ -120,7 +134,11 @@ def test_malformed_bodies_are_refused(
     with stand.client(strict=True) as client:
         while refused < NUMBER:
             path, body = rng.choice(
-                [("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT)]
+                [
+                    ("/v1/completions", COMPLETION),
+                    ("/v1/chat/completions", CHAT),
+                    ("/v1/chat/completions", CALL),
+                ]
             )
             content = rng.choice((other_content, other_bytes))(rng, body)
             answer = client.post(
