@@ -28,6 +28,14 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address).is_loopback
 
 
+def is_own_name(host: str) -> bool:
+    """Say whether a name or address is that of the machine itself, wherever it is asked."""
+    try:
+        return host == "localhost" or is_loopback(host)
+    except ValueError:
+        return False
+
+
 def route_to(host: str) -> Route:
     """Return the way to a host. Nothing is sent.
 

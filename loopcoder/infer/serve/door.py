@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from loopcoder.infer.request import Request
 from loopcoder.infer.serve.answering import Answers
 from loopcoder.infer.serve.refusals import Refused, stopping
 from loopcoder.infer.serve.worker import Worker
+from loopcoder.network import is_own_name
 
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics")
 _OPEN = "/health"
@@ -110,6 +112,7 @@ class Door:
     async def _enter(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> None:
         """Let a request in, and the application answer it while its client is there."""
         if scope["path"] != _OPEN:
+            self._check_host(scope)
             self._check_key(scope)
         if self._worker.closed and scope["method"] == "POST":
             raise stopping()
@@ -134,6 +137,24 @@ class Door:
             for task in (answer, gone):
                 task.cancel()
             await asyncio.gather(answer, gone, return_exceptions=True)
+
+    def _check_host(self, scope: Scope) -> None:
+        """Refuse another host's name, without a key: so a page on the web would reach a server on
+        this machine, once its own name means 127.0.0.1."""
+        if self._key is not None:
+            return
+        asked = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        name = re.sub(r":\d*$", "", asked)
+        if name.startswith("[") and name.endswith("]"):
+            name = name[1:-1]
+        if not is_own_name(name.lower()):
+            raise Refused(
+                421,
+                f"the request is for the host {asked[:200]!r}; a server without a key answers "
+                "for localhost, 127.0.0.1 and [::1] only: ask there, or start it with a key in "
+                "$LOOPCODER_API_KEY",
+                code="wrong_host",
+            )
 
     def _check_key(self, scope: Scope) -> None:
         if self._key is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import os
 import signal
 import socket
@@ -25,6 +24,7 @@ from loopcoder.infer.serve.metrics import Metrics
 from loopcoder.infer.serve.model import Served
 from loopcoder.infer.serve.refusals import stopping
 from loopcoder.infer.serve.worker import Worker
+from loopcoder.network import is_own_name
 from loopcoder.storage.signals import heard, name_of
 
 KEY = "LOOPCODER_API_KEY"
@@ -59,7 +59,7 @@ def listen(config: ServeConfig, key: str | None) -> socket.socket:
     Raises:
         InputError: others could use the server without a key, or the address cannot be had.
     """
-    if key is None and not _is_of_this_machine(config.host):
+    if key is None and not is_own_name(config.host):
         raise InputError.of(
             f"serve.host={config.host} without a key",
             "whoever reaches that address could use the model",
@@ -194,13 +194,3 @@ class _Server(uvicorn.Server):
     async def _drain(self) -> None:
         await self._worker.drain(self._settings.grace_s)
         self.should_exit = True
-
-
-def _is_of_this_machine(host: str) -> bool:
-    """Say whether an address is reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

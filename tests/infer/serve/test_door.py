@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from tests.infer.serve.toy import Stand
 
 URL = "/v1/completions"
+OWN = ("localhost", "LOCALHOST", "127.0.0.1", "127.1.2.3", "[::1]")
 BODY: dict[str, Any] = {"prompt": [1, 2], "max_tokens": 2, "temperature": 0}
 
 
@@ -40,6 +41,30 @@ def test_a_key(tokens: Tokenizer, seed: int) -> None:
             assert refused.json()["error"]["code"] == "invalid_api_key"
         shown = {"Authorization": "bearer s3cret"}
         assert client.post(URL, json=BODY, headers=shown).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "is_ours"),
+    [
+        *((f"{name}{port}", True) for name in OWN for port in ("", ":8000")),
+        *((name, False) for name in ("evil.example", "evil.example:8000", "", "10.0.0.1", "[::2]")),
+        *((name, False) for name in ("localhost.evil.example", "127.0.0.1.evil.example")),
+    ],
+)
+def test_a_name_that_a_page_on_the_web_has_is_refused_without_a_key(
+    client: TestClient, host: str, is_ours: bool
+) -> None:
+    """It may mean 127.0.0.1 by then."""
+    for path in ("/v1/models", "/metrics"):
+        answer = client.get(path, headers={"Host": host})
+        assert answer.status_code == (200 if is_ours else 421)
+        assert is_ours or "LOOPCODER_API_KEY" in answer.json()["error"]["message"]
+
+
+def test_with_a_key_any_name_will_do(tokens: Tokenizer, seed: int) -> None:
+    headers = {"Host": "models.example", "Authorization": "Bearer s3cret"}
+    with Stand(tokens, seed, key="s3cret").client() as client:
+        assert client.get("/v1/models", headers=headers).status_code == 200
 
 
 def test_a_body_has_a_largest_length(client: TestClient) -> None:

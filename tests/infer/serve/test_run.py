@@ -141,7 +141,7 @@ def test_a_chunked_body_is_read_no_further_than_it_may_be_long(
 
     def visit(port: int) -> tuple[bytes, int]:
         sent, chunk = 0, b"1000\r\n" + b" " * 0x1000 + b"\r\n"
-        head = f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
             connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
             try:

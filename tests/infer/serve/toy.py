@@ -137,7 +137,7 @@ class Stand:
         )
         self.served = Served("toy", self.engine, self.prompts(template), most_open(self.config))
         app = make_app(self.served, self.worker, self.config, self.key)
-        with TestClient(app, raise_server_exceptions=strict) as client:
+        with TestClient(app, base_url="http://localhost", raise_server_exceptions=strict) as client:
             yield client
 
     def serve[T](self, visit: Callable[[int], T]) -> tuple[T, list[str]]:
