@@ -24,7 +24,9 @@ class Draws:
             logprobs: As in a Request.
         """
         self.sampling, self.logprobs = sampling, logprobs
-        self._numbers = random.Random(sampling.seed)
+        seed = sampling.seed
+        # of 64 bits, because Random takes the absolute value: -1 would draw what 1 does
+        self._numbers = random.Random(None if seed is None else seed % 2**64)
 
     @property
     def is_greedy(self) -> bool:

@@ -153,3 +153,13 @@ def test_logits_that_are_not_finite_are_no_token(wrong: float) -> None:
     for s in (Sampling(), Sampling(temperature=1.0)):
         with pytest.raises(FloatingPointError):
             next_tokens(logits, [Draws(s)] * 2)
+
+
+def test_every_seed_of_64_bits_has_draws_of_its_own() -> None:
+    def drawn(seed: int) -> list[float]:
+        draws = Draws(Sampling(temperature=1.0, seed=seed))
+        return [draws.next_number() for _ in range(3)]
+
+    seeds = (0, 1, -1, 2, -2, 2**63, -(2**63) + 1, 2**64 - 3)
+    assert len({tuple(drawn(seed)) for seed in seeds}) == len(seeds)
+    assert drawn(-1) == drawn(-1) == drawn(2**64 - 1)
