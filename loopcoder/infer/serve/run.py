@@ -35,6 +35,8 @@ _BACKLOG = 2048
 """Connections that may wait to be accepted, while weights are loaded too."""
 _CLOSE_S = 5
 """Seconds for responses to be sent once their answers have ended."""
+_CLOSE_AT_ONCE_S = 1
+"""The same, after a second signal."""
 
 
 def key_from_environment() -> str | None:
@@ -182,6 +184,8 @@ class _Server(uvicorn.Server):
         """Begin to stop; at the second signal, at once."""
         if self._asked:
             self._worker.end_all(stopping())
+            self.config.timeout_graceful_shutdown = _CLOSE_AT_ONCE_S
+            self.should_exit = True
             return
         self._asked = True
         left, grace_s = self._worker.num_open, self._settings.grace_s

@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer
 
-from tests.infer.serve.toy import Stand
+from tests.infer.serve.toy import Stand, eventually
 
 URL = "/v1/completions"
 OWN = ("localhost", "LOCALHOST", "127.0.0.1", "127.1.2.3", "[::1]")
@@ -110,8 +110,7 @@ def test_more_than_may_wait_is_told_to_come_again(tokens: Tokenizer, seed: int) 
     stand.toy.may_run.clear()
     with stand.client() as client, ThreadPoolExecutor() as pool:
         under_way = pool.submit(client.post, URL, json=BODY | {"prompt": [[1], [2], [3]]})
-        while stand.worker.num_open < 3:
-            pass
+        eventually(lambda: stand.worker.num_open == 3)
         busy = client.post(URL, json=BODY)
         assert busy.status_code == 429 and busy.headers["retry-after"] == "1"
         assert 'status="429"} 1' in client.get("/metrics").text
@@ -126,12 +125,13 @@ def test_time_is_limited(tokens: Tokenizer, seed: int, stream: bool) -> None:
     stand = Stand(tokens, seed, timeout_s=0.1)
     stand.toy.may_run.clear()
     with stand.client() as client:
-        answer = client.post(URL, json=BODY | {"stream": stream})
+        answer = client.post(URL, json=BODY | {"stream": stream, "max_tokens": 60})
         assert answer.status_code == (200 if stream else 504)
         assert "took more than 0.1 s" in answer.text and "[DONE]" not in answer.text
-        stand.toy.may_run.set()
         assert stand.worker.num_open == 0
-        assert client.post(URL, json=BODY).status_code in (200, 504)
+        stand.toy.may_run.set()
+        eventually(lambda: stand.engine.totals.answers["cancelled"] == 1)
+        assert stand.engine.num_running == 0 and stand.engine.totals.generated_tokens < 60
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -140,8 +140,7 @@ def test_a_failure_of_the_model_is_told_to_all(tokens: Tokenizer, seed: int, str
     stand.toy.may_run.clear()
     with stand.client() as client, ThreadPoolExecutor() as pool:
         asked = [pool.submit(client.post, URL, json=BODY | {"stream": stream}) for _ in range(3)]
-        while stand.worker.num_open < 3:
-            pass
+        eventually(lambda: stand.worker.num_open == 3)
         stand.toy.error = RuntimeError("of the toy")
         stand.toy.may_run.set()
         for answer in asked:

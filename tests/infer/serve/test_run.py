@@ -8,6 +8,9 @@ import os
 import signal
 import socket
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -19,7 +22,7 @@ from loopcoder.errors import InputError
 from loopcoder.infer.serve import run
 from loopcoder.infer.serve.connections import connection_within
 from loopcoder.infer.serve.run import key_from_environment, listen
-from tests.infer.serve.toy import Stand
+from tests.infer.serve.toy import Stand, eventually
 
 URL = "/v1/completions"
 HEADERS = {"Content-Type": "application/json"}
@@ -33,8 +36,7 @@ def gauge(port: int, name: str) -> int:
 
 
 def until(port: int, name: str, value: int) -> None:
-    while gauge(port, name) != value:
-        pass
+    eventually(lambda: gauge(port, name) == value)
 
 
 def ended(port: int) -> int:
@@ -65,8 +67,7 @@ def test_a_client_that_goes_away_frees_its_place(
         until(port, "sequences_waiting", 1)
         running.close()
         waiting.close()
-        while ended(port) < 2:
-            pass
+        eventually(lambda: ended(port) == 2)
         stand.toy.may_run.set()
         until(port, "sequences_running", 0)
         answer = httpx.post(f"http://127.0.0.1:{port}{URL}", json=BODY)
@@ -99,39 +100,77 @@ def test_a_slow_reader_stops_nobody_and_gets_all(tokens: Tokenizer, seed: int) -
     assert text == stand.engine.bytes_of.text(stand.toy.greedy([1, 2], 1000))
 
 
-def test_a_connection_that_nobody_reads_is_cut(
-    tokens: Tokenizer, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else it would be one of those that there may be until the client goes away."""
-    stand, lost = Stand(tokens, seed, max_length=1000, timeout_s=1), threading.Event()
+class Unread:
+    """Connections with small buffers on both sides, and what becomes of them."""
 
-    def small(timeout_s: float) -> type[Any]:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full, self.lost = threading.Event(), threading.Event()
+        monkeypatch.setattr(run, "connection_within", self._protocol)
+
+    @contextmanager
+    def asked(self, port: int, **body: Any) -> Iterator[None]:
+        """Ask for some 200 KB, and read nothing of them."""
+        long = {"prompt": [1] * 999, "echo": True, "logprobs": 5, "max_tokens": 0}
+        content = json.dumps(long | body).encode()
+        head = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", port))
+            connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)
+            assert self.full.wait(30)
+            yield
+
+    def _protocol(self, timeout_s: float) -> type[Any]:
+        unread = self
+
         class Small(connection_within(timeout_s)):  # type: ignore[misc]
             def connection_made(self, transport: Any) -> None:
                 super().connection_made(transport)
                 used = transport.get_extra_info("socket")
                 used.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
+            def pause_writing(self) -> None:
+                super().pause_writing()
+                unread.full.set()
+
             def connection_lost(self, error: Exception | None) -> None:
                 super().connection_lost(error)
-                lost.set()
+                if unread.full.is_set():
+                    unread.lost.set()
 
         return Small
 
-    monkeypatch.setattr(run, "connection_within", small)
-    body = {"prompt": [1] * 999, "echo": True, "logprobs": 5, "max_tokens": 0}
+
+def test_a_connection_that_nobody_reads_is_cut(
+    tokens: Tokenizer, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be one of those that there may be until the client goes away."""
+    stand, unread = Stand(tokens, seed, max_length=1000, timeout_s=1), Unread(monkeypatch)
 
     def visit(port: int) -> bool:
-        content = json.dumps(body).encode()
-        with socket.socket() as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.connect(("127.0.0.1", port))
-            head = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
-            connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)
-            return lost.wait(15)
+        with unread.asked(port):
+            return unread.lost.wait(15)
 
     was_cut, _ = stand.serve(visit)
     assert was_cut
+
+
+def test_a_second_signal_waits_for_nobody(
+    tokens: Tokenizer, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for the end of `serve.grace_s` nor for a client that does not read."""
+    stand, unread = Stand(tokens, seed, max_length=1000, grace_s=20), Unread(monkeypatch)
+    asked = ExitStack()
+
+    def visit(port: int) -> float:
+        asked.enter_context(unread.asked(port, stream=True))
+        os.kill(os.getpid(), signal.SIGTERM)
+        eventually(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 503)
+        return time.monotonic()  # the second signal comes now
+
+    with asked:
+        began, _ = stand.serve(visit)
+        assert time.monotonic() - began < 10
 
 
 def test_a_chunked_body_is_read_no_further_than_it_may_be_long(
@@ -165,24 +204,23 @@ def test_what_runs_may_end_after_a_signal_and_nothing_new_begins(
 ) -> None:
     stand = Stand(tokens, seed, places=1)
 
-    def visit(port: int) -> tuple[int, int, int, str]:
+    def visit(port: int) -> tuple[int, int, str]:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             client.get("/health")
             stand.toy.may_run.clear()
             running = begun(port)
             until(port, "sequences_running", 1)
             os.kill(os.getpid(), signal.SIGTERM)
-            while (health := client.get("/health").status_code) == 200:
-                pass
+            eventually(lambda: client.get("/health").status_code == 503)
             new = client.post(URL, json=BODY)
             assert new.headers["retry-after"]
             stand.toy.may_run.set()
             answer = running.getresponse()
             text = json.loads(answer.read())["choices"][0]["text"]
-            return health, new.status_code, answer.status, text
+            return new.status_code, answer.status, text
 
-    (health, new, status, text), said = stand.serve(visit)
-    assert (health, new, status) == (503, 503, 200)
+    (new, status, text), said = stand.serve(visit)
+    assert (new, status) == (503, 200)
     assert text == stand.engine.bytes_of.text(stand.toy.greedy([1, 2], 50))
     assert said[1].startswith("SIGTERM: 1 sequences under way have 30 s")
 

@@ -6,6 +6,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -102,6 +103,13 @@ TEMPLATE = """\
 {{- m.role }}: {{ m.content }}
 {%- for call in m.tool_calls or [] %}{{ call.function.arguments.x + 1 }}{% endfor %}
 {%- endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
+
+
+def eventually(is_so: Callable[[], bool]) -> None:
+    """Wait for what another thread does, which tells nobody."""
+    until = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < until, "it has not come to that in 30 s"
 
 
 class Stand:
