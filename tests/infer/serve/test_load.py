@@ -117,17 +117,15 @@ async def use(url: str, known: list[Asked], seed: int, until: float, seen: Seen)
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         while time.monotonic() < until:
             one, stream = rng.choice(known), rng.random() < 0.5
-            if rng.random() < 1 / 3:
-                try:
-                    await asyncio.wait_for(ask(client, one, stream=stream), rng.uniform(0, usual_s))
-                except TimeoutError:
-                    seen.left += 1
-                    continue
-                seen.complete += 1
-                continue
+            limit_s = rng.uniform(0, usual_s) if rng.random() < 1 / 3 else None
             began = time.monotonic()
-            tokens = await ask(client, one, stream=stream)
-            usual_s = time.monotonic() - began
+            try:
+                tokens = await asyncio.wait_for(ask(client, one, stream=stream), limit_s)
+            except TimeoutError:
+                seen.left += 1
+                continue
+            if limit_s is None:
+                usual_s = time.monotonic() - began
             seen.complete += 1
             seen.tokens += len(tokens)
             if len(tokens) != len(one.answer) or tokens[: one.sure] != one.answer[: one.sure]:
