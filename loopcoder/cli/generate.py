@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from launch.nodes import refuse_other_launch
@@ -13,6 +12,7 @@ from loopcoder.backends import detect, refuse_missing
 from loopcoder.cli.arguments import fields_of, parse_arguments, rank, say_aside, section_of
 from loopcoder.cli.asked_weights import AskedWeights
 from loopcoder.cli.given_prompts import GivenPrompt, handed_on, split_prompts
+from loopcoder.cli.renamed_fields import renamed
 from loopcoder.config.check import check_layout
 from loopcoder.config.generation import GenerateConfig
 from loopcoder.config.schema import Config
@@ -51,7 +51,12 @@ _EMPTY = (
     "the prompt is empty: the answer begins behind the token {token}, as a document does; models "
     "that were trained here have not learned how documents begin"
 )
-_MOST = "max_tokens="
+_FIELDS = {
+    "max_tokens=": "generate.max_tokens=",
+    "num_places=": "generate.places=",
+    "kernels=": "generate.kernels=",
+}
+"""Arguments of a decoder and of requests, and what they are called here."""
 
 
 def run(argv: list[str]) -> int:
@@ -161,12 +166,8 @@ def _check(requests: Sequence[Request], source: Source, prompts: Prompts) -> Non
 
     tokens = source.tokens or prompts.tokenizer.get_vocab_size()
     for request in requests:
-        try:
+        with renamed(_FIELDS):
             check_request(request, tokens, source.model.max_position_embeddings)
-        except InputError as error:
-            shown = f"generate.{_MOST}"
-            ours = [replace(p, fix=p.fix.replace(_MOST, shown)) for p in error.problems]
-            raise InputError(ours) from error
 
 
 def _answer(
@@ -185,12 +186,15 @@ def _answer(
     from loopcoder.infer.world import world_of
 
     with world_of(source.config.parallel) as world:
-        loaded = load_decoder(
-            source,
-            num_places=min(len(requests), settings.places),
-            max_length=max(len(r.ids) + r.max_tokens for r in requests),
-            split=world.split,
-        )
+        with renamed(_FIELDS):
+            loaded = load_decoder(
+                source,
+                num_places=min(len(requests), settings.places),
+                max_length=max(len(r.ids) + r.max_tokens for r in requests),
+                split=world.split,
+                cuda_graphs=settings.cuda_graphs,
+                kernels=settings.kernels,
+            )
         with world.leading(loaded.decoder) as decoder:
             if decoder is not None:
                 waiting = len(requests)

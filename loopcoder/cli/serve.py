@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from loopcoder.backends import detect, refuse_missing, require
 from loopcoder.cli.arguments import fields_of, parse_arguments, say, say_aside, section_of
 from loopcoder.cli.asked_weights import AskedWeights
+from loopcoder.cli.renamed_fields import renamed
 from loopcoder.config.serving import MAX_LENGTH, ServeConfig
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
@@ -36,6 +35,13 @@ second one does not wait. Fields that may be given besides: model.num_loops, pre
 data.build.cache_dir. docs/serving.md has more.
 
 exit codes: 0 stopped by a signal, 3 bad input, 1 the model failed"""
+
+_FIELDS = {
+    "num_places=": "serve.places=",
+    "max_length=": "serve.max_length=",
+    "kernels=": "serve.kernels=",
+}
+"""Arguments of a decoder, and what they are called here."""
 
 
 def run(argv: list[str]) -> int:
@@ -70,8 +76,14 @@ def run(argv: list[str]) -> int:
         source = source_at(place, asked.cache, weights)
         prompts = Prompts.of_source(source)
         length = config.max_length or min(MAX_LENGTH, source.model.max_position_embeddings)
-        with _fields_of_serve():
-            decoder = load_decoder(source, num_places=config.places, max_length=length).decoder
+        with renamed(_FIELDS):
+            decoder = load_decoder(
+                source,
+                num_places=config.places,
+                max_length=length,
+                cuda_graphs=config.cuda_graphs,
+                kernels=config.kernels,
+            ).decoder
         engine = Engine(decoder, prompts.tokenizer, prompts.end_ids, max_waiting=most_open(config))
         name = config.name or _name_of(source.place)
         say_aside(f"{name}: {config.places} places of {length:,} tokens")
@@ -98,19 +110,3 @@ def _name_of(place: str) -> str:
     parts = PurePath(place).parts
     named = [part for part in parts if part != "checkpoints" and not part.startswith("step_")]
     return named[-1] if named else "loopcoder"
-
-
-@contextmanager
-def _fields_of_serve() -> Iterator[None]:
-    """Let what is wrong with the room for sequences name the fields that set it."""
-    try:
-        yield
-    except InputError as error:
-        names = (("num_places=", "serve.places="), (" max_length=", " serve.max_length="))
-        ours = []
-        for problem in error.problems:
-            fact, fix = f" {problem.fact}", f" {problem.fix}"
-            for theirs, own in names:
-                fact, fix = fact.replace(theirs, own), fix.replace(theirs, own)
-            ours.append(replace(problem, fact=fact.strip(), fix=fix.strip()))
-        raise InputError(ours) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -35,3 +35,8 @@ class GenerateConfig:
     """With --chat: what stands before the conversation, as the message of the system."""
     places: PositiveInt = 16
     """Prompts that are answered at a time; others wait."""
+    kernels: Literal["auto", "stock", "cuda"] = "auto"
+    """What a decoder on a GPU computes its layers with: stock parts, or the CUDA extension of
+    kernels/; auto takes the extension where it is built, was tested and can run the model."""
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """Whether steps on a GPU are launched as CUDA graphs; auto: they are."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -43,3 +43,8 @@ class ServeConfig:
     """Seconds after which a request is ended, waiting and sending included."""
     grace_s: NonNegativeFloat = 30.0
     """Seconds that running requests have to end when the server is asked to stop."""
+    kernels: Literal["auto", "stock", "cuda"] = "auto"
+    """What a decoder on a GPU computes its layers with: stock parts, or the CUDA extension of
+    kernels/; auto takes the extension where it is built, was tested and can run the model."""
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """Whether steps on a GPU are launched as CUDA graphs; auto: they are."""

@@ -20,7 +20,7 @@ from loopcoder.cli import generate as generate_verb
 from loopcoder.cli import main as cli
 from loopcoder.cli.given_prompts import STDIN_VARIABLE, GivenPrompt, split_prompts
 from loopcoder.config.schema import Config
-from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY
+from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError
 from loopcoder.infer.engine import Engine
 from loopcoder.infer.loading import load_decoder
 from loopcoder.infer.prompts import Prompts
@@ -209,3 +209,28 @@ def test_a_file_that_is_no_text(
 ) -> None:
     Path(tmp_path / "data").write_bytes(b"abc\xff")
     assert "not UTF-8" in refused(checkpoint, capsys, "file=data")
+
+
+@pytest.mark.parametrize(
+    ("verb", "others"), [("generate", ["prompt=a"]), ("serve", ["serve.port=0"])]
+)
+def test_a_decoder_is_made_as_asked(
+    checkpoint: Checkpoint,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    others: list[str],
+) -> None:
+    command = [verb, f"checkpoint={checkpoint.path}", *others]
+    assert cli.main([*command, f"{verb}.kernels=cuda"]) == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    assert f"{verb}.kernels=cuda, " in said and f"{verb}.kernels=stock" in said
+
+    def seen(*_: Any, **given: Any) -> Any:
+        raise InputError.of(f"{given['kernels']} {given['cuda_graphs']}", "it is seen", "nothing")
+
+    monkeypatch.setattr("loopcoder.infer.loading.load_decoder", seen)
+    asked = [f"{verb}.kernels=stock", f"{verb}.cuda_graphs=off"]
+    for settings, found in ((asked, "stock off"), ([], "auto auto")):
+        assert cli.main([*command, *settings]) == EXIT_BAD_INPUT
+        assert found in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from loopcoder.cli import serve
+from loopcoder.cli.renamed_fields import renamed
 from loopcoder.config.serving import ServeConfig
 from loopcoder.errors import InputError
 
@@ -68,10 +69,12 @@ def test_the_model_is_called_after_its_run_or_folder(place: str, name: str) -> N
 
 
 def test_what_does_not_fit_names_the_fields_of_the_command() -> None:
-    with pytest.raises(InputError) as raised, serve._fields_of_serve():
-        raise InputError.of("max_length=5", "too long", "num_places=3, max_length=4 or less")
+    with pytest.raises(InputError) as raised, renamed(serve._FIELDS):
+        raise InputError.of(
+            "max_length=5, model.kernels=cuda", "too long", "num_places=3, max_length=4 or less"
+        )
     problem = raised.value.problems[0]
-    assert problem.fact == "serve.max_length=5"
+    assert problem.fact == "serve.max_length=5, model.kernels=cuda"
     assert problem.fix == "serve.places=3, serve.max_length=4 or less"
 
 
