@@ -251,6 +251,8 @@ class LoadedRun:
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
         stream: bool = False,
+        kernels: Literal["auto", "stock", "cuda"] = "auto",
+        cuda_graphs: Literal["auto", "off"] = "auto",
     ) -> Any:
         """Continue a text, or several at once. docs/decoding.md says how tokens are drawn.
 
@@ -266,6 +268,8 @@ class LoadedRun:
                 log-probability; None: none of it.
             prompt_logprobs: The same at the tokens of the prompt.
             stream: Return the answer to one prompt piece by piece.
+            kernels: stock parts or the CUDA extension; auto: where it can run the model.
+            cuda_graphs: Whether steps on a GPU are launched as graphs; auto: they are.
 
         Returns:
             an Answer with text, tokens, finish; a list of them for a list of prompts; with `stream`
@@ -282,7 +286,7 @@ class LoadedRun:
         if stream and not is_one:
             why = "pieces of several answers would come in any order"
             raise InputError.of("stream=True for several prompts", why, "one prompt, or no stream")
-        generator = self._generator
+        generator = self._generator(kernels, cuda_graphs)
         sampling = Sampling(temperature, top_k, top_p, min_p, seed)
         requests = [
             Request(
@@ -305,8 +309,23 @@ class LoadedRun:
         return answers[0] if is_one else answers
 
     @cached_property
-    def _generator(self) -> Generator:
-        """Answers prompts with the weights of `model`, which are not copied."""
+    def _generators(self) -> dict[tuple[str, str], Generator]:
+        """The last one, by its arguments."""
+        return {}
+
+    def _generator(
+        self, kernels: Literal["auto", "stock", "cuda"], cuda_graphs: Literal["auto", "off"]
+    ) -> Generator:
+        """Return what answers prompts with the weights of `model`, which are not copied."""
+        kept, key = self._generators, (kernels, cuda_graphs)
+        if key not in kept:
+            kept.clear()  # its memory is free before the next one takes some
+            kept[key] = self._new_generator(kernels, cuda_graphs)
+        return kept[key]
+
+    def _new_generator(
+        self, kernels: Literal["auto", "stock", "cuda"], cuda_graphs: Literal["auto", "off"]
+    ) -> Generator:
         from loopcoder.hf.card import Tokenizer
         from loopcoder.infer.generator import Generator
         from loopcoder.infer.loading import decoder_of
@@ -324,7 +343,13 @@ class LoadedRun:
         special = Tokenizer.of(self._tokenizer_file, state.specials)
         return Generator(
             lambda places, length: decoder_of(
-                self.model, model, self.vocabulary, num_places=places, max_length=length
+                self.model,
+                model,
+                self.vocabulary,
+                num_places=places,
+                max_length=length,
+                cuda_graphs=cuda_graphs,
+                kernels=kernels,
             ),
             Prompts(self.tokenizer, special),
             model.max_position_embeddings,

@@ -196,6 +196,7 @@ def test_answers_are_those_of_the_full_pass(saved: Saved) -> None:
     settings = dict(max_tokens=12, temperature=1.0, top_p=0.9, seed=3)
     alone = [run.generate(text, **settings) for text in (TEXT, ids[:3], "")]
     assert run.generate([TEXT, ids[:3], []], **settings) == alone
+    assert run.generate(TEXT, **settings, kernels="stock", cuda_graphs="off") == alone[0]
     pieces = list(run.generate(TEXT, **settings, stream=True))
     assert "".join(piece.text for piece in pieces) == alone[0].text
     if answer.text:  # special tokens alone are none
@@ -208,6 +209,7 @@ def test_answers_are_those_of_the_full_pass(saved: Saved) -> None:
         (lambda: run.generate([TEXT, ""], stream=True), "one prompt"),
         (lambda: run.generate([run.vocabulary]), "token id"),
         (lambda: run.generate(TEXT, temperature=-1), "temperature=-1"),
+        (lambda: run.generate(TEXT, kernels="cuda"), "kernels=cuda"),
     ):
         with pytest.raises(InputError, match=said):
             wrong()
