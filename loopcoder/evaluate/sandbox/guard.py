@@ -23,7 +23,7 @@ from loopcoder.evaluate.sandbox.limits import Limits
 def main() -> NoReturn:
     """Judge the program of stdin."""
     limits = Limits(**json.loads(sys.argv[1]))
-    sys.path[:] = [folder for folder in sys.path if folder.startswith(sys.base_prefix)]
+    sys.path[:] = namespaces.without_packages(sys.path)
     try:
         calls = None
         if limits.isolated:

