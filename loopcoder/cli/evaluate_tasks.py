@@ -45,6 +45,7 @@ class _Subject:
     def about(self) -> dict[str, Any]:
         return {
             "checkpoint": self.source.place,
+            "weights": self.source.identity,
             "step": self.step,
             "num_loops": self.source.model.num_loops,
             "precision": self.source.config.precision.name,
@@ -227,7 +228,9 @@ def _of_server(server: Server, asked: _Benchmarks, output: Path) -> Result:
 
     config = asked.config
     result = Result(
-        server.name.replace("/", "-"), {"server": server.url, "model": server.name}, asked.settings
+        server.name.replace("/", "-"),
+        {"server": server.url, "model": server.name, "weights": server.identity},
+        asked.settings,
     )
     lm = None
     if asked.tasks is not None:
@@ -259,7 +262,13 @@ def _put(result: Result, model: Any, lm: Any, asked: _Benchmarks, output: Path) 
         result.documents[programs.TASK] = len(asked.problems)
         of = json.dumps(result.about, sort_keys=True)
         result.metrics[programs.TASK] = programs.evaluate(
-            model, asked.problems, asked.human_eval, asked.config.seed, folder, of
+            model,
+            asked.problems,
+            asked.human_eval,
+            asked.config.seed,
+            folder,
+            of,
+            is_known=result.about["weights"] is not None,
         )
     write(result, folder)
     return result

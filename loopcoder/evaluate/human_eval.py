@@ -89,6 +89,8 @@ def evaluate(
     seed: int,
     folder: Path,
     of: str,
+    *,
+    is_known: bool = True,
 ) -> dict[str, float]:
     """Have a model write programs, run them, and return `pass@k` of k up to `config.samples`.
 
@@ -97,7 +99,9 @@ def evaluate(
     Args:
         seed: Of the draws; each sample has one that follows from it.
         folder: Where SAMPLES is written.
-        of: Names the model.
+        of: Names the model and its weights.
+        is_known: Whether `of` would be another one for other weights. If not, an evaluation that is
+            complete is not kept: a newer model may have come to the same server.
 
     Raises:
         InputError: the folder has programs that were written in another way.
@@ -107,6 +111,12 @@ def evaluate(
     verdicts = _read(file)
     wanted = [_Sample(task_id, i) for task_id in asked for i in range(config.samples)]
     missing = [sample for sample in wanted if (sample.task_id, sample.index) not in verdicts]
+    if not missing and not is_known:
+        raise InputError.of(
+            f"{file} is complete, and the server does not say which weights it has",
+            "they may be others than those that wrote these programs",
+            f"output=ANOTHER, or rm -r {folder}",
+        )
     order = {task_id: number for number, task_id in enumerate(asked)}
     prompts = [
         Prompt(
@@ -176,7 +186,7 @@ def _pin(folder: Path, config: HumanEvalConfig, seed: int, of: str) -> None:
     file = folder / _SETTINGS
     if (folder / SAMPLES).exists() and json.loads(file.read_bytes()) != written:
         raise InputError.of(
-            f"{folder / SAMPLES} has programs of other settings ({file.name})",
+            f"{folder / SAMPLES} has programs of other settings or weights ({file.name})",
             "they would be counted with those of these",
             f"output=ANOTHER, or rm -r {folder}",
         )

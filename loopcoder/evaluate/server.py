@@ -59,7 +59,12 @@ class Server:
             fix = f"tasks.name={next(iter(models))}" if models else "another server"
             raise InputError.of(f"{self.url} has no model {name or ''}".strip(), why, fix)
         self.name = name or next(iter(models))
-        self.max_length = int(models[self.name].get("max_model_len") or _LENGTH)
+        model = models[self.name]
+        # That of others is the time of the answer.
+        is_ours = model.get("owned_by") == "loopcoder"
+        self.identity = f"served since {model['created']}" if is_ours else None
+        """Changes when the server may have got other weights; None: it does not say it."""
+        self.max_length = int(model.get("max_model_len") or _LENGTH)
         """Of a prompt and its answer together, as `loopcoder serve` and vLLM say it."""
 
     def complete(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:

@@ -15,7 +15,7 @@ import torch
 
 from loopcoder.backends import Backends
 from loopcoder.checkpoint.copies.places import find_at
-from loopcoder.checkpoint.format import Checkpoint
+from loopcoder.checkpoint.format import MANIFEST, Checkpoint
 from loopcoder.checkpoint.state import Specials
 from loopcoder.config.schema import Config, ModelConfig, ParallelConfig
 from loopcoder.config.this_machine import for_this_machine
@@ -25,6 +25,7 @@ from loopcoder.hf.folder import ReleasedFolder, is_folder
 from loopcoder.hf.importing import new_gate, parts_of, plan
 from loopcoder.hf.weights import Weights
 from loopcoder.infer.weights import Read
+from loopcoder.storage.digest import file_digest, fingerprint
 from loopcoder.storage.remote import is_stored
 
 
@@ -50,6 +51,8 @@ class Source:
 
     place: str
     """What names it to a user."""
+    identity: str
+    """Changes when other weights are written to the same place."""
     config: Config
     """With which this machine runs them."""
     model: ModelConfig
@@ -101,6 +104,7 @@ def _of_checkpoint(checkpoint: Checkpoint, asked: Asked) -> Source:
     tokenizer = copied if copied.is_file() else Path(state.tokenizer_path)
     return Source(
         place=checkpoint.place,
+        identity=file_digest(checkpoint.path / MANIFEST),
         config=config,
         model=replace(config.model, rope_theta=stage.rope_theta),
         rows=state.vocab_size,
@@ -121,6 +125,7 @@ def _of_folder(folder: Path, asked: Asked) -> Source:
     config = asked.of(planned.config)
     return Source(
         place=str(folder),
+        identity=_identity(folder),
         config=config,
         model=config.model,
         rows=planned.rows,
@@ -130,3 +135,10 @@ def _of_folder(folder: Path, asked: Asked) -> Source:
         read=lambda name: torch.cat(parts_of(planned, config.model, name)),
         check=lambda: None,
     )
+
+
+def _identity(folder: Path) -> str:
+    """Hash what is known of a folder's files without reading weights."""
+    files = sorted(f for pattern in ("*.safetensors", "*.json") for f in folder.glob(pattern))
+    stats = [(file.name, file.stat()) for file in files]
+    return fingerprint([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])

