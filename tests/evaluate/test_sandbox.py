@@ -3,6 +3,9 @@ right."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import json
 import os
 import random
 import socket
@@ -11,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, ProcessLost
 from loopcoder.evaluate.sandbox import checks
 from loopcoder.evaluate.sandbox.checks import Check, require_isolation, verdict_of
 from loopcoder.evaluate.sandbox.limits import Limits
@@ -341,8 +345,117 @@ OFTEN = ("sleeps", "is a bomb")
 def test_time_is_limited(name: str) -> None:
     start = time.monotonic()
     verdict = judged(ENDLESS[name], Limits(timeout_s=0.3))
-    assert verdict == "timed out" or verdict.startswith("failed: ")
+    assert verdict == "timed out"
     assert time.monotonic() - start < 15
+
+
+SWALLOWS = """
+import time
+def check(candidate):
+    for _ in range({times}):
+        try: time.sleep(1000)
+        except: pass
+"""
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_test_that_swallows_the_end_of_its_time_does_not_pass(times: int) -> None:
+    verdict = judged(RIGHT, Limits(timeout_s=0.3), SWALLOWS.format(times=times))
+    assert verdict == "timed out"
+
+
+def test_a_test_may_print() -> None:
+    prints = "import os, sys\nprint('{\"verdict\": 1}', flush=True)\nprint(1, file=sys.stderr)"
+    assert judged(RIGHT, test=f"{prints}\nos.write(1, b'y' * 10 ** 6){TEST}") == "passed"
+
+
+def test_a_test_that_hears_no_signal_is_ended_and_leaves_no_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor a zombie: here this process takes the place of a container's init that reaps nobody."""
+    monkeypatch.setattr(checks, "_GRACE_S", 0.2)
+    libc = ctypes.CDLL(None)
+    libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    try:
+        before = children()
+        computes = "def check(candidate): 7 ** (10 ** 8)"
+        assert judged(RIGHT, Limits(timeout_s=0.2), computes) == "timed out"
+        assert children() == before
+    finally:
+        libc.prctl(36, 0, 0, 0, 0)
+
+
+def children() -> set[str]:
+    own = f" {os.getpid()} "
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text()
+        except OSError:
+            continue
+        if stat.rpartition(")")[2][2:].startswith(own):
+            found.add(folder.name)
+    return found
+
+
+@pytest.mark.clients
+def test_the_time_that_a_test_computes_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_GRACE_S", 600)
+    computes = "def check(candidate): 7 ** (10 ** 9)"
+    assert judged(RIGHT, Limits(timeout_s=0.2), computes) == "timed out"
+
+
+def test_faults_of_the_machine_are_no_verdicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "_WAITS_S", (0,))
+    tried = tmp_path / "tried"
+    once = "import os, sys; p = {!r}; n = os.path.exists(p); open(p, 'a').write('+'); {}; "
+    works = checks._START
+    ends = once.format(str(tried), "n or sys.exit('no memory')")
+    monkeypatch.setattr(checks, "_START", ends + works)
+    assert judged(RIGHT) == "passed" and tried.read_text() == "++"
+    no_fork = "def f(): raise BlockingIOError(11, 'no more processes')\n"
+    for program, said in (("sys.exit('no memory')", "no memory"), ("os._exit(0)", "ended before")):
+        monkeypatch.setattr(checks, "_START", f"import os, sys; {program}; {works}")
+        with pytest.raises(ProcessLost, match=f"{said}(.|\n)*2 times"):
+            judged(RIGHT)
+    monkeypatch.setattr(checks, "_START", f"import os\n{no_fork}os.fork = f\n{works}")
+    with pytest.raises(ProcessLost, match="no more processes"):
+        judged(RIGHT, Limits(isolated=False))
+    monkeypatch.setattr(checks, "_START", works)
+    killed = "import os\ndef check(candidate): os.kill(os.getpid(), 9)"
+    with pytest.raises(ProcessLost, match="was ended"):
+        judged(RIGHT, Limits(isolated=False), killed)
+
+
+def test_a_machine_without_processes_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, tried = subprocess.Popen, []
+
+    def busy(*arguments: Any, **named: Any) -> Any:
+        tried.append(1)
+        if len(tried) % 2 == 1:
+            raise OSError(random.choice([errno.EAGAIN, errno.ENOMEM]), "busy")
+        return start(*arguments, **named)
+
+    monkeypatch.setattr(checks, "_WAITS_S", (0,))
+    monkeypatch.setattr(subprocess, "Popen", busy)
+    assert judged(RIGHT) == "passed" and len(tried) == 2
+
+
+def test_a_slow_start_is_not_the_time_of_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_GRACE_S", 1.0 - LIMITS.timeout_s)
+    monkeypatch.setattr(checks, "_START", "import time; time.sleep(1.1); " + checks._START)
+    monkeypatch.setattr(checks, "_end", lambda process: process.communicate())
+    assert judged(RIGHT) == "passed"
+
+
+def test_a_guard_whose_parent_is_gone_starts_nothing() -> None:
+    job = json.dumps({"program": RIGHT, "entry_point": "square", "test": TEST, "setting": ""})
+    for parent, begins in ((os.getpid(), True), (1, False)):
+        command = checks.command(LIMITS, parent)
+        told = subprocess.run(command, input=job.encode(), capture_output=True, check=True).stdout
+        assert (b"begun" in told) == begins
 
 
 def processes_named(mark: str) -> list[int]:

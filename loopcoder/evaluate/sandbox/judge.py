@@ -6,19 +6,37 @@ import resource
 import signal
 from typing import Any
 
+from loopcoder.evaluate.sandbox import privileges
 from loopcoder.evaluate.sandbox.limits import Limits
 from loopcoder.evaluate.sandbox.values import SHOWN, NotPlain, decode, encode, receive, send
 
 PASSED = "passed"
 TIMED_OUT = "timed out"
+_AGAIN_S = 0.1
 
 
 class Failed(Exception):
     """The candidate raised an error, answered with what is no value, or is gone."""
 
 
-class _TimedOut(BaseException):
-    """No test catches it."""
+class TimedOut(BaseException):
+    """No test catches it, unless it catches everything."""
+
+
+class _Clock:
+    """Raises TimedOut from a time on, again and again: a test may have swallowed it."""
+
+    def __init__(self, timeout_s: float):
+        self.is_over = False
+        signal.signal(signal.SIGALRM, self._interrupt)
+        signal.setitimer(signal.ITIMER_REAL, timeout_s, _AGAIN_S)
+
+    def stop(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _interrupt(self, *_: Any) -> None:
+        self.is_over = True
+        raise TimedOut
 
 
 class _Candidate:
@@ -67,12 +85,21 @@ def judge(job: dict[str, str], descriptor: int, limits: Limits) -> str:
             uses besides it; `test`, which defines `check(candidate)`.
         descriptor: Of the socket to the candidate.
     """
-    candidate = _Candidate(descriptor, limits)
-    signal.signal(signal.SIGALRM, _raise_timed_out)
-    signal.setitimer(signal.ITIMER_REAL, limits.timeout_s)
+    # Of CPU time, where it computes without a look at signals.
+    privileges.lower(resource.RLIMIT_CPU, limits.cpu_s)
+    # Values of a candidate may be large, and a test may repeat them.
+    privileges.lower(resource.RLIMIT_AS, 2 * limits.memory_bytes)
+    clock = _Clock(limits.timeout_s)
     try:
-        # Values of a candidate may be large, and a test may repeat them.
-        resource.setrlimit(resource.RLIMIT_AS, (2 * limits.memory_bytes,) * 2)
+        verdict = _verdict(job, _Candidate(descriptor, limits))
+        clock.stop()
+    except TimedOut:
+        clock.stop()
+    return TIMED_OUT if clock.is_over else verdict
+
+
+def _verdict(job: dict[str, str], candidate: _Candidate) -> str:
+    try:
         candidate.define(job["program"], job["entry_point"])
         names: dict[str, Any] = {"__name__": "test"}
         exec(compile(f"{job['setting']}\n{job['test']}", "test", "exec"), names)
@@ -80,15 +107,7 @@ def judge(job: dict[str, str], descriptor: int, limits: Limits) -> str:
         names["check"](candidate)
         if candidate.failure is not None:
             raise candidate.failure
-    except _TimedOut:
-        return TIMED_OUT
     except Exception as error:
         text = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
         return f"failed: {text[:SHOWN]}".strip(" :")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
     return PASSED
-
-
-def _raise_timed_out(*_: Any) -> None:
-    raise _TimedOut

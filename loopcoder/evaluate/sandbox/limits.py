@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -22,3 +23,8 @@ class Limits:
     """The largest value that it may return, as it is written for the judge."""
     isolated: bool = True
     """Namespaces and no privileges; False: the limits of time, memory and files alone."""
+
+    @property
+    def cpu_s(self) -> int:
+        """Of each process; the kernel counts whole seconds."""
+        return math.ceil(self.timeout_s) + 1

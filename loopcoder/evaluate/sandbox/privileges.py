@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 
@@ -18,7 +17,7 @@ def limit(limits: Limits) -> None:
     others = 0 if os.geteuid() == 0 else 2
     for what, most in (
         (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_CPU, math.ceil(limits.timeout_s) + 1),
+        (resource.RLIMIT_CPU, limits.cpu_s),
         (resource.RLIMIT_FSIZE, limits.scratch_bytes // 4),
         (resource.RLIMIT_NOFILE, limits.open_files),
         (resource.RLIMIT_NPROC, limits.processes + others),
@@ -27,9 +26,14 @@ def limit(limits: Limits) -> None:
         (resource.RLIMIT_MSGQUEUE, 0),
         (resource.RLIMIT_SIGPENDING, 64),
     ):
-        _, hardest = resource.getrlimit(what)
-        allowed = most if hardest == resource.RLIM_INFINITY else min(most, hardest)
-        resource.setrlimit(what, (allowed, allowed))
+        lower(what, most)
+
+
+def lower(what: int, most: int) -> None:
+    """Set a limit of this process, unless it has a lower one."""
+    _, hardest = resource.getrlimit(what)
+    allowed = most if hardest == resource.RLIM_INFINITY else min(most, hardest)
+    resource.setrlimit(what, (allowed, allowed))
 
 
 def drop(calls: Filter) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import signal
+from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_DUMPABLE = 4
@@ -35,10 +36,16 @@ def prctl(option: int, value: int) -> None:
     )
 
 
-def end_with_parent() -> None:
+def end_with_parent(has_ended: Callable[[], bool]) -> None:
     """Have the kernel kill this process when the one that started it ends. Changes of user and of
-    privileges undo it."""
+    privileges undo it.
+
+    Args:
+        has_ended: Whether that process is gone already, of whose end the kernel then says nothing.
+    """
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if has_ended():
+        os._exit(0)
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
