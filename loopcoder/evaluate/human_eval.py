@@ -15,12 +15,13 @@ from typing import Any
 
 from loopcoder.backends import require
 from loopcoder.config.benchmarks import HumanEvalConfig
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, counted
 from loopcoder.evaluate.sandbox.checks import Check, require_isolation, verdict_of
 from loopcoder.evaluate.sandbox.judge import PASSED
 from loopcoder.evaluate.sandbox.limits import Limits
 from loopcoder.evaluate.subjects import Completes, Prompt
 from loopcoder.infer.request import Sampling
+from loopcoder.plan.device import machine_memory
 from loopcoder.storage.files import write_bytes, write_json
 
 TASK = "human_eval"
@@ -71,7 +72,32 @@ def check_settings(config: HumanEvalConfig) -> None:
             "all samples of a problem would be the same",
             "human_eval.temperature=0.8",
         )
+    workers(config)
     require_isolation(limits(config))
+
+
+def workers(config: HumanEvalConfig) -> int:
+    """Return how many programs run at a time.
+
+    Raises InputError where this machine has no memory for as many as are asked for.
+    """
+    each, (_, free) = limits(config).check_bytes, machine_memory()
+    fitting = free // each
+    wanted = config.workers or 1
+    if fitting < wanted:
+        raise InputError.of(
+            f"{counted(wanted, 'program')} at a time may take {_mb(wanted * each)} MB of memory, "
+            f"{_mb(each)} MB each with its test",
+            f"{_mb(free)} MB are free here",
+            f"human_eval.workers={fitting}"
+            if fitting
+            else "a machine with more memory, or a lower human_eval.memory_bytes",
+        )
+    return config.workers or min(fitting, max(1, (os.cpu_count() or 1) // 2))
+
+
+def _mb(number: int) -> str:
+    return f"{number / 1e6:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -146,8 +172,7 @@ def evaluate(
             out.write(json.dumps(line) + "\n")
         verdicts[sample.task_id, sample.index] = verdict
 
-    workers = config.workers or max(1, (os.cpu_count() or 1) // 2)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers(config)) as pool:
         checks: list[Future[None]] = []
         try:
             for i, completion in model.complete(prompts):

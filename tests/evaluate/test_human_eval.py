@@ -111,6 +111,22 @@ def test_samples_without_temperature_are_refused() -> None:
         human_eval.check_settings(HumanEvalConfig(samples=10))
 
 
+def test_programs_at_a_time_fit_into_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    each = human_eval.limits(CONFIG).check_bytes
+    free = random.randint(1, 9)
+    monkeypatch.setattr(human_eval, "machine_memory", lambda: (1 << 50, each * free + each // 2))
+    monkeypatch.setattr("os.cpu_count", lambda: 100)
+    assert human_eval.workers(HumanEvalConfig()) == free
+    assert human_eval.workers(HumanEvalConfig(workers=free)) == free
+    with pytest.raises(InputError, match=f"MB are free here(.|\n)*human_eval.workers={free}$"):
+        human_eval.check_settings(HumanEvalConfig(workers=free + 1))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert human_eval.workers(HumanEvalConfig()) == 1
+    monkeypatch.setattr(human_eval, "machine_memory", lambda: (1 << 50, each - 1))
+    with pytest.raises(InputError, match="1 program at a time"):
+        human_eval.workers(HumanEvalConfig())
+
+
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
     """A server of OpenAI's completions that knows all solutions; its URL, what it was asked, and

@@ -29,7 +29,7 @@ def check(candidate):
         assert candidate(x) == x * x
 """
 RIGHT = "def square(x):\n    return x * x\n"
-LIMITS = Limits(timeout_s=20, memory_bytes=300 << 20, scratch_bytes=8 << 20)
+LIMITS = Limits(timeout_s=20, memory_bytes=600 << 20, scratch_bytes=8 << 20)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -311,6 +311,26 @@ def look():
     return made < 8
 """
     assert seen(forks) == "True"
+    spread = """
+import os
+def look():
+    held = []
+    done, say = os.pipe()
+    gone, wait = os.pipe()
+    for _ in range(3):
+        if os.fork() == 0:
+            parts = []
+            try:
+                while True: parts.append(bytearray(b'x') * (1 << 22))
+            except MemoryError: pass
+            os.write(say, len(parts).to_bytes(8, 'big'))
+            os.close(wait)
+            os.read(gone, 1)
+            os._exit(0)
+        held.append(int.from_bytes(os.read(done, 8), 'big') << 22)
+    return len(held), sum(held) <= 600 << 20
+"""
+    assert seen(spread) == "(3, True)"
     shared = """
 import ctypes
 libc = ctypes.CDLL(None)

@@ -99,7 +99,7 @@ def require_isolation(limits: Limits) -> None:
         raise LoopcoderError.of(
             f"a program that returns 1 is judged {verdict!r}",
             "the limits of the sandbox are too low for Python itself, or the machine is too busy",
-            "human_eval.memory_bytes=2000000000",
+            f"human_eval.memory_bytes={2 * limits.memory_bytes}",
         )
 
 

@@ -87,8 +87,7 @@ def judge(job: dict[str, str], descriptor: int, limits: Limits) -> str:
     """
     # Of CPU time, where it computes without a look at signals.
     privileges.lower(resource.RLIMIT_CPU, limits.cpu_s)
-    # Values of a candidate may be large, and a test may repeat them.
-    privileges.lower(resource.RLIMIT_AS, 2 * limits.memory_bytes)
+    privileges.lower(resource.RLIMIT_AS, limits.judge_bytes)
     clock = _Clock(limits.timeout_s)
     try:
         verdict = _verdict(job, _Candidate(descriptor, limits))

@@ -16,7 +16,7 @@ def limit(limits: Limits) -> None:
     # The judge and the guard are processes of the same user, unless that is root.
     others = 0 if os.geteuid() == 0 else 2
     for what, most in (
-        (resource.RLIMIT_AS, limits.memory_bytes),
+        (resource.RLIMIT_AS, limits.process_bytes),
         (resource.RLIMIT_CPU, limits.cpu_s),
         (resource.RLIMIT_FSIZE, limits.scratch_bytes // 4),
         (resource.RLIMIT_NOFILE, limits.open_files),
