@@ -227,22 +227,23 @@ def _of_server(server: Server, asked: _Benchmarks, output: Path) -> Result:
     from loopcoder.evaluate.results import Result
 
     config = asked.config
+    name = server.name.replace("/", "-")
+    if name in (".", "..") or "\0" in name:
+        raise InputError.of(
+            f"the server calls its model {name!r}",
+            "the results are in a folder of that name",
+            "another name where it is served, or tasks.name= of another model of it",
+        )
     result = Result(
-        server.name.replace("/", "-"),
+        name,
         {"server": server.url, "model": server.name, "weights": server.identity},
         asked.settings,
     )
     lm = None
     if asked.tasks is not None:
-        from loopcoder.evaluate.lm import through_server
+        from loopcoder.evaluate.lm import ServerLM
 
-        if config.tokenizer is None:
-            raise InputError.of(
-                "tasks.tokenizer is not given",
-                "tasks of lm-eval send tokens to a server",
-                "tasks.tokenizer=FOLDER, that of the model",
-            )
-        lm = through_server(server, config)
+        lm = ServerLM(server, config)
     return _put(result, server, lm, asked, output)
 
 

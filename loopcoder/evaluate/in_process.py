@@ -64,14 +64,15 @@ class InProcess:
 
     def _request(self, prompt: Prompt) -> Request:
         ids = self.prompts.of_text(prompt.text)
-        room = self.max_length - len(ids)
-        if room < 1:
+        whole = len(ids) + prompt.max_tokens
+        if whole > self.max_length:  # as servers refuse it
             raise InputError.of(
-                f"a prompt has {counted(len(ids), 'token')}, and a sequence {self.max_length:,}",
-                "there is no room for an answer",
-                f"tasks.max_length={len(ids) + prompt.max_tokens}",
+                f"a prompt has {counted(len(ids), 'token')}, its answer up to "
+                f"{prompt.max_tokens:,}, and a sequence {self.max_length:,}",
+                "there is no room for the answer",
+                f"tasks.max_length={whole}, or a lower human_eval.max_tokens",
             )
-        return Request(ids, min(prompt.max_tokens, room), prompt.sampling, prompt.stop)
+        return Request(ids, prompt.max_tokens, prompt.sampling, prompt.stop)
 
 
 def _in_our_fields(problem: Problem) -> Problem:

@@ -8,19 +8,32 @@ asked, cut and summed is the client's code, so that scores are those that it fin
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import aiohttp
+import requests
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 from loopcoder.config.benchmarks import TasksConfig
-from loopcoder.errors import InputError
+from loopcoder.errors import InputError, Unreachable
 from loopcoder.evaluate.in_process import InProcess
 from loopcoder.evaluate.server import KEY, Server
 from loopcoder.infer.request import Answer, Request, Sampling
 
 
-class InProcessLM(LocalCompletionsAPI):
+class _Client(LocalCompletionsAPI):
+    """lm-eval's client, which sends no empty stop strings: servers refuse them."""
+
+    def _create_payload(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        payload: dict[str, Any] = super()._create_payload(*arguments, **named)
+        if "stop" in payload:
+            payload["stop"] = [text for text in payload["stop"] if text]
+        return payload
+
+
+class InProcessLM(_Client):
     """A model in this process. No method reaches for the network."""
 
     def __init__(self, model: InProcess, seed: int):
@@ -90,19 +103,69 @@ class InProcessLM(LocalCompletionsAPI):
         return [answer.text for answer in outputs]
 
 
-def through_server(server: Server, config: TasksConfig) -> Any:
-    """Return lm-eval's own client of a server."""
-    return LocalCompletionsAPI(
-        model=server.name,
-        base_url=f"{server.url}/completions",
-        tokenizer_backend="huggingface",
-        tokenizer=config.tokenizer,
-        num_concurrent=config.places,
-        max_length=server.max_length if config.max_length is None else config.max_length,
-        max_retries=3,
-        seed=config.seed,
-        header={"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY)) else {},
-    )
+class ServerLM(_Client):
+    """A model behind a server."""
+
+    def __init__(self, server: Server, config: TasksConfig):
+        """Raises InputError where `tasks.tokenizer` has no tokenizer."""
+        if config.tokenizer is None:
+            raise InputError.of(
+                "tasks.tokenizer is not given",
+                "tasks of lm-eval send tokens to a server",
+                "tasks.tokenizer=FOLDER, that of the model",
+            )
+        try:
+            super().__init__(
+                model=server.name,
+                base_url=f"{server.url}/completions",
+                tokenizer_backend="huggingface",
+                tokenizer=config.tokenizer,
+                num_concurrent=config.places,
+                max_length=server.max_length if config.max_length is None else config.max_length,
+                max_retries=3,
+                seed=config.seed,
+                header={"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY)) else {},
+            )
+        except Exception as error:  # transformers raises whatever it likes
+            raise InputError.of(
+                f"tasks.tokenizer={config.tokenizer} cannot be loaded: {error}"[:600],
+                "nothing is downloaded, so it is a folder that transformers reads",
+                "tasks.tokenizer=FOLDER, that of the model",
+            ) from error
+
+    def loglikelihood(self, *arguments: Any, **named: Any) -> Any:
+        with self._told():
+            return super().loglikelihood(*arguments, **named)
+
+    def loglikelihood_rolling(self, *arguments: Any, **named: Any) -> Any:
+        with self._told():
+            return super().loglikelihood_rolling(*arguments, **named)
+
+    def generate_until(self, *arguments: Any, **named: Any) -> Any:
+        with self._told():
+            return super().generate_until(*arguments, **named)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Let what the client raises after its last attempt be an error of ours."""
+        try:
+            yield
+        except (aiohttp.ClientError, requests.RequestException, OSError, ValueError) as error:
+            answered = getattr(error, "response", None)
+            status = getattr(error, "status", getattr(answered, "status_code", 0))
+            if 400 <= status < 500 and status not in (408, 429):
+                raise InputError.of(
+                    f"{self.base_url} refuses: {error}",
+                    "a question of the task is none that it answers",
+                    f"export {KEY}=..."
+                    if status in (401, 403)
+                    else "tasks.max_length=N, at most that of the server, or another task",
+                ) from error
+            raise Unreachable.of(
+                f"{self.base_url} does not answer",
+                str(error) or repr(error),
+                "the same command again, once it answers",
+            ) from error
 
 
 def _request(ids: tuple[int, ...], payload: dict[str, Any]) -> Request:
@@ -121,7 +184,7 @@ def _request(ids: tuple[int, ...], payload: dict[str, Any]) -> Request:
     if payload.pop("echo", False):
         # The one token that a server has to generate besides would be dropped.
         return Request(ids, 0, prompt_logprobs=payload.pop("logprobs"))
-    stop = tuple(text for text in payload.pop("stop", ()) if text)
+    stop = tuple(payload.pop("stop", ()))
     if payload:
         raise InputError.of(
             f"the task asks for {', '.join(payload)} in its generation_kwargs",

@@ -9,16 +9,26 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 from loopcoder.errors import InputError, Unreachable
 from loopcoder.evaluate.subjects import Prompt
+from loopcoder.network import is_loopback
 
 KEY = "OPENAI_API_KEY"
 """Variable that has the server's key, if it wants one."""
 _TIMEOUT_S = 600
 _LENGTH = 2048
 """Tokens that a prompt and its answer may have where a server does not say it; lm-eval's own."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The key is sent along to wherever a redirect leads."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 class Server:
@@ -46,6 +56,7 @@ class Server:
             raise InputError.of(f"server={url}", why, "server=http://127.0.0.1:8000")
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._at_once, self._waits_s = at_once, waits_s
+        self._opener = _opener(url)
         try:
             models = {str(model["id"]): model for model in self._asked("models")["data"]}
         except (Unreachable, LookupError, TypeError) as error:
@@ -118,19 +129,47 @@ class Server:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/{path}", data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            said = error.read(500).decode(errors="replace")
+            said = _said(error)
+            if 300 <= error.code < 400:
+                raise InputError.of(
+                    f"{self.url}/{path} sends to {error.headers.get('Location')}",
+                    "another server would get the key and the prompts",
+                    "server= with the URL that is to be asked",
+                ) from error
             if error.code in (408, 429) or error.code >= 500:
                 raise self._unreachable(f"{error.code} {said}") from error
             why = f"it answers {error.code}: {said}"
             fix = f"export {KEY}=..." if error.code in (401, 403) else "ask for what it has"
             raise InputError.of(f"{self.url}/{path} refuses", why, fix) from error
-        except (OSError, ValueError) as error:
-            raise self._unreachable(str(error)) from error
+        except (OSError, ValueError, HTTPException) as error:
+            raise self._unreachable(str(error) or repr(error)) from error
 
     def _unreachable(self, why: str) -> Unreachable:
         return Unreachable.of(
             f"{self.url} does not answer", why, "the same command again, once it answers"
         )
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
+    if _is_on_this_machine(url):
+        handlers.append(urllib.request.ProxyHandler({}))  # a proxy would look on its own machine
+    return urllib.request.build_opener(*handlers)
+
+
+def _is_on_this_machine(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or is_loopback(host)
+    except ValueError:  # a name
+        return False
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(500).decode(errors="replace")
+    except (OSError, HTTPException):
+        return ""

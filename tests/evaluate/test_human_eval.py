@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from loopcoder.cli import main as cli
 from loopcoder.config.benchmarks import HumanEvalConfig
 from loopcoder.errors import InputError, Unreachable
 from loopcoder.evaluate import human_eval
+from loopcoder.evaluate.in_process import InProcess
 from loopcoder.evaluate.server import Server
 from loopcoder.evaluate.subjects import Prompt
 
@@ -146,12 +148,20 @@ def server() -> Iterator[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append(body | {"key": self.headers.get("Authorization")})
             said = {"choices": [{"index": 0, "text": answers[body["prompt"]]}]}
+            if "cut" in instead:
+                self.send_response(instead["cut"])
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b'{"choices": ')
+                return
             self._say(instead.get("body", said), instead.get("status", 200))
 
         def _say(self, content: Any, status: int = 200) -> None:
             data = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
+            if "location" in instead:
+                self.send_header("Location", instead["location"])
             self.end_headers()
             self.wfile.write(data)
 
@@ -200,6 +210,64 @@ def test_a_server_is_asked_as_openai_is(server: Any, monkeypatch: pytest.MonkeyP
         list(model.complete([prompt]))
     with pytest.raises(InputError, match="server=http"):
         Server("localhost:8000")
+
+
+def test_answers_that_are_cut_off_are_asked_for_again(server: Any) -> None:
+    url, asked, instead = server
+    model = Server(url, waits_s=[0, 0])
+    prompt = Prompt(next(iter(human_eval.problems().values()))["prompt"], 7, human_eval.Sampling(0))
+    instead["cut"] = random.choice([200, 500])
+    with pytest.raises(Unreachable, match="the same command again"):
+        list(model.complete([prompt]))
+    assert len(asked) == 3
+
+
+def test_a_key_is_not_sent_where_a_redirect_leads(server: Any) -> None:
+    url, asked, instead = server
+    model = Server(url)
+    prompt = Prompt(next(iter(human_eval.problems().values()))["prompt"], 7, human_eval.Sampling(0))
+    instead.update(status=random.choice([301, 302, 303]), location=f"{url}/v1/models")
+    with pytest.raises(InputError, match="sends to http"):
+        list(model.complete([prompt]))
+    assert len(asked) == 1
+
+
+def test_no_proxy_is_asked_for_this_machine(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, _, _ = server
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert Server(url).name == "org/canned"
+    assert Server(url.replace("127.0.0.1", "localhost")).name == "org/canned"
+
+
+def test_a_model_is_no_folder_outside_of_the_output(
+    server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, asked, instead = server
+    for name in ("..", ".", "a\0b"):
+        instead["model"]["id"] = name
+        out = f"output={tmp_path / 'inner' / 'out'}"
+        limits = ["tasks.limit=1", "human_eval.timeout_s=30", "human_eval.workers=1"]
+        assert cli.main(["evaluate", f"server={url}", "tasks=human_eval", out, *limits]) == 3
+        assert repr(name) in capsys.readouterr().err
+    assert asked == [] and not list(tmp_path.glob("**/*.json*"))
+
+
+def test_prompts_without_room_for_an_answer_are_refused_as_servers_do() -> None:
+    """Before any is answered."""
+    length, answer = random.randint(5, 50), random.randint(1, 4)
+    decoder = SimpleNamespace(max_length=length, num_places=1)
+    engine: Any = SimpleNamespace(decoder=decoder, generate=lambda requests: pytest.fail("asked"))
+    prompts: Any = SimpleNamespace(of_text=lambda text: tuple(map(ord, text)), end_ids=frozenset())
+    model = InProcess(engine, prompts)
+    asked = [
+        Prompt("x" * (length - answer + more), answer, human_eval.Sampling(0)) for more in (0, 1)
+    ]
+    with pytest.raises(InputError, match=f"tasks.max_length={length + 1}, or a lower human_eval"):
+        list(model.complete(asked))
+    engine.generate = lambda requests: [SimpleNamespace(text=r.max_tokens) for r in requests]
+    assert list(model.complete(asked[:1])) == [(0, answer)]
 
 
 def test_a_server_that_started_again_may_have_other_weights(server: Any) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,3 +174,23 @@ def test_weights_that_replace_others_are_known(
     (trained / "manifest.json").write_text((trained / "manifest.json").read_text() + "\n")
     after = [identity(exported), identity(trained)]
     assert after[0] != before[0] and after[1] != before[1]
+
+
+def test_what_the_client_of_a_server_raises_is_told(folder: Path, tmp_path: Path) -> None:
+    from lm_eval.api.instance import Instance
+
+    from loopcoder.config.benchmarks import TasksConfig
+    from loopcoder.errors import InputError, Unreachable
+    from loopcoder.evaluate.lm import ServerLM
+
+    gone: Any = SimpleNamespace(name="x", url="http://127.0.0.1:1/v1", max_length=LENGTH)
+    for tokenizer in (None, str(tmp_path), str(tmp_path / "nowhere")):
+        with pytest.raises(InputError, match=r"tasks\.tokenizer=FOLDER"):
+            ServerLM(gone, TasksConfig(tokenizer=tokenizer))
+    for places in (1, 2):
+        lm = ServerLM(gone, TasksConfig(tokenizer=str(folder), places=places))
+        lm.max_retries = 1
+        with pytest.raises(Unreachable, match="the same command again"):
+            lm.loglikelihood([Instance("loglikelihood", {}, ("the", " loop"), 0)])
+    payload = lm._create_payload([[1]], generate=True, gen_kwargs={"until": ["", "e"]}, eos="")
+    assert payload["stop"] == ["e"]
