@@ -249,10 +249,11 @@ def _of_server(server: Server, asked: _Benchmarks, output: Path) -> Result:
 
 def _put(result: Result, model: Any, lm: Any, asked: _Benchmarks, output: Path) -> Result:
     from loopcoder.evaluate import human_eval as programs
-    from loopcoder.evaluate.results import write, write_samples
+    from loopcoder.evaluate.results import add_earlier, write, write_samples
 
     folder = output / result.name
     make_folder(folder, "output")
+    add_earlier(result, folder)
     if asked.tasks is not None:
         found = asked.tasks.put_to(lm)
         result.metrics |= found.metrics

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loopcoder.errors import InputError
 from loopcoder.metrics.drawing import color_of, draw, style
 from loopcoder.origin import commit_of
 from loopcoder.storage.files import write_bytes, write_json
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+RESULTS = "results.json"
 STDERR = "_stderr"
+_WITHOUT_EFFECT = ("tasks.places", "tasks.samples", "human_eval.workers")
+"""Settings that no number depends on."""
 _PACKAGES = (
     "loopcoder",
     "torch",
@@ -55,10 +59,56 @@ class Result:
         }
 
 
+def add_earlier(result: Result, folder: Path) -> None:
+    """Take over what FOLDER/results.json has of other tasks, before a model is put to any.
+
+    Raises InputError where those numbers are of other weights or settings.
+    """
+    file = folder / RESULTS
+    if not file.exists():
+        return
+    try:
+        written = json.loads(file.read_bytes())
+        earlier = Result(**{each.name: written[each.name] for each in fields(Result)})
+        others = _differences(earlier, result)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _not_together(f"{file} cannot be read: {error!r}", folder) from error
+    if others:
+        raise _not_together(f"{file} has results with another {', '.join(others)}", folder)
+    if result.about.get("weights", "") is None:
+        raise _not_together(f"{file} has results of a server that does not say its weights", folder)
+    result.settings = earlier.settings | result.settings
+    result.metrics, result.documents = earlier.metrics, earlier.documents
+    result.task_versions = earlier.task_versions
+
+
+def _differences(earlier: Result, later: Result) -> list[str]:
+    """Name what two results of one model differ in, of all that their numbers depend on."""
+    known = json.loads(json.dumps(asdict(later)))
+    found = [
+        key
+        for key in {**earlier.about, **known["about"]}
+        if earlier.about.get(key) != known["about"].get(key)
+    ]
+    for section, values in known["settings"].items():
+        before = earlier.settings.get(section, values)
+        found += [
+            f"{section}.{key}"
+            for key in {**before, **values}
+            if f"{section}.{key}" not in _WITHOUT_EFFECT and before.get(key) != values.get(key)
+        ]
+    return found
+
+
+def _not_together(fact: str, folder: Path) -> InputError:
+    why = "they would be lost, or stand beside these as if they were alike"
+    return InputError.of(fact, why, f"output=ANOTHER, or rm -r {folder}")
+
+
 def write(result: Result, folder: Path) -> dict[str, Any]:
     """Write FOLDER/results.json, and return what it has."""
     record = result.record()
-    write_json(folder / "results.json", record)
+    write_json(folder / RESULTS, record)
     return record
 
 

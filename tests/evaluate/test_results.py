@@ -5,7 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from loopcoder.evaluate.results import Result, plot, stderr_of, table, write, write_samples
+import pytest
+
+from loopcoder.errors import InputError
+from loopcoder.evaluate.results import (
+    Result,
+    add_earlier,
+    plot,
+    stderr_of,
+    table,
+    write,
+    write_samples,
+)
 
 
 def result(name: str, **metrics: dict[str, float]) -> Result:
@@ -39,6 +50,47 @@ def test_files_have_what_made_the_numbers(tmp_path: Path) -> None:
     write_samples({"group/mc": [{"doc": {"q": "é"}, "of": Path("/x")}]}, tmp_path)
     (line,) = (tmp_path / "samples_group-mc.jsonl").read_text().splitlines()
     assert json.loads(line) == {"doc": {"q": "é"}, "of": "/x"}
+
+
+def test_results_of_other_tasks_stay(tmp_path: Path) -> None:
+    write(result("a", mc={"acc": 0.5}), tmp_path)
+    later = result("a")
+    later.settings["human_eval"] = {"samples": 2, "workers": 1}
+    add_earlier(later, tmp_path)
+    later.metrics |= {"human_eval": {"pass@1": 0.25}}
+    assert write(later, tmp_path)["metrics"] == {"mc": {"acc": 0.5}, "human_eval": {"pass@1": 0.25}}
+    again = result("a")
+    again.settings["tasks"]["places"] = 3
+    add_earlier(again, tmp_path)
+    assert again.metrics == later.metrics and again.settings["human_eval"]["samples"] == 2
+
+
+def test_results_of_other_settings_or_weights_are_not_replaced(tmp_path: Path) -> None:
+    first = result("a", mc={"acc": 0.5})
+    first.settings["human_eval"] = {"samples": 2}
+    write(first, tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    seeded, limited, moved, drawn = (result("a") for _ in range(4))
+    seeded.settings["tasks"]["seed"] = 2
+    limited.settings["tasks"]["limit"] = 9
+    moved.about["weights"] = "other"
+    drawn.settings["human_eval"] = {"samples": 3}
+    for other, named in (
+        (seeded, "tasks.seed"),
+        (limited, "tasks.limit"),
+        (moved, "weights"),
+        (drawn, "human_eval.samples"),
+    ):
+        with pytest.raises(InputError, match=rf"another {named}\n(.|\n)*output=ANOTHER"):
+            add_earlier(other, tmp_path)
+    unknown = result("a")
+    unknown.about["weights"] = None
+    write(unknown, tmp_path)
+    with pytest.raises(InputError, match="does not say its weights"):
+        add_earlier(unknown, tmp_path)
+    (tmp_path / "results.json").write_bytes(before[:-9])
+    with pytest.raises(InputError, match="cannot be read"):
+        add_earlier(result("a"), tmp_path)
 
 
 def test_a_plot_has_a_panel_for_each_metric(tmp_path: Path) -> None:
