@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import random
+import resource
 import socket
 import subprocess
 import sys
@@ -265,6 +266,13 @@ def look():
     return done, os.getuid(), os.getgid()
 """
     assert seen(tries) == "([], 65534, 65534)"
+
+
+def test_processes_of_this_user_do_not_count_where_nothing_is_isolated() -> None:
+    limit = "import resource\ndef look(): return resource.getrlimit(resource.RLIMIT_NPROC)"
+    own = resource.getrlimit(resource.RLIMIT_NPROC)
+    assert seen(limit, Limits(timeout_s=20, isolated=False)) == repr(own)
+    assert seen(limit, LIMITS) != repr(own)
 
 
 def test_it_sees_and_signals_no_other_process() -> None:

@@ -15,12 +15,13 @@ def limit(limits: Limits) -> None:
     """Set the limits of this process and of all that it starts, for good."""
     # The judge and the guard are processes of the same user, unless that is root.
     others = 0 if os.geteuid() == 0 else 2
+    if limits.isolated:  # elsewhere it would count all processes of this user
+        lower(resource.RLIMIT_NPROC, limits.processes + others)
     for what, most in (
         (resource.RLIMIT_AS, limits.process_bytes),
         (resource.RLIMIT_CPU, limits.cpu_s),
         (resource.RLIMIT_FSIZE, limits.scratch_bytes // 4),
         (resource.RLIMIT_NOFILE, limits.open_files),
-        (resource.RLIMIT_NPROC, limits.processes + others),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
