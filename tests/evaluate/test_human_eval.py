@@ -200,7 +200,7 @@ def server() -> Iterator[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
             pass
 
     with Http(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever)
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{http.server_port}", asked, instead
         http.shutdown()
@@ -272,6 +272,7 @@ def test_no_proxy_is_asked_for_this_machine(server: Any, monkeypatch: pytest.Mon
     assert Server(url.replace("127.0.0.1", "localhost")).name == "org/canned"
 
 
+@pytest.mark.clients
 def test_a_model_is_no_folder_outside_of_the_output(
     server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -386,7 +386,7 @@ def check(candidate):
 """
 
 
-@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.clients)])
 def test_a_test_that_swallows_the_end_of_its_time_does_not_pass(times: int) -> None:
     verdict = judged(RIGHT, Limits(timeout_s=0.3), SWALLOWS.format(times=times))
     assert verdict == "timed out"
@@ -471,6 +471,7 @@ def test_a_machine_without_processes_is_asked_again(monkeypatch: pytest.MonkeyPa
     assert judged(RIGHT) == "passed" and len(tried) == 2
 
 
+@pytest.mark.clients
 def test_a_slow_start_is_not_the_time_of_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "_GRACE_S", 1.0 - LIMITS.timeout_s)
     monkeypatch.setattr(checks, "_START", "import time; time.sleep(1.1); " + checks._START)
@@ -505,7 +506,9 @@ def mark() -> Iterator[str]:
     yield name
 
 
-@pytest.mark.parametrize("ending", ["return x * x", "while True: pass"])
+@pytest.mark.parametrize(
+    "ending", ["return x * x", pytest.param("while True: pass", marks=pytest.mark.clients)]
+)
 def test_daemons_end_with_the_check(mark: str, ending: str) -> None:
     stays = f"""
 import ctypes, os, time
