@@ -138,7 +138,8 @@ def _attend(
     if rings is not None:
         assert layer.gate is not None
         if gates is None:
-            gates = gate_of_queries(layer.gate, q[:, 1:])
+            # the product leaves heads apart, and the kernel reads them as neighbours
+            gates = gate_of_queries(layer.gate, q[:, 1:]).contiguous()
         else:
             gates = gates.unflatten(0, q.shape[:2])[:, 1:]
     return decode.attention(q, kept, rings, places, positions, gates)

@@ -24,7 +24,9 @@ WIDE: dict[str, Any] = dict(
 LENGTHS = (1, 5, 64, 65, 200)
 
 
-def decoder_of(drawn: Drawn, dtype: torch.dtype, graphs: Any, max_length: int = 300) -> Decoder:
+def decoder_of(
+    drawn: Drawn, dtype: torch.dtype, graphs: Any, max_length: int = 300, kernels: Any = "auto"
+) -> Decoder:
     ours, device = from_released(drawn.weights, drawn.model), torch.device("cuda")
     weights = build_weights(ours.__getitem__, drawn.model, VOCAB, device, dtype)
     return Decoder(
@@ -34,6 +36,7 @@ def decoder_of(drawn: Drawn, dtype: torch.dtype, graphs: Any, max_length: int = 
         num_places=len(LENGTHS),
         max_length=max_length,
         cuda_graphs=graphs,
+        kernels=kernels,
     )
 
 
@@ -99,3 +102,17 @@ def test_the_cache_takes_what_its_formula_says(seed: int) -> None:
     formula = cache_bytes(decoder.model, len(LENGTHS), 20_000, torch.bfloat16)
     assert formula == decoder._cache.nbytes
     assert 0 <= taken - formula <= 1.1 * weights + 1e6
+
+
+def test_gates_of_queries_by_the_kernels(seed: int, rng: random.Random) -> None:
+    """More rows than one and more than two loops: the product of the gates leaves heads apart."""
+    drawn = draw(seed, num_loops=4, window=64, gate="query", **WIDE)
+    drawn.weights.update({n: w.bfloat16().double() for n, w in drawn.weights.items()})
+    sequences = [random_ids(rng, length + 40) for length in LENGTHS]
+
+    def compute(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: x[-41:] for name, x in drawn.compute(weights, sequences).items()}
+
+    rounding = Twice(drawn.weights, compute, seed, torch.bfloat16)
+    made = decoder_of(drawn, torch.bfloat16, "auto", kernels="cuda")
+    assert not rounding.beyond(errors(decode(made, sequences, rng), rounding.exact))

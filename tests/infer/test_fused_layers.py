@@ -22,8 +22,9 @@ from tests.ops.decode_emulated import DecodeKernels
 from tests.reference import errors
 
 WIDE: dict[str, Any] = dict(
-    hidden_size=64, ffn_hidden_size=96, num_attention_heads=4, num_kv_heads=2, head_dim=64
+    hidden_size=80, ffn_hidden_size=96, num_attention_heads=4, num_kv_heads=2, head_dim=64
 )
+"""The hidden size is not that of a head, or rounding would reorder the weights of query gates."""
 HOPPER = Backends(gpu_count=1, compute_capability=(9, 0), kernels_fault=None)
 GPU = torch.device("cuda")
 
@@ -81,6 +82,7 @@ def test_logits_equal_the_full_pass(
     rounding = Twice(drawn.weights, compute, seed, torch.bfloat16)
     rows = {str(i): torch.stack(x) for i, x in enumerate(found)}
     assert not rounding.beyond(errors(rows, rounding.exact))
+    assert rounding.bound("0") < 0.2  # gates of other heads are further off
 
 
 def test_auto_takes_the_kernels_where_they_were_tested_and_can_run_the_model(seed: int) -> None:

@@ -162,6 +162,8 @@ class DecodeKernels:
             **{name: x.data_ptr() for name, x in tensors.items()},
         )
         if "gate" in tensors:
+            assert tensors["gate"].shape == (batch, loops - 1, heads)
+            assert heads == 1 or tensors["gate"].stride(2) == 1
             arguments.gate_batch, arguments.gate_loop = tensors["gate"].stride()[:2]
         assert self._attention.run(self._seed(), ctypes.byref(arguments), rotates) == 0
 
