@@ -103,7 +103,7 @@ class Engine:
         self._running: list[_Sequence] = []
         self._free = list(reversed(range(decoder.num_places)))
         self._next_ticket = 0
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
 
     @property
     def num_running(self) -> int:
@@ -119,6 +119,11 @@ class Engine:
     def is_busy(self) -> bool:
         """Whether a request more would be refused for now."""
         return len(self._waiting) >= self._max_waiting
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the model has failed, or a step was interrupted: then nothing is answered."""
+        return self._failure is not None
 
     def check(self, request: Request) -> None:
         """Refuse a request that can never be answered.
@@ -141,12 +146,16 @@ class Engine:
             EngineBusy: too many wait.
             EngineFailed: the model has failed.
         """
-        if self._failure is not None:
-            raise EngineFailed.of(
-                "the model has failed before",
-                f"{type(self._failure).__name__}: {self._failure}",
-                "start this process again",
-            ) from self._failure
+        self._check_accepts(request)
+        ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
+        text = TextStream(self.bytes_of, request.stop)
+        draws = Draws(request.sampling, request.logprobs)
+        self._waiting.append(_Sequence(ticket, request, receive, failed, text, draws))
+        return ticket
+
+    def _check_accepts(self, request: Request) -> None:
+        """Raise what `submit` raises."""
+        self._check_works()
         self.check(request)
         if self.is_busy:
             raise EngineBusy.of(
@@ -155,11 +164,14 @@ class Engine:
                 "no more may wait",
                 "ask again later",
             )
-        ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-        text = TextStream(self.bytes_of, request.stop)
-        draws = Draws(request.sampling, request.logprobs)
-        self._waiting.append(_Sequence(ticket, request, receive, failed, text, draws))
-        return ticket
+
+    def _check_works(self) -> None:
+        if self._failure is not None:
+            raise EngineFailed.of(
+                "the model has failed before, or was interrupted",
+                f"{type(self._failure).__name__}: {self._failure}",
+                "start this process again",
+            ) from self._failure
 
     def cancel(self, ticket: int) -> None:
         """End a request now, and free its place; its last piece says `cancelled`. One that has
@@ -177,17 +189,27 @@ class Engine:
             Exception: that of the model, after `failed` of all requests was called with it: the
                 engine is of no use from then on. Or that of a `receive`, whose request is
                 cancelled; the others go on.
+            EngineFailed: a step was interrupted, as by Ctrl-C: nobody knows how far it has come.
         """
         if not self._waiting and not self._running:
             return False
+        self._check_works()
+        try:
+            raised = self._steps()
+        except BaseException as error:
+            self._failure = error
+            raise
+        if raised:
+            raise raised[0]
+        return True
+
+    def _steps(self) -> list[Exception]:
         raised: list[Exception] = []
         if self._waiting and self._free:
             raised += self._deliver(self._tried(self._admit))
         if self._running:
             raised += self._deliver(self._tried(self._advance))
-        if raised:
-            raise raised[0]
-        return True
+        return raised
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer requests, in their order.
@@ -212,17 +234,21 @@ class Engine:
         return [answer.answer() for answer in answers]
 
     def stream(self, request: Request) -> Iterator[Piece]:
-        """Answer a request piece by piece; an iterator that is closed cancels it.
+        """Answer a request piece by piece; it waits for its place from the first `next` on, and an
+        iterator that is closed cancels it.
 
         Raises:
             InputError: it can never be answered.
+            EngineBusy: too many wait.
+            EngineFailed: the model has failed.
             Exception: that of the model.
         """
+        self._check_accepts(request)
+        return self._pieces(request)
+
+    def _pieces(self, request: Request) -> Iterator[Piece]:
         pieces: deque[Piece] = deque()
         ticket = self.submit(request, pieces.append)
-        return self._pieces(ticket, pieces)
-
-    def _pieces(self, ticket: int, pieces: deque[Piece]) -> Iterator[Piece]:
         try:
             while True:
                 while pieces:
@@ -230,6 +256,7 @@ class Engine:
                     yield piece
                     if piece.finish is not None:
                         return
+                self._check_works()  # another one's step may have failed
                 self.step()
         finally:
             self._cancel_all([ticket])

@@ -40,6 +40,7 @@ class StandIn:
         """Sequences of each step."""
         self.fails_at: int | None = None
         """Call that raises."""
+        self.error: BaseException = RuntimeError("the device is lost")
         self._held: dict[int, list[int]] = {}
         self._seed = seed
 
@@ -78,4 +79,4 @@ class StandIn:
 
     def _called(self) -> None:
         if self.fails_at == len(self.passes) + len(self.steps):
-            raise RuntimeError("the device is lost")
+            raise self.error

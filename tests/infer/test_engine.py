@@ -229,6 +229,41 @@ def test_a_stream_that_is_left_frees_its_place() -> None:
     assert made.num_running == 1
     left.close()  # type: ignore[attr-defined]
     assert made.num_running == 0
+    made.stream(Request((1, 2), 8)).close()  # type: ignore[attr-defined]
+    assert (made.num_running, made.num_waiting) == (0, 0)
+
+
+def test_a_step_that_is_interrupted_is_the_last_one() -> None:
+    """What has come is told; what the model has kept of the step nobody knows."""
+    made, gathered = engine(1), Gathered()
+    assert isinstance(made.decoder, StandIn)
+    made.decoder.fails_at, made.decoder.error = 3, KeyboardInterrupt()
+    ticket = made.submit(Request((1, 2), 8), gathered.add)
+    beside = made.stream(Request((3,), 8))
+    with pytest.raises(KeyboardInterrupt):
+        while made.step():
+            pass
+    assert made.has_failed
+    with pytest.raises(EngineFailed, match="KeyboardInterrupt"):
+        made.step()
+    with pytest.raises(EngineFailed):
+        next(beside)
+    made.cancel(ticket)
+    assert gathered.answer().finish == "cancelled" and len(gathered.tokens) == 3
+
+
+def test_a_stream_ends_when_the_step_of_another_one_fails() -> None:
+    made = engine(2)
+    assert isinstance(made.decoder, StandIn)
+    one, other = (made.stream(Request((i,), 8)) for i in range(2))
+    next(one), next(other)
+    made.decoder.fails_at = len(made.decoder.passes) + len(made.decoder.steps)
+    with pytest.raises(RuntimeError, match="device is lost"):
+        for _ in one:
+            pass
+    with pytest.raises(EngineFailed):
+        for _ in other:
+            pass
 
 
 WRONG = [
