@@ -352,7 +352,8 @@ class LoadedRun:
                 kernels=kernels,
             ),
             Prompts(self.tokenizer, special),
-            model.max_position_embeddings,
+            vocabulary=self.vocabulary,
+            longest=model.max_position_embeddings,
         )
 
     def _ids(self, text: str | Sequence[int], at_least: int) -> list[int]:
