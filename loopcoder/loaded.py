@@ -341,18 +341,19 @@ class LoadedRun:
         stage = self.config.stages[trained_stage(self.config.stages, state.position)]
         model = replace(model, rope_theta=stage.rope_theta)
         special = Tokenizer.of(self._tokenizer_file, state.specials)
+        network, vocabulary = self.model, self.vocabulary  # not self, which would hold itself
         return Generator(
             lambda places, length: decoder_of(
-                self.model,
+                network,
                 model,
-                self.vocabulary,
+                vocabulary,
                 num_places=places,
                 max_length=length,
                 cuda_graphs=cuda_graphs,
                 kernels=kernels,
             ),
             Prompts(self.tokenizer, special),
-            vocabulary=self.vocabulary,
+            vocabulary=vocabulary,
             longest=model.max_position_embeddings,
         )
 

@@ -22,7 +22,7 @@ from loopcoder.errors import InputError
 from loopcoder.infer import fused_layers
 from loopcoder.infer.attention import decode_attention
 from loopcoder.infer.cache import KV, Cache, later_loops
-from loopcoder.infer.graphs import Run, StepGraphs
+from loopcoder.infer.graphs import StepGraphs
 from loopcoder.infer.layers import Rope, linear, run_layers
 from loopcoder.infer.prefill import Prefill, passes
 from loopcoder.infer.split import WHOLE, Split
@@ -81,8 +81,9 @@ class Decoder:
         if self._is_fused:
             kernel_operators.load()
         is_graph = cuda_graphs == "auto" and self.device.type == "cuda"
-        self._step: Run = StepGraphs(self._run, self._cache) if is_graph else self._run
-        self._places_of = lru_cache(maxsize=16)(self.on_device)
+        self._graphs = StepGraphs(self._cache, sees_all=self._is_fused) if is_graph else None
+        # no method of this object in it, as a circle would keep the cache beside the next one
+        self._places_of = lru_cache(maxsize=16)(partial(_on_device, self.device))
 
     @torch.no_grad()
     def prefill(
@@ -137,7 +138,8 @@ class Decoder:
         """
         self.check_places(places, len(tokens))
         seen = 1 + max(self.lengths[place] for place in places)
-        logits = self._step(self._places_of(tuple(places)), self.on_device(tokens), seen)
+        arguments = self._places_of(tuple(places)), self.on_device(tokens), seen
+        logits = self._graphs(self._run, *arguments) if self._graphs else self._run(*arguments)
         for place in places:
             self.lengths[place] += 1
         return logits
@@ -216,7 +218,7 @@ class Decoder:
 
     def on_device(self, numbers: Tensor | Sequence[int]) -> Tensor:
         """Return ids or places where the model is, without waiting for it."""
-        return torch.as_tensor(numbers, dtype=torch.int64).to(self.device, non_blocking=True)
+        return _on_device(self.device, numbers)
 
     def check_prompts(self, prompts: Mapping[int, Sequence[int]]) -> None:
         """Raise what `prefill` raises."""
@@ -245,3 +247,7 @@ class Decoder:
         for place in places:
             if not 0 < self.lengths[place] < self.max_length:
                 raise ValueError(f"place {place} has {self.lengths[place]} of {self.max_length}")
+
+
+def _on_device(device: torch.device, numbers: Tensor | Sequence[int]) -> Tensor:
+    return torch.as_tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)

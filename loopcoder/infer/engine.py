@@ -103,7 +103,8 @@ class Engine:
         self._running: list[_Sequence] = []
         self._free = list(reversed(range(decoder.num_places)))
         self._next_ticket = 0
-        self._failure: BaseException | None = None
+        self._failure: str | None = None
+        """In words: an error holds what it passed through, this engine and its cache."""
 
     @property
     def num_running(self) -> int:
@@ -169,9 +170,9 @@ class Engine:
         if self._failure is not None:
             raise EngineFailed.of(
                 "the model has failed before, or was interrupted",
-                f"{type(self._failure).__name__}: {self._failure}",
+                self._failure,
                 "start this process again",
-            ) from self._failure
+            )
 
     def cancel(self, ticket: int) -> None:
         """End a request now, and free its place; its last piece says `cancelled`. One that has
@@ -197,7 +198,7 @@ class Engine:
         try:
             raised = self._steps()
         except BaseException as error:
-            self._failure = error
+            self._failure = f"{type(error).__name__}: {error}"
             raise
         if raised:
             raise raised[0]
@@ -270,7 +271,7 @@ class Engine:
         try:
             return work()
         except Exception as error:
-            self._failure = error
+            self._failure = f"{type(error).__name__}: {error}"
             ended, self._running = [*self._running, *self._waiting], []
             self._waiting.clear()
             for sequence in ended:

@@ -35,38 +35,45 @@ class _Graph:
 class StepGraphs:
     """Runs steps as graphs, with what is kept in the cache as inputs and outputs."""
 
-    def __init__(self, run: Run, cache: Cache, capture: Capture | None = None):
+    def __init__(self, cache: Cache, *, sees_all: bool = False, capture: Capture | None = None):
         """
         Args:
+            sees_all: A step does the same however many tokens it is said to look at, so that one
+                graph is for all lengths.
             capture: Makes a graph; None: of CUDA.
         """
-        self._run, self._cache = run, cache
+        self._cache = cache
         self._capture = CudaCapture() if capture is None else capture
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self.sizes = [*_powers_below(1, cache.num_places), cache.num_places]
-        self.seen = [*_powers_below(_LEAST_SEEN, cache.max_length), cache.max_length]
+        shorter = [] if sees_all else _powers_below(_LEAST_SEEN, cache.max_length)
+        self.seen = [*shorter, cache.max_length]
 
-    def __call__(self, places: Tensor, tokens: Tensor, seen: int) -> Tensor:
-        """Run a step; arguments as of `Run`."""
+    def __call__(self, run: Run, places: Tensor, tokens: Tensor, seen: int) -> Tensor:
+        """Run a step; arguments as of `Run`.
+
+        Args:
+            run: The same at each call. It is not kept: a decoder that is dropped is to be gone.
+        """
         key = _first_from(self.sizes, len(places)), _first_from(self.seen, seen)
         if key not in self._graphs:
-            self._graphs[key] = self._make(places, tokens, *key)
+            self._graphs[key] = self._make(run, places, tokens, *key)
         graph = self._graphs[key]
         _fill(graph.places, places)
         _fill(graph.tokens, tokens)
         return graph.replay()[: len(places)].clone()  # the next replay writes over it
 
-    def _make(self, places: Tensor, tokens: Tensor, rows: int, seen: int) -> _Graph:
+    def _make(self, step: Run, places: Tensor, tokens: Tensor, rows: int, seen: int) -> _Graph:
         rows_of_places, rows_of_tokens = (_filled(rows, x) for x in (places, tokens))
         lengths, carry = self._cache.lengths, self._cache.carry
-        before = lengths[places].clone(), carry[places].clone()
+        before = lengths[places], carry[places]
 
         def undo() -> None:
             """Let the step come again: keys and values it writes where it has written them."""
             lengths[places], carry[places] = before
 
         def run() -> Tensor:
-            return self._run(rows_of_places, rows_of_tokens, seen)
+            return step(rows_of_places, rows_of_tokens, seen)
 
         return _Graph(rows_of_places, rows_of_tokens, self._capture(run, undo))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -184,3 +186,19 @@ def test_what_cannot_be_decoded_is_refused_and_changes_nothing(
         decoder.step([0], [token])
     with pytest.raises(ValueError, match="8 of 8"):
         decoder.step([0], [1])
+
+
+def test_the_cache_of_a_decoder_that_is_dropped_is_gone(seed: int, rng: random.Random) -> None:
+    """At once, and not when Python looks for circles: the next one may need its memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        drawn = draw(seed)
+        decoder = drawn.decoder(2, 30)
+        decoder.prefill({0: random_ids(rng, 3)}, lambda *_: None)
+        decoder.step([0], random_ids(rng, 1))
+        cache = weakref.ref(decoder._cache)
+        del decoder
+        assert cache() is None
+    finally:
+        gc.enable()
