@@ -77,7 +77,7 @@ class Decoder:
             model, num_places, max_length, self.device, weights.embedding.dtype, split
         )
         dtype = weights.embedding.dtype
-        self._is_fused = fused_layers.choose(kernels, model, self.device, dtype, detect())
+        self._is_fused = fused_layers.choose(kernels, model, self.device, dtype, detect(), split)
         if self._is_fused:
             kernel_operators.load()
         is_graph = cuda_graphs == "auto" and self.device.type == "cuda"

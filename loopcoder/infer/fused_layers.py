@@ -15,15 +15,23 @@ from loopcoder.config.schema import ModelConfig
 from loopcoder.errors import InputError
 from loopcoder.infer.cache import KV, Cache, later_loops
 from loopcoder.infer.layers import Rope, gate_of_queries
-from loopcoder.infer.split import Split
+from loopcoder.infer.split import WHOLE, Split
 from loopcoder.infer.weights import LayerWeights, ModelWeights
 from loopcoder.ops import decode
 
 Kernels = Literal["auto", "stock", "cuda"]
+_OTHER = {"auto": "stock", "cuda": "auto"}
+"""What works where the kernels cannot be used as asked: auto takes a build that is out of date for
+a mistake."""
 
 
 def choose(
-    kernels: Kernels, model: ModelConfig, device: torch.device, dtype: torch.dtype, here: Backends
+    kernels: Kernels,
+    model: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    here: Backends,
+    split: Split = WHOLE,
 ) -> bool:
     """Say whether a decoder takes the CUDA kernels: auto where they were tested, are built and can
     run the model.
@@ -33,19 +41,15 @@ def choose(
     """
     if kernels == "stock":
         return False
-    fault = _fault(model, device, dtype)
+    fault, fix = _fault(model, device, dtype, split), f"kernels={_OTHER[kernels]}"
     if kernels == "auto" and (
         fault is not None or not here.kernels_were_run or here.kernels_fault == NOT_BUILT
     ):
         return False
     if fault is None and here.kernels_fault is not None:
-        fault = f"the CUDA extension: {here.kernels_fault}"
+        fault, fix = f"the CUDA extension: {here.kernels_fault}", f"make kernels, or {fix}"
     if fault is not None:
-        raise InputError.of(
-            f"kernels={kernels}, {fault}",
-            "the kernels for decoding are for bf16 on a GPU, and for loops that run at once",
-            "kernels=stock, or build the extension: make kernels",
-        )
+        raise InputError.of(f"kernels={kernels}", fault, fix)
     return True
 
 
@@ -100,18 +104,26 @@ def head(normed: Tensor, weight: Tensor) -> Tensor:
     return decode.linear(normed, weight, to_float=True)
 
 
-def _fault(model: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+def _fault(
+    model: ModelConfig, device: torch.device, dtype: torch.dtype, split: Split
+) -> str | None:
     """Say why the kernels cannot run a model."""
     if device.type != "cuda":
-        return "no GPU"
+        return f"the kernels for decoding run on a GPU, and the model is on the {device.type}"
     if dtype != torch.bfloat16:
-        return f"{str(dtype).removeprefix('torch.')} weights"
+        return f"they are for bf16, and the weights are {str(dtype).removeprefix('torch.')}"
     if model.head_dim not in decode.HEAD_DIMS:
-        return f"heads of {model.head_dim}, not {' or '.join(map(str, decode.HEAD_DIMS))}"
+        sizes = " or ".join(map(str, decode.HEAD_DIMS))
+        return f"they are for heads of {sizes}, and the model's are of {model.head_dim}"
     if model.num_loops > 1 and not (model.shift and model.has_gates):
-        return "loops that wait for each other, or have keys of their own"
-    if model.hidden_size % 8 or model.ffn_hidden_size % 8:
-        return f"widths {model.hidden_size} and {model.ffn_hidden_size}, no multiples of 8"
+        return "they are for loops that run at once, and share the keys of the first"
+    widths = {
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size of a rank": model.ffn_hidden_size // split.size,
+    }
+    for name, width in widths.items():
+        if width % 8:
+            return f"they are for widths that are multiples of 8, and {name} is {width}"
     return None
 
 

@@ -18,7 +18,7 @@ from loopcoder.hf.card import Tokenizer
 from loopcoder.hf.mapping import plain_name
 from loopcoder.infer.decoder import Decoder
 from loopcoder.infer.fit import check_fits
-from loopcoder.infer.fused_layers import Kernels
+from loopcoder.infer.fused_layers import Kernels, choose
 from loopcoder.infer.sources import Asked, Source, source_at
 from loopcoder.infer.split import WHOLE, Split
 from loopcoder.infer.weights import build_weights, weight_bytes
@@ -111,6 +111,8 @@ def load_decoder(
         source = place if isinstance(place, Source) else source_at(place, cache, asked)
         split.check(source.model)
         device, dtype = this_device(), _DTYPES[source.config.precision.name]
+        # before weights are read; the decoder chooses the same
+        choose(kernels, source.model, device, dtype, asked.backends, split)
         vocabulary = _vocabulary(source)
         weights = weight_bytes(source.model, source.rows, vocabulary, dtype, split)
         check_fits(source.model, num_places, max_length, dtype, split, weights, free_bytes(device))

@@ -14,6 +14,7 @@ from loopcoder.hf.mapping import from_released
 from loopcoder.infer import decoder as decoder_module
 from loopcoder.infer.decoder import Decoder
 from loopcoder.infer.fused_layers import choose
+from loopcoder.infer.split import Split
 from loopcoder.infer.weights import build_weights
 from loopcoder.ops import decode
 from tests.hf.folders import Twice
@@ -100,12 +101,24 @@ def test_auto_takes_the_kernels_where_they_were_tested_and_can_run_the_model(see
     cases += [(model, GPU, bf16, not_built), (model, GPU, bf16, other)]
     for case in cases:
         assert not choose("auto", *case)
-        with pytest.raises(InputError, match="kernels=cuda, "):
+        with pytest.raises(InputError, match="kernels=cuda\n"):
             choose("cuda", *case)
+
+
+def test_a_rank_of_several_has_the_widths_that_the_kernels_read(seed: int) -> None:
+    """96 columns of an MLP are 12 for each of 8 ranks."""
+    model = draw(seed, num_loops=2, **WIDE).model
+    ranks = [Split(0, size) for size in (1, 2, 4, 8)]
+    taken = [choose("auto", model, GPU, torch.bfloat16, HOPPER, split) for split in ranks]
+    assert taken == [True, True, True, False]
+    with pytest.raises(InputError, match="multiples of 8, and ffn_hidden_size of a rank is 12"):
+        choose("cuda", model, GPU, torch.bfloat16, HOPPER, ranks[-1])
 
 
 def test_a_build_that_is_out_of_date_is_an_error_and_not_passed_over(seed: int) -> None:
     model = draw(seed, num_loops=2, **WIDE).model
     stale = Backends(gpu_count=1, compute_capability=(9, 0), kernels_fault="built for torch 1.0")
-    with pytest.raises(InputError, match="kernels=auto, the CUDA extension: built for torch 1"):
+    with pytest.raises(
+        InputError, match="kernels=auto\n.*the CUDA extension: built for torch 1.*\n.*make kernels"
+    ):
         choose("auto", model, GPU, torch.bfloat16, stale)

@@ -14,6 +14,7 @@ from loopcoder.config.data import StageConfig
 from loopcoder.data.sampler import Position
 from loopcoder.errors import InputError
 from loopcoder.hf.export import export
+from loopcoder.infer import loading
 from loopcoder.infer.decoder import Decoder
 from loopcoder.infer.loading import decoder_of, load_decoder
 from loopcoder.model.documents import Documents
@@ -108,6 +109,15 @@ def test_a_dense_folder_whose_head_is_its_embedding(
     expected = reference.forward(weights, tokens, 0 * tokens, **reference.arguments(model))[-1]
     assert_near(decoded(loaded.decoder, ids), expected[2:, : loaded.decoder.vocabulary])
     assert loaded.source.model.num_loops == 1 and loaded.eos_ids
+
+
+def test_kernels_that_cannot_run_are_refused_before_weights_are_read(
+    ranks: Any, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = made(tmp_path, seed).checkpoint
+    monkeypatch.setattr(loading, "build_weights", lambda *_: pytest.fail("weights are read"))
+    with pytest.raises(InputError, match="kernels=cuda\n.*run on a GPU.*\n.*kernels=auto"):
+        load_decoder(checkpoint, kernels="cuda", **ROOM)
 
 
 def test_what_is_damaged_or_not_there_is_refused(ranks: Any, seed: int, tmp_path: Path) -> None:
