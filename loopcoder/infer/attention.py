@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loopcoder.config.schema import ModelConfig
+from loopcoder.infer.split import Split
 from loopcoder.ops.gated_window import attention, gated_mixture
 
 _BLOCK = 512
@@ -69,7 +71,7 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q: [S, 1, heads, head_dim]
         k, v: [S, 1, kv_heads, head_dim]
     """
-    return attention(q, k, v, None)
+    return _attention(q, k, v, None)
 
 
 def windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Iterator[tuple[slice, Tensor]]:
@@ -82,7 +84,31 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Iterator[tuple[sli
         )
         mask = (distance >= 0) & (distance <= window)
         seen = slice(first, end)
-        yield slice(begin, end), attention(q[begin:end], k[seen], v[seen], mask[None, None])
+        yield slice(begin, end), _attention(q[begin:end], k[seen], v[seen], mask[None, None])
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    # of fp32 on a GPU PyTorch has no fused attention with grouped heads: it would hold all weights
+    is_slow = q.is_cuda and q.dtype == torch.float32 and q.shape[2] != k.shape[2]
+    return by_share(q, k, v, mask) if is_slow else attention(q, k, v, mask)
+
+
+def by_share(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Do what `ops.gated_window.attention` does, with a query head of each K/V head at a time."""
+    grouped = q.unflatten(2, (k.shape[2], -1))
+    return torch.stack([attention(x, k, v, mask) for x in grouped.unbind(3)], 3).flatten(2, 3)
+
+
+def step_bytes(
+    model: ModelConfig, num_places: int, max_length: int, dtype: torch.dtype, split: Split
+) -> int:
+    """Return the memory that a step takes at most besides weights and cache where it is in plain
+    PyTorch: the keys and values of a layer of all places, and their rings, side by side."""
+    tokens = max_length
+    if model.has_gates:
+        tokens += (model.num_loops - 1) * (model.window + 1)
+    kv_heads = model.num_kv_heads // split.size
+    return 2 * num_places * tokens * kv_heads * model.head_dim * dtype.itemsize
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:

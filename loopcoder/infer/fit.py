@@ -9,6 +9,7 @@ import torch
 
 from loopcoder.config.schema import ModelConfig
 from loopcoder.errors import InputError, counted
+from loopcoder.infer.attention import step_bytes
 from loopcoder.infer.cache import cache_bytes
 from loopcoder.infer.prefill import pass_bytes
 from loopcoder.infer.split import Split
@@ -23,12 +24,15 @@ def check_fits(
     split: Split,
     weights: int,
     free: int,
+    *,
+    is_fused: bool,
 ) -> None:
     """Refuse what cannot be held.
 
     Args:
         weights: Bytes of the weights that are still to be loaded; 0: they are there.
         free: Bytes of memory that there are for all of it.
+        is_fused: Steps run on the CUDA kernels, which read the cache where it lies.
 
     Raises:
         InputError: with the arithmetic, or `max_length` is more than the model is meant for.
@@ -46,7 +50,10 @@ def check_fits(
 
     def parts(places: int, length: int) -> tuple[int, int, int]:
         cache = cache_bytes(model, places, length, dtype, split)
-        return weights, cache, pass_bytes(model, length, dtype, split)
+        work = pass_bytes(model, length, dtype, split)
+        if not is_fused:
+            work = max(work, step_bytes(model, places, length, dtype, split))
+        return weights, cache, work
 
     def fits(places: int, length: int) -> bool:
         return sum(parts(places, length)) <= free
@@ -56,7 +63,7 @@ def check_fits(
     held, cache, work = map(in_words, parts(num_places, max_length))
     raise InputError.of(
         f"weights of {held}, a cache of {cache} ({counted(num_places, 'place')} of "
-        f"{counted(max_length, 'token')}) and {work} for prompts, in {in_words(free)}",
+        f"{counted(max_length, 'token')}) and {work} for prompts and steps, in {in_words(free)}",
         f"they need {in_words(sum(parts(num_places, max_length)))}",
         _fix(fits, num_places, max_length),
     )

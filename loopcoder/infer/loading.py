@@ -112,10 +112,13 @@ def load_decoder(
         split.check(source.model)
         device, dtype = this_device(), _DTYPES[source.config.precision.name]
         # before weights are read; the decoder chooses the same
-        choose(kernels, source.model, device, dtype, asked.backends, split)
+        is_fused = choose(kernels, source.model, device, dtype, asked.backends, split)
         vocabulary = _vocabulary(source)
         weights = weight_bytes(source.model, source.rows, vocabulary, dtype, split)
-        check_fits(source.model, num_places, max_length, dtype, split, weights, free_bytes(device))
+        free = free_bytes(device)
+        check_fits(
+            source.model, num_places, max_length, dtype, split, weights, free, is_fused=is_fused
+        )
         held = build_weights(source.read, source.model, vocabulary, device, dtype, split)
         source.check()
         decoder = Decoder(
@@ -156,7 +159,8 @@ def decoder_of(
     ours = {plain_name(name): x.detach() for name, x in network.named_parameters()}
     first = next(iter(ours.values()))
     free = free_bytes(first.device)
-    check_fits(model, num_places, max_length, first.dtype, WHOLE, 0, free)
+    is_fused = choose(kernels, model, first.device, first.dtype, detect())
+    check_fits(model, num_places, max_length, first.dtype, WHOLE, 0, free, is_fused=is_fused)
     held = build_weights(ours.__getitem__, model, vocabulary, first.device, first.dtype)
     return Decoder(
         held,

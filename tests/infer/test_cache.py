@@ -13,12 +13,14 @@ from torch.utils._pytree import tree_leaves
 
 from loopcoder.errors import InputError
 from loopcoder.hf.mapping import from_released
+from loopcoder.infer.attention import by_share, step_bytes
 from loopcoder.infer.cache import Cache, cache_bytes
 from loopcoder.infer.decoder import Decoder
 from loopcoder.infer.fit import check_fits
 from loopcoder.infer.prefill import pass_bytes
 from loopcoder.infer.split import WHOLE, Split
 from loopcoder.infer.weights import build_weights, weight_bytes
+from loopcoder.ops.gated_window import attention
 from tests.configs import small_model
 from tests.infer.models import ROWS, VOCAB, draw
 from tests.infer.test_decoder import MODELS
@@ -69,7 +71,8 @@ def test_the_bytes_of_the_weights_are_what_is_held(seed: int, name: str, size: i
 
 
 def check(places: int, length: int, weights: int, free: int, **changes: Any) -> None:
-    check_fits(small_model(**changes), places, length, torch.float32, WHOLE, weights, free)
+    model = small_model(**changes)
+    check_fits(model, places, length, torch.float32, WHOLE, weights, free, is_fused=True)
 
 
 def test_what_does_not_fit_is_refused_with_what_would() -> None:
@@ -145,3 +148,38 @@ def test_a_pass_takes_no_more_than_its_formula_says(
         decoder.prefill({0: [1] * length})
     formula = pass_bytes(drawn.model, length, dtype, WHOLE)
     assert 0.6 * formula < live.peak < formula
+
+
+def test_a_plain_step_takes_no_more_than_its_formula_says(seed: int) -> None:
+    drawn, places, length = draw(seed, num_loops=3, head_dim=16), 8, 3000
+    decoder = drawn.decoder(places, length)
+    decoder.prefill({place: [1] for place in range(places)})
+    decoder.lengths[:] = [length - 1] * places
+    decoder._cache.start(range(places), decoder.lengths)
+    with Live() as live:
+        decoder.step(list(range(places)), [1] * places)
+    formula = step_bytes(drawn.model, places, length, torch.float32, WHOLE)
+    taken = live.peak - decoder._cache.nbytes  # which is seen by its views
+    assert 0.9 * formula < taken < 1.1 * formula
+
+
+def test_a_plain_step_needs_memory_that_the_kernels_do_not() -> None:
+    model, places, length = small_model(), 64, 9000
+    step = step_bytes(model, places, length, torch.float32, WHOLE)
+    work = pass_bytes(model, length, torch.float32, WHOLE)
+    assert step > work
+    free = cache_bytes(model, places, length, torch.float32) + (step + work) // 2
+    check(places, length, 0, free)
+    with pytest.raises(InputError, match="num_places="):
+        check_fits(model, places, length, torch.float32, WHOLE, 0, free, is_fused=False)
+
+
+@pytest.mark.parametrize("shape", [(9, 6, 2), (9, 4, 4), (1, 3, 1)])
+def test_attention_by_share_is_attention(seed: int, shape: tuple[int, int, int]) -> None:
+    tokens, heads, kv_heads = shape
+    torch.manual_seed(seed)
+    q, k, v = (torch.randn(tokens, 1, n, 8) for n in (heads, kv_heads, kv_heads))
+    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None]
+    for mask in (None, seen):
+        expected = attention(q, k, v, mask)
+        torch.testing.assert_close(by_share(q, k, v, mask), expected, rtol=1e-5, atol=1e-5)

@@ -118,7 +118,5 @@ def test_a_rank_of_several_has_the_widths_that_the_kernels_read(seed: int) -> No
 def test_a_build_that_is_out_of_date_is_an_error_and_not_passed_over(seed: int) -> None:
     model = draw(seed, num_loops=2, **WIDE).model
     stale = Backends(gpu_count=1, compute_capability=(9, 0), kernels_fault="built for torch 1.0")
-    with pytest.raises(
-        InputError, match="kernels=auto\n.*the CUDA extension: built for torch 1.*\n.*make kernels"
-    ):
+    with pytest.raises(InputError, match=r"kernels=auto\n.*: built for torch 1.*\n.*make kernels"):
         choose("auto", model, GPU, torch.bfloat16, stale)
