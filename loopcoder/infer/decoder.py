@@ -23,7 +23,7 @@ from loopcoder.infer import fused_layers
 from loopcoder.infer.attention import decode_attention
 from loopcoder.infer.cache import KV, Cache, later_loops
 from loopcoder.infer.graphs import StepGraphs
-from loopcoder.infer.layers import Rope, linear, run_layers
+from loopcoder.infer.layers import Rope, head, run_layers
 from loopcoder.infer.prefill import Prefill, passes
 from loopcoder.infer.split import WHOLE, Split
 from loopcoder.infer.weights import ModelWeights
@@ -212,9 +212,8 @@ class Decoder:
 
     def _logits(self, normed: Tensor) -> Tensor:
         """Apply the head. [N, D] -> [N, vocabulary] in fp32"""
-        project = fused_layers.head if self._is_fused else linear
-        found = self.split.join(project(normed, self._weights.head))[:, : self.vocabulary]
-        return found.to(torch.promote_types(found.dtype, torch.float32))
+        project = fused_layers.head if self._is_fused else head
+        return self.split.join(project(normed, self._weights.head))[:, : self.vocabulary]
 
     def on_device(self, numbers: Tensor | Sequence[int]) -> Tensor:
         """Return ids or places where the model is, without waiting for it."""

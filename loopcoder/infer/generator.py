@@ -58,12 +58,11 @@ class Generator:
         if self._engine is None:
             self._engine = self._made(asked)
             return self._engine
-        decoder = self._engine.decoder
-        has = decoder.num_places, decoder.max_length
+        has = self._engine.decoder.num_places, self._engine.decoder.max_length
         wanted = max(asked[0], has[0]), max(asked[1], has[1])
         if wanted == has:
             return self._engine
-        self._engine = decoder = None  # its memory is free before the next one takes some
+        self._engine = None  # its memory is free before the next one takes some
         try:
             self._engine = self._made(wanted)
         except InputError:  # one long prompt before many short ones: both together do not fit

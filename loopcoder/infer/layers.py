@@ -20,6 +20,8 @@ from loopcoder.ops.gate_logits import gate_logits
 
 ROWS = 8192
 """Rows at a time of what takes much memory besides its output: the MLP, and RoPE in fp32."""
+_HEAD_ROWS = 1024
+"""Rows of a head at a time that are made fp32."""
 
 
 class Rope(NamedTuple):
@@ -101,6 +103,18 @@ def _attention(
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x: [..., in]; weight: [out, in]"""
     return F.linear(x, weight)
+
+
+def head(normed: Tensor, weight: Tensor) -> Tensor:
+    """Return logits in fp32 at least, whatever the weights are in: they are never rounded to bf16.
+    [N, D] -> [N, rows of the weight]"""
+    if weight.dtype.itemsize >= torch.float32.itemsize:
+        return linear(normed, weight)
+    if normed.is_cuda:
+        return torch.mm(normed, weight.t(), out_dtype=torch.float32)
+    # on a CPU no product has another type than its factors
+    exact = normed.float()
+    return torch.cat([linear(exact, part.float()) for part in weight.split(_HEAD_ROWS)], -1)
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -35,16 +35,16 @@ def linear(
         eps: Of the norm.
         swiglu: The weight is [2 out, in], gate and then up: silu(gate) * up comes in place of it.
         added: [N, out], also a bias that is expanded.
-        to_float: Return fp32.
+        to_float: Return fp32, which was never rounded to bf16.
     """
     if len(x) <= MAX_ROWS:
         return torch.ops.loopcoder.decode_linear(x, weight, norm, eps, swiglu, added, to_float)
-    out = F.linear(x if norm is None else F.rms_norm(x, norm.shape, norm, eps), weight)
+    x = x if norm is None else F.rms_norm(x, norm.shape, norm, eps)
+    out = torch.mm(x, weight.t(), out_dtype=torch.float32) if to_float else F.linear(x, weight)
     if swiglu:
         gate, up = out.chunk(2, -1)
         out = F.silu(gate) * up
-    out = out if added is None else out + added
-    return out.float() if to_float else out
+    return out if added is None else out + added
 
 
 def rotate(

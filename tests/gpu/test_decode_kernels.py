@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loopcoder.infer.attention import decode_attention
-from loopcoder.infer.layers import Rope
+from loopcoder.infer.layers import Rope, head
 from loopcoder.ops import decode
 
 pytestmark = pytest.mark.gpu
@@ -228,3 +228,11 @@ def test_what_does_not_fit_is_refused() -> None:
     for says, call in refusals():
         with pytest.raises((RuntimeError, NotImplementedError), match=says):
             call()
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 300])
+def test_a_head_in_fp32_is_never_rounded_to_bf16(rows: int) -> None:
+    x, weight = draw(rows, 512), draw(3000, 512, scale=512**-0.5)
+    exact = x.double() @ weight.double().T
+    for found in (decode.linear(x, weight, to_float=True), head(x, weight)):
+        assert found.dtype == torch.float32 and apart(found, exact) < 1e-5

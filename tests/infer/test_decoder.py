@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from loopcoder.errors import InputError
+from loopcoder.hf.mapping import from_released
 from loopcoder.infer.decoder import Decoder
+from loopcoder.infer.layers import head
 from loopcoder.infer.prefill import passes
+from loopcoder.infer.weights import build_weights
 from tests.infer.models import VOCAB, Drawn, draw, random_ids
 from tests.reference import errors
 
@@ -202,3 +205,23 @@ def test_the_cache_of_a_decoder_that_is_dropped_is_gone(seed: int, rng: random.R
         assert cache() is None
     finally:
         gc.enable()
+
+
+def test_logits_of_bf16_weights_are_not_rounded(seed: int, rng: random.Random) -> None:
+    """Of one row and of many, of a prompt and of steps: the head is applied in fp32."""
+    drawn = draw(seed, num_loops=2)
+    ours = from_released(drawn.weights, drawn.model)
+    device = torch.device("cpu")
+    weights = build_weights(ours.__getitem__, drawn.model, VOCAB, device, torch.bfloat16)
+    decoder = Decoder(weights, drawn.model, VOCAB, num_places=10, max_length=30)
+    told: list[Tensor] = []
+    some = [
+        decoder.prefill({i: random_ids(rng, 9) for i in range(10)}, lambda *a: told.append(a[2]))
+    ]
+    some += [decoder.step(range(n), random_ids(rng, n)) for n in (1, 10)]
+    for logits in (*some, *told):
+        assert logits.dtype == torch.float32
+        assert (logits != logits.bfloat16().float()).double().mean() > 0.5
+    normed = torch.randn(9, drawn.model.hidden_size).bfloat16()
+    exact = normed.double() @ weights.head.double().T
+    torch.testing.assert_close(head(normed, weights.head).double(), exact, rtol=1e-5, atol=1e-5)
