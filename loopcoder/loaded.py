@@ -262,7 +262,8 @@ class LoadedRun:
             temperature: 0: always the most probable token; else the limits top_k (0: none), top_p
                 and min_p apply in this order.
             seed: Of the draws, in each answer; None: another one each time.
-            stop: Texts that end an answer, and are left out of it.
+            stop: Texts that end an answer, and are left out of it; the name of a special token
+                stands for that token.
             ignore_end: Go on past tokens that end a document or a turn of a chat.
             logprobs: Most probable tokens that are told at each token, 0 or more, with its own
                 log-probability; None: none of it.

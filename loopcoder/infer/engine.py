@@ -50,6 +50,8 @@ class _Sequence:
     failed: Failed | None
     text: TextStream
     draws: Draws
+    stops: dict[int, str | int]
+    """What ended the answer, by the token that ends it."""
     place: int | None = None
     last: int = -1
     """Its newest token, which the model has not read yet."""
@@ -98,6 +100,8 @@ class Engine:
         self.decoder, self.tokenizer, self.eos = decoder, tokenizer, eos
         self.bytes_of = TokenBytes(tokenizer)
         self.totals = Totals()
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {token.content: i for i, token in added.items() if token.special}
         self._max_waiting, self._prefill_tokens = max_waiting, prefill_tokens
         self._waiting: deque[_Sequence] = deque()
         self._running: list[_Sequence] = []
@@ -151,7 +155,10 @@ class Engine:
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
         text = TextStream(self.bytes_of, request.stop)
         draws = Draws(request.sampling, request.logprobs)
-        self._waiting.append(_Sequence(ticket, request, receive, failed, text, draws))
+        # a special token has no text in which its name could be found
+        named = {self._special[name]: name for name in request.stop if name in self._special}
+        stops = {i: i for i in request.stop_ids} | named
+        self._waiting.append(_Sequence(ticket, request, receive, failed, text, draws, stops))
         return ticket
 
     def _check_accepts(self, request: Request) -> None:
@@ -332,8 +339,8 @@ class Engine:
         self.totals.generated_tokens += 1
         finish: Finish | None = None
         stopped_by: str | int | None = None
-        if token.id in request.stop_ids:
-            new, stopped_by = text.end(), token.id
+        if token.id in sequence.stops:
+            new, stopped_by = text.end(), sequence.stops[token.id]
         else:
             new = text.add(token.id)
             if text.stopped_by is None and sequence.num_tokens == request.max_tokens:

@@ -35,7 +35,8 @@ class Request:
     """Most tokens that are generated; 0: only the prompt is read, for `prompt_logprobs`."""
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
-    """Texts that end the answer, which are left out of it."""
+    """Texts that end the answer, which are left out of it; the name of a special token stands for
+    that token."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the answer: the last of its tokens, but nothing of its text."""
     logprobs: int | None = None

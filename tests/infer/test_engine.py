@@ -15,7 +15,7 @@ from loopcoder.infer.engine import Engine, EngineBusy, EngineFailed
 from loopcoder.infer.gathered import Gathered
 from loopcoder.infer.request import Answer, Piece, Request, Sampling, Token
 from loopcoder.infer.text import TextStream
-from tests.infer.stand_in import StandIn, tokenizer_of
+from tests.infer.stand_in import MARKER, StandIn, tokenizer_of
 
 TOKENIZER = tokenizer_of(["the loop reads the gate of the window " * 10])
 SIZE = TOKENIZER.get_vocab_size()
@@ -205,6 +205,23 @@ def test_a_model_that_fails_leaves_nobody_waiting(fails_at: int) -> None:
     with pytest.raises(EngineFailed, match="device is lost"):
         made.submit(Request((1,), 1), lambda piece: None)
     assert not made.step()
+
+
+def test_the_name_of_a_special_token_stops_at_the_token() -> None:
+    """It is generated as the next token, and has no text."""
+    made = engine(1)
+    decoder = made.decoder
+    assert isinstance(decoder, StandIn)
+    marker, ids = TOKENIZER.token_to_id(MARKER), (1, 2)
+    plain = decoder.logits
+    decoder.logits = lambda ids: plain(ids) + 99 * (torch.arange(SIZE) == marker) * (len(ids) == 5)  # type: ignore[method-assign]
+    going, named, by_id = (
+        made.generate([Request(ids, 8, stop=stop, stop_ids=frozenset(stop_ids))])[0]
+        for stop, stop_ids in (((), ()), ((MARKER, "~~"), ()), ((), (marker,)))
+    )
+    assert going.finish == "length" and going.ids[3] == marker
+    assert (named.ids, named.finish, named.stopped_by) == (going.ids[:4], "stop", MARKER)
+    assert replace(named, stopped_by=marker) == by_id and MARKER not in named.text
 
 
 def test_too_many_wait() -> None:
