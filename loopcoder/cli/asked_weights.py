@@ -12,7 +12,9 @@ from loopcoder.config.schema import ParallelConfig
 from loopcoder.errors import InputError
 
 _CACHE_DIR = "data.build.cache_dir"
-_ALLOWED = ("model.num_loops", "precision", "parallel", "parallel.*", _CACHE_DIR)
+_ALLOWED = ("model.num_loops", "precision", "parallel", _CACHE_DIR)
+_PARALLEL = ("tp", "nproc_per_node", "timeout_s", "report_after_s")
+"""Fields of `parallel` that change something here; the others lay out training."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class AskedWeights:
         p = asked.parallel
         wanted = replace(ParallelConfig(), tp=p.tp, nproc_per_node=p.tp)
         others = [
+            override
+            for key, override in given.items()
+            if key.startswith("parallel.") and key.removeprefix("parallel.") not in _PARALLEL
+        ]
+        others = others or [
             f"parallel.{key}={str(getattr(p, key)).lower()}"
             for key in ("pp", "cp", "sp", "nodes", "nproc_per_node")
             if getattr(p, key) not in (None, getattr(wanted, key))
