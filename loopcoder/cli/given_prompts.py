@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -13,8 +14,9 @@ from pathlib import Path
 from loopcoder.errors import InputError
 
 STDIN = "-"
-STDIN_VARIABLE = "LOOPCODER_STDIN"
-"""File with what the process that started this one has read from standard input."""
+TEXTS_VARIABLE = "LOOPCODER_PROMPTS"
+"""File with what the process that started this one has read from files and standard input: a JSON
+object of texts by what `file=` names."""
 _KEYS = ("prompt", "file")
 _HEADING = 72
 """Characters of a heading."""
@@ -61,22 +63,30 @@ def split_prompts(overrides: Sequence[str]) -> tuple[list[GivenPrompt], list[str
 
 @contextmanager
 def handed_on(prompts: Sequence[GivenPrompt]) -> Iterator[list[str]]:
-    """Yield what names the same prompts to processes that are started in the block; standard input,
-    which is read once, is in a file for them."""
+    """Yield what names the same prompts to processes that are started in the block.
+
+    What came from standard input and files is in a file for them: a pipe can be read only once, and
+    a file may change.
+    """
     given = [f"prompt={p.text}" if p.file is None else f"file={p.file}" for p in prompts]
-    with tempfile.NamedTemporaryFile(prefix="loopcoder-") as file:
-        file.write("".join(p.text for p in prompts if p.file == STDIN).encode())
+    with tempfile.NamedTemporaryFile("w", prefix="loopcoder-", encoding="utf-8") as file:
+        json.dump({p.file: p.text for p in prompts if p.file is not None}, file)
         file.flush()
-        os.environ[STDIN_VARIABLE] = file.name
-        yield given
-        del os.environ[STDIN_VARIABLE]
+        os.environ[TEXTS_VARIABLE] = file.name
+        try:
+            yield given
+        finally:
+            del os.environ[TEXTS_VARIABLE]
 
 
 def _content(file: str) -> str:
     """Return all of a file as it is, line ends included."""
-    path = os.environ.get(STDIN_VARIABLE) if file == STDIN else file
     try:
-        data = sys.stdin.buffer.read() if path is None else Path(path).expanduser().read_bytes()
+        if (handed := os.environ.get(TEXTS_VARIABLE)) is not None:
+            texts: dict[str, str] = json.loads(Path(handed).read_text(encoding="utf-8"))
+            return texts[file]
+        is_stdin = file == STDIN
+        data = sys.stdin.buffer.read() if is_stdin else Path(file).expanduser().read_bytes()
         return data.decode()
     except OSError as error:
         why = f"it cannot be read: {error.strerror or error}"

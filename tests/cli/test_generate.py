@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli import answers
 from loopcoder.cli import generate as generate_verb
 from loopcoder.cli import main as cli
-from loopcoder.cli.given_prompts import STDIN_VARIABLE, GivenPrompt, split_prompts
+from loopcoder.cli.given_prompts import TEXTS_VARIABLE, GivenPrompt, handed_on, split_prompts
 from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError
 from loopcoder.infer.engine import Engine
@@ -155,26 +156,43 @@ def test_a_conversation(checkpoint: Checkpoint, capsys: pytest.CaptureFixture[st
 
 
 def test_processes_that_share_a_model_get_what_is_asked(
-    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    """They find what stood on standard input."""
+    """They find what stood on standard input, and in a pipe (`file=<(...)`)."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[b"y = 2\r\n"])
+    writer.start()
     commands: list[tuple[str, ...]] = []
 
     def start_workers(config: Config, size: int, command: Sequence[str]) -> int:
         assert (config.parallel.tp, size) == (2, 2)
         commands.append(tuple(command))
-        assert split_prompts(command)[0] == [GivenPrompt(PROMPT), GivenPrompt("x = 1\n", "-")]
+        texts = [GivenPrompt("x = 1\n", "-"), GivenPrompt("y = 2\r\n", str(pipe))]
+        writer.join()
+        assert split_prompts(command)[0] == [GivenPrompt(PROMPT), *texts]
         return 76
 
     monkeypatch.setattr(generate_verb, "start_workers", start_workers)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"x = 1\n")))
     given = ["parallel.tp=2", f"prompt={PROMPT}", "--json", "generate.seed=3", "file=-"]
+    given.append(f"file={pipe}")
     assert cli.main(["generate", f"checkpoint={checkpoint.path.parents[1]}", *given]) == 76
     place = f"checkpoint={checkpoint.place}"
     (command,) = commands
-    assert command[:4] == ("generate", place, f"prompt={PROMPT}", "file=-")
-    assert set(command[4:]) == {"parallel.tp=2", "generate.seed=3", "--json"}
-    assert STDIN_VARIABLE not in os.environ
+    assert command[:5] == ("generate", place, f"prompt={PROMPT}", "file=-", f"file={pipe}")
+    assert set(command[5:]) == {"parallel.tp=2", "generate.seed=3", "--json"}
+    assert TEXTS_VARIABLE not in os.environ
+
+
+def test_nothing_is_left_of_prompts_that_were_handed_on_in_vain() -> None:
+    with pytest.raises(KeyboardInterrupt), handed_on([GivenPrompt("a", "-")]):
+        assert TEXTS_VARIABLE in os.environ
+        raise KeyboardInterrupt
+    assert TEXTS_VARIABLE not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -191,6 +209,8 @@ def test_processes_that_share_a_model_get_what_is_asked(
         (["prompt=a", "model.num_loops=0"], "model.num_loops"),
         (["prompt=a", "parallel.pp=2"], "parallel.tp=N"),
         (["prompt=a", "parallel.tp=2", "parallel.sp=true"], "parallel.sp=true"),
+        (["prompt=a", "parallel.recompute=full"], "parallel.recompute=full"),
+        (["prompt=a", "parallel.tp=2", "parallel.nproc_per_node=4"], "nproc_per_node=4"),
         (["prompt=a", "parallel.tp=3"], "parallel.tp=3"),
         (["file=nowhere.py"], "file=nowhere.py"),
         (["file=-", "file=-"], "standard input is read once"),
