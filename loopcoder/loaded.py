@@ -163,9 +163,9 @@ class LoadedRun:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer that the run was trained with, a `tokenizers.Tokenizer`."""
-        from tokenizers import Tokenizer
+        from loopcoder.infer.tokenizer import read_tokenizer
 
-        return Tokenizer.from_file(str(self._tokenizer_file))
+        return read_tokenizer(self._tokenizer_file)
 
     @cached_property
     def _tokenizer_file(self) -> Path:
@@ -198,8 +198,9 @@ class LoadedRun:
         rows = self.checkpoint.state().tokens
         if rows is not None and not self.has_tokenizer:
             return rows
-        tokens = int(self.tokenizer.get_vocab_size())
-        return tokens if rows is None else min(tokens, rows)
+        from loopcoder.infer.tokenizer import vocabulary_of
+
+        return vocabulary_of(self.tokenizer, rows)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of the run's metrics.jsonl; docs/configuration.md names the fields."""

@@ -163,8 +163,9 @@ def _request(given: GivenPrompt, prompts: Prompts, c: GenerateConfig, *, is_chat
 def _check(requests: Sequence[Request], source: Source, prompts: Prompts) -> None:
     """Refuse what can never be answered, before weights are read."""
     from loopcoder.infer.answerable import check_request
+    from loopcoder.infer.tokenizer import vocabulary_of
 
-    tokens = source.tokens or prompts.tokenizer.get_vocab_size()
+    tokens = vocabulary_of(prompts.tokenizer, source.tokens)
     for request in requests:
         with renamed(_FIELDS):
             check_request(request, tokens, source.model.max_position_embeddings)

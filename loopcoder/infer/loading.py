@@ -21,6 +21,7 @@ from loopcoder.infer.fit import check_fits
 from loopcoder.infer.fused_layers import Kernels, choose
 from loopcoder.infer.sources import Asked, Source, source_at
 from loopcoder.infer.split import WHOLE, Split
+from loopcoder.infer.tokenizer import read_tokenizer, vocabulary_of
 from loopcoder.infer.weights import build_weights, weight_bytes
 from loopcoder.plan.device import machine_memory
 
@@ -47,9 +48,7 @@ class LoadedDecoder:
 
         Raises InputError: the weights have none.
         """
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(tokenizer_of(self.source)))
+        return read_tokenizer(tokenizer_of(self.source))
 
     @property
     def bos_id(self) -> int:
@@ -192,12 +191,9 @@ def free_bytes(device: torch.device) -> int:
 
 def _vocabulary(source: Source) -> int:
     """Return the tokens that there are: those of the tokenizer, and no row that pads."""
-    from tokenizers import Tokenizer
-
     if source.tokens is not None and source.tokenizer is None:
         return source.tokens
-    tokens = int(Tokenizer.from_file(str(tokenizer_of(source))).get_vocab_size())
-    return tokens if source.tokens is None else min(tokens, source.tokens)
+    return vocabulary_of(read_tokenizer(tokenizer_of(source)), source.tokens)
 
 
 def tokenizer_of(source: Source) -> Path:

@@ -6,13 +6,12 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from loopcoder.backends import require
 from loopcoder.errors import InputError
 from loopcoder.hf.card import Tokenizer as SpecialTokens
 from loopcoder.infer.loading import tokenizer_of
 from loopcoder.infer.sources import Source
+from loopcoder.infer.tokenizer import read_tokenizer
 
 
 class Prompts:
@@ -46,7 +45,7 @@ class Prompts:
             InputError: they have no tokenizer, or one that names no end of a document.
         """
         path = tokenizer_of(source)
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = read_tokenizer(path)
         return cls(tokenizer, SpecialTokens.of(path, source.specials))
 
     def of_text(self, text: str) -> tuple[int, ...]:
