@@ -9,7 +9,7 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Literal
 
@@ -87,13 +87,17 @@ class Decoder:
 
     @torch.no_grad()
     def prefill(
-        self, prompts: Mapping[int, Sequence[int]], read: ReadLogits | None = None
+        self,
+        prompts: Mapping[int, Sequence[int]],
+        read: ReadLogits | None = None,
+        wanted: Collection[int] | None = None,
     ) -> Tensor:
         """Empty some places, and run a prompt in each: together, loop after loop.
 
         Args:
             prompts: Token ids by place.
             read: Gets the logits of all of their tokens, in parts.
+            wanted: Places whose prompts it gets; None: all.
 
         Returns:
             logits in fp32 after the last token of each prompt. [prompts, vocabulary]
@@ -105,15 +109,21 @@ class Decoder:
         for place in prompts:
             self.lengths[place] = 0
         parts = passes(prompts, self.max_length)
-        return torch.cat([self._prefill(part, read) for part in parts])
+        told = prompts if wanted is None else wanted
+        return torch.cat([self._prefill(part, read, told) for part in parts])
 
-    def _prefill(self, prompts: Mapping[int, Sequence[int]], read: ReadLogits | None) -> Tensor:
+    def _prefill(
+        self,
+        prompts: Mapping[int, Sequence[int]],
+        read: ReadLogits | None,
+        wanted: Collection[int],
+    ) -> Tensor:
         run = Prefill(self._weights, self.model, self.split, self._cache, prompts)
         normed = run.through_all_loops()
         if read is not None:
             rows = max(1, _LOGITS_BYTES // (4 * self.vocabulary))
             for place, (begin, end) in run.spans.items():
-                for first in range(begin, end, rows):
+                for first in range(begin, end, rows) if place in wanted else ():
                     logits = self._logits(normed[first : min(end, first + rows)])
                     read(place, first - begin, logits)
         lengths = [len(ids) for ids in prompts.values()]

@@ -301,7 +301,7 @@ class Engine:
         by_place = {s.place: s.request for s in admitted if s.place is not None}
         told = PromptLogprobs(by_place)
         prompts = {place: request.ids for place, request in by_place.items()}
-        logits = self.decoder.prefill(prompts, told.read if told.is_wanted else None)
+        logits = self.decoder.prefill(prompts, told.read if told.places else None, told.places)
         self.totals.passes += 1
         self.totals.prompt_tokens += sum(map(len, prompts.values()))
         of_prompts = [told.of(place) for place in by_place]

@@ -10,9 +10,10 @@ ranks no longer have the same cache, and it refuses further calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import batched, chain
 from typing import Any, Protocol
 
 import torch
@@ -40,7 +41,10 @@ class Decodes(Protocol):
     def lengths(self) -> list[int]: ...
 
     def prefill(
-        self, prompts: Mapping[int, Sequence[int]], read: ReadLogits | None = None
+        self,
+        prompts: Mapping[int, Sequence[int]],
+        read: ReadLogits | None = None,
+        wanted: Collection[int] | None = None,
     ) -> Tensor: ...
 
     def step(self, places: Sequence[int], tokens: Tensor | Sequence[int]) -> Tensor: ...
@@ -87,17 +91,20 @@ class Leader:
         return self._decoder.lengths
 
     def prefill(
-        self, prompts: Mapping[int, Sequence[int]], read: ReadLogits | None = None
+        self,
+        prompts: Mapping[int, Sequence[int]],
+        read: ReadLogits | None = None,
+        wanted: Collection[int] | None = None,
     ) -> Tensor:
         """See `Decoder.prefill`."""
         self._decoder.check_prompts(prompts)
         with self._together():
-            lengths = [n for place, ids in prompts.items() for n in (place, len(ids))]
-            ids = [i for prompt in prompts.values() for i in prompt]
-            payload = [int(read is not None), len(prompts), *lengths, *ids]
+            told = {*(prompts if wanted is None else wanted)} if read is not None else set()
+            heads = [n for p, ids in prompts.items() for n in (p, len(ids), int(p in told))]
+            payload = [len(prompts), *heads, *chain.from_iterable(prompts.values())]
             self._tell(_PREFILL, [len(payload)])
             dist.broadcast(torch.tensor(payload), group=self._control, group_src=0)
-            return self._decoder.prefill(prompts, read)
+            return self._decoder.prefill(prompts, read, told)
 
     def step(self, places: Sequence[int], tokens: Tensor | Sequence[int]) -> Tensor:
         """See `Decoder.step`."""
@@ -150,16 +157,18 @@ def follow(decoder: Decoder, control: Any) -> None:
             continue
         payload = torch.empty(numbers[0], dtype=torch.int64)
         dist.broadcast(payload, group=control, group_src=0)
-        has_read, prompts = _prompts(payload.tolist())
-        decoder.prefill(prompts, _ignore if has_read else None)
+        decoder.prefill(*_prompts(payload.tolist()))
 
 
-def _prompts(payload: list[int]) -> tuple[bool, dict[int, list[int]]]:
-    has_read, count, *rest = payload
-    ids, prompts = rest[2 * count :], {}
-    for place, length in zip(rest[: 2 * count : 2], rest[1 : 2 * count : 2], strict=True):
+def _prompts(payload: list[int]) -> tuple[dict[int, list[int]], ReadLogits | None, set[int]]:
+    """Return the arguments of `prefill`."""
+    count, *rest = payload
+    ids, prompts, wanted = rest[3 * count :], {}, set()
+    for place, length, is_wanted in batched(rest[: 3 * count], 3):
         prompts[place], ids = ids[:length], ids[length:]
-    return bool(has_read), prompts
+        if is_wanted:
+            wanted.add(place)
+    return prompts, _ignore if wanted else None, wanted
 
 
 def _ignore(place: int, first: int, logits: Tensor) -> None:

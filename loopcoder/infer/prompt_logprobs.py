@@ -23,8 +23,9 @@ class PromptLogprobs:
         self._told = {place: [Token(r.ids[0])] for place, r in self._requests.items()}
 
     @property
-    def is_wanted(self) -> bool:
-        return bool(self._requests)
+    def places(self) -> frozenset[int]:
+        """Of the prompts of which something is asked."""
+        return frozenset(self._requests)
 
     def read(self, place: int, first: int, logits: Tensor) -> None:
         """Take the next logits of a prompt, from its position `first` on, [n, vocabulary] in fp32;

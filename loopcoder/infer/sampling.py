@@ -144,8 +144,11 @@ def logprobs(logits: Tensor, ids: Tensor, number: int) -> tuple[Tensor, Tensor, 
         those of `ids` [B, 1], of the most probable [B, number], and their ids [B, number].
     """
     total = logits.logsumexp(-1, keepdim=True)
+    own = logits.gather(-1, ids[:, None]) - total
+    if number == 0:
+        return own, logits[:, :0], ids[:, None][:, :0]
     values, top = best(logits, number)
-    return logits.gather(-1, ids[:, None]) - total, values - total, top
+    return own, values - total, top
 
 
 def as_token(token: int, told: Sequence[float], number: int) -> Token:

@@ -46,7 +46,7 @@ def session(decoder: Any, seed: int) -> list[torch.Tensor]:
     """Use a decoder as a server would; return all logits."""
     rng, out = random.Random(seed), []
     prompts = {p: random_ids(rng, rng.randrange(1, 20)) for p in range(3)}
-    out.append(decoder.prefill(prompts, lambda *part: out.append(part[2])))
+    out.append(decoder.prefill(prompts, lambda *part: out.append(part[2]), {0, 2}))
     for _ in range(8):
         places = rng.sample(range(3), rng.randrange(1, 4))
         out.append(decoder.step(places, out[-1][: len(places)].argmax(-1)[:1].repeat(len(places))))

@@ -4,7 +4,7 @@ a model."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -36,6 +36,8 @@ class StandIn:
         self.model, self.lengths = small_model(), [0] * num_places
         self.passes: list[list[int]] = []
         """Lengths of the prompts of each pass."""
+        self.wanted: list[set[int]] = []
+        """Places of each pass whose logits are read."""
         self.steps: list[int] = []
         """Sequences of each step."""
         self.fails_at: int | None = None
@@ -54,13 +56,15 @@ class StandIn:
         self,
         prompts: Mapping[int, Sequence[int]],
         read: Callable[[int, int, Tensor], None] | None = None,
+        wanted: Collection[int] | None = None,
     ) -> Tensor:
         self._called()
+        self.wanted.append({*(prompts if wanted is None else wanted)} if read else set())
         self.passes.append([len(ids) for ids in prompts.values()])
         for place, ids in prompts.items():
             assert 0 <= place < self.num_places
             self._put(place, list(ids))
-            for first in range(0, len(ids), 5) if read is not None else ():
+            for first in range(0, len(ids), 5) if place in self.wanted[-1] and read else ():
                 ends = range(first + 1, min(first + 5, len(ids)) + 1)
                 read(place, first, torch.stack([self.logits(ids[:end]) for end in ends]))
         return torch.stack([self.logits(ids) for ids in prompts.values()])

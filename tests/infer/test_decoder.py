@@ -225,3 +225,11 @@ def test_logits_of_bf16_weights_are_not_rounded(seed: int, rng: random.Random) -
     normed = torch.randn(9, drawn.model.hidden_size).bfloat16()
     exact = normed.double() @ weights.head.double().T
     torch.testing.assert_close(head(normed, weights.head).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_only_wanted_prompts_go_through_the_head(seed: int, rng: random.Random) -> None:
+    decoder = draw(seed).decoder(3, 30)
+    prompts = {i: random_ids(rng, 3 + i) for i in range(3)}
+    told: dict[int, Tensor] = {}
+    decoder.prefill(prompts, lambda place, _, logits: told.update({place: logits}), {1})
+    assert told.keys() == {1} and told[1].shape == (4, VOCAB)

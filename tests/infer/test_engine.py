@@ -96,7 +96,9 @@ def test_log_probabilities_of_prompts(rng: random.Random) -> None:
     ids = tuple(rng.randrange(SIZE) for _ in range(17))
     short_one = Request(ids[:1], 1, prompt_logprobs=0)
     requests = [Request(ids, 0, prompt_logprobs=2), Request(ids, 1), short_one]
-    told, silent, short = engine().generate(requests)
+    made = engine()
+    told, silent, short = made.generate(requests)
+    assert isinstance(made.decoder, StandIn) and len(made.decoder.wanted[0]) == 2
     assert silent.prompt == () and short.prompt == (Token(ids[0]),)
     assert [t.id for t in told.prompt] == list(ids) and told.prompt[0] == Token(ids[0])
     assert (told.tokens, told.text, told.finish) == ((), "", "length")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from loopcoder.infer import sampling
 from loopcoder.infer.request import Sampling
 from loopcoder.infer.sampling import Draws, best, draw, logprobs, next_tokens
 
@@ -163,3 +164,13 @@ def test_every_seed_of_64_bits_has_draws_of_its_own() -> None:
     seeds = (0, 1, -1, 2, -2, 2**63, -(2**63) + 1, 2**64 - 3)
     assert len({tuple(drawn(seed)) for seed in seeds}) == len(seeds)
     assert drawn(-1) == drawn(-1) == drawn(2**64 - 1)
+
+
+def test_the_log_probability_of_a_token_alone_looks_for_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "best", lambda *_: pytest.fail("others are looked for"))
+    logits, ids = torch.randn(4, 9), torch.randint(9, (4,))
+    own, values, top = sampling.logprobs(logits, ids, 0)
+    torch.testing.assert_close(own, logits.log_softmax(-1).gather(-1, ids[:, None]))
+    assert values.shape == top.shape == (4, 0)

@@ -7,7 +7,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -57,12 +57,13 @@ class Toy:
         self,
         prompts: Mapping[int, Sequence[int]],
         read: Callable[[int, int, Tensor], None] | None = None,
+        wanted: Collection[int] | None = None,
     ) -> Tensor:
         self._wait()
         self.prefilled.append(sum(map(len, prompts.values())))
         for place, ids in prompts.items():
             self.seen[place] = list(ids)
-            if read is not None:
+            if read is not None and (wanted is None or place in wanted):
                 read(place, 0, torch.stack([self.logits(ids[: i + 1]) for i in range(len(ids))]))
         return torch.stack([self.logits(ids) for ids in prompts.values()])
 
