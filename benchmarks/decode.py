@@ -127,14 +127,26 @@ def check_memory(weights: ModelWeights, model: ModelConfig) -> None:
     print()
 
 
-def bytes_of_a_step(weights: ModelWeights, model: ModelConfig, batch: int) -> int:
-    """Return what a step has to read: weights, and the cache of half the steps that are timed."""
+def bytes_of_a_step(
+    weights: ModelWeights, model: ModelConfig, batch: int, *, in_turn: bool = False
+) -> int:
+    """Return what a step has to read: weights, and the cache of half the steps that are timed.
+
+    Args:
+        in_turn: Each loop reads the layers and what is kept of all tokens; the head is read once,
+            as are the rings, of which each loop has its own.
+    """
     read = sum(x.nbytes for x in weights.tensors()) - weights.embedding.nbytes
     gates = [x for x in weights.layers if x.gate is not None]
     if model.num_loops == 1:
         for layer in gates:
             read -= sum(x.nbytes for x in vars(layer.gate).values())
-    return read + cache_bytes(model, batch, CONTEXT + STEPS // 2, BF16)
+    cache = cache_bytes(model, batch, CONTEXT + STEPS // 2, BF16)
+    if in_turn:
+        once = cache_bytes(model, batch, 0, BF16)
+        by_loop = read - weights.head.nbytes + cache - once
+        return model.num_loops * by_loop + weights.head.nbytes + once
+    return read + cache
 
 
 def measure(weights: ModelWeights, model: ModelConfig, variant: str, loops: int, batch: int) -> Row:
@@ -164,8 +176,7 @@ def measure(weights: ModelWeights, model: ModelConfig, variant: str, loops: int,
 
     times = timed(step, rewind)
     low, middle, high = statistics.quantiles(times, n=4)
-    passes = loops if variant == "in turn" else 1
-    size = passes * bytes_of_a_step(weights, of_row, batch)
+    size = bytes_of_a_step(weights, of_row, batch, in_turn=variant == "in turn")
     return Row(variant, loops, batch, middle, (low, high), size)
 
 

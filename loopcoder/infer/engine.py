@@ -19,13 +19,12 @@ from loopcoder.errors import LoopcoderError, counted
 from loopcoder.infer.answerable import check_request
 from loopcoder.infer.gathered import Gathered
 from loopcoder.infer.leading import Decodes
+from loopcoder.infer.prefill import PASS_TOKENS
 from loopcoder.infer.prompt_logprobs import PromptLogprobs
 from loopcoder.infer.request import Answer, Finish, Piece, Request, Token
 from loopcoder.infer.sampling import Draws, next_tokens
 from loopcoder.infer.text import TextStream, TokenBytes
 
-PREFILL_TOKENS = 8192
-"""Tokens of prompts in one pass, unless a single prompt has more."""
 MAX_WAITING = 1024
 
 Receive = Callable[[Piece], None]
@@ -84,7 +83,7 @@ class Engine:
         eos: frozenset[int] = frozenset(),
         *,
         max_waiting: int = MAX_WAITING,
-        prefill_tokens: int = PREFILL_TOKENS,
+        prefill_tokens: int = PASS_TOKENS,
     ):
         """
         Args:
