@@ -41,7 +41,7 @@ def choose(
     """
     if kernels == "stock":
         return False
-    fault, fix = _fault(model, device, dtype, split), f"kernels={_OTHER[kernels]}"
+    fault, fix = _fault(model, device, dtype, split, here), f"kernels={_OTHER[kernels]}"
     if kernels == "auto" and (
         fault is not None or not here.kernels_were_run or here.kernels_fault == NOT_BUILT
     ):
@@ -105,11 +105,17 @@ def head(normed: Tensor, weight: Tensor) -> Tensor:
 
 
 def _fault(
-    model: ModelConfig, device: torch.device, dtype: torch.dtype, split: Split
+    model: ModelConfig, device: torch.device, dtype: torch.dtype, split: Split, here: Backends
 ) -> str | None:
     """Say why the kernels cannot run a model."""
     if device.type != "cuda":
         return f"the kernels for decoding run on a GPU, and the model is on the {device.type}"
+    if here.compute_capability not in decode.HAVE_SHARED:
+        capability = ".".join(map(str, here.compute_capability or ()))
+        return (
+            f"a block of them takes {decode.SHARED_KIB} KiB of shared memory, more than a GPU of "
+            f"compute capability {capability} gives"
+        )
     if dtype != torch.bfloat16:
         return f"they are for bf16, and the weights are {str(dtype).removeprefix('torch.')}"
     if model.head_dim not in decode.HEAD_DIMS:

@@ -13,6 +13,10 @@ from torch import Tensor
 MAX_ROWS = 8
 """Of a product by the kernel; cuBLAS reads the weights once for more of them as well."""
 HEAD_DIMS = (64, 128)
+SHARED_KIB = 107
+"""Shared memory that a block of a product takes, in KiB: its ring and 42 KiB of x."""
+HAVE_SHARED = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
+"""Compute capabilities whose blocks can have as much; 8.6, 8.9 and 12.0 give 99 KiB."""
 KV = tuple[Tensor, Tensor]
 
 

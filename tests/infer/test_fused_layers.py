@@ -115,6 +115,15 @@ def test_a_rank_of_several_has_the_widths_that_the_kernels_read(seed: int) -> No
         choose("cuda", model, GPU, torch.bfloat16, HOPPER, ranks[-1])
 
 
+@pytest.mark.parametrize("capability", [(8, 6), (8, 9), (12, 0)])
+def test_gpus_with_little_shared_memory_are_refused(seed: int, capability: tuple[int, int]) -> None:
+    model = draw(seed, num_loops=2, **WIDE).model
+    small = Backends(gpu_count=1, compute_capability=capability, kernels_fault=None)
+    assert not choose("auto", model, GPU, torch.bfloat16, small)
+    with pytest.raises(InputError, match="107 KiB of shared memory"):
+        choose("cuda", model, GPU, torch.bfloat16, small)
+
+
 def test_a_build_that_is_out_of_date_is_an_error_and_not_passed_over(seed: int) -> None:
     model = draw(seed, num_loops=2, **WIDE).model
     stale = Backends(gpu_count=1, compute_capability=(9, 0), kernels_fault="built for torch 1.0")
