@@ -20,9 +20,6 @@ from loopcoder.infer.weights import LayerWeights, ModelWeights
 from loopcoder.ops import decode
 
 Kernels = Literal["auto", "stock", "cuda"]
-_OTHER = {"auto": "stock", "cuda": "auto"}
-"""What works where the kernels cannot be used as asked: auto takes a build that is out of date for
-a mistake."""
 
 
 def choose(
@@ -41,7 +38,7 @@ def choose(
     """
     if kernels == "stock":
         return False
-    fault, fix = _fault(model, device, dtype, split, here), f"kernels={_OTHER[kernels]}"
+    fault, fix = _fault(model, device, dtype, split, here), "kernels=stock"
     if kernels == "auto" and (
         fault is not None or not here.kernels_were_run or here.kernels_fault == NOT_BUILT
     ):

@@ -43,7 +43,7 @@ def expected(checkpoint: Checkpoint, text: str, most: int, **fields: Any) -> Ans
     """Return the answer of an engine of its own."""
     loaded = load_decoder(checkpoint, num_places=1, max_length=200)
     prompts = Prompts.of_source(loaded.source)
-    request = Request(prompts.of_text(text), most, stop_ids=prompts.end_ids, **fields)
+    request = Request(prompts.of_text(text), most, **({"stop_ids": prompts.end_ids} | fields))
     return Engine(loaded.decoder, prompts.tokenizer).generate([request])[0]
 
 
@@ -152,7 +152,9 @@ def test_a_conversation(checkpoint: Checkpoint, capsys: pytest.CaptureFixture[st
         "<|im_start|>system\nBe short.<|im_end|>\n"
         "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert capsys.readouterr().out == expected(checkpoint, text, 6).text + "\n"
+    assert (
+        capsys.readouterr().out == expected(checkpoint, text, 6, stop_ids=frozenset()).text + "\n"
+    )
 
 
 def test_processes_that_share_a_model_get_what_is_asked(
@@ -244,7 +246,7 @@ def test_a_decoder_is_made_as_asked(
     command = [verb, f"checkpoint={checkpoint.path}", *others]
     assert cli.main([*command, f"{verb}.kernels=cuda"]) == EXIT_BAD_INPUT
     said = capsys.readouterr().err
-    assert f"{verb}.kernels=cuda, " in said and f"{verb}.kernels=stock" in said
+    assert f"{verb}.kernels=cuda\n" in said and f"{verb}.kernels=stock" in said
 
     def seen(*_: Any, **given: Any) -> Any:
         raise InputError.of(f"{given['kernels']} {given['cuda_graphs']}", "it is seen", "nothing")

@@ -116,7 +116,7 @@ def test_kernels_that_cannot_run_are_refused_before_weights_are_read(
 ) -> None:
     checkpoint = made(tmp_path, seed).checkpoint
     monkeypatch.setattr(loading, "build_weights", lambda *_: pytest.fail("weights are read"))
-    with pytest.raises(InputError, match=r"kernels=cuda\n.*run on a GPU.*\n.*kernels=auto"):
+    with pytest.raises(InputError, match=r"kernels=cuda\n.*run on a GPU.*\n.*kernels=stock"):
         load_decoder(checkpoint, kernels="cuda", **ROOM)
 
 
