@@ -90,8 +90,8 @@ def _weights(a: Side, b: Side, names: list[str]) -> str:
 def _line(d: Difference) -> str:
     words = "within rounding" if d.is_rounding else "more than rounding"
     return (
-        f"{_loops(*d.loop_idx)}: largest difference {abs(d.values[0] - d.values[1]):.3g} at position "
-        f"{d.position}, id {d.token}: {d.values[0]:.7g} and {d.values[1]:.7g} "
+        f"{_loops(*d.loop_idx)}: largest difference {abs(d.values[0] - d.values[1]):.3g} at "
+        f"position {d.position}, id {d.token}: {d.values[0]:.7g} and {d.values[1]:.7g} "
         f"({d.share:.2g} of the largest logit: {words})"
     )
 
