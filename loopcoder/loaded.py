@@ -295,12 +295,14 @@ class LoadedRun:
             ignore_end=ignore_end,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            kernels=kernels,
+            cuda_graphs=cuda_graphs,
         )
         several, is_one = prompts_in(prompt)
         if stream and not is_one:
             why = "pieces of several answers would come in any order"
             raise InputError.of("stream=True for several prompts", why, "one prompt, or no stream")
-        generator = self._generator(kernels, cuda_graphs)
+        generator = self._generator(asked.kernels, asked.cuda_graphs)
         requests = [
             Request(
                 generator.prompts.of_ids(self._ids(one, at_least=0)),

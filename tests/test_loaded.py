@@ -210,6 +210,7 @@ def test_answers_are_those_of_the_full_pass(saved: Saved) -> None:
         (lambda: run.generate([run.vocabulary]), "token id"),
         (lambda: run.generate(TEXT, temperature=-1), "temperature=-1"),
         (lambda: run.generate(TEXT, kernels="cuda"), "kernels=cuda"),
+        (lambda: run.generate(TEXT, kernels="fast"), "must be one of"),
         (lambda: run.generate(TEXT, temperature="warm", top_p=0.0), r"(?s)temperature.*top_p"),
         (lambda: run.generate(TEXT, max_tokens=0), "max_tokens=0"),
         (lambda: run.generate(TEXT, max_tokens=2.5), "whole number"),
