@@ -17,9 +17,13 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from loopcoder.config.benchmarks import HumanEvalConfig, TasksConfig  # noqa: E402
 from loopcoder.config.compose import compose  # noqa: E402
+from loopcoder.config.diagnosis import DiagnoseConfig  # noqa: E402
 from loopcoder.config.fields import FieldAt, as_override, leaves  # noqa: E402
+from loopcoder.config.generation import GenerateConfig  # noqa: E402
 from loopcoder.config.schema import Config  # noqa: E402
+from loopcoder.config.serving import ServeConfig  # noqa: E402
 
 TARGET = REPOSITORY / "docs" / "configuration.md"
 CONF = REPOSITORY / "conf"
@@ -50,6 +54,13 @@ Not built yet, and refused with an error:
 {not_built}
 """
 
+OF_VERBS = """\
+## Sections of commands
+
+What `loopcoder generate`, `serve`, `evaluate tasks=...` and `diagnose` take besides fields of a
+run. They belong to one call of the command, and change no run.
+"""
+
 FIRST = (
     "model.num_loops",
     "data.path",
@@ -68,6 +79,15 @@ FIRST = (
     "seed",
 )
 """What one changes at first, in the order of a run's life."""
+
+VERBS = {
+    "generate": GenerateConfig,
+    "serve": ServeConfig,
+    "tasks": TasksConfig,
+    "human_eval": HumanEvalConfig,
+    "diagnose": DiagnoseConfig,
+}
+"""Sections of verbs, which are no part of a run."""
 
 LAST = "data.build.filters"
 """The section with the most fields, and the fewest readers."""
@@ -95,6 +115,7 @@ def render() -> str:
     sections = [part for name, info in _fields(Config).items() for part in _section(name, info)]
     last = [part for part in sections if part.key.startswith(LAST)]
     parts += [part.text for part in sections if part not in last] + [part.text for part in last]
+    parts += [OF_VERBS, *(_of_verb(name, schema) for name, schema in VERBS.items())]
     return "\n".join(parts)
 
 
@@ -111,6 +132,12 @@ def _first() -> str:
         cells = (f"`{key}`", f"`{as_override(value)}`", _text(at.doc))
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _of_verb(name: str, schema: type) -> str:
+    """Return heading, description and table of a verb's section."""
+    table = _table(schema, f"{name}.", list(_fields(schema)), changes=False)
+    return "\n".join([f"### {name}\n", f"{_text(schema.__doc__)}\n", table])
 
 
 class _Part(NamedTuple):
@@ -137,8 +164,9 @@ def _section(key: str, info: Any) -> Iterator[_Part]:
             yield from _section(f"{prefix}{name}", field)
 
 
-def _table(section: type, prefix: str, names: list[str]) -> str:
-    lines = ["| field | type | default | changes | meaning |", "| --- | --- | --- | --- | --- |"]
+def _table(section: type, prefix: str, names: list[str], *, changes: bool = True) -> str:
+    columns = ["field", "type", "default", *(["changes"] if changes else []), "meaning"]
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for name in names:
         info = _fields(section)[name]
         key = f"{prefix}{name}"
@@ -146,7 +174,8 @@ def _table(section: type, prefix: str, names: list[str]) -> str:
         if _sections(info.annotation):
             anchor = key.replace(".", "").lower()
             types = types.replace("section", f"[section](#{anchor})")
-        cells = (f"`{key}`", types, _default(info), _changes(key), _meaning(info))
+        changed = [_changes(key)] if changes else []
+        cells = (f"`{key}`", types, _default(info), *changed, _meaning(info))
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -32,9 +32,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference of logits after one loop."""
+    """The largest difference of logits, each model's after one of its loops."""
 
-    loop_idx: int
+    loop_idx: tuple[int, int]
     position: int
     token: int
     values: tuple[float, float]
@@ -94,7 +94,7 @@ def differing(a: Side, b: Side) -> list[str]:
 
 
 def compare(a: Side, b: Side) -> list[Difference]:
-    """Compare the logits after each loop; of models with other numbers of loops, after the last.
+    """Compare the logits after each loop that both models have, and after the last of each.
 
     Raises:
         InputError: their vocabularies differ, or logits are not finite.
@@ -105,17 +105,16 @@ def compare(a: Side, b: Side) -> list[Difference]:
             "logits of other vocabularies cannot be compared",
             "two models with one tokenizer",
         )
-    same = a.num_loops == b.num_loops
-    loops = range(a.num_loops) if same else [-1]
-    found = []
-    for loop_idx in loops:
-        x, y = a.logits[loop_idx], b.logits[loop_idx]
-        apart = (x - y).abs().nan_to_num(nan=float("inf"))
-        at = int(apart.argmax())
-        position, token = divmod(at, x.shape[-1])
-        largest = max(float(x.abs().max()), float(y.abs().max()), 1e-30)
-        values = float(x[position, token]), float(y[position, token])
-        share = float(apart.max()) / largest
-        index = loop_idx if same else a.num_loops - 1
-        found.append(Difference(index, position, token, values, share))
-    return found
+    loops = [(loop_idx, loop_idx) for loop_idx in range(min(a.num_loops, b.num_loops))]
+    last = a.num_loops - 1, b.num_loops - 1
+    return [_after(a, b, pair) for pair in dict.fromkeys([*loops, last])]
+
+
+def _after(a: Side, b: Side, loop_idx: tuple[int, int]) -> Difference:
+    x, y = a.logits[loop_idx[0]], b.logits[loop_idx[1]]
+    apart = (x - y).abs().nan_to_num(nan=float("inf"))
+    at = int(apart.argmax())
+    position, token = divmod(at, x.shape[-1])
+    largest = max(float(x.abs().max()), float(y.abs().max()), 1e-30)
+    values = float(x[position, token]), float(y[position, token])
+    return Difference(loop_idx, position, token, values, float(apart.max()) / largest)

@@ -24,6 +24,7 @@ from loopcoder.config.this_machine import for_this_machine
 from loopcoder.data.places import TOKENIZER
 from loopcoder.data.sampler import trained_stage
 from loopcoder.errors import InputError, counted
+from loopcoder.generate_arguments import checked, prompts_in
 from loopcoder.hf.opened import checkpoint_at
 from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE, read_metrics
 from loopcoder.model.documents import Documents
@@ -283,22 +284,34 @@ class LoadedRun:
         """
         from loopcoder.infer.request import Request, Sampling
 
-        is_one = isinstance(prompt, str) or (len(prompt) > 0 and not hasattr(prompt[0], "__len__"))
-        several: Any = [prompt] if is_one else prompt
+        asked = checked(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop=stop,
+            ignore_end=ignore_end,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            kernels=kernels,
+            cuda_graphs=cuda_graphs,
+        )
+        several, is_one = prompts_in(prompt)
         if stream and not is_one:
             why = "pieces of several answers would come in any order"
             raise InputError.of("stream=True for several prompts", why, "one prompt, or no stream")
-        generator = self._generator(kernels, cuda_graphs)
-        sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+        generator = self._generator(asked.kernels, asked.cuda_graphs)
         requests = [
             Request(
                 generator.prompts.of_ids(self._ids(one, at_least=0)),
-                max_tokens,
-                sampling,
-                (stop,) if isinstance(stop, str) else tuple(stop),
-                frozenset() if ignore_end else generator.prompts.end_ids,
-                logprobs,
-                prompt_logprobs,
+                asked.max_tokens,
+                Sampling(asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.seed),
+                tuple(asked.stop),
+                frozenset() if asked.ignore_end else generator.prompts.end_ids,
+                asked.logprobs,
+                asked.prompt_logprobs,
             )
             for one in several
         ]

@@ -210,9 +210,26 @@ def test_answers_are_those_of_the_full_pass(saved: Saved) -> None:
         (lambda: run.generate([run.vocabulary]), "token id"),
         (lambda: run.generate(TEXT, temperature=-1), "temperature=-1"),
         (lambda: run.generate(TEXT, kernels="cuda"), "kernels=cuda"),
+        (lambda: run.generate(TEXT, kernels="fast"), "must be one of"),
+        (lambda: run.generate(TEXT, temperature="warm", top_p=0.0), r"(?s)temperature.*top_p"),
+        (lambda: run.generate(TEXT, max_tokens=0), "max_tokens=0"),
+        (lambda: run.generate(TEXT, max_tokens=2.5), "whole number"),
+        (lambda: run.generate(TEXT, top_k=-1), "top_k=-1"),
+        (lambda: run.generate(TEXT, min_p=float("nan")), "min_p"),
+        (lambda: run.generate(TEXT, seed=-1), "seed=-1"),
+        (lambda: run.generate(TEXT, stop=[3]), "stop"),
+        (lambda: run.generate(TEXT, stop=None), "stop"),
+        (lambda: run.generate(TEXT, logprobs=-1), "logprobs=-1"),
+        (lambda: run.generate(TEXT.encode()), "bytes for a prompt"),
+        (lambda: run.generate(None), "NoneType for a prompt"),
+        (lambda: run.generate([TEXT, None]), "NoneType for a prompt"),
+        (lambda: run.generate([1.5]), "float for a prompt"),
+        (lambda: run.generate(torch.tensor(ids)), "Tensor for a prompt"),
+        (lambda: run.generate("a\ud83d"), "surrogates"),
     ):
         with pytest.raises(InputError, match=said):
             wrong()
+    assert run.generate(TEXT, max_tokens=12, ignore_end=True, logprobs=1) == answer
 
 
 @pytest.mark.parametrize("loops", [1, 3])

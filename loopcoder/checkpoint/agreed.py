@@ -20,7 +20,7 @@ import torch.distributed as dist
 from loopcoder.checkpoint.start import Reached, Start
 from loopcoder.config.data import SkipConfig
 from loopcoder.errors import EXIT_BAD_INPUT, DiskFull, InputError, LoopcoderError, ProcessLost
-from loopcoder.storage.disk import is_disk_full
+from loopcoder.storage.disk import is_disk_full, remedy
 from loopcoder.storage.files import missed_within
 
 _SEEN = ".seen-by-all-"
@@ -202,7 +202,7 @@ def of_rank_0[T](value: Callable[[], T]) -> T:
             told[1] = (DiskFull if full else InputError).of(
                 f"rank 0 cannot use {error.filename}: {error.strerror or error}",
                 "what it sees of the run's folder counts for all",
-                f"{'free space there' if full else 'a run_dir that can be read and written'}, then "
+                f"{remedy(error) if full else 'a run_dir that can be read and written'}, then "
                 "the same command",
             )
     dist.broadcast_object_list(told, 0)

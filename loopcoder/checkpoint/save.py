@@ -40,7 +40,7 @@ from loopcoder.data.sampler import Position
 from loopcoder.errors import EXIT_RETRY, InputError, LoopcoderError, ProcessLost
 from loopcoder.optim.schedule import branching_step
 from loopcoder.parallel.peers import interruption_of, was_lost
-from loopcoder.storage.disk import free_bytes, is_disk_full
+from loopcoder.storage.disk import free_bytes, is_disk_full, is_too_large, no_space, remedy
 from loopcoder.storage.files import write_json
 
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -340,6 +340,10 @@ def _not_saved(folder: Path, error: BaseException) -> LoopcoderError:
     full = is_disk_full(error) or free_bytes(folder) < FULL_BYTES
     if isinstance(error, FileNotFoundError) and not full:
         return _taken_away(folder, error.filename or error)
+    if is_too_large(error):
+        cause, fix = no_space(error, folder), remedy(error)
+        fix = f"{fix}, then start the same command again"
+        return LoopcoderError.of(f"could not save {folder}: {cause}", _LOST_WITHOUT, fix)
     cause = "the disk is full" if full else f"{type(error).__name__}: {error}"
     fix = "free space there (or lower checkpoint.keep)" if full else f"see to {folder.parent}"
     return LoopcoderError.of(

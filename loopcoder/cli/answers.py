@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from loopcoder.cli.arguments import say_aside
@@ -12,10 +14,14 @@ from loopcoder.cli.given_prompts import GivenPrompt
 from loopcoder.cli.streams import nobody_reads
 from loopcoder.errors import counted
 from loopcoder.infer.gathered import Gathered
-from loopcoder.infer.request import Request
+from loopcoder.infer.request import Piece, Request
 
 if TYPE_CHECKING:
     from loopcoder.infer.engine import Engine
+
+
+MANY_TOKENS = 1024
+"""Of prompts, whose reading takes time that is told before."""
 
 
 class Answers:
@@ -33,6 +39,7 @@ class Answers:
         """Pieces of the next one that are printed."""
         self._next = 0
         """The first that is not printed as a whole."""
+        self._pace = _Pace()
 
     def run(self, engine: Engine, requests: Sequence[Request]) -> None:
         """Answer all requests, or what comes of them before nobody reads it.
@@ -40,9 +47,11 @@ class Answers:
         Raises:
             KeyboardInterrupt: after what has come until then is printed.
         """
-        begun = time.perf_counter()
+        if (tokens := sum(len(request.ids) for request in requests)) >= MANY_TOKENS:
+            say_aside(f"reading {tokens:,} tokens of prompts")
+        begun = self._pace.last = time.perf_counter()
         tickets = [
-            engine.submit(request, gathered.add)
+            engine.submit(request, partial(self._receive, request, gathered))
             for request, gathered in zip(requests, self._gathered, strict=True)
         ]
         try:
@@ -54,6 +63,12 @@ class Answers:
                 engine.cancel(ticket)
             self._print()
             say_aside(self._speed(time.perf_counter() - begun))
+
+    def _receive(self, request: Request, gathered: Gathered, piece: Piece) -> None:
+        if piece.tokens:
+            is_first = not gathered.tokens
+            self._pace.came(len(request.ids) if is_first else 0)
+        gathered.add(piece)
 
     def _print(self) -> None:
         """Print what has come since the last time, as far as it is its turn."""
@@ -76,7 +91,36 @@ class Answers:
     def _speed(self, seconds: float) -> str:
         tokens = sum(len(gathered.tokens) for gathered in self._gathered)
         ends = ", ".join(dict.fromkeys(str(g.finish) for g in self._gathered))
-        return f"{counted(tokens, 'token')} in {seconds:.2f} s, {tokens / seconds:.1f}/s; {ends}"
+        return f"{counted(tokens, 'token')} in {seconds:.2f} s{self._pace}; {ends}"
+
+
+@dataclass
+class _Pace:
+    """How fast prompts are read, and how fast tokens come after the first one of each answer. All
+    pieces of a pass over prompts, or of a step, come at the same time."""
+
+    last: float = 0.0
+    """When the last piece came, in seconds."""
+    read: int = 0
+    """Tokens of prompts that were read."""
+    read_s: float = 0.0
+    """Until the first token of each answer."""
+    written: int = 0
+    """Tokens without the first one of each answer."""
+    write_s: float = 0.0
+
+    def came(self, prompt_tokens: int) -> None:
+        """Count a token of an answer: its first one, with the tokens of its prompt, or another."""
+        now = time.perf_counter()
+        if prompt_tokens:
+            self.read, self.read_s = self.read + prompt_tokens, self.read_s + now - self.last
+        else:
+            self.written, self.write_s = self.written + 1, self.write_s + now - self.last
+        self.last = now
+
+    def __str__(self) -> str:
+        rates = ("prompts", self.read, self.read_s), ("answers", self.written, self.write_s)
+        return "".join(f", {what} {n / s:,.1f} tokens/s" for what, n, s in rates if n and s)
 
 
 def _fields(prompt: GivenPrompt, gathered: Gathered) -> dict[str, Any]:

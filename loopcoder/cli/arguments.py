@@ -16,7 +16,7 @@ from launch.torchrun import CONFIG_VARIABLE
 from loopcoder.backends import Backends
 from loopcoder.config.compose import compose
 from loopcoder.config.data import DataConfig
-from loopcoder.config.fields import FieldAt, placeholder
+from loopcoder.config.fields import MISSING, FieldAt, as_override, placeholder, typed
 from loopcoder.config.identity import resolve_run_dir
 from loopcoder.config.mistakes import nearest_keys
 from loopcoder.config.resolve import resolve
@@ -101,15 +101,25 @@ def section_of[T](overrides: Sequence[str], name: str, schema: type[T]) -> tuple
         name: Of the section, and of its root file in conf/.
 
     Raises:
-        InputError: about keys as they stand on the command line.
+        InputError: about keys as they stand on the command line; a field of the section stands
+            there without its name.
     """
     before = f"{name}."
     own = [o.removeprefix(before) for o in overrides if o.startswith(before)]
+    others = [o for o in overrides if not o.startswith(before)]
+    bare = [o for o in others if "=" in o and o.partition("=")[0] in FieldAt(schema).fields]
+    problems = [
+        Problem(o, f"{o.partition('=')[0]} is a field of the section {name}", typed(before + o))
+        for o in bare
+    ]
     try:
         section = compose(own, schema=schema, root=name)
     except InputError as error:
-        raise InputError([_as_written(before, p) for p in error.problems]) from error
-    return section, [o for o in overrides if not o.startswith(before)]
+        problems += [_as_written(before, p) for p in error.problems]
+        raise InputError(problems) from error
+    if problems:
+        raise InputError(problems)
+    return section, others
 
 
 def _as_written(before: str, problem: Problem) -> Problem:
@@ -119,12 +129,15 @@ def _as_written(before: str, problem: Problem) -> Problem:
 
 
 def fields_of(name: str, schema: type[Any]) -> str:
-    """Return the fields of a verb's own section for its help."""
-    docs = schema.__pydantic_fields__
-    width = max(map(len, docs)) + len(name) + 1
+    """Return the fields of a verb's own section for its help, each with its default."""
+    fields = FieldAt(schema).fields
+    keys = {
+        field: f"{name}.{field}" + ("" if at.default is MISSING else f"={as_override(at.default)}")
+        for field, at in fields.items()
+    }
+    width = max(map(len, keys.values()))
     return "\n".join(
-        f"  {f'{name}.{field}':<{width}}  {' '.join(str(info.description).split())}"
-        for field, info in docs.items()
+        f"  {key:<{width}}  {' '.join(fields[field].doc.split())}" for field, key in keys.items()
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from loopcoder.backends import refuse_missing
 from loopcoder.cli.arguments import parse_arguments
-from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.errors import EXIT_DONE, InputError, counted
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ usage: loopcoder compare checkpoint=DIR|URL folder=DIR text=TEXT
 
 The exit code is 0 where the largest difference is no more than what fp32 rounds (256 of its steps,
 as a share of the largest logit), and 1 where it is more. The tokens are those of the first model's
-tokenizer."""
+tokenizer. Of models with other numbers of loops R the loops that both have are compared, and the
+last of each."""
 
 _DIFFER = 1
 
@@ -54,6 +55,12 @@ def run(argv: list[str]) -> int:
     second, _ = side(places[1], tokens, first)
     found = compare(first, second)
     print(_weights(first, second, differing(first, second)))
+    if first.num_loops != second.num_loops:
+        print(
+            f"R differs: {first.place} has {counted(first.num_loops, 'loop')}, "
+            f"{second.place} {second.num_loops}; "
+            "compared are the loops that both have, and the last of each"
+        )
     print("logits after each loop, counted from 0 as in metrics.jsonl:")
     for difference in found:
         print(_line(difference))
@@ -83,7 +90,11 @@ def _weights(a: Side, b: Side, names: list[str]) -> str:
 def _line(d: Difference) -> str:
     words = "within rounding" if d.is_rounding else "more than rounding"
     return (
-        f"loop {d.loop_idx}: largest difference {abs(d.values[0] - d.values[1]):.3g} at position "
-        f"{d.position}, id {d.token}: {d.values[0]:.7g} and {d.values[1]:.7g} "
+        f"{_loops(*d.loop_idx)}: largest difference {abs(d.values[0] - d.values[1]):.3g} at "
+        f"position {d.position}, id {d.token}: {d.values[0]:.7g} and {d.values[1]:.7g} "
         f"({d.share:.2g} of the largest logit: {words})"
     )
+
+
+def _loops(first: int, second: int) -> str:
+    return f"loop {first}" if first == second else f"last loops, {first} and {second}"

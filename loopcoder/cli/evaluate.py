@@ -85,6 +85,7 @@ def run(argv: list[str]) -> int:
             why = "tasks are run for the checkpoints that are named"
             raise InputError.of("--all", why, "checkpoint=DIR of each")
         return evaluate_tasks.run(arguments.overrides, as_json="--json" in argv)
+    _refuse_without_tasks(arguments.overrides)
     given = [o for o in arguments.overrides if o.startswith("checkpoint=")]
     others = [o for o in arguments.overrides if not o.startswith("checkpoint=")]
     if len(given) != 1 or given[0] == "checkpoint=":
@@ -108,6 +109,19 @@ def run(argv: list[str]) -> int:
     else:
         print(table(results))
     return EXIT_DONE
+
+
+def _refuse_without_tasks(overrides: Sequence[str]) -> None:
+    """Refuse settings of tasks where none is named: without tasks= a loss is measured."""
+    of_tasks = [o for o in overrides if o.startswith(("tasks.", "human_eval."))]
+    if of_tasks or any(o.startswith("server=") for o in overrides):
+        given = " ".join(of_tasks) or "server=URL"
+        named = "human_eval" if any(o.startswith("human_eval.") for o in overrides) else "NAME"
+        raise InputError.of(
+            f"{given} without tasks=",
+            "it is about benchmarks, and none is named",
+            f"tasks={named} besides, or leave it out for the loss on held-out documents",
+        )
 
 
 def checkpoints(place: str, every: bool, cache: Path) -> list[Checkpoint]:

@@ -43,14 +43,11 @@ usage: loopcoder generate checkpoint=DIR|URL|FOLDER prompt=TEXT [prompt=...] [fi
   --json    an object for each prompt: text, ids, finish (stop, length or cancelled), stopped_by
 {fields}
 
-Answers go to standard output as they come, without the prompt; their speed goes to standard error.
+Answers go to standard output as they come, without the prompt; to standard error goes their speed,
+and what makes them poor: a prompt longer than what was trained, a chat with weights of no chat.
 An empty prompt begins as a document does. Fields that may be given besides: model.num_loops,
 precision, parallel.tp, data.build.cache_dir. docs/decoding.md has more."""
 
-_EMPTY = (
-    "the prompt is empty: the answer begins behind the token {token}, as a document does; models "
-    "that were trained here have not learned how documents begin"
-)
 _FIELDS = {
     "max_tokens=": "generate.max_tokens=",
     "num_places=": "generate.places=",
@@ -82,17 +79,20 @@ def run(argv: list[str]) -> int:
         raise InputError.of(f"generate.system={settings.system}", why, "--chat, or leave it out")
     refuse_missing()
     with ended_at_once():
+        from loopcoder.cli.prompt_notes import notes_on
         from loopcoder.infer.prompts import Prompts
         from loopcoder.infer.sources import Asked, source_at
     model = Asked(detect(), asked.num_loops, asked.precision, asked.parallel)
     source = source_at(place, asked.cache, model)
     made = Prompts.of_source(source)
-    if any(prompt.text == "" for prompt in prompts) and "--chat" not in options and rank() == 0:
-        say_aside(_EMPTY.format(token=made.tokenizer.id_to_token(made.begin_id)))
-    requests = [_request(one, made, settings, is_chat="--chat" in options) for one in prompts]
+    is_chat = "--chat" in options
+    requests = [_request(one, made, settings, is_chat=is_chat) for one in prompts]
     _check(requests, source, made)
     if _is_to_launch(source.config):
         return _launch(source, prompts, arguments.asked, options)
+    if rank() == 0:
+        for note in notes_on(prompts, requests, source, made, is_chat=is_chat):
+            say_aside(note)
     _answer(prompts, requests, source, made, settings, as_json="--json" in options)
     return EXIT_DONE
 

@@ -46,7 +46,7 @@ from loopcoder.errors import (
     LoopcoderError,
     record_exit,
 )
-from loopcoder.storage.disk import is_disk_full
+from loopcoder.storage.disk import is_disk_full, is_too_large, remedy, too_large
 
 USAGE = """\
 loopcoder trains looped code models (Parallel Loop Transformers) on Megatron-core.
@@ -130,11 +130,7 @@ def _unexpected(error: Exception) -> int:
         print_error(named)
         return named.exit_code
     if is_disk_full(error):
-        full = DiskFull.of(
-            str(error),
-            "there is no room for what has to be written (or no quota is left)",
-            "free space there, or export TMPDIR=FOLDER if it is a temporary file",
-        )
+        full = _of_full_disk(error)
         print_error(full)
         return full.exit_code
     its_own = not another_rank_failed_first()
@@ -142,6 +138,17 @@ def _unexpected(error: Exception) -> int:
     if its_own:
         traceback.print_exc()
     return 1
+
+
+def _of_full_disk(error: Exception) -> DiskFull:
+    if is_too_large(error):
+        why = "a file that may not grow stops what writes it; the disk need not be full"
+        return DiskFull.of(too_large(error, "a file"), why, remedy(error))
+    return DiskFull.of(
+        str(error),
+        "there is no room for what has to be written (or no quota is left)",
+        "free space there, or export TMPDIR=FOLDER if it is a temporary file",
+    )
 
 
 def _dispatch(arguments: list[str]) -> int:

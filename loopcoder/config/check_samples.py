@@ -35,9 +35,11 @@ def check_samples(config: Config) -> Iterator[Problem]:
 def _given(config: Config, prompts: list[str]) -> Iterator[Problem]:
     asked = config.eval
     there = f"eval.sample_prompts has {counted(len(prompts), 'text')}"
-    if not prompts or not all(prompts):
-        what = "one of them is empty" if prompts else "null takes held-out documents"
-        yield Problem(there, f"a continuation needs a beginning; {what}", "give texts, or null")
+    empty = [f"eval.sample_prompts.{i}" for i, prompt in enumerate(prompts) if not prompt]
+    if not prompts or empty:
+        what = f"empty: {', '.join(empty)}" if empty else "null takes held-out documents"
+        fix = "a text for each, or leave it out" if empty else "give texts, or null"
+        yield Problem(there, f"a continuation needs a beginning; {what}", fix)
     elif asked.samples < len(prompts):
         yield Problem(
             f"{there}, eval.samples={asked.samples}",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loopcoder.doctor import thresholds as t
 from loopcoder.doctor.findings import Seen
-from loopcoder.storage.disk import is_disk_full
+from loopcoder.storage.disk import is_disk_full, remedy
 from loopcoder.storage.files import in_words
 
 
@@ -137,7 +137,8 @@ def _unwritable(
 ) -> None:
     fact = f"{place}: {error.strerror}"
     if is_disk_full(error):
-        why, fix = "the run writes there", f"free space or quota there, or {setting}=ANOTHER"
+        why, fix = "the run writes there", remedy(error, "free space or quota there")
+        fix += f", or {setting}=ANOTHER"
         seen.add(check, "error", fact, why, fix)
     elif not must_write and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         why = "corpora that are there are read; none is built there"

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from loopcoder.errors import LoopcoderError
+from loopcoder.errors import DiskFull
 from loopcoder.storage.disk import full_disk_raises
 from loopcoder.storage.files import sync, whole_file
 
@@ -110,7 +110,7 @@ def set_aside_damaged(path: Path) -> tuple[list[int], Path]:
     """Move the lines that are no records to the end of a file beside it, `<name>.damaged.jsonl`.
 
     Returns their numbers and that file. Atomic: a kill on the way loses no line, and may leave one
-    in both files. Raises LoopcoderError when the disk has no room.
+    in both files. Raises DiskFull when there is no room.
     """
     aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
     damaged = dict(_damaged_lines(path)) if path.exists() else {}
@@ -138,7 +138,7 @@ def disk_full_is_an_error(path: Path) -> AbstractContextManager[None]:
     """Say how to go on after 'no space left' and 'quota exceeded'."""
     return full_disk_raises(
         path.parent,
-        lambda fact: LoopcoderError.of(
+        lambda fact: DiskFull.of(
             f"{path} could not be written: {fact}",
             "what a run has recorded must be whole",
             "free space there (checkpoint.keep=N keeps fewer checkpoints), then start the same "

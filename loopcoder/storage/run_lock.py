@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from loopcoder.errors import DiskFull, InputError
-from loopcoder.storage.disk import is_disk_full
+from loopcoder.storage.disk import is_disk_full, remedy
 from loopcoder.storage.folders import make_folder
 from loopcoder.storage.lock import hold, is_held
 
@@ -34,7 +34,7 @@ def only_run_in(run_dir: Path) -> Iterator[None]:
                 raise DiskFull.of(
                     f"cannot write {lock}: {error.strerror}",
                     "a run writes checkpoints there, and this file has not even room for a number",
-                    "free space there, or run_dir=ANOTHER_FOLDER",
+                    f"{remedy(error)}, or run_dir=ANOTHER_FOLDER",
                 ) from error
             raise InputError.of(
                 f"cannot lock {lock}: {error.strerror or error}",

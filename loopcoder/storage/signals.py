@@ -105,7 +105,7 @@ def ended_at_once() -> Iterator[None]:
             leave_terminal()
         if os.environ.get("RANK", "0") == "0":
             with suppress(OSError):  # nobody reads it
-                os.write(2, f"loopcoder: {name_of(number)} before the first step\n".encode())
+                os.write(2, f"loopcoder: {name_of(number)} before anything was done\n".encode())
         with suppress(OSError):  # the launcher's folder is gone, or full
             record_exit(EXIT_RETRY)
         os._exit(EXIT_RETRY)

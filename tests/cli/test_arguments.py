@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from loopcoder.cli.arguments import Arguments, parse_arguments, rank, say
+from loopcoder.cli.arguments import (
+    Arguments,
+    fields_of,
+    parse_arguments,
+    rank,
+    say,
+    section_of,
+)
+from loopcoder.config.diagnosis import DiagnoseConfig
+from loopcoder.config.generation import GenerateConfig
+from loopcoder.config.serving import ServeConfig
 from loopcoder.errors import InputError
 
 
@@ -55,3 +65,27 @@ def test_only_rank_0_speaks(
 def test_an_option_that_a_verb_would_ignore_is_refused(option: str) -> None:
     with pytest.raises(InputError, match="options of this verb are --config-dir DIR and --help"):
         parse_arguments([option, "a=1"], takes=[])
+
+
+def test_the_help_of_a_section_has_its_defaults() -> None:
+    lines = fields_of("generate", GenerateConfig).splitlines()
+    keys = [line.split()[0] for line in lines]
+    assert {"generate.max_tokens=256", "generate.seed=null", "generate.stop=[]"} <= {*keys}
+    assert GenerateConfig() == section_of(keys, "generate", GenerateConfig)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "schema", "bare"),
+    [
+        ("generate", GenerateConfig, ["max_tokens=5", "seed=1"]),
+        ("serve", ServeConfig, ["port=8001"]),
+        ("diagnose", DiagnoseConfig, ["loops=3"]),
+    ],
+)
+def test_a_field_of_the_section_without_its_name(
+    name: str, schema: type[object], bare: list[str]
+) -> None:
+    with pytest.raises(InputError) as raised:
+        section_of(["prompt=a", *bare], name, schema)
+    assert [p.fix for p in raised.value.problems] == [f"{name}.{one}" for one in bare]
+    assert section_of(["prompt=seed=1"], name, schema)[1] == ["prompt=seed=1"]

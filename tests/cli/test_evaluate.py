@@ -41,6 +41,20 @@ def test_one_checkpoint_is_named(arguments: list[str]) -> None:
     assert "checkpoint=DIR" in str(error.value) or "=" in error.value.problems[0].fix
 
 
+@pytest.mark.parametrize(
+    ("asked", "fix"),
+    [
+        (["checkpoint=R", "tasks.limit=3"], "tasks=NAME"),
+        (["checkpoint=R", "human_eval.samples=3", "tasks.seed=1"], "tasks=human_eval"),
+        (["server=http://127.0.0.1:8000"], "tasks=NAME"),
+    ],
+)
+def test_settings_of_tasks_without_tasks(asked: list[str], fix: str) -> None:
+    with pytest.raises(InputError, match="without tasks=") as error:
+        run(asked)
+    assert error.value.problems[0].fix.startswith(fix)
+
+
 def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no complete checkpoint"):
         run([f"checkpoint={tmp_path}"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -63,7 +64,8 @@ def test_one_answer_is_printed_alone(
     out, err = capsys.readouterr()
     answer = expected(checkpoint, PROMPT, 30)
     assert out == answer.text + "\n"
-    assert f"{len(answer.tokens)} tokens in" in err and "/s" in err
+    assert f"{len(answer.tokens)} tokens in" in err
+    assert re.search(r" s, prompts [\d,.]+ tokens/s, answers [\d,.]+ tokens/s; ", err)
 
 
 def test_several_answers_stand_in_order_under_headings(
@@ -152,9 +154,30 @@ def test_a_conversation(checkpoint: Checkpoint, capsys: pytest.CaptureFixture[st
         "<|im_start|>system\nBe short.<|im_end|>\n"
         "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert (
-        capsys.readouterr().out == expected(checkpoint, text, 6, stop_ids=frozenset()).text + "\n"
-    )
+    out, err = capsys.readouterr()
+    assert out == expected(checkpoint, text, 6, stop_ids=frozenset()).text + "\n"
+    assert "ChatML" in err and "pretrained" in err
+
+
+def test_long_prompts_are_told(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = checkpoint.config().data.seq_length
+    prompts = Prompts.of_source(load_decoder(checkpoint, num_places=1, max_length=9).source)
+    text = "x"
+    while len(prompts.of_text(text)) <= trained:
+        text += f"\n{text}"
+    tokens = len(prompts.of_text(text))
+    monkeypatch.setattr(answers, "MANY_TOKENS", tokens + 1)
+    assert generate(checkpoint, f"prompt={text}", "generate.max_tokens=1") == EXIT_DONE
+    err = capsys.readouterr().err
+    assert f"a prompt has {tokens:,} tokens" in err and f"sequences of {trained:,}" in err
+    assert "reading" not in err and "answers" not in err
+    given = [f"prompt={text}", f"prompt={PROMPT}", "generate.max_tokens=1"]
+    assert generate(checkpoint, *given) == EXIT_DONE
+    assert f"reading {tokens + len(prompts.of_text(PROMPT)):,} tokens" in capsys.readouterr().err
+    assert generate(checkpoint, f"prompt={PROMPT}", "generate.max_tokens=1") == EXIT_DONE
+    assert "a prompt has" not in capsys.readouterr().err
 
 
 def test_processes_that_share_a_model_get_what_is_asked(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -42,6 +44,19 @@ def test_exit_codes(
     assert cli.main(["train"]) == code
     assert (tmp_path / "codes.0").read_text() == f"{code}\n"
     assert ("Traceback" in capsys.readouterr().err) == (code == 1)
+
+
+def test_a_file_that_may_not_grow_is_named(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
+    loop.outcome = OSError(errno.EFBIG, os.strerror(errno.EFBIG), "/runs/a/weights")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, limits[1]))
+    try:
+        assert cli.main(["train"]) == 76
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err
+    assert "/runs/a/weights has reached the 1,073,741,824 bytes" in said
+    assert "fix: ulimit -f unlimited" in said and "Traceback" not in said
 
 
 def test_only_rank_0_explains_an_error(

@@ -127,7 +127,7 @@ def test_a_signal_during_the_imports_is_one_line(tmp_path: Path, name: str) -> N
     done = in_folder(tmp_path, "help", before=AT_IMPORT.format(name))
     assert done.returncode == 75
     shown = "Ctrl-C" if name == "SIGINT" else name
-    assert done.stderr == f"loopcoder: {shown} before the first step\n"
+    assert done.stderr == f"loopcoder: {shown} before anything was done\n"
 
 
 def test_the_working_folder_hides_no_package(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_every_key_has_a_row_with_its_docstring():
 def test_what_one_changes_first_comes_first_and_filters_last():
     headings = re.findall(r"^## (.*)$", PAGE, re.M)
     assert headings[:2] == ["To begin with", "The run"]
-    assert headings[-1] == "data.build.filters"
+    assert headings[-2:] == ["data.build.filters", "Sections of commands"]
     first = PAGE.partition("## The run")[0]
     rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", first, re.M)
     assert len(rows) == 15
@@ -66,3 +66,11 @@ def test_what_the_page_calls_not_built_is_refused(override: str):
     with pytest.raises(InputError) as error:
         check(resolve(compose([override]), machine), 2, machine)
     assert override in [p.fact for p in error.value.problems]
+
+
+def test_the_sections_of_commands_have_their_fields():
+    page = PAGE.partition("## Sections of commands")[2]
+    assert "| `generate.max_tokens` | int ≥ 1 | `256` | Most tokens of an answer. |" in page
+    for name, schema in GENERATOR["VERBS"].items():
+        rows = re.findall(rf"^\| `{name}\.([^`]+)` \|", page, re.M)
+        assert rows == list(FieldAt(schema).fields)

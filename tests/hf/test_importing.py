@@ -380,7 +380,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         text=True,
     )
     assert found.returncode == EXIT_NO_RETRY, found.stderr
-    assert "nothing of it is left" in found.stderr
+    assert "nothing of it is left" in found.stderr and "ulimit -f unlimited" in found.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
 
 

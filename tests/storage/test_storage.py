@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,9 +18,9 @@ import psutil
 import pytest
 import xxhash
 
-from loopcoder.errors import InputError
+from loopcoder.errors import DiskFull, InputError
 from loopcoder.storage.digest import file_digest
-from loopcoder.storage.disk import DISK_FULL, full_disk_raises, is_disk_full
+from loopcoder.storage.disk import DISK_FULL, full_disk_raises, is_disk_full, no_space, remedy
 from loopcoder.storage.files import fault_of, synced_entry, whole_file, write_json
 from loopcoder.storage.lock import hold
 from loopcoder.storage.process import use_short_paths_of_ray
@@ -99,13 +100,38 @@ def test_faults_of_a_file(tmp_path, seed):
     assert "is missing" in fault_of(path, entry)
 
 
-@pytest.mark.parametrize("number", sorted(DISK_FULL))
+@pytest.mark.parametrize("number", sorted(DISK_FULL - {errno.EFBIG}))
 def test_a_full_disk_says_what_to_do(tmp_path, number):
     with (
         pytest.raises(InputError, match=r"no space left .*bytes are free"),
         full_disk_raises(tmp_path / "not" / "there", lambda fact: InputError.of(fact, "y", "z")),
     ):
         raise OSError(number, os.strerror(number))
+
+
+def test_a_limit_of_the_shell_is_no_full_disk(tmp_path):
+    limits, most = resource.getrlimit(resource.RLIMIT_FSIZE), random.randrange(100, 4000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        with (
+            pytest.raises(DiskFull) as raised,
+            full_disk_raises(tmp_path, lambda fact: DiskFull.of(fact, "w", "free space")),
+        ):
+            (tmp_path / "weights").write_bytes(bytes(most + 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (problem,) = raised.value.problems
+    assert f"{tmp_path / 'weights'} has reached the {most:,} bytes" in problem.fact
+    assert "ulimit -f unlimited" in problem.fix and "free" not in problem.fix
+
+
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY, reason="ulimit -f"
+)
+def test_a_file_system_takes_no_larger_files(tmp_path):
+    error = OSError(errno.EFBIG, "File too large", str(tmp_path / "a"))
+    assert no_space(error, tmp_path).startswith(f"{tmp_path}/a is too large for its file system")
+    assert "another file system" in remedy(error)
 
 
 def test_other_errors_of_a_disk_pass_through(tmp_path):

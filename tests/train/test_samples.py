@@ -254,13 +254,18 @@ def test_a_text_that_cannot_be_continued(documents: SimpleNamespace, text: str, 
         (dict(samples=1, sample_prompts=["a", "b"]), "eval.samples=2"),
         (dict(samples=3, sample_prompts=["a", "b"]), "eval.samples=2, or eval.sample_temperature="),
         (dict(samples=1, sample_prompts=[]), "give texts, or null"),
-        (dict(samples=2, sample_prompts=["a", ""]), "give texts, or null"),
+        (dict(samples=2, sample_prompts=["a", ""]), "a text for each"),
         (dict(sample_tokens=10**6), "eval.sample_prompt_tokens=8 eval.sample_tokens="),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(asked: dict[str, Any], fix: str) -> None:
     (problem,) = check_samples(configured(**asked))
     assert problem.fix.startswith(fix)
+
+
+def test_which_text_is_empty_is_said() -> None:
+    (problem,) = check_samples(configured(samples=3, sample_prompts=["a", "", "b", ""]))
+    assert problem.why.endswith("empty: eval.sample_prompts.1, eval.sample_prompts.3")
 
 
 def test_what_can_be_is_not() -> None:

@@ -44,7 +44,7 @@ def test_a_full_disk(work: Work) -> None:
         marker.unlink()
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
         try:
-            with pytest.raises(DiskFull, match="no space left") as error:
+            with pytest.raises(DiskFull, match="ulimit -f") as error:
                 task(work, name)(0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
