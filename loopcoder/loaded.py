@@ -24,8 +24,8 @@ from loopcoder.config.this_machine import for_this_machine
 from loopcoder.data.places import TOKENIZER
 from loopcoder.data.sampler import trained_stage
 from loopcoder.errors import InputError, counted
-from loopcoder.generate_arguments import checked, prompts_in
 from loopcoder.hf.opened import checkpoint_at
+from loopcoder.infer.arguments import checked, prompts_in
 from loopcoder.metrics.writer import EVENTS_FILE, METRICS_FILE, read_metrics
 from loopcoder.model.documents import Documents
 from loopcoder.parallel import mcore
