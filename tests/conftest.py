@@ -66,9 +66,9 @@ def rng(seed: int) -> random.Random:
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[object]:
     """A world of one process with megatron-core's groups."""
-    from loopcoder.config.schema import ParallelConfig
     from torch import distributed as dist
 
+    from loopcoder.config.schema import ParallelConfig
     from loopcoder.parallel import mcore
 
     if dist.is_initialized():  # a test before has loaded a model
