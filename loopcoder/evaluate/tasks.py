@@ -52,13 +52,6 @@ class Tasks:
         Raises:
             InputError: lm-eval is not installed, there is no such task, or its data are not here.
         """
-        require(
-            "lm_eval",
-            f"tasks={','.join(names)} needs lm-eval, which is not installed",
-            "tasks and their metrics are lm-eval's",
-            "pip install 'lm-eval==0.4.13' tenacity transformers",
-        )
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self.names, self.config = list(names), config
         self._folder = Path(config.include_path or ".").expanduser().resolve()
         if not self._folder.is_dir():
@@ -67,6 +60,13 @@ class Tasks:
                 "it has the YAML files of tasks",
                 "tasks.include_path=DIR",
             )
+        require(
+            "lm_eval",
+            f"tasks={','.join(names)} needs lm-eval, which is not installed",
+            "tasks and their metrics are lm-eval's",
+            "pip install 'lm-eval==0.4.13' tenacity transformers",
+        )
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
         manager = self._found()
         for name in self.names:
             self._check(name, self._read(manager, name))

@@ -98,7 +98,8 @@ def test_a_weighted_mean_is_that_of_the_mixture(generator) -> None:
     for sums, counts in (apart, mixed):
         found = weighted_mean_of(sums, counts, weights)
         assert statistics.fmean(found.value) == pytest.approx(truth, abs=0.1)
-        assert 0.92 < held(found, truth) < 0.98
+        # a mean per token of so few sequences is held in 93 of 100 cases
+        assert 0.90 < held(found, truth) < 0.98
     none = weighted_mean_of(*apart[..., 0], torch.tensor([0.0, 0.0, 1.0]))
     plain = mean_of(*apart[:, -25:, 2, 0])
     assert [none.value, none.low, none.high] == pytest.approx([plain.value, plain.low, plain.high])
@@ -148,4 +149,4 @@ def test_intervals_hold_the_median_in_95_of_100_cases(generator) -> None:
         histogram.scatter_add_(1, draw - 1, torch.ones_like(draw))
         found = median_of(histogram)
         inside += found.low <= 400 <= found.high
-    assert 0.92 < inside / draws < 0.985
+    assert 0.90 < inside / draws < 0.99

@@ -116,7 +116,7 @@ def test_what_is_no_text_is_refused(text: Any) -> None:
     state = SimpleNamespace(tokens=None)
     checkpoint: Any = SimpleNamespace(state=lambda: state)
     run = loaded.LoadedRun(checkpoint, *3 * [None])  # type: ignore[arg-type]
-    run.__dict__["tokenizer"] = SimpleNamespace(get_vocab_size=lambda: 300)
+    run.__dict__["tokenizer"] = SimpleNamespace(get_vocab=lambda: {"a": 299})
     with pytest.raises(InputError) as caught:
         run.loss(text)
     assert caught.value.problems[0].fix
