@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loopcoder.checkpoint import format as checkpoints
-from loopcoder.cli.main import main
 from loopcoder.config.compose import load_config
 from loopcoder.metrics.writer import read_metrics
 from loopcoder.model.step_objective import loops_of_step
-from tests.train.conftest import SMALL
+from tests.train.conftest import Start, finish
 
-WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 OVERRIDES = [
     "model.num_loops=3",
     "train.max_steps=8",
@@ -29,16 +26,6 @@ OVERRIDES = [
     "objective.loop_count=uniform",
 ]
 OF_THE_CLOCK = ("time", "goodput", "memory_bytes")
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> Iterator[None]:
-    """A run in this process, which leaves no trace in its environment."""
-    monkeypatch.setenv("LOOPCODER_CACHE", environment["LOOPCODER_CACHE"])
-    for name in (*WORLD, "LOOPCODER_OVERRIDES", "LOOPCODER_CONFIG"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    yield
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -56,14 +43,10 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.dist_full
-def test_a_run_of_drawn_loops_with_an_exit_gate(
-    documents: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_run_of_drawn_loops_with_an_exit_gate(start: Start, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    command = ["train", *SMALL, f"path={documents}", f"run_dir={run_dir}", *OVERRIDES]
     # a seed of which the first steps draw different numbers, and those after the checkpoint as well
-    assert main([*command, "seed=0"]) == 0
+    finish(start(run_dir, *OVERRIDES, "seed=0"))
     whole = lines(run_dir)
     config = load_config(run_dir / "config.yaml")
     drawn = [line["loops"] for line in whole]
@@ -88,6 +71,6 @@ def test_a_run_of_drawn_loops_with_an_exit_gate(
     newest = checkpoints.step_folder(run_dir, 8)
     shards = json.loads((newest / "digest.json").read_text())
     (newest / checkpoints.MANIFEST).unlink()
-    assert main([*command, "seed=0"]) == 0
+    finish(start(run_dir, *OVERRIDES, "seed=0"))
     assert lines(run_dir) == whole
     assert json.loads((newest / "digest.json").read_text()) == shards
