@@ -74,3 +74,24 @@ class AskedWeights:
             parallel=p,
             cache=Path(asked.data.build.cache_dir).expanduser(),
         )
+
+
+def place_in(overrides: Sequence[str], verb: str, example: str = "") -> tuple[str, list[str]]:
+    """Return what `checkpoint=` names, and the other overrides.
+
+    Args:
+        example: What the verb needs besides, for the message.
+
+    Raises:
+        InputError: none is named, or several.
+    """
+    given = [o.partition("=")[2] for o in overrides if o.startswith("checkpoint=")]
+    others = [o for o in overrides if not o.startswith("checkpoint=")]
+    if len(given) == 1 and given[0]:
+        return given[0], others
+    bare = next((o for o in others if "=" not in o), "DIR")
+    raise InputError.of(
+        f"loopcoder {verb} {' '.join(overrides)}",
+        "one checkpoint or folder of weights is named, by checkpoint=",
+        f"loopcoder {verb} checkpoint={bare} {example}".rstrip(),
+    )

@@ -10,7 +10,7 @@ from launch.nodes import refuse_other_launch
 from launch.torchrun import start_workers
 from loopcoder.backends import detect, refuse_missing
 from loopcoder.cli.arguments import fields_of, parse_arguments, rank, say_aside, section_of
-from loopcoder.cli.asked_weights import AskedWeights
+from loopcoder.cli.asked_weights import AskedWeights, place_in
 from loopcoder.cli.given_prompts import GivenPrompt, handed_on, split_prompts
 from loopcoder.cli.renamed_fields import renamed
 from loopcoder.config.check import check_layout
@@ -64,7 +64,7 @@ def run(argv: list[str]) -> int:
         print(HELP.format(fields=fields_of("generate", GenerateConfig)))
         return EXIT_DONE
     interrupted_by_signals("before the end of the answer")
-    place, others = _place(arguments.overrides)
+    place, others = place_in(arguments.overrides, "generate", "prompt='def main():'")
     settings, others = section_of(others, "generate", GenerateConfig)
     prompts, others = split_prompts(others)
     if not prompts:
@@ -127,20 +127,6 @@ def _launch(
     with handed_on(prompts) as given:
         command = ["generate", f"checkpoint={source.place}", *given, *kept, *options]
         return start_workers(source.config, source.config.parallel.tp, command)
-
-
-def _place(overrides: Sequence[str]) -> tuple[str, list[str]]:
-    """Return what `checkpoint=` names, and the other overrides."""
-    given = [o.partition("=")[2] for o in overrides if o.startswith("checkpoint=")]
-    others = [o for o in overrides if not o.startswith("checkpoint=")]
-    if len(given) == 1 and given[0]:
-        return given[0], others
-    bare = next((o for o in others if "=" not in o), "DIR")
-    raise InputError.of(
-        "loopcoder generate " + " ".join(overrides),
-        "one checkpoint or folder of weights is named, by checkpoint=",
-        f"loopcoder generate checkpoint={bare} prompt='def main():'",
-    )
 
 
 def _request(given: GivenPrompt, prompts: Prompts, c: GenerateConfig, *, is_chat: bool) -> Request:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import PurePath
 
 from loopcoder.backends import detect, refuse_missing, require
 from loopcoder.cli.arguments import fields_of, parse_arguments, say, say_aside, section_of
-from loopcoder.cli.asked_weights import AskedWeights
+from loopcoder.cli.asked_weights import AskedWeights, place_in
 from loopcoder.cli.renamed_fields import renamed
 from loopcoder.config.serving import MAX_LENGTH, ServeConfig
 from loopcoder.errors import EXIT_DONE, InputError
@@ -51,7 +50,7 @@ def run(argv: list[str]) -> int:
         print(HELP.format(fields=fields_of("serve", ServeConfig)))
         return EXIT_DONE
     interrupted_by_signals("before the server was ready")
-    place, others = _place(arguments.overrides)
+    place, others = place_in(arguments.overrides, "serve")
     config, others = section_of(others, "serve", ServeConfig)
     asked = AskedWeights.of(others, arguments.config_dir)
     if asked.parallel.tp > 1:
@@ -89,20 +88,6 @@ def run(argv: list[str]) -> int:
         say_aside(f"{name}: {config.places} places of {length:,} tokens")
         serve(engine, name, prompts, config, key, taken, say)
     return EXIT_DONE
-
-
-def _place(overrides: Sequence[str]) -> tuple[str, list[str]]:
-    """Return what `checkpoint=` names, and the other overrides."""
-    given = [o.partition("=")[2] for o in overrides if o.startswith("checkpoint=")]
-    others = [o for o in overrides if not o.startswith("checkpoint=")]
-    if len(given) == 1 and given[0]:
-        return given[0], others
-    bare = next((o for o in others if "=" not in o), "DIR")
-    raise InputError.of(
-        "loopcoder serve " + " ".join(overrides),
-        "one checkpoint or folder of weights is named, by checkpoint=",
-        f"loopcoder serve checkpoint={bare}",
-    )
 
 
 def _name_of(place: str) -> str:

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from tokenizers import Tokenizer
 
 from tests.infer.serve.test_completions import events
 from tests.infer.serve.toy import Stand
 
 URL = "/v1/chat/completions"
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "é?"}]
-
-
-@pytest.fixture
-def stand(tokens: Tokenizer, seed: int) -> Stand:
-    return Stand(tokens, seed)
-
-
-@pytest.fixture
-def client(stand: Stand) -> Iterator[TestClient]:
-    with stand.client() as client:
-        yield client
 
 
 def ask(client: TestClient, **body: Any) -> dict[str, Any]:

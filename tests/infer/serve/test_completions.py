@@ -5,31 +5,18 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from tokenizers import Tokenizer
 
 from loopcoder.infer.request import Token
 from loopcoder.infer.serve.logprobs import CompletionLogprobs
 from tests.infer.serve.toy import Stand
 
 URL = "/v1/completions"
-
-
-@pytest.fixture
-def stand(tokens: Tokenizer, seed: int) -> Stand:
-    return Stand(tokens, seed)
-
-
-@pytest.fixture
-def client(stand: Stand) -> Iterator[TestClient]:
-    with stand.client() as client:
-        yield client
 
 
 def ask(client: TestClient, **body: Any) -> dict[str, Any]:

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from tokenizers import Tokenizer
 
 from loopcoder.infer.serve import completions, logprobs
 from loopcoder.infer.serve.logprobs import CompletionLogprobs
 from tests.infer.serve.toy import Stand
 
 URL = "/v1/completions"
-
-
-@pytest.fixture
-def stand(tokens: Tokenizer, seed: int) -> Stand:
-    return Stand(tokens, seed)
-
-
-@pytest.fixture
-def client(stand: Stand) -> Iterator[TestClient]:
-    with stand.client() as client:
-        yield client
 
 
 @pytest.mark.parametrize(
