@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.library import opcheck
+from torch import Tensor, library
 
 from loopcoder.infer.attention import decode_attention
 from loopcoder.infer.layers import Rope, head
@@ -195,7 +194,7 @@ def test_every_operator_and_its_fake_agree(rng: random.Random) -> None:
         (ops.decode_attention, (q, *kept, gate, 0.125)),
     ]
     for operator, arguments in calls:
-        opcheck(operator.default, arguments, test_utils=("test_schema", "test_faketensor"))
+        library.opcheck(operator.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def refusals() -> list[tuple[str, Callable[[], Any]]]:
