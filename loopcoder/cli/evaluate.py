@@ -17,6 +17,7 @@ from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli import evaluate_tasks
 from loopcoder.cli.arguments import fields_of, parse_arguments
 from loopcoder.cli.asked import Asked
+from loopcoder.cli.asked_weights import place_in
 from loopcoder.config.benchmarks import HumanEvalConfig, TasksConfig
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, in_use
@@ -86,18 +87,10 @@ def run(argv: list[str]) -> int:
             raise InputError.of("--all", why, "checkpoint=DIR of each")
         return evaluate_tasks.run(arguments.overrides, as_json="--json" in argv)
     _refuse_without_tasks(arguments.overrides)
-    given = [o for o in arguments.overrides if o.startswith("checkpoint=")]
-    others = [o for o in arguments.overrides if not o.startswith("checkpoint=")]
-    if len(given) != 1 or given[0] == "checkpoint=":
-        path = next((o for o in others if "=" not in o), "DIR")
-        raise InputError.of(
-            "loopcoder evaluate " + " ".join(argv),
-            "one checkpoint is named, by checkpoint=",
-            f"loopcoder evaluate checkpoint={path}",
-        )
+    place, others = place_in(arguments.overrides, "evaluate")
     refuse_missing()
     asked = Asked(others, arguments.config_dir)
-    found = checkpoints(given[0].partition("=")[2], "--all" in argv, asked.cache)
+    found = checkpoints(place, "--all" in argv, asked.cache)
     config, corpus = asked.of(found[-1])
     with ExitStack() as held:
         for folder in (*(m.dir for m in corpus.members), *own_folders(config).values()):

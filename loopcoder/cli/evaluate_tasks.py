@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loopcoder.backends import detect, refuse_missing
 from loopcoder.checkpoint.copies.places import find_at
 from loopcoder.cli.arguments import say_aside, section_of
-from loopcoder.cli.run_names import run_of
+from loopcoder.cli.run_names import name_of, run_of
 from loopcoder.config.benchmarks import HumanEvalConfig, TasksConfig
 from loopcoder.config.compose import compose
 from loopcoder.errors import EXIT_DONE, InputError
@@ -190,7 +190,7 @@ def _subjects(given: _Given) -> list[_Subject]:
         is_export = not is_stored(place) and is_folder(folder)
         weights = folder if is_export else find_at(place, cache)
         step = None if isinstance(weights, Path) else weights.step
-        name = folder.resolve().name if isinstance(weights, Path) else run_of(weights)
+        name = name_of(str(folder)) if isinstance(weights, Path) else run_of(weights)
         for loops in given.loops:
             source = source_at(weights, cache, Asked(backends, loops, given.precision))
             parts = (name, step, loops and f"r{loops}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
-
 from loopcoder.backends import detect, refuse_missing, require
 from loopcoder.cli.arguments import fields_of, parse_arguments, say, say_aside, section_of
 from loopcoder.cli.asked_weights import AskedWeights, place_in
 from loopcoder.cli.renamed_fields import renamed
+from loopcoder.cli.run_names import name_of
 from loopcoder.config.serving import MAX_LENGTH, ServeConfig
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.storage.signals import ended_at_once, interrupted_by_signals
@@ -84,14 +83,7 @@ def run(argv: list[str]) -> int:
                 kernels=config.kernels,
             ).decoder
         engine = Engine(decoder, prompts.tokenizer, prompts.end_ids, max_waiting=most_open(config))
-        name = config.name or _name_of(source.place)
+        name = config.name or name_of(source.place)
         say_aside(f"{name}: {config.places} places of {length:,} tokens")
         serve(engine, name, prompts, config, key, taken, say)
     return EXIT_DONE
-
-
-def _name_of(place: str) -> str:
-    """Return the name of the run or of the folder that weights are in."""
-    parts = PurePath(place).parts
-    named = [part for part in parts if part != "checkpoints" and not part.startswith("step_")]
-    return named[-1] if named else "loopcoder"

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from loopcoder.errors import InputError, Unreachable
 from loopcoder.evaluate.subjects import Prompt
-from loopcoder.network import is_loopback
+from loopcoder.network import is_own_name
 
 KEY = "OPENAI_API_KEY"
 """Variable that has the server's key, if it wants one."""
@@ -155,17 +155,9 @@ class Server:
 
 def _opener(url: str) -> urllib.request.OpenerDirector:
     handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
-    if _is_on_this_machine(url):
+    if is_own_name(urlsplit(url).hostname or ""):
         handlers.append(urllib.request.ProxyHandler({}))  # a proxy would look on its own machine
     return urllib.request.build_opener(*handlers)
-
-
-def _is_on_this_machine(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or is_loopback(host)
-    except ValueError:  # a name
-        return False
 
 
 def _said(error: urllib.error.HTTPError) -> str:

@@ -31,8 +31,6 @@ class Found:
 
     metrics: dict[str, Metrics]
     """By task."""
-    higher_is_better: dict[str, dict[str, bool]]
-    """By task and metric, where the task says so."""
     versions: dict[str, Any]
     """Of tasks."""
     documents: dict[str, int]
@@ -150,7 +148,6 @@ class Tasks:
             )
         return Found(
             {task: _metrics(values) for task, values in told["results"].items()},
-            told.get("higher_is_better", {}),
             told.get("versions", {}),
             {task: n["effective"] for task, n in told.get("n-samples", {}).items()},
             told.get("samples", {}),

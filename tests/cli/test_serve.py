@@ -9,6 +9,7 @@ import pytest
 
 from loopcoder.cli import serve
 from loopcoder.cli.renamed_fields import renamed
+from loopcoder.cli.run_names import name_of
 from loopcoder.config.serving import ServeConfig
 from loopcoder.errors import InputError
 
@@ -61,11 +62,17 @@ def test_an_empty_key_is_none_that_was_meant(monkeypatch: pytest.MonkeyPatch) ->
         ("runs/small/checkpoints/step_00000010", "small"),
         ("s3://bucket/small/checkpoints/step_00000010", "small"),
         ("/exports/coder", "coder"),
-        ("step_00000010", "loopcoder"),
+        ("step_00000010", "here"),
+        (".", "here"),
     ],
 )
-def test_the_model_is_called_after_its_run_or_folder(place: str, name: str) -> None:
-    assert serve._name_of(place) == name
+def test_the_model_is_called_after_its_run_or_folder(
+    place: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "here" / "checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert name_of(place) == name
 
 
 def test_what_does_not_fit_names_the_fields_of_the_command() -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -94,7 +94,7 @@ def _verdict_of(check: Check, limits: Limits) -> str:
 def require_isolation(limits: Limits) -> None:
     """Raise what `verdict_of` would raise, before anything long."""
     works = Check("def f(): return 1", "f", "def check(candidate): assert candidate() == 1")
-    roomy = Limits(**asdict(limits) | {"timeout_s": 60.0})
+    roomy = replace(limits, timeout_s=60.0)
     if (verdict := verdict_of(works, roomy)) != PASSED:
         raise LoopcoderError.of(
             f"a program that returns 1 is judged {verdict!r}",

@@ -1,4 +1,4 @@
-"""What a candidate may use, and the privileges that it does not have."""
+"""Has the kernel apply a candidate's limits, and takes its privileges."""
 
 from __future__ import annotations
 

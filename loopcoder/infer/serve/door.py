@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from loopcoder.infer.request import Request
 from loopcoder.infer.serve.answering import Answers
 from loopcoder.infer.serve.refusals import Refused, stopping
+from loopcoder.infer.serve.replies import event_of
 from loopcoder.infer.serve.worker import Worker
 from loopcoder.network import is_own_name
 
@@ -198,7 +198,7 @@ async def _disconnected(receive: Receive) -> None:
 
 async def _end_stream(refused: Refused, send: Send) -> None:
     """Say why a stream ends, unless its client has stopped reading."""
-    event = f"data: {json.dumps(refused.body)}\n\n".encode()
+    event = event_of(refused.body)
     with suppress(TimeoutError):
         async with asyncio.timeout(_LAST_WORD_S):
             await send({"type": "http.response.body", "body": event, "more_body": False})

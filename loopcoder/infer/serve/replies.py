@@ -82,11 +82,11 @@ class Reply(ABC):
 
         def event(number: int, piece: Piece) -> bytes | None:
             chunk = self.chunk(number, piece)
-            return None if chunk is None else _event({**about, "choices": [chunk]})
+            return None if chunk is None else event_of({**about, "choices": [chunk]})
 
         begun = set[int]()  # a first piece may have the whole prompt
         for opening in self.opening():
-            yield _event({**about, "choices": [opening]})
+            yield event_of({**about, "choices": [opening]})
         try:
             async for number, piece in answers.pieces():
                 self._generated += len(piece.tokens)
@@ -98,10 +98,10 @@ class Reply(ABC):
                 if made is not None:
                     yield made
         except Refused as refused:
-            yield _event(refused.body)
+            yield event_of(refused.body)
             return
         if tells_usage:
-            yield _event({**about, "choices": [], "usage": self._usage()})
+            yield event_of({**about, "choices": [], "usage": self._usage()})
         yield b"data: [DONE]\n\n"
 
     def _usage(self) -> dict[str, int]:
@@ -114,5 +114,5 @@ class Reply(ABC):
         }
 
 
-def _event(content: dict[str, Any]) -> bytes:
+def event_of(content: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n".encode()

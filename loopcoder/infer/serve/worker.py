@@ -54,7 +54,7 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive() and self.error is None
+        return self._thread.is_alive()
 
     @property
     def num_open(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,12 +20,6 @@ BODY: dict[str, Any] = {"prompt": [1, 2], "max_tokens": 2, "temperature": 0}
 @pytest.fixture
 def stand(tokens: Tokenizer, seed: int) -> Stand:
     return Stand(tokens, seed, max_body_bytes=1000)
-
-
-@pytest.fixture
-def client(stand: Stand) -> Iterator[TestClient]:
-    with stand.client() as client:
-        yield client
 
 
 def test_a_key(tokens: Tokenizer, seed: int) -> None:
