@@ -164,7 +164,7 @@ class LoadedRun:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer that the run was trained with, a `tokenizers.Tokenizer`."""
-        from loopcoder.infer.tokenizer import read_tokenizer
+        from loopcoder.data.tokenizer import read_tokenizer
 
         return read_tokenizer(self._tokenizer_file)
 
@@ -199,7 +199,7 @@ class LoadedRun:
         rows = self.checkpoint.state().tokens
         if rows is not None and not self.has_tokenizer:
             return rows
-        from loopcoder.infer.tokenizer import vocabulary_of
+        from loopcoder.data.tokenizer import vocabulary_of
 
         return vocabulary_of(self.tokenizer, rows)
 

@@ -148,8 +148,8 @@ def _request(given: GivenPrompt, prompts: Prompts, c: GenerateConfig, *, is_chat
 
 def _check(requests: Sequence[Request], source: Source, prompts: Prompts) -> None:
     """Refuse what can never be answered, before weights are read."""
+    from loopcoder.data.tokenizer import vocabulary_of
     from loopcoder.infer.answerable import check_request
-    from loopcoder.infer.tokenizer import vocabulary_of
 
     tokens = vocabulary_of(prompts.tokenizer, source.tokens)
     for request in requests:

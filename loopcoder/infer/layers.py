@@ -1,6 +1,6 @@
 """The layers of a decoder, on tokens in one loop or in several at once.
 
-Every operator has one place here where it is called, so that a kernel can take its place.
+`fused_layers.py` does the same for a step on a GPU, with kernels.
 """
 
 from __future__ import annotations
@@ -97,24 +97,19 @@ def _attention(
     gates = None
     if gated and layer.gate is not None:
         gates = _gate(layer.gate, hidden[:, -gated:], q[:, -gated:], model.norm_eps)
-    return linear(attend(q, k, v, gates).flatten(2), layer.output)
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x: [..., in]; weight: [out, in]"""
-    return F.linear(x, weight)
+    return F.linear(attend(q, k, v, gates).flatten(2), layer.output)
 
 
 def head(normed: Tensor, weight: Tensor) -> Tensor:
     """Return logits in fp32 at least, whatever the weights are in: they are never rounded to bf16.
     [N, D] -> [N, rows of the weight]"""
     if weight.dtype.itemsize >= torch.float32.itemsize:
-        return linear(normed, weight)
+        return F.linear(normed, weight)
     if normed.is_cuda:
         return torch.mm(normed, weight.t(), out_dtype=torch.float32)
     # on a CPU no product has another type than its factors
     exact = normed.float()
-    return torch.cat([linear(exact, part.float()) for part in weight.split(_HEAD_ROWS)], -1)
+    return torch.cat([F.linear(exact, part.float()) for part in weight.split(_HEAD_ROWS)], -1)
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -138,7 +133,7 @@ def _project(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return q [N, loops, heads, head_dim], and k and v [N, loops, kv_heads, head_dim]."""
     share = model.num_attention_heads // model.num_kv_heads
-    by_head = linear(normed, layer.qkv).unflatten(-1, (-1, share + 2, model.head_dim))
+    by_head = F.linear(normed, layer.qkv).unflatten(-1, (-1, share + 2, model.head_dim))
     q, k, v = by_head.split([share, 1, 1], -2)
     return q.flatten(2, 3), k.squeeze(-2), v.squeeze(-2)
 
@@ -163,8 +158,8 @@ def gate_of_queries(gate: GateWeights, q: Tensor) -> Tensor:
 
 def _feed_forward(layer: LayerWeights, normed: Tensor) -> Tensor:
     def run(x: Tensor) -> Tensor:
-        gate, up = linear(x, layer.gate_up).chunk(2, -1)
-        return linear(F.silu(gate) * up, layer.down)
+        gate, up = F.linear(x, layer.gate_up).chunk(2, -1)
+        return F.linear(F.silu(gate) * up, layer.down)
 
     if len(normed) <= ROWS:
         return run(normed)

@@ -13,6 +13,7 @@ from loopcoder.backends import detect
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.config.compose import compose
 from loopcoder.config.schema import Config, ModelConfig, ParallelConfig
+from loopcoder.data.tokenizer import read_tokenizer, vocabulary_of
 from loopcoder.errors import InputError
 from loopcoder.hf.card import Tokenizer
 from loopcoder.hf.mapping import plain_name
@@ -21,8 +22,8 @@ from loopcoder.infer.fit import check_fits
 from loopcoder.infer.fused_layers import Kernels, choose
 from loopcoder.infer.sources import Asked, Source, source_at
 from loopcoder.infer.split import WHOLE, Split
-from loopcoder.infer.tokenizer import read_tokenizer, vocabulary_of
 from loopcoder.infer.weights import build_weights, weight_bytes
+from loopcoder.parallel import cpu
 from loopcoder.plan.device import machine_memory
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -109,12 +110,12 @@ def load_decoder(
     def load() -> LoadedDecoder:
         source = place if isinstance(place, Source) else source_at(place, cache, asked)
         split.check(source.model)
-        device, dtype = this_device(), _DTYPES[source.config.precision.name]
+        device, dtype = cpu.device(), _DTYPES[source.config.precision.name]
         # before weights are read; the decoder chooses the same
         is_fused = choose(kernels, source.model, device, dtype, asked.backends, split)
         vocabulary = _vocabulary(source)
         weights = weight_bytes(source.model, source.rows, vocabulary, dtype, split)
-        free = free_bytes(device)
+        free = _free_bytes(device)
         check_fits(
             source.model, num_places, max_length, dtype, split, weights, free, is_fused=is_fused
         )
@@ -157,7 +158,7 @@ def decoder_of(
     """
     ours = {plain_name(name): x.detach() for name, x in network.named_parameters()}
     first = next(iter(ours.values()))
-    free = free_bytes(first.device)
+    free = _free_bytes(first.device)
     is_fused = choose(kernels, model, first.device, first.dtype, detect())
     check_fits(model, num_places, max_length, first.dtype, WHOLE, 0, free, is_fused=is_fused)
     held = build_weights(ours.__getitem__, model, vocabulary, first.device, first.dtype)
@@ -172,14 +173,7 @@ def decoder_of(
     )
 
 
-def this_device() -> torch.device:
-    """Return where this process computes."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def free_bytes(device: torch.device) -> int:
+def _free_bytes(device: torch.device) -> int:
     """Return the memory that there is for a decoder."""
     if device.type == "cpu":
         return machine_memory()[1]

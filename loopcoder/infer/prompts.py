@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from loopcoder.backends import require
+from loopcoder.data.tokenizer import read_tokenizer
 from loopcoder.errors import InputError
 from loopcoder.hf.card import Tokenizer as SpecialTokens
 from loopcoder.infer.loading import tokenizer_of
 from loopcoder.infer.sources import Source
-from loopcoder.infer.tokenizer import read_tokenizer
 
 
 class Prompts:

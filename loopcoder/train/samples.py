@@ -15,6 +15,7 @@ from loopcoder.config.check_precision import sequence_multiple
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Position
+from loopcoder.data.tokenizer import read_tokenizer
 from loopcoder.errors import counted
 from loopcoder.train.generation import Choose, continued
 from loopcoder.train.out_of_memory import named_out_of_memory, smaller_samples
@@ -37,9 +38,7 @@ class Samples:
         self._config, self._corpus, self._run_dir = config, corpus, run_dir
         self._prompts: list[Prompt] = []
         if config.eval.samples:
-            from tokenizers import Tokenizer
-
-            self._tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
+            self._tokenizer = read_tokenizer(corpus.tokenizer_path)
             self._prompts = prompts_of(config, corpus, self._tokenizer)
 
     @property

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
+from loopcoder.data.tokenizer import read_tokenizer, vocabulary_of
 from loopcoder.errors import InputError
-from loopcoder.infer.tokenizer import read_tokenizer, vocabulary_of
 from tests.infer.stand_in import tokenizer_of
 
 TEXT = "the loop reads " * 10

@@ -1,4 +1,4 @@
-"""The tokenizer of weights, as decoding needs it: a text whole, and as many tokens as there are."""
+"""The tokenizer of a corpus or of weights: a text whole, and as many tokens as there are."""
 
 from __future__ import annotations
 
