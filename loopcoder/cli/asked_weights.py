@@ -41,8 +41,8 @@ class AskedWeights:
             if key not in _ALLOWED and not key.startswith("parallel."):
                 raise InputError.of(
                     override,
-                    "a model is run as it was trained, but for " + ", ".join(_ALLOWED[:2])
-                    + " and parallel.*",
+                    f"a model is run as it was trained, but for model.num_loops, precision and "
+                    f"parallel.tp; and {_CACHE_DIR} is where weights from a store are kept",
                     "leave it out",
                 )  # fmt: skip
         asked = compose(overrides, config_dir)

@@ -193,7 +193,7 @@ VERBS = {
     "train": Verb(train.run, "train a model, or several with -m"),
     "sweep": Verb(sweep.run, "train every combination of some values, on all GPUs, and compare"),
     "launch": Verb(launch.run, "train on a cluster, by Slurm or Kubernetes"),
-    "evaluate": Verb(evaluate.run, "the validation loss of a checkpoint, on any data"),
+    "evaluate": Verb(evaluate.run, "the validation loss of a checkpoint, or its scores in tasks"),
     "diagnose": Verb(diagnose.run, "what each loop of a checkpoint does, and what it costs"),
     "generate": Verb(generate.run, "what a model writes after a prompt"),
     "export": Verb(export.run, "write a checkpoint as a folder for transformers"),

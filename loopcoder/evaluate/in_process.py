@@ -53,7 +53,10 @@ class InProcess:
 
     def complete(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
         """See `Completes`."""
-        requests = [self._request(prompt) for prompt in prompts]
+        read = [(self.prompts.of_text(prompt.text), prompt) for prompt in prompts]
+        for ids, prompt in sorted(read, key=lambda one: -len(one[0]) - one[1].max_tokens):
+            self._check_room(ids, prompt)  # the longest first, so that its fix suits all
+        requests = [Request(ids, p.max_tokens, p.sampling, p.stop) for ids, p in read]
         for first in range(0, len(requests), self.at_once):
             answers = self.answers(requests[first : first + self.at_once])
             yield from enumerate((answer.text for answer in answers), first)
@@ -62,8 +65,8 @@ class InProcess:
         """Answer requests, which end with a document as those of a server do."""
         return self.engine.generate([replace(r, stop_ids=self.prompts.end_ids) for r in requests])
 
-    def _request(self, prompt: Prompt) -> Request:
-        ids = self.prompts.of_text(prompt.text)
+    def _check_room(self, ids: Sequence[int], prompt: Prompt) -> None:
+        """Refuse a prompt whose answer has no room."""
         whole = len(ids) + prompt.max_tokens
         if whole > self.max_length:  # as servers refuse it
             raise InputError.of(
@@ -72,7 +75,6 @@ class InProcess:
                 "there is no room for the answer",
                 f"tasks.max_length={whole}, or a lower human_eval.max_tokens",
             )
-        return Request(ids, prompt.max_tokens, prompt.sampling, prompt.stop)
 
 
 def _in_our_fields(problem: Problem) -> Problem:

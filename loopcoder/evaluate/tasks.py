@@ -95,7 +95,7 @@ class Tasks:
                 f"there is no task {', '.join(unknown)}",
                 f"lm-eval has {len(index.all_tasks):,} tasks and groups"
                 + (f", and {include} has {', '.join(own) or 'none'}" if include else ""),
-                "lm_eval ls tasks shows them; tasks.include_path=DIR for your own",
+                "human_eval, one of `lm_eval ls tasks`, or tasks.include_path=DIR for your own",
             )
         return index
 
