@@ -1,8 +1,8 @@
 """Greedy continuations by `generate()` of an exported folder.
 
-    python in_transformers.py FOLDER PROMPTS OUTPUT STEPS
+    python in_transformers.py FOLDER ASKED OUTPUT
 
-PROMPTS and OUTPUT are JSON: lists of ids; the continuations.
+ASKED is JSON: `prompts`, lists of ids; `options` of generate(). OUTPUT: the continuations.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 
-def main(folder: str, prompts: str, output: str, steps: str) -> None:
+def main(folder: str, asked: str, output: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype=torch.float32
     ).eval()
-    options = dict(do_sample=False, eos_token_id=None, pad_token_id=0, max_new_tokens=int(steps))
+    given = json.loads(Path(asked).read_text())
+    options = dict(do_sample=False, eos_token_id=None, pad_token_id=0) | given["options"]
     out = []
-    for ids in json.loads(Path(prompts).read_text()):
+    for ids in given["prompts"]:
         found = model.generate(torch.tensor([ids]), **options)
         out.append(found[0, len(ids) :].tolist())
     Path(output).write_text(json.dumps(out))

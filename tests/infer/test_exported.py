@@ -39,10 +39,12 @@ def test_200_greedy_tokens_of_an_unequal_batch(
 ) -> None:
     case = made(tmp_path, seed, **MODELS[name])
     # generate would take 0 for padding; and it knows modules by the name of their folder
-    prompts = [[rng.randrange(1, VOCAB) for _ in range(length)] for length in LENGTHS]
     folder = export(case.checkpoint, tmp_path / f"export_{seed}").folder
-    theirs = generated(folder, prompts, tmp_path)
     decoder = load_decoder(folder, num_places=len(LENGTHS), max_length=max(LENGTHS) + STEPS).decoder
+    # rows that pad the vocabulary are no tokens for the decoder
+    tokens = decoder.vocabulary
+    prompts = [[rng.randrange(1, tokens) for _ in range(length)] for length in LENGTHS]
+    theirs = generated(folder, prompts, tmp_path, suppress_tokens=list(range(tokens, VOCAB)))
     logits = decoder.prefill(dict(enumerate(prompts)))
     running = dict(enumerate(range(len(prompts))))
     for step in range(STEPS):
@@ -59,11 +61,14 @@ def test_200_greedy_tokens_of_an_unequal_batch(
         logits = decoder.step(places, torch.tensor([theirs[p][step] for p in places]))
 
 
-def generated(folder: Path, prompts: list[list[int]], scratch: Path) -> list[list[int]]:
-    given, output = scratch / "prompts.json", scratch / "generated.json"
-    given.write_text(json.dumps(prompts))
+def generated(
+    folder: Path, prompts: list[list[int]], scratch: Path, **options: Any
+) -> list[list[int]]:
+    given, output = scratch / "asked.json", scratch / "generated.json"
+    options["max_new_tokens"] = STEPS
+    given.write_text(json.dumps({"prompts": prompts, "options": options}))
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch / "home")}
-    command = [sys.executable, in_transformers.__file__, folder, given, output, STEPS]
+    command = [sys.executable, in_transformers.__file__, folder, given, output]
     done = subprocess.run(
         [str(x) for x in command], env=environment, capture_output=True, text=True, check=False
     )

@@ -376,8 +376,11 @@ def test_two_at_a_time_killed_and_continued(
     for run in runs[:2]:
         assert missed_within(60, lambda run=run: True if is_held(run / ".lock") else None) is None
     assert not runs[2].exists()
+    # one of them may have come to its end before the other was at its eighth step
+    killed = [run for run in runs[:2] if len(curve(run)) < 40]
     output = finish(subprocess.Popen(command, **how))
-    assert "continues" in (runs[0] / "output.log").read_text()
+    assert killed
+    assert all("continues" in (run / "output.log").read_text() for run in killed)
     ledger = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
     assert sorted(line["point"] for line in ledger) == sorted(run.name for run in runs)
     assert {line["exit_code"] for line in ledger} == {0}
