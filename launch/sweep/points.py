@@ -49,7 +49,10 @@ class Point:
 
 
 Match = Literal["steps", "tokens", "flops"]
-_STEPS = "train.max_steps"
+Start = Callable[[Config], Path]
+"""Returns the run that a point of a config starts from."""
+_SETTINGS = "sweep."
+_STEPS, _INIT_FROM = "train.max_steps", "checkpoint.init_from"
 
 
 def points(
@@ -58,6 +61,7 @@ def points(
     backends: Backends,
     match: Match = "steps",
     processes: Callable[[Config, Backends], int] = processes_to_start,
+    start: Start | None = None,
 ) -> tuple[Path, list[Point]]:
     """Expand overrides into points, composed and checked, and the folder that holds them.
 
@@ -65,6 +69,7 @@ def points(
         match: What all points have as many of as the first, by their train.max_steps: `steps`
             leaves these as they are.
         processes: How many each point is trained by.
+        start: Says which run a point starts from; None: its own config does.
 
     Raises:
         InputError: with the problems of all points.
@@ -82,8 +87,7 @@ def points(
     only_seeds = " ".join(str(o.input_line) for o in swept if o.is_sweep_override())
     if problems:
         raise InputError(problems)
-    of_match = [] if match == "steps" else [f"sweep.match={match}"]
-    sweep_dir = folder_of([*overrides, *of_match], parsed, config_dir)
+    sweep_dir = _folder_of(overrides, parsed, config_dir, match)
     found: list[Point] = []
     for index, values in enumerate(itertools.product(*choices)):
         chosen = [v for v, o in zip(values, swept, strict=True) if o.is_sweep_override()]
@@ -100,6 +104,7 @@ def points(
                 like=found[0].config if found and match != "steps" else None,
                 match=match,
                 processes=processes,
+                start=start,
             )
         except InputError as error:
             problems += error.problems
@@ -120,7 +125,7 @@ def axes(
         problems: Gets what is wrong with them.
     """
     # As Hydra's BasicSweeper: the last of a key counts, in the place of the first.
-    everything = parse_overrides([*sweep_axes(overrides, config_dir), *overrides], problems)
+    everything = parse_overrides([*_axes_of(overrides, config_dir), *overrides], problems)
     parsed = list({o.get_key_element(): o for o in everything}.values())
     swept = [o for o in parsed if o.key_or_group != "run_dir" or o.is_sweep_override()]
     if not problems and not any(o.is_sweep_override() for o in swept):
@@ -145,12 +150,14 @@ def point_of(
     like: Config | None = None,
     match: Match = "steps",
     processes: Callable[[Config, Backends], int] = processes_to_start,
+    start: Start | None = None,
 ) -> Point:
     """Compose and check one point.
 
     Args:
         values: All overrides but its run_dir.
         like: The point of which it has as many tokens or FLOPs, as `match` says.
+        start: Says which run it starts from.
 
     Raises:
         InputError: naming the point.
@@ -165,6 +172,9 @@ def point_of(
             below = f"{store.rstrip('/')}/{folder.name}"
             overrides.append(f"checkpoint.store={quoted(below)}")
             asked = compose(overrides, config_dir)
+        if start is not None:
+            overrides.append(f"{_INIT_FROM}={quoted(str(_start_of(asked, backends, start)))}")
+            asked = compose(overrides, config_dir)
         config = resolve(asked, backends)
         size = processes(config, backends)
         check(config, size, backends)
@@ -174,6 +184,17 @@ def point_of(
         raise InputError(named) from error
     names = (config_hash(asked), config_hash(config))
     return Point(label, without_seed, overrides, config, names, folder)
+
+
+def _start_of(asked: Config, backends: Backends, start: Start) -> Path:
+    if asked.checkpoint.init_from is not None:
+        raise InputError.of(
+            f"{_INIT_FROM}={asked.checkpoint.init_from} in a sweep whose points start from those "
+            "of another",
+            "each has a run there to start from",
+            f"leave {_INIT_FROM} out, or sweep.init_from",
+        )
+    return start(resolve(asked, backends))
 
 
 def _steps_like(first: Config, config: Config, match: Match) -> int:
@@ -194,6 +215,18 @@ def _steps_like(first: Config, config: Config, match: Match) -> int:
     return max(1, round(first.train.max_steps * cost(first) / cost(config)))
 
 
+def sweep_folder(overrides: Sequence[str], config_dir: Path | None, match: Match) -> Path:
+    """Return the folder that `points` returns."""
+    return _folder_of(overrides, axes(overrides, config_dir, [])[0], config_dir, match)
+
+
+def _folder_of(
+    overrides: Sequence[str], parsed: Sequence[Override], config_dir: Path | None, match: Match
+) -> Path:
+    of_match = [] if match == "steps" else [f"sweep.match={match}"]
+    return folder_of([*overrides, *of_match], parsed, config_dir)
+
+
 def folder_of(
     overrides: Sequence[str], parsed: Sequence[Override], config_dir: Path | None
 ) -> Path:
@@ -202,12 +235,21 @@ def folder_of(
     folders = [o for o in parsed if o.key_or_group == "run_dir" and not o.is_sweep_override()]
     if folders:
         return Path(str(folders[-1].value())).expanduser()
-    overrides = [*sweep_axes(overrides, config_dir), *overrides]
+    overrides = [*_axes_of(overrides, config_dir), *overrides]
     rest = [o for o in overrides if not o.startswith("name=")]
     hashed = hashlib.sha256(json.dumps([rest, str(config_dir)]).encode()).hexdigest()[:10]
     names = [o for o in parsed if o.key_or_group == "name" and not o.is_sweep_override()]
     name = f"{as_folder(str(names[-1].value()))}-{hashed}" if names else hashed
     return Path("runs/sweeps") / name
+
+
+def preset_settings(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
+    """Return what the chosen presets set of the section `sweep`, as overrides."""
+    return [o for o in sweep_axes(overrides, config_dir) if o.startswith(_SETTINGS)]
+
+
+def _axes_of(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
+    return [o for o in sweep_axes(overrides, config_dir) if not o.startswith(_SETTINGS)]
 
 
 class _GroupLister:

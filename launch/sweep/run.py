@@ -20,7 +20,7 @@ from launch.killed import kernel_kills, kill_named
 from launch.sweep import ledger as ledgers
 from launch.sweep.ledger import is_finished, last_exit, trained_otherwise
 from launch.sweep.places import Places, gpus_of
-from launch.sweep.points import Match, Point, points
+from launch.sweep.points import Match, Point, Start, points
 from launch.sweep.processes import OUTPUT_FILE, Running, passing_on, start_point
 from launch.sweep.search import Search
 from loopcoder.backends import Backends
@@ -89,6 +89,7 @@ def sweep(
     watch: Watch | None = None,
     match: Match = "steps",
     search: Search | None = None,
+    start: Start | None = None,
 ) -> Sweep:
     """Run every combination of the swept values; a preset may name axes (`sweep_axes`).
 
@@ -102,6 +103,7 @@ def sweep(
         watch: Sees the points that run side by side.
         match: What they have alike (`points`).
         search: Decides which points there are, one by one; None: every combination.
+        start: Says which run a point starts from (`points`).
 
     Raises InputError with the problems of all points before the first one starts.
     """
@@ -112,7 +114,7 @@ def sweep(
             "the same command without torchrun; each run starts its own processes",
         )
     if search is None:
-        folder, found = points(overrides, config_dir, backends, match)
+        folder, found = points(overrides, config_dir, backends, match, start=start)
     else:
         folder = search.folder
         found = search.open(folder / ledgers.LEDGER_FILE)

@@ -24,5 +24,15 @@ class SweepConfig:
     trials: PositiveInt | None = None
     """Search with Optuna: so many points in all, of `interval(1e-4,1e-2)`,
     `tag(log,interval(...))`, `range` and `choice` or commas; null: every combination."""
+    init_from: str | None = None
+    """Folder of another sweep: each point starts (checkpoint.init_from) from the run there that has
+    its model, and of several its seed."""
+    before: str | None = None
+    """A preset of the group experiment, a sweep that is run first, in the folder `before`, and
+    whose runs the points start from. What is given of model, variant, precision, parallel,
+    hardware, logging and seed counts for both."""
+    tasks: str | None = None
+    """What the trained points are put to when all are done, as by `loopcoder evaluate tasks=...`:
+    tasks of lm-eval, human_eval, chat."""
     minimise: str = "val/loss"
     """Of a search: the field of metrics.jsonl whose last value is to be low."""

@@ -73,6 +73,17 @@ class _Benchmarks:
 
 def run(overrides: Sequence[str], *, as_json: bool) -> int:
     """Evaluate models one after the other; print a table or, `as_json`, an object for each."""
+    results = evaluate_tasks(overrides)
+    _show(results, _Given.of(overrides).output, as_json=as_json)
+    return EXIT_DONE
+
+
+def evaluate_tasks(overrides: Sequence[str]) -> list[Result]:
+    """Evaluate models one after the other, and write what each reaches.
+
+    Raises:
+        InputError: anything that is asked for is not there.
+    """
     given = _Given.of(overrides)
     refuse_missing()
     require_matplotlib()
@@ -97,11 +108,8 @@ def run(overrides: Sequence[str], *, as_json: bool) -> int:
     output = Path(given.output).expanduser()
     make_folder(output, "output")
     if server is not None:
-        results = [_of_server(server, benchmarks, output)]
-    else:
-        results = [_of_weights(s, benchmarks, output) for s in subjects]
-    _show(results, output, as_json=as_json)
-    return EXIT_DONE
+        return [_of_server(server, benchmarks, output)]
+    return [_of_weights(s, benchmarks, output) for s in subjects]
 
 
 @dataclass(frozen=True)
@@ -276,9 +284,10 @@ def _put(result: Result, model: Any, lm: Any, asked: _Benchmarks, output: Path) 
     return result
 
 
-def _show(results: Sequence[Result], output: Path, *, as_json: bool) -> None:
+def _show(results: Sequence[Result], place: str, *, as_json: bool) -> None:
     from loopcoder.evaluate.results import plot, table
 
+    output = Path(place).expanduser()
     if as_json:
         for result in results:
             print(json.dumps(result.record()))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from launch.sweep.bases import Bases
 from launch.sweep.jobs import PointJob, run_jobs
 from launch.sweep.ledger import LEDGER_FILE, is_finished, last_exit
 from launch.sweep.points import Point, points
@@ -33,7 +35,7 @@ def run_sweep_jobs(
         is_dry: Only say what would be submitted.
     """
     scheduler = SCHEDULERS[name]
-    settings, overrides = settings_of(arguments.overrides)
+    settings, overrides = settings_of(arguments.overrides, arguments.config_dir)
     if settings.trials is not None:
         raise InputError.of(
             f"sweep.trials={settings.trials}",
@@ -47,13 +49,24 @@ def run_sweep_jobs(
             "neither of them; loopcoder sweep runs points side by side on one machine",
         )
 
+    if settings.before is not None or settings.tasks is not None:
+        raise InputError.of(
+            f"sweep.before={settings.before} sweep.tasks={settings.tasks}",
+            "what comes before and after the points would wait for their jobs",
+            f"loopcoder launch {name} ... sweep experiment={settings.before or 'FIRST'}, then this "
+            "with sweep.init_from=ITS_FOLDER, then loopcoder evaluate checkpoint=RUN tasks=...",
+        )
+    start = None
+    if settings.init_from is not None:
+        start = Bases.of_folder(Path(settings.init_from).expanduser()).run_like
+
     def processes(config: Config, there: Backends) -> int:
         size: int = job.nodes * (config.parallel.nproc_per_node or job.gpus_per_node or 1)
         return size
 
     there = on_nodes(job.gpus_per_node, here)
     folder, found = points(
-        overrides, arguments.config_dir, there, settings.match, processes=processes
+        overrides, arguments.config_dir, there, settings.match, processes=processes, start=start
     )
     ledger = folder / LEDGER_FILE
     refuse_other_runs([point for point in found if not is_finished(point, ledger)], ledger)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from launch.sweep.bases import Bases
 from launch.sweep.places import Places, gpus_of, places
-from launch.sweep.points import Match, Point
-from launch.sweep.run import sweep
+from launch.sweep.points import Match, Point, Start, points, preset_settings, sweep_folder
+from launch.sweep.run import Sweep, sweep
 from launch.sweep.search import Search
 from launch.sweep.settings import SweepConfig
 from loopcoder.backends import Backends, detect, refuse_missing
 from loopcoder.cli.arguments import Arguments, fields_of, parse_arguments, section_of
 from loopcoder.cli.checks import check_folder
 from loopcoder.cli.sweep_state import Board
+from loopcoder.config.overrides import quoted
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.plan.cost import flops_per_step, flops_per_token, tokens_per_step
 
@@ -27,6 +30,8 @@ usage: loopcoder sweep [sweep.KEY=VALUE ...] [--config-dir DIR] key=value1,value
   loopcoder sweep sweep.per_gpu=2 optim.lr=1e-3,2e-3   two small models share a GPU
   loopcoder sweep sweep.at_once=2 seed=1,2,3,4         two at a time, without GPUs too
   loopcoder sweep sweep.match=flops variant=loops_1,loops_2,dense_2x
+  loopcoder sweep experiment=matched_sft path=CHATS.jsonl
+                                                       tune R = 1..4 alike, and compare them
   loopcoder sweep sweep.trials=30 'optim.lr=tag(log,interval(1e-4,1e-2))' model.num_loops=1,2
 
 {fields}
@@ -37,6 +42,13 @@ that diverges or breaks does not stop the others; wrong input, a full disk and t
 more of them. All points have one seed, corpus and order of data unless these are swept.
 `loopcoder train -m` goes in turn."""
 
+_BEFORE = "before"
+"""Folder of the sweep whose runs the points start from, in that of the sweep."""
+_SHARED = (
+    *("model=", "model.", "variant=", "precision=", "precision.", "parallel=", "parallel."),
+    *("hardware=", "hardware.", "logging=", "logging.", "seed="),
+)
+"""What is given for both sweeps."""
 _ALIKE = {"tokens": "tokens", "flops": "FLOPs"}
 
 
@@ -46,7 +58,7 @@ def run(argv: list[str]) -> int:
     if arguments.help:
         print(HELP.format(fields=fields_of("sweep", SweepConfig)))
         return EXIT_DONE
-    settings, others = settings_of(arguments.overrides)
+    settings, others = settings_of(arguments.overrides, arguments.config_dir)
     if not settings.wait:
         raise InputError.of(
             "sweep.wait=false",
@@ -56,24 +68,41 @@ def run(argv: list[str]) -> int:
     return run_sweep(Arguments(others, arguments.config_dir), settings)
 
 
-def settings_of(overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
-    """Return the section `sweep` of a command line, and the overrides of its points.
+def settings_of(overrides: Sequence[str], config_dir: Path | None) -> tuple[SweepConfig, list[str]]:
+    """Return the section `sweep` of a command line and its presets, and the overrides of its
+    points.
 
     Raises:
         InputError: about keys as they stand on the command line.
     """
-    return section_of(overrides, "sweep", SweepConfig)
+    given = {o.partition("=")[0] for o in overrides}
+    preset = preset_settings(overrides, config_dir)
+    if "sweep.init_from" in given:  # in place of what is trained first
+        given.add("sweep.before")
+    preset = [o for o in preset if o.partition("=")[0] not in given]
+    return section_of([*preset, *overrides], "sweep", SweepConfig)
 
 
 def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
     """Run every point, then show all of them in one table and one plot.
 
     Args:
-        settings: Where the points run; None: here, in turn.
+        settings: Where the points run and the rest of the section `sweep`; None: in turn, and as
+            the presets say.
     """
     refuse_missing()
     backends = detect()
-    settings = settings or SweepConfig(at_once=1)
+    if settings is None:
+        preset = preset_settings(arguments.overrides, arguments.config_dir)
+        settings = replace(section_of(preset, "sweep", SweepConfig)[0], at_once=1)
+    _check_starts(settings)
+    start: Start | None = None
+    if settings.init_from is not None:
+        start = Bases.of_folder(Path(settings.init_from).expanduser()).run_like
+    elif settings.before is not None:
+        start, code = _run_before(arguments, settings, backends)
+        if code != EXIT_DONE:
+            return code
     search = None
     if settings.trials is not None:
         search = _search(arguments, settings, backends)
@@ -87,10 +116,61 @@ def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
             board.show,
             settings.match,
             search,
+            start,
         )
     notes = [] if search is None else [best] if (best := search.best()) else []
+    if settings.tasks is not None and done.code == EXIT_DONE:
+        notes.append(_evaluated(done, settings.tasks))
     report(done.points, done.exit_codes, done.folder, settings, backends, notes)
     return done.code
+
+
+def _check_starts(settings: SweepConfig) -> None:
+    """Raise InputError where it is not clear what the points start from, or when they end."""
+    if settings.init_from is not None and settings.before is not None:
+        raise InputError.of(
+            f"sweep.init_from={settings.init_from} and sweep.before={settings.before}",
+            "the points start from the runs of one sweep",
+            "one of them",
+        )
+    both = settings.init_from or settings.before
+    if settings.trials is not None and (both or settings.tasks):
+        raise InputError.of(
+            f"sweep.trials={settings.trials} with {'sweep.tasks' if settings.tasks else both}",
+            "a search draws its points, and has no run for each to start from, nor a last one",
+            "every combination (commas in place of intervals), or checkpoint.init_from=RUN for all",
+        )
+
+
+def _run_before(
+    arguments: Arguments, settings: SweepConfig, backends: Backends
+) -> tuple[Start, int]:
+    """Train the sweep whose runs the points start from, and compare them.
+
+    Returns what says which run a point starts from, and the exit code.
+
+    Raises:
+        InputError: a point of either sweep is wrong, before anything is trained.
+    """
+    config_dir = arguments.config_dir
+    folder = sweep_folder(arguments.overrides, config_dir, settings.match) / _BEFORE
+    shared = [o for o in arguments.overrides if o.lstrip("+~").startswith(_SHARED)]
+    overrides = [f"experiment={settings.before}", *shared, f"run_dir={quoted(str(folder))}"]
+    _, first = points(overrides, config_dir, backends)
+    start = Bases.of_points(folder, first).run_like
+    points(arguments.overrides, config_dir, backends, settings.match, start=start)
+    rest = replace(settings, before=None, init_from=None, tasks=None, match="steps")
+    return start, run_sweep(Arguments(overrides, config_dir), rest)
+
+
+def _evaluated(done: Sweep, tasks: str) -> str:
+    """Put the trained points to tasks, each by the name of its folder; return the table."""
+    from loopcoder.cli.evaluate_tasks import evaluate_tasks
+    from loopcoder.evaluate.results import markdown_table
+
+    checkpoints = [f"checkpoint={point.run_dir}" for point in done.points]
+    output = f"output={done.folder / 'evaluation'}"
+    return markdown_table(evaluate_tasks([*checkpoints, f"tasks={tasks}", output]))
 
 
 def _search(arguments: Arguments, settings: SweepConfig, backends: Backends) -> Search:

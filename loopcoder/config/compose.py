@@ -120,7 +120,8 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def sweep_axes(overrides: Sequence[str], config_dir: Path | None = None) -> list[str]:
-    """Return the axes that the chosen presets sweep, as overrides such as `seed=1,2,3`.
+    """Return the axes that the chosen presets sweep, as overrides such as `seed=1,2,3`, and what
+    they set of the section `sweep`, as `sweep.tasks=chat`.
 
     They are those of Hydra's BasicSweeper, `hydra.sweeper.params`. Presets that are swept
     themselves contribute none: an axis is found before the sweep is expanded.
@@ -178,7 +179,8 @@ def _without_a_value(
 ) -> list[Problem]:
     """Refuse one run of what is a sweep: no value is better than another."""
     given = {override.key_or_group for override in parsed}
-    left = {key: values for key, values in axes.items() if key not in given}
+    own = ("sweep.",)  # of the command that runs it, not of its points
+    left = {k: values for k, values in axes.items() if k not in given and not k.startswith(own)}
     if not left:
         return []
     experiment = next((o for o in overrides if o.startswith("experiment=")), "this preset")

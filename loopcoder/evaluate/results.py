@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopcoder.errors import InputError
 from loopcoder.metrics.drawing import color_of, draw, style
+from loopcoder.metrics.sweep import markdown
 from loopcoder.origin import commit_of
 from loopcoder.storage.files import write_bytes, write_json
 
@@ -129,6 +130,14 @@ def table(results: Sequence[Result]) -> str:
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def markdown_table(results: Sequence[Result]) -> str:
+    """Return a row for each model, and a column for each task and metric."""
+    keys = _keys(results)
+    header = ["model", *(f"{task}: {metric}" for task, metric in keys)]
+    body = [[r.name, *(_cell(r, task, metric) for task, metric in keys)] for r in results]
+    return markdown(header, body)
 
 
 def plot(results: Sequence[Result], path: Path) -> Path:
