@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from loopcoder.config.benchmarks import HumanEvalConfig, TasksConfig  # noqa: E402
+from loopcoder.config.benchmarks import ChatTaskConfig, HumanEvalConfig, TasksConfig  # noqa: E402
 from loopcoder.config.compose import compose  # noqa: E402
 from loopcoder.config.diagnosis import DiagnoseConfig  # noqa: E402
 from loopcoder.config.fields import FieldAt, as_override, leaves  # noqa: E402
@@ -85,6 +85,7 @@ VERBS = {
     "serve": ServeConfig,
     "tasks": TasksConfig,
     "human_eval": HumanEvalConfig,
+    "chat": ChatTaskConfig,
     "diagnose": DiagnoseConfig,
 }
 """Sections of verbs, which are no part of a run."""

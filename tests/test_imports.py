@@ -128,7 +128,14 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.plan.device",
         "data_pipeline.tokenizer.spec",
     },
-    "loopcoder.evaluate": BASE | {"loopcoder.infer", "loopcoder.metrics", "loopcoder.plan.device"},
+    "loopcoder.evaluate": BASE
+    | {
+        "loopcoder.chat",
+        "loopcoder.data.places",
+        "loopcoder.infer",
+        "loopcoder.metrics",
+        "loopcoder.plan.device",
+    },
     # Processes of generated programs: the standard library alone.
     "loopcoder.evaluate.sandbox": {"loopcoder.errors"},
     "loopcoder.differences": BASE | {"loopcoder.checkpoint", "loopcoder.hf", "loopcoder.loaded"},

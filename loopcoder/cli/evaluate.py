@@ -18,7 +18,7 @@ from loopcoder.cli import evaluate_tasks
 from loopcoder.cli.arguments import fields_of, parse_arguments
 from loopcoder.cli.asked import Asked
 from loopcoder.cli.asked_weights import place_in
-from loopcoder.config.benchmarks import HumanEvalConfig, TasksConfig
+from loopcoder.config.benchmarks import ChatTaskConfig, HumanEvalConfig, TasksConfig
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, in_use
 from loopcoder.data.own_sets import own_folders
@@ -39,7 +39,7 @@ needed.
 usage: loopcoder evaluate checkpoint=DIR|URL [--all] [--json] [key=value ...]
        loopcoder evaluate checkpoint=DIR|URL [checkpoint=...] tasks=NAME[,NAME...] [output=DIR]
                           [model.num_loops=N[,N...]] [precision=...] [--json]
-                          [tasks.KEY=VALUE ...] [human_eval.KEY=VALUE ...]
+                          [tasks.KEY=VALUE ...] [human_eval.KEY=VALUE ...] [chat.KEY=VALUE ...]
        loopcoder evaluate server=URL tasks=...
 
   loopcoder evaluate checkpoint=runs/plt_tiny-r2-cc8f20c8a9      the newest checkpoint of a run
@@ -59,6 +59,7 @@ run's, and only the fields that are given differ.
   loopcoder evaluate checkpoint=A checkpoint=B tasks=my_task tasks.include_path=tasks
                                                  tasks of lm-eval, models side by side
   loopcoder evaluate checkpoint=DIR tasks=human_eval model.num_loops=1,2,3
+  loopcoder evaluate checkpoint=DIR tasks=chat                   held-out conversations: format, calls
   loopcoder evaluate server=http://127.0.0.1:8000 tasks=human_eval
 
   output=DIR                   where the plot and NAME/results.json of each are; ./evaluation
@@ -77,7 +78,7 @@ def run(argv: list[str]) -> int:
     rest = [a for a in argv if a not in ("--all", "--json")]
     arguments = parse_arguments(rest, takes=["--all", "--json"])
     if arguments.help:
-        sections = ("tasks", TasksConfig), ("human_eval", HumanEvalConfig)
+        sections = ("tasks", TasksConfig), ("human_eval", HumanEvalConfig), ("chat", ChatTaskConfig)
         print(HELP.format(fields="\n".join(fields_of(*section) for section in sections)))
         return EXIT_DONE
     interrupted_by_signals("before the end of the evaluation; nothing is lost, start it again")
@@ -106,10 +107,12 @@ def run(argv: list[str]) -> int:
 
 def _refuse_without_tasks(overrides: Sequence[str]) -> None:
     """Refuse settings of tasks where none is named: without tasks= a loss is measured."""
-    of_tasks = [o for o in overrides if o.startswith(("tasks.", "human_eval."))]
+    sections = ("human_eval", "chat")
+    of_tasks = [o for o in overrides if o.startswith(("tasks.", *(f"{s}." for s in sections)))]
     if of_tasks or any(o.startswith("server=") for o in overrides):
         given = " ".join(of_tasks) or "server=URL"
-        named = "human_eval" if any(o.startswith("human_eval.") for o in overrides) else "NAME"
+        own = (o.partition(".")[0] for o in of_tasks)
+        named = next((section for section in own if section in sections), "NAME")
         raise InputError.of(
             f"{given} without tasks=",
             "it is about benchmarks, and none is named",

@@ -1,4 +1,5 @@
-"""`loopcoder evaluate tasks=...`: what models reach in tasks of lm-eval and in HumanEval."""
+"""`loopcoder evaluate tasks=...`: what models reach in tasks of lm-eval, in HumanEval, and in
+conversations."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from loopcoder.backends import detect, refuse_missing
 from loopcoder.checkpoint.copies.places import find_at
 from loopcoder.cli.arguments import say_aside, section_of
 from loopcoder.cli.run_names import name_of, run_of
-from loopcoder.config.benchmarks import HumanEvalConfig, TasksConfig
+from loopcoder.config.benchmarks import ChatTaskConfig, HumanEvalConfig, TasksConfig
 from loopcoder.config.compose import compose
 from loopcoder.errors import EXIT_DONE, InputError
 from loopcoder.evaluate.offline import offline
@@ -23,6 +24,7 @@ from loopcoder.storage.signals import ended_at_once
 
 if TYPE_CHECKING:
     from loopcoder.evaluate.human_eval import Problems
+    from loopcoder.evaluate.in_process import InProcess
     from loopcoder.evaluate.results import Result
     from loopcoder.evaluate.server import Server
     from loopcoder.evaluate.tasks import Tasks
@@ -62,12 +64,16 @@ class _Benchmarks:
     """Of lm-eval."""
     problems: Problems | None
     """Of HumanEval."""
+    chat: ChatTaskConfig | None = None
+    """None: no held-out conversations."""
 
     @property
     def settings(self) -> dict[str, Any]:
         found: dict[str, Any] = {"tasks": asdict(self.config)}
         if self.problems is not None:
             found["human_eval"] = asdict(self.human_eval)
+        if self.chat is not None:
+            found["chat"] = asdict(self.chat)
         return found
 
 
@@ -90,14 +96,15 @@ def evaluate_tasks(overrides: Sequence[str]) -> list[Result]:
     offline()
     config, others = section_of(given.others, "tasks", TasksConfig)
     human_eval, others = section_of(others, "human_eval", HumanEvalConfig)
+    chat, others = section_of(others, "chat", ChatTaskConfig)
     if others:
         raise InputError.of(
             " ".join(others),
-            f"tasks are run with {', '.join(_KEYS)}, tasks.* and human_eval.*",
+            f"tasks are run with {', '.join(_KEYS)}, tasks.*, human_eval.* and chat.*",
             "leave it out",
         )
     with ended_at_once():
-        benchmarks = _benchmarks(given.tasks, config, human_eval)
+        benchmarks = _benchmarks(given.tasks, config, human_eval, chat)
         server, subjects = None, []
         if given.server is None:
             subjects = _subjects(given)
@@ -107,6 +114,12 @@ def evaluate_tasks(overrides: Sequence[str]) -> list[Result]:
             server = Server(given.server, config.name, config.places)
     output = Path(given.output).expanduser()
     make_folder(output, "output")
+    if server is not None and benchmarks.chat is not None:
+        raise InputError.of(
+            f"tasks=chat of server={server.url}",
+            "answers are read as this process writes them, special tokens and all",
+            "checkpoint= of the served weights, or another task",
+        )
     if server is not None:
         return [_of_server(server, benchmarks, output)]
     return [_of_weights(s, benchmarks, output) for s in subjects]
@@ -172,9 +185,13 @@ def _loops(text: str) -> int | None:
 
 
 def _benchmarks(
-    names: Sequence[str], config: TasksConfig, human_eval: HumanEvalConfig
+    names: Sequence[str],
+    config: TasksConfig,
+    human_eval: HumanEvalConfig,
+    chat: ChatTaskConfig,
 ) -> _Benchmarks:
     """Find all that is asked, before a model is loaded."""
+    from loopcoder.evaluate import chat as conversations
     from loopcoder.evaluate import human_eval as programs
     from loopcoder.evaluate.tasks import Tasks
 
@@ -182,9 +199,12 @@ def _benchmarks(
     if programs.TASK in names:
         problems = programs.problems(config.limit)
         programs.check_settings(human_eval)
-    of_lm_eval = [name for name in names if name != programs.TASK]
+    of_lm_eval = [name for name in names if name not in (programs.TASK, conversations.TASK)]
     tasks = Tasks(of_lm_eval, config) if of_lm_eval else None
-    return _Benchmarks(config, human_eval, tasks, problems)
+    asks_chat = conversations.TASK in names
+    if asks_chat and chat.corpus is not None:
+        conversations.turns(Path(chat.corpus).expanduser(), config.limit)
+    return _Benchmarks(config, human_eval, tasks, problems, chat if asks_chat else None)
 
 
 def _subjects(given: _Given) -> list[_Subject]:
@@ -228,7 +248,34 @@ def _of_weights(subject: _Subject, asked: _Benchmarks, output: Path) -> Result:
         from loopcoder.evaluate.lm import InProcessLM
 
         lm = InProcessLM(model, config.seed)
-    return _put(result, model, lm, asked, output)
+    _put(result, model, lm, asked, output)
+    if asked.chat is not None:
+        _converse(result, model, subject.source, asked, output / result.name)
+    return result
+
+
+def _converse(
+    result: Result, model: InProcess, source: Source, asked: _Benchmarks, folder: Path
+) -> None:
+    """Have a model write the answers of held-out conversations."""
+    from loopcoder.evaluate import chat as conversations
+    from loopcoder.evaluate.results import write, write_samples
+
+    assert asked.chat is not None
+    given = asked.chat.corpus or source.corpus
+    if given is None:
+        raise InputError.of(
+            f"tasks={conversations.TASK} of {source.place}",
+            "it does not say on which corpus it was trained",
+            "chat.corpus=FOLDER of a corpus that data=chat built",
+        )
+    turns = conversations.turns(Path(given).expanduser(), asked.config.limit)
+    metrics, said = conversations.evaluate(model, turns, asked.chat)
+    result.metrics[conversations.TASK] = metrics
+    result.documents[conversations.TASK] = len(turns)
+    if asked.config.samples:
+        write_samples({conversations.TASK: [one.as_dict() for one in said]}, folder)
+    write(result, folder)
 
 
 def _of_server(server: Server, asked: _Benchmarks, output: Path) -> Result:

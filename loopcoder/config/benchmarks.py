@@ -1,4 +1,5 @@
-"""The sections `tasks` and `human_eval` of a command line: how models are put to benchmarks."""
+"""The sections `tasks`, `human_eval` and `chat` of a command line: how models are put to
+benchmarks."""
 
 from __future__ import annotations
 
@@ -63,3 +64,14 @@ class HumanEvalConfig:
     sandbox: Literal["namespaces", "none"] = "namespaces"
     """`namespaces`: a program has no network, no files, no privileges. `none`: it has those of this
     user; for a machine that has nothing to lose."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ChatTaskConfig:
+    """How the task chat runs."""
+
+    corpus: str | None = None
+    """Folder of a corpus that data=chat built, whose held-out conversations are asked; null: the
+    one that the checkpoint was trained on."""
+    max_tokens: PositiveInt = 512
+    """Most tokens of an answer."""

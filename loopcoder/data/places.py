@@ -15,6 +15,8 @@ from loopcoder.storage.remote import Store, is_url
 
 TOKENIZER = "tokenizer.json"
 TOKEN_BYTES = "token_bytes.npy"
+HELD_OUT = "held_out.jsonl"
+"""Of a corpus of conversations: those that are held out, as `chat.conversation.canonical`."""
 ORIGIN = "origin.json"
 """Beside the manifest of a corpus whose training shards are in a store: its URL (see mirror.py)."""
 OF_A_SHARD = (".bin", ".idx", LABELS)

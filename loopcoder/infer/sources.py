@@ -65,6 +65,8 @@ class Source:
     """The tokenizer.json; None: there is none."""
     specials: Specials | None
     """What a folder says of special tokens and chat."""
+    corpus: str | None
+    """Folder of the corpus that was trained on last; None: it is not known."""
     read: Read
     check: Callable[[], None]
     """Raises InputError where what was read is not what was saved; once all of it was."""
@@ -111,6 +113,7 @@ def _of_checkpoint(checkpoint: Checkpoint, asked: Asked) -> Source:
         tokens=state.tokens,
         tokenizer=tokenizer if tokenizer.is_file() else None,
         specials=state.specials,
+        corpus=state.corpus_dir or None,
         read=read,
         check=weights.check,
     )
@@ -132,6 +135,7 @@ def _of_folder(folder: Path, asked: Asked) -> Source:
         tokens=planned.described.vocab_size,
         tokenizer=planned.tokenizer,
         specials=planned.specials,
+        corpus=None,
         read=lambda name: torch.cat(parts_of(planned, config.model, name)),
         check=lambda: None,
     )
