@@ -59,7 +59,7 @@ run's, and only the fields that are given differ.
   loopcoder evaluate checkpoint=A checkpoint=B tasks=my_task tasks.include_path=tasks
                                                  tasks of lm-eval, models side by side
   loopcoder evaluate checkpoint=DIR tasks=human_eval model.num_loops=1,2,3
-  loopcoder evaluate checkpoint=DIR tasks=chat                   held-out conversations: format, calls
+  loopcoder evaluate checkpoint=DIR tasks=chat                   held-out conversations
   loopcoder evaluate server=http://127.0.0.1:8000 tasks=human_eval
 
   output=DIR                   where the plot and NAME/results.json of each are; ./evaluation
