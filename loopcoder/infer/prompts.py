@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from loopcoder.backends import require
+from loopcoder.chat.calls import TAGS, AnswerStream, format_of
+from loopcoder.config.serving import ToolFormat
 from loopcoder.data.tokenizer import read_tokenizer
 from loopcoder.errors import InputError
 from loopcoder.hf.card import Tokenizer as SpecialTokens
 from loopcoder.infer.loading import tokenizer_of
 from loopcoder.infer.sources import Source
+
+_GIVEN = {
+    "add_generation_prompt",
+    "bos_token",
+    "chat_template",
+    "continue_final_message",
+    "conversations",
+    "documents",
+    "eos_token",
+    "messages",
+    "pad_token",
+    "return_assistant_tokens_mask",
+    "self",
+    "tools",
+}
+"""What is said to a template besides options."""
 
 
 class Prompts:
@@ -21,12 +41,20 @@ class Prompts:
     tokens in a text, `<|fim_prefix|>`, become these tokens.
     """
 
-    def __init__(self, tokenizer: Any, special: SpecialTokens):
+    def __init__(self, tokenizer: Any, special: SpecialTokens, tool_format: ToolFormat = "auto"):
         """
         Args:
             tokenizer: A `tokenizers.Tokenizer`.
+            tool_format: In which the model writes calls of tools; auto: that of its template.
         """
         self.tokenizer, self.template = tokenizer, special.chat_template
+        self.format = format_of(self.template)
+        """In which the model answers in a chat."""
+        if tool_format != "auto":
+            calls = None if tool_format == "none" else tool_format
+            self.format = replace(self.format, calls=calls)
+        self.shown = frozenset(i for tag in TAGS if (i := tokenizer.token_to_id(tag)) is not None)
+        """Tokens that say what is what in an answer of a chat, whose names are needed."""
         self.begin_id = special.bos_id
         """What a prompt without any token begins with."""
         self.end_ids = frozenset(special.end_ids)
@@ -38,15 +66,18 @@ class Prompts:
         }
 
     @classmethod
-    def of_source(cls, source: Source) -> Prompts:
+    def of_source(cls, source: Source, tool_format: ToolFormat = "auto") -> Prompts:
         """Make prompts for weights.
+
+        Args:
+            tool_format: As of the class.
 
         Raises:
             InputError: they have no tokenizer, or one that names no end of a document.
         """
         path = tokenizer_of(source)
         tokenizer = read_tokenizer(path)
-        return cls(tokenizer, SpecialTokens.of(path, source.specials))
+        return cls(tokenizer, SpecialTokens.of(path, source.specials), tool_format)
 
     def of_text(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text; of an empty one the token that documents begin behind."""
@@ -70,23 +101,26 @@ class Prompts:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
     ) -> tuple[int, ...]:
         """Return the ids of a conversation, up to where the assistant answers.
 
         Args:
             messages: With `role` and `content`, and what else the template knows.
             tools: JSON schemas of functions.
+            options: Of the template, as `enable_thinking`.
 
         Raises:
             InputError: there is no template, it refuses the conversation, or what renders it is
                 not installed.
         """
-        return self.of_text(self.rendered(messages, tools))
+        return self.of_text(self.rendered(messages, tools, **options))
 
     def rendered(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
     ) -> str:
         """Return a conversation as the text that the model reads, up to where it answers.
 
@@ -100,6 +134,13 @@ class Prompts:
                 "conversations come with one (chat_template.jinja)",
                 "a prompt of plain text",
             )
+        self.check_options(options)
+        if tools and not self._reads("tools"):
+            raise InputError.of(
+                "the chat template has no place for tools",
+                "the model would never see them",
+                "a conversation without tools, or weights whose template writes them",
+            )
         render = _renderer()
         try:
             found = render(
@@ -108,6 +149,7 @@ class Prompts:
                 chat_template=self.template,
                 add_generation_prompt=True,
                 **self._names,
+                **options,
             )
         except Exception as error:  # a template is a program of somebody else
             raise InputError.of(
@@ -117,6 +159,35 @@ class Prompts:
             ) from error
         text: str = found[0][0] if isinstance(found, tuple) else found[0]
         return text
+
+    def check_options(self, options: Iterable[str]) -> None:
+        """Refuse options that the template does not have, or that are given to it anyway.
+
+        Raises:
+            InputError: there is such a one.
+        """
+        for name in options:
+            if name in _GIVEN or not self._reads(name):
+                raise InputError.of(
+                    f"{name} for the chat template",
+                    "it is given to it anyway" if name in _GIVEN else "it has no such option",
+                    "options that the template names, such as enable_thinking of Qwen3's",
+                )
+
+    def reader(self, prompt: str, tools: Sequence[Mapping[str, Any]] | None) -> AnswerStream:
+        """Return what reads the answer to a conversation.
+
+        Args:
+            prompt: As `rendered` returned it.
+            tools: Without any, what looks like a call is content.
+        """
+        answers = self.format if tools else replace(self.format, calls=None)
+        in_reasoning = answers.begins_in_reasoning(prompt)
+        return AnswerStream(answers, tools or (), in_reasoning=in_reasoning)
+
+    def _reads(self, name: str) -> bool:
+        """Whether the template names something."""
+        return re.search(rf"\b{re.escape(name)}\b", self.template or "") is not None
 
 
 def _renderer() -> Callable[..., Any]:
