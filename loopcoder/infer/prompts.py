@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from loopcoder.backends import require
 from loopcoder.chat.calls import TAGS, AnswerStream, format_of
+from loopcoder.chat.render import Renderer
+from loopcoder.chat.unusable import Unusable
 from loopcoder.config.serving import ToolFormat
 from loopcoder.data.tokenizer import read_tokenizer
 from loopcoder.errors import InputError
@@ -134,31 +135,22 @@ class Prompts:
                 "conversations come with one (chat_template.jinja)",
                 "a prompt of plain text",
             )
+        renderer = Renderer(self.template, self._names)
         self.check_options(options)
-        if tools and not self._reads("tools"):
+        if tools and not renderer.reads("tools"):
             raise InputError.of(
                 "the chat template has no place for tools",
                 "the model would never see them",
                 "a conversation without tools, or weights whose template writes them",
             )
-        render = _renderer()
         try:
-            found = render(
-                conversations=[[dict(message) for message in messages]],
-                tools=[dict(tool) for tool in tools] if tools else None,
-                chat_template=self.template,
-                add_generation_prompt=True,
-                **self._names,
-                **options,
-            )
-        except Exception as error:  # a template is a program of somebody else
+            return renderer.text(messages, tools, add_generation_prompt=True, **options)
+        except Unusable as error:
             raise InputError.of(
                 f"the chat template does not take {reprlib.repr([*messages])}",
-                f"{type(error).__name__}: {error}"[:300],
+                error.detail,
                 "messages of the form {role: user, content: TEXT}",
             ) from error
-        text: str = found[0][0] if isinstance(found, tuple) else found[0]
-        return text
 
     def check_options(self, options: Iterable[str]) -> None:
         """Refuse options that the template does not have, or that are given to it anyway.
@@ -166,8 +158,9 @@ class Prompts:
         Raises:
             InputError: there is such a one.
         """
+        renderer = Renderer(self.template or "", self._names)
         for name in options:
-            if name in _GIVEN or not self._reads(name):
+            if name in _GIVEN or not renderer.reads(re.escape(name)):
                 raise InputError.of(
                     f"{name} for the chat template",
                     "it is given to it anyway" if name in _GIVEN else "it has no such option",
@@ -184,23 +177,3 @@ class Prompts:
         answers = self.format if tools else replace(self.format, calls=None)
         in_reasoning = answers.begins_in_reasoning(prompt)
         return AnswerStream(answers, tools or (), in_reasoning=in_reasoning)
-
-    def _reads(self, name: str) -> bool:
-        """Whether the template names something."""
-        return re.search(rf"\b{re.escape(name)}\b", self.template or "") is not None
-
-
-def _renderer() -> Callable[..., Any]:
-    """Return what renders a template as transformers does, in Jinja's sandbox."""
-    fact = "a conversation is rendered by transformers and jinja2"
-    why = "templates are written for what transformers gives them"
-    fix = "pip install 'transformers>=5.23,<6' 'jinja2>=3.1.6'"
-    require("jinja2", fact, f"{why}; jinja2 is not installed", fix)
-    found = require(
-        "transformers.utils.chat_template_utils",
-        fact,
-        f"{why}; transformers is not installed",
-        fix,
-    )
-    render: Callable[..., Any] = found.render_jinja_template
-    return render
