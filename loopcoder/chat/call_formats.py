@@ -78,13 +78,17 @@ def _qwen3_coder(text: str, tools: Sequence[Mapping[str, Any]]) -> ToolCall | No
     arguments: dict[str, Any] = {}
     matched = _FUNCTION.fullmatch(text)
     if matched is None:
-        return _unless_within_a_value(text, "no <function=NAME> to </function>")
+        if _is_within_a_value(text):
+            return None
+        raise NotACall("no <function=NAME> to </function>")
     name, inner = matched[1], matched[2]
     schema, at = schema_of(name, tools), 0
     while (begun := _PARAMETER.match(inner, at)) is not None:
         end = _PARAMETER_END.search(inner, begun.end())
         if end is None:
-            return _unless_within_a_value(text, f"parameter {begun[1]} has no end")
+            if _is_within_a_value(text):
+                return None
+            raise NotACall(f"parameter {begun[1]} has no end")
         if begun[1] in arguments:
             raise NotACall(f"parameter {begun[1]} stands there twice")
         value = inner[begun.end() : end.start()].removeprefix("\n").removesuffix("\n")
@@ -95,9 +99,9 @@ def _qwen3_coder(text: str, tools: Sequence[Mapping[str, Any]]) -> ToolCall | No
     return ToolCall(name, arguments)
 
 
-def _unless_within_a_value(text: str, why: str) -> None:
-    if text.rfind("<parameter=") <= text.rfind("</parameter>"):
-        raise NotACall(why)
+def _is_within_a_value(text: str) -> bool:
+    """Say whether the end of a text is in the value of a parameter, which may have any tags."""
+    return text.rfind("<parameter=") > text.rfind("</parameter>")
 
 
 def _typed(value: str, schema: Any) -> Any:

@@ -64,7 +64,7 @@ class Answer:
     content: str = ""
     """Without reasoning and calls, and the newlines between these."""
     reasoning: str | None = None
-    """None: it did not reason."""
+    """None: none, or an empty one."""
     tool_calls: tuple[ToolCall, ...] = ()
     """Without ids."""
     problems: tuple[Problem, ...] = ()
@@ -147,9 +147,8 @@ class AnswerStream:
         in_reasoning: bool = False,
     ):
         """See `read_answer`."""
-        self._format, self._tools = format, tools
+        self.format, self._tools = format, tools
         self._content, self._reasoning = _Part(), _Part(at_border=True)
-        self._reasons = False
         self._calls: list[ToolCall] = []
         self._problems: list[Problem] = []
         self._held = ""
@@ -165,7 +164,7 @@ class AnswerStream:
         """All that was told; after `end` the whole answer."""
         return Answer(
             "".join(self._content.text),
-            "".join(self._reasoning.text) if self._reasons else None,
+            "".join(self._reasoning.text) or None,
             tuple(self._calls),
             tuple(self._problems),
         )
@@ -209,7 +208,7 @@ class AnswerStream:
         return True
 
     def _begin_reasoning(self) -> None:
-        self._reasons, self._read = True, self._think
+        self._read = self._think
 
     def _think(self, final: bool) -> bool:
         before, tag, behind = self._held.partition(THOUGHT)
@@ -222,7 +221,7 @@ class AnswerStream:
         return False
 
     def _text(self, final: bool) -> bool:
-        if self._format.calls is None:
+        if self.format.calls is None:
             self._say(self._content.add(self._held))
             self._say(self._content.end(at_border=self._content.at_border))
             self._held = ""
@@ -235,9 +234,9 @@ class AnswerStream:
         self._say(self._content.add(self._taken_up_to(OPEN, final)))
         return False
 
-    def _call(self, _: bool) -> bool:
-        """Read behind `<tool_call>`."""
-        form = self._format.calls
+    def _call(self, final: bool) -> bool:
+        """Read behind `<tool_call>`; `end` has what was never closed."""
+        form = self.format.calls
         assert form is not None
         if self._searched == 0:
             wanted, begun = BEGINNINGS[form], self._held.lstrip()

@@ -15,6 +15,7 @@ from loopcoder.config.types import (
     PositiveInt,
 )
 
+ToolFormat = Literal["auto", "hermes", "qwen3_coder", "none"]
 MAX_LENGTH = 8192
 """Of a prompt and its answer where nothing is said, if the model has as many positions."""
 
@@ -30,6 +31,9 @@ class ServeConfig:
     """Port to listen on; 0: any that is free, which is printed."""
     name: str | None = None
     """What the model is called; null: the name of its folder or run."""
+    tool_format: ToolFormat = "auto"
+    """How the model writes calls of tools in a chat; auto: as its chat template does; none: they
+    stay text."""
     places: PositiveInt = 16
     """Sequences that are decoded at a time, each with a cache of `serve.max_length` tokens."""
     max_length: PositiveInt | None = None

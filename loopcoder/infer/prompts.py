@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from loopcoder.backends import require
+from loopcoder.chat.calls import TAGS, AnswerStream, format_of
+from loopcoder.chat.render import Renderer
+from loopcoder.chat.unusable import Unusable
+from loopcoder.config.serving import ToolFormat
 from loopcoder.data.tokenizer import read_tokenizer
 from loopcoder.errors import InputError
 from loopcoder.hf.card import Tokenizer as SpecialTokens
 from loopcoder.infer.loading import tokenizer_of
 from loopcoder.infer.sources import Source
+
+_GIVEN = {
+    "add_generation_prompt",
+    "bos_token",
+    "chat_template",
+    "continue_final_message",
+    "conversations",
+    "documents",
+    "eos_token",
+    "messages",
+    "pad_token",
+    "return_assistant_tokens_mask",
+    "self",
+    "tools",
+}
+"""What is said to a template besides options."""
 
 
 class Prompts:
@@ -21,12 +42,20 @@ class Prompts:
     tokens in a text, `<|fim_prefix|>`, become these tokens.
     """
 
-    def __init__(self, tokenizer: Any, special: SpecialTokens):
+    def __init__(self, tokenizer: Any, special: SpecialTokens, tool_format: ToolFormat = "auto"):
         """
         Args:
             tokenizer: A `tokenizers.Tokenizer`.
+            tool_format: In which the model writes calls of tools; auto: that of its template.
         """
         self.tokenizer, self.template = tokenizer, special.chat_template
+        self.format = format_of(self.template)
+        """In which the model answers in a chat."""
+        if tool_format != "auto":
+            calls = None if tool_format == "none" else tool_format
+            self.format = replace(self.format, calls=calls)
+        self.shown = frozenset(i for tag in TAGS if (i := tokenizer.token_to_id(tag)) is not None)
+        """Tokens that say what is what in an answer of a chat, whose names are needed."""
         self.begin_id = special.bos_id
         """What a prompt without any token begins with."""
         self.end_ids = frozenset(special.end_ids)
@@ -38,15 +67,18 @@ class Prompts:
         }
 
     @classmethod
-    def of_source(cls, source: Source) -> Prompts:
+    def of_source(cls, source: Source, tool_format: ToolFormat = "auto") -> Prompts:
         """Make prompts for weights.
+
+        Args:
+            tool_format: As of the class.
 
         Raises:
             InputError: they have no tokenizer, or one that names no end of a document.
         """
         path = tokenizer_of(source)
         tokenizer = read_tokenizer(path)
-        return cls(tokenizer, SpecialTokens.of(path, source.specials))
+        return cls(tokenizer, SpecialTokens.of(path, source.specials), tool_format)
 
     def of_text(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text; of an empty one the token that documents begin behind."""
@@ -70,23 +102,26 @@ class Prompts:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
     ) -> tuple[int, ...]:
         """Return the ids of a conversation, up to where the assistant answers.
 
         Args:
             messages: With `role` and `content`, and what else the template knows.
             tools: JSON schemas of functions.
+            options: Of the template, as `enable_thinking`.
 
         Raises:
             InputError: there is no template, it refuses the conversation, or what renders it is
                 not installed.
         """
-        return self.of_text(self.rendered(messages, tools))
+        return self.of_text(self.rendered(messages, tools, **options))
 
     def rendered(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
     ) -> str:
         """Return a conversation as the text that the model reads, up to where it answers.
 
@@ -100,36 +135,45 @@ class Prompts:
                 "conversations come with one (chat_template.jinja)",
                 "a prompt of plain text",
             )
-        render = _renderer()
-        try:
-            found = render(
-                conversations=[[dict(message) for message in messages]],
-                tools=[dict(tool) for tool in tools] if tools else None,
-                chat_template=self.template,
-                add_generation_prompt=True,
-                **self._names,
+        renderer = Renderer(self.template, self._names)
+        self.check_options(options)
+        if tools and not renderer.reads("tools"):
+            raise InputError.of(
+                "the chat template has no place for tools",
+                "the model would never see them",
+                "a conversation without tools, or weights whose template writes them",
             )
-        except Exception as error:  # a template is a program of somebody else
+        try:
+            return renderer.text(messages, tools, add_generation_prompt=True, **options)
+        except Unusable as error:
             raise InputError.of(
                 f"the chat template does not take {reprlib.repr([*messages])}",
-                f"{type(error).__name__}: {error}"[:300],
+                error.detail,
                 "messages of the form {role: user, content: TEXT}",
             ) from error
-        text: str = found[0][0] if isinstance(found, tuple) else found[0]
-        return text
 
+    def check_options(self, options: Iterable[str]) -> None:
+        """Refuse options that the template does not have, or that are given to it anyway.
 
-def _renderer() -> Callable[..., Any]:
-    """Return what renders a template as transformers does, in Jinja's sandbox."""
-    fact = "a conversation is rendered by transformers and jinja2"
-    why = "templates are written for what transformers gives them"
-    fix = "pip install 'transformers>=5.23,<6' 'jinja2>=3.1.6'"
-    require("jinja2", fact, f"{why}; jinja2 is not installed", fix)
-    found = require(
-        "transformers.utils.chat_template_utils",
-        fact,
-        f"{why}; transformers is not installed",
-        fix,
-    )
-    render: Callable[..., Any] = found.render_jinja_template
-    return render
+        Raises:
+            InputError: there is such a one.
+        """
+        renderer = Renderer(self.template or "", self._names)
+        for name in options:
+            if name in _GIVEN or not renderer.reads(re.escape(name)):
+                raise InputError.of(
+                    f"{name} for the chat template",
+                    "it is given to it anyway" if name in _GIVEN else "it has no such option",
+                    "options that the template names, such as enable_thinking of Qwen3's",
+                )
+
+    def reader(self, prompt: str, tools: Sequence[Mapping[str, Any]] | None) -> AnswerStream:
+        """Return what reads the answer to a conversation.
+
+        Args:
+            prompt: As `rendered` returned it.
+            tools: Without any, what looks like a call is content.
+        """
+        answers = self.format if tools else replace(self.format, calls=None)
+        in_reasoning = answers.begins_in_reasoning(prompt)
+        return AnswerStream(answers, tools or (), in_reasoning=in_reasoning)

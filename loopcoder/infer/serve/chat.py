@@ -9,6 +9,7 @@ from pydantic_core import from_json
 
 from loopcoder.infer.request import Piece, Request
 from loopcoder.infer.serve.bodies import ChatBody, Message
+from loopcoder.infer.serve.chat_turn import ChatTurn
 from loopcoder.infer.serve.logprobs import chat_logprobs, check_told
 from loopcoder.infer.serve.model import Served
 from loopcoder.infer.serve.refusals import Refused
@@ -30,8 +31,9 @@ class ChatCompletion(Reply):
         served.check_number(1, body.samples)
         self._bytes_of = served.bytes_of
         messages = [_for_template(message) for message in body.messages]
-        tools = None if body.tool_choice == "none" else body.tools
-        ids = served.of_chat(messages, tools)
+        tools = body.offered
+        text = served.rendered(messages, tools, body.chat_template_kwargs or {})
+        ids = served.of_text(text, "messages")
         served.check_length(ids, body.most or 1)
         most = body.most or served.max_length - len(ids)
         told = (body.top_logprobs or 0) if body.logprobs else None
@@ -42,11 +44,13 @@ class ChatCompletion(Reply):
                 sampling=body.sampling(sample),
                 stop=body.stops,
                 stop_ids=body.stop_ids(served.eos),
+                shown=served.prompts.shown,
                 logprobs=told,
             )
             for sample in range(body.samples)
         ]
         check_told(self.requests)
+        self._turns = [ChatTurn(served.prompts.reader(text, tools)) for _ in self.requests]
 
     def opening(self) -> Iterator[dict[str, Any]]:
         delta = {"role": "assistant", "content": ""}
@@ -56,21 +60,23 @@ class ChatCompletion(Reply):
     def choice(self, number: int, piece: Piece) -> dict[str, Any]:
         return {
             "index": number,
-            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "message": self._turns[number].message(piece),
             "logprobs": self._told(piece),
-            "finish_reason": piece.finish,
+            "finish_reason": self._turns[number].finish(piece),
         }
 
-    def chunk(self, number: int, piece: Piece) -> dict[str, Any] | None:
-        told = self._told(piece)
-        if not (piece.text or piece.finish or told):
-            return None
-        return {
-            "index": number,
-            "delta": {"content": piece.text} if piece.text else {},
-            "logprobs": told,
-            "finish_reason": piece.finish,
-        }
+    def chunks(self, number: int, piece: Piece) -> Iterator[dict[str, Any]]:
+        told, turn = self._told(piece), self._turns[number]
+        deltas = list(turn.deltas(piece))
+        if not deltas and (piece.finish or told):
+            deltas = [{}]
+        for place, delta in enumerate(deltas):
+            yield {
+                "index": number,
+                "delta": delta,
+                "logprobs": told if place == 0 else None,
+                "finish_reason": turn.finish(piece) if place == len(deltas) - 1 else None,
+            }
 
     def _told(self, piece: Piece) -> dict[str, Any] | None:
         return chat_logprobs(self._bytes_of, piece.tokens) if self.body.logprobs else None
