@@ -1,0 +1,190 @@
+"""Held-out conversations: which answers count as well-formed, and which calls as right."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from tokenizers import Tokenizer
+
+from data_pipeline.tokenizer.encoder import train_tokenizer
+from loopcoder.chat.conversation import canonical, parse, restored
+from loopcoder.chat.templates import built_in
+from loopcoder.config.benchmarks import ChatTaskConfig
+from loopcoder.data.places import HELD_OUT
+from loopcoder.errors import InputError
+from loopcoder.evaluate.chat import Turn, Written, evaluate, turns
+from loopcoder.evaluate.in_process import InProcess
+from loopcoder.infer.prompts import Prompts
+from loopcoder.infer.request import Answer, Request
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}]
+CITY = "Tromsø"
+
+
+def call(name: str = "weather", **arguments: Any) -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}\n</tool_call>"
+
+
+def calling(city: str, reply: str = "Cold.") -> dict[str, Any]:
+    """A conversation with a call, its result, and an answer in words."""
+    function = {"name": "weather", "arguments": {"city": city}}
+    called = {"id": "1", "type": "function", "function": function}
+    return {
+        "tools": TOOLS,
+        "messages": [
+            {"role": "user", "content": f"How is it in {city}?"},
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "1", "type": "function", "function": function}],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": "-7"},
+            {"role": "assistant", "content": reply},
+        ],
+    }
+
+
+PLAIN = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Ho."}]}
+
+
+class Saying:
+    """Stands for a model in this process that says what it is told to."""
+
+    max_length, at_once = 2000, 3
+
+    def __init__(self, folder: Path, template: str = "qwen3"):
+        train_tokenizer(["ab", "ba"], 330, folder / "tokenizer.json")
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        special: Any = SimpleNamespace(
+            chat_template=built_in(template), bos_id=0, end_ids=[1], bos="", eos="", pad=""
+        )
+        self.prompts, self.texts = Prompts(tokenizer, special), list[str | None]()
+        self.prompted: list[str] = []
+
+    def answers(self, requests: Sequence[Request]) -> list[Answer]:
+        assert len(requests) <= self.at_once
+        said = []
+        for request in requests:
+            self.prompted.append(
+                self.prompts.tokenizer.decode(request.ids, skip_special_tokens=False)
+            )
+            text = self.texts.pop(0)
+            said.append(Answer(text or "", (), "length" if text is None else "stop"))
+        return said
+
+
+def asked(tmp_path: Path, *rows: dict[str, Any]) -> list[Turn]:
+    text = "".join(json.dumps(canonical(parse(row))) + "\n" for row in rows)
+    (tmp_path / HELD_OUT).write_text(text, encoding="utf-8")
+    return turns(tmp_path, None)
+
+
+def put(
+    tmp_path: Path, found: Sequence[Turn], *texts: str | None, **settings: Any
+) -> tuple[dict[str, float], list[Written]]:
+    model = Saying(tmp_path)
+    model.texts = list(texts)
+    return evaluate(cast(InProcess, model), found, ChatTaskConfig(**settings))
+
+
+def test_the_references_themselves_are_right(tmp_path: Path, rng: random.Random) -> None:
+    """What the template writes for them, of any number and order of conversations."""
+    rows = [calling(f"{CITY} {n}") if rng.random() < 0.6 else PLAIN for n in range(9)]
+    found = asked(tmp_path, calling(CITY), PLAIN, *rows)
+    texts = [
+        call(**turn.reference.tool_calls[0].arguments) if turn.reference.tool_calls
+        else turn.reference.content
+        for turn in found
+    ]  # fmt: skip
+    metrics, said = put(tmp_path, found, *texts)
+    assert metrics == {
+        name: value
+        for each in ("well_formed", "calls", "calls_alike", "no_calls")
+        for name, value in ((each, 1.0), (f"{each}_stderr", 0.0))
+    }
+    assert [one.turn for one in said] == found
+    assert len(found) == 1 + sum(1 + ("tools" in row) for row in [calling(CITY), *rows])
+
+
+@pytest.mark.parametrize(
+    ("text", "well_formed", "calls", "alike"),
+    [
+        (call(city=CITY), True, True, True),
+        (f"<think>\nIt asks.\n</think>\n\n{call(city=CITY)}", True, True, True),
+        (call(city="Oslo"), True, True, False),
+        (call(city=CITY) + "\n" + call(city=CITY), True, True, False),
+        (call(place=CITY), True, False, False),  # against the schema
+        (call(city=7), True, False, False),
+        (call("snow", city=CITY), True, False, False),  # no such tool
+        ("It is cold.", True, False, False),
+        (
+            '<tool_call>\n{"name": "weather", "arguments": {"city"}}\n</tool_call>',
+            False,
+            False,
+            False,
+        ),
+        (call(city=CITY).removesuffix("</tool_call>"), False, False, False),
+        (f"<think>\nIt asks. {call(city=CITY)}", False, False, False),  # reasoning does not end
+        (None, False, False, False),  # nor does the answer
+        ("", False, False, False),
+        ("<think>\nIt asks.\n</think>\n\n", False, False, False),
+    ],
+)
+def test_a_call(
+    tmp_path: Path, text: str | None, well_formed: bool, calls: bool, alike: bool
+) -> None:
+    metrics, (one,) = put(tmp_path, asked(tmp_path, calling(CITY))[:1], text)
+    assert (metrics["well_formed"], metrics["calls"], metrics["calls_alike"]) == (
+        float(well_formed),
+        float(calls),
+        float(alike),
+    )
+    assert "no_calls" not in metrics
+    assert json.loads(json.dumps(one.as_dict()))["well_formed"] is well_formed
+
+
+def test_an_answer_in_words_should_call_nothing(tmp_path: Path) -> None:
+    found = asked(tmp_path, calling(CITY), calling(CITY, "Very cold."))
+    texts = [call(city=CITY), call(city=CITY), call(city=CITY), "Very cold."]
+    metrics, _ = put(tmp_path, found, *texts)
+    assert metrics["no_calls"] == 0.5 and metrics["no_calls_stderr"] == pytest.approx(0.125**0.5)
+    assert metrics["well_formed"] == 1.0
+
+
+def test_each_answer_is_asked_for_behind_what_was_written_before_it(tmp_path: Path) -> None:
+    found = asked(tmp_path, calling(CITY))
+    model = Saying(tmp_path)
+    model.texts = ["x", "y"]
+    evaluate(cast(InProcess, model), found, ChatTaskConfig())
+    first, second = model.prompted
+    assert CITY in first and "weather" in first and "-7" not in first
+    assert second.startswith(first.removesuffix("<|im_start|>assistant\n"))
+    assert call(city=CITY) in second and second.endswith("<|im_start|>assistant\n")
+
+
+def test_only_what_is_trained_is_asked(tmp_path: Path) -> None:
+    row = calling(CITY)
+    row["messages"][1]["train"] = False
+    (turn,) = asked(tmp_path, row)
+    assert turn.reference.content == "Cold." and len(turn.before) == 3
+    assert restored({"messages": []}).messages == ()
+
+
+def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"held_out\.jsonl cannot be read(.|\n)*chat\.corpus="):
+        turns(tmp_path, None)
+    (tmp_path / HELD_OUT).write_text("{}\n")
+    with pytest.raises(InputError, match="cannot be read"):
+        turns(tmp_path, None)
+    (tmp_path / HELD_OUT).write_text("")
+    with pytest.raises(InputError, match="no answer"):
+        turns(tmp_path, None)
+    found = asked(tmp_path, calling(CITY))
+    with pytest.raises(InputError, match=r"tasks\.max_length=\d+, or a lower chat\.max_tokens"):
+        put(tmp_path, found, "x", "y", max_tokens=2000)
