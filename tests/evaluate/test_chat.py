@@ -29,7 +29,8 @@ CITY = "Tromsø"
 
 
 def call(name: str = "weather", **arguments: Any) -> str:
-    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}\n</tool_call>"
+    written = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{written}\n</tool_call>"
 
 
 def calling(city: str, reply: str = "Cold.") -> dict[str, Any]:
@@ -40,10 +41,7 @@ def calling(city: str, reply: str = "Cold.") -> dict[str, Any]:
         "tools": TOOLS,
         "messages": [
             {"role": "user", "content": f"How is it in {city}?"},
-            {
-                "role": "assistant",
-                "tool_calls": [{"id": "1", "type": "function", "function": function}],
-            },
+            {"role": "assistant", "tool_calls": [called]},
             {"role": "tool", "tool_call_id": "1", "content": "-7"},
             {"role": "assistant", "content": reply},
         ],
