@@ -11,11 +11,12 @@ from typing import Any
 from loopcoder.chat.calls import TAGS, AnswerStream, format_of
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.unusable import Unusable
-from loopcoder.config.serving import ToolFormat
+from loopcoder.config.types import ToolFormat
 from loopcoder.data.tokenizer import read_tokenizer
 from loopcoder.errors import InputError
 from loopcoder.hf.card import Tokenizer as SpecialTokens
 from loopcoder.infer.loading import tokenizer_of
+from loopcoder.infer.messages import for_template
 from loopcoder.infer.sources import Source
 
 _GIVEN = {
@@ -126,7 +127,7 @@ class Prompts:
         """Return a conversation as the text that the model reads, up to where it answers.
 
         Raises:
-            InputError: as `of_chat`.
+            InputError: as `of_chat`; or there are tools or options that the template does not have.
         """
         if self.template is None:
             raise InputError.of(
@@ -143,8 +144,9 @@ class Prompts:
                 "the model would never see them",
                 "a conversation without tools, or weights whose template writes them",
             )
+        given = [for_template(message) for message in messages]
         try:
-            return renderer.text(messages, tools, add_generation_prompt=True, **options)
+            return renderer.text(given, tools, add_generation_prompt=True, **options)
         except Unusable as error:
             raise InputError.of(
                 f"the chat template does not take {reprlib.repr([*messages])}",
