@@ -46,16 +46,16 @@ class Transcript:
     def _printed(self, delta: Delta) -> Iterator[str]:
         if delta.call is not None:
             arguments = json.dumps(delta.call.arguments, ensure_ascii=False)
-            yield from self._under("call", f"[call] {delta.call.name} {arguments}", heading=None)
+            yield from self._as("call", f"[call] {delta.call.name} {arguments}")
         elif delta.reasoning:
-            yield from self._under("reasoning", delta.reasoning, heading="[reasoning]\n")
-        else:
-            is_first = self._kind is None
-            heading = None if is_first else "[answer]\n"
-            yield from self._under("answer", delta.content, heading=heading)
+            yield from self._as("reasoning", delta.reasoning, heading="[reasoning]\n")
+        elif self._kind in (None, "answer"):
+            yield from self._as("answer", delta.content)
+        elif text := delta.content.lstrip("\n"):
+            yield from self._as("answer", text, heading="[answer]\n")
 
-    def _under(self, kind: str, text: str, heading: str | None) -> Iterator[str]:
+    def _as(self, kind: str, text: str, heading: str = "") -> Iterator[str]:
         if kind != self._kind or kind == "call":
-            yield ("" if self._at_start else "\n") + (heading or "")
+            yield ("" if self._at_start else "\n") + heading
         self._kind, self._at_start = kind, text.endswith("\n")
         yield text
