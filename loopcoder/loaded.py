@@ -358,7 +358,7 @@ class LoadedRun:
         generator = self._generator(asked.kernels, asked.cuda_graphs)
         prompts = generator.prompts
         said = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        text = prompts.rendered(said, tools, **chat_template_kwargs)
+        text = prompts.rendered(said, tools, chat_template_kwargs)
         request = asked.request(prompts.of_text(text), prompts, in_chat=True)
         [answer] = generator.engine_for([request]).generate([request])
         reader = prompts.reader(text, tools)

@@ -168,7 +168,7 @@ class _Chat:
         from loopcoder.cli.transcripts import Transcript
 
         messages, tools = conversation_of(given, c.system)
-        text = prompts.rendered(messages, tools, **c.chat_template_kwargs)
+        text = prompts.rendered(messages, tools, c.chat_template_kwargs)
         return cls(text, Transcript(prompts.reader(text, tools)))
 
 

@@ -6,6 +6,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from loopcoder.chat.calls import TAGS, AnswerStream, format_of
@@ -103,7 +104,7 @@ class Prompts:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[int, ...]:
         """Return the ids of a conversation, up to where the assistant answers.
 
@@ -116,13 +117,13 @@ class Prompts:
             InputError: there is no template, it refuses the conversation, or what renders it is
                 not installed.
         """
-        return self.of_text(self.rendered(messages, tools, **options))
+        return self.of_text(self.rendered(messages, tools, options))
 
     def rendered(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         """Return a conversation as the text that the model reads, up to where it answers.
 
@@ -146,7 +147,15 @@ class Prompts:
             )
         given = [for_template(message) for message in messages]
         try:
-            return renderer.text(given, tools, add_generation_prompt=True, **options)
+            text = renderer.text(given, tools, add_generation_prompt=True, **options)
+            text.encode()
+            return text
+        except UnicodeEncodeError as error:
+            raise InputError.of(
+                "the conversation has half of a pair of surrogates",
+                f"it is no Unicode: {error.reason}",
+                "text.encode(errors='replace').decode()",
+            ) from error
         except Unusable as error:
             raise InputError.of(
                 f"the chat template does not take {reprlib.repr([*messages])}",
