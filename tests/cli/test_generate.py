@@ -216,6 +216,19 @@ def test_processes_that_share_a_model_get_what_is_asked(
     assert TEXTS_VARIABLE not in os.environ
 
 
+def test_conversations_are_handed_on(tmp_path: Path) -> None:
+    """Next to a text of the same file; standard input is read once."""
+    (tmp_path / "chat.json").write_text("[]")
+    given = [f"{key}={tmp_path / 'chat.json'}" for key in ("messages", "file", "messages")]
+    prompts, _ = split_prompts(given)
+    assert [one.is_conversation for one in prompts] == [True, False, True]
+    with handed_on(prompts) as handed:
+        (tmp_path / "chat.json").unlink()
+        assert handed == given and split_prompts(handed) == (prompts, [])
+    with pytest.raises(InputError, match="once"):
+        split_prompts(["messages=-", "file=-"])
+
+
 def test_nothing_is_left_of_prompts_that_were_handed_on_in_vain() -> None:
     with pytest.raises(KeyboardInterrupt), handed_on([GivenPrompt("a", "-")]):
         assert TEXTS_VARIABLE in os.environ
