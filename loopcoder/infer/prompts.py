@@ -100,25 +100,6 @@ class Prompts:
         """Return ids as a prompt; of none the token that documents begin behind."""
         return tuple(ids) or (self.begin_id,)
 
-    def of_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        options: Mapping[str, Any] = MappingProxyType({}),
-    ) -> tuple[int, ...]:
-        """Return the ids of a conversation, up to where the assistant answers.
-
-        Args:
-            messages: With `role` and `content`, and what else the template knows.
-            tools: JSON schemas of functions.
-            options: Of the template, as `enable_thinking`.
-
-        Raises:
-            InputError: there is no template, it refuses the conversation, or what renders it is
-                not installed.
-        """
-        return self.of_text(self.rendered(messages, tools, options))
-
     def rendered(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -127,8 +108,14 @@ class Prompts:
     ) -> str:
         """Return a conversation as the text that the model reads, up to where it answers.
 
+        Args:
+            messages: With `role` and `content`, and what else the template knows.
+            tools: JSON schemas of functions.
+            options: Of the template, as `enable_thinking`.
+
         Raises:
-            InputError: as `of_chat`; or there are tools or options that the template does not have.
+            InputError: there is no template, it refuses the conversation, has no place for its
+                tools or does not know an option, or what renders it is not installed.
         """
         if self.template is None:
             raise InputError.of(
