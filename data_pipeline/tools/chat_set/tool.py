@@ -1,0 +1,69 @@
+"""A tool that an assistant may call: its name, what it does, its parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MAX_PARAMETERS = 7
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument of a tool."""
+
+    name: str
+    schema: Mapping[str, Any]
+    """JSON schema of its values, without the description."""
+    required: bool
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool, and where it was found."""
+
+    name: str
+    summary: str
+    """One sentence."""
+    act: str
+    """The same as what someone asks for: `list the files of a folder`."""
+    parameters: Sequence[Parameter]
+    source: str
+    licence: str
+    kind: str
+    """`function`, `program`, `api` or `computed`."""
+
+    def plain(self) -> dict[str, Any]:
+        """Return it in the form of OpenAI's chat completions."""
+        properties = {
+            p.name: {**p.schema, **({"description": p.description} if p.description else {})}
+            for p in self.parameters
+        }
+        parameters: dict[str, Any] = {"type": "object", "properties": properties}
+        required = [p.name for p in self.parameters if p.required]
+        if required:
+            parameters["required"] = required
+        function = {"name": self.name, "description": self.summary, "parameters": parameters}
+        return {"type": "function", "function": function}
+
+
+def words(name: str) -> str:
+    """Return a name as words: `max_depth`, `MaxDepth` and `--max-depth` are `max depth`."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    spaced = " ".join(re.split(r"[\s_.-]+", spaced.strip("-_")))
+    return " ".join(w if w.isupper() and len(w) > 1 else w.lower() for w in spaced.split())
+
+
+def first_sentence(text: str, limit: int = 160) -> str:
+    """Return the first sentence of a description, or "" if it is longer than that."""
+    text = " ".join(text.split()).replace("``", "`")
+    text = re.sub(r":[\w:]+:`[~!]?([^`]+)`", r"`\1`", text)
+    match = re.match(r"(.+?[.!?])(?=\s|$)", text)
+    sentence = match[1] if match else text
+    is_odd = re.search(r"e\.g\.?$|i\.e\.?$|http|>>>|\s::", sentence) or sentence.count("`") % 2
+    if is_odd or not 3 < len(sentence) <= limit or sentence.count("(") != sentence.count(")"):
+        return ""
+    return sentence if sentence[-1] in ".!?" else f"{sentence}."
