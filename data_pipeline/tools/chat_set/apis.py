@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.tools.chat_set.summaries import act, summary
-from data_pipeline.tools.chat_set.tool import MAX_PARAMETERS, Parameter, Tool, first_sentence
+from data_pipeline.tools.chat_set.tool import Parameter, Tool, arranged, first_sentence
 
+DESCRIPTION = "service-2.json.gz"
+"""Name of the file that describes a service."""
 _SIMPLE = {
     "string": "string", "integer": "integer", "long": "integer", "boolean": "boolean",
     "float": "number", "double": "number",
@@ -20,7 +22,7 @@ _SIMPLE = {
 
 
 def tools_of_service(description: Path, source: str, licence: str) -> Iterator[Tool]:
-    """Yield the operations of a service, a file service-2.json.gz, as tools."""
+    """Yield the operations of a service, a file DESCRIPTION, as tools."""
     with gzip.open(description) as packed:
         service = json.load(packed)
     shapes = service["shapes"]
@@ -47,9 +49,7 @@ def _parameters(shapes: dict[str, Any], structure: str) -> list[Parameter]:
             found.append(Parameter(name, schema, name in required, told))
         elif name in required:
             return []
-    needed = [p for p in found if p.required]
-    optional = [p for p in found if not p.required]
-    return (needed + optional)[:MAX_PARAMETERS] if len(needed) <= MAX_PARAMETERS else []
+    return arranged(found)
 
 
 def _schema(shapes: dict[str, Any], name: str) -> dict[str, Any] | None:
@@ -57,7 +57,9 @@ def _schema(shapes: dict[str, Any], name: str) -> dict[str, Any] | None:
     if shape["type"] == "list":
         items = shapes[shape["member"]["shape"]]
         inner = _SIMPLE.get(items["type"])
-        return {"type": "array", "items": {"type": inner}} if inner and "enum" not in items else None
+        return (
+            {"type": "array", "items": {"type": inner}} if inner and "enum" not in items else None
+        )
     kind = _SIMPLE.get(shape["type"])
     if kind is None:
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,6 @@ from typing import Any
 from data_pipeline.tools.chat_set.tool import Parameter, Tool, words
 from data_pipeline.tools.chat_set.values import slug, spoken, value_of
 
-_NEVER = re.compile(
-    r"token|marker|secret|password|credential|dry.?run|if.?match|^(out|kwargs|args|dtype)$", re.I
-)
-"""Parameters that nobody gives in words."""
 _REQUESTS = (
     "{Act}, with {details}.",
     "Please {act}. Use {details}.",
@@ -65,14 +60,9 @@ def fits(tool: Tool) -> str:
     return f"The user wants to {tool.act}. The tool `{tool.name}` does that."
 
 
-def usable(tool: Tool) -> bool:
-    """Tell whether someone can give in words everything that a tool requires."""
-    return not any(p.required and _NEVER.search(p.name) for p in tool.parameters)
-
-
 def ask_of(tool: Tool, rng: random.Random) -> Ask:
     """Make a request for a tool, with all that it requires and some of what it may be given."""
-    optional = [p for p in tool.parameters if not p.required and not _NEVER.search(p.name)]
+    optional = [p for p in tool.parameters if not p.required]
     some = rng.sample(optional, min(len(optional), rng.choice((0, 0, 1, 1, 2))))
     given = [p for p in tool.parameters if p.required] + some
     rng.shuffle(given)

@@ -72,7 +72,7 @@ def _computed(*questions: str, answer: str, **draws: Draw) -> Callable[[Any], An
 
 def _said(value: Any) -> str:
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return "" if value else "not "
     if isinstance(value, list):
         return ", ".join(map(_said, value))
     return str(value)
@@ -125,7 +125,7 @@ def greatest_common_divisor(a: int, b: int) -> int:
 
 
 @_computed("Is {n} a prime number?", "Check whether {n} is prime.", "Tell me if {n} is prime.",
-           answer="Is {n} prime: {result}.", n=_whole(2, 9999))  # fmt: skip
+           answer="{n} is {result}a prime number.", n=_whole(2, 9999))  # fmt: skip
 def is_prime(n: int) -> bool:
     """Check whether an integer is prime."""
     return n > 1 and all(n % k for k in range(2, math.isqrt(n) + 1))

@@ -214,7 +214,12 @@ def _written(
     needed = free_names(bare)
     code = ast.unparse(bare)
     lines = code.count("\n")
-    if "global " in code or needed - imports.keys() or not 2 <= lines <= MAX_LINES or not _returns(bare):
+    if (
+        "global " in code
+        or needed - imports.keys()
+        or not 2 <= lines <= MAX_LINES
+        or not _returns(bare)
+    ):
         return
     told = ast.unparse(ast.parse(f"def f(): {(summary(docstring) or '')!r}"))
     head, _, body = code.partition("\n")
@@ -225,7 +230,9 @@ def _written(
     question = rng.choice(_WRITES).format(
         signature=head.removeprefix("def ").removesuffix(":"), act=task
     )
-    usable = [e for e in examples[:2] if e.want and len(e.want) < 200 and not _ADDRESS.search(e.want)]
+    usable = [
+        e for e in examples[:2] if e.want and len(e.want) < 200 and not _ADDRESS.search(e.want)
+    ]
     if usable:
         shown = "\n".join(_prompted(e, last=True) + f"\n{e.want.rstrip()}" for e in usable)
         question += f"\n\nFor example:\n\n```python\n{shown}\n```"

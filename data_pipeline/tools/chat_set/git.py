@@ -19,8 +19,15 @@ _TASK = re.compile(r"(?!Because|This|These|It|If|In|The|With|As)[A-Z][a-z]+ [^\n
 """One sentence that says what to do."""
 
 
-def rows_of_page(text: str, command: str, source: str, rng: random.Random) -> Iterator[Row]:
-    """Yield the examples of a command both ways, what to type and what it does, and its options."""
+def rows_of_page(text: str, source: str, rng: random.Random) -> Iterator[Row]:
+    """Yield the examples of a command both ways, what to type and what it does, and its options.
+
+    Args:
+        text: The page.
+        source: Of the rows; it ends with the name of the file, `:git-log.txt`.
+        rng: Draws the phrasing.
+    """
+    command = source.rpartition(":")[2].removesuffix(".txt")
     of = {"source": source, "licence": LICENCE}
     made = "question by rule; the answer is of the manual, written by people"
     for heading, body in _sections(text):

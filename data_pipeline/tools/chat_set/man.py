@@ -110,7 +110,7 @@ class _Page:
                 language = "console" if re.match(r"\s*[$#] ", text) else "c"
                 self.parts += [f"```{language}\n{text}\n```"] if text.strip() else []
                 self._code = None
-            elif macro is None or name not in ("EX", "nf", "\\\"", "in", "RS", "RE", "PP"):
+            elif macro is None or name not in ("EX", "nf", '\\"', "in", "RS", "RE", "PP"):
                 self._code.append(_code_line(line))
             return
         if line.startswith((".", "'")) and macro is None:
@@ -177,7 +177,7 @@ def _code_line(line: str) -> str:
     macro = re.match(r"\.([A-Z]{1,2})[ \t]+(.*)", line)
     if macro and set(macro[1]) <= set("BIR"):
         return (" " if macro[1] in ("B", "I") else "").join(_arguments(macro[2]))
-    if line.startswith((".PP", ".\\\"", ".br")) or line == ".":
+    if line.startswith((".PP", '.\\"', ".br")) or line == ".":
         return ""
     if line.startswith(".") and not re.match(r"\.[. ]?/", line):
         raise _Unreadable(line)

@@ -38,9 +38,13 @@ def markdown(body: str, links: dict[str, str]) -> str:
     same, for ES modules and CommonJS, the first."""
     text = re.sub(r"<!--.*?-->", "", body, flags=re.S)
     text = re.split(r"^\[[^\]]+\]: ", text, maxsplit=1, flags=re.M)[0]
-    text = re.sub(r"^```mjs\n(.*?)^```\s*^```cjs\n.*?^```", r"```js\n\1```", text, flags=re.M | re.S)
+    text = re.sub(
+        r"^```mjs\n(.*?)^```\s*^```cjs\n.*?^```", r"```js\n\1```", text, flags=re.M | re.S
+    )
     text = re.sub(r"^```[mc]js$", "```js", text, flags=re.M)
-    text = re.sub(r"^> Stability: (\d[^\n]*)\n(?:> [^\n]*\n)*", r"Stability: \1\n", text, flags=re.M)
+    text = re.sub(
+        r"^> Stability: (\d[^\n]*)\n(?:> [^\n]*\n)*", r"Stability: \1\n", text, flags=re.M
+    )
 
     def link(match: re.Match[str]) -> str:
         address = links.get(match[2] or match[1])

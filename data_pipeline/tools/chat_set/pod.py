@@ -72,7 +72,7 @@ def _code(match: re.Match[str]) -> str:
         is_address = "://" in (target if bar else content)
         if bar and is_address:
             return f"{title} ({target})"
-        return title if bar or is_address else f"`{content.strip('/').replace('\"', '')}`"
+        return title if bar or is_address else f"`{content.strip('/').replace('"', '')}`"
     if letter in "CF":
         return f"`{content}`"
     return {"B": f"**{content}**", "I": f"*{content}*", "X": "", "Z": ""}.get(letter, content)

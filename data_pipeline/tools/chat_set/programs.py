@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_pipeline.tools.chat_set.summaries import act
-from data_pipeline.tools.chat_set.tool import MAX_PARAMETERS, Parameter, Tool, first_sentence
+from data_pipeline.tools.chat_set.tool import Parameter, Tool, arranged, first_sentence
 
 _TYPES = {"int": "integer", "float": "number", "str": "string", "Path": "string"}
 
@@ -26,8 +26,8 @@ def tools_of_module(tree: ast.Module, module: str, source: str, licence: str) ->
             and ast.unparse(call.func.value) == variable
         ]
         found = [p for call in calls if (p := _parameter(call)) is not None]
-        by_name = {p.name: p for p in sorted(found, key=lambda p: not p.required)}
-        parameters = list(by_name.values())[:MAX_PARAMETERS]
+        by_name = {p.name: p for p in found}
+        parameters = arranged(list(by_name.values()))
         told = first_sentence(description)
         name = re.sub(r"\W+", "_", program).strip("_")[:64]
         task = act(told) or f"run `{name}`"

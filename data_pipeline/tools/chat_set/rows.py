@@ -7,9 +7,12 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import xxhash
+
+from loopcoder.storage.files import whole_file
 
 Message = dict[str, Any]
 """One message in the form of OpenAI's chat completions."""
@@ -108,6 +111,14 @@ def chosen(rows: Iterable[Row], max_per_kind: int, seed: int) -> list[Row]:
     return [row for _, row in sorted(dict(kept).items(), key=lambda e: _mixed(e[0], seed))]
 
 
+def joined_licences(licences: Iterable[str]) -> str:
+    """Return the licence of what is made of several texts, as SPDX writes it."""
+    parts = {part for licence in licences for part in licence.split(" AND ")}
+    # an expression with OR keeps its brackets, if it has any
+    named = sorted(f"({p})" if " OR " in p and not p.startswith("(") else p for p in parts)
+    return " AND ".join(named) if len(named) > 1 else named[0].strip("()")
+
+
 def _mixed(key: int, seed: int) -> int:
     return xxhash.xxh3_64_intdigest(key.to_bytes(8), seed=seed)
 
@@ -115,6 +126,15 @@ def _mixed(key: int, seed: int) -> int:
 def generator(seed: int, *of: str) -> random.Random:
     """Return a generator of its own for one thing of the set: others do not move its draws."""
     return random.Random(f"{seed} {' '.join(of)}")
+
+
+def write(rows: Iterable[Row], path: Path, *, reasoning: bool) -> list[dict[str, Any]]:
+    """Write a file of JSON lines and return what is in it."""
+    plain = [row.plain(reasoning=reasoning) for row in rows]
+    with whole_file(path) as file:
+        for row in plain:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    return plain
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data_pipeline.tools.chat_set.summaries import act, summary
-from data_pipeline.tools.chat_set.tool import MAX_PARAMETERS, Parameter, Tool, first_sentence
+from data_pipeline.tools.chat_set.tool import Parameter, Tool, arranged, first_sentence
 
 _SIMPLE = {
     "str": "string", "string": "string", "int": "integer", "integer": "integer",
@@ -24,9 +24,7 @@ _LISTS = re.compile(r"(?:list|List|Sequence|Iterable|Collection|tuple|set)\[(\w+
 _API = re.compile(r"Api$|Client$|FileSystem$")
 
 
-def tools_of_module(
-    tree: ast.Module, module: str, source: str, licence: str
-) -> Iterator[Tool]:
+def tools_of_module(tree: ast.Module, module: str, source: str, licence: str) -> Iterator[Tool]:
     """Yield the public functions, and the methods of classes that are interfaces, as tools."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
@@ -68,9 +66,7 @@ def parameters_of(node: ast.FunctionDef, docstring: str) -> list[Parameter]:
                 return []
             continue
         found.append(Parameter(argument.arg, schema, default is None, first_sentence(told)))
-    required = [p for p in found if p.required]
-    optional = [p for p in found if not p.required]
-    return (required + optional)[:MAX_PARAMETERS] if len(required) <= MAX_PARAMETERS else []
+    return arranged(found)
 
 
 def _of_default(default: ast.expr | None) -> Mapping[str, Any] | None:
@@ -81,13 +77,17 @@ def _of_default(default: ast.expr | None) -> Mapping[str, Any] | None:
 
 def schema_of(written: str) -> dict[str, Any] | None:
     """Return the JSON schema of a type as Python or numpy's docstrings write it, or None."""
-    text = re.sub(r",? *optional\b|,? *default[= :].*$|,? *keyword-only", "", written.strip("`'\" "))
+    text = re.sub(
+        r",? *optional\b|,? *default[= :].*$|,? *keyword-only", "", written.strip("`'\" ")
+    )
     text = re.sub(r"\bOptional\[(.+)\]$", r"\1", text).strip(" ,")
     text = re.sub(r"(?:^| or |\| ?)None\b|\bNone(?: \||,)", "", text).strip(" ,|")
     text = re.sub(r"\b(?:os|pathlib|typing|t|builtins)\.", "", text)
     if choices := re.fullmatch(r"(?:Literal\[|\{)(.+)[\]}]", text):
         return _choices(choices[1])
-    kinds = [part.strip() for part in re.split(r"\||\bor\b", re.sub(r"PathLike\[.*?\]", "Path", text))]
+    kinds = [
+        part.strip() for part in re.split(r"\||\bor\b", re.sub(r"PathLike\[.*?\]", "Path", text))
+    ]
     for kind in kinds:
         if kind in _SIMPLE and all(k in _SIMPLE for k in kinds):
             return {"type": _SIMPLE[kind]}

@@ -24,7 +24,6 @@ _VERBS = frozenset(
     unpack unquote unregister unsubscribe untag update upload use validate verify view visualize
     wait warn wrap write yield zip""".split()
 )
-_THIRD = {"has": "have", "is": "be"}
 
 
 def summary(docstring: str) -> str:
@@ -55,6 +54,6 @@ def act(docstring: str) -> str:
                 break
         else:
             return ""
-    if not rest or re.search(r"\b(this|these|above|see|its)\b|:|;|\. ", rest):
+    if not rest or re.search(r"^of\b|\b(this|these|above|see|its)\b|:|;|\. ", rest):
         return ""
     return f"{verb} {rest}"

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_PARAMETERS = 7
+NEVER_SAID = re.compile(
+    r"token|marker|secret|password|credential|dry.?run|if.?match|^(out|kwargs|args|dtype)$", re.I
+)
+"""Names of parameters that nobody gives in words."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Tool:
 
 def words(name: str) -> str:
     """Return a name as words: `max_depth`, `MaxDepth` and `--max-depth` are `max depth`."""
+    if len(name) == 1:
+        return name
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
     spaced = " ".join(re.split(r"[\s_.-]+", spaced.strip("-_")))
     return " ".join(w if w.isupper() and len(w) > 1 else w.lower() for w in spaced.split())
@@ -67,3 +73,13 @@ def first_sentence(text: str, limit: int = 160) -> str:
     if is_odd or not 3 < len(sentence) <= limit or sentence.count("(") != sentence.count(")"):
         return ""
     return sentence if sentence[-1] in ".!?" else f"{sentence}."
+
+
+def arranged(found: Sequence[Parameter]) -> list[Parameter]:
+    """Return the parameters that a tool shows, those that it requires first; [] if too many are
+    required, or one that nobody can give in words."""
+    required = [p for p in found if p.required]
+    optional = [p for p in found if not p.required and not NEVER_SAID.search(p.name)]
+    if len(required) > MAX_PARAMETERS or any(NEVER_SAID.search(p.name) for p in required):
+        return []
+    return [*required, *optional][:MAX_PARAMETERS]
