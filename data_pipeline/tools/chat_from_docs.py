@@ -164,7 +164,7 @@ def _followed(rows: Iterable[Row], number: int, seed: int) -> Iterator[Row]:
         )
 
 
-def main(argv: Sequence[str] | None = None, report: Callable[[str], object] = print) -> int:
+def main(argv: Sequence[str] | None = None, report: Report = print) -> int:
     """Make the set from the command line; return the exit code."""
     parser = Parser("loopcoder data chat-from-docs", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT.jsonl", help="file of the conversations")
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None, report: Callable[[str], object] = pr
     parser.add_argument("--packages", nargs="+", metavar="NAME",
                         help="installed Python packages, `python` its own library")  # fmt: skip
     parser.add_argument("--reasoning", action="store_true",
-                        help="answers with reasoning made by rule, in reasoning_content")  # fmt: skip
+                        help="with reasoning made by rule, in reasoning_content")  # fmt: skip
     parser.add_argument("--max-per-kind", type=int, default=MAX_PER_KIND, metavar="N",
                         help=f"most conversations of each kind ({MAX_PER_KIND})")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every draw (0)")

@@ -20,6 +20,7 @@ from typing import Any
 
 import xxhash
 
+from data_pipeline.tasks.progress import Report
 from data_pipeline.tools.arguments import Parser
 from data_pipeline.tools.chat_set.rows import Message, Row, generator, table, user, write
 from loopcoder.errors import InputError
@@ -146,7 +147,7 @@ def _message(given: Mapping[str, Any]) -> Message:
     return {"role": role, "content": content} | ({"train": False} if role == "assistant" else {})
 
 
-def main(argv: Sequence[str] | None = None, report: Callable[[str], object] = print) -> int:
+def main(argv: Sequence[str] | None = None, report: Report = print) -> int:
     """Make the set from the command line; return the exit code."""
     parser = Parser("loopcoder data chat-from-evals", description=__doc__.split("\n")[0])
     parser.add_argument("package", type=Path, metavar="WHEEL|FOLDER", help="the package evals")

@@ -127,7 +127,7 @@ def _outcome(tool: Tool, arguments: Mapping[str, Any], rng: random.Random) -> tu
         shown = _joined([f"`{name}`" for name in names])
         counted = "There is one" if len(names) == 1 else f"There are {len(names)}"
         return f'{{"items": [{listed}]}}', f"{counted}: {shown}."
-    if verb not in _DOING:
+    if verb not in _DOING.split():
         return "", ""
     made = f"{words(tool.name).split()[-1]}-{rng.randrange(16**6):06x}"
     if verb in ("create", "start", "submit", "launch", "register") and rng.random() < 0.6:
@@ -143,11 +143,11 @@ def _outcome(tool: Tool, arguments: Mapping[str, Any], rng: random.Random) -> tu
     )
 
 
-_DOING = frozenset(
-    """add apply associate attach cancel clear configure copy create delete detach disable
-    disassociate enable grant import insert install launch link lock merge move pack pause publish
-    put register reject remove rename replace reset resize restart restore revoke save schedule
-    send set start stop store subscribe swap tag terminate unlock unpack unregister unsubscribe
-    untag update upload write""".split()
-)
+_DOING = """
+add apply associate attach cancel clear configure copy create delete detach disable disassociate
+enable grant import insert install launch link lock merge move pack pause publish put register
+reject remove rename replace reset resize restart restore revoke save schedule send set start
+stop store subscribe swap tag terminate unlock unpack unregister unsubscribe untag update upload
+write
+"""
 """What is done and has no more to tell than that it was."""

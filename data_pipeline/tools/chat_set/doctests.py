@@ -43,10 +43,10 @@ def rows_of_module(
 ) -> Iterator[Row]:
     """Yield what the docstrings of a module can answer."""
     imports = _standard_imports(tree)
-    for node, name in _documented(tree, module):
+    for node, written in _documented(tree, module):
         docstring = ast.get_docstring(node) or ""
         # people import it from the package, not from a module of its own
-        name = re.sub(r"\._\w+(?=\.)", "", name)
+        name = re.sub(r"\._\w+(?=\.)", "", written)
         examples = _examples(docstring)
         of = {"source": f"{source}:{name}", "licence": licence}
         yield from _printed(examples, of, rng)

@@ -16,7 +16,7 @@ _GLYPHS = {
     ">=": ">=", "!=": "!=", "co": "(c)", "mc": "u", "at": "@", "+-": "+-", "**": "*", "or": "|",
     "lB": "[", "rB": "]", "Fo": "<<", "Fc": ">>", "*": "*",
 }  # fmt: skip
-_IGNORED = frozenset("ad nh hy sp in ns na ne br PD UE ti ft lg rm ss ll".split())
+_IGNORED = "ad nh hy sp in ns na ne br PD UE ti ft lg rm ss ll"
 _KINDS = {
     "man_example": (("EXAMPLES", "EXAMPLE"), "Show an example of how {name} is used, in C."),
     "man_returns": (("RETURN VALUE",), "What does {name} return?"),
@@ -132,7 +132,7 @@ class _Page:
             self.parts.append(f"**{' '.join(_arguments(macro[2]))}**")
         elif name == "UR":
             self._text(_escapes(macro[2].strip()))
-        elif name not in _IGNORED and not name.startswith("\\"):
+        elif name not in _IGNORED.split() and not name.startswith("\\"):
             self._text(_font(name, macro[2]))
 
     def _text(self, text: str) -> None:

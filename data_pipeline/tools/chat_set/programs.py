@@ -38,7 +38,7 @@ def tools_of_module(tree: ast.Module, module: str, source: str, licence: str) ->
 def _parsers(tree: ast.Module, module: str) -> dict[str, tuple[str, str]]:
     """Return the program and its description by the variable that holds its parser."""
     docstring = ast.get_docstring(tree) or ""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
             continue

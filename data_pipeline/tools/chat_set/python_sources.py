@@ -15,12 +15,12 @@ from pathlib import Path
 from data_pipeline.tasks.progress import Report
 from loopcoder.errors import InputError
 
-PACKAGES = (
-    "python numpy scipy pandas networkx sympy mpmath scikit-learn more-itertools sortedcontainers "
-    "narwhals nltk huggingface_hub datasets matplotlib requests fsspec rich pillow humanize "
-    "portalocker setuptools fonttools pygments joblib pyparsing packaging attrs markdown werkzeug "
-    "sqlalchemy tabulate pyarrow psutil click jinja2 botocore"
-).split()
+PACKAGES = """
+python numpy scipy pandas networkx sympy mpmath scikit-learn more-itertools sortedcontainers
+narwhals nltk huggingface_hub datasets matplotlib requests fsspec rich pillow humanize
+portalocker setuptools fonttools pygments joblib pyparsing packaging attrs markdown werkzeug
+sqlalchemy tabulate pyarrow psutil click jinja2 botocore
+"""
 """Packages with documented functions under permissive licences; `python` is its own library."""
 _LICENCES = {
     "MIT": "MIT",
@@ -75,7 +75,7 @@ def installed(names: Sequence[str] | None, report: Report) -> list[Package]:
         InputError: one that is named is not installed, or names no licence that is known.
     """
     found = []
-    for name in names or PACKAGES:
+    for name in names or PACKAGES.split():
         try:
             found.append(_standard_library() if name == "python" else _package(name))
         except PackageNotFoundError as error:

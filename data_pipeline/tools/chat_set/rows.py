@@ -67,10 +67,13 @@ def assistant(text: str, reasoning: str = "") -> Message:
     return {"role": "assistant", "content": text, **thoughts}
 
 
-def asked(kind: str, question: str, answer: str, **of: str) -> Row:
-    """Return a conversation of one question and its answer; `of` says where it comes from."""
-    reasoning = of.pop("reasoning", "")
-    return Row(kind, (user(question), assistant(answer, reasoning)), **of)
+def asked(
+    kind: str, question: str, answer: str, *, source: str, licence: str, made: str,
+    reasoning: str = "",
+) -> Row:  # fmt: skip
+    """Return a conversation of one question and its answer."""
+    messages = (user(question), assistant(answer, reasoning))
+    return Row(kind, messages, source, licence, made)
 
 
 def is_whole(text: str) -> bool:

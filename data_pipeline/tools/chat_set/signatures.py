@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from data_pipeline.tools.chat_set.summaries import act, summary
@@ -69,7 +69,7 @@ def parameters_of(node: ast.FunctionDef, docstring: str) -> list[Parameter]:
     return arranged(found)
 
 
-def _of_default(default: ast.expr | None) -> Mapping[str, Any] | None:
+def _of_default(default: ast.expr | None) -> dict[str, Any] | None:
     if not isinstance(default, ast.Constant) or default.value is None:
         return None
     return schema_of(type(default.value).__name__)
@@ -118,7 +118,7 @@ def _documented(docstring: str) -> dict[str, tuple[str, str]]:
     if numpy:
         entry = re.compile(r"^(\w+(?:, \w+)*) ?: ?(.*)\n((?:[ \t]+.*\n?|\n)*)", re.M)
         for names, typed, told in entry.findall(numpy[1]):
-            found.update({name: (typed, told) for name in names.split(", ")})
+            found.update(dict.fromkeys(names.split(", "), (typed, told)))
     google = re.search(r"^(?:Args|Arguments):\n(.*?)(?=^\S|\Z)", docstring, re.M | re.S)
     if google:
         entry = re.compile(r"^ +(\w+) ?(?:\((.*?)\))?: ?\n?((?:.*\n?)(?: {8,}.*\n?)*)", re.M)

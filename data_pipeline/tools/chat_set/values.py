@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from typing import Any
 
 from data_pipeline.tools.chat_set.tool import Parameter, words
 
-_FIRST = (
-    "amber atlas autumn billing blue cedar copper coral delta eastern ember falcon field garden "
-    "granite green harbor indigo inner juniper lake lemon maple meadow mercury metro north nova "
-    "ocean olive orbit outer pearl pine polar prairie quartz quiet rapid raven river ruby saffron "
-    "silver solar south spring stone summer tango tidal topaz umber upper valley velvet violet "
-    "western willow winter yellow zephyr zinc"
-).split()
-_SECOND = (
-    "analytics archive backup cache catalog checkout cluster console content dashboard docs export "
-    "feed fleet frontend gateway images index ingest inventory invoices journal ledger lookup mail "
-    "metrics mobile monitor notes orders panel parser payments photos pipeline portal profile queue "
-    "records registry reports scanner search sensors service sessions shop signals snapshot staging "
-    "stats store stream survey sync tickets tracker training users vault weather website worker"
-).split()
-_PEOPLE = (
-    "amara ben carla diego elena farid grace hana ivan jonas keiko lars mina noor olga pavel quinn "
-    "rosa samir tessa umar vera wanda xavier yusuf zoe"
-).split()
+_FIRST = """
+amber atlas autumn billing blue cedar copper coral delta eastern ember falcon field garden
+granite green harbor indigo inner juniper lake lemon maple meadow mercury metro north nova ocean
+olive orbit outer pearl pine polar prairie quartz quiet rapid raven river ruby saffron silver
+solar south spring stone summer tango tidal topaz umber upper valley velvet violet western
+willow winter yellow zephyr zinc
+"""
+_SECOND = """
+analytics archive backup cache catalog checkout cluster console content dashboard docs export
+feed fleet frontend gateway images index ingest inventory invoices journal ledger lookup mail
+metrics mobile monitor notes orders panel parser payments photos pipeline portal profile queue
+records registry reports scanner search sensors service sessions shop signals snapshot staging
+stats store stream survey sync tickets tracker training users vault weather website worker
+"""
+_PEOPLE = """
+amara ben carla diego elena farid grace hana ivan jonas keiko lars mina noor olga pavel quinn
+rosa samir tessa umar vera wanda xavier yusuf zoe
+"""
 _TEXTS = (
     "The meeting moves to Thursday at ten.", "Please review the attached figures.",
     "All checks passed on the second attempt.", "Our shop opens again in March.",
@@ -50,9 +51,13 @@ _WHOLE = (
 """By pattern of the name in words: the least and the most."""
 
 
+def _one(names: str, rng: random.Random) -> str:
+    return rng.choice(names.split())
+
+
 def slug(rng: random.Random) -> str:
     """Return a name such as people give to projects and resources."""
-    name = f"{rng.choice(_FIRST)}{rng.choice('--_')}{rng.choice(_SECOND)}"
+    name = f"{_one(_FIRST, rng)}{rng.choice('--_')}{_one(_SECOND, rng)}"
     return f"{name}-{rng.randint(2, 40)}" if rng.random() < 0.25 else name
 
 
@@ -125,25 +130,26 @@ def _identifier(name: str, rng: random.Random) -> str:
 
 def _text(name: str, told: str, rng: random.Random) -> str:
     """Return a text for what its name, in words, is about."""
-    person = rng.choice(_PEOPLE)
-    makers = (
+    person = _one(_PEOPLE, rng)
+    makers: tuple[tuple[str, Callable[[], str]], ...] = (
         (r"\barns?$", lambda: f"arn:aws:{_service(name)}:{rng.choice(_REGIONS)}:{_digits(12, rng)}"
                               f":{_kind(name)}/{slug(rng)}"),
         (r"account( id)?$", lambda: _digits(12, rng)),
         (r"e-?mail", lambda: f"{person}@example.{rng.choice(('com', 'org'))}"),
-        (r"url|uri|endpoint|href|link", lambda: f"https://example.com/{slug(rng)}"),
         (r"repo id$", lambda: f"{person}/{slug(rng)}"),
+        (r"\bids?$|identifier$|hash$|handle$", lambda: _identifier(name, rng)),
+        (r"country", lambda: rng.choice(("DE", "FR", "JP", "CA", "BR"))),
+        (r"url|uri|endpoint|href|link", lambda: f"https://example.com/{slug(rng)}"),
         (r"cidr", lambda: f"10.{rng.randint(0, 250)}.{rng.randint(0, 250)}.0/24"),
         (r"\bip\b|address$", lambda: f"10.{rng.randint(0, 250)}.4.{rng.randint(2, 250)}"),
         (r"zone$", lambda: rng.choice(_REGIONS) + rng.choice("abc")),
         (r"region", lambda: rng.choice(_REGIONS)),
-        (r"\bid$|\bids$|identifier$|hash$|handle$", lambda: _identifier(name, rng)),
-        (r"host|server|domain", lambda: f"{rng.choice(_FIRST)}.example.org"),
-        (r"path|file|font$|dir$|directory|folder|^root$|^output$|^input$", lambda: _path(name, rng)),
+        (r"host|server|domain", lambda: f"{_one(_FIRST, rng)}.example.org"),
+        (r"path|file|font$|dir$|directory|folder|^root$|put$", lambda: _path(name, rng)),
         (r"date|time|\bday\b|start$|end$|since|until|before|after", lambda: _date(rng)),
         (r"user|author|owner|person|alias|member|manager", lambda: person),
         (r"locale|lang", lambda: rng.choice(_LANGUAGES)),
-        (r"version|release", lambda: f"{rng.randint(0, 9)}.{rng.randint(0, 20)}.{rng.randint(0, 9)}"),
+        (r"version|release", lambda: f"{rng.randint(0, 9)}.{rng.randint(0, 20)}.0"),
         (r"branch|revision|\bref\b|\btag\b", lambda: rng.choice(("main", "develop", slug(rng)))),
         (r"encoding|charset", lambda: rng.choice(("utf-8", "latin-1", "ascii", "utf-16"))),
         (r"color|colour", lambda: f"#{_hex(6, rng)}"),
