@@ -43,8 +43,8 @@ def markdown(pod: str) -> str:
             else:
                 parts.append(f"```perl\n{_outdented(paragraph)}\n```")
         elif item := re.match(r"=item\s*(.*)", paragraph, re.S):
-            title = item[1].strip()
-            parts.append("-" if title in ("*", "") else f"- {inline(' '.join(title.split()))}")
+            title = re.sub(r"^\*\s*", "", item[1].strip())
+            parts.append("-" if not title else f"- {inline(' '.join(title.split()))}")
         elif not re.match(r"=\w+", paragraph):
             text = inline(" ".join(paragraph.split()))
             if parts and parts[-1] == "-":

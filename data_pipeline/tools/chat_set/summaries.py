@@ -38,7 +38,7 @@ def summary(docstring: str) -> str:
         return ""
     if sentence.count("(") != sentence.count(")") or not sentence[0].isupper():
         return ""
-    if re.search(r"\b(as|by|of|in|to|the|a|for|is|and|or|with|following)\.?$", sentence):
+    if re.search(r"\b(as|by|of|in|to|the|a|for|is|and|or|with|following)\W*$", sentence):
         return ""
     return sentence if sentence[-1] in ".!?" else f"{sentence}."
 
