@@ -17,7 +17,7 @@ _REQUESTS = (
     "I want to {act}: {details}.",
     "{Act} ({details}).",
     "I need you to {act}, with {details}.",
-    "Could you please {act} for me? {Details}.",
+    "Could you please {act} for me, with {details}?",
     "{Act} - {details}.",
 )
 _BARE = ("Please {act}.", "Can you {act}?", "I want to {act}.", "{Act}, please.", "{Act}.")
@@ -81,9 +81,7 @@ def request(
     style = rng.randrange(5)
     details = _joined([_detail(p, shown[p.name], style, rng) for p in given])
     template = rng.choice(_REQUESTS if details else _BARE)
-    return template.format(
-        act=tool.act, Act=capital(tool.act), details=details, Details=capital(details)
-    )
+    return template.format(act=tool.act, Act=capital(tool.act), details=details)
 
 
 def capital(text: str) -> str:
