@@ -116,10 +116,10 @@ def chosen(rows: Iterable[Row], max_per_kind: int, seed: int) -> list[Row]:
 
 def joined_licences(licences: Iterable[str]) -> str:
     """Return the licence of what is made of several texts, as SPDX writes it."""
-    parts = {part for licence in licences for part in licence.split(" AND ")}
-    # an expression with OR keeps its brackets, if it has any
-    named = sorted(f"({p})" if " OR " in p and not p.startswith("(") else p for p in parts)
-    return " AND ".join(named) if len(named) > 1 else named[0].strip("()")
+    parts = {part.strip("()") for licence in licences for part in licence.split(" AND ")}
+    if len(parts) == 1:
+        return parts.pop()
+    return " AND ".join(sorted(f"({part})" if " OR " in part else part for part in parts))
 
 
 def _mixed(key: int, seed: int) -> int:
