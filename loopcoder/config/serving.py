@@ -13,9 +13,9 @@ from loopcoder.config.types import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ToolFormat,
 )
 
-ToolFormat = Literal["auto", "hermes", "qwen3_coder", "none"]
 MAX_LENGTH = 8192
 """Of a prompt and its answer where nothing is said, if the model has as many positions."""
 

@@ -6,16 +6,18 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from loopcoder.chat.calls import TAGS, AnswerStream, format_of
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.unusable import Unusable
-from loopcoder.config.serving import ToolFormat
+from loopcoder.config.types import ToolFormat
 from loopcoder.data.tokenizer import read_tokenizer
 from loopcoder.errors import InputError
 from loopcoder.hf.card import Tokenizer as SpecialTokens
 from loopcoder.infer.loading import tokenizer_of
+from loopcoder.infer.messages import for_template
 from loopcoder.infer.sources import Source
 
 _GIVEN = {
@@ -98,13 +100,13 @@ class Prompts:
         """Return ids as a prompt; of none the token that documents begin behind."""
         return tuple(ids) or (self.begin_id,)
 
-    def of_chat(
+    def rendered(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
-    ) -> tuple[int, ...]:
-        """Return the ids of a conversation, up to where the assistant answers.
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
+        """Return a conversation as the text that the model reads, up to where it answers.
 
         Args:
             messages: With `role` and `content`, and what else the template knows.
@@ -112,21 +114,8 @@ class Prompts:
             options: Of the template, as `enable_thinking`.
 
         Raises:
-            InputError: there is no template, it refuses the conversation, or what renders it is
-                not installed.
-        """
-        return self.of_text(self.rendered(messages, tools, **options))
-
-    def rendered(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
-    ) -> str:
-        """Return a conversation as the text that the model reads, up to where it answers.
-
-        Raises:
-            InputError: as `of_chat`.
+            InputError: there is no template, it refuses the conversation, has no place for its
+                tools or does not know an option, or what renders it is not installed.
         """
         if self.template is None:
             raise InputError.of(
@@ -143,8 +132,17 @@ class Prompts:
                 "the model would never see them",
                 "a conversation without tools, or weights whose template writes them",
             )
+        given = [for_template(message) for message in messages]
         try:
-            return renderer.text(messages, tools, add_generation_prompt=True, **options)
+            text = renderer.text(given, tools, add_generation_prompt=True, **options)
+            text.encode()
+            return text
+        except UnicodeEncodeError as error:
+            raise InputError.of(
+                "the conversation has half of a pair of surrogates",
+                f"it is no Unicode: {error.reason}",
+                "text.encode(errors='replace').decode()",
+            ) from error
         except Unusable as error:
             raise InputError.of(
                 f"the chat template does not take {reprlib.repr([*messages])}",

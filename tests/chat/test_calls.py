@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from loopcoder.chat.calls import Answer, AnswerStream, Delta, Format, format_of, read_answer
-from loopcoder.chat.conversation import ToolCall
+from loopcoder.chat.conversation import Message, ToolCall
+from loopcoder.chat.conversation import written as written_message
+from loopcoder.chat.render import Renderer
+from loopcoder.chat.templates import built_in
 from loopcoder.chat.tool_checks import check_call
 
 HERMES, CODER = Format("hermes", reasoning=True), Format("qwen3_coder", reasoning=True)
@@ -278,3 +281,20 @@ def test_a_schema_that_names_another_place_is_not_fetched() -> None:
     tools: Sequence[dict[str, Any]] = [{"name": "f", "parameters": schema}]
     found = check_call(ToolCall("f", {}), tools)
     assert found is not None and "cannot be applied" in found
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen3", "qwen3_coder"])
+def test_what_the_templates_write_is_read(name: str, rng: random.Random) -> None:
+    """A model that has learned a template writes what the server understands."""
+    renderer, form = Renderer(built_in(name), {}), format_of(built_in(name))
+    for _ in range(60):
+        calls = tuple(ToolCall("f", arguments_of(rng)) for _ in range(rng.randrange(4)))
+        content = rng.choice(["é {before}", "a\n\nb < c"] + ([""] if calls else []))
+        reasoning = rng.choice([None, "Why <tool_call>?\n\nSo."]) if form.reasoning else None
+        asked = [{"role": "user", "content": "?"}]
+        said = written_message(Message("assistant", content, reasoning, calls))
+        prompt = renderer.text(asked, TOOLS, add_generation_prompt=True)
+        text = renderer.text([*asked, said], TOOLS)
+        assert text.startswith(prompt) and text.endswith("<|im_end|>\n")
+        answer = read_answer(text[len(prompt) : -len("<|im_end|>\n")], form, TOOLS)
+        assert answer == Answer(content, reasoning, calls), text

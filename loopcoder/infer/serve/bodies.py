@@ -202,13 +202,6 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], _First] | None = None
 
-    @property
-    def text(self) -> str | None:
-        """Its content as one text."""
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
-        return self.content
-
 
 class ChatBody(Body):
     """The body of POST /v1/chat/completions."""

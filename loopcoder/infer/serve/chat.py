@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic_core import from_json
-
 from loopcoder.infer.request import Piece, Request
-from loopcoder.infer.serve.bodies import ChatBody, Message
+from loopcoder.infer.serve.bodies import ChatBody
 from loopcoder.infer.serve.chat_turn import ChatTurn
 from loopcoder.infer.serve.logprobs import chat_logprobs, check_told
 from loopcoder.infer.serve.model import Served
-from loopcoder.infer.serve.refusals import Refused
 from loopcoder.infer.serve.replies import Reply
 
 
@@ -30,7 +27,7 @@ class ChatCompletion(Reply):
         super().__init__(body, served.name)
         served.check_number(1, body.samples)
         self._bytes_of = served.bytes_of
-        messages = [_for_template(message) for message in body.messages]
+        messages = [message.model_dump(exclude_unset=True) for message in body.messages]
         tools = body.offered
         text = served.rendered(messages, tools, body.chat_template_kwargs or {})
         ids = served.of_text(text, "messages")
@@ -80,32 +77,3 @@ class ChatCompletion(Reply):
 
     def _told(self, piece: Piece) -> dict[str, Any] | None:
         return chat_logprobs(self._bytes_of, piece.tokens) if self.body.logprobs else None
-
-
-def _for_template(message: Message) -> dict[str, Any]:
-    """Return a message as templates expect it: arguments of tool calls as objects, which OpenAI's
-    clients send as JSON in a string."""
-    given = message.model_dump(exclude_unset=True) | {"content": message.text}
-    calls = given.get("tool_calls")
-    if calls is None:
-        return given
-    try:
-        given["tool_calls"] = [
-            call | {"function": call["function"] | {"arguments": _object(call)}} for call in calls
-        ]
-    except (TypeError, KeyError, ValueError) as error:
-        raise Refused(
-            400,
-            "messages: tool_calls is a list of {id, type, function: {name, arguments}}, with "
-            "arguments as an object or as JSON in a string",
-            "messages",
-        ) from error
-    return given
-
-
-def _object(call: dict[str, Any]) -> Any:
-    """Return the arguments of a call; ValueError: they are no JSON, or too deep, as in a body."""
-    arguments = call["function"]["arguments"]
-    if isinstance(arguments, str):
-        return from_json(arguments, allow_inf_nan=False)
-    return arguments

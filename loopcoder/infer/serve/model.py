@@ -92,7 +92,7 @@ class Served:
         except InputError as error:
             raise Refused.by(error, "chat_template_kwargs") from error
         try:
-            return self.prompts.rendered(messages, tools, **options)
+            return self.prompts.rendered(messages, tools, options)
         except InputError as error:
             raise Refused.by(error, "messages") from error
 
