@@ -231,10 +231,11 @@ def _plain(config: SourceConfig) -> dict[str, Any]:
     if config.kind != "hf":
         plain.pop("path")  # where files are kept is of no account: the identity has their places
         plain["reading"] = _READING
-    if config.repository_field is None:  # it came later, and renames no corpus
-        plain.pop("repository_field")
-    else:
+    if config.repository_field is not None:
         plain["whole_numbers_name_repositories"] = True
+    for name in ("repository_field", "messages_field", "tools_field"):
+        if plain[name] is None:  # they came later, and rename no corpus
+            plain.pop(name)
     return plain
 
 

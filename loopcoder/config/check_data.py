@@ -24,7 +24,7 @@ def check_data(config: Config) -> Iterator[Problem]:
     if not data.build.sources and isinstance(data.path, str):
         yield from check_url("data.path", data.path, data)
     reads_path = any(
-        s.kind in ("files", "hf") and s.path in (None, data.path) for s in data.build.sources
+        s.kind in ("files", "hf", "chat") and s.path in (None, data.path) for s in data.build.sources
     )
     if data.path is not None and data.build.sources and not reads_path:
         yield Problem(
@@ -70,7 +70,7 @@ def _source(key: str, source: SourceConfig, path: str | list[str] | None) -> Ite
             "it reads the packages that it names",
             f"{key}.packages=[NAME]",
         )
-    elif source.kind in ("files", "hf") and source.path is None and path is None:
+    elif source.kind in ("files", "hf", "chat") and source.path is None and path is None:
         what = "a dataset's name or folder" if source.kind == "hf" else "files, folders or globs"
         yield Problem(
             f"{key}.kind={source.kind} data.path=null",
