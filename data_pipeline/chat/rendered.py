@@ -9,7 +9,7 @@ WORK/chat/00003.held      those that may be held out, as JSON lines
 from __future__ import annotations
 
 import json
-from collections import Counter
+from array import array
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -114,19 +114,30 @@ class Encoding:
         whole = self._tokens(conversation)
         if len(whole.ids) <= self.most:
             return whole
-        if self.chat.too_long == "cut":
-            for shorter in _shortened(conversation):
-                try:
-                    found = self._tokens(shorter)
-                except Unusable as why:
-                    if why.reason == "nothing_to_train":
-                        break
-                    raise
-                if len(found.ids) <= self.most:
-                    tally.notes["cut_at_a_turn"] += 1
-                    tally.notes["tokens_cut_off"] += len(whole.ids) - len(found.ids)
-                    return found
+        if self.chat.too_long == "cut" and (found := self._cut(conversation)) is not None:
+            tally.notes["cut_at_a_turn"] += 1
+            tally.notes["tokens_cut_off"] += len(whole.ids) - len(found.ids)
+            return found
         raise Unusable(TOO_LONG, f"{len(whole.ids):,} tokens")
+
+    def _cut(self, conversation: Conversation) -> Tokens | None:
+        """Return as many first turns as fit, with something to train; None: there are none."""
+        shorter, found = _beginnings(conversation), None
+        low, high = 0, len(shorter)
+        while low < high:
+            middle = (low + high) // 2
+            try:
+                tokens = self._tokens(shorter[middle])
+            except Unusable as why:
+                if why.reason != "nothing_to_train":
+                    raise
+                low = middle + 1  # what is trained comes later
+                continue
+            if len(tokens.ids) <= self.most:
+                found, low = tokens, middle + 1
+            else:
+                high = middle
+        return found
 
     def _tokens(self, conversation: Conversation) -> Tokens:
         ids, trained = tokenise(self.renderer, self.tokenizer, conversation, self.chat)
@@ -139,8 +150,8 @@ class Encoding:
         return Tokens(ids, trained, conversation)
 
 
-def _shortened(conversation: Conversation) -> list[Conversation]:
-    """Return a conversation without its last turns, the longest first: each ends where the
+def _beginnings(conversation: Conversation) -> list[Conversation]:
+    """Return a conversation without its last turns, the shortest first: each ends where the
     assistant has answered, with no call of a tool left open."""
     messages = conversation.messages
     ends = [
@@ -150,7 +161,7 @@ def _shortened(conversation: Conversation) -> list[Conversation]:
         and messages[place - 1].role == "assistant"
         and not messages[place - 1].tool_calls
     ]
-    return [replace(conversation, messages=messages[:end]) for end in reversed(ends)]
+    return [replace(conversation, messages=messages[:end]) for end in ends]
 
 
 def render(work: Work, chunk: int) -> Output:
@@ -195,7 +206,7 @@ class _Collected:
         self.origins = Origins()
         self._threshold = int(work.data.build.val_fraction * 2**64)
         self._kinds: dict[Kind, int] = {}
-        self._entries: list[tuple[int, ...]] = []
+        self._entries = array("Q")
         self._held: list[bytes] = []
         self._smallest: tuple[int, bytes] | None = None
 
@@ -205,7 +216,7 @@ class _Collected:
         number = self._kinds.setdefault(kind, len(self._kinds))
         count, size = len(tokens.ids), len(document.text.encode())
         turns = min(len(tokens.conversation.messages), 0xFFFF)
-        self._entries.append((content, count, int(tokens.trained.sum()), size, turns, number))
+        self._entries.extend((content, count, int(tokens.trained.sum()), size, turns, number))
         self.origins.add(document, 1, size, count)
         is_held = content < self._threshold
         if is_held or self._smallest is None or content < self._smallest[0]:
@@ -223,19 +234,19 @@ class _Collected:
     def finished(self) -> tuple[list[Kind], NDArray[np.void]]:
         """Return the kinds and the entries; what is rare of very many kinds is one of its source
         alone."""
-        wide = [(*entry[:-1], 0) for entry in self._entries]
-        entries = np.array(wide, dtype=ENTRY)
-        counts = Counter(entry[-1] for entry in self._entries)
-        of_number = list(self._kinds)
-        frequent = sorted(counts, key=lambda n: (-counts[n], of_number[n]))[:_MOST_KINDS]
-        kept = {number: of_number[number] for number in frequent}
+        found = np.frombuffer(self._entries, dtype=np.uint64).reshape(-1, 6)
+        entries = np.empty(len(found), dtype=ENTRY)
+        for place, name in enumerate(("content", "length", "trained", "bytes", "turns")):
+            entries[name] = found[:, place]
+        numbers = found[:, 5].astype(np.int64)
+        counts = np.bincount(numbers, minlength=len(self._kinds)).tolist()
+        ordered = sorted(enumerate(self._kinds), key=lambda kind: (-counts[kind[0]], kind[1]))
         kinds: dict[Kind, int] = {}
-        entries["kind"] = [
-            kinds.setdefault(
-                kept.get(entry[-1], Kind(of_number[entry[-1]].source, OTHER, OTHER)), len(kinds)
-            )
-            for entry in self._entries
-        ]
+        new = np.empty(len(ordered), dtype=np.uint16)
+        for place, (number, kind) in enumerate(ordered):
+            one = kind if place < _MOST_KINDS else Kind(kind.source, OTHER, OTHER)
+            new[number] = kinds.setdefault(one, len(kinds))
+        entries["kind"] = new[numbers]
         return list(kinds), entries
 
 

@@ -25,7 +25,7 @@ BAD_ROWS = (
 NOT_UTF8 = "not_utf8"
 """Fault of a text that may not be there: data.build.invalid_utf8=error."""
 MAX_BAD_FRACTION = 0.2
-_MIN_ROWS = 1000
+MIN_ROWS = 1000
 _MIN_BAD_FILES = 5
 _NAMED = 3
 """Files that a message names for each reason."""
@@ -92,7 +92,7 @@ def judge_files(tally: Tally, source: str, num_files: int) -> None:
 def judge_rows(tally: Tally, source: str) -> None:
     """Raise InputError if more than a fifth of at least 1,000 rows are bad."""
     bad = sum(tally.drops[reason] for reason in BAD_ROWS)
-    if tally.rows_in >= _MIN_ROWS and bad > MAX_BAD_FRACTION * tally.rows_in:
+    if tally.rows_in >= MIN_ROWS and bad > MAX_BAD_FRACTION * tally.rows_in:
         why, fix = _offer(tally, source)
         raise InputError.of(
             f"{bad:,} of the {counted(tally.rows_in, 'row')} of source {source} are unusable: "
