@@ -74,7 +74,7 @@ def tools_of(row: Row, field: str | None = None) -> list[Any]:
         Unusable: they are no list.
     """
     names = _TOOLS if field is None else (field,)
-    found = next((row[name] for name in names if row.get(name) is not None), [])
+    found: Any = next((row[name] for name in names if row.get(name) is not None), [])
     if isinstance(found, str):
         found = loaded(found, "bad_tools") if found.strip() else []
     if found is None:

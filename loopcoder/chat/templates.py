@@ -18,6 +18,7 @@ TURN, TURN_END = "<|im_start|>", "<|im_end|>"
 """Special tokens of ChatML, in which all of BUILT_IN write."""
 _FOLDER = Path(__file__).with_name("templates")
 _CONFIG = "tokenizer_config.json"
+_FIX = "the file as it was published, or none"
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
@@ -60,9 +61,8 @@ def template_of(place: Path) -> str | None:
         InputError: a file is damaged.
     """
     folder = place if place.is_dir() else place.parent
-    if (folder / FILE).is_file():
-        return _text(folder / FILE)
-    return default_of(_config(folder).get("chat_template"))
+    own = _text(folder / FILE) if (folder / FILE).is_file() else ""
+    return own or _default(_config(folder).get("chat_template"))
 
 
 def token_names_of(place: Path) -> dict[str, str]:
@@ -76,7 +76,7 @@ def token_names_of(place: Path) -> dict[str, str]:
         InputError: the file is damaged.
     """
     config = _config(place if place.is_dir() else place.parent)
-    found = {name: content_of(config.get(name)) for name in _TOKENS}
+    found = {name: _content(config.get(name)) for name in _TOKENS}
     return {name: text for name, text in found.items() if text is not None}
 
 
@@ -85,7 +85,7 @@ def speaks_chatml(tokens: Container[str]) -> bool:
     return TURN in tokens and TURN_END in tokens
 
 
-def default_of(entry: Any) -> str | None:
+def _default(entry: Any) -> str | None:
     """Return the template of an entry `chat_template` of tokenizer_config.json, which may be one
     of several by name."""
     if isinstance(entry, list):
@@ -94,7 +94,7 @@ def default_of(entry: Any) -> str | None:
     return entry if isinstance(entry, str) else None
 
 
-def content_of(token: Any) -> str | None:
+def _content(token: Any) -> str | None:
     """Return the text of a token, which is in tokenizer_config.json as such or as an object."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
@@ -104,11 +104,13 @@ def _config(folder: Path) -> Mapping[str, Any]:
     path = folder / _CONFIG
     if not path.is_file():
         return {}
-    with parsing(path, "it names the special tokens of the tokenizer", "the file as published"):
+    with parsing(path, "it names special tokens and the chat template", _FIX):
         found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        return found
 
 
 def _text(path: Path) -> str:
-    with parsing(path, "conversations are written with it", "a file of text in UTF-8"):
+    with parsing(path, "conversations are written with it", _FIX):
         return path.read_text(encoding="utf-8")
