@@ -52,6 +52,7 @@ from loopcoder.cli.sweep import run_sweep
 from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_yaml
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
+from loopcoder.data.check_packed import check_packed
 from loopcoder.data.corpus import Corpus, Verify, load_corpus, opening, with_reader
 from loopcoder.data.own_sets import open_own_sets
 from loopcoder.errors import EXIT_DONE, EXIT_NO_RETRY, EXIT_RETRY, counted
@@ -237,6 +238,7 @@ def _bring_back(config: Config, run_dir: Path, made: ExitStack, *, decides: bool
 def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, launched: bool) -> int:
     """Get the corpus, then train in this process or in processes of their own."""
     config, corpus = _opened(config, run_dir)
+    check_packed(config, corpus)
     if rank() == 0:  # whose view of the folder counts
         check_start(config, run_dir, corpus)  # before anything is written or started
     find_start(config, run_dir, loads=True)  # which may take long, so before the ranks meet
