@@ -31,9 +31,9 @@ from data_pipeline.resolve import (
     with_rules,
 )
 from data_pipeline.stages import stages_of
-from data_pipeline.tasks.stage import Stage
 from data_pipeline.tasks.execute import check_executor, run_tasks
 from data_pipeline.tasks.progress import Report, described, left_out, total_cost, watched
+from data_pipeline.tasks.stage import Stage
 from data_pipeline.tasks.work import Cost, Task, Work, disk_errors
 from data_pipeline.tokenizer.changes import changes_line
 from data_pipeline.tokenizer.count import Counted, Tokenizer
@@ -220,8 +220,11 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
     finished.file(work.corpus / MANIFEST)
     for line in finished.result.told:
         report(f"data: {line}")
-    kind = Rendered if work.data.build.is_chat else Counted
-    tallies = (done.result.tallies[-1] for done in work.all_done(kind))
+    tallies = (
+        [done.result.tallies[-1] for done in work.all_done(Rendered)]
+        if work.data.build.is_chat
+        else [done.result.tallies[-1] for done in work.all_done(Counted)]
+    )
     if line := changes_line(tallies, work.result(Tokenizer).normaliser):
         report(line)
     if not work.data.build.is_chat and (

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
-import shlex
 import shutil
-import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +14,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data_pipeline.balance.plan import Planned
-from data_pipeline.dedup.stages import Clustered
 from data_pipeline.manifest_parts import (
     Tallies,
     check_chain,
@@ -29,7 +24,7 @@ from data_pipeline.manifest_parts import (
     split_entry,
 )
 from data_pipeline.origins import origins_of
-from data_pipeline.readers.ingest import TALLIES, Listed, Read
+from data_pipeline.readers.ingest import TALLIES, Read
 from data_pipeline.report import write_report
 from data_pipeline.report.dropped import suffixes_in_words, warnings_of
 from data_pipeline.report.repositories import in_words
@@ -37,7 +32,7 @@ from data_pipeline.repositories.stages import STAGE as REPOSITORIES
 from data_pipeline.repositories.stages import Joined, JoinedNumbered, Scattered, is_on
 from data_pipeline.schema import Tally
 from data_pipeline.shuffle.frequencies import counts_file
-from data_pipeline.shuffle.shards import Total, Written, total_of
+from data_pipeline.shuffle.shards import total_of
 from data_pipeline.shuffle.stages import (
     Assembled,
     BucketsIndexed,
@@ -46,19 +41,16 @@ from data_pipeline.shuffle.stages import (
     Tokenised,
 )
 from data_pipeline.shuffle.validate import SHARE_TOLERANCE, manifest_problems
-from data_pipeline.tasks.chunks import PACKED
-from data_pipeline.tasks.dropped import FOLDER, total_dropped
-from data_pipeline.tasks.progress import total_cost
 from data_pipeline.tasks.origins import Origins
-from data_pipeline.tasks.work import Cost, Output, Result, Work
+from data_pipeline.tasks.work import Output, Result, Work
 from data_pipeline.tokenizer.count import Counted, Tokenizer, encoder_of
 from loopcoder.data.corpus import REPORT, UNIGRAM_ENTROPY, load_corpus
-from loopcoder.data.manifest import FORMAT_VERSION, MANIFEST
+from loopcoder.data.manifest import MANIFEST
 from loopcoder.data.places import TOKEN_BYTES, TOKENIZER
 from loopcoder.data.unigram import unigram_entropy
 from loopcoder.errors import InputError
 from loopcoder.storage.disk import is_disk_full
-from loopcoder.storage.files import FileEntry, synced_entry, write_bytes, write_json
+from loopcoder.storage.files import write_bytes, write_json
 
 _SETTINGS = (
     *("filters", "near_dedup", "decontaminate", "fim", "repository"),
@@ -161,9 +153,12 @@ def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
         "stages": [tally.as_dict() for tally in tallies],
         "origins": origins_of(work, kept, taken),
         "dropped": dropped_entry(
-            done.result.dropped
-            for kind in (Read, Counted, Tokenised, Assembled)
-            for done in work.all_done(kind)
+            itertools.chain(
+                (done.result.dropped for done in work.all_done(Read)),
+                (done.result.dropped for done in work.all_done(Counted)),
+                (done.result.dropped for done in work.all_done(Tokenised)),
+                (done.result.dropped for done in work.all_done(Assembled)),
+            )
         ),
         **({"repositories": work.result(JoinedNumbered).counts} if is_on(work) else {}),
         "plan": {

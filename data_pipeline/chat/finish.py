@@ -69,7 +69,7 @@ def in_words(manifest: Mapping[str, Any]) -> Iterator[str]:
     train, lengths = chat["train"], chat["percentiles"]
     length = packed["seq_length"]
     yield (
-        f"{counted(train['conversations'], 'conversation')} with {train['turns']:,} turns in "
+        f"{counted(train['conversations'], 'conversation')} with {train['turns']:,} messages in "
         f"{counted(packed['sequences'], 'sequence')} of {length:,} tokens, "
         f"{packed['padding']:.2%} of them padding; {packed['trained']:.1%} of the tokens are "
         f"trained; {counted(chat['val']['conversations'], 'conversation')} held out"
@@ -125,7 +125,10 @@ def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
         "stages": [tally.as_dict() for tally in tallies],
         "origins": origins_of(work, taken, taken),
         "dropped": dropped_entry(
-            done.result.dropped for kind in (Read, Rendered) for done in work.all_done(kind)
+            itertools.chain(
+                (done.result.dropped for done in work.all_done(Read)),
+                (done.result.dropped for done in work.all_done(Rendered)),
+            )
         ),
         "lengths": {CHAT: packed.lengths},
         "labels": packed.labels,
@@ -209,7 +212,5 @@ def _tallies(work: Work) -> list[Tally]:
     tallies.add([work.result(Packed).tally])
     order = [*CHAT_TALLIES, "dedup", "render", "hold out"]
     found = tallies.total
-    check_chain(
-        (a, found[a].rows_out, b, found[b].rows_in) for a, b in itertools.pairwise(order)
-    )
+    check_chain((a, found[a].rows_out, b, found[b].rows_in) for a, b in itertools.pairwise(order))
     return tallies.checked(CHAT_TALLIES)

@@ -116,7 +116,8 @@ def plan(work: Work, _: int) -> Output:
     held = _held_out(work, entries)
     files: list[Path] = []
     sequences: dict[Split, int] = {}
-    for split, chosen in (("train", ~held), ("val", held)):
+    splits: dict[Split, NDArray[np.bool_]] = {"train": ~held, "val": held}
+    for split, chosen in splits.items():
         numbers = np.flatnonzero(chosen)
         lengths, hashes = (entries[name][chosen] for name in ("length", "content"))
         packing = pack(lengths, hashes, work.data.seq_length)

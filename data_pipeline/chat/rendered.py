@@ -25,13 +25,14 @@ from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.dropped import DropList, Dropped
 from data_pipeline.tasks.origins import Origins
 from data_pipeline.tasks.work import Output, Result, Work
-from data_pipeline.tokenizer.count import Tokenizer, content_hash
+from data_pipeline.tokenizer.changes import note_changes
+from data_pipeline.tokenizer.count import Tokenizer, content_hash, encoder_of
 from loopcoder.chat.conversation import Conversation
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.unusable import Unusable
 from loopcoder.config.chat import ChatConfig
 from loopcoder.data.indexed import token_dtype
-from loopcoder.storage.files import write_bytes, whole_file
+from loopcoder.storage.files import whole_file, write_bytes
 
 TOO_LONG, END_INSIDE = "too_long", "end_of_document_inside"
 _MOST_KINDS = 200
@@ -166,7 +167,7 @@ def _beginnings(conversation: Conversation) -> list[Conversation]:
 
 def render(work: Work, chunk: int) -> Output:
     """Write the tokens of the conversations of a chunk."""
-    encoding = Encoding.of(work)
+    encoding, encoder = Encoding.of(work), encoder_of(work)
     ids_file, mask_file, entries_file, held_file = files_of(work, chunk)
     ids_file.parent.mkdir(parents=True, exist_ok=True)
     out = _Collected(work)
@@ -174,6 +175,7 @@ def render(work: Work, chunk: int) -> Output:
         copies, tally = drops.tally("dedup"), drops.tally("render")
         with whole_file(ids_file) as ids, whole_file(mask_file) as mask:
             for document in dedup.kept(work, chunk, copies):
+                note_changes(encoder, [document], tally)
                 tally.rows_in += 1
                 try:
                     tokens = encoding.encode(conversation_of(document), tally)
@@ -252,5 +254,6 @@ class _Collected:
 
 def files_of(work: Work, chunk: int) -> tuple[Path, Path, Path, Path]:
     """Return the files of a chunk: ids, mask, entries, and what may be held out."""
-    stem = work.folder / "chat" / f"{chunk:05d}"
-    return tuple(stem.with_suffix(f".{name}") for name in ("ids", "mask", "entries", "held"))
+    folder, name = work.folder / "chat", f"{chunk:05d}"
+    of_tokens = folder / f"{name}.ids", folder / f"{name}.mask"
+    return *of_tokens, folder / f"{name}.entries", folder / f"{name}.held"

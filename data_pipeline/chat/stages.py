@@ -121,5 +121,3 @@ def _write_conversations(work: Work, path: Path) -> None:
                     content, text = json.loads(line)
                     if content in held:
                         out.write(text.encode() + b"\n")
-
-

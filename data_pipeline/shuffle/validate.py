@@ -191,13 +191,14 @@ def _names(folder: Path, manifest: Mapping[str, Any], fix: str) -> Iterator[Prob
 def _proportions(folder: Path, manifest: Mapping[str, Any], fix: str) -> Iterator[Problem]:
     """Check that shard after shard has the proportions of the mixture."""
     weights, length = manifest["weights"], manifest["seq_length"]
-    is_packed = "packed" in manifest  # and of one domain, whose shards may be of any size
     sequences = {
         shard["prefix"]: (domain, (shard["tokens"] - 1) // length)
         for domain in weights
         for shard in manifest["domains"][domain]["train"]["shards"]
     }
-    if not is_packed and len({count / weights[domain] for domain, count in sequences.values()}) != 1:
+    shares = {count / weights[domain] for domain, count in sequences.values()}
+    # a packed corpus is of one domain, so that its shards may be of any size
+    if len(shares) != 1 and "packed" not in manifest:
         some = dict(list(sequences.items())[:8])
         yield Problem(
             f"the shards of {folder} have other proportions than {weights}: {some} ...",

@@ -24,7 +24,8 @@ def check_data(config: Config) -> Iterator[Problem]:
     if not data.build.sources and isinstance(data.path, str):
         yield from check_url("data.path", data.path, data)
     reads_path = any(
-        s.kind in ("files", "hf", "chat") and s.path in (None, data.path) for s in data.build.sources
+        s.kind in ("files", "hf", "chat") and s.path in (None, data.path)
+        for s in data.build.sources
     )
     if data.path is not None and data.build.sources and not reads_path:
         yield Problem(
