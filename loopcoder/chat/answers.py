@@ -85,8 +85,8 @@ def wanted_answers(messages: Sequence[Message], turns: str) -> dict[int, bool]:
         turn += message.role == "user"
         if message.role == "assistant":
             turn_of[place] = turn
-    chosen = {"all": set(turn_of.values()), "first": {min(turn_of.values())}}.get(turns)
-    chosen = {max(turn_of.values())} if chosen is None else chosen
+    numbers = sorted(set(turn_of.values()))
+    chosen = {"all": numbers, "first": numbers[:1], "last": numbers[-1:]}[turns]
     return {place: messages[place].train and turn in chosen for place, turn in turn_of.items()}
 
 

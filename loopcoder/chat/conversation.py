@@ -196,10 +196,10 @@ def _tools(given: Sequence[Any]) -> Iterator[dict[str, Any]]:
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping):
             raise Unusable("bad_tools", f"a tool {tool!r}"[:300])
-        name, parameters = function.get("name"), function.get("parameters") or {}
+        name, parameters = function.get("name"), function.get("parameters")
         if not isinstance(name, str) or not name or name in names:
             raise Unusable("bad_tools", f"a tool of the name {name!r}"[:300])
-        if not isinstance(parameters, Mapping):
+        if parameters is not None and not isinstance(parameters, Mapping):
             raise Unusable("bad_tools", f"{name}: parameters={parameters!r}"[:300])
         names.add(name)
         yield {"type": "function", **tool}

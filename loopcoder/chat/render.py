@@ -105,13 +105,13 @@ class Renderer:
         self._check_place(conversation)
         form = canonical(conversation)
         messages, tools = form["messages"], form.get("tools")
-        text, answers = self._answers(messages, tools)
         wanted = wanted_answers(conversation.messages, turns)
-        if reasoning == "train" and all(wanted.values()):
+        text, answers = self._answers(messages, tools, wanted)
+        if reasoning == "train" and (all(wanted.values()) or not self.marks_answers):
             return text, [(a.start, a.end) for a in answers if a.start < a.end]
 
         marks = Marks.of(messages, text)
-        marked_text, marked = self._answers(marks.messages, tools)
+        marked_text, marked = self._answers(marks.messages, tools, wanted)
         if len(marked) != len(answers):
             raise Unusable("turns_not_found", f"{len(answers)} blocks, and {len(marked)} marked")
         spans = []
@@ -136,29 +136,32 @@ class Renderer:
             raise Unusable("no_place_for_reasoning")
 
     def _answers(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        wanted: Mapping[int, bool],
     ) -> tuple[str, list[Answer]]:
         text, spans = self._rendered(messages, tools, with_spans=self.marks_answers)
         if self.marks_answers:
             return text, [Answer(start, end) for start, end in spans]
-        return text, list(self._by_beginnings(messages, tools, text))
+        places = [place for place, is_wanted in wanted.items() if is_wanted]
+        return text, [self._by_beginning(messages, tools, text, place) for place in places]
 
-    def _by_beginnings(
+    def _by_beginning(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         text: str,
-    ) -> Iterator[Answer]:
-        """Yield the assistant's parts of a text: each ends where the conversation up to it does."""
-        for place, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            asked = self.text(messages[:place], tools, add_generation_prompt=True)
-            answered = self.text(messages[: place + 1], tools)
-            if not (text.startswith(answered) and answered.startswith(asked)):
-                raise Unusable("template_rewrites_turns", f"message {place}")
-            start = len(asked)
-            yield Answer(start, start + self._turn_ends(answered[start:]), place)
+        place: int,
+    ) -> Answer:
+        """Return what message `place` says: the text of a conversation up to it ends where it does,
+        and that of one up to the question where it begins."""
+        asked = self.text(messages[:place], tools, add_generation_prompt=True)
+        answered = self.text(messages[: place + 1], tools)
+        if not (text.startswith(answered) and answered.startswith(asked)):
+            raise Unusable("template_rewrites_turns", f"message {place}")
+        start = len(asked)
+        return Answer(start, start + self._turn_ends(answered[start:]), place)
 
     def _turn_ends(self, said: str) -> int:
         """Return the characters of an answer up to the special token that ends it; all of them if

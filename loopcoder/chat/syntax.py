@@ -51,7 +51,7 @@ def texts_in(template: str) -> list[str]:
 def _parsed(template: str) -> Any:
     jinja2 = _jinja2()
 
-    class Generation(jinja2.ext.Extension):  # type: ignore[name-defined]
+    class Generation(jinja2.ext.Extension):  # type: ignore[name-defined, misc]
         """The block that transformers adds to the language."""
 
         tags = {"generation"}  # noqa: RUF012
