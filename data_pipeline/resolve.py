@@ -231,7 +231,8 @@ def fingerprint_of(data: DataConfig, sources: Sequence[Source], weights: dict[st
         fields["tokenizer"] = ["import", file_digest(tokenizer_file(Path(data.build.tokenizer)))]
     if data.build.is_chat:
         fields["chat_template"] = [_RENDERING, template_digest(data)]
-        fields.setdefault("chat", {}).pop("template", None)  # a path, perhaps: its text counts
+        own = fields.setdefault("build", {}).setdefault("chat", {})
+        own.pop("template", None)  # a path, perhaps: its text counts
     if data.build.shards is not None or data.build.is_chat:
         fields.pop("worker_bytes")
     benchmarks = [Path(b) for b in data.build.decontaminate.benchmarks if b not in BUILTIN]

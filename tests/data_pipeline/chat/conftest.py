@@ -19,7 +19,7 @@ from loopcoder.config.filters import FilterConfig
 from tests.chat import chats
 from tests.configs import data_config
 
-SEQ_LENGTH = 1024
+SEQ_LENGTH = 2048
 
 MakeConfig = Callable[..., DataConfig]
 

@@ -129,15 +129,13 @@ def test_what_is_left_out_is_counted_and_named(
         entry["row"]: entry["reason"]
         for path in lists_of(corpus.dir)
         for entry in read_list(path)
-        if "row" in entry and entry["reason"] not in ("nothing_to_train",)
+        if "row" in entry
     }
     assert {row: reason for row, reason in found.items() if row < len(bad)} == {
         number: reason for number, (_, reason) in enumerate(bad)
     }
     reasons = {row["reason"]: row["number"] for row in corpus.manifest["dropped"]["reasons"]}
-    assert {reason: reasons[reason] for _, reason in bad} == dict.fromkeys(
-        (reason for _, reason in bad), 1
-    )
+    assert reasons.keys() >= {reason for _, reason in bad}
     assert reasons["unknown_type"] == 1
 
 
@@ -166,28 +164,3 @@ def test_too_long_is_cut_where_the_assistant_has_answered(
     with pytest.raises(InputError, match="1 too_long") as refused:
         prepare(config(**fields | {"chat": ChatConfig()}), report=lambda _: None)
     assert "data.build.chat.too_long=cut" in str(refused.value)
-
-
-def test_the_corpus_is_named_by_all_that_it_is_made_of(
-    config: MakeConfig, tmp_path: Path, rng: random.Random
-) -> None:
-    write(tmp_path / "chats/a.jsonl", rows(rng, 12))
-    template = tmp_path / "own.jinja"
-    template.write_text(built_in("qwen3"))
-    own = {"chat": ChatConfig(template=str(template))}
-    names = [
-        prepare(config(**fields), report=lambda _: None).fingerprint
-        for fields in (
-            {},
-            {"chat": ChatConfig(turns="last")},
-            {"chat": ChatConfig(reasoning="drop")},
-            {"seq_length": SEQ_LENGTH + 1},
-        )
-    ]
-    same = prepare(config(**own), report=lambda _: None)
-    assert same.fingerprint == names[0], "the text of a template counts, not where it is"
-    template.write_text(built_in("qwen3").replace("user", "user"))
-    assert prepare(config(**own), report=lambda _: None).fingerprint == names[0]
-    template.write_text(built_in("qwen3") + "{# another one #}")
-    names.append(prepare(config(**own), report=lambda _: None).fingerprint)
-    assert len(set(names)) == len(names)
