@@ -55,9 +55,7 @@ def given(folder: Path, rng: random.Random) -> None:
 
 
 def built(config: MakeConfig, cache: Path, **fields: Any) -> Corpus:
-    return prepare(
-        config(part_bytes=20_000, cache_dir=str(cache), **fields), report=lambda _: None
-    )
+    return prepare(config(part_bytes=20_000, cache_dir=str(cache), **fields), report=lambda _: None)
 
 
 def test_any_number_of_workers_gives_the_same_corpus(
@@ -136,9 +134,12 @@ def test_shards_share_the_sequences(config: MakeConfig, tmp_path: Path, rng: ran
     sequences = one.manifest["packed"]["sequences"]
     tokens = several.shard_tokens("chat", "train")
     length = one.manifest["packed"]["seq_length"]
-    assert [n // length for n in tokens] == [sequences * (s + 1) // 3 - sequences * s // 3
-                                             for s in range(3)]
-    parts = [Path(f"{prefix}.bin").read_bytes()[:-2] for prefix in several.prefixes("chat", "train")]
+    assert [n // length for n in tokens] == [
+        sequences * (s + 1) // 3 - sequences * s // 3 for s in range(3)
+    ]
+    parts = [
+        Path(f"{prefix}.bin").read_bytes()[:-2] for prefix in several.prefixes("chat", "train")
+    ]
     (whole,) = one.prefixes("chat", "train")
     assert b"".join(parts) == Path(f"{whole}.bin").read_bytes()[:-2]
     with pytest.raises(InputError, match=r"data\.build\.shards=10000"):
