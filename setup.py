@@ -166,6 +166,7 @@ setup(
     package_dir={"loopcoder.conf": "conf"},
     package_data={
         "loopcoder.conf": ["**/*.yaml"],
+        "loopcoder.chat": ["templates/*.jinja"],
         "data_pipeline.decontam": ["*.npz", "README.md"],
         "data_pipeline.langid": ["linguist.json"],
     },

@@ -34,10 +34,12 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.origin": {"loopcoder.errors"},
     "loopcoder.page": set(),
     "loopcoder.config": {"loopcoder.errors", "loopcoder.storage", "loopcoder.backends"},
+    "loopcoder.chat": BASE,
     "loopcoder.ops": BASE,
     "loopcoder.model": BASE | {"loopcoder.ops"},
     "loopcoder.hf": BASE
     | {
+        "loopcoder.chat",
         "loopcoder.checkpoint",
         "loopcoder.data",
         "loopcoder.metrics.started",
@@ -75,6 +77,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     # The command line alone knows everything.
     "loopcoder.cli": BASE
     | {
+        "loopcoder.chat",
         "loopcoder.checkpoint.agreed",
         "loopcoder.checkpoint.copies.early",
         "loopcoder.checkpoint.copies.lacking",
@@ -121,6 +124,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.infer": BASE
     | MODEL
     | {
+        "loopcoder.chat",
         "loopcoder.checkpoint",
         "loopcoder.data",
         "loopcoder.hf",
@@ -128,7 +132,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.plan.device",
         "data_pipeline.tokenizer.spec",
     },
-    "loopcoder.evaluate": BASE | {"loopcoder.infer", "loopcoder.metrics", "loopcoder.plan.device"},
+    "loopcoder.evaluate": BASE
+    | {"loopcoder.chat", "loopcoder.infer", "loopcoder.metrics", "loopcoder.plan.device"},
     # Processes of generated programs: the standard library alone.
     "loopcoder.evaluate.sandbox": {"loopcoder.errors"},
     "loopcoder.differences": BASE | {"loopcoder.checkpoint", "loopcoder.hf", "loopcoder.loaded"},
@@ -146,20 +151,30 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "launch": BASE | {"loopcoder.plan"},
     "data_pipeline": BASE
     | {
+        "loopcoder.chat",
         "loopcoder.data.corpus",
         "loopcoder.data.indexed",
         "loopcoder.data.joined",
         "loopcoder.data.labels",
         "loopcoder.data.manifest",
+        "loopcoder.data.mask",
         "loopcoder.data.mirror",
         "loopcoder.data.places",
+        "loopcoder.data.tokenizer",
         "loopcoder.data.unigram",
     },
 }
 """By room, whose files may also import each other."""
 TEMPLATE = "loopcoder.hf.template."
 """Files that an export gets a copy of."""
-WITHOUT_TORCH = ("data_pipeline", "launch", "loopcoder.cli", "loopcoder.plan", *sorted(BASE))
+WITHOUT_TORCH = (
+    "data_pipeline",
+    "launch",
+    "loopcoder.chat",
+    "loopcoder.cli",
+    "loopcoder.plan",
+    *sorted(BASE),
+)
 """Processes of these are started before torch is, or at submit time."""
 
 

@@ -76,7 +76,7 @@ class SourceConfig:
     """Column with the repository that a row's file belongs to; needs `path_field`. It is used by
     `data.build.repository`."""
     licence_field: str | None = None
-    """Column with the SPDX expression of a row's licence; of a chat null: `licence` or `license`."""
+    """Column with the SPDX expression of a row's licence; of a chat null: `licence`, `license`."""
     messages_field: Annotated[str | None, Changes("corpus", since="2026-11-30")] = None
     """Of a chat: column with the messages; null: `messages` or `conversations`, or the columns of a
     prompt and its answer."""

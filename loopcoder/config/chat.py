@@ -31,4 +31,4 @@ class ChatConfig:
     """System prompt of conversations that have none."""
     special_tokens: Literal["drop", "keep"] = "drop"
     """A conversation whose text spells a special token of the tokenizer, such as `<|im_end|>`:
-    leave it out and count it, or keep that text as text."""
+    leave it out and count it, or keep it, in which case the text becomes that token."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopcoder.data.blocks import BlockDigests, RangeFile
-from loopcoder.data.indexed import BLOCKS, lengths_of
+from loopcoder.data.indexed import BLOCKS, extent_of, lengths_of
 from loopcoder.errors import InputError
 from loopcoder.storage.files import sync
 
@@ -91,6 +91,21 @@ class MaskFile:
                 self._fix,
             )
         return found.astype(bool)
+
+
+def read_mask(prefix: Path, index: int, *, most: int) -> NDArray[np.bool_]:
+    """Return which of the first tokens of one document of a shard are trained. [at most `most`]
+
+    Args:
+        index: Of the document, from 0.
+
+    Raises:
+        ValueError: the index is damaged or has no such document.
+        OSError: a file cannot be read.
+    """
+    start, length = extent_of(prefix, index)
+    path = prefix.with_name(prefix.name + MASK)
+    return np.fromfile(path, dtype=np.bool_, count=min(length, most), offset=start)
 
 
 def check_packing(prefix: Path, documents: int, tokens: int, seq_length: int) -> None:

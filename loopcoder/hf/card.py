@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loopcoder.chat.templates import FILE as TEMPLATE_FILE
+from loopcoder.chat.templates import TURN_END, built_in, speaks_chatml
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.state import CheckpointState, Specials
@@ -20,23 +22,7 @@ from loopcoder.metrics.started import started_from
 from loopcoder.metrics.writer import EVENTS_FILE, read_metrics
 from loopcoder.origin import commit_of
 
-_TURN, _TURN_END = "<|im_start|>", "<|im_end|>"
 _PADS = ("<pad>", "<|pad|>", "[PAD]")
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
-{%- if message['role'] == 'assistant' -%}
-{%- generation -%}{{- message['content'] + '<|im_end|>' -}}{%- endgeneration -%}
-{%- else -%}
-{{- message['content'] + '<|im_end|>' -}}
-{%- endif -%}
-{{- '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
-"""ChatML."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +84,19 @@ class Tokenizer:
 
     @property
     def speaks_chatml(self) -> bool:
-        return _TURN in self.ids and _TURN_END in self.ids
+        return speaks_chatml(self.ids)
 
     @property
     def end_ids(self) -> list[int]:
         """What ends an answer: a document, and a turn where it speaks ChatML."""
         ends = self.eos_ids if isinstance(self.eos_ids, list) else [self.eos_ids]
-        turn = [self.ids[_TURN_END]] if self.speaks_chatml else []
+        turn = [self.ids[TURN_END]] if self.speaks_chatml else []
         return [*dict.fromkeys([*ends, *turn])]
 
     @property
     def chat_template(self) -> str | None:
         """In Jinja; None: it has no words for a chat."""
-        return self.specials.chat_template or (CHAT_TEMPLATE if self.speaks_chatml else None)
+        return self.specials.chat_template or (built_in("chatml") if self.speaks_chatml else None)
 
     def files(self, max_length: int) -> dict[str, str]:
         """Return the content of the files by name, as transformers 4.57 and 5 read them.
@@ -141,7 +127,7 @@ class Tokenizer:
             "special_tokens_map.json": _json(specials),
             "generation_config.json": self.specials.generation_config or _json(generation),
         }
-        return out | ({"chat_template.jinja": template} if template is not None else {})
+        return out | ({TEMPLATE_FILE: template} if template is not None else {})
 
 
 def _named(name: str, specials: Specials, ids: Mapping[str, int]) -> str | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from loopcoder.chat.templates import template_of, token_names_of
 from loopcoder.checkpoint.state import Specials
 from loopcoder.errors import InputError
 from loopcoder.hf.folder import CONFIG, ReleasedFolder, read_object
 from loopcoder.storage.files import parsing
 
-GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
-_TOKENIZER_CONFIG = "tokenizer_config.json"
+GENERATION = "generation_config.json"
 _NAMES = ("bos_token", "eos_token", "pad_token")
 _FIX = "the folder as it was published, or without this file"
 
@@ -23,14 +23,13 @@ def specials_of(source: ReleasedFolder) -> Specials:
         InputError: a file is damaged, or an id is no number.
     """
     folder = source.path
-    about = _object(folder / _TOKENIZER_CONFIG) or {}
     ids = {name: _id(folder / CONFIG, name, source.config.get(name)) for name in _ids()}
     generation = folder / GENERATION
     return Specials(
         ids={name: found for name, found in ids.items() if found is not None},
-        names={name: text for name in _NAMES if (text := _content(about.get(name))) is not None},
+        names={name: text for name, text in token_names_of(folder).items() if name in _NAMES},
         generation_config=None if _object(generation) is None else _text(generation),
-        chat_template=_text(folder / TEMPLATE) or _default(about.get("chat_template")),
+        chat_template=template_of(folder),
     )
 
 
@@ -43,20 +42,6 @@ def _id(place: Path, name: str, value: Any) -> int | list[int] | None:
     if value is None or (several and all(type(one) is int for one in several)):
         return value
     raise InputError.of(f"{place}: {name}={value!r}", "it is the id of a token", "a number")
-
-
-def _content(token: Any) -> str | None:
-    """Return the text of a token, which is in the file as such or as an object."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
-
-
-def _default(template: Any) -> str | None:
-    """Return the template of a tokenizer_config.json, which may be one of several by name."""
-    if isinstance(template, list):
-        named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
-        template = named[0].get("template") if named else None
-    return template if isinstance(template, str) else None
 
 
 def _object(path: Path) -> dict[str, Any] | None:

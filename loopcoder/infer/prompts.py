@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loopcoder.backends import require
+from loopcoder.chat.render import Renderer
+from loopcoder.chat.unusable import Unusable
 from loopcoder.data.tokenizer import read_tokenizer
 from loopcoder.errors import InputError
 from loopcoder.hf.card import Tokenizer as SpecialTokens
@@ -100,36 +101,12 @@ class Prompts:
                 "conversations come with one (chat_template.jinja)",
                 "a prompt of plain text",
             )
-        render = _renderer()
+        renderer = Renderer(self.template, self._names)
         try:
-            found = render(
-                conversations=[[dict(message) for message in messages]],
-                tools=[dict(tool) for tool in tools] if tools else None,
-                chat_template=self.template,
-                add_generation_prompt=True,
-                **self._names,
-            )
-        except Exception as error:  # a template is a program of somebody else
+            return renderer.text(messages, tools, add_generation_prompt=True)
+        except Unusable as error:
             raise InputError.of(
                 f"the chat template does not take {reprlib.repr([*messages])}",
-                f"{type(error).__name__}: {error}"[:300],
+                error.detail,
                 "messages of the form {role: user, content: TEXT}",
             ) from error
-        text: str = found[0][0] if isinstance(found, tuple) else found[0]
-        return text
-
-
-def _renderer() -> Callable[..., Any]:
-    """Return what renders a template as transformers does, in Jinja's sandbox."""
-    fact = "a conversation is rendered by transformers and jinja2"
-    why = "templates are written for what transformers gives them"
-    fix = "pip install 'transformers>=5.23,<6' 'jinja2>=3.1.6'"
-    require("jinja2", fact, f"{why}; jinja2 is not installed", fix)
-    found = require(
-        "transformers.utils.chat_template_utils",
-        fact,
-        f"{why}; transformers is not installed",
-        fix,
-    )
-    render: Callable[..., Any] = found.render_jinja_template
-    return render

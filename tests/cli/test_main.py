@@ -178,5 +178,7 @@ def test_a_plain_installation_works_from_any_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "hidden_size: 5120" in done.stdout
     assert (site / "loopcoder/conf/config.yaml").exists()
+    templates = REPOSITORY / "loopcoder/chat/templates"
+    assert all((site / "loopcoder/chat/templates" / t.name).exists() for t in templates.iterdir())
     assert not [p.name for p in site.iterdir() if p.name in ("conf", "tests")]
     assert list(elsewhere.iterdir()) == []

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from loopcoder.chat.templates import built_in
 from loopcoder.checkpoint.state import Specials
 from loopcoder.errors import InputError
-from loopcoder.hf.card import CHAT_TEMPLATE
 from loopcoder.hf.card import Tokenizer as SpecialTokens
 from loopcoder.infer.prompts import Prompts
 from tests.infer.stand_in import END, MARKER, tokenizer_of
@@ -40,7 +40,7 @@ def test_an_empty_prompt_begins_behind_the_end_of_a_document() -> None:
 
 def test_a_conversation_is_written_with_the_template() -> None:
     messages = [{"role": "system", "content": "Be short."}, *HELLO]
-    assert prompts(CHAT_TEMPLATE).rendered(messages) == (
+    assert prompts(built_in("chatml")).rendered(messages) == (
         "<|im_start|>system\nBe short.<|im_end|>\n"
         "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -70,7 +70,7 @@ def test_what_renders_conversations_may_be_missing(monkeypatch: pytest.MonkeyPat
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match="pip install 'transformers"):
-        prompts(CHAT_TEMPLATE).of_chat(HELLO)
+        prompts(built_in("chatml")).of_chat(HELLO)
 
 
 def test_what_a_template_does_not_take_is_told_in_short() -> None:

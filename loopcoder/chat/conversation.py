@@ -1,0 +1,281 @@
+"""A conversation: who says what, with reasoning, tools and their calls.
+
+`parse` reads rows as data sets have them and refuses what must not be trained on. `canonical` is
+the one form in which conversations are kept and rendered, OpenAI's; `restored` is its inverse.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from loopcoder.chat.forms import calls_of, loaded, messages_of, tools_of
+from loopcoder.chat.unusable import Unusable
+
+Role = Literal["system", "user", "assistant", "tool"]
+_ROLES = get_args(Role)
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields of reasoning; the first is the one that templates read."""
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a function."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one says at a time."""
+
+    role: Role
+    content: str = ""
+    reasoning: str | None = None
+    """What the assistant thinks first."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    """Of a tool's result: the call it answers."""
+    name: str | None = None
+    """Of a tool's result: the function."""
+    train: bool = True
+    """False: the model reads it and does not learn it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages, and the tools that the assistant may call."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    """OpenAI's schemas of functions."""
+
+
+def parse(
+    row: Mapping[str, Any], *, messages_field: str | None = None, tools_field: str | None = None
+) -> Conversation:
+    """Return the conversation of a row.
+
+    Messages are OpenAI's (content as text or text parts; calls with arguments as an object or as
+    JSON in a string), ShareGPT's, or a question and its answer (`forms.messages_of`). Reasoning is
+    a field of a message, or a `<think>` block that its content begins with. A message is trained
+    unless it has `train: false` or `weight: 0`.
+
+    The system speaks first or not at all. Users may speak twice in a row. The assistant answers a
+    user or results of tools, once; its calls are followed by at most as many results, at least one,
+    unless they end the conversation.
+
+    Args:
+        messages_field: Column with the messages; None: by their usual names.
+        tools_field: Column with the tools; None: `tools` or `functions`.
+
+    Raises:
+        Unusable: it is none of these, or not well-formed.
+    """
+    messages = tuple(_message(one) for one in messages_of(row, messages_field))
+    tools = tuple(_tools(tools_of(row, tools_field)))
+    _check_order(messages)
+    _check_calls(messages, {tool["function"]["name"] for tool in tools})
+    conversation = Conversation(messages, tools)
+    _check_text(conversation)
+    return conversation
+
+
+def canonical(conversation: Conversation) -> dict[str, Any]:
+    """Return OpenAI's form: `messages`, with what templates read, and `tools` if there are any.
+
+    Arguments are objects; `train` stands at messages that are not trained.
+    """
+    out: dict[str, Any] = {"messages": [written(one) for one in conversation.messages]}
+    if conversation.tools:
+        out["tools"] = list(conversation.tools)
+    return out
+
+
+def written(message: Message) -> dict[str, Any]:
+    """Return a message as `canonical` does."""
+    out: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning is not None:
+        out["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        out["tool_calls"] = [_written_call(call) for call in message.tool_calls]
+    for name in ("tool_call_id", "name"):
+        if (value := getattr(message, name)) is not None:
+            out[name] = value
+    return out if message.train else out | {"train": False}
+
+
+def restored(form: Mapping[str, Any]) -> Conversation:
+    """Return the conversation of what `canonical` returned; nothing is checked again."""
+    return Conversation(
+        tuple(_restored_message(one) for one in form["messages"]), tuple(form.get("tools", ()))
+    )
+
+
+def plain_text(conversation: Conversation) -> str:
+    """Return what is said, line by line without roles: what texts are compared by."""
+    return "\n".join(text for text in _said(conversation) if text)
+
+
+def _message(given: Mapping[str, Any]) -> Message:
+    role = given.get("role")
+    if role is None:
+        raise Unusable("missing_role", f"a message {dict(given)!r}"[:300])
+    if role not in _ROLES:
+        raise Unusable("unknown_role", f"role={role!r}"[:100])
+    content = _text(given.get("content"), role)
+    reasoning = None
+    calls: tuple[ToolCall, ...] = ()
+    if role == "assistant":
+        reasoning = next((given[name] for name in _REASONING if given.get(name)), None)
+        if reasoning is not None and not isinstance(reasoning, str):
+            raise Unusable("content_not_text", f"reasoning={reasoning!r}"[:300])
+        if reasoning is None and (thought := _THOUGHT.match(content)):
+            reasoning, content = thought[1].strip("\n") or None, content[thought.end() :]
+        calls = tuple(_call(*call) for call in calls_of(given))
+    if not content.strip() and not calls and role in ("user", "assistant"):
+        raise Unusable("empty_turn", f"role={role}")
+    return Message(
+        cast("Role", role),
+        content,
+        reasoning,
+        calls,
+        _name(given, "tool_call_id") if role == "tool" else None,
+        _name(given, "name") if role == "tool" else None,
+        train=given.get("train", True) is not False and given.get("weight", 1) != 0,
+    )
+
+
+def _text(content: Any, role: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(_is_text(part) for part in content):
+        return "".join(part["text"] for part in content)
+    if role == "tool":  # functions return anything
+        try:
+            return json.dumps(content, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError):
+            pass
+    raise Unusable("content_not_text", f"role={role}, content={content!r}"[:300])
+
+
+def _is_text(part: Any) -> bool:
+    return (
+        isinstance(part, Mapping)
+        and part.get("type", "text") == "text"
+        and isinstance(part.get("text"), str)
+    )
+
+
+def _name(given: Mapping[str, Any], field: str) -> str | None:
+    value = given.get(field)
+    return None if value is None else str(value)
+
+
+def _call(name: Any, arguments: Any, call_id: Any) -> ToolCall:
+    if isinstance(arguments, str):
+        arguments = loaded(arguments, "invalid_tool_json") if arguments.strip() else {}
+    if arguments is None:
+        arguments = {}
+    if not isinstance(name, str) or not name or not isinstance(arguments, Mapping):
+        raise Unusable("invalid_tool_json", f"name={name!r}, arguments={arguments!r}"[:300])
+    return ToolCall(name, dict(arguments), None if call_id is None else str(call_id))
+
+
+def _tools(given: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    names = set()
+    for tool in given:
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping):
+            raise Unusable("bad_tools", f"a tool {tool!r}"[:300])
+        name, parameters = function.get("name"), function.get("parameters")
+        if not isinstance(name, str) or not name or name in names:
+            raise Unusable("bad_tools", f"a tool of the name {name!r}"[:300])
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise Unusable("bad_tools", f"{name}: parameters={parameters!r}"[:300])
+        names.add(name)
+        yield {"type": "function", **tool}
+
+
+def _check_order(messages: Sequence[Message]) -> None:
+    before, results = None, 0
+    for place, message in enumerate(messages):
+        results = results + 1 if message.role == "tool" else 0
+        fits = {
+            "system": before is None,
+            "user": before is None or (before.role != "assistant" or not before.tool_calls),
+            "assistant": before is not None and before.role in ("user", "tool"),
+            "tool": before is not None and (before.role == "tool" or bool(before.tool_calls)),
+        }[message.role]
+        if not fits:
+            behind = "nothing" if before is None else before.role
+            raise Unusable("roles_out_of_order", f"message {place}: {message.role} after {behind}")
+        if message.role == "tool" and results > len(messages[place - results].tool_calls):
+            raise Unusable("roles_out_of_order", f"message {place}: a result without a call")
+        before = message
+    if not any(message.role == "assistant" for message in messages):
+        raise Unusable("no_assistant_turn")
+
+
+def _check_calls(messages: Sequence[Message], tools: set[str]) -> None:
+    ids: set[str | None] = set()
+    for message in messages:
+        for call in message.tool_calls:
+            if tools and call.name not in tools:
+                raise Unusable("unknown_tool", f"{call.name!r}, not {sorted(tools)}"[:300])
+        if message.role == "assistant":
+            ids = {call.id for call in message.tool_calls}
+        elif (
+            message.tool_call_id is not None and None not in ids and message.tool_call_id not in ids
+        ):
+            raise Unusable(
+                "roles_out_of_order", f"a result of the call {message.tool_call_id}"[:200]
+            )
+
+
+def _check_text(conversation: Conversation) -> None:
+    """Refuse what UTF-8 or JSON cannot hold, wherever it stands."""
+    messages = [written(message) for message in conversation.messages]
+    for part, reason in ((messages, "invalid_tool_json"), (conversation.tools, "bad_tools")):
+        try:
+            json.dumps(part, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError as error:
+            raise Unusable("surrogate", str(error)[-100:]) from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise Unusable(reason, str(error)[:200]) from error
+
+
+def _said(conversation: Conversation) -> Iterator[str]:
+    for message in conversation.messages:
+        yield message.reasoning or ""
+        yield message.content
+        for call in message.tool_calls:
+            yield call.name
+            yield json.dumps(call.arguments, ensure_ascii=False)
+
+
+def _written_call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    out: dict[str, Any] = {} if call.id is None else {"id": call.id}
+    return out | {"type": "function", "function": function}
+
+
+def _restored_message(form: Mapping[str, Any]) -> Message:
+    calls = (ToolCall(**one["function"], id=one.get("id")) for one in form.get("tool_calls", ()))
+    return Message(
+        form["role"],
+        form["content"],
+        form.get("reasoning_content"),
+        tuple(calls),
+        form.get("tool_call_id"),
+        form.get("name"),
+        form.get("train", True),
+    )

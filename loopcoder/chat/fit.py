@@ -1,0 +1,71 @@
+"""Whether a chat template was written for a tokenizer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from loopcoder.chat.render import Renderer
+from loopcoder.chat.syntax import texts_in
+from loopcoder.chat.templates import BUILT_IN
+from loopcoder.chat.unusable import Unusable
+from loopcoder.errors import InputError
+
+_SPECIAL = re.compile(
+    r"<[|\uff5c][^\s<>|\uff5c]{1,40}[|\uff5c]>|</?s>|<(?:start|end)_of_(?:turn|text)>|<(?:bos|eos)>"
+)
+"""How special tokens look: `<|im_start|>`, DeepSeek's with wide bars, Llama's `</s>`, Gemma's."""
+_PROBES = ([("user", "a")], [("system", "a"), ("user", "b"), ("assistant", "c"), ("user", "d")])
+
+
+def foreign_tokens(template: str, tokenizer: Any) -> list[str]:
+    """Return the special tokens that a template writes and a tokenizer does not have: it would read
+    them as some pieces of text.
+
+    They are looked for in the template, and in what it renders, since some put names together.
+
+    Args:
+        tokenizer: A `tokenizers.Tokenizer`.
+
+    Raises:
+        InputError: what renders templates is not installed.
+        jinja2.TemplateSyntaxError: it is no template.
+    """
+    texts = texts_in(template)
+    for probe in _PROBES:
+        messages = [{"role": role, "content": content} for role, content in probe]
+        try:
+            texts.append(Renderer(template, {}).text(messages, add_generation_prompt=True))
+        except Unusable:  # it knows no system, ...: rows tell
+            continue
+    found = dict.fromkeys(name for text in texts for name in _SPECIAL.findall(text))
+    return [name for name in found if not _is_one(name, tokenizer)]
+
+
+def check_fit(template: str, tokenizer: Any, place: str) -> None:
+    """Refuse a template that is none, or another tokenizer's.
+
+    Args:
+        tokenizer: A `tokenizers.Tokenizer`.
+        place: Where the template is from, for people.
+
+    Raises:
+        InputError: it is.
+    """
+    try:
+        Renderer(template, {}).reads("messages")
+    except Unusable as error:
+        fix = f"one of {', '.join(BUILT_IN)}, or another file"
+        raise InputError.of(
+            f"{place}: {error.detail}", "it is no template in Jinja", fix
+        ) from error
+    if foreign := foreign_tokens(template, tokenizer):
+        raise InputError.of(
+            f"the chat template of {place} writes {', '.join(foreign[:8])}",
+            "the tokenizer has no such special tokens: the template belongs to another one",
+            "the template of this tokenizer, or a tokenizer that has these tokens",
+        )
+
+
+def _is_one(name: str, tokenizer: Any) -> bool:
+    return len(tokenizer.encode(name, add_special_tokens=False).ids) == 1

@@ -1,0 +1,43 @@
+"""Why a conversation cannot be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+REASONS: Mapping[str, str] = {
+    "no_messages": "the row has no conversation in a form that is known",
+    "missing_role": "a message names no role",
+    "unknown_role": "a role other than system, user, assistant and tool",
+    "content_not_text": "the content of a message is an image, a number, ...",
+    "empty_turn": "a message of the user or the assistant says nothing",
+    "no_assistant_turn": "nobody answers",
+    "roles_out_of_order": "an answer to nobody, a result without a call, a call without a result",
+    "bad_tools": "the tools are no list of JSON schemas of functions with names of their own",
+    "invalid_tool_json": "the arguments of a call are no JSON object",
+    "unknown_tool": "a call of a function that is not among the tools",
+    "surrogate": "half of a surrogate pair, which UTF-8 has no bytes for",
+    "special_token_in_text": "what somebody says spells a special token of the tokenizer",
+    "no_place_for_tools": "tools or calls, and the template writes none",
+    "no_place_for_reasoning": "reasoning, and the template writes none",
+    "template_error": "the template refuses the conversation",
+    "template_rewrites_turns": "the template writes a turn otherwise once others follow",
+    "turns_not_found": "nothing tells which of the template's generation blocks is whose",
+    "nothing_to_train": "no token is left to learn",
+}
+"""By name, as counts and lists of drops have it."""
+
+
+class Unusable(Exception):
+    """A conversation that is not trained on."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        """
+        Args:
+            reason: One of REASONS.
+            detail: What was found, for people.
+        """
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail or REASONS[self.reason]}"

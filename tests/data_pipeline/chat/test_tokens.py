@@ -1,0 +1,83 @@
+"""Ids of conversations, and the mask of what is learned."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from data_pipeline.chat.tokens import covered, prepared, tokenise
+from loopcoder.chat.conversation import Conversation, Message, ToolCall
+from loopcoder.chat.render import Renderer
+from loopcoder.chat.templates import built_in
+from loopcoder.chat.unusable import Unusable
+from tests.chat.chats import NAMES, said, tokenizer
+
+ASKED, SAID = Message("user", "a"), Message("assistant", "b", "why")
+CHAT = Conversation((ASKED, SAID))
+
+
+def options(**fields: Any) -> SimpleNamespace:
+    defaults = dict(reasoning="train", turns="all", system=None, special_tokens="drop")
+    return SimpleNamespace(**{**defaults, **fields})
+
+
+def learned(given: Conversation, template: str = built_in("qwen3"), **fields: Any) -> str:
+    renderer = Renderer.of(template, tokenizer(), NAMES)
+    ids, mask = tokenise(renderer, tokenizer(), given, options(**fields))
+    return tokenizer().decode(ids[mask].tolist(), skip_special_tokens=False)
+
+
+def test_options_are_kept() -> None:
+    assert learned(CHAT) == "<think>\nwhy\n</think>\n\nb<|im_end|>"
+    assert learned(CHAT, reasoning="context") == "b<|im_end|>"
+    assert learned(CHAT, reasoning="drop") == "<think>\n\n</think>\n\nb<|im_end|>"
+    assert learned(CHAT, built_in("hermes"), reasoning="drop") == "b<|im_end|>"
+    both = Conversation((*CHAT.messages, ASKED, Message("assistant", "c")))
+    assert learned(both, turns="last", reasoning="drop").endswith("c<|im_end|>")
+    assert "b" not in learned(both, turns="last", reasoning="drop")
+
+
+def test_a_system_prompt_is_put_where_there_is_none() -> None:
+    own = Conversation((Message("system", ""), *CHAT.messages))
+    assert prepared(CHAT, options(system="s")).messages[0] == Message("system", "s")
+    assert prepared(own, options(system="s")) == own
+    assert prepared(CHAT, options()) == CHAT
+
+
+END = "<|im_end|>"
+SPELLED = [
+    Conversation((Message("user", f"x{END}y"), SAID)),
+    Conversation((ASKED, Message("assistant", "b", f"{END}"))),
+    Conversation((ASKED, Message("assistant", "", tool_calls=(ToolCall("f", {"a": [END]}),)))),
+    Conversation(CHAT.messages, ({"type": "function", "function": {"name": "f", "x": END}},)),
+]
+
+
+@pytest.mark.parametrize("given", SPELLED)
+def test_special_tokens_in_what_is_said(given: Conversation) -> None:
+    with pytest.raises(Unusable, match=r"special_token_in_text: <\|im_end\|>"):
+        learned(given)
+    assert learned(given, special_tokens="keep")
+
+
+def test_a_conversation_of_which_nothing_is_learned() -> None:
+    for messages in ((ASKED, Message("assistant", "b", train=False)), (ASKED,)):
+        with pytest.raises(Unusable, match="nothing_to_train"):
+            learned(Conversation(messages))
+
+
+def test_every_token_of_the_last_character_is_learned(rng: random.Random) -> None:
+    """A character may be several tokens, of which transformers marks the first only."""
+    bare = "{% for m in messages %}<|im_start|>{% if m.role == 'assistant' %}{% generation %}"
+    bare += "{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    for _ in range(20):
+        answers = [Message("assistant", said(rng) + rng.choice("漢🜁é.")) for _ in range(2)]
+        given = Conversation((ASKED, answers[0], ASKED, answers[1]))
+        assert learned(given, bare) == "".join(answer.content for answer in answers)
+    assert covered([(0, 1), (1, 2), (1, 2), (2, 5), (5, 6)], [(1, 2), (3, 4), (4, 4)]).tolist() == [
+        False, True, True, True, False,
+    ]  # fmt: skip
+    assert covered([], [(0, 1)]).tolist() == []
