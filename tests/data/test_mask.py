@@ -32,6 +32,7 @@ from loopcoder.data.sampler import Position
 from loopcoder.data.unigram import entropies_of, unigram_entropy
 from loopcoder.errors import InputError
 from loopcoder.storage.files import file_digest
+from loopcoder.train.verification import Verification
 from tests.configs import small_config
 from tests.data.chat import EOD, VOCAB, chat_corpus
 from tests.data.stores import in_memory
@@ -174,6 +175,18 @@ def test_a_damaged_mask_is_named_before_it_is_used(corpus: Corpus, length: int, 
     if at > 0:
         reader = unverified
         assert "it has 7 for a token" in problems_of(read_all)
+
+
+def test_a_damaged_mask_is_found_in_the_background(corpus: Corpus, length: int) -> None:
+    config = with_reader(config_of(corpus, length, verify="background"), corpus)
+    path = corpus.dir / "train" / "chat-00001.mask"
+    path.write_bytes(bytes([1 - path.read_bytes()[0]]) + path.read_bytes()[1:])
+    said: list[str] = []
+    verification = Verification(config, corpus, said.append)
+    assert verification._verifier is not None
+    verification._verifier.wait()
+    assert verification.found_fault and len(said) == 1
+    assert f"{path} " in str(verification._verifier.fault)
 
 
 @pytest.mark.parametrize("name", ["train/chat-00000.mask", "val/chat.mask.blocks"])
