@@ -16,6 +16,7 @@ from pathlib import Path
 
 from data_pipeline.balance.names import missing_shares
 from data_pipeline.balance.plan import Planned
+from data_pipeline.chat.rendered import Rendered
 from data_pipeline.finish import Finished
 from data_pipeline.former import former_line
 from data_pipeline.readers.base import Source
@@ -29,9 +30,10 @@ from data_pipeline.resolve import (
     weights_of,
     with_rules,
 )
-from data_pipeline.stages import STAGES, Stage
+from data_pipeline.stages import stages_of
 from data_pipeline.tasks.execute import check_executor, run_tasks
 from data_pipeline.tasks.progress import Report, described, left_out, total_cost, watched
+from data_pipeline.tasks.stage import Stage
 from data_pipeline.tasks.work import Cost, Task, Work, disk_errors
 from data_pipeline.tokenizer.changes import changes_line
 from data_pipeline.tokenizer.count import Counted, Tokenizer
@@ -212,16 +214,22 @@ def _build(work: Work, sources: Sequence[Source], folder: Path, report: Report) 
         if line := former_line(folder, work.result(Listed).sources):
             report(line)
     executor = _executor(work)
-    for stage in STAGES:
+    for stage in stages_of(work):
         _run_stage(work, stage, executor, report)
     finished = work.done(Finished)
     finished.file(work.corpus / MANIFEST)
     for line in finished.result.told:
         report(f"data: {line}")
-    if line := missing_shares(work.data, work.result(Planned).languages):
+    tallies = (
+        [done.result.tallies[-1] for done in work.all_done(Rendered)]
+        if work.data.build.is_chat
+        else [done.result.tallies[-1] for done in work.all_done(Counted)]
+    )
+    if line := changes_line(tallies, work.result(Tokenizer).normaliser):
         report(line)
-    counts = (done.result.tallies[-1] for done in work.all_done(Counted))
-    if line := changes_line(counts, work.result(Tokenizer).normaliser):
+    if not work.data.build.is_chat and (
+        line := missing_shares(work.data, work.result(Planned).languages)
+    ):
         report(line)
     work.corpus.rename(folder)
     sync_folder(folder.parent)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import io
 import itertools
-import shlex
 import shutil
-import sys
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from data_pipeline.balance.plan import Planned
-from data_pipeline.dedup.stages import Clustered
+from data_pipeline.manifest_parts import (
+    Tallies,
+    check_chain,
+    common,
+    dropped_entry,
+    file_entries,
+    settings,
+    split_entry,
+)
 from data_pipeline.origins import origins_of
-from data_pipeline.readers.ingest import TALLIES, Listed, Read
+from data_pipeline.readers.ingest import TALLIES, Read
 from data_pipeline.report import write_report
 from data_pipeline.report.dropped import suffixes_in_words, warnings_of
 from data_pipeline.report.repositories import in_words
@@ -28,7 +32,7 @@ from data_pipeline.repositories.stages import STAGE as REPOSITORIES
 from data_pipeline.repositories.stages import Joined, JoinedNumbered, Scattered, is_on
 from data_pipeline.schema import Tally
 from data_pipeline.shuffle.frequencies import counts_file
-from data_pipeline.shuffle.shards import Total, Written, total_of
+from data_pipeline.shuffle.shards import total_of
 from data_pipeline.shuffle.stages import (
     Assembled,
     BucketsIndexed,
@@ -37,22 +41,20 @@ from data_pipeline.shuffle.stages import (
     Tokenised,
 )
 from data_pipeline.shuffle.validate import SHARE_TOLERANCE, manifest_problems
-from data_pipeline.tasks.chunks import PACKED
-from data_pipeline.tasks.dropped import FOLDER, total_dropped
-from data_pipeline.tasks.progress import total_cost
-from data_pipeline.tasks.work import Cost, Output, Result, Work
+from data_pipeline.tasks.origins import Origins
+from data_pipeline.tasks.work import Output, Result, Work
 from data_pipeline.tokenizer.count import Counted, Tokenizer, encoder_of
 from loopcoder.data.corpus import REPORT, UNIGRAM_ENTROPY, load_corpus
-from loopcoder.data.manifest import FORMAT_VERSION, MANIFEST
+from loopcoder.data.manifest import MANIFEST
 from loopcoder.data.places import TOKEN_BYTES, TOKENIZER
 from loopcoder.data.unigram import unigram_entropy
 from loopcoder.errors import InputError
 from loopcoder.storage.disk import is_disk_full
-from loopcoder.storage.files import FileEntry, synced_entry, write_bytes, write_json
+from loopcoder.storage.files import write_bytes, write_json
 
-_PACKAGES = (
-    *("numpy", "tokenizers", "xxhash", "fastokens", "rensa", "datatrove", "enry-python"),
-    *("zstandard", "orjson", "pyarrow", "datasets"),
+_SETTINGS = (
+    *("filters", "near_dedup", "decontaminate", "fim", "repository"),
+    *("shares", "epochs", "target_tokens"),
 )
 
 
@@ -75,13 +77,32 @@ def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
     Raises:
         InputError: the corpus is not what it should be.
     """
+    manifest = seal(work, partial(_manifest, work, kinds))
+    told = [
+        *in_words(manifest),
+        *(f"warning: {warning}" for warning in _of_repositories(work)),
+        *suffixes_in_words(manifest["dropped"]["unknown_suffixes"]),
+        *(f"warning: {warning}" for warning in warnings_of(manifest["origins"])),
+    ]
+    return Output(Finished(told), files=[work.corpus / MANIFEST])
+
+
+def seal(work: Work, manifest_of: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Add the tokenizer and the report to the folder of a corpus, then its manifest; return that.
+
+    Args:
+        manifest_of: Makes the manifest, once all other files are there.
+
+    Raises:
+        InputError: the corpus is not what it should be.
+    """
     folder = work.corpus
     shutil.copyfile(work.done(Tokenizer).file(work.tokenizer), folder / TOKENIZER)
     # through a buffer: on a full disk np.save raises an OSError without errno
     buffer = io.BytesIO()
     np.save(buffer, encoder_of(work).token_bytes)
     write_bytes(folder / TOKEN_BYTES, buffer.getvalue())
-    manifest = _manifest(work, kinds)
+    manifest = manifest_of()
     fix = f"delete {work.folder} and start the same command again"
     problems = manifest_problems(folder, manifest, fix)
     if problems:
@@ -89,13 +110,7 @@ def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
     # left out of the files: it is for people, and may be written anew
     write_report(manifest, folder / REPORT)
     write_json(folder / MANIFEST, manifest)
-    told = [
-        *in_words(manifest),
-        *(f"warning: {warning}" for warning in _of_repositories(work)),
-        *suffixes_in_words(manifest["dropped"]["unknown_suffixes"]),
-        *(f"warning: {warning}" for warning in warnings_of(manifest["origins"])),
-    ]
-    return Output(Finished(told), files=[folder / MANIFEST])
+    return manifest
 
 
 def report_of(folder: Path) -> Path:
@@ -124,40 +139,28 @@ def _of_repositories(work: Work) -> list[str]:
 
 
 def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
-    planned, tokenizer = work.result(Planned), work.result(Tokenizer)
+    planned = work.result(Planned)
     shards = [done.result.shards for done in work.all_done(Assembled)]
     totals = {domain: total_of(domain, [s[domain] for s in shards]) for domain in work.domains}
     prefixes = {domain: [s[domain].written for s in shards] for domain in work.domains}
     held = {done.result.domain: done.result.written for done in work.all_done(HeldOut)}
     tallies = _tallies(work, [total.tally for total in totals.values()])
+    kept = Origins.total(done.result.origins for done in work.all_done(Counted))
+    taken = Origins.total(done.result.origins for done in work.all_done(Tokenised))
     return {
-        "format_version": FORMAT_VERSION,
-        "name": work.data.corpus_name,
-        "fingerprint": work.fingerprint,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": shlex.join(sys.argv),
-        "versions": _versions(),
-        "sources": work.result(Listed).sources,
-        "config": _config(work),
-        "val_fraction": work.data.build.val_fraction,
-        "seq_length": work.data.seq_length,
-        "weights": work.weights,
+        **common(work, kinds),
+        "config": settings(work, _SETTINGS),
         "stages": [tally.as_dict() for tally in tallies],
-        "duplicates": work.result(Clustered).drops,
-        "origins": origins_of(work),
-        "dropped": _dropped(work),
+        "origins": origins_of(work, kept, taken),
+        "dropped": dropped_entry(
+            itertools.chain(
+                (done.result.dropped for done in work.all_done(Read)),
+                (done.result.dropped for done in work.all_done(Counted)),
+                (done.result.dropped for done in work.all_done(Tokenised)),
+                (done.result.dropped for done in work.all_done(Assembled)),
+            )
+        ),
         **({"repositories": work.result(JoinedNumbered).counts} if is_on(work) else {}),
-        "costs": [_cost(work, kind) for kind in kinds if any(work.all_done(kind))],
-        "tokenizer": {
-            "file": TOKENIZER,
-            "xxh3_128": tokenizer.xxh3_128,
-            "vocab_size": tokenizer.vocab_size,
-            "eod_id": tokenizer.eod_id,
-            "eod": tokenizer.eod,
-            "normaliser": tokenizer.normaliser,
-            "engine": tokenizer.engine,
-            "trained": tokenizer.trained,
-        },
         "plan": {
             "tokens": planned.tokens,
             "largest_tokens": planned.largest_tokens,
@@ -167,37 +170,16 @@ def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
         "labels": work.result(BucketsIndexed).labels,
         "domains": {
             domain: {
-                "train": _split("train", totals[domain], prefixes[domain])
+                "train": split_entry("train", totals[domain], prefixes[domain])
                 | {"sequences": totals[domain].sequences},
-                "val": _split("val", held[domain], [held[domain]]),
+                "val": split_entry("val", held[domain], [held[domain]]),
             }
             for domain in work.domains
         },
         **_unigram_entropy(work),
         "num_shards": len(shards),
         "share_tolerance": max(SHARE_TOLERANCE, _grain(work, planned, len(shards))),
-        "files": dict(sorted(_files(work))),
-    }
-
-
-def _split(split: str, total: Total | Written, shards: Sequence[Written]) -> dict[str, Any]:
-    """Describe a split of a domain."""
-    return {
-        "documents": total.documents,
-        "tokens": total.tokens,
-        "languages": total.languages,
-        "labels": [
-            {"label": number, "documents": documents, "tokens": tokens}
-            for number, (documents, tokens) in sorted(total.labels.items())
-        ],
-        "shards": [
-            {
-                "prefix": f"{split}/{shard.prefix}",
-                "documents": shard.documents,
-                "tokens": shard.tokens,
-            }
-            for shard in shards
-        ],
+        "files": dict(sorted(file_entries(work, (Assembled, HeldOut, Read, Counted, Tokenised)))),
     }
 
 
@@ -219,47 +201,6 @@ def _unigram_entropy(work: Work) -> dict[str, Any]:
     return {UNIGRAM_ENTROPY: found}
 
 
-def _files(work: Work) -> Iterator[tuple[str, FileEntry]]:
-    """Yield every file of the corpus but manifest and report; what was hashed is not read again."""
-    corpus = f"{work.corpus.name}/"
-    for kind in (Assembled, HeldOut, Read, Counted, Tokenised):
-        for done in work.all_done(kind):
-            for name, entry in done.files.items():
-                if name.startswith(corpus):
-                    yield name.removeprefix(corpus), entry
-    for name in (TOKENIZER, TOKEN_BYTES):
-        yield name, synced_entry(work.corpus / name)
-
-
-def _dropped(work: Work) -> dict[str, Any]:
-    """Return the entry of the manifest on what was left out."""
-    total = total_dropped(
-        itertools.chain(
-            (done.result.dropped for done in work.all_done(Read)),
-            (done.result.dropped for done in work.all_done(Counted)),
-            (done.result.dropped for done in work.all_done(Tokenised)),
-            (done.result.dropped for done in work.all_done(Assembled)),
-        )
-    )
-    return {
-        "about": f"{FOLDER}/*.jsonl.{PACKED}: a line of JSON for every document and file that was "
-        "left out, with stage, reason, source, path, row, bytes; of a copy what stays in its place",
-        "listed": total.listed,
-        "entries": total.entries,
-        "reasons": [
-            {
-                "stage": stage,
-                "unit": unit,
-                "reason": reason,
-                "number": number,
-                "examples": total.examples.get(f"{stage}/{reason}", []),
-            }
-            for stage, unit, reason, number in total.counts
-        ],
-        "unknown_suffixes": total.suffixes,
-    }
-
-
 def _grain(work: Work, planned: Planned, num_shards: int) -> float:
     """Return the share of a domain that one document may be: no corpus is balanced finer."""
     largest: dict[str, int] = {
@@ -275,32 +216,20 @@ def _grain(work: Work, planned: Planned, num_shards: int) -> float:
 
 def _tallies(work: Work, shuffled: Sequence[Tally]) -> list[Tally]:
     """Return the sum of the tallies of every step, checked, and checked against each other."""
-    of_source: dict[str, Tally] = {}
-    total: dict[str, Tally] = {}
-
-    def add(tallies: Sequence[Tally]) -> None:
-        for tally in tallies:
-            total.setdefault(tally.stage, Tally(tally.stage)).add(tally)
-
-    for read in work.all_done(Read):
-        add(read.result.tallies)
-        for tally in read.result.tallies[:2]:
-            name = f"{tally.stage} {read.result.source}"
-            of_source.setdefault(name, Tally(name)).add(tally)
-    total["dedup"] = Tally("dedup")  # before what comes of it
+    tallies = Tallies(work)
+    tallies.total["dedup"] = Tally("dedup")  # before what comes of it
     for scattered in work.all_done(Scattered):
-        add([scattered.result.tally])
+        tallies.add([scattered.result.tally])
     for joined in work.all_done(Joined):
-        add([joined.result.tally])
+        tallies.add([joined.result.tally])
     for counted in work.all_done(Counted):
-        add(counted.result.tallies)
+        tallies.add(counted.result.tallies)
     for tokenised in work.all_done(Tokenised):
-        add(tokenised.result.tallies)
-    for tally in (*total.values(), *shuffled):
+        tallies.add(tokenised.result.tallies)
+    for tally in shuffled:
         tally.check()
-    _check_rows(total, shuffled)
-    rest = [tally for name, tally in total.items() if name not in TALLIES[:2]]
-    return [*of_source.values(), *rest, *shuffled]
+    _check_rows(tallies.total, shuffled)
+    return [*tallies.checked(TALLIES), *shuffled]
 
 
 def _check_rows(tallies: Mapping[str, Tally], shuffled: Sequence[Tally]) -> None:
@@ -322,46 +251,4 @@ def _check_rows(tallies: Mapping[str, Tally], shuffled: Sequence[Tally]) -> None
             sum(tally.rows_in for tally in shuffled),
         ),
     ]
-    for before, handed, after, taken in pairs:
-        if handed != taken:
-            raise RuntimeError(f"{before} hands on {handed} rows, {after} takes in {taken}")
-
-
-def _cost(work: Work, kind: type[Result]) -> dict[str, Any]:
-    """Return what a stage cost; reading by its steps."""
-    costs: list[Cost] = []
-    steps: Counter[str] = Counter()
-    text: Counter[str] = Counter()
-    on_disk = 0
-    for done in work.all_done(kind):
-        costs.append(done.cost)
-        if isinstance(done.result, Read):
-            steps.update(done.result.cpu_s)
-            text.update(done.result.text_chars)
-            on_disk += done.result.bytes_on_disk
-    cost = {"stage": kind.stage, **total_cost(costs)}
-    if steps:
-        cost["parts"] = {name: round(seconds, 3) for name, seconds in steps.items()}
-        cost["text_chars_out"] = dict(text)
-        cost["bytes_on_disk"] = on_disk
-    return cost
-
-
-def _config(work: Work) -> dict[str, Any]:
-    """Return the settings of the stages, for the report."""
-    names = (
-        *("filters", "near_dedup", "decontaminate", "fim", "repository"),
-        *("shares", "epochs", "target_tokens"),
-    )
-    plain = asdict(work.data.build)
-    return {name: plain[name] for name in names}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0], "platform": sys.platform}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    check_chain(pairs)

@@ -6,22 +6,20 @@ from collections import Counter
 from typing import Any
 
 from data_pipeline.readers.ingest import Listed, Read
-from data_pipeline.shuffle.stages import Tokenised
 from data_pipeline.tasks.origins import Origins
 from data_pipeline.tasks.work import Work
-from data_pipeline.tokenizer.count import Counted
 
 _NAMED = 3
 """Reasons that are told."""
 
 
-def origins_of(work: Work) -> list[dict[str, Any]]:
+def origins_of(work: Work, kept: Origins, taken: Origins) -> list[dict[str, Any]]:
     """Return an entry of the manifest for each source, and for each of its packages.
 
-    `kept` is what is left after deduplication, `taken` what the quotas take of it, copies included.
+    Args:
+        kept: What is left after deduplication.
+        taken: What the quotas take of it, copies included.
     """
-    kept = Origins.total(done.result.origins for done in work.all_done(Counted))
-    taken = Origins.total(done.result.origins for done in work.all_done(Tokenised))
     of_source, of_package = _reasons(work)
     rows = []
     for source in work.result(Listed).sources:

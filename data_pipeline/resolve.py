@@ -14,6 +14,7 @@ import tokenizers
 import xxhash
 
 from data_pipeline.balance.names import unknown_shares
+from data_pipeline.chat.template import check_template, template_digest
 from data_pipeline.decontam.match import BUILTIN, open_index
 from data_pipeline.filters import RULES_VERSION
 from data_pipeline.langid.classifier import LanguageClassifier
@@ -26,6 +27,7 @@ from data_pipeline.tokenizer import fim
 from data_pipeline.tokenizer.imported import import_tokenizer
 from data_pipeline.tokenizer.repositories import FILE_SEP, REPO_NAME
 from loopcoder.config.build import SourceConfig
+from loopcoder.config.chat import CHECKPOINT
 from loopcoder.config.check_build import check_build
 from loopcoder.config.check_names import check_names
 from loopcoder.config.data import DataConfig
@@ -38,13 +40,24 @@ from loopcoder.storage.digest import file_digest
 
 _READING = 3
 """Raised whenever other documents, or others' ids, come of the same files."""
+_RENDERING = 1
+"""Raised whenever other tokens or masks, or other sequences, come of the same conversations."""
 
 
 def refuse_unusable(data: DataConfig) -> None:
     """Raise InputError for names that stand for nothing and values that no corpus can be built
     with, before anything is opened or read."""
-    if problems := [*check_names(data), *check_build(data), *unknown_shares(data)]:
+    problems = [*check_names(data), *check_build(data)]
+    problems += [] if data.build.is_chat else unknown_shares(data)
+    if problems:
         raise InputError(problems)
+    if data.build.tokenizer == CHECKPOINT:
+        raise InputError.of(
+            f"data.build.tokenizer={CHECKPOINT}, and no checkpoint is named",
+            "the conversations are encoded by its tokenizer, in its template",
+            "checkpoint.init_from=RUN, or data.build.tokenizer=FOLDER of a checkpoint or of a "
+            "model for transformers",
+        )
 
 
 def domains_of(data: DataConfig) -> tuple[str, ...]:
@@ -109,7 +122,10 @@ def open_all(data: DataConfig, domains: Sequence[str], report: Report = silent) 
             for domain in domains
             if domain not in found
         ]
-    problems += _problems_of(lambda: _check_tokenizer(data))
+    unusable = _problems_of(lambda: _check_tokenizer(data))
+    if data.build.is_chat and not unusable:
+        unusable = _problems_of(lambda: check_template(data))
+    problems += unusable
     problems += _problems_of(lambda: _check_repository(data, domains))
     problems += _problems_of(lambda: _check_near_dedup(data))
     problems += _problems_of(lambda: open_index(data.build.decontaminate))
@@ -213,7 +229,11 @@ def fingerprint_of(data: DataConfig, sources: Sequence[Source], weights: dict[st
         fields["tokenizer"] = ["train", data.build.tokenizer_vocab_size, tokenizers.__version__]
     else:
         fields["tokenizer"] = ["import", file_digest(tokenizer_file(Path(data.build.tokenizer)))]
-    if data.build.shards is not None:
+    if data.build.is_chat:
+        fields["chat_template"] = [_RENDERING, template_digest(data)]
+        own = fields.setdefault("build", {}).setdefault("chat", {})
+        own.pop("template", None)  # a path, perhaps: its text counts
+    if data.build.shards is not None or data.build.is_chat:
         fields.pop("worker_bytes")
     benchmarks = [Path(b) for b in data.build.decontaminate.benchmarks if b not in BUILTIN]
     fields["sources"] = [[_plain(source.config), source.identity] for source in sources]
@@ -231,10 +251,11 @@ def _plain(config: SourceConfig) -> dict[str, Any]:
     if config.kind != "hf":
         plain.pop("path")  # where files are kept is of no account: the identity has their places
         plain["reading"] = _READING
-    if config.repository_field is None:  # it came later, and renames no corpus
-        plain.pop("repository_field")
-    else:
+    if config.repository_field is not None:
         plain["whole_numbers_name_repositories"] = True
+    for name in ("repository_field", "messages_field", "tools_field"):
+        if plain[name] is None:  # they came later, and rename no corpus
+            plain.pop(name)
     return plain
 
 

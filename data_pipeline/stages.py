@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from data_pipeline import finish as finishing
 from data_pipeline.balance import plan
+from data_pipeline.chat import finish as chat_finish
+from data_pipeline.chat import packed, rendered, template
+from data_pipeline.chat import stages as chat
 from data_pipeline.dedup import stages as dedup
 from data_pipeline.readers import ingest
 from data_pipeline.repositories import stages as repositories
 from data_pipeline.repositories.chunks import num_chunks
 from data_pipeline.shuffle import stages as shuffle
-from data_pipeline.tasks.work import Output, Result, Work
+from data_pipeline.tasks.stage import Stage, one
+from data_pipeline.tasks.work import Output, Work
 from data_pipeline.tokenizer import count, train
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage: its tasks depend on stages before it only, and not on each other."""
-
-    kind: type[Result]
-    """What its tasks return; has its name."""
-    title: str
-    """What it does, for people."""
-    run: Callable[[Work, int], Output]
-    tasks: Callable[[Work], int]
-
-    @property
-    def name(self) -> str:
-        return self.kind.stage
 
 
 def _num_parts(work: Work) -> int:
@@ -38,6 +23,21 @@ def _num_parts(work: Work) -> int:
 
 def _num_read(work: Work) -> int:
     return len(work.chunks)
+
+
+def reading(title: str) -> tuple[Stage, ...]:
+    """Return the stages that all corpora begin with: read the input, and drop copies.
+
+    Args:
+        title: What is done to what is read.
+    """
+    return (
+        Stage(ingest.Read, title, ingest.read_part, _num_parts),
+        Stage(ingest.Gathered, "number the chunks", ingest.gather, one),
+        Stage(dedup.Signed, "hash and sign documents", dedup.sign, _num_read),
+        Stage(dedup.Matched, "find copies", dedup.match, dedup.num_matches),
+        Stage(dedup.Clustered, "choose which copy stays", dedup.cluster, one),
+    )
 
 
 def _num_scattered(work: Work) -> int:
@@ -56,20 +56,16 @@ def _num_domains(work: Work) -> int:
     return len(work.domains)
 
 
-def _one(_: Work) -> int:
-    return 1
-
-
 def _finish(work: Work, _: int) -> Output:
     return finishing.finish(work, [stage.kind for stage in STAGES[:-1]])
 
 
+def _finish_chat(work: Work, _: int) -> Output:
+    return chat_finish.finish(work, [stage.kind for stage in CHAT_STAGES[:-1]])
+
+
 STAGES = (
-    Stage(ingest.Read, "ingest, clean, decontaminate, label", ingest.read_part, _num_parts),
-    Stage(ingest.Gathered, "number the chunks", ingest.gather, _one),
-    Stage(dedup.Signed, "hash and sign documents", dedup.sign, _num_read),
-    Stage(dedup.Matched, "find copies", dedup.match, dedup.num_matches),
-    Stage(dedup.Clustered, "choose which copy stays", dedup.cluster, _one),
+    *reading("ingest, clean, decontaminate, label"),
     Stage(
         repositories.Scattered,
         "sort files by repository",
@@ -89,16 +85,34 @@ STAGES = (
         _one_if_joined,
     ),
     Stage(train.Sampled, "draw text for the tokenizer", train.sample, _num_samples),
-    Stage(count.Tokenizer, "make the tokenizer", train.make, _one),
+    Stage(count.Tokenizer, "make the tokenizer", train.make, one),
     Stage(count.Counted, "count tokens", count.count, num_chunks),
-    Stage(plan.Planned, "plan the shares", plan.make_plan, _one),
+    Stage(plan.Planned, "plan the shares", plan.make_plan, one),
     Stage(shuffle.Tokenised, "tokenise into buckets", shuffle.tokenise, num_chunks),
-    Stage(shuffle.BucketsIndexed, "list the buckets", shuffle.index_buckets, _one),
+    Stage(shuffle.BucketsIndexed, "list the buckets", shuffle.index_buckets, one),
     Stage(
         shuffle.Assembled, "shuffle and write shards", shuffle.assemble_shards, shuffle.num_shards
     ),
     Stage(shuffle.HeldOut, "write held-out documents", shuffle.write_held_out, _num_domains),
     Stage(shuffle.Checked, "validate", shuffle.validate_shards, shuffle.num_shards),
-    Stage(finishing.Finished, "write the manifest", _finish, _one),
+    Stage(finishing.Finished, "write the manifest", _finish, one),
 )
-"""In the order in which they run."""
+"""Those of documents, in the order in which they run."""
+
+CHAT_STAGES = (
+    *reading("read, check, decontaminate"),
+    Stage(count.Tokenizer, "take the tokenizer", train.make, one),
+    Stage(template.Template, "take the template", template.take, one),
+    Stage(rendered.Rendered, "render and tokenise", rendered.render, _num_read),
+    Stage(packed.Packed, "hold out and pack", packed.plan, one),
+    Stage(chat.Assembled, "write shards", chat.assemble, packed.num_shards),
+    Stage(chat.HeldOut, "write held-out conversations", chat.hold_out, one),
+    Stage(chat.Checked, "validate", chat.check, chat.num_checked),
+    Stage(finishing.Finished, "write the manifest", _finish_chat, one),
+)
+"""Those of conversations, in the order in which they run."""
+
+
+def stages_of(work: Work) -> tuple[Stage, ...]:
+    """Return the stages of a build."""
+    return CHAT_STAGES if work.data.build.is_chat else STAGES

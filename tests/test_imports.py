@@ -164,8 +164,10 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         "loopcoder.data.joined",
         "loopcoder.data.labels",
         "loopcoder.data.manifest",
+        "loopcoder.data.mask",
         "loopcoder.data.mirror",
         "loopcoder.data.places",
+        "loopcoder.data.tokenizer",
         "loopcoder.data.unigram",
     },
 }

@@ -1,1 +1,1 @@
-"""Conversations as sequences of tokens."""
+"""Corpora of conversations: read, rendered by a chat template, and packed into whole sequences."""

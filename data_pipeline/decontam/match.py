@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,8 +176,18 @@ def _table(ngram: int, benchmarks: Sequence[Benchmark]) -> _Table:
     return _Table(ngram, every[order], np.concatenate(parts)[order], table)
 
 
-def decontaminate(documents: Iterable[Document], index: Index, tally: Tally) -> Iterator[Document]:
-    """Hand on the documents that repeat no benchmark, in their order.
+def _whole(document: Document) -> str:
+    return document.text
+
+
+def decontaminate(
+    documents: Iterable[Document],
+    index: Index,
+    tally: Tally,
+    text_of: Callable[[Document], str] = _whole,
+) -> Iterator[Document]:
+    """Hand on the documents that repeat no benchmark in what `text_of` returns of them, in their
+    order.
 
     The others are dropped as `contaminated_<benchmark>`, the first in the index's order if there
     are several; notes count the documents that repeat each problem, as `hit_<benchmark>/<problem>`.
@@ -185,7 +195,7 @@ def decontaminate(documents: Iterable[Document], index: Index, tally: Tally) -> 
     about 256 kB of them.
     """
     for batch in batches(documents, lambda document: len(document.text), _BATCH_CHARS):
-        for document, found in zip(batch, _survived(index, batch), strict=True):
+        for document, found in zip(batch, _survived(index, batch, text_of), strict=True):
             tally.rows_in += 1
             if isinstance(found, Exception):
                 tally.drop(f"broke_{type(found).__name__}", document.place)
@@ -198,16 +208,18 @@ def decontaminate(documents: Iterable[Document], index: Index, tally: Tally) -> 
             tally.notes.update({f"hit_{o.benchmark}/{o.problem}" for o in found})
 
 
-def _survived(index: Index, batch: Sequence[Document]) -> Sequence[Sequence[Overlap] | Exception]:
+def _survived(
+    index: Index, batch: Sequence[Document], text_of: Callable[[Document], str]
+) -> Sequence[Sequence[Overlap] | Exception]:
     """Return the overlaps of each document, or why they cannot be found."""
     try:
-        return index.overlaps([document.text for document in batch])
+        return index.overlaps([text_of(document) for document in batch])
     except (LoopcoderError, OSError):
         raise
     except Exception as error:
         if len(batch) == 1:
             return [error]
-    return [found for document in batch for found in _survived(index, [document])]
+    return [found for document in batch for found in _survived(index, [document], text_of)]
 
 
 def open_index(config: DecontaminateConfig) -> Index:

@@ -85,8 +85,16 @@ def has_sketches(config: NearDedupConfig) -> bool:
     return num_bands(config) > 0 and config.verify is not None
 
 
+def _whole(document: Document) -> str:
+    return document.text
+
+
 def sign(
-    documents: Iterable[Document], chunk: int, folder: Path, config: NearDedupConfig
+    documents: Iterable[Document],
+    chunk: int,
+    folder: Path,
+    config: NearDedupConfig,
+    near_text: Callable[[Document], str] = _whole,
 ) -> tuple[int, str]:
     """Write the sorted records of one chunk; return its number of documents and their hash.
 
@@ -97,6 +105,7 @@ def sign(
         chunk: Its number; of copies, the one in the smallest chunk stays.
         folder: Where `record_files` go, and the sketches.
         config: What signatures are made of.
+        near_text: Returns what of a document near copies have in common.
     """
     names = [*record_files(config), *([SKETCH] if has_sketches(config) else [])]
     ids = xxhash.xxh3_128()
@@ -106,7 +115,7 @@ def sign(
         for batch in batches(documents, lambda document: len(document.text) + 64, _BATCH_BYTES):
             for document in batch:
                 ids.update(_identity(document))
-            _sign_batch(batch, number_of(chunk, count), files, config)
+            _sign_batch(batch, number_of(chunk, count), files, config, near_text)
             count += len(batch)
         *bands, all_of_them = record_files(config)
         exact = _rewritten(files[all_of_them], _EXACT, ("hash", "low", "number"), None)
@@ -212,7 +221,11 @@ def drop(
 
 
 def _sign_batch(
-    batch: Sequence[Document], first: int, files: Mapping[str, BinaryIO], config: NearDedupConfig
+    batch: Sequence[Document],
+    first: int,
+    files: Mapping[str, BinaryIO],
+    config: NearDedupConfig,
+    near_text: Callable[[Document], str],
 ) -> None:
     """Append the records of consecutive documents, the first of which has the number `first`."""
     texts = [document.text.encode() for document in batch]
@@ -225,6 +238,8 @@ def _sign_batch(
     files[all_of_them].write(exact.tobytes())
     if not bands:
         return
+    if near_text is not _whole:
+        texts = [near_text(document).encode() for document in batch]
     rows = np.zeros((len(batch), num_hashes(config)), dtype=np.uint32)
     known = np.zeros(len(batch), dtype=bool)
     for code in (False, True):

@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.chat.rows import said
 from data_pipeline.dedup import phases
 from data_pipeline.dedup.minhash import algorithm, num_hashes
 from data_pipeline.dedup.pairs import Sketches, chunks_of, rows_of
@@ -73,7 +74,8 @@ def sign(work: Work, chunk: int) -> Output:
     found = work.read(chunk)
     if work.data.build.list_drops:
         found = places.written(found, folder)
-    documents, ids = phases.sign(found, chunk, folder, config)
+    near = {"near_text": said} if work.data.build.is_chat else {}
+    documents, ids = phases.sign(found, chunk, folder, config, **near)
     return Output(
         Signed(documents, ids, algorithm(config)),
         files=sorted(folder.iterdir()),

@@ -40,6 +40,13 @@ def open_source(
             from data_pipeline.readers.hf import HFSource
 
             return HFSource(name, config)
+        case "chat":
+            from data_pipeline.readers.files import FilesSource
+            from data_pipeline.readers.hf import HFSource, is_data_set
+
+            if is_data_set(config.path):
+                return HFSource(name, config)
+            return FilesSource(name, config, unreadable, report)
         case "debian" | "npm":
             from data_pipeline.readers.packages import PackagesSource
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from loopcoder.config.build import SourceConfig
 from loopcoder.config.fields import typed
 
 _LIKELY = ("text", "content", "contents", "body", "code", "document", "raw_content", "markdown")
@@ -41,6 +42,14 @@ def column_of(path: str | None, columns: Collection[str]) -> str | None:
     return first if first in columns else None
 
 
+def without_nulls(value: Any) -> Any:
+    """Return a value of a typed table without what is null in it: each of its structs has the
+    fields of all, so that a null there says no more than that others have that field."""
+    if isinstance(value, Mapping):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    return [without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
 def text_columns(row: Mapping[str, Any]) -> list[str]:
     """Return the paths of what is text in a row, that of the document first if it can be told."""
     found: dict[str, str] = {}
@@ -59,8 +68,14 @@ def _is_likely(path: str) -> bool:
 
 def offered(columns: Sequence[str], source: str) -> tuple[str, str]:
     """Return the columns that a table has, in words, and the override that takes the first."""
-    index = source.partition("-")[0]
-    return shown_columns(columns), typed(f"data.build.sources.{index}.text_field={columns[0]}")
+    index, _, kind = source.partition("-")
+    key = f"data.build.sources.{index}.{'messages_field' if kind == 'chat' else 'text_field'}"
+    return shown_columns(columns), typed(f"{key}={columns[0]}")
+
+
+def field_of(config: SourceConfig) -> str:
+    """Return the field of a source that names the column of its documents."""
+    return "messages_field" if config.kind == "chat" else "text_field"
 
 
 def shown_columns(columns: Sequence[str]) -> str:

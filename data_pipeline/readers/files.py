@@ -295,7 +295,7 @@ def _listing(name: str, config: SourceConfig, paced: Paced) -> Listing:
     wanted = [config.path] if isinstance(config.path, str) else config.path or []
     if not wanted:
         raise InputError.of(
-            f"source {name} (kind files) has no path",
+            f"source {name} (kind {config.kind}) has no path",
             "it must be told where the documents are",
             "data.path=FOLDER",
         )
@@ -337,7 +337,8 @@ def _unusable(
     files: list[tuple[ListedFile, str | None]],
     left_out: dict[str, str],
 ) -> Problem:
-    tables = ((listed.file, columns_of(listed.file)) for listed, _ in files[:_LOOKED_AT])
+    looked_at = [] if config.kind == "chat" else files[:_LOOKED_AT]
+    tables = ((listed.file, columns_of(listed.file)) for listed, _ in looked_at)
     for file, columns in tables:
         if columns:
             named, fix = offered(columns, name)
@@ -346,13 +347,18 @@ def _unusable(
                 "a table is read if it has the column with the documents; no other file is usable",
                 fix,
             )
+    known = (
+        ".jsonl and .json.gz, lists in .json, and .parquet"
+        if config.kind == "chat"
+        else f".jsonl and .json.gz, .parquet, .csv and lists in .json with a column "
+        f"{config.text_field!r}, notebooks, prose such as .txt, and source code"
+    )
     reasons = Counter(left_out.values())
     besides = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
     return Problem(
         f"source {name}: of {counted(len(files), 'file')} under {config.path} none is usable"
         + (f" (besides {besides})" if besides else ""),
-        "known are .jsonl and .json.gz, .parquet, .csv and lists in .json with a column "
-        f"{config.text_field!r}, notebooks, prose such as .txt, and source code",
+        f"known are {known}",
         "data.path=FOLDER with such files",
     )
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.readers.base import Documents, RowReader, columns, is_limited, row_domains
-from data_pipeline.readers.columns import column_of, offered, text_columns
+from data_pipeline.readers.base import Documents, columns, is_limited, lacking, row_domains
+from data_pipeline.readers.columns import column_of, field_of, offered, text_columns, without_nulls
+from data_pipeline.readers.rows import row_reader
 from data_pipeline.schema import Tally
 from loopcoder.backends import require
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError, LoopcoderError
 
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _MARKERS = ("state.json", "dataset_info.json", "dataset_dict.json")
 _FIX = "data.path=NAME of a data set or FOLDER of save_to_disk, the source's split, or data=sample"
 # built-in ones, and by name those of the libraries that `datasets` fetches with
@@ -23,6 +26,17 @@ _NETWORK = {
     *("OfflineModeIsEnabled", "HfHubHTTPError", "LocalEntryNotFoundError", "ClientError"),
     "DatasetNotFoundError",
 }
+
+
+def is_data_set(path: str | list[str] | None) -> bool:
+    """Tell whether a path that may also be of files is the folder of a data set, or the name of
+    one: OWNER/NAME, where nothing is there that is called so."""
+    if not isinstance(path, str):
+        return False
+    folder = Path(path).expanduser()
+    if any((folder / marker).exists() for marker in _MARKERS):
+        return True
+    return not folder.exists() and not folder.suffix and _NAME.fullmatch(path) is not None
 
 
 class HFSource:
@@ -44,7 +58,7 @@ class HFSource:
         self.domains = row_domains(config)
         if not isinstance(config.path, str):
             raise InputError.of(
-                f"source {name} (kind hf) has the path {as_override(config.path)}",
+                f"source {name} has the path {as_override(config.path)}",
                 "it must be one name of a data set or one folder",
                 _FIX,
             )
@@ -97,25 +111,26 @@ class HFSource:
         """
         rows = self._load()
         names = getattr(rows, "column_names", None)
-        if names is not None and column_of(self.config.text_field, names) is None:
+        if names is not None and (lacks := lacking(self.config, names)) is not None:
             likely = text_columns({n: _example(f) for n, f in (rows.features or {}).items()})
-            _, fix = offered(likely or names, self.name)
             raise InputError.of(
                 f"data set {self.config.path!r} has the columns {', '.join(names)}",
-                f"none of them is text_field={self.config.text_field}",
-                fix,
+                f"none of them is {field_of(self.config)}={lacks}",
+                offered(likely or names, self.name)[1],
             )
         if names is not None:
             # images and sounds of other columns are not decoded
             wanted = (column_of(n, names) for n in columns(self.config))
             rows = rows.select_columns(list(dict.fromkeys(n for n in wanted if n)))
         path = f"{self.config.path}:{self.config.split}"
-        reader = RowReader(self.config, self.name, path, tally, columns=names or ())
+        reader = row_reader(self.config, self.name, path, tally, columns=names or ())
         first = 0
         if self._rows is not None:
             rows, first = rows.select(self._rows), self._rows.start
         try:
             for number, row in enumerate(rows, start=first):
+                if self.config.kind == "chat":
+                    row = without_nulls(row)  # noqa: PLW2901
                 document = reader.document(row, number)
                 if document is not None:
                     yield document

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from data_pipeline.chat.rows import said
 from data_pipeline.decontam.match import decontaminate, open_index
 from data_pipeline.filters import clean
 from data_pipeline.langid.classifier import LanguageClassifier, label, label_code
@@ -34,6 +35,11 @@ from loopcoder.storage.unpickle import RefusedPickle
 
 TALLIES = ("ingest", "select", "clean", "decontaminate", "language")
 """The steps, in the order in which documents meet them."""
+CHAT_TALLIES = ("ingest", "select", "decontaminate")
+"""Those of conversations."""
+
+_Step = Callable[[Iterable[Document], Tally], Iterator[Document]]
+"""What a step makes of documents; it counts them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Read(Result):
     source: str
     files: int
     tallies: list[Tally]
-    """Of each of TALLIES."""
+    """Of each of TALLIES, or CHAT_TALLIES."""
     chunks: list[Chunk]
     text_chars: dict[str, int]
     """Characters that each step handed on."""
@@ -110,49 +116,62 @@ def read_part(work: Work, number: int) -> Output:
 
 def _read(work: Work, number: int, part: Part, drops: DropList) -> Read:
     """Send the documents of a part through all steps, and store them."""
-    data = work.data
-    tallies = {name: drops.tally(name) for name in TALLIES}
+    named = _steps(work, part)
+    tallies = [drops.tally(name) for name in ("ingest", *named)]
     # `documents` fills in the tally of the reader itself
-    documents = part.documents(tallies["ingest"])
-    read = _Metered(documents)
-    selected = _Metered(select(read, part, work.domains, tallies["select"]))
-    tally = tallies["clean"]
-    cleaned = _Metered(
-        _survived(lambda documents: clean(documents, data.build.filters, tally), selected, tally)
-    )
-    found: _Metered = cleaned
-    if data.build.decontaminate.benchmarks:
-        index = open_index(data.build.decontaminate)
-        found = _Metered(decontaminate(cleaned, index, tallies["decontaminate"]))
-    else:
-        found = _Metered(_passed(cleaned, tallies["decontaminate"]))
-    labels = tallies["language"]
-    labelled = _Metered(
-        _survived(lambda documents: _labelled(documents, data, labels), found, labels)
-    )
+    documents = part.documents(tallies[0])
+    steps = [_Metered(documents)]
+    for step, tally in zip(named.values(), tallies[1:], strict=True):
+        steps.append(_Metered(step(steps[-1], tally)))
     start = time.thread_time()
-    with ChunkWriter(work.documents, number, data.build.part_bytes) as out:
-        for document in labelled:
+    with ChunkWriter(work.documents, number, work.data.build.part_bytes) as out:
+        for document in steps[-1]:
             out.add(document)
     total = time.thread_time() - start
     documents.close()
-    for tally in tallies.values():
+    for tally in tallies:
         tally.check()
-    _check_chain(list(tallies.values()), sum(c.documents for c in out.chunks))
-    steps = [read, selected, cleaned, found, labelled]
+    _check_chain(tallies, sum(c.documents for c in out.chunks))
     before = [0.0, *(step.cpu_s for step in steps)]
     own = [step.cpu_s - earlier for step, earlier in zip(steps, before, strict=False)]
+    names = [tally.stage for tally in tallies]
     return Read(
         source=part.name,
         files=part.num_files,
-        tallies=list(tallies.values()),
+        tallies=tallies,
         chunks=out.chunks,
-        text_chars={n: step.text_chars for n, step in zip(TALLIES, steps, strict=True)},
-        cpu_s=dict(zip((*TALLIES, "store"), [*own, total - steps[-1].cpu_s], strict=True)),
+        text_chars={n: step.text_chars for n, step in zip(names, steps, strict=True)},
+        cpu_s=dict(zip((*names, "store"), [*own, total - steps[-1].cpu_s], strict=True)),
         bytes_on_disk=part.size,
         packages={package: dict(counts) for package, counts in drops.packages.items()},
         dropped=Dropped(),
     )
+
+
+def _steps(work: Work, part: Part) -> dict[str, _Step]:
+    """Return what documents go through after they are read, in their order."""
+    build = work.data.build
+
+    def selected(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
+        return select(documents, part, work.domains, tally)
+
+    def cleaned(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
+        return _survived(lambda found: clean(found, build.filters, tally), documents, tally)
+
+    def decontaminated(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
+        if not build.decontaminate.benchmarks:
+            return _passed(documents, tally)
+        index = open_index(build.decontaminate)
+        if build.is_chat:
+            return decontaminate(documents, index, tally, said)
+        return decontaminate(documents, index, tally)
+
+    def labelled(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
+        return _survived(lambda found: _labelled(found, work.data, tally), documents, tally)
+
+    if build.is_chat:
+        return dict(zip(CHAT_TALLIES[1:], (selected, decontaminated), strict=True))
+    return dict(zip(TALLIES[1:], (selected, cleaned, decontaminated, labelled), strict=True))
 
 
 def gather(work: Work, _: int) -> Output:
@@ -384,7 +403,8 @@ def _check_domains(work: Work, text_bytes: Mapping[str, int], reasons: str) -> N
     problems = []
     for domain in work.domains:
         size = text_bytes.get(domain, 0)
-        fixes = [*limits, f"add a source with {domain}", "loosen data.build.filters"]
+        fixes = [*limits, f"add a source with {domain}"]
+        fixes += [] if work.data.build.is_chat else ["loosen data.build.filters"]
         fixes += [rest] if (rest := without(work.data.mixture, domain)) else []
         if not size:
             problems.append(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from data_pipeline.readers.base import RowReader, decode
 from data_pipeline.readers.compressed import TRUNCATED, decompressed, is_whole
+from data_pipeline.readers.rows import row_reader
 from data_pipeline.readers.storage import File
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
 from loopcoder.config.build import SourceConfig
@@ -44,7 +45,7 @@ def jsonl_documents(
     """Read one file; faulty rows are counted, a damaged compressed file is left out as a whole."""
     if not is_whole(path, tally, path):
         return
-    reader = RowReader(config, source, str(path), tally, place)
+    reader = row_reader(config, source, str(path), tally, place)
     was_truncated = tally.file_drops[TRUNCATED]
     number = -1
     pending: tuple[int, bytes | None] | None = None

@@ -31,6 +31,9 @@ def kind_of(path: File, config: SourceConfig) -> str | None:
     inner = inner_name(name)
     if inner.endswith(".json") and is_list(path, config):
         return "list"
+    if config.kind == "chat":  # which are rows of a table, and nothing else
+        is_rows = name.endswith((*_ROWS_PLAIN, *_ROWS_PACKED, ".json"))
+        return "jsonl" if is_rows else "parquet" if name.endswith(_PARQUET) else None
     if name.endswith(_ROWS_PLAIN + _ROWS_PACKED) or (
         name.endswith(".json") and _holds_rows(path, config)
     ):

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from data_pipeline.readers.base import RowReader, columns, decode
-from data_pipeline.readers.columns import column_of, steps, text_columns
+from data_pipeline.readers.base import columns, decode, lacking
+from data_pipeline.readers.columns import column_of, steps, text_columns, without_nulls
+from data_pipeline.readers.rows import row_reader
 from data_pipeline.readers.storage import File, is_disk_fault
 from data_pipeline.schema import Document, Place, Tally
 from loopcoder.backends import require
@@ -50,11 +51,11 @@ def parquet_documents(
                 raise
             tally.damaged("corrupt_parquet", path)
             return
-        if column_of(config.text_field, names) is None:
-            tally.damaged(f"no_column_{config.text_field}", path)
+        if (lacks := lacking(config, names)) is not None:
+            tally.damaged(f"no_column_{lacks}", path)
             tally.columns = tally.columns or _text_columns(file.schema_arrow)
             return
-        reader = RowReader(config, source, str(path), tally, place, names)
+        reader = row_reader(config, source, str(path), tally, place, names)
         start = 0
         for group, num_rows in enumerate(groups):
             number = start
@@ -146,6 +147,8 @@ def _values(column: Any, config: SourceConfig, tally: Tally, path: File) -> Iter
         column = column.cast(column.type.value_type)
     if types.is_null(column.type):
         yield from [None] * len(column)
+    elif config.kind == "chat" and (types.is_nested(column.type) or types.is_map(column.type)):
+        yield from map(without_nulls, column.to_pylist())
     elif types.is_integer(column.type):  # may name a repository
         yield from column.to_pylist()
     elif not (

@@ -10,7 +10,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_pipeline.readers.base import RowReader, decode
+from data_pipeline.readers.base import decode
 from data_pipeline.readers.columns import value_at
 from data_pipeline.readers.compressed import (
     TRUNCATED,
@@ -19,6 +19,7 @@ from data_pipeline.readers.compressed import (
     is_whole,
 )
 from data_pipeline.readers.packed import inner_name
+from data_pipeline.readers.rows import row_reader
 from data_pipeline.readers.storage import File
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
 from loopcoder.config.build import SourceConfig
@@ -57,7 +58,7 @@ def csv_documents(
     """Read a table whose first row names the columns; fields in quotes may have line ends."""
     if not is_whole(path, tally, Place(place)):
         return
-    reader = RowReader(config, source, str(path), tally, place)
+    reader = row_reader(config, source, str(path), tally, place)
     number, end = -1, _End()
     was_truncated = tally.file_drops[TRUNCATED]
     try:
@@ -160,7 +161,9 @@ def is_list(path: File, config: SourceConfig) -> bool:
         first = next(entries(path), None)
     except (ValueError, RecursionError, CorruptFileError):
         return False
-    return isinstance(first, dict) and value_at(first, config.text_field) is not None
+    return isinstance(first, dict) and (
+        config.kind == "chat" or value_at(first, config.text_field) is not None
+    )
 
 
 def list_documents(
@@ -169,7 +172,7 @@ def list_documents(
     """Read a list entry by entry; what follows a broken entry is lost, and counts as one row."""
     if not is_whole(path, tally, Place(place)):
         return
-    reader = RowReader(config, source, str(path), tally, place)
+    reader = row_reader(config, source, str(path), tally, place)
     number = -1
     try:
         for number, row in enumerate(entries(path, tally)):

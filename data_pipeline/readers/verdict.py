@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from data_pipeline.readers.columns import offered
 from data_pipeline.schema import Tally
+from loopcoder.chat.unusable import REASONS
 from loopcoder.errors import InputError, counted
 
 BAD_ROWS = (
@@ -17,14 +18,14 @@ BAD_ROWS = (
     "not_an_object",
     "missing_text",
     "text_not_a_string",
-    "surrogate",
     "corrupt_rows",
+    *(reason for reason in REASONS if reason != "nothing_to_train"),
 )
 """Drops that speak against the input or the config, not only against a row."""
 NOT_UTF8 = "not_utf8"
 """Fault of a text that may not be there: data.build.invalid_utf8=error."""
 MAX_BAD_FRACTION = 0.2
-_MIN_ROWS = 1000
+MIN_ROWS = 1000
 _MIN_BAD_FILES = 5
 _NAMED = 3
 """Files that a message names for each reason."""
@@ -49,7 +50,9 @@ def judge(tally: Tally, source: str) -> None:
             + ", ".join(f"{n} {reason}" for reason, n in bad.items())
             + _named(tally),
             f"faults alone mean a wrong file or column, or a copy that went wrong{why}",
-            fix or "check text_field and path of the source, or take it out of data.build.sources",
+            fix
+            or f"check {_field(source)} and path of the source, or take it out of "
+            "data.build.sources",
         )
 
 
@@ -89,14 +92,14 @@ def judge_files(tally: Tally, source: str, num_files: int) -> None:
 def judge_rows(tally: Tally, source: str) -> None:
     """Raise InputError if more than a fifth of at least 1,000 rows are bad."""
     bad = sum(tally.drops[reason] for reason in BAD_ROWS)
-    if tally.rows_in >= _MIN_ROWS and bad > MAX_BAD_FRACTION * tally.rows_in:
+    if tally.rows_in >= MIN_ROWS and bad > MAX_BAD_FRACTION * tally.rows_in:
         why, fix = _offer(tally, source)
         raise InputError.of(
             f"{bad:,} of the {counted(tally.rows_in, 'row')} of source {source} are unusable: "
             + ", ".join(f"{n} {r}" for r, n in tally.drops.most_common())
             + _named(tally),
             f"more than {MAX_BAD_FRACTION:.0%} bad rows mean a wrong file or column{why}",
-            fix or "check text_field and path of the source",
+            fix or f"check {_field(source)} and path of the source",
         )
 
 
@@ -105,7 +108,11 @@ def _offer(tally: Tally, source: str) -> tuple[str, str]:
     if not tally.columns:
         return "", ""
     named, fix = offered(tally.columns, source)
-    return f"; a table without its text_field has {named}", fix
+    return f"; a table without its {_field(source)} has {named}", fix
+
+
+def _field(source: str) -> str:
+    return "messages_field" if source.endswith("-chat") else "text_field"
 
 
 def described(faults: Mapping[str, Mapping[str, int]], named: int) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.report.conversations import conversations
 from data_pipeline.report.details import settings, sources, versions
 from data_pipeline.report.dropped import dropped, origins
 from data_pipeline.report.examples import Example, drawn, examples
@@ -32,6 +33,7 @@ def write_report(manifest: Mapping[str, Any], path: Path) -> Path:
 def render(manifest: Manifest, shown: Mapping[str, Sequence[Example]] | None = None) -> str:
     """Return the page; `shown` are documents to look at, by domain, if there are any."""
     name = at(manifest, "name")
+    is_chat = at(manifest, "chat") is not None
     title = f"Corpus {name}" if name is not None else "Corpus without a name"
     return page(
         title,
@@ -39,7 +41,8 @@ def render(manifest: Manifest, shown: Mapping[str, Sequence[Example]] | None = N
         _origin(manifest),
         _summary(manifest),
         _section("Some documents", examples(shown)) if shown else "",
-        _section("Languages", languages(manifest)),
+        _section("Conversations", conversations(manifest)) if is_chat else "",
+        "" if is_chat else _section("Languages", languages(manifest)),
         _section("Lengths of documents", lengths(manifest)),
         _section("What was dropped", drops(manifest)),
         _section("Dropped, for example", dropped(manifest)),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from data_pipeline.report.values import Manifest, as_list, at
 from loopcoder.data.indexed import read_document
+from loopcoder.data.mask import read_mask
 from loopcoder.data.places import TOKENIZER
 from loopcoder.errors import counted
 from loopcoder.page import Html, element, join
@@ -22,6 +25,8 @@ _MOST_TOKENS = 1200
 _LINES, _CHARS = 12, 100
 """Of a document that are shown, and of a line."""
 _IN_REPORT = 3
+TRAINED = "\u27e6", "\u27e7"
+"""Around what is trained of a conversation: double square brackets."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,25 @@ def random_documents(
         ids = read_document(folder / prefix, index, vocab_size=vocab_size, most=_MOST_TOKENS)
         whole = len(ids) > 0 and ids[-1] == eod
         read = ids[:-1] if whole else ids
-        text = tokenizer.decode(read.tolist(), skip_special_tokens=False)
+        if "packed" in manifest:
+            mask = read_mask(folder / prefix, index, most=len(read))
+            text = _marked(tokenizer, read, mask)
+        else:
+            text = tokenizer.decode(read.tolist(), skip_special_tokens=False)
         language = str(languages[0]) if len(languages) == 1 else None
         found.append(Example(f"{prefix} {index}", language, shortened(text, whole=whole)))
     return found
+
+
+def _marked(tokenizer: Tokenizer, ids: NDArray[Any], trained: NDArray[np.bool_]) -> str:
+    """Return the text of ids; what is trained stands between TRAINED."""
+    borders = np.flatnonzero(np.diff(trained, prepend=False, append=False)).tolist()
+    parts = []
+    for start, stop in pairwise([0, *borders, len(ids)]):
+        text = tokenizer.decode(ids[start:stop].tolist(), skip_special_tokens=False)
+        is_trained = stop > start and bool(trained[start])
+        parts.append(f"{TRAINED[0]}{text}{TRAINED[1]}" if is_trained else text)
+    return "".join(parts)
 
 
 def shortened(text: str, *, whole: bool, most: int = _LINES) -> str:

@@ -14,6 +14,7 @@ from loopcoder.data.corpus import load_corpus
 from loopcoder.data.indexed import check_pair, chunks_of, lengths_of, token_dtype
 from loopcoder.data.labels import LABELS, Label, LabelFile, LabelWriter
 from loopcoder.data.manifest import MANIFEST
+from loopcoder.data.mask import check_packing
 from loopcoder.data.places import rebuild
 from loopcoder.errors import InputError, Problem, counted
 
@@ -37,6 +38,9 @@ def validate_corpus(folder: Path) -> list[Problem]:
                 prefix, named = corpus.dir / shard["prefix"], (shard["documents"], shard["tokens"])
                 fix = rebuild(folder)
                 problems += pair_problems(prefix, named, corpus.vocab_size, corpus.eod_id, fix)
+                if "packed" in corpus.manifest:
+                    length = corpus.manifest["packed"]["seq_length"]
+                    problems += packing_problems(prefix, named, length, fix)
                 if corpus.has_labels:
                     problems += label_problems(prefix, named, corpus.labels, domain, fix)
     return [*problems, *manifest_problems(folder, corpus.manifest, rebuild(folder))]
@@ -110,6 +114,24 @@ def pair_problems(
         yield Problem(f"{path} has ids from {lowest} to {highest}", why, fix)
 
 
+def packing_problems(
+    prefix: Path, named: tuple[int, int], seq_length: int, fix: str
+) -> Iterator[Problem]:
+    """Yield what is wrong with the sequences of a packed shard, or their mask.
+
+    Args:
+        prefix: Path of the shard without suffix; its index is sound.
+        named: The documents and tokens that it has.
+        seq_length: Tokens of a sequence.
+        fix: Of every problem.
+    """
+    try:
+        check_packing(prefix, *named, seq_length)
+    except (ValueError, OSError) as e:
+        why = "sequences are whole conversations, with a mask of what is trained"
+        yield Problem(f"{prefix.parent}: {e}", why, fix)
+
+
 def label_problems(
     prefix: Path, named: tuple[int, int], labels: Sequence[Label], domain: str, fix: str
 ) -> Iterator[Problem]:
@@ -174,7 +196,9 @@ def _proportions(folder: Path, manifest: Mapping[str, Any], fix: str) -> Iterato
         for domain in weights
         for shard in manifest["domains"][domain]["train"]["shards"]
     }
-    if len({count / weights[domain] for domain, count in sequences.values()}) != 1:
+    shares = {count / weights[domain] for domain, count in sequences.values()}
+    # a packed corpus is of one domain, so that its shards may be of any size
+    if len(shares) != 1 and "packed" not in manifest:
         some = dict(list(sequences.items())[:8])
         yield Problem(
             f"the shards of {folder} have other proportions than {weights}: {some} ...",
@@ -208,6 +232,8 @@ def _sums(folder: Path, manifest: Mapping[str, Any], fix: str) -> Iterator[Probl
 
 def _shares(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
     """Compare the share of every language with what was planned."""
+    if "plan" not in manifest:  # conversations are taken as they come
+        return
     tolerance = manifest["share_tolerance"]
     planned: dict[str, dict[str, float]] = {domain: {} for domain in manifest["weights"]}
     for row in manifest["plan"]["languages"]:

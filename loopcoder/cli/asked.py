@@ -11,6 +11,7 @@ from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.pinned import gone, where_is
 from loopcoder.cli.arguments import say_aside
+from loopcoder.cli.own_tokenizer import tokenizer_folder
 from loopcoder.config.check_corpora import check_joined, check_own_sets
 from loopcoder.config.check_data import check_lengths, check_stages
 from loopcoder.config.compose import changed, compose, load_config
@@ -220,6 +221,8 @@ def corpus_of(
     if data.build.sources:
         copied = checkpoint.path / TOKENIZER
         tokenizer = str(copied) if copied.is_file() else state.tokenizer_path
+        if data.build.is_chat:
+            tokenizer = str(tokenizer_folder(checkpoint, cache))
         build = replace(data.build, tokenizer=tokenizer, cache_dir=str(cache))
         data = replace(data, build=build)
     corpus = prepare(data, report=say_aside, verify=verify)

@@ -17,6 +17,7 @@ from loopcoder.cli.arguments import rank
 from loopcoder.config.check import check
 from loopcoder.config.corpora import joined_corpora
 from loopcoder.config.schema import Config
+from loopcoder.data.check_packed import packed_problems
 from loopcoder.data.joined import check_joined_folders
 from loopcoder.data.manifest import MANIFEST, check_domains, read_manifest
 from loopcoder.data.mirror import folder_of
@@ -52,13 +53,13 @@ def check_folder(config: Config, backends: Backends) -> None:
 
 
 def check_inputs(config: Config) -> None:
-    """Raise InputError for a domain that the given corpus lacks, and for a service that nobody is
-    logged in to."""
+    """Raise InputError for a domain that the given corpus lacks, a length that it is not packed
+    for, and a service that nobody is logged in to."""
     problems = [*_login(config)]
     data = config.data
     if joined_corpora(data):
         try:
-            check_joined_folders(data)
+            problems += packed_problems(config, check_joined_folders(data))
         except InputError as error:
             problems += error.problems
     elif not data.build.sources and isinstance(data.path, str):
@@ -66,7 +67,9 @@ def check_inputs(config: Config) -> None:
             folder = folder_of(data)
             wanted = dict.fromkeys(domain for stage in config.stages for domain in stage.mixture)
             if (folder / MANIFEST).is_file():
-                check_domains(folder, read_manifest(folder), list(wanted))
+                manifest = read_manifest(folder)
+                check_domains(folder, manifest, list(wanted))
+                problems += packed_problems(config, {"": manifest})
         except InputError as error:
             problems += error.problems
     try:

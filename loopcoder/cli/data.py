@@ -13,6 +13,7 @@ from loopcoder.cli.data_inspect import inspect
 from loopcoder.cli.data_stats import stats
 from loopcoder.cli.data_tools import clean, list_corpora, one_corpus, show
 from loopcoder.cli.options import parse_options
+from loopcoder.cli.own_tokenizer import with_own_tokenizer
 from loopcoder.config.compose import to_yaml
 from loopcoder.config.fields import typed
 from loopcoder.data.corpus import at_once, in_use
@@ -38,6 +39,8 @@ usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
 
   loopcoder data data=files path=~/src              a folder; the same command again continues
   loopcoder data data=packages model=plt_7b         real text and code from Debian and npm packages
+  loopcoder data data=chat path=CHATS.jsonl data.build.tokenizer=RUN
+                                                    conversations, in a run's tokens and template
   loopcoder data data=files path=DIR data.build.shares=published data.build.executor.workers=16
 
   validate      compare a finished corpus with its manifest and with what training relies on
@@ -77,7 +80,8 @@ def run(argv: list[str]) -> int:
 
     try:
         with cache_for(config.data):
-            corpus = prepare(config.data, report=report, verify=at_once(config.data))
+            data = with_own_tokenizer(config).data
+            corpus = prepare(data, report=report, verify=at_once(data))
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             "data: stopped; the same command continues with what is not done yet"

@@ -18,6 +18,7 @@ from loopcoder.cli.arguments import Arguments, composed, say_aside
 from loopcoder.cli.corpora import corpus_of_run
 from loopcoder.cli.data_tools import cache_of
 from loopcoder.cli.options import config_dir_of, parse_options, split_folders, whole
+from loopcoder.cli.own_tokenizer import with_own_tokenizer
 from loopcoder.cli.run_folders import runs_below
 from loopcoder.config.check import check_batch
 from loopcoder.config.check_data import check_data
@@ -213,7 +214,8 @@ def _built(config: Config, arguments: Arguments) -> Corpus:
 
     if config.data.build.sources and not may_be_built(config.data):
         refuse()
-    return prepare(config.data, report=say_aside, verify="size", before_build=refuse)
+    data = with_own_tokenizer(config).data
+    return prepare(data, report=say_aside, verify="size", before_build=refuse)
 
 
 def _ranks(options: dict[str, str], stand: Stand) -> int | None:

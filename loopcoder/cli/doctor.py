@@ -24,6 +24,7 @@ from loopcoder.cli.arguments import Arguments, composed, parse_arguments, rank
 from loopcoder.cli.checks import check_config
 from loopcoder.cli.examination import Examined, hangs, look_at_node, measure, place, time_limit
 from loopcoder.cli.findings import in_table, to_json
+from loopcoder.cli.own_tokenizer import with_own_tokenizer
 from loopcoder.config.compose import conf_dir
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
@@ -149,7 +150,7 @@ def _show_run(config: Config, backends: Backends, size: int) -> dict[str, str]:
         print(unused)
     pinned = pinned_corpus(config, run_dir, print)
     if pinned is None:
-        check_input(config.data)
+        check_input(with_own_tokenizer(config).data)
     else:
         load_corpus(pinned, "size")
     if config.checkpoint.store is not None:

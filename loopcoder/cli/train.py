@@ -48,10 +48,12 @@ from loopcoder.checkpoint.start import (
 from loopcoder.cli.arguments import Arguments, cache_for, composed, parse_arguments, rank, say
 from loopcoder.cli.checks import check_config, check_folder, check_services
 from loopcoder.cli.overview import overview
+from loopcoder.cli.own_tokenizer import with_own_tokenizer
 from loopcoder.cli.sweep import run_sweep
 from loopcoder.config.compose import conf_dir, group_options, preset_dirs, to_yaml
 from loopcoder.config.resolve import processes_to_start
 from loopcoder.config.schema import Config
+from loopcoder.data.check_packed import check_packed
 from loopcoder.data.corpus import Corpus, Verify, load_corpus, opening, with_reader
 from loopcoder.data.own_sets import open_own_sets
 from loopcoder.errors import EXIT_DONE, EXIT_NO_RETRY, EXIT_RETRY, counted
@@ -237,6 +239,7 @@ def _bring_back(config: Config, run_dir: Path, made: ExitStack, *, decides: bool
 def _start(config: Config, backends: Backends, run_dir: Path, size: int, *, launched: bool) -> int:
     """Get the corpus, then train in this process or in processes of their own."""
     config, corpus = _opened(config, run_dir)
+    check_packed(config, corpus)
     if rank() == 0:  # whose view of the folder counts
         check_start(config, run_dir, corpus)  # before anything is written or started
     find_start(config, run_dir, loads=True)  # which may take long, so before the ranks meet
@@ -274,13 +277,14 @@ def _opened(config: Config, run_dir: Path) -> tuple[Config, Corpus]:
     first = os.environ.get(FIRST_VARIABLE)
     sibling = Path(first) if first else None
     pinned = pinned_corpus(config, run_dir, say, sibling=sibling)
-    refuse = partial(refuse_other_tokens, config, run_dir)
+    building = config if pinned is not None else with_own_tokenizer(config)
+    refuse = partial(refuse_other_tokens, building, run_dir)
     config = with_kept_reader(config, find_start(config, run_dir), sibling)
 
     def opened(verify: Verify) -> Corpus:
         if pinned is not None:
             return load_corpus(pinned, verify)
-        return prepare(config.data, report=say, verify=verify, before_build=refuse)
+        return prepare(building.data, report=say, verify=verify, before_build=refuse)
 
     verify = opening(config.data) if rank() == 0 else "size"
     corpus = opened(verify)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from loopcoder.config.chat import ChatConfig
 from loopcoder.config.filters import FilterConfig
 from loopcoder.config.types import (
     STRICT,
@@ -48,12 +49,13 @@ InvalidUtf8 = Literal["error", "replace", "drop"]
 class SourceConfig:
     """One input of the corpus."""
 
-    kind: Literal["sample", "files", "hf", "debian", "npm"]
+    kind: Literal["sample", "files", "hf", "debian", "npm", "chat"]
     """`sample`: what is installed on this machine. `files`: a folder or jsonl/parquet. `hf`:
-    Hugging Face `datasets`. `debian`, `npm`: packages, fetched by apt-get or npm."""
+    Hugging Face `datasets`. `debian`, `npm`: packages, fetched by apt-get or npm. `chat`:
+    conversations, in jsonl, parquet or `datasets`."""
     path: str | list[str] | None = None
-    """Files, folders or globs; for hf a dataset's name or the folder of one saved to disk; for
-    packages the folder they are kept in (null: `packages` in cache_dir)."""
+    """Files, folders or globs; for hf a dataset's name or the folder of one saved to disk, for chat
+    either; for packages the folder they are kept in (null: `packages` in cache_dir)."""
     packages: list[str] = field(default_factory=list)
     """Debian or npm packages, NAME or with a version (`NAME=VERSION`, `NAME@VERSION`)."""
     licence: str | None = None
@@ -74,7 +76,13 @@ class SourceConfig:
     """Column with the repository that a row's file belongs to; needs `path_field`. It is used by
     `data.build.repository`."""
     licence_field: str | None = None
-    """Column with the SPDX expression of a row's licence."""
+    """Column with the SPDX expression of a row's licence; of a chat null: `licence`, `license`."""
+    messages_field: Annotated[str | None, Changes("corpus", since="2026-11-30")] = None
+    """Of a chat: column with the messages; null: `messages` or `conversations`, or the columns of a
+    prompt and its answer."""
+    tools_field: Annotated[str | None, Changes("corpus", since="2026-11-30")] = None
+    """Of a chat: column with the tools that a conversation may call; null: `tools`, or
+    `functions`."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
     config_name: str | None = None
@@ -177,7 +185,8 @@ class BuildConfig:
     """Where corpora are built; a corpus is named by the hash of what it is built from."""
     tokenizer: str = "train"
     """`train` a byte-level BPE on the corpus, or the path of a tokenizer.json, or of a folder for
-    transformers that has one."""
+    transformers that has one; `checkpoint`: that of checkpoint.init_from, of a run that trains on
+    conversations."""
     tokenizer_backend: Annotated[Literal["auto", "fast", "reference"], Changes("nothing")] = "auto"
     """What encodes: `fast` is fastokens, `reference` HF tokenizers; auto takes fast where it is
     installed. Their ids are compared before anything is encoded."""
@@ -217,8 +226,11 @@ class BuildConfig:
     repository: Annotated[RepositoryConfig, Changes("corpus", since="2026-11-29")] = field(
         default_factory=RepositoryConfig
     )
+    chat: Annotated[ChatConfig, Changes("corpus", since="2026-11-30")] = field(
+        default_factory=ChatConfig
+    )
     shards: PositiveInt | None = None
-    """Shards of each domain; null: as few as worker_bytes allows."""
+    """Shards of each domain; null: as few as worker_bytes allows; of conversations one."""
     part_bytes: PositiveInt = 128_000_000
     """Bytes of input or text that one task works on; part of what names a corpus."""
     worker_bytes: PositiveInt = 1_000_000_000
@@ -229,3 +241,8 @@ class BuildConfig:
     some 12 MB for a million entries."""
     keep_work: Annotated[bool, Changes("nothing")] = False
     """Keep the folder of intermediate files when the corpus is complete."""
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the corpus is one of conversations."""
+        return any(source.kind == "chat" for source in self.sources)

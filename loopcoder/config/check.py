@@ -320,7 +320,7 @@ def _run_dir(config: Config) -> Iterator[Problem]:
     for source in config.data.build.sources:
         paths = [source.path] if isinstance(source.path, str) else source.path or []
         for path in paths:
-            if source.kind == "files" and "://" not in path:
+            if source.kind in ("files", "chat") and "://" not in path:
                 folder = Path(path).expanduser().resolve()
                 if folder == run_dir or folder.is_relative_to(run_dir):
                     yield Problem(

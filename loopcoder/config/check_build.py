@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from loopcoder.config.check_chat import check_chat
 from loopcoder.config.data import DataConfig
 from loopcoder.config.fields import as_override
 from loopcoder.config.mixture import lowest_terms
@@ -22,6 +23,7 @@ def check_build(data: DataConfig) -> Iterator[Problem]:
     build = data.build
     if not build.sources:
         return
+    yield from check_chat(data)
     for index, source in enumerate(build.sources):
         key = f"data.build.sources.{index}"
         if source.repository_field and not source.path_field:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loopcoder.config.build import MIN_VOCAB_SIZE, NUM_SPECIAL_TOKENS, SourceConfig
+from loopcoder.config.chat import CHECKPOINT
 from loopcoder.config.check_build import check_build
 from loopcoder.config.check_corpora import check_joined, check_own_sets, check_url
 from loopcoder.config.check_names import check_names
@@ -24,7 +25,8 @@ def check_data(config: Config) -> Iterator[Problem]:
     if not data.build.sources and isinstance(data.path, str):
         yield from check_url("data.path", data.path, data)
     reads_path = any(
-        s.kind in ("files", "hf") and s.path in (None, data.path) for s in data.build.sources
+        s.kind in ("files", "hf", "chat") and s.path in (None, data.path)
+        for s in data.build.sources
     )
     if data.path is not None and data.build.sources and not reads_path:
         yield Problem(
@@ -70,7 +72,7 @@ def _source(key: str, source: SourceConfig, path: str | list[str] | None) -> Ite
             "it reads the packages that it names",
             f"{key}.packages=[NAME]",
         )
-    elif source.kind in ("files", "hf") and source.path is None and path is None:
+    elif source.kind in ("files", "hf", "chat") and source.path is None and path is None:
         what = "a dataset's name or folder" if source.kind == "hf" else "files, folders or globs"
         yield Problem(
             f"{key}.kind={source.kind} data.path=null",
@@ -88,6 +90,13 @@ def _source(key: str, source: SourceConfig, path: str | list[str] | None) -> Ite
 def _tokenizer(config: Config) -> Iterator[Problem]:
     build, rows = config.data.build, config.model.vocab_size
     size = build.tokenizer_vocab_size
+    if build.tokenizer == CHECKPOINT and build.is_chat and config.checkpoint.init_from is None:
+        yield Problem(
+            f"data.build.tokenizer={CHECKPOINT} checkpoint.init_from=null",
+            "the conversations are encoded by the tokenizer of the checkpoint, in its template",
+            "checkpoint.init_from=RUN, or data.build.tokenizer=FOLDER of a checkpoint or of a "
+            "model for transformers",
+        )
     if build.tokenizer != "train":
         return
     if size < MIN_VOCAB_SIZE:

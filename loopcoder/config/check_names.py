@@ -11,7 +11,7 @@ from loopcoder.config.build import SourceConfig
 from loopcoder.config.data import DataConfig
 from loopcoder.config.fields import as_override, typed
 from loopcoder.config.filters import PERMISSIVE_LICENCES
-from loopcoder.config.mixture import CORPUS_EACH, DOMAINS
+from loopcoder.config.mixture import CHAT, CORPUS_EACH, DOMAINS
 from loopcoder.errors import Problem
 
 
@@ -52,24 +52,27 @@ def _domains(data: DataConfig) -> Iterator[Problem]:
         for number, stage in enumerate(data.stages)
         if stage.mixture
     }
+    known = (CHAT,) if data.build.is_chat else DOMAINS
     has_epochs = isinstance(data.build.epochs, dict)
     epochs = data.build.epochs if isinstance(data.build.epochs, dict) else {}
     for key, mapping in (*mixtures.items(), ("data.build.epochs", epochs)):
-        unknown = [name for name in mapping if name not in DOMAINS]
+        unknown = [name for name in mapping if name not in known]
         if not unknown:
             continue
-        mended = {nearest(n, DOMAINS) if n in unknown else n: w for n, w in mapping.items()}
+        mended = {nearest(n, known) if n in unknown else n: w for n, w in mapping.items()}
         is_clear = None not in mended and len(mended) == len(mapping)
         yield Problem(
             f"{key}={as_override(mapping)}: there is no domain {unknown[0]!r}",
-            f"the domains of a corpus built here are {' and '.join(DOMAINS)}; languages have "
+            f"a corpus of conversations has the domain {CHAT} alone"
+            if data.build.is_chat
+            else f"the domains of a corpus built here are {' and '.join(known)}; languages have "
             "weights in data.build.shares, and what is a corpus of its own has one",
-            typed(f"{key}={as_override(mended if is_clear else dict.fromkeys(DOMAINS, 1))}")
+            typed(f"{key}={as_override(mended if is_clear else dict.fromkeys(known, 1))}")
             + ("" if is_clear or mapping is epochs else f", or data=corpus {CORPUS_EACH}"),
         )
     wanted = {name for mapping in mixtures.values() for name in mapping}
-    missing = [domain for domain in DOMAINS if domain in wanted - epochs.keys()]
-    if has_epochs and epochs.keys() <= set(DOMAINS) and missing:
+    missing = [domain for domain in known if domain in wanted - epochs.keys()]
+    if has_epochs and epochs.keys() <= set(known) and missing:
         yield Problem(
             f"data.build.epochs={as_override(epochs)}",
             f"the mixture takes tokens of {' and '.join(missing)} too",

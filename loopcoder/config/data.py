@@ -22,7 +22,8 @@ from loopcoder.config.types import (
 Reader = Literal["auto", "megatron", "packed"]
 
 _KINDS = {
-    "sample": {"sample"}, "files": {"files"}, "hf": {"hf"}, "packages": {"debian", "npm"}
+    "sample": {"sample"}, "files": {"files"}, "hf": {"hf"}, "packages": {"debian", "npm"},
+    "chat": {"chat"},
 }  # fmt: skip
 """Kinds of the sources that the presets of `data` have."""
 
@@ -111,7 +112,7 @@ class DataConfig:
     mixture: Annotated[dict[str, PositiveFloat], Changes("corpus")]
     """Weight of each domain, by tokens; every global batch is composed in these proportions."""
     path: Annotated[str | list[str] | None, Changes("corpus")] = None
-    """Shorthand for the path of the sources (data=files, data=hf), or a finished corpus folder
+    """Shorthand for the path of the sources (data=files, hf or chat), or a finished corpus folder
     (data=corpus), which may also be a URL of fsspec, such as s3://BUCKET/FOLDER."""
     corpora: Annotated[list[CorpusConfig], _NEW] = field(default_factory=list)
     """Several finished corpora in place of `path` (data=corpus), each with its weight: documents of

@@ -12,6 +12,9 @@ from loopcoder.errors import InputError
 DOMAINS = ("text", "code")
 """The domains of a corpus that is built here, in the order in which they are listed everywhere."""
 
+CHAT = "chat"
+"""The one domain of a corpus of conversations."""
+
 CORPUS_EACH = "'data.corpora=[{path:FOLDER,weight:1},{path:OTHER,weight:1}]' of a corpus each"
 """The fix of a weight for what is no domain: a language, a source."""
 

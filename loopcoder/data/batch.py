@@ -74,7 +74,7 @@ def make_batch(
             files of labels.
         isolate_documents: keep documents apart; otherwise a row counts as one document.
         mask_document_start: leave labels that begin a document out of the loss.
-        valid: False where a label is padding. [B, S]; None: all count.
+        valid: False where a label is padding or not trained. [B, S]; None: all count.
     """
     tokens, labels = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
     batch, seq_length = tokens.shape

@@ -32,6 +32,8 @@ class Rows(NamedTuple):
     """Index of each row's domain in the corpus. [B], int64"""
     label_ids: torch.Tensor
     """Index in `Corpus.labels` of the document of each label. [B, S], int64"""
+    trained: torch.Tensor | None
+    """Which labels are trained, [B, S], bool; None: all of them."""
 
 
 def reader_of(data: DataConfig) -> MakeReader:
@@ -103,6 +105,12 @@ class Blend:
         counts = self.mixture.counts(samples)
         return {d: self._readers[d].epochs(counts[d]) for d in self.mixture.domains}
 
+    def steps_of_epoch(self, batch: int) -> dict[str, float]:
+        """Return in how many steps of so many sequences each domain is gone through."""
+        in_all = sum(self.mixture.weights.values())
+        shares = {domain: weight / in_all for domain, weight in self.mixture.weights.items()}
+        return {domain: size / (shares[domain] * batch) for domain, size in self._sizes.items()}
+
     def unused(self) -> dict[str, float]:
         """Return the share of the tokens of each domain that is in none of its sequences."""
         return {
@@ -117,14 +125,24 @@ class Blend:
 
     def rows(self, samples: np.ndarray) -> Rows:
         """Return some samples."""
-        ids, labels, domains = [], [], []
+        ids, labels, domains, trained = [], [], [], []
         for sample in samples:
             domain, epoch, index = self.locate(int(sample))
             row = self._readers[domain].row(epoch, index)
             ids.append(row.ids)
             labels.append(row.labels + self.corpus.first_label(domain))
             domains.append(self.corpus.domains.index(domain))
-        return Rows(torch.stack(ids), torch.tensor(domains), torch.stack(labels))
+            trained.append(row.trained)
+        return Rows(
+            torch.stack(ids), torch.tensor(domains), torch.stack(labels), self._stacked(trained)
+        )
+
+    def _stacked(self, trained: list[torch.Tensor | None]) -> torch.Tensor | None:
+        """Return the masks of some sequences as one; those without are trained everywhere."""
+        if all(mask is None for mask in trained):
+            return None
+        everywhere = torch.ones(self.seq_length, dtype=torch.bool)
+        return torch.stack([everywhere if mask is None else mask for mask in trained])
 
 
 def blend_at(config: Config, corpus: Corpus, position: Position) -> Blend:

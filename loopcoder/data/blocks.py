@@ -75,6 +75,20 @@ def read_digests(path: Path, size: int) -> NDArray[np.uint8]:
     return digests.reshape(blocks, _DIGEST_BYTES)
 
 
+def digests_of(path: Path, size: int, fix: str) -> NDArray[np.uint8]:
+    """Return the digests of a file of `size` bytes, see `read_digests`.
+
+    Raises:
+        InputError: there are not as many as the file has blocks; `fix` is what mends it.
+        OSError: they cannot be read.
+    """
+    try:
+        return read_digests(path, size)
+    except ValueError as error:
+        why = "it was cut off or changed after it was built"
+        raise InputError.of(str(error), why, fix) from error
+
+
 class RangeFile(Protocol):
     """A file whose ranges are read; what has a digest is compared with it before."""
 

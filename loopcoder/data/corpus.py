@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from loopcoder.config.data import DataConfig, Reader
 from loopcoder.config.schema import Config
-from loopcoder.data.blocks import CheckedFile, OpenRange
+from loopcoder.data.blocks import CheckedFile, OpenRange, digests_of
 from loopcoder.data.indexed import BLOCKS, check_pair
 from loopcoder.data.labels import LABELS, Label, LabelFile
 from loopcoder.data.manifest import MANIFEST, manifest_faults, read_manifest, refuse_altered
+from loopcoder.data.mask import MASK, MASK_BLOCKS, MaskFile, check_packing
 from loopcoder.data.places import (
+    CHAT_TEMPLATE,
     ELSEWHERE,
     OF_A_SHARD,
     ORIGIN,
@@ -32,7 +34,7 @@ from loopcoder.data.places import (
     training_shards,
 )
 from loopcoder.errors import InputError, LoopcoderError, Problem
-from loopcoder.storage.files import fault_of
+from loopcoder.storage.files import fault_of, parsing
 from loopcoder.storage.lock import shared
 from loopcoder.storage.remote import Store
 
@@ -119,6 +121,59 @@ class Corpus:
     def has_labels(self) -> bool:
         """Whether it keeps what each document is, beyond its domain."""
         return any(label.language or label.source for label in self.labels)
+
+    def packed_for(self, domain: str) -> int | None:
+        """Return the sequence length that a domain is packed for, at which alone it is read, with a
+        mask (see mask.py); None: it is read at any, and trained everywhere."""
+        packed = self.part(domain)[0].manifest.get("packed")
+        return None if packed is None else int(packed["seq_length"])
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether some of it is packed for one sequence length, and has a mask."""
+        return any("packed" in member.manifest for member in self.members)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that its conversations were rendered with, in Jinja; None: it has none.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        for member in self.members:
+            if CHAT_TEMPLATE in member.manifest["files"]:
+                why = "checkpoints get a copy of it"
+                with parsing(member.dir / CHAT_TEMPLATE, why, rebuild(member.dir)):
+                    return (member.dir / CHAT_TEMPLATE).read_text(encoding="utf-8")
+        return None
+
+    def mask_file(
+        self,
+        domain: str,
+        split: str,
+        shard: int,
+        *,
+        verify: bool = False,
+        opens: OpenRange = CheckedFile,
+    ) -> MaskFile | None:
+        """Open the mask of a shard; None: all of its tokens are trained.
+
+        Args:
+            verify: Compare each block with its digest before it is used.
+            opens: Opens the file.
+
+        Raises:
+            InputError: the digests are damaged.
+            OSError: the file cannot be opened.
+        """
+        of, name = self._entry(domain, split, shard, MASK)
+        if "packed" not in of.manifest:
+            return None
+        path, fix = of.dir / name, rebuild(of.dir)
+        size = self.shard_tokens(domain, split)[shard]
+        beside = path.with_name(path.name.removesuffix(MASK) + MASK_BLOCKS)
+        digests = digests_of(beside, size, fix) if verify else None
+        return MaskFile(opens(path, size, digests, fix), path, fix)
 
     def label_tokens(self, split: str) -> NDArray[np.int64]:
         """Return the tokens of each label. [labels]"""
@@ -254,7 +309,8 @@ def with_reader(config: Config, corpus: Corpus) -> Config:
     if config.data.reader != "auto":
         return config
     in_store = any(member.url for member in corpus.members)
-    reader: Reader = "packed" if corpus.has_digests or in_store else "megatron"
+    by_blocks = corpus.has_digests or corpus.is_packed or in_store
+    reader: Reader = "packed" if by_blocks else "megatron"
     return replace(config, data=replace(config.data, reader=reader))
 
 
@@ -327,6 +383,10 @@ def _pairs(folder: Path, manifest: Mapping[str, Any], verify: Verify) -> Iterato
                 )
                 if found != (shard["documents"], shard["tokens"]):
                     raise ValueError(f"{shard['prefix']} has {found}, the manifest {shard}")
+                if "packed" in manifest:
+                    check_packing(
+                        folder / shard["prefix"], *found, manifest["packed"]["seq_length"]
+                    )
             except (ValueError, OSError) as e:
                 why = "index, data and manifest differ"
                 yield Problem(f"{folder}: {e}", why, rebuild(folder))

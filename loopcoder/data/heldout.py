@@ -9,13 +9,14 @@ import torch
 
 from loopcoder.config.data import DataConfig
 from loopcoder.data.batch import Batch, make_batch
+from loopcoder.data.check_packed import refuse_length
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import check_there
 
 
 class HeldOut:
     """The first tokens of a domain's held-out documents, laid end to end and cut into sequences;
-    the last one is padded.
+    the last one is padded. Of a packed corpus they are the first sequences as they are packed.
 
     Padding instead of dropping means that a handful of short documents still gives a loss, and that
     the labels are the same ones whatever the length.
@@ -28,9 +29,13 @@ class HeldOut:
         Args:
             seq_length: tokens of a sequence.
             num_tokens: labels in all, or as many as there are.
+
+        Raises:
+            InputError: the domain is packed for another length, or its mask is damaged.
         """
         from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+        refuse_length(corpus, domain, seq_length)
         self.domain, self.data, self.eod = domain, data, corpus.eod_id
         self.domain_id = corpus.domains.index(domain)
         member, own = corpus.part(domain)
@@ -40,7 +45,7 @@ class HeldOut:
         wanted = num_tokens + 1
         parts: list[np.ndarray] = []
         have = 0
-        labels = member.label_file(own, "val", 0)
+        labels, mask = member.label_file(own, "val", 0), member.mask_file(own, "val", 0)
         for document in range(len(documents)):
             if have >= wanted:
                 break
@@ -54,6 +59,9 @@ class HeldOut:
         self.rows = torch.from_numpy(np.stack([padded[s : s + seq_length + 1] for s in starts]))
         label_index = torch.from_numpy(starts)[:, None] + torch.arange(1, seq_length + 1)
         self.valid = label_index < len(ids)
+        if mask is not None:
+            trained = torch.from_numpy(mask.of_labels(0, len(ids) - 1))
+            self.valid = self.valid.masked_scatter(self.valid, trained)
         if labels is None:
             self.label_ids = torch.full_like(label_index, member.domains.index(own))
         else:
@@ -64,7 +72,8 @@ class HeldOut:
 
     @property
     def num_tokens(self) -> int:
-        """Labels that there are, those that begin a document included."""
+        """Labels that there are, those that begin a document included; with a mask those that it
+        trains."""
         return int(self.valid.sum())
 
     def batches(self, dp_rank: int, dp_size: int, micro_batch_size: int) -> Iterator[Batch]:

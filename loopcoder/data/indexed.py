@@ -188,20 +188,34 @@ def read_document(prefix: Path, index: int, *, vocab_size: int, most: int) -> ND
         OSError: one of them cannot be read.
     """
     dtype = token_dtype(vocab_size)
+    start, length = extent_of(prefix, index)
+    path = prefix.with_name(prefix.name + ".bin")
+    ids: NDArray[Any] = np.fromfile(path, dtype, min(length, most), offset=start * dtype().itemsize)
+    return ids
+
+
+def extent_of(prefix: Path, index: int) -> tuple[int, int]:
+    """Return the first token of one document of a `.bin/.idx`, from 0, and its length in tokens.
+
+    Raises:
+        ValueError: the index is damaged or has no such document.
+        OSError: it cannot be read.
+    """
     with open(prefix.with_name(prefix.name + ".idx"), "rb") as file:
         header = file.read(_HEADER.size)
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
             raise ValueError(f"{prefix.name}.idx does not begin like a Megatron index")
-        count = _HEADER.unpack(header)[3]
+        code, count = _HEADER.unpack(header)[2:4]
         if not 0 <= index < count:
             raise ValueError(f"{prefix.name}.idx has {count} documents, none is {index}")
         file.seek(_HEADER.size + 4 * index)
         length = int(np.fromfile(file, np.int32, 1)[0])
         file.seek(_HEADER.size + 4 * count + 8 * index)
         offset = int(np.fromfile(file, np.int64, 1)[0])
-    path = prefix.with_name(prefix.name + ".bin")
-    ids: NDArray[Any] = np.fromfile(path, dtype, min(length, most), offset=offset)
-    return ids
+    sizes = {code: dtype().itemsize for dtype, code in _DTYPE_CODES.items()}
+    if code not in sizes:
+        raise ValueError(f"{prefix.name}.idx has the dtype code {code}")
+    return offset // sizes[code], length
 
 
 def chunks_of(

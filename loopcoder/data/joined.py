@@ -111,9 +111,13 @@ def open_joined(data: DataConfig, verify: Verify) -> JoinedCorpus:
     return _join(opened)
 
 
-def check_joined_folders(data: DataConfig) -> None:
-    """Raise InputError with every corpus of `data.corpora` that is not there, lacks a domain that
-    is to be read of it, or has another tokenizer than the first; manifests are all that is read."""
+def check_joined_folders(data: DataConfig) -> dict[str, dict[str, Any]]:
+    """Return the manifests of the corpora of `data.corpora`, by name; nothing else is read.
+
+    Raises:
+        InputError: with every corpus that is not there, lacks a domain that is to be read of it, or
+            has another tokenizer than the first.
+    """
     corpora = joined_corpora(data)
     keys = {corpus.called: key for key, corpus in reversed(entries(data).items())}
     folders = {name: folder_at(corpus.path, data) for name, corpus in corpora.items()}
@@ -141,6 +145,7 @@ def check_joined_folders(data: DataConfig) -> None:
             )
     if problems:
         raise InputError(problems)
+    return manifests
 
 
 def _other_tokens(

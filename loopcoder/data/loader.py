@@ -63,6 +63,7 @@ def step_data(
                 label_ids=rows.label_ids,
                 isolate_documents=config.data.isolate_documents,
                 mask_document_start=config.data.mask_document_start,
+                valid=rows.trained,
             )
         )
     return StepData(microbatches, position, after, size, label_tokens)

@@ -10,7 +10,8 @@ from typing import Any
 from loopcoder.config.mixture import CORPUS_EACH
 from loopcoder.config.renamed import translate_manifest
 from loopcoder.data.labels import LABELS
-from loopcoder.data.places import TOKENIZER, rebuild, unreadable
+from loopcoder.data.mask import MASK, MASK_BLOCKS
+from loopcoder.data.places import CHAT_TEMPLATE, TOKENIZER, rebuild, unreadable
 from loopcoder.errors import InputError, Problem
 
 FORMAT_VERSION = 2
@@ -36,6 +37,8 @@ _LABELS = {
     "domains": {EACH: {"train": _SPLIT_LABELS, "val": _SPLIT_LABELS}},
 }
 """Of a corpus that keeps what each document is."""
+_PACKED = {"packed": {"seq_length": int}}
+"""Of a corpus that is packed for one length, with a mask."""
 _KINDS = {int: "a whole number", str: "text", float: "a number", dict: "a mapping", list: "a list"}
 
 
@@ -173,7 +176,10 @@ def _odds(manifest: Mapping[str, Any], tokenizer: str) -> Iterator[str]:
     size, eod = manifest["tokenizer"]["vocab_size"], manifest["tokenizer"]["eod_id"]
     if not 0 <= eod < size:
         yield f"tokenizer.eod_id is {eod}, of {size} tokens"
-    suffixes = (".bin", ".idx", LABELS) if "labels" in manifest else (".bin", ".idx")
+    suffixes = [".bin", ".idx", *([LABELS] if "labels" in manifest else [])]
+    if "packed" in manifest:
+        suffixes += [MASK, MASK_BLOCKS]
+        yield from _packing_faults(manifest)
     for domain, splits in manifest["domains"].items():
         for split in ("train", "val"):
             for shard in splits[split]["shards"]:
@@ -185,6 +191,27 @@ def _odds(manifest: Mapping[str, Any], tokenizer: str) -> Iterator[str]:
     if "unigram_entropy" in manifest:
         wanted = {"unigram_entropy": dict.fromkeys(manifest["domains"], float)}
         yield from _faults(manifest, wanted, "")
+
+
+def _packing_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with what a corpus says of its packing."""
+    faults = list(_faults(manifest, _PACKED, ""))
+    yield from faults
+    if faults:
+        return
+    length = manifest["packed"]["seq_length"]
+    if length < 2:
+        yield f"packed.seq_length is {length}"
+        return
+    if CHAT_TEMPLATE not in manifest["files"]:
+        yield f"files lacks {CHAT_TEMPLATE}, which its conversations were rendered with"
+    for domain, splits in manifest["domains"].items():
+        for shard in (shard for split in ("train", "val") for shard in splits[split]["shards"]):
+            if shard["tokens"] % length != 1:
+                yield (
+                    f"{shard['prefix']} of {domain} has {shard['tokens']:,} tokens, not whole "
+                    f"sequences of {length} and an end"
+                )
 
 
 def _label_faults(manifest: Mapping[str, Any]) -> Iterator[str]:

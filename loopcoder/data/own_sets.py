@@ -8,6 +8,7 @@ from pathlib import Path
 from loopcoder.config.evaluation import EvalConfig
 from loopcoder.config.fields import typed
 from loopcoder.config.schema import Config
+from loopcoder.data.check_packed import own_problems
 from loopcoder.data.corpus import Corpus, Verify, load_corpus
 from loopcoder.data.manifest import read_manifests
 from loopcoder.data.mirror import folder_at
@@ -52,8 +53,8 @@ def open_own_sets(config: Config, corpus: Corpus, verify: Verify) -> dict[str, C
 
 
 def check_own_folders(config: Config) -> None:
-    """Raise InputError with every set that is no finished corpus: what needs no corpus of the run
-    and reads nothing but manifests."""
+    """Raise InputError with every set that is no finished corpus, or is packed for a length that
+    cannot be evaluated: what needs no corpus of the run and reads nothing but manifests."""
     folders = own_folders(config)
 
     def not_there(name: str) -> Problem:
@@ -63,7 +64,9 @@ def check_own_folders(config: Config) -> None:
             f"{_build('TOKENIZER')}, or {_without(config.eval, name)}",
         )
 
-    _, problems = read_manifests(folders, not_there)
+    manifests, problems = read_manifests(folders, not_there)
+    for name, manifest in manifests.items():
+        problems += own_problems(config, name, manifest)
     if problems:
         raise InputError(problems)
 

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from loopcoder.config.data import CacheConfig
 from loopcoder.data.block_cache import Ahead, BlockCache, CachedFile
-from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, OpenRange, RangeFile, read_digests
+from loopcoder.data.blocks import BLOCK_BYTES, CheckedFile, OpenRange, RangeFile, digests_of
+from loopcoder.data.check_packed import refuse_length
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import token_dtype
 from loopcoder.data.labels import LABELS, STRIDE, LabelFile
+from loopcoder.data.mask import MASK, MaskFile
 from loopcoder.data.order import continued
 from loopcoder.data.places import ELSEWHERE, rebuild
 from loopcoder.data.reader import Row, readable
@@ -54,8 +56,10 @@ class PackedReader:
             cache: What is kept here of shards that are in a store; None: the defaults.
 
         Raises:
-            InputError: the shards are in a store and have no digests, or nothing can be kept here.
+            InputError: the shards are in a store and have no digests, or nothing can be kept here;
+                the domain is packed for another length.
         """
+        refuse_length(corpus, domain, seq_length)
         self._corpus, self._domain, self._seq_length = corpus, domain, seq_length
         self._verify = verify
         self._dtype = np.dtype(token_dtype(corpus.vocab_size))
@@ -74,6 +78,7 @@ class PackedReader:
             )
         self._file = lru_cache(maxsize=_OPEN)(self._open)
         self._labels = lru_cache(maxsize=_OPEN)(self._open_labels)
+        self._masks = lru_cache(maxsize=_OPEN)(self._open_mask)
         self._opens: OpenRange = CheckedFile
         self._ahead: Ahead | None = None
         self._in: tuple[int, int] | None = None
@@ -104,7 +109,11 @@ class PackedReader:
         ids = np.frombuffer(content, dtype=self._dtype)
         with readable(self._prefixes[shard] + LABELS):
             labels = self._label_ids(shard, start, ids[:back], ids[back:])
-        return Row(torch.from_numpy(ids[back:].astype(np.int64)), torch.from_numpy(labels))
+        trained = None
+        with readable(self._prefixes[shard] + MASK):
+            if (mask := self._masks(shard)) is not None:
+                trained = torch.from_numpy(mask.of_labels(start, self._seq_length))
+        return Row(torch.from_numpy(ids[back:].astype(np.int64)), torch.from_numpy(labels), trained)
 
     def place(self, epoch: int, index: int) -> tuple[int, int]:
         """Return the shard of a sequence of an epoch, and its first token there."""
@@ -136,10 +145,12 @@ class PackedReader:
         self._ahead, self._num_ahead = Ahead(self._fetch), cache.ahead
 
     def _fetch(self, shard: int, block: int) -> None:
-        """Fetch a block of a shard in a store, with one try."""
+        """Fetch a block of a shard in a store, with one try, and what its mask has of it."""
         file = self._open(shard)
         assert isinstance(file, CachedFile)
         file.fetch(block, pauses=())
+        if (mask := self._open_mask(shard)) is not None:
+            mask.of_labels(block * BLOCK_BYTES // self._dtype.itemsize, 1)
 
     def _label_ids(
         self, shard: int, start: int, before: NDArray[Any], ids: NDArray[Any]
@@ -155,14 +166,15 @@ class PackedReader:
             self._domain, "train", shard, verify=self._verify, opens=self._opens
         )
 
+    def _open_mask(self, shard: int) -> MaskFile | None:
+        return self._corpus.mask_file(
+            self._domain, "train", shard, verify=self._verify, opens=self._opens
+        )
+
     def _open(self, shard: int) -> RangeFile:
         path = Path(self._prefixes[shard] + ".bin")
         size = self._corpus.shard_tokens(self._domain, "train")[shard] * self._dtype.itemsize
         fix, digests = rebuild(self._corpus.dir), None
         if self._verify and (beside := self._corpus.digests(self._domain, shard)):
-            try:
-                digests = read_digests(beside, size)
-            except ValueError as error:
-                why = "it was cut off or changed after it was built"
-                raise InputError.of(str(error), why, fix) from error
+            digests = digests_of(beside, size, fix)
         return self._opens(path, size, digests, fix)

@@ -9,6 +9,7 @@ from typing import Any
 
 from loopcoder.data.indexed import BLOCKS
 from loopcoder.data.labels import LABELS
+from loopcoder.data.mask import MASK, MASK_BLOCKS
 from loopcoder.errors import InputError, LoopcoderError, Problem
 from loopcoder.storage.files import parsing
 from loopcoder.storage.remote import Store, is_url
@@ -19,7 +20,11 @@ HELD_OUT = "held_out.jsonl"
 """Of a corpus of conversations: those that are held out, as `chat.conversation.canonical`."""
 ORIGIN = "origin.json"
 """Beside the manifest of a corpus whose training shards are in a store: its URL (see mirror.py)."""
-OF_A_SHARD = (".bin", ".idx", LABELS)
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Beside the manifest of a chat corpus: what its conversations were rendered with."""
+HELD_OUT = "held_out.jsonl"
+"""Beside it too: its held-out conversations, one per line."""
+OF_A_SHARD = (".bin", ".idx", LABELS, MASK)
 """Suffixes of the files of a shard."""
 
 ELSEWHERE = "data=corpus path=FOLDER, or the path of its entry in data.corpora,"
@@ -51,8 +56,9 @@ def small_files(manifest: Mapping[str, Any]) -> list[str]:
     """Return the files that training reads from a folder of this machine, of a corpus in a store:
     all but training shards, and what only people read."""
     shards = [s for d in manifest["domains"].values() for s in d["val"]["shards"]]
-    names = [TOKENIZER, TOKEN_BYTES, *(s["prefix"] + e for s in shards for e in OF_A_SHARD)]
-    digests = [s["prefix"] + BLOCKS for s in training_shards(manifest)]
+    names = [TOKENIZER, TOKEN_BYTES, CHAT_TEMPLATE, HELD_OUT]
+    names += [s["prefix"] + e for s in shards for e in OF_A_SHARD]
+    digests = [s["prefix"] + e for s in training_shards(manifest) for e in (BLOCKS, MASK_BLOCKS)]
     return [name for name in [*names, *digests] if name in manifest["files"]]
 
 
@@ -65,7 +71,7 @@ def check_store(store: Store, manifest: Mapping[str, Any]) -> None:
     """
     sizes = store.sizes()
     problems = []
-    shards = [s["prefix"] + e for s in training_shards(manifest) for e in (".bin", LABELS)]
+    shards = [s["prefix"] + e for s in training_shards(manifest) for e in (".bin", LABELS, MASK)]
     for name in [*small_files(manifest), *(n for n in shards if n in manifest["files"])]:
         wanted = manifest["files"][name]["bytes"]
         if (there := sizes.get(name)) != wanted:

@@ -23,6 +23,8 @@ class Row(NamedTuple):
     """Its token ids and the label of the last one. [S+1], int64"""
     labels: torch.Tensor
     """Index in `Corpus.labels` of the document of each label, `ids[1:]`. [S], int64"""
+    trained: torch.Tensor | None = None
+    """Which labels are trained, [S], bool; None: all of them."""
 
 
 class Reader(Protocol):

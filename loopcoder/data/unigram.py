@@ -1,7 +1,8 @@
 """The unigram entropy: what a model reaches that knows how frequent each token is, and no context.
 
 It is the cross-entropy of a domain's held-out tokens under the frequencies of its training tokens,
-so it is a constant of the corpus: its manifest has it, and older corpora are counted once.
+where it has a mask of those that are trained, so it is a constant of the corpus: its manifest has
+it, and older corpora are counted once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from loopcoder.data.corpus import UNIGRAM_ENTROPY, Corpus
 from loopcoder.data.indexed import chunks_of, token_dtype
+from loopcoder.data.mask import MASK
 from loopcoder.storage.files import write_json
 
 SAMPLE_TOKENS = 1_000_000_000
@@ -37,11 +39,22 @@ def unigram_entropy(train: NDArray[np.int64], val: NDArray[np.int64]) -> float:
     return float(-(val * log_shares).sum() / val.sum())
 
 
-def count_tokens(bin_path: Path, vocab_size: int, limit: int | None = None) -> NDArray[np.int64]:
-    """Return how often each id is in a `.bin`, or in its first `limit` tokens. [vocab_size]"""
+def count_tokens(
+    bin_path: Path, vocab_size: int, limit: int | None = None, *, mask: Path | None = None
+) -> NDArray[np.int64]:
+    """Return how often each id is in a `.bin`, or in its first `limit` tokens. [vocab_size]
+
+    Args:
+        mask: Of its tokens; those that are trained are counted. None: all are.
+    """
     counts = np.zeros(vocab_size, dtype=np.int64)
+    read = 0
     for ids in chunks_of(bin_path, token_dtype(vocab_size), limit):
-        counts += np.bincount(ids, minlength=vocab_size)
+        counted: NDArray[Any] = ids
+        if mask is not None:
+            counted = ids[np.fromfile(mask, dtype=np.bool_, count=len(ids), offset=read)]
+        counts += np.bincount(counted, minlength=vocab_size)
+        read += len(ids)
     return counts
 
 
@@ -86,9 +99,11 @@ def _counts(corpus: Corpus, domain: str, split: str) -> NDArray[np.int64]:
     total = corpus.tokens(domain, split)
     counts = np.zeros(corpus.vocab_size, dtype=np.int64)
     shards = zip(corpus.prefixes(domain, split), corpus.shard_tokens(domain, split), strict=True)
+    masked = corpus.packed_for(domain) is not None
     for prefix, tokens in shards:
         limit = tokens if total <= SAMPLE_TOKENS else -(-SAMPLE_TOKENS * tokens // total)
-        counts += count_tokens(Path(f"{prefix}.bin"), corpus.vocab_size, limit)
+        mask = Path(prefix + MASK) if masked else None
+        counts += count_tokens(Path(f"{prefix}.bin"), corpus.vocab_size, limit, mask=mask)
     return counts
 
 

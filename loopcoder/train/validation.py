@@ -35,7 +35,7 @@ class Evaluator:
 
     In a data stage they are `eval.sequences_per_domain` sequences of its length. Further lengths
     (`eval.lengths`) cut the same tokens into fewer or more sequences, so that nothing but how far a
-    token sees back differs between them.
+    token sees back differs between them. What is packed for one length is evaluated at that one.
     """
 
     def __init__(self, config: Config, corpus: Corpus, run_dir: Path | None = None):
@@ -50,13 +50,7 @@ class Evaluator:
         of_stages = sorted({stage.seq_length for stage in config.stages})
         self._sets = {
             (covered, length): [
-                HeldOut(
-                    corpus,
-                    domain,
-                    config.data,
-                    length,
-                    config.eval.sequences_per_domain * covered,
-                )
+                self._held_out(domain, covered, length)
                 for domain in corpus.domains
                 if domain in trained
             ]
@@ -74,6 +68,13 @@ class Evaluator:
         """
         covered = self.config.stages[stage].seq_length
         return self._sets[covered, length or covered]
+
+    def _held_out(self, domain: str, covered: int, length: int) -> HeldOut:
+        packed = self._corpus.packed_for(domain)
+        if packed is not None and length == covered:  # of another stage's length, maybe
+            covered = length = packed
+        tokens = self.config.eval.sequences_per_domain * covered
+        return HeldOut(self._corpus, domain, self.config.data, length, tokens)
 
     def shortages(self) -> Iterator[str]:
         """Yield a sentence for each length of a data stage at which there are fewer sequences than

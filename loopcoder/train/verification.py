@@ -12,6 +12,7 @@ import torch.distributed as dist
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.labels import LABELS
+from loopcoder.data.mask import MASK
 from loopcoder.data.verifier import Verifier, unverified
 from loopcoder.errors import InputError, counted
 
@@ -28,7 +29,7 @@ class Verification:
         self._verifier: Verifier | None = None
         if self._shards and os.environ.get("LOCAL_RANK", "0") == "0":
             index = [".idx"] if config.data.reader == "megatron" else []
-            self._verifier = Verifier(self._shards, (".bin", *index, LABELS))
+            self._verifier = Verifier(self._shards, (".bin", *index, LABELS, MASK))
         self._said = not self._shards
         if self._shards:
             say(

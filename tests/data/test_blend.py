@@ -95,10 +95,10 @@ def test_epochs_and_seeds_have_their_own_order(corpus, seed):
 def test_any_sample_alone_is_the_same_as_in_a_walk(corpus, seed):
     """Nothing depends on what was read before, across the borders of epochs too."""
     stage = ResolvedStage({"text": 2.0, "code": 1.0}, 24, 1e4)
-    walked, domains, labels = Blend(corpus, stage, 0, seed).rows(np.arange(1000))
+    walked, domains, labels, _ = Blend(corpus, stage, 0, seed).rows(np.arange(1000))
     blend = Blend(corpus, stage, 0, seed)
     for i in random.Random(seed).sample(range(1000), 40):
-        row, domain, label = blend.rows(np.array([i]))
+        row, domain, label, _ = blend.rows(np.array([i]))
         assert torch.equal(row[0], walked[i])
         assert domain.tolist() == [domains[i]]
         assert torch.equal(label[0], labels[i])
@@ -124,7 +124,7 @@ def test_samples_do_not_depend_on_length_of_run_or_ranks(corpus, data, seed):
 
 def test_rows_carry_their_domain(corpus, seed):
     stage = ResolvedStage({"text": 1.0, "code": 1.0}, 20, 1e4)
-    rows, domains, _ = Blend(corpus, stage, 0, seed).rows(np.arange(40))
+    rows, domains, _, _ = Blend(corpus, stage, 0, seed).rows(np.arange(40))
     assert rows.dtype == torch.int64
     assert domains.tolist().count(0) == domains.tolist().count(1) == 20
     for row, domain in zip(rows.tolist(), domains.tolist(), strict=True):
@@ -135,7 +135,7 @@ def test_rows_carry_their_domain(corpus, seed):
 def test_a_mixture_interleaves_each_domains_own_sequences(corpus, seed):
     """It skips none of them and repeats none: they are those of a stage of this domain alone."""
     stage = ResolvedStage({"text": 2.0, "code": 3.0}, 20, 1e4)
-    rows, domains, _ = Blend(corpus, stage, 0, seed).rows(np.arange(500))
+    rows, domains, _, _ = Blend(corpus, stage, 0, seed).rows(np.arange(500))
     for index, domain in enumerate(corpus.domains):
         mine = rows[domains == index]
         assert len(mine) == (200, 300)[index]
@@ -148,7 +148,9 @@ def test_a_domain_goes_on_from_stage_to_stage(corpus, seed, reader):
     """Whatever it is mixed with: the sequences of two stages are those of one, over epochs too."""
     both, code = {"text": 1.0, "code": 1.0}, {"code": 1.0}
     taken = random.Random(seed).randint(1, 400)
-    alone, _, _ = Blend(corpus, ResolvedStage(code, 20, 1e4), 0, seed, reader).rows(np.arange(430))
+    alone, _, _, _ = Blend(corpus, ResolvedStage(code, 20, 1e4), 0, seed, reader).rows(
+        np.arange(430)
+    )
     first = ResolvedStage(both, 20, 1e4, until=1)
     position = Position(sample=2 * taken, tokens=1, before={})
     position = enter_stage([first, ResolvedStage(code, 20, 1e4)], position)

@@ -103,7 +103,7 @@ def test_in_the_order_of_the_files_it_reads_what_megatron_reads(
         ours = PackedReader(sharded, domain, length, SEEDS)
         assert ours.sequences.tolist() == theirs.sequences.tolist()
         for i in range(int(ours.sequences.sum())):
-            assert all(map(torch.equal, ours.row(0, i), theirs.row(0, i)))
+            assert all(map(torch.equal, ours.row(0, i)[:2], theirs.row(0, i)[:2]))
 
 
 def test_sequences_that_are_read_together_lie_in_one_block(sharded: Corpus) -> None:
@@ -144,10 +144,12 @@ def test_the_order_is_that_of_every_version_of_numpy() -> None:
 
 def test_any_sample_alone_is_the_same_as_in_a_walk(sharded: Corpus, seed: int) -> None:
     stage = ResolvedStage({"text": 2.0, "code": 1.0}, 24, 1e4)
-    walked, domains, label_ids = Blend(sharded, stage, 0, seed, PackedReader).rows(np.arange(1000))
+    walked, domains, label_ids, _ = Blend(sharded, stage, 0, seed, PackedReader).rows(
+        np.arange(1000)
+    )
     alone = Blend(sharded, stage, 0, seed, PackedReader)
     for i in random.Random(seed).sample(range(1000), 40):
-        row, domain, label = alone.rows(np.array([i]))
+        row, domain, label, _ = alone.rows(np.array([i]))
         assert torch.equal(label[0], label_ids[i])
         assert torch.equal(row[0], walked[i])
         assert domain.tolist() == [domains[i]]

@@ -77,10 +77,10 @@ def test_shards_come_in_an_order_of_seed_and_epoch(sharded: Corpus, seed: int) -
 
 def test_any_sample_alone_is_the_same_as_in_a_walk(sharded: Corpus, seed: int) -> None:
     stage = ResolvedStage({"text": 1.0, "code": 1.0}, cut_for(sharded), 1e4)
-    walked, domains, labels = Blend(sharded, stage, 0, seed).rows(np.arange(600))
+    walked, domains, labels, _ = Blend(sharded, stage, 0, seed).rows(np.arange(600))
     alone = Blend(sharded, stage, 0, seed)
     for i in random.Random(seed).sample(range(600), 40):
-        row, domain, label = alone.rows(np.array([i]))
+        row, domain, label, _ = alone.rows(np.array([i]))
         assert torch.equal(row[0], walked[i]) and domain.tolist() == [domains[i]]
         assert torch.equal(label[0], labels[i])
 

@@ -1,0 +1,84 @@
+"""Rows of conversations: each becomes a document whose text is its canonical form as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from data_pipeline.readers.base import RowReader, document_id
+from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document
+from loopcoder.chat.conversation import Conversation, canonical, parse, plain_text, restored
+from loopcoder.chat.unusable import Unusable
+from loopcoder.config.mixture import CHAT
+
+LANGUAGE = "Chat"
+"""Of all conversations, where documents have a language."""
+_LICENCES = ("licence", "license")
+_ORIGIN = "source"
+"""Column that says where a conversation comes from, within its source."""
+_MOST_CHARS = 64
+"""Of a licence or an origin; what is longer is a text about it."""
+
+
+class ConversationReader(RowReader):
+    """Makes documents of the rows of one table of conversations, and counts every row once."""
+
+    def document(self, row: object, number: int) -> Document | None:
+        """Make a document of a row, or count why not; `number` is its place in the table."""
+        if not isinstance(row, Mapping):
+            self.reject("not_an_object", number)
+            return None
+        fields = self.config.messages_field, self.config.tools_field
+        try:
+            found = parse(row, messages_field=fields[0], tools_field=fields[1])
+        except Unusable as why:
+            if why.reason == "no_messages" and not self.tally.columns:
+                self.tally.columns = [str(column) for column in row]
+            self.reject(why.reason, number)
+            return None
+        text = text_of(found)
+        if len(text.encode()) > MAX_DOCUMENT_BYTES:
+            self.reject("too_large", number)
+            return None
+        self.tally.rows_in += 1
+        self.tally.rows_out += 1
+        return Document(
+            id=document_id(self.source, self.place or self.path, number),
+            text=text,
+            domain=CHAT,
+            language=LANGUAGE,
+            source=self.source,
+            path=self.place or self.path,
+            meta={"row": number} | self._about(row),
+        )
+
+    def _about(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """Return the licence and the origin that a row names."""
+        own = self.config.licence_field
+        licences = (row.get(name) for name in ((own,) if own else _LICENCES))
+        named = {"licence": next(filter(None, licences), None), "origin": row.get(_ORIGIN)}
+        return {
+            name: value.strip()
+            for name, value in named.items()
+            if isinstance(value, str) and value.strip().isprintable()
+            if 0 < len(value.strip()) <= _MOST_CHARS
+        }
+
+
+def text_of(conversation: Conversation) -> str:
+    """Return a conversation as the text of its document: the same bytes for the same content."""
+    return json.dumps(canonical(conversation), ensure_ascii=False, separators=(",", ":"))
+
+
+def conversation_of(document: Document) -> Conversation:
+    """Return the conversation of a document."""
+    return restored(json.loads(document.text))
+
+
+def said(document: Document) -> str:
+    """Return what is said in the conversation of a document, without system prompt and tools, which
+    a whole data set may share."""
+    found = conversation_of(document)
+    turns = tuple(message for message in found.messages if message.role != "system")
+    return plain_text(Conversation(turns))

@@ -1,0 +1,143 @@
+"""Rows of conversations in every format of table, and rows that are none."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.chat.rows import conversation_of, said
+from data_pipeline.readers import open_source
+from data_pipeline.readers.hf import HFSource, is_data_set
+from data_pipeline.readers.verdict import judge
+from data_pipeline.schema import Document, Tally
+from loopcoder.chat.conversation import parse
+from loopcoder.config.build import SourceConfig
+from loopcoder.errors import InputError
+from tests.data_pipeline.chat.conftest import rows, write
+
+
+def read(path: Path, **fields: Any) -> tuple[list[Document], Tally]:
+    tally = Tally("ingest")
+    source = open_source(SourceConfig(kind="chat", path=str(path), **fields), 0)
+    return list(source.documents(tally)), tally
+
+
+@pytest.mark.parametrize("form", ["jsonl", "gz", "list", "parquet", "saved"])
+def test_every_format_gives_the_same_conversations(
+    tmp_path: Path, rng: random.Random, form: str
+) -> None:
+    given = rows(rng, 40)
+    lines = "".join(json.dumps(row) + "\n" for row in given)
+    path = tmp_path / "chats.jsonl"
+    if form == "jsonl":
+        path.write_text(lines)
+    elif form == "gz":
+        path = tmp_path / "chats.jsonl.gz"
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif form == "list":
+        path = tmp_path / "chats.json"
+        path.write_text(json.dumps(given))
+    else:
+        path = _table(tmp_path, given, form)
+    documents, tally = read(path)
+    tally.check()
+    assert not tally.drops
+    assert [conversation_of(document) for document in documents] == [parse(row) for row in given]
+    assert [document.meta["licence"] for document in documents] == [r["licence"] for r in given]
+    assert [document.meta["origin"] for document in documents] == [r["source"] for r in given]
+
+
+def _table(folder: Path, given: list[dict[str, Any]], form: str) -> Path:
+    """Write a typed table: what a function takes and its calls as JSON, since objects of a column
+    have the same fields there."""
+    typed = []
+    for row in given:
+        messages = [
+            {"content": None, "reasoning_content": None, "tool_call_id": None, "name": None}
+            | {"train": None, "tool_calls": None}
+            | message
+            | {"tool_calls": [_as_text(call) for call in message.get("tool_calls", [])] or None}
+            for message in row["messages"]
+        ]
+        typed.append(row | {"messages": messages, "tools": json.dumps(row.get("tools", []))})
+    if form == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.Table.from_pylist(typed), folder / "chats.parquet")
+        return folder / "chats.parquet"
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(typed).save_to_disk(str(folder / "saved"))
+    return folder / "saved"
+
+
+def _as_text(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}
+    return {"id": None} | call | {"function": function}
+
+
+def test_columns_by_their_names(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = write(tmp_path / "a.jsonl", [{"chat": turns, "terms": "MIT", "messages": "x"}])
+    (document,), _ = read(path, messages_field="chat", licence_field="terms")
+    assert document.meta["licence"] == "MIT"
+    assert conversation_of(document) == parse({"messages": turns})
+
+
+def test_faults_alone_are_refused_with_the_column_that_may_be_meant(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"talk": [{"role": "user", "content": "a"}]}] * 3)
+    with pytest.raises(InputError, match=r"data\.build\.sources\.0\.messages_field=talk"):
+        read(path)
+
+
+@pytest.mark.parametrize("share", [0.15, 0.25])
+def test_a_fifth_of_bad_rows_stops_a_build(tmp_path: Path, share: float) -> None:
+    good = {"prompt": "a", "completion": "b"}
+    bad = [
+        {"messages": [{"role": "pirate", "content": "a"}]},
+        {"messages": [{"role": "user", "content": "a"}]},
+        {"messages": [{"role": "assistant", "content": "a"}]},
+    ]
+    count = int(1200 * share)
+    given = [*(bad[i % len(bad)] for i in range(count)), *[good] * (1200 - count)]
+    path = write(tmp_path / "a.jsonl", given)
+    if share > 0.2:
+        with pytest.raises(InputError, match="300 of the 1,200 rows"):
+            read(path)
+        return
+    documents, tally = read(path)
+    assert len(documents) == 1200 - count
+    assert tally.drops.keys() == {"unknown_role", "no_assistant_turn", "roles_out_of_order"}
+    judge(tally, "0-chat")
+
+
+def test_a_folder_of_other_files_has_no_conversations(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("x = 1\n")
+    with pytest.raises(InputError, match=r"none is usable") as refused:
+        read(tmp_path)
+    assert ".jsonl" in str(refused.value)
+    assert "source code" not in str(refused.value)
+
+
+def test_what_is_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    assert is_data_set(str(tmp_path / "saved"))
+    assert is_data_set("owner/name")
+    assert not any(map(is_data_set, ("chats.jsonl", "data/chats.jsonl", "chats", str(tmp_path))))
+    assert isinstance(open_source(SourceConfig(kind="chat", path="owner/name"), 0), HFSource)
+
+
+def test_copies_are_told_by_what_is_said(tmp_path: Path) -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Add 1 and 2"},
+        {"role": "assistant", "content": "3"},
+    ]
+    tools = [{"name": "add", "parameters": {"type": "object", "description": "of two numbers"}}]
+    path = write(tmp_path / "a.jsonl", [{"messages": turns, "tools": tools}])
+    (document,), _ = read(path)
+    assert said(document) == "Add 1 and 2\n3"
