@@ -1,7 +1,7 @@
 """The tokenizer of a checkpoint, for conversations that it is to be tuned on.
 
-    CACHE/tokenizers/KEY/   tokenizer.json, chat_template.jinja and tokenizer_config.json, as in folders
-                            for transformers; KEY follows from their content
+    CACHE/tokenizers/KEY/   tokenizer.json, chat_template.jinja and tokenizer_config.json, as for
+                            transformers; KEY follows from their content
 
 A checkpoint keeps its template and the names of its special tokens in its state, where the pipeline
 does not look.
