@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -38,8 +38,8 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Specials:
-    """What a folder that was imported said of special tokens, generation and chat; exports say it
-    again."""
+    """What a folder that was imported said of special tokens, generation and chat, and the template
+    of the chats that a run was trained on; exports say it again."""
 
     ids: dict[str, int | list[int]]
     """`bos_token_id`, `eos_token_id` and `pad_token_id` of its config.json, where they are."""
@@ -49,6 +49,20 @@ class Specials:
     """Text of generation_config.json."""
     chat_template: str | None
     """Text of the chat template, in Jinja."""
+
+
+def with_template(specials: Specials | None, chat_template: str | None) -> Specials | None:
+    """Return what a run says of its tokens that is trained on chats.
+
+    Args:
+        specials: What it began with.
+        chat_template: What its chats are rendered with; None: it has none, and says what it began
+            with.
+    """
+    if chat_template is None:
+        return specials
+    said = specials or Specials({}, {}, None, None)
+    return replace(said, chat_template=chat_template)
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,8 @@ class CheckpointState:
     """Rows of embedding and head without padding, of weights that were imported; None: the
     tokenizer knows it."""
     specials: Specials | None = None
-    """Of weights that were imported; None: what loopcoder makes of the tokenizer."""
+    """Of weights that were imported or trained on chats; None: what loopcoder makes of the
+    tokenizer."""
 
     @property
     def step(self) -> int:

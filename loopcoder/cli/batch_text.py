@@ -99,7 +99,8 @@ class Batches:
         if not self.corpus.has_labels:
             yield f"\n{NO_LABELS}"
         for row in described:
-            yield "\n" + "\n".join(_lines_of(row))
+            is_masked = self.corpus.packed_for(row["domain"]) is not None
+            yield "\n" + "\n".join(_lines_of(row, is_masked=is_masked))
         if (left := self.size - len(described)) > 0:
             more = counted(left, "sequence")
             yield f"\nand {more} more: --sequences N shows N of them, --full everything"
@@ -132,6 +133,7 @@ class Batches:
         found = {
             "start": piece.start,
             "tokens": len(ids),
+            "trained": piece.trained,
             "ends": piece.ends,
             "language": label and label.language,
             "source": label and label.source,
@@ -196,13 +198,14 @@ class Batches:
         return ((self.corpus.labels[index], count) for index, count in counts.items())
 
 
-def _lines_of(row: dict[str, Any]) -> Iterator[str]:
+def _lines_of(row: dict[str, Any], *, is_masked: bool) -> Iterator[str]:
     """Yield the lines of one sequence."""
     place = f", microbatch {row['microbatch']} of rank {row['rank']}" if "rank" in row else ""
     yield f"sample {row['sample']}: {row['domain']}, epoch {row['epoch'] + 1}{place}"
     for document in row["documents"]:
         start, tokens = document["start"], document["tokens"]
-        about = [document["language"], document["source"]]
+        about = [f"{document['trained']:,} trained"] if is_masked else []
+        about += [document["language"], document["source"]]
         about += ["fill in the middle"] if document["is_fim"] else []
         about += [] if document["ends"] else ["goes on in another sequence"]
         told = ", ".join([counted(tokens, "token"), *filter(None, about)])

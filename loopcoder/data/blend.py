@@ -105,6 +105,12 @@ class Blend:
         counts = self.mixture.counts(samples)
         return {d: self._readers[d].epochs(counts[d]) for d in self.mixture.domains}
 
+    def steps_of_epoch(self, batch: int) -> dict[str, float]:
+        """Return in how many steps of so many sequences each domain is gone through."""
+        in_all = sum(self.mixture.weights.values())
+        shares = {domain: weight / in_all for domain, weight in self.mixture.weights.items()}
+        return {domain: size / (shares[domain] * batch) for domain, size in self._sizes.items()}
+
     def unused(self) -> dict[str, float]:
         """Return the share of the tokens of each domain that is in none of its sequences."""
         return {

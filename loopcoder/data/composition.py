@@ -26,6 +26,8 @@ class Piece:
     """Its token ids. [tokens]"""
     ends: bool
     """Its end-of-document token is in the sequence."""
+    trained: int
+    """Tokens of it that count in the loss of the sequence; its first one never does."""
     label: int | None
     """Index of the document's label in those of the corpus; None: the sequence begins with the end
     of a document, of which it predicts nothing."""
@@ -67,28 +69,32 @@ def rows_of_step(config: Config, corpus: Corpus, position: Position) -> Iterator
 
 
 def _rows(batch: Batch, corpus: Corpus, blend: Blend) -> Iterator[Row]:
-    for sample, domain, ids, labels in zip(
+    for sample, domain, ids, labels, mask in zip(
         batch.sample_ids.tolist(),
         batch.domain_ids.tolist(),
         batch.tokens.numpy(),
         batch.label_ids.numpy(),
+        batch.loss_mask.numpy(),
         strict=True,
     ):
         yield Row(
             sample=sample,
             domain=corpus.domains[domain],
             epoch=blend.locate(sample)[1],
-            pieces=list(_pieces(ids, labels, corpus.eod_id)),
+            pieces=list(_pieces(ids, labels, mask, corpus.eod_id)),
             tokens=np.bincount(labels, minlength=len(corpus.labels)),
         )
 
 
-def _pieces(ids: NDArray[np.int64], labels: NDArray[np.int64], eod: int) -> Iterator[Piece]:
+def _pieces(
+    ids: NDArray[np.int64], labels: NDArray[np.int64], mask: NDArray[np.float32], eod: int
+) -> Iterator[Piece]:
     """Cut a sequence behind every end of a document.
 
     Args:
         ids: Of the tokens. [S]
         labels: Of the document of the token behind each. [S]
+        mask: Whether the token behind each counts in the loss. [S]
     """
     ends = np.flatnonzero(ids == eod) + 1
     starts = [0, *(int(end) for end in ends if end < len(ids))]
@@ -96,4 +102,5 @@ def _pieces(ids: NDArray[np.int64], labels: NDArray[np.int64], eod: int) -> Iter
         own = ids[start:stop]
         label = int(labels[max(start - 1, 0)])
         known = start > 0 or own[0] != eod
-        yield Piece(start, own, bool(own[-1] == eod), label if known else None)
+        trained = int(mask[max(start - 1, 0) : stop - 1].sum())
+        yield Piece(start, own, bool(own[-1] == eod), trained, label if known else None)

@@ -22,6 +22,7 @@ from loopcoder.config.data import DataConfig
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.manifest import MANIFEST, parse_manifest
+from loopcoder.data.mask import MASK
 from loopcoder.data.places import ORIGIN, check_store, rebuild, small_files
 from loopcoder.errors import DiskFull, InputError
 from loopcoder.storage.digest import fingerprint
@@ -75,8 +76,10 @@ def small_cache(config: Config, corpus: Corpus) -> Iterator[str]:
         member, own = corpus.part(domain)
         if member.url is not None:
             shards = member.manifest["domains"][own]["train"]["shards"]
-            files = [member.manifest["files"][shard["prefix"] + ".bin"] for shard in shards]
-            needed += max((file["bytes"] for file in files), default=0)
+            files = member.manifest["files"]
+            read = [[f for e in (".bin", MASK) if (f := s["prefix"] + e) in files] for s in shards]
+            sizes = [sum(files[name]["bytes"] for name in names) for names in read]
+            needed += max(sizes, default=0)
     if (limit := config.data.cache.bytes) < needed:
         yield (
             f"warning: data.cache.bytes={limit} is less than the largest shards of the domains "

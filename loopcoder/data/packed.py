@@ -145,10 +145,12 @@ class PackedReader:
         self._ahead, self._num_ahead = Ahead(self._fetch), cache.ahead
 
     def _fetch(self, shard: int, block: int) -> None:
-        """Fetch a block of a shard in a store, with one try."""
+        """Fetch a block of a shard in a store, with one try, and what its mask has of it."""
         file = self._open(shard)
         assert isinstance(file, CachedFile)
         file.fetch(block, pauses=())
+        if (mask := self._open_mask(shard)) is not None:
+            mask.of_labels(block * BLOCK_BYTES // self._dtype.itemsize, 1)
 
     def _label_ids(
         self, shard: int, start: int, before: NDArray[Any], ids: NDArray[Any]

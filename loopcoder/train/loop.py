@@ -24,7 +24,7 @@ from loopcoder.checkpoint.pinned import companions, record
 from loopcoder.checkpoint.put_off import made_up, put_off, stage_put_off
 from loopcoder.checkpoint.save import Saver
 from loopcoder.checkpoint.start import Start, ledger_of, warmup_of
-from loopcoder.checkpoint.state import CheckpointState
+from loopcoder.checkpoint.state import CheckpointState, with_template
 from loopcoder.checkpoint.verify import report
 from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import Config
@@ -353,6 +353,7 @@ class Run:
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
         began_as = self.began_as
+        specials = None if began_as is None else began_as.specials
         state = CheckpointState(
             position=self.position,
             ledger=self.accounts.ledger(self.position),
@@ -366,7 +367,7 @@ class Run:
             world_size=self.ranks.world_size,
             warmup_steps=self.warmup,
             tokens=None if began_as is None else began_as.tokens,
-            specials=None if began_as is None else began_as.specials,
+            specials=with_template(specials, self.corpus.chat_template),
             reader=self.config.data.reader,  # type: ignore[arg-type]  # it is no longer auto
         )
         with self.watch.within(SAVE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loopcoder.config.schema import Config
-from loopcoder.data.blend import check_stages, epochs_at
+from loopcoder.data.blend import blend_at, check_stages, epochs_at
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.mirror import small_cache
 from loopcoder.data.sampler import Position, position_at
@@ -43,9 +43,29 @@ def outlook(config: Config, corpus: Corpus, vocab_size: int, position: Position)
     epochs = epochs_at(config, corpus, end)
     seen = ", ".join(f"{d} {n:.2g}" for d, n in epochs.items())
     lines.append(f"corpus: {sizes} (tokens); epochs at the end: {seen}")
+    if corpus.is_packed:
+        lines += _of_chats(config, corpus, position)
     lines += [*check_stages(config, corpus, position), *small_cache(config, corpus)]
     if max(epochs.values()) > _EPOCHS:
         lines.append(
             f"warning: more than {_EPOCHS} epochs add little: more data, or fewer train.max_steps"
+        )
+    return lines
+
+
+def _of_chats(config: Config, corpus: Corpus, position: Position) -> list[str]:
+    """Return what to say of a run on conversations, of which a few epochs are trained."""
+    batch = config.train.global_batch_size
+    steps = blend_at(config, corpus, position).steps_of_epoch(batch)
+    packed = [domain for domain in steps if corpus.packed_for(domain) is not None]
+    lines = [
+        f"an epoch of {domain} has {counted(round(steps[domain]), 'step')} of "
+        f"{counted(batch, 'sequence')}, each of whole conversations"
+        for domain in packed
+    ]
+    if position.step == 0 and config.checkpoint.init_from is None:
+        lines.append(
+            "warning: this run begins with random weights, and conversations are there to tune a "
+            "model that was trained: checkpoint.init_from=RUN"
         )
     return lines

@@ -73,5 +73,7 @@ def _of_domain(config: Config, corpus: Corpus, domain: str) -> Iterator[Prompt]:
     for document in generator.permutation(member.documents(own, "val")):
         size, most = member.vocab_size, max(2 * begin, begin + new)
         ids = read_document(Path(prefix), int(document), vocab_size=size, most=most).tolist()
+        if len(ids) == 1 and member.packed_for(own) is not None:
+            continue  # the empty document behind the sequences
         end = min(begin, max(1, len(ids) // 2))
         yield Prompt(tuple(ids[:end]), domain, tuple(ids[end : end + new]))

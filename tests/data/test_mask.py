@@ -141,6 +141,11 @@ def test_a_corpus_in_a_store_has_the_same_masks(
     assert not list(there.dir.glob("train/*.mask"))
     cache = CacheConfig(dir=str(tmp_path / "kept"))
     far = PackedReader(there, "chat", length, SEEDS, verify=verify, cache=cache)
+    far._fetch(0, 0)
+    files = there.manifest["files"]
+    first = {min(128, files[f"train/chat-00000{end}"]["bytes"]) for end in (".bin", ".mask")}
+    kept = [p for p in (tmp_path / "kept" / "blocks").iterdir() if "." not in p.name]
+    assert len(kept) == 2 and {p.stat().st_size for p in kept} == first
     near = PackedReader(corpus, "chat", length, SEEDS)
     for i in range(int(near.sequences.sum())):
         assert all(map(torch.equal, far.row(0, i), near.row(0, i)))

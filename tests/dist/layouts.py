@@ -70,6 +70,8 @@ class Case:
     objective: dict[str, Any] = field(default_factory=dict)
     loops: tuple[int, ...] | None = None
     """That each step runs; None: all of them."""
+    masked: bool = False
+    """Some labels are trained, as of chats that are packed, and no others."""
 
     def alone(self) -> Case:
         """The same in one process, nothing recomputed."""
@@ -85,18 +87,36 @@ def global_batch(seed: int, step: int, rows: int, length: int) -> torch.Tensor:
 
 
 def microbatches(
-    config: Any, ids: torch.Tensor, isolate: bool, dp_rank: int, dp_size: int
+    config: Any,
+    ids: torch.Tensor,
+    isolate: bool,
+    dp_rank: int,
+    dp_size: int,
+    *,
+    masked: bool = False,
 ) -> list[Any]:
     order = np.arange(len(ids))
     mine = samples_of_rank(order, dp_rank, dp_size, config.train.micro_batch_size)
-    return [batch_of(ids, torch.from_numpy(rows.copy()), isolate) for rows in mine]
+    return [batch_of(ids, torch.from_numpy(rows.copy()), isolate, masked=masked) for rows in mine]
 
 
-def batch_of(ids: torch.Tensor, rows: torch.Tensor, isolate: bool) -> Any:
+def batch_of(ids: torch.Tensor, rows: torch.Tensor, isolate: bool, *, masked: bool = False) -> Any:
     domains, documents = rows % DOMAINS, (ids[rows][:, :-1] == EOD).cumsum(1)
     language = (documents + rows[:, None] // DOMAINS) % LANGUAGES
     labels = domains[:, None] * LANGUAGES + language
-    return make_batch(ids[rows], rows, domains, EOD, label_ids=labels, isolate_documents=isolate)
+    valid = None
+    if masked:  # drawn for the whole batch, whichever rows of it a rank has
+        generator = torch.Generator().manual_seed(int(ids.sum()))
+        valid = (torch.rand(ids[:, 1:].shape, generator=generator) < 0.4)[rows]
+    return make_batch(
+        ids[rows],
+        rows,
+        domains,
+        EOD,
+        label_ids=labels,
+        isolate_documents=isolate,
+        valid=valid,
+    )
 
 
 def build(config: Any, ranks: Any, weights: dict[str, torch.Tensor]) -> Any:
@@ -110,7 +130,13 @@ def build(config: Any, ranks: Any, weights: dict[str, torch.Tensor]) -> Any:
 
 
 def train(
-    state: Any, config: Any, seed: int, isolate: bool, loops: tuple[int, ...] | None = None
+    state: Any,
+    config: Any,
+    seed: int,
+    isolate: bool,
+    loops: tuple[int, ...] | None = None,
+    *,
+    masked: bool = False,
 ) -> dict[str, Any]:
     """Train some steps; return losses, grad norms, first gradients and final weights, whole and on
     every rank."""
@@ -126,7 +152,9 @@ def train(
     out: dict[str, Any] = {"loss": [], "grad_norm": []}
     for step in range(STEPS):
         ids = global_batch(seed, step, config.train.global_batch_size, config.data.seq_length)
-        mine = microbatches(config, ids, isolate, ranks.dp_rank, ranks.dp_size)
+        mine = microbatches(config, ids, isolate, ranks.dp_rank, ranks.dp_size, masked=masked)
+        if step == 0 and masked and isolate:
+            check_alone(state, mine)
         probe, by_loop = probes_of(config, by_step[step], ranks.device)
         by_label = LabelLosses(GROUPS, ranks.device)
         all_loops = by_step[step] == config.model.num_loops
@@ -147,6 +175,30 @@ def train(
         out["grad_norm"].append(norm.item())
     out["weights"] = whole_weights(state)
     return out
+
+
+def check_alone(state: Any, batches: list[Any]) -> None:
+    """Assert that other tokens in one document of each sequence change no loss of another that
+    counts, bit for bit."""
+    from loopcoder.train.step import losses
+
+    def loss_of(some: list[Any]) -> list[torch.Tensor]:
+        with torch.no_grad():
+            found = losses(state, some, every_loop=False)
+            return [x * batch.loss_mask for batch, (x,) in zip(some, found, strict=True)]
+
+    changed, inside = [], []
+    for batch in batches:
+        start = batch.document_start
+        inside.append(start == start[:, start.shape[1] // 2, None])
+        others = (batch.tokens + 1) % VOCAB
+        others[others == EOD] += 1
+        tokens = torch.where(inside[-1] & (batch.tokens != EOD), others, batch.tokens)
+        labels = torch.cat([tokens[:, 1:], batch.labels[:, -1:]], 1)
+        changed.append(replace(batch, tokens=tokens, labels=labels))
+    pairs = list(zip(loss_of(batches), loss_of(changed), inside, strict=True))
+    assert all(torch.equal(a[~own], b[~own]) for a, b, own in pairs)
+    assert not all(torch.equal(a[own], b[own]) for a, b, own in pairs)
 
 
 def sums_by_label(state: Any, batches: list[Any]) -> np.ndarray:
@@ -287,7 +339,7 @@ def run_cases(_: int, cases: list[Case]) -> list[dict[str, Any]]:
     results = []
     for case, config, ranks in in_layouts(cases):
         state = build(config, ranks, random_weights(case, ranks, case.seed))
-        out = train(state, config, case.seed, case.isolate, case.loops)
+        out = train(state, config, case.seed, case.isolate, case.loops, masked=case.masked)
         for kind in ("gradients", "weights"):
             out[kind] = {n: x.numpy() for n, x in out[kind].items()}
         results.append(out)
@@ -327,7 +379,7 @@ def rounding_of(case: Case) -> reference.Rounding:
     rows, batches = config.train.global_batch_size, []
     for step in range(STEPS):
         ids = global_batch(case.seed, step, rows, config.data.seq_length)
-        batch = batch_of(ids, torch.arange(rows), case.isolate)
+        batch = batch_of(ids, torch.arange(rows), case.isolate, masked=case.masked)
         batches.append((batch.tokens, batch.labels, batch.loss_mask, batch.documents.start))
     return reference.Rounding(
         named(network, model),
@@ -396,7 +448,7 @@ def compare(world: int, cases: list[Case]) -> dict[str, tuple[int, dict[str, Any
     measured: dict[Any, reference.Rounding] = {}
     out = {}
     for case, *results in zip(cases, spread, alone, strict=True):
-        drawn = (str(sorted(case.objective.items())), case.loops)
+        drawn = (str(sorted(case.objective.items())), case.loops, case.masked)
         model = (*sorted(case.model.items()), *sorted(case.optim.items()), case.isolate, drawn)
         if model not in measured:
             measured[model] = rounding_of(case)

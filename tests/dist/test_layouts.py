@@ -25,14 +25,15 @@ CASES = [
         dict(tp=2, sp=True),
         objective=OBJECTIVE,
         loops=(3, 1, 3),
+        masked=True,
     ),
     Case("dp2"),
-    Case("dp2 overlaps r3", dict(num_loops=3), OVERLAPS),
+    Case("dp2 overlaps r3", dict(num_loops=3), OVERLAPS, masked=True),
     Case("dp2 plain optimizer", parallel=dict(distributed_optimizer=False)),
     Case("tp2 r3 rows", dict(num_loops=3), dict(tp=2), isolate=False),
-    Case("tp2 query gate", dict(gate="query"), dict(tp=2)),
+    Case("tp2 query gate", dict(gate="query"), dict(tp=2), masked=True),
     Case("dp2 rates", dict(residual_scale=0.5), optim=RATES),
-    Case("tp2 sp", dict(num_loops=3), dict(tp=2, sp=True)),
+    Case("tp2 sp", dict(num_loops=3), dict(tp=2, sp=True), masked=True),
     Case("tp2 sp recompute rows", dict(), dict(tp=2, sp=True, recompute="full"), isolate=False),
 ]
 MORE = [

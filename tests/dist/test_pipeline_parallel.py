@@ -10,10 +10,15 @@ from tests.dist.layouts import Case, check, compare
 
 DEEP = dict(num_layers=5)
 TWO = [
-    Case("pp2 r2", parallel=dict(pp=2)),
+    Case("pp2 r2", parallel=dict(pp=2), masked=True),
     Case("pp2 r3 rows", dict(num_loops=3), dict(pp=2), isolate=False),
-    Case("pp2 uneven r3 selective", DEEP | dict(num_loops=3), dict(pp=2, recompute="selective")),
-    Case("pp2 two chunks r1", DEEP | dict(num_loops=1), dict(pp=2, chunks_per_loop=2)),
+    Case(
+        "pp2 uneven r3 selective",
+        DEEP | dict(num_loops=3),
+        dict(pp=2, recompute="selective"),
+        masked=True,
+    ),
+    Case("pp2 two chunks r1", DEEP | dict(num_loops=1), dict(pp=2, chunks_per_loop=2), masked=True),
 ]
 MORE = [
     Case("pp2 r1", dict(num_loops=1), dict(pp=2)),
