@@ -1,4 +1,4 @@
-"""Whether a chat template was written for a tokenizer."""
+"""Whether a chat template can be trained with, and by which tokenizer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def foreign_tokens(template: str, tokenizer: Any) -> list[str]:
 
 
 def check_fit(template: str, tokenizer: Any, place: str) -> None:
-    """Refuse a template that is none, or another tokenizer's.
+    """Refuse a template that is none, or another tokenizer's, or writes another text tomorrow.
 
     Args:
         tokenizer: A `tokenizers.Tokenizer`.
@@ -53,12 +53,18 @@ def check_fit(template: str, tokenizer: Any, place: str) -> None:
         InputError: it is.
     """
     try:
-        Renderer(template, {}).reads("messages")
+        has_date = Renderer(template, {}).reads("strftime_now")
     except Unusable as error:
         fix = f"one of {', '.join(BUILT_IN)}, or another file"
         raise InputError.of(
             f"{place}: {error.detail}", "it is no template in Jinja", fix
         ) from error
+    if has_date:
+        raise InputError.of(
+            f"the chat template of {place} asks for today's date (strftime_now)",
+            "the same conversations would be other text on another day",
+            "a copy of it in a file, with a date in its place",
+        )
     if foreign := foreign_tokens(template, tokenizer):
         raise InputError.of(
             f"the chat template of {place} writes {', '.join(foreign[:8])}",

@@ -63,6 +63,11 @@ def test_a_template_of_another_tokenizer_is_found() -> None:
     assert "fix:" in str(found.value)
 
 
+def test_a_template_that_asks_for_the_date_is_refused() -> None:
+    with pytest.raises(InputError, match=r"own\.jinja.*date"):
+        check_fit("{{ strftime_now('%d') }}{{ messages }}", tokenizer(), "own.jinja")
+
+
 def test_what_is_no_template_is_said_at_once() -> None:
     with pytest.raises(InputError, match=r"own.jinja.*TemplateSyntaxError"):
         check_fit("{% for %}", tokenizer(), "own.jinja")
