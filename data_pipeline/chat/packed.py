@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.chat.packing import Packing, pack
 from data_pipeline.chat.rendered import ENTRY, TOO_LONG, Kind, Rendered, files_of
-from data_pipeline.chat.rows import LANGUAGE
+from data_pipeline.readers.conversations import LANGUAGE
 from data_pipeline.readers.verdict import MAX_BAD_FRACTION, MIN_ROWS
 from data_pipeline.schema import Tally
 from data_pipeline.tasks.work import Output, Result, Work

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.chat.rows import conversation_of, text_of
 from data_pipeline.chat.template import renderer_of
 from data_pipeline.chat.tokens import prepared, tokenise
 from data_pipeline.dedup import stages as dedup
+from data_pipeline.readers.conversations import conversation_of, text_of
 from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.dropped import DropList, Dropped
 from data_pipeline.tasks.origins import Origins

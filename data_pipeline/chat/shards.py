@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.chat.packed import Entries, Packed, Split, name_of, packing_of
 from data_pipeline.chat.rendered import Rendered, files_of
-from data_pipeline.chat.rows import LANGUAGE
 from data_pipeline.chat.template import Template
+from data_pipeline.readers.conversations import LANGUAGE
 from data_pipeline.shuffle.shards import Written
 from data_pipeline.tasks.work import Work
 from data_pipeline.tokenizer.count import Tokenizer

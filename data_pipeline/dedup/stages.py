@@ -18,10 +18,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.chat.rows import said
 from data_pipeline.dedup import phases
 from data_pipeline.dedup.minhash import algorithm, num_hashes
 from data_pipeline.dedup.pairs import Sketches, chunks_of, rows_of
+from data_pipeline.readers.conversations import said
 from data_pipeline.schema import Document, Place, Tally
 from data_pipeline.tasks import places
 from data_pipeline.tasks.places import Places

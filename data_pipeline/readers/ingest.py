@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data_pipeline.chat.rows import said
 from data_pipeline.decontam.match import decontaminate, open_index
 from data_pipeline.filters import clean
 from data_pipeline.langid.classifier import LanguageClassifier, label, label_code
 from data_pipeline.readers.base import Part, Source
+from data_pipeline.readers.conversations import said
 from data_pipeline.readers.pickled import unpickle_part
 from data_pipeline.readers.sample import DEFAULT_DOMAIN_BYTES, MIN_DOMAIN_BYTES
 from data_pipeline.readers.verdict import described, judge

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_pipeline.chat.rows import ConversationReader
 from data_pipeline.readers.base import RowReader
+from data_pipeline.readers.conversations import ConversationReader
 from data_pipeline.schema import Tally
 from loopcoder.config.build import SourceConfig
 

@@ -1,7 +1,7 @@
 """The tokenizer of a checkpoint, for conversations that it is to be tuned on.
 
-    CACHE/tokenizers/KEY/   tokenizer.json, chat_template.jinja and tokenizer_config.json, as in folders
-                            for transformers; KEY follows from their content
+    CACHE/tokenizers/KEY/   tokenizer.json, chat_template.jinja and tokenizer_config.json, as for
+                            transformers; KEY follows from their content
 
 A checkpoint keeps its template and the names of its special tokens in its state, where the pipeline
 does not look.
@@ -28,9 +28,13 @@ FOLDER = "tokenizers"
 """Below data.build.cache_dir."""
 
 
-def with_own_tokenizer(config: Config) -> Config:
+def with_own_tokenizer(config: Config, start: Checkpoint | None = None) -> Config:
     """Return a config whose conversations are encoded by the tokenizer in a folder, in place of
     that of a checkpoint, or of a run; others come back as they are.
+
+    Args:
+        start: What the run starts from, if that is known: its own newest checkpoint has the
+            tokenizer of the one that it began from, which may be gone.
 
     Raises:
         InputError: there is no such checkpoint, or it has no tokenizer.
@@ -40,14 +44,18 @@ def with_own_tokenizer(config: Config) -> Config:
     if not build.is_chat or build.tokenizer == "train":
         return config
     cache = Path(build.cache_dir).expanduser()
-    place, field = build.tokenizer, "data.build.tokenizer"
-    if place == CHECKPOINT:
+    place = build.tokenizer
+    if place == CHECKPOINT and start is not None:
+        found = start
+    elif place == CHECKPOINT:
         if config.checkpoint.init_from is None:
             return config  # which the pipeline refuses, if it has to build the corpus
-        place, field = config.checkpoint.init_from, "checkpoint.init_from"
+        found = find_at(config.checkpoint.init_from, cache, "checkpoint.init_from", shards=False)
     elif not _is_checkpoint(Path(place).expanduser()):
         return config
-    folder = tokenizer_folder(find_at(place, cache, field, shards=False), cache)
+    else:
+        found = find_at(place, cache, "data.build.tokenizer", shards=False)
+    folder = tokenizer_folder(found, cache)
     data = replace(config.data, build=replace(build, tokenizer=str(folder)))
     return replace(config, data=data)
 

@@ -277,9 +277,11 @@ def _opened(config: Config, run_dir: Path) -> tuple[Config, Corpus]:
     first = os.environ.get(FIRST_VARIABLE)
     sibling = Path(first) if first else None
     pinned = pinned_corpus(config, run_dir, say, sibling=sibling)
-    building = config if pinned is not None else with_own_tokenizer(config)
+    start = find_start(config, run_dir)
+    own = start.checkpoint if start is not None else None
+    building = config if pinned is not None else with_own_tokenizer(config, own)
     refuse = partial(refuse_other_tokens, building, run_dir)
-    config = with_kept_reader(config, find_start(config, run_dir), sibling)
+    config = with_kept_reader(config, start, sibling)
 
     def opened(verify: Verify) -> Corpus:
         if pinned is not None:

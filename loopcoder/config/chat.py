@@ -30,5 +30,5 @@ class ChatConfig:
     system: str | None = None
     """System prompt of conversations that have none."""
     special_tokens: Literal["drop", "keep"] = "drop"
-    """A conversation whose text spells a special token of the tokenizer, such as `<|im_end|>`:
+    """A conversation whose text spells a special token of the tokenizer, such as the end of a turn:
     leave it out and count it, or keep it, in which case the text becomes that token."""

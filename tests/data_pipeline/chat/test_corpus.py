@@ -92,7 +92,8 @@ def test_every_conversation_is_in_one_sequence(
     wanted = stripped(expected([parse(row) for row in given], chat), corpus)
     assert stripped(train, corpus) + stripped(val, corpus) == wanted
     assert max(wanted.values()) == 1
-    held = [parse(json.loads(line)) for line in open(corpus.dir / HELD_OUT, encoding="utf-8")]
+    lines_held = (corpus.dir / HELD_OUT).read_text(encoding="utf-8").split("\n")
+    held = [parse(json.loads(line)) for line in lines_held if line]
     assert stripped(expected(held, chat), corpus) == stripped(val, corpus)
     assert (corpus.dir / CHAT_TEMPLATE).read_text() == built_in("qwen3")
     assert corpus.chat_template == built_in("qwen3")
@@ -152,7 +153,7 @@ def test_too_long_is_cut_where_the_assistant_has_answered(
     lines: list[str] = []
     corpus = prepare(config(**fields), report=lines.append)
     documents = [*read(corpus, "train")[0], *read(corpus, "val")[0]]
-    (ids, mask) = max(documents, key=lambda document: sum(document[1]))
+    ids, _ = max(documents, key=lambda document: sum(document[1]))
     text = chats.tokenizer().decode(ids, skip_special_tokens=False)
     answers = text.count("So long. " * 30 + "<|im_end|>")
     assert 0 < answers < 12

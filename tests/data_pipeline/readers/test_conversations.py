@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.chat.rows import conversation_of, said
 from data_pipeline.readers import open_source
+from data_pipeline.readers.conversations import conversation_of, said
 from data_pipeline.readers.hf import HFSource, is_data_set
 from data_pipeline.readers.verdict import judge
 from data_pipeline.schema import Document, Tally
