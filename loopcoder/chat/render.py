@@ -117,10 +117,12 @@ class Renderer:
         spans = []
         for answer, twin in zip(answers, marked, strict=True):
             owner = marks.owner(twin.of(marked_text)) if answer.owner is None else answer.owner
+            if not wanted[owner]:
+                continue
             start = answer.start
             if reasoning == "context":
                 start += marks.before_content(owner, answer.of(text), twin.of(marked_text))
-            if wanted[owner] and start < answer.end:
+            if start < answer.end:
                 spans.append((start, answer.end))
         return text, spans
 

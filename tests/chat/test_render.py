@@ -176,6 +176,65 @@ def test_a_template_that_rewrites_earlier_turns_is_found() -> None:
     assert context == "d<|im_end|>"
 
 
+CALLS = Conversation(
+    (
+        HELLO[0],
+        Message("assistant", "So", None, (ToolCall("f", {"x": 1}), ToolCall("g", {"y": 'a"b'}))),
+        Message("tool", "r"),
+        Message("assistant", "", None, (ToolCall("f", {}),)),
+    )
+)
+JSON_CALLS = """\
+So
+<tool_call>
+{"name": "f", "arguments": {"x": 1}}
+</tool_call>
+<tool_call>
+{"name": "g", "arguments": {"y": "a\\"b"}}
+</tool_call><|im_end|>"""
+JSON_CALL = """\
+<tool_call>
+{"name": "f", "arguments": {}}
+</tool_call><|im_end|>"""
+TAGGED_CALLS = """\
+So
+<tool_call>
+<function=f>
+<parameter=x>
+1
+</parameter>
+</function>
+</tool_call>
+<tool_call>
+<function=g>
+<parameter=y>
+a"b
+</parameter>
+</function>
+</tool_call><|im_end|>"""
+TAGGED_CALL = """\
+<tool_call>
+<function=f>
+</function>
+</tool_call><|im_end|>"""
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("hermes", [JSON_CALLS, JSON_CALL]),
+        ("qwen3", [NO_THOUGHT + JSON_CALLS, NO_THOUGHT + JSON_CALL]),
+        ("qwen3_coder", [TAGGED_CALLS, TAGGED_CALL]),
+        ("public qwen2_5", [JSON_CALLS, JSON_CALL]),
+    ],
+)
+def test_calls_are_written_as_their_format_is_known(name: str, said: list[str]) -> None:
+    text, spans = renderer(name).with_spans(CALLS)
+    assert [text[start:end] for start, end in spans] == said
+    assert "<tool_response>\nr\n</tool_response><|im_end|>\n" in text
+
+
 PLAIN = (HELLO[0], Message("assistant", "b"))
 CALL = Message("assistant", "", tool_calls=(ToolCall("f", {}),))
 
