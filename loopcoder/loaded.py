@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -31,6 +32,7 @@ from loopcoder.model.documents import Documents
 from loopcoder.parallel import mcore
 
 if TYPE_CHECKING:
+    from loopcoder.chat.calls import Answer as ChatAnswer
     from loopcoder.infer.generator import Generator
     from loopcoder.train.state import TrainState
 
@@ -282,8 +284,6 @@ class LoadedRun:
             InputError: a prompt and its answer are longer than the model has positions, an argument
                 is wrong, or there is no memory for the cache.
         """
-        from loopcoder.infer.request import Request, Sampling
-
         asked = checked(
             max_tokens=max_tokens,
             temperature=temperature,
@@ -303,17 +303,9 @@ class LoadedRun:
             why = "pieces of several answers would come in any order"
             raise InputError.of("stream=True for several prompts", why, "one prompt, or no stream")
         generator = self._generator(asked.kernels, asked.cuda_graphs)
+        prompts = generator.prompts
         requests = [
-            Request(
-                generator.prompts.of_ids(self._ids(one, at_least=0)),
-                asked.max_tokens,
-                Sampling(asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.seed),
-                tuple(asked.stop),
-                frozenset() if asked.ignore_end else generator.prompts.end_ids,
-                asked.logprobs,
-                asked.prompt_logprobs,
-            )
-            for one in several
+            asked.request(prompts.of_ids(self._ids(one, at_least=0)), prompts) for one in several
         ]
         if not requests:
             return []
@@ -322,6 +314,57 @@ class LoadedRun:
             return engine.stream(requests[0])
         answers = engine.generate(requests)
         return answers[0] if is_one else answers
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        chat_template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> ChatAnswer:
+        """Answer a conversation, written with the chat template of the weights.
+
+        Args:
+            messages: In OpenAI's form, with `role` and `content`, also `reasoning_content`,
+                `tool_calls` and results of tools; a str is one message of the user.
+            tools: JSON schemas of functions, in OpenAI's form.
+            chat_template_kwargs: Options of the template, as `{"enable_thinking": False}`.
+            max_tokens: And the following as of `generate`.
+
+        Returns:
+            content, reasoning, tool_calls and problems of what is not well-formed
+            (chat/calls.py).
+
+        Raises:
+            InputError: as `generate`; or there is no template, or it does not take the
+                conversation, tools or options.
+        """
+        asked = checked(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop=stop,
+        )
+        generator = self._generator(asked.kernels, asked.cuda_graphs)
+        prompts = generator.prompts
+        said = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        text = prompts.rendered(said, tools, chat_template_kwargs)
+        request = asked.request(prompts.of_text(text), prompts, in_chat=True)
+        [answer] = generator.engine_for([request]).generate([request])
+        reader = prompts.reader(text, tools)
+        reader.add(answer.text)
+        reader.end()
+        return reader.answer
 
     @cached_property
     def _generators(self) -> dict[tuple[str, str], Generator]:

@@ -113,6 +113,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.loaded": BASE
     | MODEL
     | {
+        "loopcoder.chat.calls",
         "loopcoder.checkpoint",
         "loopcoder.data",
         "loopcoder.hf",

@@ -182,6 +182,46 @@ def test_a_model_for_notebooks(saved: Saved, emptied: None) -> None:
     assert run.bits_per_byte(TEXT) == pytest.approx(bits, rel=1e-6)
 
 
+def test_a_chat(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the template of the weights, which is ChatML without tools here; then in another one."""
+    from loopcoder.chat.calls import Answer as ChatAnswer
+    from loopcoder.chat.calls import ToolCall, format_of
+    from loopcoder.chat.templates import built_in
+    from loopcoder.infer.engine import Engine
+    from loopcoder.infer.request import Answer
+
+    run = loopcoder.load(saved.run_dir)
+    text = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    settings = {"max_tokens": 8, "temperature": 1.0, "seed": 5}
+    answer = run.chat("Why?", **settings)
+    assert answer == ChatAnswer(run.generate(text, **settings).text)
+    assert run.chat([{"role": "user", "content": "Why?"}], **settings) == answer
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    for wrong, said in (
+        (lambda: run.chat("Why?", tools=tools), "no place for tools"),
+        (lambda: run.chat("Why?", chat_template_kwargs={"self": 1}), "self for the chat template"),
+        (lambda: run.chat("a\ud83d"), "surrogates"),
+        (lambda: run.chat([{"content": "a"}]), "has no role"),
+        (lambda: run.chat("Why?", max_tokens=0), "max_tokens=0"),
+    ):
+        with pytest.raises(InputError, match=said):
+            wrong()
+
+    prompts = run._generator("auto", "auto").prompts
+    prompts.template, prompts.format = built_in("hermes"), format_of(built_in("hermes"))
+    said = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
+    asked = []
+
+    def told(self: Engine, requests: list[Any]) -> list[Answer]:
+        asked.append(run.tokenizer.decode(requests[0].ids))
+        return [Answer(said, (), "stop")]
+
+    monkeypatch.setattr(Engine, "generate", told)
+    assert run.chat("Why?", tools=tools).tool_calls == (ToolCall("look", {}),)
+    assert "<tools>" in asked[0]
+    assert run.chat("Why?").content == said
+
+
 def test_answers_are_those_of_the_full_pass(saved: Saved) -> None:
     """Greedy, one and several, whole and piece by piece; drawn ones follow their seed."""
     run = loopcoder.load(saved.run_dir)

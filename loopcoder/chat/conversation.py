@@ -104,7 +104,7 @@ def written(message: Message) -> dict[str, Any]:
     if message.reasoning is not None:
         out["reasoning_content"] = message.reasoning
     if message.tool_calls:
-        out["tool_calls"] = [_written_call(call) for call in message.tool_calls]
+        out["tool_calls"] = [written_call(call) for call in message.tool_calls]
     for name in ("tool_call_id", "name"):
         if (value := getattr(message, name)) is not None:
             out[name] = value
@@ -262,7 +262,8 @@ def _said(conversation: Conversation) -> Iterator[str]:
             yield json.dumps(call.arguments, ensure_ascii=False)
 
 
-def _written_call(call: ToolCall) -> dict[str, Any]:
+def written_call(call: ToolCall) -> dict[str, Any]:
+    """Return a call as `canonical` does."""
     function = {"name": call.name, "arguments": call.arguments}
     out: dict[str, Any] = {} if call.id is None else {"id": call.id}
     return out | {"type": "function", "function": function}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.syntax import texts_in
-from loopcoder.chat.templates import BUILT_IN
+from loopcoder.chat.templates import BUILT_IN, TOKEN_NAMES
 from loopcoder.chat.unusable import Unusable
 from loopcoder.errors import InputError
 
@@ -42,12 +43,16 @@ def foreign_tokens(template: str, tokenizer: Any) -> list[str]:
     return [name for name in found if not _is_one(name, tokenizer)]
 
 
-def check_fit(template: str, tokenizer: Any, place: str) -> None:
-    """Refuse a template that is none, or another tokenizer's, or writes another text tomorrow.
+def check_fit(
+    template: str, tokenizer: Any, place: str, names: Mapping[str, str] | None = None
+) -> None:
+    """Refuse a template that is none, or another tokenizer's, or writes another text tomorrow, or
+    asks for special tokens that nothing names: Jinja would write nothing in their place.
 
     Args:
         tokenizer: A `tokenizers.Tokenizer`.
         place: Where the template is from, for people.
+        names: Special tokens as templates call them; None: they are not known yet.
 
     Raises:
         InputError: it is.
@@ -64,6 +69,13 @@ def check_fit(template: str, tokenizer: Any, place: str) -> None:
             f"the chat template of {place} asks for today's date (strftime_now)",
             "the same conversations would be other text on another day",
             "a copy of it in a file, with a date in its place",
+        )
+    unnamed = [name for name in TOKEN_NAMES if names is not None and name not in names]
+    if asked := [name for name in unnamed if Renderer(template, {}).reads(name)]:
+        raise InputError.of(
+            f"the chat template of {place} writes {', '.join(asked)}, which nothing names",
+            "it would be left out of every conversation, but not where the model is asked",
+            "a tokenizer_config.json beside the tokenizer that names it",
         )
     if foreign := foreign_tokens(template, tokenizer):
         raise InputError.of(

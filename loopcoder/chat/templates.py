@@ -19,7 +19,8 @@ TURN, TURN_END = "<|im_start|>", "<|im_end|>"
 _FOLDER = Path(__file__).with_name("templates")
 _CONFIG = "tokenizer_config.json"
 _FIX = "the file as it was published, or none"
-_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+"""Special tokens, as templates call them."""
 
 
 @cache
@@ -76,7 +77,7 @@ def token_names_of(place: Path) -> dict[str, str]:
         InputError: the file is damaged.
     """
     config = _config(place if place.is_dir() else place.parent)
-    found = {name: _content(config.get(name)) for name in _TOKENS}
+    found = {name: _content(config.get(name)) for name in TOKEN_NAMES}
     return {name: text for name, text in found.items() if text is not None}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loopcoder.cli.arguments import say_aside
 from loopcoder.cli.given_prompts import GivenPrompt
 from loopcoder.cli.streams import nobody_reads
+from loopcoder.cli.transcripts import Transcript
 from loopcoder.errors import counted
 from loopcoder.infer.gathered import Gathered
 from loopcoder.infer.request import Piece, Request
@@ -28,13 +29,23 @@ class Answers:
     """Prints answers in the order of their prompts, each as soon as those before it are whole; the
     first of them that is not whole is printed as it comes."""
 
-    def __init__(self, prompts: Sequence[GivenPrompt], *, as_json: bool):
+    def __init__(
+        self,
+        prompts: Sequence[GivenPrompt],
+        transcripts: Sequence[Transcript] = (),
+        *,
+        as_json: bool,
+    ):
         """
         Args:
             prompts: What headings name; a single one has none.
+            transcripts: For each of them, if they are conversations.
         """
         self._prompts, self._as_json = prompts, as_json
+        self._transcripts = transcripts
         self._gathered = [Gathered() for _ in prompts]
+        self._texts: list[list[str]] = [[] for _ in prompts]
+        """To be printed of each."""
         self._printed = 0
         """Pieces of the next one that are printed."""
         self._next = 0
@@ -51,8 +62,8 @@ class Answers:
             say_aside(f"reading {tokens:,} tokens of prompts")
         begun = self._pace.last = time.perf_counter()
         tickets = [
-            engine.submit(request, partial(self._receive, request, gathered))
-            for request, gathered in zip(requests, self._gathered, strict=True)
+            engine.submit(request, partial(self._receive, request, number))
+            for number, request in enumerate(requests)
         ]
         try:
             while self._next < len(requests) and not nobody_reads():
@@ -64,28 +75,36 @@ class Answers:
             self._print()
             say_aside(self._speed(time.perf_counter() - begun))
 
-    def _receive(self, request: Request, gathered: Gathered, piece: Piece) -> None:
+    def _receive(self, request: Request, number: int, piece: Piece) -> None:
+        gathered = self._gathered[number]
         if piece.tokens:
             is_first = not gathered.tokens
             self._pace.came(len(request.ids) if is_first else 0)
         gathered.add(piece)
+        text = self._transcripts[number].add(piece) if self._transcripts else piece.text
+        self._texts[number].append(text)
 
     def _print(self) -> None:
         """Print what has come since the last time, as far as it is its turn."""
         while self._next < len(self._gathered):
             prompt, gathered = self._prompts[self._next], self._gathered[self._next]
             if self._as_json and gathered.is_whole:
-                print(json.dumps(_fields(prompt, gathered)), flush=True)
+                parts = self._transcripts[self._next].fields() if self._transcripts else {}
+                print(json.dumps(_fields(prompt, gathered) | parts), flush=True)
             elif not self._as_json:
                 self._print_text(prompt, gathered)
             if not gathered.is_whole:
                 return
+            for transcript in self._transcripts[self._next : self._next + 1]:
+                for problem in transcript.problems():
+                    say_aside(f"{prompt.heading}: {problem}")
             self._next, self._printed = self._next + 1, 0
 
     def _print_text(self, prompt: GivenPrompt, gathered: Gathered) -> None:
-        if len(self._prompts) > 1 and self._printed == 0 and gathered.texts:
+        texts = self._texts[self._next]
+        if len(self._prompts) > 1 and self._printed == 0 and texts:
             print(f"== {prompt.heading}")
-        new, self._printed = gathered.texts[self._printed :], len(gathered.texts)
+        new, self._printed = texts[self._printed :], len(texts)
         print("".join(new), end="\n" if gathered.is_whole else "", flush=True)
 
     def _speed(self, seconds: float) -> str:

@@ -34,6 +34,8 @@ usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
        loopcoder data clean [NAME...] [--older-than DAYS] [--unfinished] [--cache DIR] [--yes]
        loopcoder data train-langid PATH... --out FILE
        loopcoder data audit PATH... [--model FILE]
+       loopcoder data chat-from-docs OUT.jsonl [--only PART...] [--reasoning] [--seed N]
+       loopcoder data chat-from-evals WHEEL|FOLDER OUT.jsonl [--max-per-task N]
 
   loopcoder data data=files path=~/src              a folder; the same command again continues
   loopcoder data data=packages model=plt_7b         real text and code from Debian and npm packages
@@ -50,6 +52,8 @@ usage: loopcoder data [--config-dir DIR] [--print-config] [key=value ...]
   clean         say what of the cache would go, and remove it with --yes
   train-langid  train a classifier for the programming language of code without a name
   audit         compare the languages of code with Magika's, on a sample
+  chat-from-docs   make conversations of documentation and real signatures, for tuning
+  chat-from-evals  make conversations of the samples of the package evals
 
 CORPUS is a folder, a name that `loopcoder data list` prints, or the folder of a run."""
 
@@ -144,6 +148,18 @@ def _audit(argv: list[str]) -> int:
     return audit(argv)
 
 
+def _chat_from_docs(argv: list[str]) -> int:
+    from data_pipeline.tools.chat_from_docs import main as chat_from_docs
+
+    return chat_from_docs(argv)
+
+
+def _chat_from_evals(argv: list[str]) -> int:
+    from data_pipeline.tools.chat_from_evals import main as chat_from_evals
+
+    return chat_from_evals(argv)
+
+
 _VERBS = {
     "validate": _validate,
     "report": _report,
@@ -154,4 +170,6 @@ _VERBS = {
     "clean": clean,
     "train-langid": _train_langid,
     "audit": _audit,
+    "chat-from-docs": _chat_from_docs,
+    "chat-from-evals": _chat_from_evals,
 }

@@ -17,7 +17,7 @@ STDIN = "-"
 TEXTS_VARIABLE = "LOOPCODER_PROMPTS"
 """File with what the process that started this one has read from files and standard input: a JSON
 object of texts by what `file=` names."""
-_KEYS = ("prompt", "file")
+KEYS = ("prompt", "file", "messages")
 _HEADING = 72
 """Characters of a heading."""
 
@@ -29,6 +29,8 @@ class GivenPrompt:
     text: str
     file: str | None = None
     """Path as it was given, or `-`; None: it stood on the command line."""
+    is_conversation: bool = False
+    """Whether the text is messages as JSON."""
 
     @property
     def heading(self) -> str:
@@ -40,15 +42,15 @@ class GivenPrompt:
 
 
 def split_prompts(overrides: Sequence[str]) -> tuple[list[GivenPrompt], list[str]]:
-    """Read the prompts of `prompt=TEXT` and `file=FILE`, in their order; return them, and the
-    other overrides.
+    """Read the prompts of `prompt=TEXT`, `file=FILE` and `messages=FILE`, in their order; return
+    them, and the other overrides.
 
     Raises:
         InputError: a file cannot be read, is no text, or standard input is asked for twice.
     """
     keys = [override.partition("=")[0] for override in overrides]
-    others = [o for o, key in zip(overrides, keys, strict=True) if key not in _KEYS]
-    if overrides.count(f"file={STDIN}") > 1:
+    others = [o for o, key in zip(overrides, keys, strict=True) if key not in KEYS]
+    if sum(overrides.count(f"{key}={STDIN}") for key in ("file", "messages")) > 1:
         why = "standard input is read once"
         raise InputError.of("file=- twice", why, "file=- once, and files for the others")
     prompts = []
@@ -56,8 +58,8 @@ def split_prompts(overrides: Sequence[str]) -> tuple[list[GivenPrompt], list[str
         value = override.partition("=")[2]
         if key == "prompt":
             prompts.append(GivenPrompt(value))
-        elif key == "file":
-            prompts.append(GivenPrompt(_content(value), value))
+        elif key in KEYS:
+            prompts.append(GivenPrompt(_content(value), value, key == "messages"))
     return prompts, others
 
 
@@ -68,7 +70,10 @@ def handed_on(prompts: Sequence[GivenPrompt]) -> Iterator[list[str]]:
     What came from standard input and files is in a file for them: a pipe can be read only once, and
     a file may change.
     """
-    given = [f"prompt={p.text}" if p.file is None else f"file={p.file}" for p in prompts]
+    given = [
+        f"prompt={p.text}" if p.file is None else f"{KEYS[1 + p.is_conversation]}={p.file}"
+        for p in prompts
+    ]
     with tempfile.NamedTemporaryFile("w", prefix="loopcoder-", encoding="utf-8") as file:
         json.dump({p.file: p.text for p in prompts if p.file is not None}, file)
         file.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from loopcoder.chat.templates import built_in
 from loopcoder.cli.given_prompts import GivenPrompt
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def notes_on(
 ) -> Iterator[str]:
     """Yield a line for each thing that makes answers poorer than the model is, as far as the
     weights tell it."""
-    if is_chat and made.template == built_in("chatml"):
+    if is_chat and (source.specials is None or source.specials.chat_template is None):
         yield _PRETRAINED
     if not is_chat and any(prompt.text == "" for prompt in given):
         yield _EMPTY.format(token=made.tokenizer.id_to_token(made.begin_id))

@@ -72,7 +72,7 @@ def run(argv: list[str]) -> int:
     with listen(config, key) as taken:
         weights = Asked(detect(), asked.num_loops, asked.precision, asked.parallel)
         source = source_at(place, asked.cache, weights)
-        prompts = Prompts.of_source(source)
+        prompts = Prompts.of_source(source, config.tool_format)
         length = config.max_length or min(MAX_LENGTH, source.model.max_position_embeddings)
         with renamed(_FIELDS):
             decoder = load_decoder(

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from loopcoder.config.types import STRICT, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
+from loopcoder.config.types import (
+    STRICT,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ToolFormat,
+)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -33,6 +40,11 @@ class GenerateConfig:
     """Go on past tokens that end a document or a turn."""
     system: str | None = None
     """With --chat: what stands before the conversation, as the message of the system."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """With --chat: options of the chat template, such as {enable_thinking: false} of Qwen3's."""
+    tool_format: ToolFormat = "auto"
+    """With --chat: how the model writes calls of tools; auto: as its chat template does; none: they
+    stay text."""
     places: PositiveInt = 16
     """Prompts that are answered at a time; others wait."""
     kernels: Literal["auto", "stock", "cuda"] = "auto"

@@ -13,6 +13,7 @@ from loopcoder.config.types import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ToolFormat,
 )
 
 MAX_LENGTH = 8192
@@ -30,6 +31,9 @@ class ServeConfig:
     """Port to listen on; 0: any that is free, which is printed."""
     name: str | None = None
     """What the model is called; null: the name of its folder or run."""
+    tool_format: ToolFormat = "auto"
+    """How the model writes calls of tools in a chat; auto: as its chat template does; none: they
+    stay text."""
     places: PositiveInt = 16
     """Sequences that are decoded at a time, each with a cache of `serve.max_length` tokens."""
     max_length: PositiveInt | None = None

@@ -30,6 +30,8 @@ class Changes:
     their names."""
 
 
+ToolFormat = Literal["auto", "hermes", "qwen3_coder", "none"]
+"""How a model writes calls of tools; auto: as its chat template does; none: they stay text."""
 NAME, FOLDER = r"^\w[\w.+=,@-]*$", r"^[^/\x00]+$"
 Name = Annotated[str, Field(pattern=NAME)]
 """Part of a file's name."""

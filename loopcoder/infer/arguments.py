@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -13,6 +13,10 @@ from loopcoder.config.generation import GenerateConfig
 from loopcoder.config.mistakes import problems_of
 from loopcoder.config.types import STRICT, NonNegativeInt
 from loopcoder.errors import InputError
+from loopcoder.infer.request import Request, Sampling
+
+if TYPE_CHECKING:
+    from loopcoder.infer.prompts import Prompts
 
 _FIX = 'run.generate("def main():"), a list of token ids, or a list of such prompts'
 
@@ -27,6 +31,23 @@ class GenerateArguments(GenerateConfig):
     """Most probable tokens that are told at each generated one."""
     prompt_logprobs: NonNegativeInt | None = None
     """The same at the tokens of the prompt."""
+
+    def request(self, ids: tuple[int, ...], prompts: Prompts, *, in_chat: bool = False) -> Request:
+        """Return what is asked of the continuation of a prompt.
+
+        Args:
+            in_chat: The answer is a turn of a conversation.
+        """
+        return Request(
+            ids,
+            self.max_tokens,
+            Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.seed),
+            tuple(self.stop),
+            frozenset() if self.ignore_end else prompts.end_ids,
+            self.logprobs,
+            self.prompt_logprobs,
+            prompts.shown if in_chat else frozenset(),
+        )
 
 
 def checked(**arguments: Any) -> GenerateArguments:

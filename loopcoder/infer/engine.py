@@ -152,7 +152,7 @@ class Engine:
         """
         self._check_accepts(request)
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-        text = TextStream(self.bytes_of, request.stop)
+        text = TextStream(self.bytes_of, request.stop, request.shown)
         draws = Draws(request.sampling, request.logprobs)
         # a special token has no text in which its name could be found
         named = {self._special[name]: name for name in request.stop if name in self._special}

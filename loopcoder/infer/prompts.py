@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
+from loopcoder.chat.calls import TAGS, AnswerStream, format_of
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.unusable import Unusable
+from loopcoder.config.types import ToolFormat
 from loopcoder.data.tokenizer import read_tokenizer
 from loopcoder.errors import InputError
 from loopcoder.hf.card import Tokenizer as SpecialTokens
 from loopcoder.infer.loading import tokenizer_of
+from loopcoder.infer.messages import for_template
 from loopcoder.infer.sources import Source
+
+_GIVEN = {
+    "add_generation_prompt",
+    "bos_token",
+    "chat_template",
+    "continue_final_message",
+    "conversations",
+    "documents",
+    "eos_token",
+    "messages",
+    "pad_token",
+    "return_assistant_tokens_mask",
+    "self",
+    "tools",
+}
+"""What is said to a template besides options."""
 
 
 class Prompts:
@@ -22,12 +44,20 @@ class Prompts:
     tokens in a text, `<|fim_prefix|>`, become these tokens.
     """
 
-    def __init__(self, tokenizer: Any, special: SpecialTokens):
+    def __init__(self, tokenizer: Any, special: SpecialTokens, tool_format: ToolFormat = "auto"):
         """
         Args:
             tokenizer: A `tokenizers.Tokenizer`.
+            tool_format: In which the model writes calls of tools; auto: that of its template.
         """
         self.tokenizer, self.template = tokenizer, special.chat_template
+        self.format = format_of(self.template)
+        """In which the model answers in a chat."""
+        if tool_format != "auto":
+            calls = None if tool_format == "none" else tool_format
+            self.format = replace(self.format, calls=calls)
+        self.shown = frozenset(i for tag in TAGS if (i := tokenizer.token_to_id(tag)) is not None)
+        """Tokens that say what is what in an answer of a chat, whose names are needed."""
         self.begin_id = special.bos_id
         """What a prompt without any token begins with."""
         self.end_ids = frozenset(special.end_ids)
@@ -39,15 +69,18 @@ class Prompts:
         }
 
     @classmethod
-    def of_source(cls, source: Source) -> Prompts:
+    def of_source(cls, source: Source, tool_format: ToolFormat = "auto") -> Prompts:
         """Make prompts for weights.
+
+        Args:
+            tool_format: As of the class.
 
         Raises:
             InputError: they have no tokenizer, or one that names no end of a document.
         """
         path = tokenizer_of(source)
         tokenizer = read_tokenizer(path)
-        return cls(tokenizer, SpecialTokens.of(path, source.specials))
+        return cls(tokenizer, SpecialTokens.of(path, source.specials), tool_format)
 
     def of_text(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text; of an empty one the token that documents begin behind."""
@@ -67,32 +100,22 @@ class Prompts:
         """Return ids as a prompt; of none the token that documents begin behind."""
         return tuple(ids) or (self.begin_id,)
 
-    def of_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> tuple[int, ...]:
-        """Return the ids of a conversation, up to where the assistant answers.
-
-        Args:
-            messages: With `role` and `content`, and what else the template knows.
-            tools: JSON schemas of functions.
-
-        Raises:
-            InputError: there is no template, it refuses the conversation, or what renders it is
-                not installed.
-        """
-        return self.of_text(self.rendered(messages, tools))
-
     def rendered(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         """Return a conversation as the text that the model reads, up to where it answers.
 
+        Args:
+            messages: With `role` and `content`, and what else the template knows.
+            tools: JSON schemas of functions.
+            options: Of the template, as `enable_thinking`.
+
         Raises:
-            InputError: as `of_chat`.
+            InputError: there is no template, it refuses the conversation, has no place for its
+                tools or does not know an option, or what renders it is not installed.
         """
         if self.template is None:
             raise InputError.of(
@@ -102,11 +125,53 @@ class Prompts:
                 "a prompt of plain text",
             )
         renderer = Renderer(self.template, self._names)
+        self.check_options(options)
+        if tools and not renderer.reads("tools"):
+            raise InputError.of(
+                "the chat template has no place for tools",
+                "the model would never see them",
+                "a conversation without tools, or weights whose template writes them",
+            )
+        given = [for_template(message) for message in messages]
         try:
-            return renderer.text(messages, tools, add_generation_prompt=True)
+            text = renderer.text(given, tools, add_generation_prompt=True, **options)
+            text.encode()
+            return text
+        except UnicodeEncodeError as error:
+            raise InputError.of(
+                "the conversation has half of a pair of surrogates",
+                f"it is no Unicode: {error.reason}",
+                "text.encode(errors='replace').decode()",
+            ) from error
         except Unusable as error:
             raise InputError.of(
                 f"the chat template does not take {reprlib.repr([*messages])}",
                 error.detail,
                 "messages of the form {role: user, content: TEXT}",
             ) from error
+
+    def check_options(self, options: Iterable[str]) -> None:
+        """Refuse options that the template does not have, or that are given to it anyway.
+
+        Raises:
+            InputError: there is such a one.
+        """
+        renderer = Renderer(self.template or "", self._names)
+        for name in options:
+            if name in _GIVEN or not renderer.reads(re.escape(name)):
+                raise InputError.of(
+                    f"{name} for the chat template",
+                    "it is given to it anyway" if name in _GIVEN else "it has no such option",
+                    "options that the template names, such as enable_thinking of Qwen3's",
+                )
+
+    def reader(self, prompt: str, tools: Sequence[Mapping[str, Any]] | None) -> AnswerStream:
+        """Return what reads the answer to a conversation.
+
+        Args:
+            prompt: As `rendered` returned it.
+            tools: Without any, what looks like a call is content.
+        """
+        answers = self.format if tools else replace(self.format, calls=None)
+        in_reasoning = answers.begins_in_reasoning(prompt)
+        return AnswerStream(answers, tools or (), in_reasoning=in_reasoning)

@@ -44,6 +44,8 @@ class Request:
     log-probability of the token itself."""
     prompt_logprobs: int | None = None
     """The same at each token of the prompt."""
+    shown: frozenset[int] = frozenset()
+    """Special tokens whose names stand in the text of the answer; others have no text."""
 
 
 @dataclass(frozen=True)

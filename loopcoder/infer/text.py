@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
 from data_pipeline.tokenizer.spec import byte_of_char
+from loopcoder.chat.calls import begun_at_end
 from loopcoder.errors import InputError
 
 
@@ -76,12 +77,18 @@ class TextStream:
     character the longest; so how a text is cut into tokens changes nothing.
     """
 
-    def __init__(self, bytes_of: TokenBytes, stop: Sequence[str] = ()):
+    def __init__(
+        self,
+        bytes_of: TokenBytes,
+        stop: Sequence[str] = (),
+        shown: Collection[int] = frozenset(),
+    ):
         """
         Args:
             stop: Texts of one character at least.
+            shown: Special tokens that stand in the text by their names.
         """
-        self._bytes_of, self._stop = bytes_of, stop
+        self._bytes_of, self._stop, self._shown = bytes_of, stop, shown
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
         self.stopped_by: str | None = None
@@ -89,7 +96,9 @@ class TextStream:
 
     def add(self, token: int) -> str:
         """Add a token; return what is certain of the text by now, and was not returned before."""
-        return self._certain(self._decoder.decode(self._bytes_of[token]))
+        is_shown = token in self._shown
+        new = self._bytes_of.named(token) if is_shown else self._bytes_of[token]
+        return self._certain(self._decoder.decode(new))
 
     def end(self) -> str:
         """Return the rest of the text, in which bytes that lack others are U+FFFD."""
@@ -104,12 +113,6 @@ class TextStream:
             end, minus_length, self.stopped_by = min(ends)
             self._held = ""
             return text[: end + minus_length]
-        held = max((_begun(text, s) for s in self._stop), default=0)
+        held = max((begun_at_end(text, s) for s in self._stop), default=0)
         certain, self._held = text[: len(text) - held], text[len(text) - held :]
         return certain
-
-
-def _begun(text: str, stop: str) -> int:
-    """Return how many characters at the end of a text are the beginning of a stop string."""
-    most = min(len(text), len(stop) - 1)
-    return next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0)

@@ -11,7 +11,7 @@ import pytest
 from loopcoder.chat.fit import check_fit, foreign_tokens
 from loopcoder.chat.templates import BUILT_IN, built_in, named, template_of, token_names_of
 from loopcoder.errors import InputError
-from tests.chat.chats import public, tokenizer
+from tests.chat.chats import NAMES, public, tokenizer
 
 
 def test_a_setting_names_a_template_or_a_file(tmp_path: Path) -> None:
@@ -66,6 +66,13 @@ def test_a_template_of_another_tokenizer_is_found() -> None:
 def test_a_template_that_asks_for_the_date_is_refused() -> None:
     with pytest.raises(InputError, match=r"own\.jinja.*date"):
         check_fit("{{ strftime_now('%d') }}{{ messages }}", tokenizer(), "own.jinja")
+
+
+def test_special_tokens_that_nothing_names_are_refused() -> None:
+    check_fit(public("llama3"), tokenizer(), "here", NAMES)
+    check_fit(built_in("hermes"), tokenizer(), "here", {})
+    with pytest.raises(InputError, match="here writes bos_token, which nothing names"):
+        check_fit(public("llama3"), tokenizer(), "here", {"eos_token": "<|endoftext|>"})
 
 
 def test_what_is_no_template_is_said_at_once() -> None:

@@ -54,6 +54,8 @@ from tests.cli.conftest import Loop
         ("data train-langid docs --max-documents x --out y", "loopcoder data train-langid --help"),
         ("data audit", "loopcoder data audit --help"),
         ("data audit docs --share", "loopcoder data audit --help"),
+        ("data chat-from-docs", "loopcoder data chat-from-docs --help"),
+        ("data chat-from-evals x.whl", "loopcoder data chat-from-evals --help"),
         ("train run_dir=", "run_dir=FOLDER, or leave run_dir= out"),
         ("train -m seed=1,2 run_dir=", "run_dir=FOLDER, or leave run_dir= out"),
         ("train path=", "data.path=FOLDER, or leave data.path= out"),

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from loopcoder.chat.calls import format_of
+from loopcoder.chat.templates import built_in
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli import answers
 from loopcoder.cli import generate as generate_verb
@@ -26,7 +28,8 @@ from loopcoder.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RETRY, InputError
 from loopcoder.infer.engine import Engine
 from loopcoder.infer.loading import load_decoder
 from loopcoder.infer.prompts import Prompts
-from loopcoder.infer.request import Answer, Request, Sampling
+from loopcoder.infer.request import Answer, Piece, Request, Sampling, Token
+from loopcoder.infer.text import TextStream
 from tests.conftest import fresh_seed
 from tests.hf.folders import made
 
@@ -213,6 +216,19 @@ def test_processes_that_share_a_model_get_what_is_asked(
     assert TEXTS_VARIABLE not in os.environ
 
 
+def test_conversations_are_handed_on(tmp_path: Path) -> None:
+    """Next to a text of the same file; standard input is read once."""
+    (tmp_path / "chat.json").write_text("[]")
+    given = [f"{key}={tmp_path / 'chat.json'}" for key in ("messages", "file", "messages")]
+    prompts, _ = split_prompts(given)
+    assert [one.is_conversation for one in prompts] == [True, False, True]
+    with handed_on(prompts) as handed:
+        (tmp_path / "chat.json").unlink()
+        assert handed == given and split_prompts(handed) == (prompts, [])
+    with pytest.raises(InputError, match="once"):
+        split_prompts(["messages=-", "file=-"])
+
+
 def test_nothing_is_left_of_prompts_that_were_handed_on_in_vain() -> None:
     with pytest.raises(KeyboardInterrupt), handed_on([GivenPrompt("a", "-")]):
         assert TEXTS_VARIABLE in os.environ
@@ -229,6 +245,9 @@ def test_nothing_is_left_of_prompts_that_were_handed_on_in_vain() -> None:
         (["prompt=a", "generate.temperatur=1"], "generate.temperature"),
         (["prompt=a", "generate.stop=['']"], "an empty stop string"),
         (["prompt=a", "generate.system=b"], "--chat"),
+        (["prompt=a", "generate.chat_template_kwargs={a: 1}"], "--chat"),
+        (["prompt=a", "generate.tool_format=none"], "--chat"),
+        (["prompt=a", "--chat", "generate.chat_template_kwargs={a: 1}"], "no such option"),
         (["prompt=a", "train.max_steps=3"], "model.num_loops, precision"),
         (["prompt=a", "precision=fp8_tensorwise"], "precision=bf16"),
         (["prompt=a", "model.num_loops=0"], "model.num_loops"),
@@ -279,3 +298,92 @@ def test_a_decoder_is_made_as_asked(
     for settings, found in ((asked, "stock off"), ([], "auto auto")):
         assert cli.main([*command, *settings]) == EXIT_BAD_INPUT
         assert found in capsys.readouterr().err
+
+
+def test_a_conversation_from_a_file(
+    checkpoint: Checkpoint,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With tools, options of the template, reasoning and calls in the answer."""
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    call = {"function": {"name": "look", "arguments": '{"x": 1}'}, "type": "function"}
+    messages = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+    ]
+    (tmp_path / "chat.json").write_text(json.dumps({"messages": messages, "tools": tools}))
+    rendered: list[str] = []
+
+    class Told(Prompts):
+        """Of weights whose template is Qwen3's."""
+
+        @classmethod
+        def of_source(cls, *arguments: Any) -> Prompts:
+            found = super().of_source(*arguments)
+            found.template, found.format = built_in("qwen3"), format_of(built_in("qwen3"))
+            return found
+
+        def of_text(self, text: str) -> tuple[int, ...]:
+            rendered.append(text)
+            return super().of_text("a")
+
+    said = '<think>\nLoop\n</think>\n\nI look.\n<tool_call>\n{"name": "look", "arguments": '
+    said += '{"x": 2}}\n</tool_call><tool_call>'
+
+    def told(self: Engine, request: Request, receive: Any) -> int:
+        ids = self.tokenizer.encode(said, add_special_tokens=False).ids
+        text = TextStream(self.bytes_of, (), request.shown)
+        for token in ids:
+            receive(Piece(text.add(token), (Token(token),)))
+        receive(Piece(text.end(), finish="stop"))
+        return 0
+
+    monkeypatch.setattr("loopcoder.infer.prompts.Prompts", Told)
+    monkeypatch.setattr(Engine, "submit", told)
+    given = ["--chat", f"messages={tmp_path / 'chat.json'}", "generate.system=Be short."]
+    given.append("generate.chat_template_kwargs={enable_thinking: false}")
+    assert generate(checkpoint, *given) == EXIT_DONE
+    out, err = capsys.readouterr()
+    assert out == (
+        '[reasoning]\nLoop\n[answer]\nI look.\n[call] look {"x": 2}\n[answer]\n<tool_call>\n'
+    )
+    assert "unclosed_call" in err
+    assert rendered[0].startswith("<|im_start|>system\nBe short.\n\n# Tools")
+    assert '"arguments": {"x": 1}}\n</tool_call><|im_end|>' in rendered[0]
+    assert rendered[0].endswith("assistant\n<think>\n\n</think>\n\n")
+    assert generate(checkpoint, *given, "--json") == EXIT_DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["text"] == said and found["reasoning"] == "Loop"
+    assert found["content"] == "I look.\n<tool_call>"
+    function = {"name": "look", "arguments": {"x": 2}}
+    assert found["tool_calls"] == [{"type": "function", "function": function}]
+    assert found["problems"] == ["unclosed_call: no </tool_call>"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[", "it is no JSON"),
+        ('"a"', "neither a list nor an object"),
+        ("[]", "no list of objects"),
+        ('{"messages": [{"role": "user", "content": "a"}], "tools": [1]}', "its tools"),
+        ('[{"content": "a"}]', "has no role"),
+        ('[{"role": "user", "content": [{"type": "image_url"}]}]', "part of content"),
+        ('[{"role": "user", "content": 5}]', "no text"),
+        ('[{"role": "assistant", "tool_calls": [1]}]', "tool_calls"),
+        ('[{"role": "system", "content": "a"}]', "begins with a message of the system"),
+    ],
+)
+def test_files_that_are_no_conversation(
+    checkpoint: Checkpoint,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    content: str,
+    said: str,
+) -> None:
+    (tmp_path / "chat.json").write_text(content)
+    given = ["--chat", f"messages={tmp_path / 'chat.json'}", "generate.system=b"]
+    assert said in refused(checkpoint, capsys, *given)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from loopcoder.chat.calls import Format
 from loopcoder.chat.templates import built_in
 from loopcoder.checkpoint.state import Specials
 from loopcoder.errors import InputError
@@ -47,7 +48,6 @@ def test_a_conversation_is_written_with_the_template() -> None:
     with_tools = "{{ bos_token }}{{ tools[0].name }}{{ messages | tojson }}{{ eos_token }}"
     said = prompts(with_tools).rendered(HELLO, [{"name": "look"}])
     assert said == '<bos>look[{"role": "user", "content": "Hello"}]' + END
-    assert prompts(MARKER + "{{ messages[0].content }}").of_chat(HELLO)[0] == MARKER_ID
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_conversation_is_written_with_the_template() -> None:
 )
 def test_conversations_that_cannot_be_written(template: str | None, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        prompts(template).of_chat(HELLO)
+        prompts(template).rendered(HELLO)
 
 
 def test_what_renders_conversations_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_what_renders_conversations_may_be_missing(monkeypatch: pytest.MonkeyPat
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match="pip install 'transformers"):
-        prompts(built_in("chatml")).of_chat(HELLO)
+        prompts(built_in("chatml")).rendered(HELLO)
 
 
 def test_what_a_template_does_not_take_is_told_in_short() -> None:
@@ -81,3 +81,28 @@ def test_what_a_template_does_not_take_is_told_in_short() -> None:
     with pytest.raises(InputError) as found:
         prompts("{{ raise_exception(messages[0].more[0]) }}").rendered([message])
     assert len(str(found.value)) < 1000
+
+
+def test_options_and_tools_that_the_template_does_not_have() -> None:
+    """Nobody would see that they change nothing."""
+    made = prompts("{{ messages[0].content }}{% if loud %}!{% endif %}")
+    assert made.rendered(HELLO, options={"loud": True}) == "Hello!"
+    for tools, options, said in (
+        ([], {"lou": True}, "lou for the chat template"),
+        ([], {"messages": []}, "messages for the chat template"),
+        ([{"name": "look"}], {}, "no place for tools"),
+    ):
+        with pytest.raises(InputError, match=said):
+            made.rendered(HELLO, tools, options)
+
+
+def test_how_an_answer_is_read_follows_template_request_and_prompt() -> None:
+    made, tools = prompts(built_in("qwen3")), [{"name": "look"}]
+    assert made.reader("", tools).format == Format("hermes", reasoning=True)
+    assert made.reader("", []).format == Format(None, reasoning=True)
+    begun = made.reader("assistant\n<think>\n", tools)
+    begun.add("Why")
+    assert begun.answer.reasoning == "Why"
+    for tool_format, calls in (("none", None), ("qwen3_coder", "qwen3_coder")):
+        special = SpecialTokens("", END, END, END, {END: END_ID}, Specials({}, {}, None, ""))
+        assert Prompts(TOKENIZER, special, tool_format).format == Format(calls)

@@ -56,6 +56,18 @@ def test_pieces_are_the_whole_text(ids: list[int]) -> None:
     assert stopped_by is None
 
 
+@settings(deadline=None)
+@given(IDS)
+def test_special_tokens_that_are_shown_stand_by_their_names(ids: list[int]) -> None:
+    marker, end = TOKENIZER.token_to_id(MARKER), TOKENIZER.token_to_id(END)
+    ids = [marker, *ids, end, marker]
+    stream = TextStream(BYTES_OF, (), {marker})
+    text = "".join(map(stream.add, ids)) + stream.end()
+    wanted = [BYTES_OF.named(i) if i == marker else BYTES_OF[i] for i in ids]
+    assert text == b"".join(wanted).decode(errors="replace")
+    assert text.startswith(MARKER) and text.endswith(MARKER)
+
+
 @settings(deadline=None, max_examples=200)
 @given(TEXTS, STOPS, st.randoms(use_true_random=False))
 def test_how_a_text_is_cut_into_tokens_changes_nothing(

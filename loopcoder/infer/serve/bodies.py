@@ -20,7 +20,7 @@ _MOST_STOPS = 32
 _MOST_CHOICES = 128
 _IGNORED = (
     "metadata",
-    "parallel_tool_calls",
+    "parallel_tool_calls",  # of a chat see ChatBody
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
@@ -202,21 +202,17 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], _First] | None = None
 
-    @property
-    def text(self) -> str | None:
-        """Its content as one text."""
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
-        return self.content
-
 
 class ChatBody(Body):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1), _First]
     tools: Annotated[list[dict[str, Any]], _First] | None = None
-    """They are shown to the model by the template; calls in its answer are not parsed."""
-    tool_choice: Literal["auto", "none"] | None = None
+    """They are shown to the model by the template, as they were given."""
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Of vLLM's: options of the template, as enable_thinking."""
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
@@ -227,12 +223,39 @@ class ChatBody(Body):
             raise Refused(400, "top_logprobs needs logprobs: true", "top_logprobs")
         if self.max_tokens == 0:
             raise Refused(400, "max_tokens=0 asks for nothing", "max_tokens")
+        if self.tool_choice not in (None, "auto", "none"):
+            said = "it is auto or none here: nothing makes this server's model call a tool"
+            raise Refused(400, f"tool_choice: {said}", "tool_choice")
+        if self.parallel_tool_calls is False and self.tools:
+            said = "this server does not hold its model to one call at a time; leave it out"
+            raise Refused(400, f"parallel_tool_calls=false: {said}", "parallel_tool_calls")
+        for place, tool in enumerate(self.tools or ()):
+            _check_tool(tool, f"tools.{place}")
         return self
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """Tools that the model may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
     @property
     def most(self) -> int | None:
         """Most tokens of an answer; None: as many as there is room for."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+def _check_tool(tool: Mapping[str, Any], name: str) -> None:
+    """Refuse what is no function with a schema."""
+    function = tool.get("function")
+    if (
+        tool.get("type") != "function"
+        or not isinstance(function, dict)
+        or not isinstance(function.get("name"), str)
+        or not function["name"]
+        or not isinstance(function.get("parameters") or {}, dict)
+    ):
+        form = "{type: function, function: {name, description, parameters: a JSON schema}}"
+        raise Refused(400, f"{name}: a tool is {form}", "tools")
 
 
 def _refused(error: ValidationError, known: list[str]) -> Refused:

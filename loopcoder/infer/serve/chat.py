@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic_core import from_json
-
 from loopcoder.infer.request import Piece, Request
-from loopcoder.infer.serve.bodies import ChatBody, Message
+from loopcoder.infer.serve.bodies import ChatBody
+from loopcoder.infer.serve.chat_turn import ChatTurn
 from loopcoder.infer.serve.logprobs import chat_logprobs, check_told
 from loopcoder.infer.serve.model import Served
-from loopcoder.infer.serve.refusals import Refused
 from loopcoder.infer.serve.replies import Reply
 
 
@@ -29,9 +27,10 @@ class ChatCompletion(Reply):
         super().__init__(body, served.name)
         served.check_number(1, body.samples)
         self._bytes_of = served.bytes_of
-        messages = [_for_template(message) for message in body.messages]
-        tools = None if body.tool_choice == "none" else body.tools
-        ids = served.of_chat(messages, tools)
+        messages = [message.model_dump(exclude_unset=True) for message in body.messages]
+        tools = body.offered
+        text = served.rendered(messages, tools, body.chat_template_kwargs or {})
+        ids = served.of_text(text, "messages")
         served.check_length(ids, body.most or 1)
         most = body.most or served.max_length - len(ids)
         told = (body.top_logprobs or 0) if body.logprobs else None
@@ -42,11 +41,13 @@ class ChatCompletion(Reply):
                 sampling=body.sampling(sample),
                 stop=body.stops,
                 stop_ids=body.stop_ids(served.eos),
+                shown=served.prompts.shown,
                 logprobs=told,
             )
             for sample in range(body.samples)
         ]
         check_told(self.requests)
+        self._turns = [ChatTurn(served.prompts.reader(text, tools)) for _ in self.requests]
 
     def opening(self) -> Iterator[dict[str, Any]]:
         delta = {"role": "assistant", "content": ""}
@@ -56,50 +57,23 @@ class ChatCompletion(Reply):
     def choice(self, number: int, piece: Piece) -> dict[str, Any]:
         return {
             "index": number,
-            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "message": self._turns[number].message(piece),
             "logprobs": self._told(piece),
-            "finish_reason": piece.finish,
+            "finish_reason": self._turns[number].finish(piece),
         }
 
-    def chunk(self, number: int, piece: Piece) -> dict[str, Any] | None:
-        told = self._told(piece)
-        if not (piece.text or piece.finish or told):
-            return None
-        return {
-            "index": number,
-            "delta": {"content": piece.text} if piece.text else {},
-            "logprobs": told,
-            "finish_reason": piece.finish,
-        }
+    def chunks(self, number: int, piece: Piece) -> Iterator[dict[str, Any]]:
+        told, turn = self._told(piece), self._turns[number]
+        deltas = list(turn.deltas(piece))
+        if not deltas and (piece.finish or told):
+            deltas = [{}]
+        for place, delta in enumerate(deltas):
+            yield {
+                "index": number,
+                "delta": delta,
+                "logprobs": told if place == 0 else None,
+                "finish_reason": turn.finish(piece) if place == len(deltas) - 1 else None,
+            }
 
     def _told(self, piece: Piece) -> dict[str, Any] | None:
         return chat_logprobs(self._bytes_of, piece.tokens) if self.body.logprobs else None
-
-
-def _for_template(message: Message) -> dict[str, Any]:
-    """Return a message as templates expect it: arguments of tool calls as objects, which OpenAI's
-    clients send as JSON in a string."""
-    given = message.model_dump(exclude_unset=True) | {"content": message.text}
-    calls = given.get("tool_calls")
-    if calls is None:
-        return given
-    try:
-        given["tool_calls"] = [
-            call | {"function": call["function"] | {"arguments": _object(call)}} for call in calls
-        ]
-    except (TypeError, KeyError, ValueError) as error:
-        raise Refused(
-            400,
-            "messages: tool_calls is a list of {id, type, function: {name, arguments}}, with "
-            "arguments as an object or as JSON in a string",
-            "messages",
-        ) from error
-    return given
-
-
-def _object(call: dict[str, Any]) -> Any:
-    """Return the arguments of a call; ValueError: they are no JSON, or too deep, as in a body."""
-    arguments = call["function"]["arguments"]
-    if isinstance(arguments, str):
-        return from_json(arguments, allow_inf_nan=False)
-    return arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from loopcoder.infer.request import Piece, Request
@@ -63,10 +64,10 @@ class Completion(Reply):
             "finish_reason": piece.finish,
         }
 
-    def chunk(self, number: int, piece: Piece) -> dict[str, Any] | None:
+    def chunks(self, number: int, piece: Piece) -> Iterator[dict[str, Any]]:
         choice = self.choice(number, piece)
-        tells = choice["text"] or choice["finish_reason"] or choice["logprobs"] is not None
-        return choice if tells else None
+        if choice["text"] or choice["finish_reason"] or choice["logprobs"] is not None:
+            yield choice
 
     def _echoed(self, number: int) -> str:
         """Return what a choice begins with."""

@@ -69,10 +69,17 @@ class Served:
             )
         return self.prompts.of_text(text)
 
-    def of_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
-    ) -> tuple[int, ...]:
-        """Return the ids of a conversation, up to where the assistant answers."""
+    def rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+    ) -> str:
+        """Return a conversation as the text that the model reads, up to where it answers.
+
+        Args:
+            options: For the template.
+        """
         if self.prompts.template is None:
             raise Refused(
                 400,
@@ -81,10 +88,13 @@ class Served:
                 "messages",
             )
         try:
-            text = self.prompts.rendered(messages, tools)
+            self.prompts.check_options(options)
+        except InputError as error:
+            raise Refused.by(error, "chat_template_kwargs") from error
+        try:
+            return self.prompts.rendered(messages, tools, options)
         except InputError as error:
             raise Refused.by(error, "messages") from error
-        return self.of_text(text, "messages")
 
     def check_length(self, ids: Sequence[int], max_tokens: int) -> None:
         """Refuse a prompt that leaves no room for its answer."""

@@ -47,8 +47,8 @@ class Reply(ABC):
         """Return a choice whose whole answer is one piece."""
 
     @abstractmethod
-    def chunk(self, number: int, piece: Piece) -> dict[str, Any] | None:
-        """Return what a piece adds to a choice; None: nothing that is told."""
+    def chunks(self, number: int, piece: Piece) -> Iterator[dict[str, Any]]:
+        """Yield what a piece adds to a choice, an event for each."""
 
     def opening(self) -> Iterator[dict[str, Any]]:
         """Yield choices that open a stream."""
@@ -80,9 +80,9 @@ class Reply(ABC):
         if tells_usage:
             about["usage"] = None
 
-        def event(number: int, piece: Piece) -> bytes | None:
-            chunk = self.chunk(number, piece)
-            return None if chunk is None else event_of({**about, "choices": [chunk]})
+        def events(number: int, piece: Piece) -> bytes:
+            chunks = self.chunks(number, piece)
+            return b"".join(event_of({**about, "choices": [chunk]}) for chunk in chunks)
 
         begun = set[int]()  # a first piece may have the whole prompt
         for opening in self.opening():
@@ -91,11 +91,11 @@ class Reply(ABC):
             async for number, piece in answers.pieces():
                 self._generated += len(piece.tokens)
                 if number in begun and len(piece.tokens) < _LONG:
-                    made = event(number, piece)
+                    made = events(number, piece)
                 else:
-                    made = await run_in_threadpool(event, number, piece)
+                    made = await run_in_threadpool(events, number, piece)
                 begun.add(number)
-                if made is not None:
+                if made:
                     yield made
         except Refused as refused:
             yield event_of(refused.body)

@@ -71,7 +71,7 @@ def test_what_the_template_gets(stand: Stand, client: TestClient) -> None:
     stand.served.prompts.of_text = lambda text: (seen.append(text), of_text("a"))[1]
     ask(client, messages=messages, tools=tools, max_tokens=1)
     ask(client, messages=messages, tools=tools, tool_choice="none", max_tokens=1)
-    rendered = "user: a\nbassistant: None2tool: 2assistant:"
+    rendered = "user: a\nbassistant: 2tool: 2assistant:"
     assert seen == [json.dumps(tools) + rendered, rendered]
 
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
+from loopcoder.chat.templates import built_in
 from loopcoder.errors import InputError
 from loopcoder.hf.export import export
 from loopcoder.infer.request import Answer, Request
 from tests.hf.folders import made
 from tests.infer.serve.servers import Server, served
+from tests.infer.serve.toy import Canned, Stand
 
 if TYPE_CHECKING:  # the fast set is collected without it
     import openai
@@ -110,6 +113,61 @@ def test_chat(client: openai.OpenAI, engine: Any) -> None:
     deltas = [chunk.choices[0].delta for chunk in stream]
     assert deltas[0].role == "assistant"
     assert "".join(delta.content or "" for delta in deltas) == want.text
+
+
+@pytest.fixture(params=["hermes", "qwen3_coder"])
+def told(request: pytest.FixtureRequest, tokens: Tokenizer) -> tuple[Stand, Any]:
+    """A server whose model says the same to everything; and what that is, as a client sees it."""
+    call = {"city": "漢 </tool_call>", "days": 2}
+    written = {
+        "hermes": f"<tool_call>\n{json.dumps({'name': 'look', 'arguments': call})}\n</tool_call>",
+        "qwen3_coder": "<tool_call>\n<function=look>\n<parameter=city>\n漢 </tool_call>\n"
+        "</parameter>\n<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>",
+    }[request.param]
+    text = f"<think>\nI look.\n</think>\n\nSo: é\n{written}\n{written}"
+    template = built_in(request.param) + "{#- <think></think> #}"
+    stand = Stand(tokens, 0, toy=Canned, template=template, max_length=3000)
+    assert isinstance(stand.toy, Canned)
+    stand.eos = tokens.token_to_id("<|endoftext|>")
+    stand.engine.eos = frozenset({stand.eos})
+    stand.toy.answer = [*tokens.encode(text, add_special_tokens=False).ids, stand.eos]
+    return stand, call
+
+
+def test_calls_of_tools(told: tuple[Stand, Any]) -> None:
+    """The package adds deltas up to what it gets as a whole."""
+    import openai
+    from openai.lib.streaming.chat import ChatCompletionStreamState
+
+    stand, call = told
+    properties = {"city": {"type": "string"}, "days": {"type": "integer"}}
+    parameters = {"type": "object", "properties": properties}
+    tools: Any = [{"type": "function", "function": {"name": "look", "parameters": parameters}}]
+    ask: Any = dict(model="toy", messages=[{"role": "user", "content": "?"}], tools=tools)
+
+    def visit(port: int) -> tuple[Any, Any, Any]:
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="k") as client:
+            whole = client.chat.completions.create(**ask).choices[0]
+            state = ChatCompletionStreamState(input_tools=tools)
+            for chunk in client.chat.completions.create(**ask, stream=True):
+                state.handle_chunk(chunk)
+            results = [
+                {"role": "tool", "tool_call_id": call.id, "content": "2"}
+                for call in whole.message.tool_calls
+            ]
+            messages = [*ask["messages"], whole.message, *results]
+            again = client.chat.completions.create(**(ask | {"messages": messages}))
+            return whole, state.get_final_completion().choices[0], again
+
+    (whole, added, again), _ = stand.serve(visit)
+    for choice in (whole, added):
+        assert choice.finish_reason == "tool_calls" and choice.message.content == "So: é"
+        assert choice.message.reasoning_content == "I look."
+        calls = choice.message.tool_calls
+        assert [one.function.name for one in calls] == ["look"] * 2
+        assert [json.loads(one.function.arguments) for one in calls] == [call] * 2
+        assert len({one.id for one in calls}) == 2 and {one.type for one in calls} == {"function"}
+    assert again.choices[0].finish_reason == "tool_calls"
 
 
 def test_errors_are_those_of_the_package(client: openai.OpenAI, server: Server) -> None:

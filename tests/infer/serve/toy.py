@@ -90,6 +90,34 @@ class Toy:
             raise self.error
 
 
+class Canned(Toy):
+    """Answers every prompt with the same tokens."""
+
+    def __init__(self, *about: int):
+        super().__init__(*about)
+        self.answer: list[int] = []
+        self._lengths: dict[int, int] = {}
+
+    def prefill(
+        self,
+        prompts: Mapping[int, Sequence[int]],
+        read: Callable[[int, int, Tensor], None] | None = None,
+        wanted: Collection[int] | None = None,
+    ) -> Tensor:
+        super().prefill(prompts, read, wanted)
+        self._lengths |= {place: len(ids) for place, ids in prompts.items()}
+        return self._next(list(prompts))
+
+    def step(self, places: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        super().step(places, tokens)
+        return self._next(places)
+
+    def _next(self, places: Sequence[int]) -> Tensor:
+        said = [len(self.seen[place]) - self._lengths[place] for place in places]
+        rows = torch.tensor([self.answer[number] for number in said])
+        return 50.0 * torch.nn.functional.one_hot(rows, self.vocabulary)
+
+
 @cache
 def tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
@@ -116,27 +144,35 @@ def eventually(is_so: Callable[[], bool]) -> None:
 class Stand:
     """A server on a toy, with a client in the same process."""
 
-    def __init__(self, tokens: Tokenizer, seed: int, key: str | None = None, **settings: Any):
+    def __init__(
+        self,
+        tokens: Tokenizer,
+        seed: int,
+        key: str | None = None,
+        toy: type[Toy] = Toy,
+        template: str = TEMPLATE,
+        **settings: Any,
+    ):
         usual = {"port": 0, "places": 4, "max_length": 64, "max_waiting": 8}
         self.config = ServeConfig(**(usual | settings))
         assert self.config.max_length is not None
         size = tokens.get_vocab_size()
-        self.toy = Toy(size, self.config.places, self.config.max_length, seed)
+        self.toy = toy(size, self.config.places, self.config.max_length, seed)
         self.eos = int(torch.randint(0, size, (), generator=torch.Generator().manual_seed(seed)))
         waiting = most_open(self.config)
         self.engine = Engine(self.toy, tokens, frozenset({self.eos}), max_waiting=waiting)
-        self.tokens, self.key = tokens, key
+        self.tokens, self.key, self._template = tokens, key, template
 
     def prompts(self, template: bool) -> Prompts:
         special: Any = SimpleNamespace(
-            chat_template=TEMPLATE if template else None,
+            chat_template=self._template if template else None,
             bos_id=self.eos,
             end_ids=[self.eos],
             bos="",
             eos="",
             pad="",
         )
-        return Prompts(self.tokens, special)
+        return Prompts(self.tokens, special, self.config.tool_format)
 
     @contextmanager
     def client(self, *, template: bool = True, strict: bool = False) -> Iterator[TestClient]:
