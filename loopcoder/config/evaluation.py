@@ -48,7 +48,8 @@ class EvalConfig:
     """Texts that they continue, in turn; null: beginnings of held-out documents, of each domain in
     turn, and the same ones over the whole run."""
     sample_prompt_tokens: Annotated[PositiveInt, _SAMPLES] = 64
-    """Tokens of such a beginning; half of a document that is shorter than twice as long."""
+    """Tokens of such a beginning; half of a document that is shorter than twice as long. Of a
+    conversation it is all that is before the first answer."""
     sample_tokens: Annotated[PositiveInt, _SAMPLES] = 64
     """Tokens of a continuation, which ends earlier where the document does."""
     sample_temperature: Annotated[NonNegativeFloat, _SAMPLES] = 0.0

@@ -18,6 +18,8 @@ _CUT = "its sequences are whole conversations, and another length would cut them
 
 def check_packed(config: Config, corpus: Corpus) -> None:
     """Raise InputError with everything for which a run cannot read a corpus as it is packed."""
+    if not corpus.is_packed:
+        return
     named = corpus.parts if isinstance(corpus, JoinedCorpus) else {"": corpus}
     manifests = {name: member.manifest for name, member in named.items()}
     if problems := list(packed_problems(config, manifests)):

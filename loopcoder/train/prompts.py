@@ -13,6 +13,7 @@ import numpy as np
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import read_document
+from loopcoder.data.mask import read_mask
 from loopcoder.errors import InputError, counted
 
 
@@ -58,7 +59,8 @@ def _given(config: Config, tokenizer: Any, text: str) -> Prompt:
 
 
 def _beginnings(config: Config, corpus: Corpus) -> Iterator[Prompt]:
-    """Yield beginnings of held-out documents of the domains that are trained, each in turn."""
+    """Yield beginnings of held-out documents of the domains that are trained, each in turn; of a
+    conversation all that is before its first answer."""
     trained = {domain for stage in config.stages for domain in stage.mixture}
     domains = [domain for domain in corpus.domains if domain in trained]
     for one_of_each in zip_longest(*(_of_domain(config, corpus, d) for d in domains)):
@@ -71,9 +73,13 @@ def _of_domain(config: Config, corpus: Corpus, domain: str) -> Iterator[Prompt]:
     (prefix,) = member.prefixes(own, "val")
     generator = np.random.default_rng([config.seed, *corpus.seed(domain)])
     for document in generator.permutation(member.documents(own, "val")):
-        size, most = member.vocab_size, max(2 * begin, begin + new)
+        size, packed = member.vocab_size, member.packed_for(own)
+        most = packed or max(2 * begin, begin + new)
         ids = read_document(Path(prefix), int(document), vocab_size=size, most=most).tolist()
-        if len(ids) == 1 and member.packed_for(own) is not None:
-            continue  # the empty document behind the sequences
         end = min(begin, max(1, len(ids) // 2))
+        if packed is not None:
+            trained = read_mask(Path(prefix), int(document), most=most)
+            end = int(trained.argmax())
+            if end == 0 or end + new > config.model.max_position_embeddings:
+                continue  # the empty document behind the sequences, or an answer without room
         yield Prompt(tuple(ids[:end]), domain, tuple(ids[end : end + new]))

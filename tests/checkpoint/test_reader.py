@@ -83,7 +83,7 @@ def test_a_run_that_begins_takes_what_suits_its_corpus(tmp_path: Path) -> None:
 
     def corpus_of(has_digests: bool, *urls: str | None) -> Any:
         members = tuple(SimpleNamespace(url=url) for url in urls)
-        return SimpleNamespace(has_digests=has_digests, members=members)
+        return SimpleNamespace(has_digests=has_digests, is_packed=False, members=members)
 
     with_digests, without = corpus_of(True, None), corpus_of(False, None)
     stored = "s3://bucket/corpus"

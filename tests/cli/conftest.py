@@ -64,7 +64,9 @@ class Loop:
 
     def prepare(self, data: Any, report: Any, verify: str, before_build: Any = None) -> Any:
         self.verified = verify
-        found = types.SimpleNamespace(dir=Path("/the/corpus"), has_digests=True, url=None)
+        found = types.SimpleNamespace(
+            dir=Path("/the/corpus"), has_digests=True, is_packed=False, url=None
+        )
         found.members = (found,)
         return found
 

@@ -117,6 +117,7 @@ def of_another_tokenizer(*_: Any, **__: Any) -> Any:
         tokenizer_hash="x",
         fingerprint="y",
         has_digests=True,
+        is_packed=False,
         members=(),
     )
 

@@ -111,7 +111,7 @@ def rows(
 ) -> Iterator[tuple[Any, Any]]:
     opened = reader(corpus, domain, length, SEEDS, before)
     for i in range(int(opened.sequences.sum())):
-        yield opened.row(0, i)
+        yield opened.row(0, i)[:2]
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from loopcoder.data.sampler import Position
 from loopcoder.data.unigram import entropies_of, unigram_entropy
 from loopcoder.errors import InputError
 from loopcoder.storage.files import file_digest
+from loopcoder.train.prompts import prompts_of
+from loopcoder.train.verification import Verification
 from tests.configs import small_config
 from tests.data.chat import EOD, VOCAB, chat_corpus
 from tests.data.stores import in_memory
@@ -176,6 +179,18 @@ def test_a_damaged_mask_is_named_before_it_is_used(corpus: Corpus, length: int, 
         assert "it has 7 for a token" in problems_of(read_all)
 
 
+def test_a_damaged_mask_is_found_in_the_background(corpus: Corpus, length: int) -> None:
+    config = with_reader(config_of(corpus, length, verify="background"), corpus)
+    path = corpus.dir / "train" / "chat-00001.mask"
+    path.write_bytes(bytes([1 - path.read_bytes()[0]]) + path.read_bytes()[1:])
+    said: list[str] = []
+    verification = Verification(config, corpus, said.append)
+    assert verification._verifier is not None
+    verification._verifier.wait()
+    assert verification.found_fault and len(said) == 1
+    assert f"{path} " in str(verification._verifier.fault)
+
+
 @pytest.mark.parametrize("name", ["train/chat-00000.mask", "val/chat.mask.blocks"])
 def test_a_packed_corpus_without_a_mask_is_altered(corpus: Corpus, name: str) -> None:
     edited(corpus, lambda manifest: manifest["files"].pop(name))
@@ -294,6 +309,20 @@ def test_the_unigram_entropy_is_that_of_trained_tokens(corpus: Corpus, tmp_path:
     assert counts["train"][EOD] == 0
     found = entropies_of(corpus, tmp_path, lambda _: None)
     assert found == {"chat": pytest.approx(unigram_entropy(counts["train"], counts["val"]))}
+
+
+def test_samples_continue_conversations_where_the_first_answer_begins(
+    corpus: Corpus, length: int
+) -> None:
+    config = replace(config_of(corpus, length), eval=EvalConfig(samples=1000, sample_tokens=5))
+    wanted = []
+    for ids, mask, starts in shards_of(corpus, "val"):
+        for a, b in pairwise(sorted(starts)):
+            if any(mask[a:b]):
+                answer = a + mask[a:b].index(1)
+                wanted.append((tuple(ids[a:answer]), tuple(ids[answer : min(b, answer + 5)])))
+    found = [(p.ids, p.rest) for p in prompts_of(config, corpus, None)]
+    assert sorted(found) == sorted(wanted)
 
 
 def test_text_beside_it_is_trained_everywhere(

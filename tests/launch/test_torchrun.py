@@ -51,7 +51,9 @@ def train(config, corpus, backends, run_dir, launch):
 
 if "RANK" in os.environ:
     sys.modules["loopcoder.train.world"] = types.SimpleNamespace(train=train)
-    corpus = types.SimpleNamespace(dir=Path("/the/corpus"), has_digests=True, url=None)
+    corpus = types.SimpleNamespace(
+        dir=Path("/the/corpus"), has_digests=True, is_packed=False, url=None
+    )
     corpus.members = (corpus,)
     prepare = lambda data, **_: corpus
     sys.modules["data_pipeline.driver"] = types.SimpleNamespace(prepare=prepare)

@@ -109,7 +109,9 @@ def test_a_curriculum_resumes_bit_for_bit_and_leaves_its_template(
         f"data.stages=[{{until:1024,corpora:[{{path:{easy.dir}}}]}},"
         f"{{corpora:[{{path:{hard.dir}}}]}}]"
     )
+    own = chat_corpus(tmp_path / "own", rng, seq_length=96, sequences=3)
     asked = ["data=corpus", "path=null", "data.mixture={chat:1}", stages]
+    asked += [f"eval.corpora={{own:{own.dir}}}"]
     asked += ["train.max_steps=8", "checkpoint.interval=3", "eval.interval=4"]
     whole, again = tmp_path / "whole", tmp_path / "again"
     output = finish(start(whole, *asked))
@@ -124,6 +126,7 @@ def test_a_curriculum_resumes_bit_for_bit_and_leaves_its_template(
     assert [line["stage"] for line in lines] == [0] * 4 + [1] * 4
     assert "loss/corpus/easy/chat" in lines[0] and "loss/corpus/hard/chat" in lines[-1]
     assert {"val/loss", "val/loss/corpus/hard/chat", "val/unigram_entropy"} < lines[-1].keys()
+    assert "in 3 sequences" in output and "val/own/loss" in lines[-1]
     one, other = (checkpoints.step_folder(run, 8) / "digest.json" for run in (whole, again))
     assert one.read_bytes() == other.read_bytes()
 

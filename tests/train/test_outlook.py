@@ -26,6 +26,7 @@ def corpus(tokens: int, *, has_labels: bool = True) -> Any:
         eod_id=0,
         has_labels=has_labels,
         has_digests=False,
+        is_packed=False,
         url=None,
         members=(),
     )
