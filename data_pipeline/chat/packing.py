@@ -11,6 +11,7 @@ lengths and of rooms, and not with that of conversations times sequences: 5 mill
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -63,9 +64,8 @@ def _best_fit(lengths: NDArray[np.integer], size: int) -> Ids:
     """
     found = np.empty(len(lengths), dtype=np.int64)
     rooms = _Rooms()
-    starts = np.flatnonzero(np.diff(lengths, prepend=-1))
-    ends = [*starts[1:].tolist(), len(lengths)]
-    for start, end in zip(starts.tolist(), ends, strict=True):
+    starts = np.flatnonzero(np.diff(lengths, prepend=-1)).tolist()
+    for start, end in pairwise([*starts, len(lengths)]):
         length, at = int(lengths[start]), start
         while at < end:
             room, sequences = rooms.tightest(length) or (

@@ -63,8 +63,8 @@ def template_text(data: DataConfig) -> str:
 def check_template(data: DataConfig) -> None:
     """Raise InputError if there is no template, or it is another tokenizer's."""
     place = data.build.chat.template or data.build.tokenizer
-    tokenizer = read_tokenizer(tokenizer_file(Path(data.build.tokenizer)))
-    check_fit(template_text(data), tokenizer, place)
+    file = tokenizer_file(Path(data.build.tokenizer))
+    check_fit(template_text(data), read_tokenizer(file), place, token_names_beside(file))
 
 
 def template_digest(data: DataConfig) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.chat import packed
 from data_pipeline.chat.tokens import tokenise
 from data_pipeline.driver import prepare
 from data_pipeline.shuffle.validate import validate_corpus
@@ -98,13 +99,13 @@ def test_every_conversation_is_in_one_sequence(
     assert (corpus.dir / CHAT_TEMPLATE).read_text() == built_in("qwen3")
     assert corpus.chat_template == built_in("qwen3")
     assert validate_corpus(corpus.dir) == []
-    packed, about = corpus.manifest["packed"], corpus.manifest["chat"]
-    assert packed["seq_length"] == SEQ_LENGTH
-    assert packed["sequences"] * SEQ_LENGTH == sum(sizes)
-    assert packed["trained_tokens"] == sum(sum(mask) for _, mask in train)
+    packing, about = corpus.manifest["packed"], corpus.manifest["chat"]
+    assert packing["seq_length"] == SEQ_LENGTH
+    assert packing["sequences"] * SEQ_LENGTH == sum(sizes)
+    assert packing["trained_tokens"] == sum(sum(mask) for _, mask in train)
     assert about["train"]["conversations"] == len(train)
     tokens = about["train"]["tokens"]
-    assert packed["padding"] == 1 - tokens / sum(sizes)
+    assert packing["padding"] == 1 - tokens / sum(sizes)
     assert sum(row["conversations"] for row in about["kinds"]) == len(train) + len(val)
     assert {row["licence"] for row in about["kinds"]} == {"MIT", "CC0-1.0"}
     assert {label.source for label in corpus.labels} == {"0-chat/faq", "0-chat/docs"}
@@ -165,3 +166,16 @@ def test_too_long_is_cut_where_the_assistant_has_answered(
     with pytest.raises(InputError, match="1 too_long") as refused:
         prepare(config(**fields | {"chat": ChatConfig()}), report=lambda _: None)
     assert "data.build.chat.too_long=cut" in str(refused.value)
+
+
+def test_too_many_that_cannot_be_rendered_stop_a_build(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts that a template has written already, as some data sets have them."""
+    monkeypatch.setattr(packed, "MIN_ROWS", 10)
+    written = "<|im_start|>user\nWhy?<|im_end|>"
+    questions = [written if i % 3 == 0 else "Why?" for i in range(30)]
+    given = [{"prompt": f"{q} {i}", "completion": "So."} for i, q in enumerate(questions)]
+    write(tmp_path / "chats/a.jsonl", given)
+    with pytest.raises(InputError, match="10 of 30 conversations cannot be rendered"):
+        prepare(config(), report=lambda _: None)
