@@ -61,7 +61,7 @@ endef
 test: $(STAMP) ## the fast tests
 	$(call run_tests,-n 2 --dist loadfile --no-loadscope-reorder)
 
-test-dist: $(STAMP) ## the long distributed tests (LOOPCODER_TEST_PART=1/17: a part)
+test-dist: $(STAMP) ## the long distributed tests (LOOPCODER_TEST_PART=1/31: a part)
 	$(call run_tests,-m dist_full)
 
 $(VENV)/.ray: $(STAMP)

@@ -19,11 +19,11 @@ def one_of[T](cases: Sequence[T]) -> Sequence[T]:
     return cases if n == 1 else [cases[(k - 1) % len(cases)]]
 
 
-def half_of[T](cases: Sequence[T]) -> Sequence[T]:
-    """Return every second case for LOOPCODER_TEST_PART=k/n, from the first or the second on for two
-    k in turn, so that each case meets all that `one_of` returns; without it, all."""
+def third_of[T](cases: Sequence[T]) -> Sequence[T]:
+    """Return every third case for LOOPCODER_TEST_PART=k/n, from the same one on for six k in turn,
+    so that each case meets all that `one_of` returns of up to six; without it, all."""
     k, n = _part()
-    return cases if n == 1 else cases[(k - 1) // 2 % 2 :: 2]
+    return cases if n == 1 else cases[(k - 1) // 6 % 3 :: 3]
 
 
 def _part() -> tuple[int, int]:

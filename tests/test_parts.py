@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parts import half_of, one_of, part_of
+from tests.parts import one_of, part_of, third_of
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
@@ -33,10 +33,10 @@ def test_of_few_cases_every_part_has_one(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found == ["a", "b", "c", "a"]
 
 
-def test_a_half_meets_every_one_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert half_of("ab") == "ab"
+def test_a_third_meets_every_one_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert third_of("ab") == "ab"
     met = set()
-    for k in range(1, 18):
-        monkeypatch.setenv("LOOPCODER_TEST_PART", f"{k}/17")
-        met |= {(case, other) for case in half_of("xyz") for other in one_of("abcdef")}
+    for k in range(1, 32):
+        monkeypatch.setenv("LOOPCODER_TEST_PART", f"{k}/31")
+        met |= {(case, other) for case in third_of("xyz") for other in one_of("abcdef")}
     assert met == {(case, other) for case in "xyz" for other in "abcdef"}

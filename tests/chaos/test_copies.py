@@ -177,11 +177,9 @@ def test_a_run_that_is_killed_in_mid_upload(
     whole = undisturbed(ranks)
     size = sum(p.stat().st_size for p in layout.find(whole).path.iterdir())
     with line_to(running.endpoint) as line:
+        # from the beginning, since all may have been sent before anybody looks at how far it is
+        line.hold_after(rng.choice([0, size]) + rng.randrange(size // 2, size))
         process = train(run_dir, *options, to=line)
-        is_first = rng.random() < 0.5
-        until((run_dir / "metrics.jsonl").exists, process)
-        until(lambda: is_first or copied(running, store), process)
-        line.hold_after(rng.randrange(size))
         until(line.is_held.is_set, process)
         kill(process)
         line.cut()
@@ -210,9 +208,8 @@ def test_a_server_that_is_killed_in_mid_upload_and_comes_back(
     """Training does not wait for it, and does not end before its copy is complete."""
     rng, run_dir, store = random.Random(seed), tmp_path / "run", f"s3://{BUCKET}/run"
     with ready(tmp_path / "server") as own, line_to(own.endpoint) as line:
+        line.hold_after(rng.randrange(100_000, 1_000_000))  # more than it sends at its start
         process = train(run_dir, f"checkpoint.store={store}", to=line)
-        until((run_dir / "metrics.jsonl").exists, process)
-        line.hold_after(rng.randrange(1_000_000))
         until(line.is_held.is_set, process)
         own.kill()
         line.cut()
@@ -281,15 +278,16 @@ def test_a_server_that_stays_away_and_a_run_that_is_asked_to_stop(
         line.cut()
         step = layout.find(run_dir).step
         line.go_on()
-        last = f"train.max_steps={step + 2}"
-        process = train(run_dir, f"checkpoint.store={store}", last, to=line)
+        # nothing is to be sent before the line is closed
+        last = [f"train.max_steps={step + 40}", "checkpoint.interval=1000"]
+        process = train(run_dir, f"checkpoint.store={store}", *last, to=line)
         until(lambda: events(run_dir, "run_started")[1:], process)
         line.close()  # from here on it is refused
         output = finish(process, code=75)
         assert "could not be copied" in output and "complete on the disk" in output
-    assert copied(running, store)[-1] < step + 2 == layout.find(run_dir).step
-    finish(train(run_dir, f"checkpoint.store={store}", last))
-    assert copied(running, store)[-1] == step + 2
+    assert copied(running, store)[-1] < step + 40 == layout.find(run_dir).step
+    finish(train(run_dir, f"checkpoint.store={store}", *last))
+    assert copied(running, store)[-1] == step + 40
 
 
 @pytest.mark.parametrize("ends", ["line", "server"])

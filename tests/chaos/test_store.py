@@ -32,6 +32,7 @@ from loopcoder.data.blend import Blend, reader_of
 config = compose(sys.argv[2:])
 corpus = prepare(config.data, report=lambda _: None, verify="small")
 print("opened", flush=True)
+sys.stdin.read()  # until whoever started it lets it go on
 blend = Blend(corpus, config.stages[0], 0, 7, reader_of(config.data))
 torch.save([blend.rows(np.arange(i, i + 50))[0] for i in range(0, 4000, 50)], sys.argv[1])
 """
@@ -67,6 +68,7 @@ def read(running: Server, output: Path, *overrides: str) -> subprocess.Popen[str
         [sys.executable, "-c", READS, str(output), *overrides],
         cwd=REPOSITORY,
         env={**os.environ, **running.environment(), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -99,12 +101,13 @@ def test_readers_that_are_killed(
     for _ in range(KILLS // 2):
         two = [read(running, tmp_path / f"killed{i}", *overrides) for i in range(2)]
         for one in two:
-            assert one.stdout is not None
+            assert one.stdout is not None and one.stdin is not None
             one.stdout.readline()
+            one.stdin.close()
         time.sleep(rng.uniform(0, 0.6))
         for one in two:
-            one.send_signal(signal.SIGKILL)
-            one.communicate()
+            with one:
+                one.send_signal(signal.SIGKILL)
         assert cached(tmp_path) <= 70_100_000
     ends(read(running, output, *overrides))
     assert output.read_bytes() == wanted

@@ -6,17 +6,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.dist.layouts import Asked
 from tests.parts import part_of
 
 
+@pytest.fixture(scope="module")
+def asked(request: pytest.FixtureRequest) -> Asked:
+    """Choose the cases of which this run has tests, by `name`: one fixture trains all of a list."""
+    names = {
+        item.callspec.params.get("name")
+        for item in request.session.items
+        if item.path == request.path and isinstance(item, pytest.Function)
+        if hasattr(item, "callspec")
+    }
+    return lambda cases: [case for case in cases if case.name in names]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # These choose their cases themselves, since one fixture runs all of them.
     long = {
         item.nodeid: item
         for item in items
-        if item.path.parent == Path(__file__).parent
-        and item.get_closest_marker("dist_full")
-        and item.path.name not in ("test_matrix.py", "test_objectives.py")
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("dist_full")
     }
     left_out = long.keys() - part_of(long).keys()
     if left_out:

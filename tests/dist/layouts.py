@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -312,6 +312,10 @@ def scatter_weights(network: Any, weights: dict[str, torch.Tensor]) -> None:
                 else:
                     x = x.chunk(size, dim)[rank]
             parameter.copy_(x)
+
+
+Asked = Callable[[Sequence[Case]], list[Case]]
+"""Chooses the cases of which a run has tests."""
 
 
 def in_layouts(cases: list[Case]) -> Iterator[tuple[Case, Any, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.dist.layouts import OVERLAPS, Case, check, check_bf16, compare, compare_bf16
+from tests.dist.layouts import OVERLAPS, Asked, Case, check, check_bf16, compare, compare_bf16
 
 RATES = dict(
     base_hidden_size=8,
@@ -59,18 +59,18 @@ BF16 = [
 
 
 @pytest.fixture(scope="module")
-def fp32(ranks: Any) -> dict[str, Any]:
-    return compare(2, CASES)
+def fp32(ranks: Any, asked: Asked) -> dict[str, Any]:
+    return compare(2, asked(CASES))
 
 
 @pytest.fixture(scope="module")
-def more(ranks: Any) -> dict[str, Any]:
-    return compare(2, MORE)
+def more(ranks: Any, asked: Asked) -> dict[str, Any]:
+    return compare(2, asked(MORE))
 
 
 @pytest.fixture(scope="module")
-def bf16(ranks: Any) -> dict[str, Any]:
-    return compare_bf16(2, BF16)
+def bf16(ranks: Any, asked: Asked) -> dict[str, Any]:
+    return compare_bf16(2, asked(BF16))
 
 
 @pytest.mark.dist

@@ -11,15 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.dist.layouts import OVERLAPS, Case, check, check_bf16, compare, compare_bf16
-from tests.parts import part_of
+from tests.dist.layouts import OVERLAPS, Asked, Case, check, check_bf16, compare, compare_bf16
 
 pytestmark = pytest.mark.dist_full
-
-
-def part(cases: list[Case]) -> list[Case]:
-    """The cases that one fixture runs together are chosen here, not test by test."""
-    return list(part_of({c.name: c for c in cases}).values())
 
 
 WEIGHTS = dict(loop_weights=[0.5, 0, 2.0])
@@ -27,7 +21,7 @@ EXIT = dict(exit=True, exit_entropy=0.3)
 DRAWN = dict(loop_count="uniform")
 R3 = dict(num_loops=3)
 SP = dict(tp=2, sp=True)
-MORE = part([
+MORE = [
     Case("tp2 sp exit", R3, SP, objective=EXIT),
     Case("pp2 exit", R3, dict(pp=2), objective=EXIT),
     Case("dp2 overlaps drawn", R3, OVERLAPS, objective=DRAWN, loops=(1, 3, 1)),
@@ -52,36 +46,36 @@ MORE = part([
          loops=(2, 1, 3)),
     Case("pp2 two chunks exit drawn", R3 | dict(num_layers=4), dict(pp=2, chunks_per_loop=2),
          objective=EXIT | DRAWN, loops=(1, 3, 1)),
-])  # fmt: skip
-FOUR = part([
+]  # fmt: skip
+FOUR = [
     Case("tp2 sp pp2 exit", R3, SP | dict(pp=2), objective=EXIT),
     Case("tp2 sp pp2 exit drawn", R3, SP | dict(pp=2), objective=EXIT | DRAWN, loops=(1, 3, 2)),
     Case("dp2 pp2 overlaps weights", R3, dict(pp=2) | OVERLAPS, objective=WEIGHTS),
     Case("dp2 pp2 overlaps drawn", R3, dict(pp=2) | OVERLAPS, objective=DRAWN, loops=(3, 1, 3)),
     Case("dp2 pp2 overlaps exit drawn", R3, dict(pp=2) | OVERLAPS, objective=EXIT | DRAWN,
          loops=(1, 3, 1)),
-])  # fmt: skip
-BF16 = part([
+]  # fmt: skip
+BF16 = [
     Case("bf16 pp2 weights", R3, dict(pp=2), objective=WEIGHTS),
     Case("bf16 pp2 exit", R3, dict(pp=2), objective=EXIT),
     Case("bf16 dp2 overlaps exit drawn", R3, OVERLAPS, objective=EXIT | DRAWN, loops=(3, 1, 3)),
     Case("bf16 tp2 sp exit", R3, SP, objective=EXIT),
-])  # fmt: skip
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def more(ranks: Any) -> dict[str, Any]:
-    return compare(2, MORE)
+def more(ranks: Any, asked: Asked) -> dict[str, Any]:
+    return compare(2, asked(MORE))
 
 
 @pytest.fixture(scope="module")
-def four(ranks: Any) -> dict[str, Any]:
-    return compare(4, FOUR)
+def four(ranks: Any, asked: Asked) -> dict[str, Any]:
+    return compare(4, asked(FOUR))
 
 
 @pytest.fixture(scope="module")
-def bf16(ranks: Any) -> dict[str, Any]:
-    return compare_bf16(2, BF16)
+def bf16(ranks: Any, asked: Asked) -> dict[str, Any]:
+    return compare_bf16(2, asked(BF16))
 
 
 @pytest.mark.parametrize("name", [c.name for c in MORE])

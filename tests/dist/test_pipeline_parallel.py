@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.dist.layouts import Case, check, compare
+from tests.dist.layouts import Asked, Case, check, compare
 
 DEEP = dict(num_layers=5)
 TWO = [
@@ -32,13 +32,13 @@ MORE = [
 
 
 @pytest.fixture(scope="module")
-def two(ranks: Any) -> dict[str, Any]:
-    return compare(2, TWO)
+def two(ranks: Any, asked: Asked) -> dict[str, Any]:
+    return compare(2, asked(TWO))
 
 
 @pytest.fixture(scope="module")
-def more(ranks: Any) -> dict[str, Any]:
-    return compare(2, MORE)
+def more(ranks: Any, asked: Asked) -> dict[str, Any]:
+    return compare(2, asked(MORE))
 
 
 @pytest.mark.dist_full

@@ -375,9 +375,9 @@ def test_two_at_a_time_killed_and_continued(
     first.wait()
     for run in runs[:2]:
         assert missed_within(60, lambda run=run: True if is_held(run / ".lock") else None) is None
-    assert not runs[2].exists()
     # one of them may have come to its end before the other was at its eighth step
     killed = [run for run in runs[:2] if len(curve(run)) < 40]
+    assert len(killed) < 2 or not runs[2].exists()
     output = finish(subprocess.Popen(command, **how))
     assert killed
     assert all("continues" in (run / "output.log").read_text() for run in killed)
