@@ -1,0 +1,216 @@
+"""What tuning on conversations gives, and what it costs.
+
+    python benchmarks/tuning.py answers --corpus DIR --chats DIR [--thinking DIR]  (docs/tuning.md)
+    python benchmarks/tuning.py speed --chats DIR [--rounds 3]                (docs/performance.md)
+
+`answers` trains a model of one loop on CORPUS, tunes it as it is and as one of two loops, on
+conversations and on the same with reasoning, with one seed, and shows how all of them answer
+held-out conversations (loopcoder evaluate tasks=chat), the model before tuning too. `speed` trains
+on packed conversations and, in turn, on the same documents without their mask: pretraining.
+CHATS and THINKING are corpora that `loopcoder data data=chat` built in CORPUS's tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loss_compare import QUIET
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model that is tuned."""
+
+    name: str
+    loops: int
+    chats: Path
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace(" ", "_").replace(",", "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    answers, speed = verbs.add_parser("answers"), verbs.add_parser("speed")
+    for verb in (answers, speed):
+        verb.add_argument("--chats", type=Path, required=True, help="corpus of conversations")
+        verb.add_argument("--model", default="plt_100m")
+        verb.add_argument("--folder", type=Path, help="where runs go; default: a temporary one")
+        verb.add_argument("--json", type=Path, help="file for the figures")
+        verb.add_argument("--overrides", nargs="*", default=[], help="of every run")
+    answers.add_argument("--corpus", type=Path, required=True, help="corpus of documents")
+    answers.add_argument("--thinking", type=Path, help="the conversations with reasoning")
+    answers.add_argument("--base-steps", type=int, default=400)
+    answers.add_argument("--steps", type=int, default=400)
+    answers.add_argument("--batch", type=int, default=16, help="sequences a step")
+    answers.add_argument("--lr", type=float, default=3e-4)
+    answers.add_argument("--limit", type=int, default=100, help="held-out conversations")
+    speed.add_argument("--rounds", type=int, default=3)
+    speed.add_argument("--steps", type=int, default=60)
+    speed.add_argument("--batch", type=int, default=16)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        measure = measure_answers if arguments.verb == "answers" else measure_speed
+        found = measure(arguments, Path(folder))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def measure_answers(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train, tune and ask; print the table."""
+    began = time.monotonic()
+    base = folder / "base"
+    length = seq_length(arguments.chats)
+    shared = [f"model={arguments.model}", f"data.seq_length={length}", *arguments.overrides]
+    wait([start_training(base, *shared, "model.num_loops=1", *corpus(arguments.corpus),
+                         f"train.max_steps={arguments.base_steps}")])  # fmt: skip
+    trained_s = time.monotonic() - began
+    print(f"pretrained in {trained_s:.0f} s", flush=True)
+    tuned = [Tuned("R = 1", 1, arguments.chats), Tuned("R = 2", 2, arguments.chats)]
+    if arguments.thinking is not None:
+        tuned += [
+            Tuned("R = 1, thinking", 1, arguments.thinking),
+            Tuned("R = 2, thinking", 2, arguments.thinking),
+        ]
+    settings = [f"train.max_steps={arguments.steps}", f"train.global_batch_size={arguments.batch}"]
+    settings += [f"optim.lr={arguments.lr}", f"optim.min_lr={arguments.lr / 10}"]
+    wait(
+        [
+            start_training(
+                folder / one.folder,
+                *("experiment=sft", *shared, *corpus(one.chats, "chat"), *settings),
+                f"model.num_loops={one.loops}",
+                f"checkpoint.init_from={base}",
+            )
+            for one in tuned
+        ]
+    )
+    tuned_s = time.monotonic() - began - trained_s
+    print(f"tuned in {tuned_s:.0f} s", flush=True)
+    before = Tuned("before", 1, arguments.chats)
+    asked = [ask(folder, before, base, arguments.limit)]
+    asked += [ask(folder, one, folder / one.folder, arguments.limit) for one in tuned]
+    rows = [row for process in asked for row in answers_of(process)]
+    names = [before.name, *(one.name for one in tuned)]
+    losses = [None, *(val_loss(folder / one.folder) for one in tuned)]
+    table = []
+    for name, row, loss in zip(names, rows, losses, strict=True):
+        table.append({"model": name, "val_loss": loss, **row["metrics"]["chat"]})
+    whole_s = time.monotonic() - began
+    print(f"all in {whole_s:.0f} s\n\n{markdown(table)}")
+    return {"pretrained_s": trained_s, "tuned_s": tuned_s, "all_s": whole_s, "models": table}
+
+
+def measure_speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train on conversations and on the same documents, in turn; print the ratio."""
+    documents = without_mask(arguments.chats, folder / "documents")
+    length = seq_length(arguments.chats)
+    shared = [f"model={arguments.model}", f"data.seq_length={length}", *arguments.overrides]
+    shared += [f"train.global_batch_size={arguments.batch}", f"train.max_steps={arguments.steps}"]
+    rates: dict[str, list[float]] = {"chats": [], "documents": []}
+    for number in range(arguments.rounds):
+        for name, place in (("chats", arguments.chats), ("documents", documents)):
+            run_dir = folder / f"{name}{number}"
+            wait([start_training(run_dir, *shared, *corpus(place, "chat"))])
+            rates[name].append(rate(run_dir))
+            print(f"{name}: {rates[name][-1]:,.0f} tokens/s", flush=True)
+    ratios = [a / b for a, b in zip(rates["chats"], rates["documents"], strict=True)]
+    print(f"\nchats / documents: {statistics.median(ratios):.4f} ({min(ratios):.4f} to "
+          f"{max(ratios):.4f} in {len(ratios)} rounds)")  # fmt: skip
+    return {"tokens_per_s": rates, "ratios": ratios}
+
+
+def corpus(folder: Path, *domains: str) -> list[str]:
+    mixture = ",".join(f"{domain}:1" for domain in domains or ("text", "code"))
+    return ["data=corpus", f"path={folder}", f"data.mixture={{{mixture}}}"]
+
+
+def start_training(run_dir: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "loopcoder", "train", *overrides, *QUIET]
+    command += [f"run_dir={run_dir}", "checkpoint.interval=null", "checkpoint.save_at_end=true"]
+    return subprocess.Popen([*command, "parallel.nproc_per_node=1"], stdout=subprocess.DEVNULL)
+
+
+def wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        raise SystemExit(f"training ended with {codes}")
+
+
+def ask(folder: Path, one: Tuned, run: Path, limit: int) -> subprocess.Popen[str]:
+    """Begin to put a model to the held-out conversations of what it was tuned on."""
+    command = [sys.executable, "-m", "loopcoder", "evaluate", f"checkpoint={run}", "tasks=chat"]
+    command += [f"chat.corpus={one.chats}", f"output={folder / 'evaluation' / one.folder}"]
+    command += [f"tasks.limit={limit}", "tasks.places=32", "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+
+
+def answers_of(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    output, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the evaluation ended with {process.returncode}")
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def val_loss(run_dir: Path) -> float | None:
+    found = [record["val/loss"] for record in metrics(run_dir) if "val/loss" in record]
+    return found[-1] if found else None
+
+
+def rate(run_dir: Path) -> float:
+    """Return the median tokens per second of the second half of a run."""
+    found = [record["tokens_per_s"] for record in metrics(run_dir) if "tokens_per_s" in record]
+    return statistics.median(found[len(found) // 2 :])
+
+
+def seq_length(chats: Path) -> int:
+    length: int = json.loads((chats / "manifest.json").read_text())["packed"]["seq_length"]
+    return length
+
+
+def without_mask(chats: Path, folder: Path) -> Path:
+    """Copy a corpus of conversations as one of documents: without packing, mask and template."""
+    shutil.copytree(chats, folder)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["packed"]
+    manifest["fingerprint"] = "0" * len(manifest["fingerprint"])
+    named = [name for name in manifest["files"] if ".mask" in name or "template" in name]
+    for name in named:
+        del manifest["files"][name]
+        (folder / name).unlink()
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    return folder
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    columns = ["model", "val_loss", "well_formed", "calls", "calls_alike", "no_calls"]
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    for row in rows:
+        cells = [row.get(name) for name in columns]
+        text = ["-" if c is None else c if isinstance(c, str) else f"{c:.3f}" for c in cells]
+        lines.append(f"| {' | '.join(text)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
