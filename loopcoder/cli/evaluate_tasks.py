@@ -203,7 +203,7 @@ def _benchmarks(
     tasks = Tasks(of_lm_eval, config) if of_lm_eval else None
     asks_chat = conversations.TASK in names
     if asks_chat and chat.corpus is not None:
-        conversations.turns(Path(chat.corpus).expanduser(), config.limit)
+        conversations.held_out(Path(chat.corpus).expanduser(), config.limit)
     return _Benchmarks(config, human_eval, tasks, problems, chat if asks_chat else None)
 
 
@@ -269,10 +269,10 @@ def _converse(
             "it does not say on which corpus it was trained",
             "chat.corpus=FOLDER of a corpus that data=chat built",
         )
-    turns = conversations.turns(Path(given).expanduser(), asked.config.limit)
-    metrics, said = conversations.evaluate(model, turns, asked.chat)
+    held_out = conversations.held_out(Path(given).expanduser(), asked.config.limit)
+    metrics, said = conversations.evaluate(model, held_out, asked.chat)
     result.metrics[conversations.TASK] = metrics
-    result.documents[conversations.TASK] = len(turns)
+    result.documents[conversations.TASK] = len(held_out.turns)
     if asked.config.samples:
         write_samples({conversations.TASK: [one.as_dict() for one in said]}, folder)
     write(result, folder)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from loopcoder.chat.calls import Answer as Read
-from loopcoder.chat.calls import read_answer
+from loopcoder.chat.calls import Format, read_answer
 from loopcoder.chat.conversation import Conversation, Message, restored, written
 from loopcoder.chat.tool_checks import check_call
 from loopcoder.config.benchmarks import ChatTaskConfig
-from loopcoder.data.places import HELD_OUT
+from loopcoder.data.places import CHAT_TEMPLATE, HELD_OUT
 from loopcoder.errors import InputError, counted
 from loopcoder.evaluate.in_process import InProcess
 from loopcoder.infer.request import Answer, Request
@@ -77,7 +77,16 @@ class Written:
         }
 
 
-def turns(corpus: Path, limit: int | None) -> list[Turn]:
+@dataclass(frozen=True)
+class Asked:
+    """What models are asked."""
+
+    turns: list[Turn]
+    template: str
+    """Of the corpus, in which every model is asked and is to answer, whatever its own is."""
+
+
+def held_out(corpus: Path, limit: int | None) -> Asked:
     """Return the trained answers of the first `limit` held-out conversations of a chat corpus.
 
     Raises:
@@ -87,9 +96,10 @@ def turns(corpus: Path, limit: int | None) -> list[Turn]:
     try:
         with path.open(encoding="utf-8") as file:
             kept = [restored(json.loads(line)) for line in islice(file, limit)]
+        template = (corpus / CHAT_TEMPLATE).read_text(encoding="utf-8")
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError.of(
-            f"tasks={TASK}: {path} cannot be read: {error}",
+            f"tasks={TASK}: the corpus {corpus} cannot be read: {error}",
             "answers are compared with those of the held-out conversations of a corpus that "
             "data=chat built",
             "chat.corpus=FOLDER of such a one",
@@ -101,7 +111,7 @@ def turns(corpus: Path, limit: int | None) -> list[Turn]:
             "data.build.val_fraction held out none, or all are train: false",
             "chat.corpus= of a corpus that holds some out",
         )
-    return found
+    return Asked(found, template)
 
 
 def _turns(number: int, conversation: Conversation) -> Iterator[Turn]:
@@ -111,7 +121,7 @@ def _turns(number: int, conversation: Conversation) -> Iterator[Turn]:
 
 
 def evaluate(
-    model: InProcess, asked: Sequence[Turn], config: ChatTaskConfig
+    model: InProcess, asked: Asked, config: ChatTaskConfig
 ) -> tuple[Metrics, list[Written]]:
     """Have a model write every turn, greedily; return metrics and what it wrote.
 
@@ -121,22 +131,19 @@ def evaluate(
     not call any, that do not. Each with its standard error.
 
     Raises:
-        InputError: a prompt with its answer is longer than the model's room, or it has no template.
+        InputError: a prompt with its answer is longer than the model's room.
     """
-    prompts = [_rendered(model, turn) for turn in asked]
+    speaking, turns = model.prompts.speaking(asked.template), asked.turns
+    prompts = [speaking.rendered([written(m) for m in turn.before], turn.tools) for turn in turns]
     requests = [_request(model, prompt, config) for prompt in prompts]
     said: list[Written] = []
     for first in range(0, len(requests), model.at_once):
         part = slice(first, first + model.at_once)
         for turn, prompt, answer in zip(
-            asked[part], prompts[part], model.answers(requests[part]), strict=True
+            turns[part], prompts[part], model.answers(requests[part]), strict=True
         ):
-            said.append(_written(model, turn, prompt, answer))
+            said.append(_written(speaking.format, turn, prompt, answer))
     return _metrics(said), said
-
-
-def _rendered(model: InProcess, turn: Turn) -> str:
-    return model.prompts.rendered([written(message) for message in turn.before], turn.tools)
 
 
 def _request(model: InProcess, prompt: str, config: ChatTaskConfig) -> Request:
@@ -152,8 +159,7 @@ def _request(model: InProcess, prompt: str, config: ChatTaskConfig) -> Request:
     return Request(ids, config.max_tokens, shown=model.prompts.shown)
 
 
-def _written(model: InProcess, turn: Turn, prompt: str, answer: Answer) -> Written:
-    format = model.prompts.format
+def _written(format: Format, turn: Turn, prompt: str, answer: Answer) -> Written:
     read = read_answer(
         answer.text, format, turn.tools, in_reasoning=format.begins_in_reasoning(prompt)
     )

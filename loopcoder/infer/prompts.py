@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -81,6 +82,12 @@ class Prompts:
         path = tokenizer_of(source)
         tokenizer = read_tokenizer(path)
         return cls(tokenizer, SpecialTokens.of(path, source.specials), tool_format)
+
+    def speaking(self, template: str) -> Prompts:
+        """Return the same with another chat template, in whose format the model answers then."""
+        found = copy(self)
+        found.template, found.format = template, format_of(template)
+        return found
 
     def of_text(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text; of an empty one the token that documents begin behind."""

@@ -16,9 +16,9 @@ from data_pipeline.tokenizer.encoder import train_tokenizer
 from loopcoder.chat.conversation import canonical, parse, restored
 from loopcoder.chat.templates import built_in
 from loopcoder.config.benchmarks import ChatTaskConfig
-from loopcoder.data.places import HELD_OUT
+from loopcoder.data.places import CHAT_TEMPLATE, HELD_OUT
 from loopcoder.errors import InputError
-from loopcoder.evaluate.chat import Turn, Written, evaluate, turns
+from loopcoder.evaluate.chat import Asked, Turn, Written, evaluate, held_out
 from loopcoder.evaluate.in_process import InProcess
 from loopcoder.infer.prompts import Prompts
 from loopcoder.infer.request import Answer, Request
@@ -52,11 +52,12 @@ PLAIN = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", 
 
 
 class Saying:
-    """Stands for a model in this process that says what it is told to."""
+    """Stands for a model in this process that says what it is told to, and whose own template has
+    no tools."""
 
     max_length, at_once = 2000, 3
 
-    def __init__(self, folder: Path, template: str = "qwen3"):
+    def __init__(self, folder: Path, template: str = "chatml"):
         train_tokenizer(["ab", "ba"], 330, folder / "tokenizer.json")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         special: Any = SimpleNamespace(
@@ -80,7 +81,8 @@ class Saying:
 def asked(tmp_path: Path, *rows: dict[str, Any]) -> list[Turn]:
     text = "".join(json.dumps(canonical(parse(row))) + "\n" for row in rows)
     (tmp_path / HELD_OUT).write_text(text, encoding="utf-8")
-    return turns(tmp_path, None)
+    (tmp_path / CHAT_TEMPLATE).write_text(built_in("qwen3"))
+    return held_out(tmp_path, None).turns
 
 
 def put(
@@ -88,7 +90,8 @@ def put(
 ) -> tuple[dict[str, float], list[Written]]:
     model = Saying(tmp_path)
     model.texts = list(texts)
-    return evaluate(cast(InProcess, model), found, ChatTaskConfig(**settings))
+    asked = Asked(list(found), built_in("qwen3"))
+    return evaluate(cast(InProcess, model), asked, ChatTaskConfig(**settings))
 
 
 def test_the_references_themselves_are_right(tmp_path: Path, rng: random.Random) -> None:
@@ -159,7 +162,7 @@ def test_each_answer_is_asked_for_behind_what_was_written_before_it(tmp_path: Pa
     found = asked(tmp_path, calling(CITY))
     model = Saying(tmp_path)
     model.texts = ["x", "y"]
-    evaluate(cast(InProcess, model), found, ChatTaskConfig())
+    evaluate(cast(InProcess, model), Asked(found, built_in("qwen3")), ChatTaskConfig())
     first, second = model.prompted
     assert CITY in first and "weather" in first and "-7" not in first
     assert second.startswith(first.removesuffix("<|im_start|>assistant\n"))
@@ -175,14 +178,15 @@ def test_only_what_is_trained_is_asked(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"held_out\.jsonl cannot be read(.|\n)*chat\.corpus="):
-        turns(tmp_path, None)
+    with pytest.raises(InputError, match=r"cannot be read(.|\n)*chat\.corpus="):
+        held_out(tmp_path, None)
     (tmp_path / HELD_OUT).write_text("{}\n")
     with pytest.raises(InputError, match="cannot be read"):
-        turns(tmp_path, None)
+        held_out(tmp_path, None)
     (tmp_path / HELD_OUT).write_text("")
+    (tmp_path / CHAT_TEMPLATE).write_text("")
     with pytest.raises(InputError, match="no answer"):
-        turns(tmp_path, None)
+        held_out(tmp_path, None)
     found = asked(tmp_path, calling(CITY))
     with pytest.raises(InputError, match=r"tasks\.max_length=\d+, or a lower chat\.max_tokens"):
         put(tmp_path, found, "x", "y", max_tokens=2000)
