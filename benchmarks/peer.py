@@ -175,7 +175,7 @@ def build_optimizers(peer: Peer, optim: OptimConfig, kind: str) -> list[Optimize
         lr=optim.lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.eps,
-        fused=norms[0].is_cuda,
+        fused=True,
     )
     return [*optimizers, adamw]
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import (
     BlockMask,
     create_block_mask,
-    create_mask,
     flex_attention,
 )
 
@@ -137,8 +136,10 @@ def visible_keys(batch: Batch) -> Mask:
         return (key <= query) & (key >= start[b, query])
 
     rows, length = start.shape
-    build = _compiled_block_mask if start.is_cuda else create_mask
-    mask: Mask = build(sees, rows, None, length, length, device=start.device)
+    if not start.is_cuda:
+        index = torch.arange(length)
+        return ((index <= index[:, None]) & (index >= start[:, :, None]))[:, None]
+    mask: Mask = _compiled_block_mask(sees, rows, None, length, length, device=start.device)
     return mask
 
 
