@@ -22,6 +22,7 @@ from loopcoder.model.gate import GATES
 from loopcoder.model.shared_kv import KV
 from loopcoder.ops import kernels as cuda
 from loopcoder.ops.gated_window import attention, gated_mixture
+from loopcoder.ops.rotary import rotated_heads
 
 
 class PLTAttention(SelfAttention):
@@ -68,16 +69,12 @@ class PLTAttention(SelfAttention):
             residual: h, the residual stream before RMSNorm_in, which the gate reads. [S or S/tp,
                 B, D]
             shared: loop 0's (K, V) after RoPE; None in loop 0 and wherever a loop has only its own.
-            rope: rotary angles. [S, 1 or B, 1, head_dim]
+            rope: from `PLTModel.rope`.
 
         Returns:
             output [S or S/tp, B, D], and (K, V), each [S, B, kv_heads of this rank, head_dim]
         """
-        q, k, v = cast(
-            tuple[Tensor, Tensor, Tensor], self.get_query_key_value_tensors(normed, None)
-        )
-        core: TorchCoreAttention | TECoreAttention = self.core_attention
-        q, k = core.rotate(q, rope, docs), core.rotate(k, rope, docs)
+        q, k, v = self._heads(normed, docs, rope)
         mix: Callable[..., Tensor] = self._causal
         inputs: tuple[Tensor, ...] = (q, k, v)
         if shared is not None:
@@ -91,6 +88,19 @@ class PLTAttention(SelfAttention):
             mixed = mix(docs, *inputs)
         output, _ = self.linear_proj(mixed.flatten(2))
         return output, (k, v)
+
+    def _heads(self, normed: Tensor, docs: Documents, rope: Tensor) -> tuple[Tensor, ...]:
+        """Return q, k and v, positions applied, each [S, B, heads or kv_heads, head_dim]."""
+        core: TorchCoreAttention | TECoreAttention = self.core_attention
+        if isinstance(core, TorchCoreAttention):
+            projected, _ = self.linear_qkv(normed)
+            heads = self.num_attention_heads_per_partition // self.num_query_groups_per_partition
+            shape = self.num_query_groups_per_partition, heads + 2, -1
+            return rotated_heads(projected.unflatten(-1, shape), rope)
+        q, k, v = cast(
+            tuple[Tensor, Tensor, Tensor], self.get_query_key_value_tensors(normed, None)
+        )
+        return core.rotate(q, rope, docs), core.rotate(k, rope, docs), v
 
     def _show(
         self,
@@ -138,17 +148,13 @@ class TorchCoreAttention(torch.nn.Module):
         self.config, self.window = config, window
         self.mix = gated_mixture
 
-    def rotate(self, x: Tensor, rope: Tensor, docs: Documents) -> Tensor:
-        """Apply RoPE to [S, B, heads, head_dim]."""
-        return apply_rotary_pos_emb(x, rope, self.config)
-
     def causal(self, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
         """Attend to all keys s <= t of the document. [S, B, heads, head_dim]"""
-        return attention(q, k, v, docs.causal_mask)
+        return attention(q, k, v, docs.causal_bias(q.dtype))
 
     def windowed(self, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> Tensor:
         """Attend to keys t-window <= s <= t of the document. [S, B, heads, head_dim]"""
-        return attention(q, k, v, docs.window_mask(self.window))
+        return attention(q, k, v, docs.window_bias(self.window, q.dtype))
 
 
 class TECoreAttention(torch.nn.Module):

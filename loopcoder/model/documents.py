@@ -78,3 +78,20 @@ class Documents:
             causal = self.causal_mask
             self.__dict__[key] = near[None, None] if causal is None else causal & near
         return self.__dict__[key]
+
+    def causal_bias(self, dtype: torch.dtype) -> Tensor | None:
+        """Return `causal_mask` as numbers to add to the scores: attention would make them of it in
+        every layer and loop."""
+        mask = self.causal_mask
+        return None if mask is None else self._bias("causal_bias", mask, dtype)
+
+    def window_bias(self, window: int, dtype: torch.dtype) -> Tensor:
+        """Return `window_mask` as numbers to add to the scores."""
+        return self._bias(f"window_{window}_bias", self.window_mask(window), dtype)
+
+    def _bias(self, name: str, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        key = f"{name}_{dtype}"
+        if key not in self.__dict__:
+            hidden = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+            self.__dict__[key] = hidden
+        return self.__dict__[key]

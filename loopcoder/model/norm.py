@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+from loopcoder.ops.rms_norm import rms_norm
 
 
 class RMSNorm(torch.nn.Module):
@@ -22,7 +23,7 @@ class RMSNorm(torch.nn.Module):
         self.weight = _weight(config, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class NormWeight(torch.nn.Module):

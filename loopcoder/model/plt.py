@@ -41,6 +41,7 @@ from loopcoder.model.specs import block_submodules
 from loopcoder.model.step_objective import StepObjective
 from loopcoder.ops import kernels as cuda
 from loopcoder.ops.loop_input import loop_input
+from loopcoder.ops.rotary import cos_and_sin
 
 
 @dataclass(frozen=True)
@@ -278,12 +279,14 @@ class PLTModel(LanguageModule):
         return logits if labels is None else self.compute_language_model_loss(labels, logits)
 
     def rope(self, docs: Documents) -> Tensor:
-        """Return the rotary angles of every position. [S, 1 or B, 1, head_dim]"""
+        """Return the rotary angles of every position [S, 1, 1, head_dim]; for plain PyTorch their
+        cosines and sines [2, S, 1 or B, 1, head_dim / 2]."""
         angles = self.rotary_pos_emb(docs.position_ids.shape[1])
         # Transformer Engine restarts positions at cu_seqlens by itself.
-        if not docs.is_packed or self.model.layer_spec == "te":
+        if self.model.layer_spec == "te":
             return angles
-        return angles[docs.position_ids.transpose(0, 1), 0]
+        table = cos_and_sin(angles)
+        return table[:, docs.position_ids.transpose(0, 1), 0] if docs.is_packed else table
 
     def set_rope_theta(self, theta: float) -> None:
         """Set the base of the rotary embedding; it may change at the border of a data stage."""

@@ -13,6 +13,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_submodules,
 )
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -21,6 +22,7 @@ from megatron.core.utils import is_te_min_version
 from loopcoder.config.schema import Config, ModelConfig, PrecisionConfig
 from loopcoder.model.attention import PLTAttention, TECoreAttention, TorchCoreAttention
 from loopcoder.model.layer import PLTLayer
+from loopcoder.model.linear import ColumnLinear, RowLinear, SwiGLUMLP
 from loopcoder.model.norm import RMSNorm
 from loopcoder.ops import weight_gradient
 
@@ -114,6 +116,10 @@ def block_submodules(model: ModelConfig, num_layers: int) -> TransformerBlockSub
         norm, core = RMSNorm, TorchCoreAttention
         layer = get_gpt_layer_local_submodules(normalization="RMSNorm")
         layer.input_layernorm = layer.pre_mlp_layernorm = norm
+        mlp = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
+        layer.mlp = partial(SwiGLUMLP.as_mlp_submodule, submodules=mlp)
+        whole = layer.self_attention.submodules
+        whole.linear_qkv, whole.linear_proj = ColumnLinear, RowLinear
     attention = layer.self_attention.submodules
     attention.core_attention = partial(core, window=model.window)
     attention.q_layernorm = attention.k_layernorm = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from loopcoder.ops.rms_norm import rms_norm
+
 
 def gate_logits(h: Tensor, norm: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return W RMSNorm(h) + b (plt.md section 2).
@@ -20,4 +22,4 @@ def gate_logits(h: Tensor, norm: Tensor, weight: Tensor, bias: Tensor, eps: floa
     Returns:
         [S, B, heads]
     """
-    return F.linear(F.rms_norm(h, norm.shape, norm, eps), weight, bias)
+    return F.linear(rms_norm(h, norm, eps), weight, bias)

@@ -17,7 +17,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     Args:
         q: [S, B, heads, head_dim]
         k, v: [S, B, kv_heads, head_dim]
-        mask: True where query t may see key s. [B or 1, 1, S, S]; None: plain causal.
+        mask: True where query t may see key s, or what is added to their score. [B or 1, 1, S, S];
+            None: plain causal.
 
     Returns:
         [S, B, heads, head_dim]
