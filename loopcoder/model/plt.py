@@ -33,6 +33,7 @@ from loopcoder.model.documents import Documents
 from loopcoder.model.exit_gate import ExitGate
 from loopcoder.model.idle import with_zero_gradients
 from loopcoder.model.layer import PLTBlock
+from loopcoder.model.linear import ColumnLinear
 from loopcoder.model.objective import add_loop
 from loopcoder.model.probe import Probe, observed
 from loopcoder.model.reuse import in_loop
@@ -40,6 +41,7 @@ from loopcoder.model.shared_kv import EMBEDDING, SharedKV
 from loopcoder.model.specs import block_submodules
 from loopcoder.model.step_objective import StepObjective
 from loopcoder.ops import kernels as cuda
+from loopcoder.ops.cross_entropy import cross_entropy
 from loopcoder.ops.loop_input import loop_input
 from loopcoder.ops.rotary import cos_and_sin
 
@@ -128,7 +130,9 @@ class PLTModel(LanguageModule):
             pg_collection=groups,
         )
         if self.post_process:
-            self.output_layer = tensor_parallel.ColumnParallelLinear(
+            te = model.layer_spec == "te"
+            head = tensor_parallel.ColumnParallelLinear if te else ColumnLinear
+            self.output_layer = head(
                 config.hidden_size,
                 vocab_size,
                 config=config,
@@ -276,7 +280,11 @@ class PLTModel(LanguageModule):
         """Apply the head, and the loss where labels are given; `use` counts the loops that are
         read."""
         logits, _ = in_loop(self.output_layer, use)(normed)
-        return logits if labels is None else self.compute_language_model_loss(labels, logits)
+        if labels is None:
+            return logits
+        if self.model.layer_spec == "te" or self.tp_group.size() > 1:
+            return self.compute_language_model_loss(labels, logits)
+        return cross_entropy(logits, labels.transpose(0, 1)).transpose(0, 1)
 
     def rope(self, docs: Documents) -> Tensor:
         """Return the rotary angles of every position [S, 1, 1, head_dim]; for plain PyTorch their
