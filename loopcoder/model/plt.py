@@ -43,7 +43,6 @@ from loopcoder.model.step_objective import StepObjective
 from loopcoder.ops import kernels as cuda
 from loopcoder.ops.cross_entropy import cross_entropy
 from loopcoder.ops.loop_input import loop_input
-from loopcoder.ops.rotary import cos_and_sin
 
 
 @dataclass(frozen=True)
@@ -288,12 +287,12 @@ class PLTModel(LanguageModule):
 
     def rope(self, docs: Documents) -> Tensor:
         """Return the rotary angles of every position [S, 1, 1, head_dim]; for plain PyTorch their
-        cosines and sines [2, S, 1 or B, 1, head_dim / 2]."""
+        cosines and sines [2, S, 1 or B, 1, head_dim]."""
         angles = self.rotary_pos_emb(docs.position_ids.shape[1])
         # Transformer Engine restarts positions at cu_seqlens by itself.
         if self.model.layer_spec == "te":
             return angles
-        table = cos_and_sin(angles)
+        table = torch.stack([angles.cos(), angles.sin()])
         return table[:, docs.position_ids.transpose(0, 1), 0] if docs.is_packed else table
 
     def set_rope_theta(self, theta: float) -> None:

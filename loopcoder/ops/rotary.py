@@ -9,26 +9,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def cos_and_sin(angles: Tensor) -> Tensor:
-    """Return what `rotated_heads` takes.
-
-    Args:
-        angles: of the pairs (first half, second half) of a head, twice. [..., head_dim]
-
-    Returns:
-        [2, ..., head_dim / 2]
-    """
-    once = angles[..., : angles.shape[-1] // 2]
-    return torch.stack([once.cos(), once.sin()])
-
-
 def rotated_heads(projected: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Take queries, keys and values apart, and turn queries and keys by their positions.
 
     Args:
         projected: for each group its query heads, its key and its value. [S, B, groups,
             heads + 2, head_dim]
-        rope: cosines and sines. [2, S, 1 or B, 1, head_dim / 2]
+        rope: cosines and sines of the pairs (first half, second half) of a head, twice. [2, S, 1
+            or B, 1, head_dim]
 
     Returns:
         q [S, B, groups * heads, head_dim]; k and v [S, B, groups, head_dim]
@@ -68,7 +56,7 @@ class _RotatedHeads(torch.autograd.Function):
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """Write x, turned, to `out`. [S, B, groups, heads, head_dim]"""
-    first, second = x.chunk(2, -1)
-    to_first, to_second = out.chunk(2, -1)
-    torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=to_second).addcmul_(first, sin)
+    torch.mul(x, cos, out=out)
+    half = x.shape[-1] // 2
+    out[..., :half].addcmul_(x[..., half:], sin[..., half:], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., :half])

@@ -89,10 +89,29 @@ def update(
     if optim.clip_grad > 0:
         # As torch.nn.utils.clip_grad_norm_ and megatron have it, to the last constant.
         divisor = divisor * ((norm + 1e-6) / optim.clip_grad).clamp(min=1.0)
-    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner.optimizer.grad_divisor, inner.optimizer.is_refused = divisor, refused
-    optimizer.step_with_ready_grads()
+    adams = [x.optimizer for x in getattr(optimizer, "chained_optimizers", [optimizer])]
+    for adam in adams:
+        adam.grad_divisor, adam.is_refused = divisor, refused
+    if _step_all_weights(optimizer, adams):
+        for adam in adams:
+            adam.step()
+    else:
+        optimizer.step_with_ready_grads()
     return norm
+
+
+def _step_all_weights(optimizer: Any, adams: list[Any]) -> bool:
+    """Say whether Adam has the model's own weights, in fp32 and in one shard: then there is nothing
+    to copy to the model afterwards, nor to gather."""
+    stepped = {
+        parameter.data_ptr(): parameter.numel()
+        for adam in adams
+        for group in adam.param_groups
+        for parameter in group["params"]
+    }
+    chunks = getattr(optimizer, "model_chunks", [])
+    weights = [weight for chunk in chunks for weight in chunk.param_to_bucket_group]
+    return bool(weights) and all(stepped.get(w.data_ptr()) == w.numel() for w in weights)
 
 
 def _are_copies_finite(optimizer: Any, device: torch.device) -> Tensor:

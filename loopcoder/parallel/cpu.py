@@ -240,6 +240,18 @@ def _patch_optimizers() -> None:
             module.clip_grad_by_total_norm_fp32 = wrapped  # type: ignore[attr-defined]
 
 
+def _patch_norm() -> None:
+    """Take the norm of all gradients at once, on the device: megatron's stand-in for apex asks for
+    that of each tensor."""
+    clip: Any = importlib.import_module("megatron.core.optimizer.clip_grads")
+
+    def norm(_: int, __: Any, tensors: list[list[torch.Tensor]], *___: Any) -> tuple[Any, None]:
+        each = torch.stack(torch._foreach_norm(tensors[0]))
+        return torch.linalg.vector_norm(each).reshape(1), None
+
+    clip.l2_norm_impl = norm
+
+
 def _patch_rng() -> None:
     """Keep megatron's per-region random states on the CPU generator."""
     rng: Any = importlib.import_module("megatron.core.tensor_parallel.random")
@@ -269,5 +281,6 @@ def install() -> None:
             _give_proxy(module)
     _patch_rng()
     _patch_optimizers()
+    _patch_norm()
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
     torch.Tensor.pin_memory = lambda self, *_, **__: self  # type: ignore[method-assign]

@@ -79,12 +79,16 @@ def build_network(
     return network, mcore_config
 
 
-def _finish_gradients(ddp: Any, _: Any, num_tokens: Any = None, **kwargs: Any) -> None:
-    """Reduce the gradients over ranks; they stay those of the summed loss.
+def _finish_gradients(
+    ddp: Any, is_alone: bool, _: Any, num_tokens: Any = None, **kwargs: Any
+) -> None:
+    """Reduce the gradients over ranks, of which there is one where it `is_alone`; they stay those
+    of the summed loss.
 
     megatron-core would divide them by `num_tokens` in a pass of its own; Adam does it on the way.
     """
-    finalize_model_grads([ddp], None, **kwargs)
+    if not is_alone:
+        finalize_model_grads([ddp], None, **kwargs)
 
 
 def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
@@ -108,7 +112,8 @@ def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
         ddp, config.model, config.optim, parallel, mcore_config.params_dtype
     )
     mcore_config.grad_scale_func = optimizer.scale_loss
-    mcore_config.finalize_model_grads_func = partial(_finish_gradients, ddp)
+    is_alone = ranks.world_size == 1 and not parallel.overlap_grad_reduce
+    mcore_config.finalize_model_grads_func = partial(_finish_gradients, ddp, is_alone)
     if parallel.overlap_grad_reduce:
         mcore_config.no_sync_func = ddp.no_sync
     if parallel.overlap_param_gather:
