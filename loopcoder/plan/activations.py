@@ -45,7 +45,7 @@ def activation_bytes(config: Config, pp_rank: int, num_microbatches: int, seq_le
     else:
         runs = layers * (first + (model.num_loops - 1) * later)
     norms = model.num_loops * _norm_bytes(config)  # the final one, in every loop
-    return round(in_flight * (tokens * (runs + norms) + layers * _mask_bytes(config, seq_length)))
+    return round(in_flight * (tokens * (runs + norms) + _mask_bytes(config, seq_length)))
 
 
 def microbatches_in_flight(pp: int, pp_rank: int, microbatches: int, chunks: int) -> float:
@@ -81,9 +81,8 @@ def _attention_bytes(config: Config, *, gated: bool) -> int:
 
 def _mlp_bytes(config: Config) -> int:
     size, ffn = number_bytes(config), config.model.ffn_hidden_size // config.parallel.tp
-    # Plain PyTorch also keeps SiLU of one half, and the other half by itself.
-    halves = 0 if config.model.layer_spec == "te" else 2 * size * ffn
-    return size * 2 * ffn + _into_product_bytes(config) * ffn + halves
+    activated = 0 if config.model.layer_spec == "te" else size * ffn  # SiLU of one half
+    return size * 2 * ffn + _into_product_bytes(config) * ffn + activated
 
 
 def _recomputed_bytes(config: Config) -> int:
@@ -96,9 +95,12 @@ def _recomputed_bytes(config: Config) -> int:
 
 
 def _norm_bytes(config: Config) -> int:
-    """Input and output of an RMSNorm; plain PyTorch keeps input and normed input in fp32."""
+    """Input and output of an RMSNorm; plain PyTorch keeps input and normed input in fp32, of an
+    input in fp32 the normed one alone."""
     size, into = number_bytes(config), _into_product_bytes(config)
-    return _hidden(config) * (size + into if config.model.layer_spec == "te" else 8 + size)
+    if config.model.layer_spec == "te":
+        return _hidden(config) * (size + into)
+    return _hidden(config) * (8 if size == 4 else 8 + size)
 
 
 def _two_attentions(config: Config, q: int) -> int:
@@ -141,12 +143,10 @@ def logits_bytes(
 
 
 def _mask_bytes(config: Config, seq_length: int) -> int:
-    """Masks of packed documents and windows that plain PyTorch keeps of a layer's runs: [S, S]."""
-    model, parallel = config.model, config.parallel
-    if model.layer_spec == "te" or parallel.recompute != "none":
-        return 0
-    attentions = 2 * model.num_loops - 1 if model.has_gates else model.num_loops
-    return attentions * config.train.micro_batch_size * seq_length**2 * number_bytes(config)
+    """Masks of documents and of windows [S, S] as numbers that plain PyTorch adds, which all layers
+    and loops share."""
+    rows = _rows_of_masks(config) * _kinds_of_masks(config)
+    return rows * seq_length**2 * number_bytes(config)
 
 
 def evaluation_bytes(config: Config, vocab_size: int, pp_rank: int, seq_length: int) -> int:
@@ -163,8 +163,7 @@ def evaluation_bytes(config: Config, vocab_size: int, pp_rank: int, seq_length: 
     q, kv = _heads(config, model.num_attention_heads), _heads(config, model.num_kv_heads)
     shared = sum(map(len, stage)) * (q + 3 * kv) if model.has_gates else 0
     held = tokens * size * (shared + 2 * _hidden(config)) + _borders_bytes(config, seq_length)
-    masks = _rows_of_masks(config) * seq_length**2 * size  # as numbers that are added
-    attention = tokens * _attention_bytes(config, gated=model.has_gates) + masks
+    attention = tokens * _attention_bytes(config, gated=model.has_gates)
     layer = max(attention, tokens * _mlp_bytes(config)) + 2 * tokens * _norm_bytes(config)
     logits = _read_out_bytes(config, vocab_size, pp_rank, seq_length)
     in_fp32 = logits if size == 4 else 3 * logits  # for the loss
@@ -186,13 +185,20 @@ def _read_out_bytes(config: Config, vocab_size: int, pp_rank: int, seq_length: i
 
 def _borders_bytes(config: Config, seq_length: int) -> int:
     """What `model/documents.py` keeps of a microbatch for plain PyTorch: distances in int64, which
-    all rows share, and a mask for documents and one for windows."""
-    model = config.model
-    windows = model.has_gates and model.kernels != "cuda"
-    masks = config.data.isolate_documents + windows
-    if model.layer_spec == "te" or not masks:
+    all rows share, and masks, as such and as numbers."""
+    if not (masks := _kinds_of_masks(config)):
         return 0
-    return seq_length**2 * (8 + _rows_of_masks(config) * masks)
+    rows = _rows_of_masks(config) * masks
+    return seq_length**2 * (8 + rows) + _mask_bytes(config, seq_length)
+
+
+def _kinds_of_masks(config: Config) -> int:
+    """One for documents and one for windows, where plain PyTorch needs them."""
+    model = config.model
+    if model.layer_spec == "te":
+        return 0
+    windows = model.has_gates and model.kernels != "cuda"
+    return int(config.data.isolate_documents) + int(windows)
 
 
 def _rows_of_masks(config: Config) -> int:

@@ -92,6 +92,21 @@ def test_masks_are_computed_once(start):
     assert docs.causal_mask is docs.causal_mask
     assert docs.window_mask(4) is docs.window_mask(4)
     assert docs.first_token is docs.first_token
+    assert docs.causal_bias(torch.float32) is docs.causal_bias(torch.float32)
+    assert docs.window_bias(4, torch.float32) is docs.window_bias(4, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_numbers_hide_what_masks_hide(start, dtype):
+    docs = Documents.packed(start)
+    for mask, bias in (
+        (docs.causal_mask, docs.causal_bias(dtype)),
+        (docs.window_mask(4), docs.window_bias(4, dtype)),
+    ):
+        assert bias.dtype == dtype
+        assert torch.equal(bias == 0, mask)
+        assert torch.equal(bias == -torch.inf, ~mask)
+    assert Documents.whole_rows(BATCH, LENGTH, start.device).causal_bias(dtype) is None
 
 
 def test_no_query_is_left_without_a_key(start):

@@ -164,3 +164,26 @@ def test_bf16_keeps_fp32_main_weights(ranks, seed):
     expected = -0.01 * gradients[norm].sign()
     torch.testing.assert_close(moved, expected, rtol=0, atol=2**-8)
     assert moved.abs().min() > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_are_those_of_megatrons_own_step(ranks, seed, precision, monkeypatch):
+    """In fp32 on one rank Adam steps the model's weights, and what megatron-core does after it is
+    left out; elsewhere it is not."""
+    from loopcoder.optim import optimizer as module
+
+    found, by_megatron = [], []
+    judge = module._step_all_weights
+    for judged in (judge, lambda *_: False):
+        monkeypatch.setattr(module, "_step_all_weights", judged)
+        state, config = build(ranks, precision=precision)
+        whole = state.optimizer.step_with_ready_grads
+        state.optimizer.step_with_ready_grads = lambda call=whole: by_megatron.append(call())
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(2):
+            set_gradients(state, generator)
+            module.update(state.optimizer, config.optim, 1e-2, TOKENS)
+        found.append(weights(state))
+    assert len(by_megatron) == (2 if precision == "fp32" else 4)
+    ours, theirs = found
+    assert all(torch.equal(w, theirs[name]) for name, w in ours.items())

@@ -192,3 +192,14 @@ def test_cuda_type_names_inside_megatrons_optimizers_only():
 
 def test_device_is_the_cpu():
     assert cpu.device() == torch.device("cpu")
+
+
+def test_the_norm_of_all_gradients(seed):
+    clip = importlib.import_module("megatron.core.optimizer.clip_grads")
+    generator = torch.Generator().manual_seed(seed)
+    grads = [torch.randn(shape, generator=generator) for shape in ((3, 5), (7,), (2, 2))]
+    norm, _ = clip.l2_norm_impl(0, None, [grads], False)
+    exact = torch.cat([g.flatten().double() for g in grads]).norm()
+    torch.testing.assert_close(norm, exact.float().reshape(1))
+    grads[1][3] = torch.nan
+    assert clip.l2_norm_impl(0, None, [grads], False)[0].isnan()
