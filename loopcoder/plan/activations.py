@@ -45,7 +45,7 @@ def activation_bytes(config: Config, pp_rank: int, num_microbatches: int, seq_le
     else:
         runs = layers * (first + (model.num_loops - 1) * later)
     norms = model.num_loops * _norm_bytes(config)  # the final one, in every loop
-    return round(in_flight * (tokens * (runs + norms) + _mask_bytes(config, seq_length)))
+    return round(in_flight * (tokens * (runs + norms) + mask_bytes(config, seq_length)))
 
 
 def microbatches_in_flight(pp: int, pp_rank: int, microbatches: int, chunks: int) -> float:
@@ -142,7 +142,7 @@ def logits_bytes(
     return round(logit * tokens * vocab_size / parallel.tp)
 
 
-def _mask_bytes(config: Config, seq_length: int) -> int:
+def mask_bytes(config: Config, seq_length: int) -> int:
     """Masks of documents and of windows [S, S] as numbers that plain PyTorch adds, which all layers
     and loops share."""
     rows = _rows_of_masks(config) * _kinds_of_masks(config)
@@ -164,10 +164,13 @@ def evaluation_bytes(config: Config, vocab_size: int, pp_rank: int, seq_length: 
     shared = sum(map(len, stage)) * (q + 3 * kv) if model.has_gates else 0
     held = tokens * size * (shared + 2 * _hidden(config)) + _borders_bytes(config, seq_length)
     attention = tokens * _attention_bytes(config, gated=model.has_gates)
-    layer = max(attention, tokens * _mlp_bytes(config)) + 2 * tokens * _norm_bytes(config)
+    norms = 2 * tokens * (_norm_bytes(config) + size * _hidden(config))  # and what they read
+    layer = max(attention, tokens * _mlp_bytes(config)) + norms
     logits = _read_out_bytes(config, vocab_size, pp_rank, seq_length)
-    in_fp32 = logits if size == 4 else 3 * logits  # for the loss
-    return round(in_flight * held + max(layer, in_fp32))
+    for_loss = logits if size == 4 else 3 * logits  # in fp32
+    if model.layer_spec != "te" and parallel.tp == 1:  # and their logarithms
+        for_loss += logits * 4 // size
+    return round(in_flight * held + max(layer, for_loss))
 
 
 def evaluation_floor_bytes(config: Config, vocab_size: int, pp_rank: int, seq_length: int) -> int:
@@ -189,7 +192,7 @@ def _borders_bytes(config: Config, seq_length: int) -> int:
     if not (masks := _kinds_of_masks(config)):
         return 0
     rows = _rows_of_masks(config) * masks
-    return seq_length**2 * (8 + rows) + _mask_bytes(config, seq_length)
+    return seq_length**2 * (8 + rows) + mask_bytes(config, seq_length)
 
 
 def _kinds_of_masks(config: Config) -> int:
