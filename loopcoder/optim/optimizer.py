@@ -92,7 +92,8 @@ def update(
     adams = [x.optimizer for x in getattr(optimizer, "chained_optimizers", [optimizer])]
     for adam in adams:
         adam.grad_divisor, adam.is_refused = divisor, refused
-    if _step_all_weights(optimizer, adams):
+    # on a GPU it was not measured
+    if tokens.device.type == "cpu" and _step_all_weights(optimizer, adams):
         for adam in adams:
             adam.step()
     else:

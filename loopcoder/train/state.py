@@ -113,6 +113,7 @@ def build_state(config: Config, ranks: Ranks, vocab_size: int) -> TrainState:
     )
     mcore_config.grad_scale_func = optimizer.scale_loss
     is_alone = ranks.world_size == 1 and not parallel.overlap_grad_reduce
+    is_alone &= ranks.device.type == "cpu"  # on a GPU it was not measured
     mcore_config.finalize_model_grads_func = partial(_finish_gradients, ddp, is_alone)
     if parallel.overlap_grad_reduce:
         mcore_config.no_sync_func = ddp.no_sync
