@@ -1,6 +1,7 @@
 """megatron-core's linear layers and MLP for the layers that plain PyTorch runs.
 
-Names, shards and the computation of split weights are megatron-core's. A weight that is whole takes
+Names, shards and the computation of split weights are megatron-core's, and of all where gradients are
+added to the main ones within their product. Else a weight that is whole takes
 PyTorch's own product in place of an autograd function in Python, which with its communication of
 nothing costs as much as the product of a small model.
 """
@@ -22,7 +23,7 @@ class ColumnLinear(ColumnParallelLinear):
 
     def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Map [S or S/tp, B, in] to [S, B, out of this rank], and None: there is no bias."""
-        if self.tp_group.size() > 1:
+        if self.tp_group.size() > 1 or self.gradient_accumulation_fusion:
             return super().forward(input_, *args, **kwargs)
         return F.linear(input_, self.weight), None
 
@@ -32,7 +33,7 @@ class RowLinear(RowParallelLinear):
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map [S, B, in of this rank] to [S or S/tp, B, out], and None: there is no bias."""
-        if self.tp_group.size() > 1:
+        if self.tp_group.size() > 1 or self.gradient_accumulation_fusion:
             return super().forward(input_)
         return F.linear(input_, self.weight), None
 
