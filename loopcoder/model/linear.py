@@ -1,9 +1,9 @@
 """megatron-core's linear layers and MLP for the layers that plain PyTorch runs.
 
-Names, shards and the computation of split weights are megatron-core's, and of all where gradients are
-added to the main ones within their product. Else a weight that is whole takes
-PyTorch's own product in place of an autograd function in Python, which with its communication of
-nothing costs as much as the product of a small model.
+Names and shards are megatron-core's, and so is the computation of weights that are split, or whose
+gradients are added to the main ones within their product. Any other weight takes PyTorch's own
+product in place of an autograd function in Python, which with its communication of nothing costs as
+much as the product of a small model.
 """
 
 from __future__ import annotations
