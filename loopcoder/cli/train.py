@@ -11,6 +11,7 @@ import os
 import shlex
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -145,7 +146,16 @@ def _presets(config_dir: Path | None) -> str:
     """
     ours = group_options([conf_dir()])
     width = max(map(len, ours))
-    lines = [f"  {group:<{width}}  {', '.join(names)}" for group, names in ours.items()]
+    lines = [
+        textwrap.fill(
+            ", ".join(names),
+            width=100,
+            initial_indent=f"  {group:<{width}}  ",
+            subsequent_indent=" " * (width + 4),
+            break_on_hyphens=False,
+        )
+        for group, names in ours.items()
+    ]
     if config_dir is None:
         return "\n".join(lines)
     lines.append(f"\nyour own, of {config_dir}:")

@@ -23,7 +23,7 @@ from loopcoder.errors import InputError
         (["tasks=a", "checkpoint=d", "model.num_loops=0"], "model.num_loops=1,2,3"),
         (["tasks=a", "checkpoint=d", "precision=fp8_delayed"], "precision=bf16"),
         (["tasks=a", "server=http://x", "precision=bf16"], "its own"),
-        (["tasks=a", "checkpoint=d", "eval.sequences_per_domain=3"], "tasks.* and human_eval.*"),
+        (["tasks=a", "checkpoint=d", "eval.sequences_per_domain=3"], "human_eval.* and chat.*"),
         (["tasks=a", "checkpoint=d", "tasks.limt=3"], "tasks.limit"),
         (["tasks=human_eval", "checkpoint=d", "human_eval.samples=0"], "human_eval.samples"),
         (["tasks=human_eval", "checkpoint=d", "human_eval.samples=9"], "human_eval.temperature="),

@@ -43,7 +43,8 @@ def sources_changed(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(driver, "check_input", refuse)
     for verb in (train, doctor):
         monkeypatch.setattr(verb, "load_corpus", lambda folder, verify: folder)
-    monkeypatch.setattr(train, "check_start", lambda *_: None)  # which reads the corpus
+    for check in ("check_start", "check_packed"):  # which read the corpus
+        monkeypatch.setattr(train, check, lambda *_: None)
     return read
 
 

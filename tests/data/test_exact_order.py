@@ -103,7 +103,8 @@ def nothing_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which samples there are does not depend on what is in them."""
 
     def rows(self: Blend, samples: np.ndarray) -> Rows:
-        return Rows(torch.empty(0), torch.empty(0), torch.zeros(len(samples), 1, dtype=torch.long))
+        labels = torch.zeros(len(samples), 1, dtype=torch.long)
+        return Rows(torch.empty(0), torch.empty(0), labels, None)
 
     def batch(ids: torch.Tensor, samples: torch.Tensor, *_: object, **__: object) -> object:
         return SimpleNamespace(sample_ids=samples)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -134,9 +135,9 @@ def test_every_shard_gives_its_part_of_the_sample(
 ) -> None:
     limits: list[int | None] = []
 
-    def counted(path: Path, vocab_size: int, limit: int | None) -> object:
+    def counted(path: Path, vocab_size: int, limit: int | None, **how: Any) -> object:
         limits.append(limit)
-        return count(path, vocab_size, limit)
+        return count(path, vocab_size, limit, **how)
 
     count = unigram.count_tokens
     monkeypatch.setattr(unigram, "count_tokens", counted)
