@@ -16,14 +16,12 @@ from loopcoder.storage.remote import Store, is_url
 
 TOKENIZER = "tokenizer.json"
 TOKEN_BYTES = "token_bytes.npy"
-HELD_OUT = "held_out.jsonl"
-"""Of a corpus of conversations: those that are held out, as `chat.conversation.canonical`."""
 ORIGIN = "origin.json"
 """Beside the manifest of a corpus whose training shards are in a store: its URL (see mirror.py)."""
 CHAT_TEMPLATE = "chat_template.jinja"
 """Beside the manifest of a chat corpus: what its conversations were rendered with."""
 HELD_OUT = "held_out.jsonl"
-"""Beside it too: its held-out conversations, one per line."""
+"""Beside it too: its held-out conversations, each a line, as `chat.conversation.canonical`."""
 OF_A_SHARD = (".bin", ".idx", LABELS, MASK)
 """Suffixes of the files of a shard."""
 
