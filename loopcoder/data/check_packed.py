@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from loopcoder.config.corpora import SEPARATOR
@@ -57,26 +57,22 @@ def packed_problems(
                 "each conversation of a sequence is trained as if it stood alone",
                 f"data.{field}=true",
             )
-    lengths = config.eval.lengths or []
-    if others := [length for length in lengths if length not in packed.values()]:
-        yield Problem(
-            f"eval.lengths={as_override(lengths)}: a corpus is packed for "
-            f"{counted(next(iter(packed.values())), 'token')}, not {others[0]:,}",
-            _CUT,
-            f"eval.lengths={as_override([n for n in lengths if n not in others] or None)}",
-        )
+    yield from _further_lengths(config, packed.values())
     yield from _other_templates(manifests)
 
 
-def refuse_length(corpus: Corpus, domain: str, seq_length: int, key: str = "seq_length") -> None:
-    """Raise InputError unless a domain can be read in sequences of a length.
-
-    Args:
-        key: The field that asks for the length.
-    """
+def refuse_length(corpus: Corpus, domain: str, seq_length: int) -> None:
+    """Raise InputError unless a domain can be read in sequences of a length."""
     packed = corpus.packed_for(domain)
     if packed is not None and packed != seq_length:
-        raise InputError([_other_length(key, seq_length, str(corpus.dir), packed)])
+        raise InputError([_other_length("data.seq_length", seq_length, str(corpus.dir), packed)])
+
+
+def refuse_further_lengths(config: Config, corpus: Corpus, domains: Iterable[str]) -> None:
+    """Raise InputError unless domains can be evaluated at all of `eval.lengths`."""
+    packed = [length for d in domains if (length := corpus.packed_for(d)) is not None]
+    if problems := list(_further_lengths(config, packed)):
+        raise InputError(problems)
 
 
 def own_problems(config: Config, name: str, manifest: Mapping[str, Any]) -> Iterator[Problem]:
@@ -101,6 +97,21 @@ def own_problems(config: Config, name: str, manifest: Mapping[str, Any]) -> Iter
     if others := [n for n in config.eval.lengths or [] if n != length]:
         given = as_override(config.eval.lengths)
         yield Problem(f"{fact}, eval.lengths={given} has {others[0]}", _CUT, "eval.lengths=null")
+
+
+def _further_lengths(config: Config, packed: Collection[int]) -> Iterator[Problem]:
+    """Yield that what is packed for some lengths is to be evaluated at others."""
+    lengths = config.eval.lengths or []
+    for length in lengths:
+        if other := next((n for n in packed if n != length), None):
+            kept = [n for n in lengths if set(packed) == {n}]
+            yield Problem(
+                f"eval.lengths={as_override(lengths)}: a corpus is packed for "
+                f"{counted(other, 'token')}, not {length:,}",
+                _CUT,
+                f"eval.lengths={as_override(kept or None)}",
+            )
+            return
 
 
 def _other_length(key: str, asked: int, name: str, packed: int) -> Problem:

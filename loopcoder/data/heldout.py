@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from loopcoder.data.indexed import check_there
 
 class HeldOut:
     """The first tokens of a domain's held-out documents, laid end to end and cut into sequences;
-    the last one is padded. Of a packed corpus they are the first sequences as they are packed.
+    the last one is padded. Of a packed corpus they are the first sequences as they are packed, and
+    each conversation stands alone in them, whatever the run does with its documents.
 
     Padding instead of dropping means that a handful of short documents still gives a loss, and that
     the labels are the same ones whatever the length.
@@ -28,7 +30,7 @@ class HeldOut:
         """
         Args:
             seq_length: tokens of a sequence.
-            num_tokens: labels in all, or as many as there are.
+            num_tokens: labels in all, trained or not, or as many as there are.
 
         Raises:
             InputError: the domain is packed for another length, or its mask is damaged.
@@ -36,6 +38,8 @@ class HeldOut:
         from megatron.core.datasets.indexed_dataset import IndexedDataset
 
         refuse_length(corpus, domain, seq_length)
+        if corpus.packed_for(domain) is not None:
+            data = replace(data, isolate_documents=True, mask_document_start=True)
         self.domain, self.data, self.eod = domain, data, corpus.eod_id
         self.domain_id = corpus.domains.index(domain)
         member, own = corpus.part(domain)
@@ -59,6 +63,8 @@ class HeldOut:
         self.rows = torch.from_numpy(np.stack([padded[s : s + seq_length + 1] for s in starts]))
         label_index = torch.from_numpy(starts)[:, None] + torch.arange(1, seq_length + 1)
         self.valid = label_index < len(ids)
+        self.num_tokens = len(ids) - 1
+        """Labels that there are, those that begin a document included."""
         if mask is not None:
             trained = torch.from_numpy(mask.of_labels(0, len(ids) - 1))
             self.valid = self.valid.masked_scatter(self.valid, trained)
@@ -71,9 +77,8 @@ class HeldOut:
         self.label_ids += corpus.first_label(domain)
 
     @property
-    def num_tokens(self) -> int:
-        """Labels that there are, those that begin a document included; with a mask those that it
-        trains."""
+    def num_trained(self) -> int:
+        """Those of its labels that a mask trains; without one all."""
         return int(self.valid.sum())
 
     def batches(self, dp_rank: int, dp_size: int, micro_batch_size: int) -> Iterator[Batch]:

@@ -83,14 +83,12 @@ class MaskFile:
             InputError: the file is damaged.
             OSError: it cannot be read.
         """
-        found = np.frombuffer(self._file.read(start + 1, count), dtype=np.uint8)
-        if count and (highest := int(found.max())) > 1:
+        try:
+            return _decoded(np.frombuffer(self._file.read(start + 1, count), dtype=np.uint8))
+        except ValueError as error:
             raise InputError.of(
-                f"{self._path} is damaged: it has {highest} for a token",
-                "a token is trained, 1, or not, 0",
-                self._fix,
-            )
-        return found.astype(bool)
+                f"{self._path} is damaged: {error}", "a token is trained, 1, or not, 0", self._fix
+            ) from error
 
 
 def read_mask(prefix: Path, index: int, *, most: int) -> NDArray[np.bool_]:
@@ -100,12 +98,18 @@ def read_mask(prefix: Path, index: int, *, most: int) -> NDArray[np.bool_]:
         index: Of the document, from 0.
 
     Raises:
-        ValueError: the index is damaged or has no such document.
+        ValueError: the index or the mask is damaged, or there is no such document.
         OSError: a file cannot be read.
     """
     start, length = extent_of(prefix, index)
-    path = prefix.with_name(prefix.name + MASK)
-    return np.fromfile(path, dtype=np.bool_, count=min(length, most), offset=start)
+    path, count = prefix.with_name(prefix.name + MASK), min(length, most)
+    content = np.fromfile(path, dtype=np.uint8, count=count, offset=start)
+    try:
+        if len(content) < count:
+            raise ValueError(f"it ends after {start + len(content):,} tokens")
+        return _decoded(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def check_packing(prefix: Path, documents: int, tokens: int, seq_length: int) -> None:
@@ -136,6 +140,17 @@ def check_packing(prefix: Path, documents: int, tokens: int, seq_length: int) ->
         done = int(ends[-1])
     if (done - 1) % seq_length or borders != (done - 1) // seq_length:
         raise ValueError(f"{prefix.name} is not made of whole sequences of {seq_length} tokens")
+
+
+def _decoded(content: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which tokens are trained, of the bytes of a mask. [tokens]
+
+    Raises:
+        ValueError: with the fact, if there is a byte that says neither.
+    """
+    if len(content) and (highest := int(content.max())) > 1:
+        raise ValueError(f"it has {highest} for a token")
+    return content.astype(np.bool_)
 
 
 def _at(path: Path, places: NDArray[np.int64]) -> Iterator[NDArray[Any]]:

@@ -79,6 +79,8 @@ class PackedReader:
         self._file = lru_cache(maxsize=_OPEN)(self._open)
         self._labels = lru_cache(maxsize=_OPEN)(self._open_labels)
         self._masks = lru_cache(maxsize=_OPEN)(self._open_mask)
+        # of their own, so that what is fetched ahead closes nothing that is being read
+        self._coming = lru_cache(maxsize=_OPEN)(lambda s: (self._open(s), self._open_mask(s)))
         self._opens: OpenRange = CheckedFile
         self._ahead: Ahead | None = None
         self._in: tuple[int, int] | None = None
@@ -146,11 +148,12 @@ class PackedReader:
 
     def _fetch(self, shard: int, block: int) -> None:
         """Fetch a block of a shard in a store, with one try, and what its mask has of it."""
-        file = self._open(shard)
+        file, mask = self._coming(shard)
         assert isinstance(file, CachedFile)
         file.fetch(block, pauses=())
-        if (mask := self._open_mask(shard)) is not None:
-            mask.of_labels(block * BLOCK_BYTES // self._dtype.itemsize, 1)
+        if mask is not None:
+            last = self._corpus.shard_tokens(self._domain, "train")[shard] - 2  # that has a label
+            mask.of_labels(min(block * BLOCK_BYTES // self._dtype.itemsize, last), 1)
 
     def _label_ids(
         self, shard: int, start: int, before: NDArray[Any], ids: NDArray[Any]

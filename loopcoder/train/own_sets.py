@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
+from loopcoder.data.heldout import HeldOut
 from loopcoder.data.own_sets import held_out_tokens, open_own_sets
 from loopcoder.errors import counted
 from loopcoder.train.state import TrainState
@@ -39,12 +40,7 @@ class OwnSets:
     def sizes(self, stage: int = -1) -> Iterator[str]:
         """Yield a sentence for each set that says how much is evaluated in a data stage."""
         for name, evaluator in self._evaluators.items():
-            sets = evaluator.sets(stage)
-            parts = ", ".join(
-                f"{s.num_tokens:,} tokens of {s.domain} in {counted(len(s.rows), 'sequence')}"
-                for s in sets
-            )
-            yield f"eval.corpora.{name}: {parts}"
+            yield f"eval.corpora.{name}: {', '.join(map(_size, evaluator.sets(stage)))}"
 
     def __call__(
         self, state: TrainState, stage: int = -1, stopping: Callable[[], bool] = lambda: False
@@ -64,6 +60,13 @@ class OwnSets:
             for name, evaluator in self._evaluators.items()
             for field, value in evaluator(state, stage, stopping).items()
         }
+
+
+def _size(held_out: HeldOut) -> str:
+    tokens, trained = held_out.num_tokens, held_out.num_trained
+    of_mask = "" if trained == tokens else f" ({trained:,} trained)"
+    sequences = counted(len(held_out.rows), "sequence")
+    return f"{tokens:,} tokens{of_mask} of {held_out.domain} in {sequences}"
 
 
 def _config_for(config: Config, corpus: Corpus) -> Config:

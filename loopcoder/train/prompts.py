@@ -13,8 +13,10 @@ import numpy as np
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import read_document
-from loopcoder.data.mask import read_mask
+from loopcoder.data.mask import MASK, read_mask
+from loopcoder.data.places import rebuild
 from loopcoder.errors import InputError, counted
+from loopcoder.storage.files import parsing
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Prompt:
     domain: str | None = None
     """Of the held-out document that they are of; None: the text was given."""
     rest: tuple[int, ...] = ()
-    """How that document goes on, for as many tokens as a continuation has."""
+    """How that document goes on, up to the end of an answer, for as many tokens as a continuation
+    has."""
 
 
 def prompts_of(config: Config, corpus: Corpus, tokenizer: Any) -> list[Prompt]:
@@ -34,7 +37,7 @@ def prompts_of(config: Config, corpus: Corpus, tokenizer: Any) -> list[Prompt]:
     They depend on the corpus and the run's seed alone, and more of them begin with the same ones.
 
     Raises:
-        InputError: a given text is too long, or has no tokens.
+        InputError: a given text is too long, or has no tokens; a mask is damaged.
     """
     if config.eval.sample_prompts is None:
         return list(islice(_beginnings(config, corpus), config.eval.samples))
@@ -78,8 +81,12 @@ def _of_domain(config: Config, corpus: Corpus, domain: str) -> Iterator[Prompt]:
         ids = read_document(Path(prefix), int(document), vocab_size=size, most=most).tolist()
         end = min(begin, max(1, len(ids) // 2))
         if packed is not None:
-            trained = read_mask(Path(prefix), int(document), most=most)
+            with parsing(
+                Path(prefix + MASK), "it says where an answer begins", rebuild(member.dir)
+            ):
+                trained = read_mask(Path(prefix), int(document), most=most)
             end = int(trained.argmax())
             if end == 0 or end + new > config.model.max_position_embeddings:
                 continue  # the empty document behind the sequences, or an answer without room
+            ids = ids[: end + int(trained[end:].argmin())]
         yield Prompt(tuple(ids[:end]), domain, tuple(ids[end : end + new]))

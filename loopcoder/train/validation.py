@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from loopcoder.config.schema import Config
 from loopcoder.data.batch import Batch
+from loopcoder.data.check_packed import refuse_further_lengths
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.heldout import HeldOut
 from loopcoder.errors import counted
@@ -42,11 +43,15 @@ class Evaluator:
         """
         Args:
             run_dir: of a run that trains: errors say how it continues.
+
+        Raises:
+            InputError: what is packed for a length is to be evaluated at another.
         """
         self._run_dir, self._corpus = run_dir, corpus
         self._stopping: Callable[[], bool] = lambda: False
         self.config, self._further = config, list(dict.fromkeys(config.eval.lengths or ()))
         trained = {domain for stage in config.stages for domain in stage.mixture}
+        refuse_further_lengths(config, corpus, trained)
         of_stages = sorted({stage.seq_length for stage in config.stages})
         self._sets = {
             (covered, length): [

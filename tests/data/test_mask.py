@@ -34,6 +34,7 @@ from loopcoder.data.unigram import entropies_of, unigram_entropy
 from loopcoder.errors import InputError
 from loopcoder.storage.files import file_digest
 from loopcoder.train.prompts import prompts_of
+from loopcoder.train.validation import Evaluator
 from loopcoder.train.verification import Verification
 from tests.configs import small_config
 from tests.data.chat import EOD, VOCAB, chat_corpus
@@ -131,6 +132,53 @@ def test_held_out_conversations_are_masked_and_never_cut(corpus: Corpus, length:
         assert held.valid.int().tolist() == [mask for _, mask in wanted[:count]]
         (batch,) = held.batches(0, 1, len(held.rows))
         assert batch.loss_mask.int().tolist() == [mask for _, mask in wanted[:count]]
+
+
+@pytest.mark.parametrize("field", ["isolate_documents", "mask_document_start"])
+def test_held_out_conversations_stand_alone_whatever_a_run_does(
+    corpus: Corpus, length: int, field: str
+) -> None:
+    """They may be a set of a run that joins its documents."""
+    data = config_of(corpus, length).data
+    (wanted,) = HeldOut(corpus, "chat", data, length, 3 * length).batches(0, 1, 3)
+    data = replace(data, **{field: False})
+    (found,) = HeldOut(corpus, "chat", data, length, 3 * length).batches(0, 1, 3)
+    assert torch.equal(found.document_start, wanted.document_start)
+    assert torch.equal(found.position_ids, wanted.position_ids)
+    assert torch.equal(found.loss_mask, wanted.loss_mask)
+
+
+def test_labels_are_counted_apart_from_those_that_are_trained(corpus: Corpus, length: int) -> None:
+    held = HeldOut(corpus, "chat", config_of(corpus, length).data, length, 3 * length)
+    trained = sum(sum(mask) for _, mask in expected(corpus, "val", length)[:3])
+    assert (held.num_tokens, held.num_trained) == (3 * length, trained)
+    assert trained < held.num_tokens
+
+
+def test_blocks_ahead_are_fetched_up_to_the_last_token(
+    corpus: Corpus, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the last block may be without a label; the mask is opened once."""
+    length, sequences = 32, 12
+    rng = np.random.default_rng(seed)
+    corpus = chat_corpus(tmp_path / "even", rng, seq_length=length, sequences=sequences)
+    size = np.dtype(token_dtype(VOCAB)).itemsize
+    last, left = divmod(length * sequences * size, 128)
+    assert left == 0, "a block has nothing but the end of the shard"
+    there = load_corpus(mirrored(in_memory(corpus.dir, tmp_path.name), tmp_path / "kept"), "small")
+    far = PackedReader(there, "chat", length, SEEDS, cache=CacheConfig(dir=str(tmp_path / "kept")))
+    opened: list[tuple[Any, ...]] = []
+    real = Corpus.mask_file
+
+    def mask_file(self: Corpus, *given: Any, **rest: Any) -> Any:
+        opened.append(given)
+        return real(self, *given, **rest)
+
+    monkeypatch.setattr(Corpus, "mask_file", mask_file)
+    for block in range(last + 1):
+        far._fetch(0, block)
+    assert opened == [("chat", "train", 0)]
+    mirror.mirror.cache_clear()
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -248,12 +296,13 @@ def test_what_a_run_may_not_ask_of_it(corpus: Corpus, length: int) -> None:
     assert "fix: data.reader=packed" in refused(config_of(corpus, length, reader="megatron"))
     for field in ("isolate_documents", "mask_document_start"):
         assert f"fix: data.{field}=true" in refused(config_of(corpus, length, **{field: False}))
-    further = EvalConfig(lengths=[length, 2 * length])
-    found = refused(replace(config, eval=further))
+    further = replace(config, eval=EvalConfig(lengths=[length, 2 * length]))
+    found = refused(further)
     assert f"fix: eval.lengths=[{length}]" in found
+    assert problems_of(lambda: Evaluator(further, corpus)) == found, "as `loopcoder evaluate` does"
     with pytest.raises(InputError, match="packed for"):
         PackedReader(corpus, "chat", length + 1, SEEDS)
-    with pytest.raises(InputError, match="packed for"):
+    with pytest.raises(InputError, match=r"fix: data\.seq_length="):
         HeldOut(corpus, "chat", config.data, length + 1, 100)
     with pytest.raises(InputError, match=r"data\.reader=packed"):
         MegatronReader(corpus, "chat", length, SEEDS)
@@ -300,6 +349,24 @@ def test_corpora_of_other_lengths_or_templates_are_not_joined(
     assert "the corpora one and two were rendered with other chat templates" in found
 
 
+def test_corpora_of_two_lengths_have_no_further_one(
+    joined: Callable[..., Config], length: int
+) -> None:
+    """A length that one of them is packed for is none of the other's."""
+    stages = [
+        StageConfig(until=100, seq_length=length, mixture={"one/chat": 1.0}),
+        StageConfig(seq_length=2 * length, mixture={"two/chat": 1.0}),
+    ]
+    config = joined(seq_length=2 * length)
+    config = replace(config, data=replace(config.data, stages=stages))
+    corpus = open_joined(config.data, "size")
+    check_packed(config, corpus)
+    for lengths in ([length], [2 * length], [length, 2 * length]):
+        further = replace(config, eval=EvalConfig(lengths=lengths))
+        found = problems_of(lambda further=further: check_packed(further, corpus))
+        assert found.count("fix:") == 1 and "fix: eval.lengths=null" in found
+
+
 def test_the_unigram_entropy_is_that_of_trained_tokens(corpus: Corpus, tmp_path: Path) -> None:
     counts = {}
     for split in ("train", "val"):
@@ -311,6 +378,16 @@ def test_the_unigram_entropy_is_that_of_trained_tokens(corpus: Corpus, tmp_path:
     assert found == {"chat": pytest.approx(unigram_entropy(counts["train"], counts["val"]))}
 
 
+def test_a_damaged_mask_of_a_sample_is_named(corpus: Corpus, length: int) -> None:
+    path = corpus.dir / "val" / "chat.mask"
+    content = path.read_bytes()
+    config = replace(config_of(corpus, length), eval=EvalConfig(samples=1000, sample_tokens=5))
+    for damaged, says in ((bytes([7] * len(content)), "it has 7"), (content[:1], "it ends after")):
+        path.write_bytes(damaged)
+        found = problems_of(lambda: prompts_of(config, corpus, None))
+        assert str(path) in found and says in found
+
+
 def test_samples_continue_conversations_where_the_first_answer_begins(
     corpus: Corpus, length: int
 ) -> None:
@@ -320,7 +397,8 @@ def test_samples_continue_conversations_where_the_first_answer_begins(
         for a, b in pairwise(sorted(starts)):
             if any(mask[a:b]):
                 answer = a + mask[a:b].index(1)
-                wanted.append((tuple(ids[a:answer]), tuple(ids[answer : min(b, answer + 5)])))
+                end = answer + mask[answer:b].index(0)  # at the latest where the document ends
+                wanted.append((tuple(ids[a:answer]), tuple(ids[answer : min(end, answer + 5)])))
     found = [(p.ids, p.rest) for p in prompts_of(config, corpus, None)]
     assert sorted(found) == sorted(wanted)
 
