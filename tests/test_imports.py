@@ -67,6 +67,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "loopcoder.train": BASE
     | MODEL
     | {
+        "loopcoder.chat.templates",
         "loopcoder.checkpoint",
         "loopcoder.data",
         "loopcoder.diagnose.measures",

@@ -39,7 +39,7 @@ class HeldOut:
 
         refuse_length(corpus, domain, seq_length)
         if corpus.packed_for(domain) is not None:
-            data = replace(data, isolate_documents=True, mask_document_start=True)
+            data = replace(data, isolate_documents=True)
         self.domain, self.data, self.eod = domain, data, corpus.eod_id
         self.domain_id = corpus.domains.index(domain)
         member, own = corpus.part(domain)

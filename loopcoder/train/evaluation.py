@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from loopcoder.checkpoint.state import Specials
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.sampler import Position
@@ -20,15 +21,22 @@ from loopcoder.train.validation import EvaluationStopped, Evaluator, mixture_mea
 class Evaluation:
     """Evaluates while a run trains, and keeps what came out last."""
 
-    def __init__(self, config: Config, corpus: Corpus, run_dir: Path | None = None):
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        run_dir: Path | None = None,
+        specials: Specials | None = None,
+    ):
         """
         Args:
             run_dir: errors say how its run continues.
+            specials: What the run says of its tokens.
         """
         self._config, self._corpus = config, corpus
         self._held_out = Evaluator(config, corpus, run_dir)
         self._own_sets = OwnSets(config, corpus, run_dir)
-        self._samples = Samples(config, corpus, run_dir)
+        self._samples = Samples(config, corpus, run_dir, specials)
         self.samples: list[dict[str, Any]] = []
         """Lines of samples.jsonl, of the last evaluation."""
         self._found: dict[str, float] = {}

@@ -6,7 +6,7 @@ return it needs nothing but what training has, so it works wherever that does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,16 +34,18 @@ def continued(
     *,
     eod: int,
     vocab_size: int,
+    ends: Collection[int] = (),
     multiple: int = 1,
     before_token: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
-    """Continue prompts, as whole documents, up to their end or by `new_tokens`. Every rank must
+    """Continue prompts, as whole documents, up to an end or by `new_tokens`. Every rank must
     call it and gets the same; the network should be in evaluation mode.
 
     Args:
         prompts: ids of each, one at least.
         eod: Token that ends a document, which is part of what is returned.
         vocab_size: Tokens that there are; the head has more rows.
+        ends: Further tokens that end one, as a turn of a conversation.
         multiple: That the length of sequences is to be a multiple of.
         before_token: is called on every rank before each forward pass, and may raise.
     """
@@ -59,6 +61,7 @@ def continued(
     batch = batch.to(device)
     index, first = index.to(device), first.to(device)
     has_ended = torch.zeros_like(index, dtype=torch.bool)
+    all_ends = torch.tensor([*{eod, *ends}], device=device)
     forget_fp8_copies(state.network.used_in_every_loop())
     new: list[Tensor] = []
     while len(new) < new_tokens and not has_ended.all():
@@ -69,13 +72,13 @@ def continued(
             token = choose(logits[:, :vocab_size].float()).to(token)
         dist.all_reduce(token)  # one rank has it
         batch.tokens[index, first + len(new)] = token
-        has_ended |= token == eod
+        has_ended |= torch.isin(token, all_ends)
         new.append(token)
-    return [_up_to(eod, ids) for ids in torch.stack(new, 1).tolist()]
+    return [_up_to({eod, *ends}, ids) for ids in torch.stack(new, 1).tolist()]
 
 
-def _up_to(end: int, ids: list[int]) -> list[int]:
-    return ids[: ids.index(end) + 1] if end in ids else ids
+def _up_to(ends: set[int], ids: list[int]) -> list[int]:
+    return ids[: next((place + 1 for place, i in enumerate(ids) if i in ends), len(ids))]
 
 
 def _next_logits(state: TrainState, batch: Batch, last: Tensor) -> Tensor | None:

@@ -93,7 +93,9 @@ class Run:
         self.state = build_state(config, self.ranks, vocab_size)
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
         self.health = Health(config.faults, self.ranks.device)
-        self.evaluation = Evaluation(config, corpus, run_dir)
+        began_with = None if self.began_as is None else self.began_as.specials
+        self.specials = with_template(began_with, corpus.chat_template)
+        self.evaluation = Evaluation(config, corpus, run_dir, self.specials)
         self.profiler = StepProfiler(config.profile, run_dir, self.ranks.rank)
         resumed = start.checkpoint.state() if start is not None and start.resumes else None
         position = start.checkpoint.state().position if start and start.goes_on else Position()
@@ -353,7 +355,6 @@ class Run:
         if self.writer is not None:
             self.writer.sync()  # lines up to this step are on disk before the checkpoint counts
         began_as = self.began_as
-        specials = None if began_as is None else began_as.specials
         state = CheckpointState(
             position=self.position,
             ledger=self.accounts.ledger(self.position),
@@ -367,7 +368,7 @@ class Run:
             world_size=self.ranks.world_size,
             warmup_steps=self.warmup,
             tokens=None if began_as is None else began_as.tokens,
-            specials=with_template(specials, self.corpus.chat_template),
+            specials=self.specials,
             reader=self.config.data.reader,  # type: ignore[arg-type]  # it is no longer auto
         )
         with self.watch.within(SAVE):

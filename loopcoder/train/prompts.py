@@ -81,9 +81,8 @@ def _of_domain(config: Config, corpus: Corpus, domain: str) -> Iterator[Prompt]:
         ids = read_document(Path(prefix), int(document), vocab_size=size, most=most).tolist()
         end = min(begin, max(1, len(ids) // 2))
         if packed is not None:
-            with parsing(
-                Path(prefix + MASK), "it says where an answer begins", rebuild(member.dir)
-            ):
+            why = "it says where an answer begins and ends"
+            with parsing(Path(prefix + MASK), why, rebuild(member.dir)):
                 trained = read_mask(Path(prefix), int(document), most=most)
             end = int(trained.argmax())
             if end == 0 or end + new > config.model.max_position_embeddings:

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from loopcoder.chat.templates import TURN_END, speaks_chatml
 from loopcoder.checkpoint.fp8_history import unchanged
+from loopcoder.checkpoint.state import Specials
 from loopcoder.config.check_precision import sequence_multiple
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
@@ -27,10 +29,17 @@ from loopcoder.train.validation import EvaluationStopped
 class Samples:
     """Continues the same prompts at every evaluation. Nothing of training changes."""
 
-    def __init__(self, config: Config, corpus: Corpus, run_dir: Path | None = None):
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        run_dir: Path | None = None,
+        specials: Specials | None = None,
+    ):
         """
         Args:
             run_dir: errors say how its run continues.
+            specials: What the run says of its tokens: what ends an answer in a chat.
 
         Raises:
             InputError: a given prompt cannot be continued.
@@ -40,6 +49,9 @@ class Samples:
         if config.eval.samples:
             self._tokenizer = read_tokenizer(corpus.tokenizer_path)
             self._prompts = prompts_of(config, corpus, self._tokenizer)
+            self._ends = {corpus.eod_id}
+            if corpus.is_packed:
+                self._ends |= _ends_of_answers(self._tokenizer, specials)
 
     @property
     def shortage(self) -> str | None:
@@ -47,7 +59,8 @@ class Samples:
         asked, there = self._config.eval.samples, len(self._prompts)
         if there == asked:
             return None
-        return f"eval.samples={asked}, but there are {counted(there, 'held-out document')}"
+        room = " with room for an answer" if self._corpus.is_packed else ""
+        return f"eval.samples={asked}, but there are {counted(there, 'held-out document')}{room}"
 
     def __call__(
         self, state: TrainState, stage: int, position: Position, stopping: Callable[[], bool]
@@ -89,6 +102,7 @@ class Samples:
                     asked.sample_tokens,
                     self._choose(position.step),
                     eod=self._corpus.eod_id,
+                    ends=self._ends,
                     vocab_size=self._corpus.vocab_size,
                     multiple=sequence_multiple(config),
                     before_token=go_on,
@@ -127,13 +141,21 @@ class Samples:
             "domain": prompt.domain,
             "prompt": self._text(prompt.ids),
             "continuation": self._text(ids),
-            "finish": "stop" if ids[-1] == self._corpus.eod_id else "length",
+            "finish": "stop" if ids[-1] in self._ends else "length",
         }
         if prompt.domain is not None:
             fields["reference"] = self._text(prompt.rest)
         return fields
 
     def _text(self, ids: Sequence[int]) -> str:
-        if ids and ids[-1] == self._corpus.eod_id:
+        if ids and ids[-1] in self._ends:
             ids = ids[:-1]
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def _ends_of_answers(tokenizer: Any, specials: Specials | None) -> set[int]:
+    """Return the tokens that end an answer, as generation from a checkpoint has them."""
+    named = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
+    given = specials.ids.get("eos_token_id", []) if specials is not None else []
+    ends = set(given) if isinstance(given, list) else {given}
+    return ends | ({named[TURN_END]} if speaks_chatml(named) else set())

@@ -134,14 +134,13 @@ def test_held_out_conversations_are_masked_and_never_cut(corpus: Corpus, length:
         assert batch.loss_mask.int().tolist() == [mask for _, mask in wanted[:count]]
 
 
-@pytest.mark.parametrize("field", ["isolate_documents", "mask_document_start"])
 def test_held_out_conversations_stand_alone_whatever_a_run_does(
-    corpus: Corpus, length: int, field: str
+    corpus: Corpus, length: int
 ) -> None:
     """They may be a set of a run that joins its documents."""
     data = config_of(corpus, length).data
     (wanted,) = HeldOut(corpus, "chat", data, length, 3 * length).batches(0, 1, 3)
-    data = replace(data, **{field: False})
+    data = replace(data, isolate_documents=False)
     (found,) = HeldOut(corpus, "chat", data, length, 3 * length).batches(0, 1, 3)
     assert torch.equal(found.document_start, wanted.document_start)
     assert torch.equal(found.position_ids, wanted.position_ids)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from loopcoder.checkpoint.state import Specials
 from loopcoder.config.check_precision import sequence_multiple
 from loopcoder.config.check_samples import check_samples
 from loopcoder.config.evaluation import EvalConfig
@@ -20,9 +21,11 @@ from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import IndexedWriter
 from loopcoder.data.sampler import Position
+from loopcoder.data.tokenizer import read_tokenizer
 from loopcoder.errors import InputError
 from tests.configs import small_config
 from tests.conftest import fresh_seed
+from tests.data.chat import chat_corpus
 from tests.train.continuations import check_greedy
 from tests.weights import randomise
 
@@ -80,10 +83,10 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamesp
     yield SimpleNamespace(corpus=corpus, held_out=held_out)
 
 
-def built(config: Config, ranks: Any, seed: int) -> Any:
+def built(config: Config, ranks: Any, seed: int, rows: int = ROWS) -> Any:
     from loopcoder.train.state import build_state
 
-    state = build_state(config, ranks, ROWS)
+    state = build_state(config, ranks, rows)
     randomise(state.network, torch.Generator().manual_seed(seed))
     state.optimizer.reload_model_params()
     return state
@@ -151,6 +154,32 @@ def test_a_row_that_ends_ends_nothing_else(ranks: Any, seed: int) -> None:
     end = found[0][3]
     expected = [ids[: ids.index(end) + 1] if end in ids else ids for ids in found]
     assert run(end, 1) == expected and len(expected[0]) <= 4
+
+
+def test_samples_of_a_chat_end_with_the_answer(ranks: Any, seed: int, tmp_path: Path) -> None:
+    """With a turn's end of ChatML, or what an imported folder names."""
+    from loopcoder.train.samples import Samples
+
+    chats = chat_corpus(tmp_path / "chats", np.random.default_rng(seed), seq_length=32)
+    turn_end = read_tokenizer(chats.tokenizer_path).token_to_id("<|im_end|>")
+    config = configured(samples=999)
+    data = replace(config.data, mixture={"chat": 1.0}, stages=[], corpora=[], seq_length=32)
+    config = replace(config, data=data)
+    state = built(config, ranks, seed, 384)
+    plain = Samples(config, chats)
+    assert plain.shortage is not None and plain.shortage.endswith("with room for an answer")
+
+    def first(specials: Specials | None, token: int) -> dict[str, Any]:
+        samples = Samples(config, chats, specials=specials)
+        samples._choose = lambda step: lambda logits: logits.new_full((len(logits),), token)  # type: ignore[method-assign]
+        return samples(state, 0, Position(), going)[0]
+
+    other = random.Random(seed).randrange(100, 200)
+    assert other != turn_end
+    ended = first(None, turn_end)
+    assert (ended["finish"], ended["continuation"]) == ("stop", "")
+    assert first(None, other)["finish"] == "length"
+    assert first(Specials({"eos_token_id": [other]}, {}, None, None), other)["finish"] == "stop"
 
 
 def test_training_goes_on_as_without_them(
