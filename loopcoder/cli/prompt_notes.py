@@ -46,8 +46,10 @@ def notes_on(
 
 
 def _trained_length(source: Source) -> int | None:
-    """Return the longest sequence, in tokens, that a run had; None: weights were imported, and
-    nothing tells how they were trained."""
-    if source.specials is not None:
+    """Return the longest sequence, in tokens, that a run had; None: the weights were imported, or
+    those that it began with, and nothing tells how they were trained."""
+    said = source.specials
+    began_elsewhere = said is not None and (said.ids or said.names or said.generation_config)
+    if source.corpus is None or began_elsewhere:
         return None
     return max(stage.seq_length for stage in source.config.stages)
