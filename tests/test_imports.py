@@ -48,6 +48,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     },
     "loopcoder.plan": BASE
     | {
+        "loopcoder.checkpoint.format",
         "loopcoder.data.manifest",
         "loopcoder.data.mirror",
         "loopcoder.data.places",

@@ -6,11 +6,16 @@ Everything else is marked as an estimate where it is shown.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
+from loopcoder.checkpoint.format import find
+from loopcoder.config.chat import CHECKPOINT
 from loopcoder.config.schema import VOCAB_MULTIPLE, Config
 from loopcoder.data.manifest import read_manifest
 from loopcoder.data.mirror import folder_of
+from loopcoder.errors import InputError
 from loopcoder.model.flops import parameters
 from loopcoder.plan.activations import (
     activation_bytes,
@@ -20,6 +25,7 @@ from loopcoder.plan.activations import (
     number_bytes,
 )
 from loopcoder.plan.parameters import buffer_of, rank_tensors
+from loopcoder.storage.remote import is_stored
 
 RUNTIME_BYTES = 1 << 30
 """Python, PyTorch and its libraries, or the context of a GPU."""
@@ -134,11 +140,15 @@ def largest_rank(config: Config, vocab_size: int, world_size: int) -> RankMemory
 def planned_vocabulary(config: Config) -> int:
     """Return the rows of embedding and head as far as they are known before there is a corpus.
 
-    They are those of the config or of the finished corpus that it names, else those of a tokenizer
-    of the size that is asked for.
+    They are those of the config, of the finished corpus that it names or of the checkpoint of this
+    machine whose tokenizer it takes, else those of a tokenizer of the size that is asked for.
     """
     if config.model.vocab_size is not None:
         return config.model.vocab_size
+    start = config.checkpoint.init_from
+    if config.data.build.tokenizer == CHECKPOINT and start is not None and not is_stored(start):
+        with suppress(InputError):  # opening it says more
+            return find(Path(start)).state().vocab_size
     data, tokens = config.data, config.data.build.tokenizer_vocab_size
     if not data.build.sources and isinstance(data.path, str):
         manifest = read_manifest(folder_of(data))

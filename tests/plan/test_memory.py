@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from loopcoder.checkpoint.format import MANIFEST, STATE
 from loopcoder.config.compose import compose
 from loopcoder.config.objective import ObjectiveConfig
 from loopcoder.model.flops import parameters
 from loopcoder.parallel.layout import stage_layers
 from loopcoder.plan.activations import microbatches_in_flight
-from loopcoder.plan.memory import RUNTIME_BYTES, checkpoint_bytes, largest_rank, rank_memory
+from loopcoder.plan.memory import (
+    RUNTIME_BYTES,
+    checkpoint_bytes,
+    largest_rank,
+    planned_vocabulary,
+    rank_memory,
+)
 from loopcoder.plan.parameters import buffer_of, rank_tensors
+from tests.checkpoint.states import state_at
 from tests.configs import small_config
 from tests.plan.allocated import allocated, planned
 
@@ -135,3 +145,18 @@ def test_microbatches_in_flight() -> None:
 def test_a_checkpoint_has_the_size_that_the_readme_shows() -> None:
     config = compose(["precision=fp32"])
     assert checkpoint_bytes(config, 1024) == 16 * parameters(config.model, 1024)
+
+
+def test_a_run_on_chats_has_the_vocabulary_of_what_it_begins_with(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    rows = 128 * rng.randint(40, 999)
+    step = tmp_path / "base" / "checkpoints" / "step_00000003"
+    step.mkdir(parents=True)
+    (step / STATE).write_text(json.dumps(state_at(3, vocab_size=rows).to_json()))
+    asked = ["data=chat", "path=chats.jsonl", f"checkpoint.init_from={tmp_path / 'base'}"]
+    config = compose(asked)
+    assert planned_vocabulary(config) < rows, "there is no complete checkpoint"
+    (step / MANIFEST).write_text("{}")
+    assert planned_vocabulary(config) == rows
+    assert planned_vocabulary(compose([*asked, "model.vocab_size=640"])) == 640
