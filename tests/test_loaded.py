@@ -201,7 +201,7 @@ def test_a_chat(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: run.chat("Why?", tools=tools), "no place for tools"),
         (lambda: run.chat("Why?", chat_template_kwargs={"self": 1}), "self for the chat template"),
         (lambda: run.chat("a\ud83d"), "surrogates"),
-        (lambda: run.chat([{"content": "a"}]), "has no role"),
+        (lambda: run.chat([{"content": "a"}]), "names no role"),
         (lambda: run.chat("Why?", max_tokens=0), "max_tokens=0"),
     ):
         with pytest.raises(InputError, match=said):

@@ -11,14 +11,14 @@ from types import MappingProxyType
 from typing import Any
 
 from loopcoder.chat.calls import TAGS, AnswerStream, format_of
+from loopcoder.chat.messages import normalised, normalised_tools
 from loopcoder.chat.render import Renderer
-from loopcoder.chat.unusable import Unusable
+from loopcoder.chat.unusable import REASONS, Unusable
 from loopcoder.config.types import ToolFormat
 from loopcoder.data.tokenizer import read_tokenizer
 from loopcoder.errors import InputError
 from loopcoder.hf.card import Tokenizer as SpecialTokens
 from loopcoder.infer.loading import tokenizer_of
-from loopcoder.infer.messages import for_template
 from loopcoder.infer.sources import Source
 
 _GIVEN = {
@@ -139,9 +139,13 @@ class Prompts:
                 "the model would never see them",
                 "a conversation without tools, or weights whose template writes them",
             )
-        given = [for_template(message) for message in messages]
         try:
-            text = renderer.text(given, tools, add_generation_prompt=True, **options)
+            form = [
+                normalised(message, splits_reasoning=renderer.reads_reasoning)
+                for message in messages
+            ]
+            schemas = normalised_tools(tools or ())
+            text = renderer.text(form, schemas, add_generation_prompt=True, **options)
             text.encode()
             return text
         except UnicodeEncodeError as error:
@@ -152,9 +156,9 @@ class Prompts:
             ) from error
         except Unusable as error:
             raise InputError.of(
-                f"the chat template does not take {reprlib.repr([*messages])}",
-                error.detail,
-                "messages of the form {role: user, content: TEXT}",
+                f"the conversation {reprlib.repr([*messages])} cannot be written",
+                f"{REASONS[error.reason]}: {error.detail}",
+                "messages and tools in OpenAI's form, such as {role: user, content: TEXT}",
             ) from error
 
     def check_options(self, options: Iterable[str]) -> None:
