@@ -65,7 +65,7 @@ def normalised(given: Any, *, splits_reasoning: bool = True) -> dict[str, Any]:
         raise Unusable("content_not_text", f"reasoning={shortened(reasoning)}")
     while splits_reasoning and reasoning is None and (thought := _THOUGHT.match(content)):
         reasoning, content = thought[1].strip("\n") or None, content[thought.end() :]
-    out = {"role": role, "content": content}
+    out: dict[str, Any] = {"role": role, "content": content}
     if reasoning is not None:
         out["reasoning_content"] = reasoning
     if calls:
