@@ -61,7 +61,7 @@ def parse(
     Messages are OpenAI's (content as text or text parts; calls with arguments as an object or as
     JSON in a string), ShareGPT's, or a question and its answer (`forms.messages_of`). Reasoning is
     a field of a message, or a `<think>` block that its content begins with. A message is trained
-    unless it has `train: false` or `weight: 0`.
+    unless it has `train: false` or `weight: 0`; what is neither true (1) nor false (0) is refused.
 
     The system speaks first or not at all. Users may speak twice in a row. The assistant answers a
     user or results of tools, once; its calls are followed by at most as many results, at least one,
@@ -134,8 +134,19 @@ def _message(form: Mapping[str, Any]) -> Message:
         tuple(map(_call, calls)),
         _name(form, "tool_call_id") if role == "tool" else None,
         _name(form, "name") if role == "tool" else None,
-        train=form.get("train", True) is not False and form.get("weight", 1) != 0,
+        train=_is_trained(form),
     )
+
+
+def _is_trained(form: Mapping[str, Any]) -> bool:
+    """Say whether a message is to be learned, by its `train` and `weight`."""
+    for name in ("train", "weight"):
+        value = form.get(name, 1)
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise Unusable("bad_train_flag", f"{name}={value!r}"[:100])
+        if value == 0:
+            return False
+    return True
 
 
 def _name(given: Mapping[str, Any], field: str) -> str | None:

@@ -142,6 +142,8 @@ def _calls(message: dict[str, Any]) -> Iterator[Any]:
     """Take the calls out of a message."""
     calls = message.pop("tool_calls", None) or []
     if (old := message.pop("function_call", None)) is not None:  # OpenAI's before there were tools
+        if calls:
+            raise Unusable("invalid_tool_json", "a message with tool_calls and function_call")
         calls = [old]
     if not isinstance(calls, list | tuple):
         raise Unusable("invalid_tool_json", f"tool_calls={shortened(calls)}")

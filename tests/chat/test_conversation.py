@@ -86,6 +86,8 @@ def test_fields_of_messages() -> None:
     for reasoning in ("reasoning_content", "reasoning", "thinking"):
         found = parse({"messages": [ASKED, {**SAID, reasoning: "why", "train": False}]})
         assert found.messages[1] == Message("assistant", "b", "why", train=False)
+    for flag in ({"train": 0}, {"train": 0.0}, {"weight": 0.0}, {"weight": False}):
+        assert not parse({"messages": [ASKED, {**SAID, **flag}]}).messages[1].train
     weighed = parse({"messages": [ASKED, {**SAID, "weight": 0}, ASKED, {**SAID, "weight": 1}]})
     assert [m.train for m in weighed.messages] == [True, False, True, True]
 
@@ -148,6 +150,19 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("invalid_tool_json", {"messages": [ASKED, call('{"a": NaN}')]}),
     ("invalid_tool_json", {"messages": [ASKED, call({"a": float("inf")})]}),
     ("invalid_tool_json", {"messages": [ASKED, call(name="")]}),
+    ("invalid_tool_json", {"messages": [ASKED, {**call(), "function_call": {"name": "f"}}]}),
+    *(
+        ("bad_train_flag", {"messages": [ASKED, {**SAID, name: value}]})
+        for name, value in (
+            ("train", "false"),
+            ("train", 0.5),
+            ("train", []),
+            ("weight", "0"),
+            ("weight", 0.5),
+            ("weight", -1),
+            ("weight", float("nan")),
+        )
+    ),
     ("invalid_tool_json", {"messages": [ASKED, {**SAID, "tool_calls": "f()"}]}),
     ("invalid_tool_json", {"messages": [ASKED, {"from": "function_call", "value": "f()"}]}),
     ("unknown_tool", {"messages": [ASKED, call(name="g")], "tools": TOOLS}),
