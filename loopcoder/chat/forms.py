@@ -26,7 +26,7 @@ def messages_of(row: Row, field: str | None = None) -> list[dict[str, Any]]:
     Args:
         field: Column with the messages; None: the first that is there of `messages`,
             `conversations`, `conversation`, `prompt` and `completion` (`response`), `instruction`
-            (and `input`) and `output`.
+            (and `input`) and `output`, both behind what `history` has.
 
     Raises:
         Unusable: there are none, or one is no message.
@@ -44,7 +44,7 @@ def messages_of(row: Row, field: str | None = None) -> list[dict[str, Any]]:
         names = ", ".join(map(str, row)) or "nothing"
         raise Unusable("no_messages", f"the row has {names}"[:300])
     messages = [normalised(one) for one in found]
-    system = row.get("system")
+    system = row.get("system") or row.get("system_prompt")
     if isinstance(system, str) and system and messages[0].get("role") != "system":
         messages.insert(0, {"role": "system", "content": system})
     return messages
@@ -77,8 +77,22 @@ def _pair(row: Row) -> list[Any] | None:
             continue
         if asked == "instruction" and isinstance(row.get("input"), str) and row["input"]:
             question = f"{question}\n\n{row['input']}"
-        return [*_said("user", question), *_said("assistant", answer)]
+        return [*_history(row), *_said("user", question), *_said("assistant", answer)]
     return None
+
+
+def _history(row: Row) -> list[Any]:
+    """Return the messages of earlier questions and answers, as rows of `instruction` keep them."""
+    turns = row.get("history") or []
+    if not isinstance(turns, list) or not all(
+        isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns
+    ):
+        raise Unusable("no_messages", f"history={turns!r}"[:300])
+    return [
+        one
+        for question, answer in turns
+        for one in (*_said("user", question), *_said("assistant", answer))
+    ]
 
 
 def _said(role: str, what: Any) -> list[Any]:

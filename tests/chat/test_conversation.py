@@ -116,6 +116,16 @@ def test_calls_and_results_of_every_form() -> None:
         assert found.tools == ({"type": "function", "function": {"name": "f"}},)
 
 
+def test_what_was_said_before_is_read() -> None:
+    row = {"instruction": "a", "output": "b", "history": [["q", "r"]], "system_prompt": "s"}
+    said = [(m.role, m.content) for m in parse(row).messages]
+    assert said == [
+        ("system", "s"), ("user", "q"), ("assistant", "r"), ("user", "a"), ("assistant", "b"),
+    ]  # fmt: skip
+    with pytest.raises(Unusable, match="history"):
+        parse(row | {"history": "q"})
+
+
 BAD: list[tuple[str, dict[str, Any]]] = [
     ("no_messages", {"text": "a"}),
     ("no_messages", {"messages": []}),
