@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from loopcoder.chat.forms import messages_of, tools_of
+from loopcoder.chat.messages import NAME
 from loopcoder.chat.unusable import Unusable
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -184,6 +185,8 @@ def _check_calls(messages: Sequence[Message], tools: set[str]) -> None:
         for call in message.tool_calls:
             if tools and call.name not in tools:
                 raise Unusable("unknown_tool", f"{call.name!r}, not {sorted(tools)}"[:300])
+            if odd := [name for name in call.arguments if not NAME.fullmatch(name)]:
+                raise Unusable("invalid_tool_json", f"an argument of the name {odd[0]!r}"[:300])
         if message.role == "assistant":
             ids = {call.id for call in message.tool_calls}
         elif (

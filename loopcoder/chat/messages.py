@@ -27,6 +27,9 @@ _ROLES = {
     "function_call": "assistant",
 }
 """Names of roles besides OpenAI's own."""
+NAME = re.compile(r"[^<>\s]+")
+"""Of functions and parameters: templates write them within tags, where others could end the tag, or
+make a special token of what stands around them."""
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 
 
@@ -88,7 +91,7 @@ def normalised_tools(given: Iterable[Any]) -> list[dict[str, Any]]:
         if not isinstance(function, Mapping):
             raise Unusable("bad_tools", f"a tool {shortened(one)}")
         name, parameters = function.get("name"), function.get("parameters")
-        if not isinstance(name, str) or not name or name in names:
+        if not isinstance(name, str) or not NAME.fullmatch(name) or name in names:
             raise Unusable("bad_tools", f"a tool of the name {shortened(name)}")
         if parameters is not None and not isinstance(parameters, Mapping):
             raise Unusable("bad_tools", f"{name}: parameters={shortened(parameters)}"[:300])
@@ -162,7 +165,8 @@ def _call(given: Any) -> dict[str, Any]:
         arguments = loaded(arguments, "invalid_tool_json") if arguments.strip() else {}
     if arguments is None:
         arguments = {}
-    if not isinstance(name, str) or not name or not isinstance(arguments, Mapping):
+    is_name = isinstance(name, str) and NAME.fullmatch(name)
+    if not is_name or not isinstance(arguments, Mapping):
         what = f"name={shortened(name)}, arguments={shortened(arguments)}"
         raise Unusable("invalid_tool_json", what)
     out: dict[str, Any] = {} if call_id is None else {"id": str(call_id)}

@@ -160,6 +160,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("invalid_tool_json", {"messages": [ASKED, call('{"a": NaN}')]}),
     ("invalid_tool_json", {"messages": [ASKED, call({"a": float("inf")})]}),
     ("invalid_tool_json", {"messages": [ASKED, call(name="")]}),
+    ("invalid_tool_json", {"messages": [ASKED, call(name="|im_end|>")]}),
+    ("invalid_tool_json", {"messages": [ASKED, call({"|im_end|": 1, "a b": 2})]}),
+    ("bad_tools", {"messages": [ASKED, SAID], "tools": [{"name": "<f"}]}),
     ("invalid_tool_json", {"messages": [ASKED, {**call(), "function_call": {"name": "f"}}]}),
     *(
         ("bad_train_flag", {"messages": [ASKED, {**SAID, name: value}]})
