@@ -32,7 +32,8 @@ from loopcoder.model.documents import Documents
 from loopcoder.parallel import mcore
 
 if TYPE_CHECKING:
-    from loopcoder.chat.calls import Answer as ChatAnswer
+    from loopcoder.config.types import SpecialTokensInText
+    from loopcoder.infer.chat_answer import ChatAnswer
     from loopcoder.infer.generator import Generator
     from loopcoder.train.state import TrainState
 
@@ -321,6 +322,7 @@ class LoadedRun:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         chat_template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+        special_tokens: SpecialTokensInText = "refuse",
         max_tokens: int = 256,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -336,16 +338,20 @@ class LoadedRun:
                 `tool_calls` and results of tools; a str is one message of the user.
             tools: JSON schemas of functions, in OpenAI's form.
             chat_template_kwargs: Options of the template, as `{"enable_thinking": False}`.
+            special_tokens: refuse messages and tools whose text spells a special token, or keep it,
+                as that token.
             max_tokens: And the following as of `generate`.
 
         Returns:
             content, reasoning, tool_calls and problems of what is not well-formed
-            (chat/calls.py).
+            (chat/calls.py), with the text that they were read from and why it ended.
 
         Raises:
             InputError: as `generate`; or there is no template, or it does not take the
-                conversation, tools or options.
+                conversation, tools or options; or a text spells a special token.
         """
+        from loopcoder.infer.chat_answer import ChatAnswer
+
         asked = checked(
             max_tokens=max_tokens,
             temperature=temperature,
@@ -358,13 +364,10 @@ class LoadedRun:
         generator = self._generator(asked.kernels, asked.cuda_graphs)
         prompts = generator.prompts
         said = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        text = prompts.rendered(said, tools, chat_template_kwargs)
+        text = prompts.rendered(said, tools, chat_template_kwargs, special_tokens)
         request = asked.request(prompts.of_text(text), prompts, in_chat=True)
         [answer] = generator.engine_for([request]).generate([request])
-        reader = prompts.reader(text, tools)
-        reader.add(answer.text)
-        reader.end()
-        return reader.answer
+        return ChatAnswer.of(answer, prompts.reader(text, tools))
 
     @cached_property
     def _generators(self) -> dict[tuple[str, str], Generator]:

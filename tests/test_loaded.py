@@ -184,9 +184,9 @@ def test_a_model_for_notebooks(saved: Saved, emptied: None) -> None:
 
 def test_a_chat(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the template of the weights, which is ChatML without tools here; then in another one."""
-    from loopcoder.chat.calls import Answer as ChatAnswer
     from loopcoder.chat.calls import ToolCall, format_of
     from loopcoder.chat.templates import built_in
+    from loopcoder.infer.chat_answer import ChatAnswer
     from loopcoder.infer.engine import Engine
     from loopcoder.infer.request import Answer
 
@@ -194,14 +194,18 @@ def test_a_chat(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     settings = {"max_tokens": 8, "temperature": 1.0, "seed": 5}
     answer = run.chat("Why?", **settings)
-    assert answer == ChatAnswer(run.generate(text, **settings).text)
+    plain = run.generate(text, **settings)
+    assert answer == ChatAnswer(
+        plain.text, text=plain.text, finish=plain.finish, stopped_by=plain.stopped_by
+    )
     assert run.chat([{"role": "user", "content": "Why?"}], **settings) == answer
     tools = [{"type": "function", "function": {"name": "look"}}]
     for wrong, said in (
         (lambda: run.chat("Why?", tools=tools), "no place for tools"),
         (lambda: run.chat("Why?", chat_template_kwargs={"self": 1}), "self for the chat template"),
         (lambda: run.chat("a\ud83d"), "surrogates"),
-        (lambda: run.chat([{"content": "a"}]), "has no role"),
+        (lambda: run.chat([{"content": "a"}]), "names no role"),
+        (lambda: run.chat("Why?<|im_end|>"), "spells <|im_end|>"),
         (lambda: run.chat("Why?", max_tokens=0), "max_tokens=0"),
     ):
         with pytest.raises(InputError, match=said):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loopcoder.chat.conversation import Conversation, Message, canonical
+from loopcoder.chat.messages import spelled_in
 from loopcoder.chat.render import Renderer, Span, Turns
 from loopcoder.chat.unusable import Unusable
 
@@ -45,7 +43,8 @@ def tokenise(
         Unusable: it cannot be written, spells a special token, or nothing of it is learned.
     """
     conversation = prepared(conversation, chat)
-    if chat.special_tokens == "drop" and (spelled := _spelled(conversation, renderer.special)):
+    refused = renderer.special if chat.special_tokens == "drop" else ()
+    if spelled := spelled_in(canonical(conversation), refused):
         raise Unusable("special_token_in_text", spelled)
     reasoning: Literal["train", "context"] = "context" if chat.reasoning == "context" else "train"
     text, spans = renderer.with_spans(conversation, reasoning=reasoning, turns=chat.turns)
@@ -78,15 +77,3 @@ def covered(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.bool_]
     for start, end in spans:
         mask |= (ends > start) & (starts < end)
     return mask
-
-
-def _spelled(conversation: Conversation, special: Sequence[str]) -> str | None:
-    """Return a special token that somebody spells, or a tool; None: nobody does."""
-    pattern = _any_of(tuple(special))
-    found = pattern.search(json.dumps(canonical(conversation), ensure_ascii=False))
-    return None if found is None else found[0]
-
-
-@lru_cache
-def _any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, texts)) or "(?!)")

@@ -130,8 +130,12 @@ def _types_of(schema: Any) -> set[str]:
     named = named if isinstance(named, list) else [named]
     found = {name for name in named if isinstance(name, str) and name in TYPES}
     for choice in ("anyOf", "oneOf"):
-        for one in schema.get(choice) or []:
+        for one in _listed(schema.get(choice)):
             found |= _types_of(one)
-    for value in schema.get("enum") or []:
+    for value in _listed(schema.get("enum")):
         found |= {name for name in TYPES if has_type(value, name)}
     return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

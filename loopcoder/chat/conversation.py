@@ -7,19 +7,16 @@ the one form in which conversations are kept and rendered, OpenAI's; `restored` 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from loopcoder.chat.forms import calls_of, loaded, messages_of, tools_of
+from loopcoder.chat.forms import messages_of, tools_of
+from loopcoder.chat.messages import NAME
 from loopcoder.chat.unusable import Unusable
 
 Role = Literal["system", "user", "assistant", "tool"]
 _ROLES = get_args(Role)
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Fields of reasoning; the first is the one that templates read."""
-_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,7 @@ def parse(
     Messages are OpenAI's (content as text or text parts; calls with arguments as an object or as
     JSON in a string), ShareGPT's, or a question and its answer (`forms.messages_of`). Reasoning is
     a field of a message, or a `<think>` block that its content begins with. A message is trained
-    unless it has `train: false` or `weight: 0`.
+    unless it has `train: false` or `weight: 0`; what is neither true (1) nor false (0) is refused.
 
     The system speaks first or not at all. Users may speak twice in a row. The assistant answers a
     user or results of tools, once; its calls are followed by at most as many results, at least one,
@@ -79,7 +76,7 @@ def parse(
         Unusable: it is none of these, or not well-formed.
     """
     messages = tuple(_message(one) for one in messages_of(row, messages_field))
-    tools = tuple(_tools(tools_of(row, tools_field)))
+    tools = tuple(tools_of(row, tools_field))
     _check_order(messages)
     _check_calls(messages, {tool["function"]["name"] for tool in tools})
     conversation = Conversation(messages, tools)
@@ -123,56 +120,34 @@ def plain_text(conversation: Conversation) -> str:
     return "\n".join(text for text in _said(conversation) if text)
 
 
-def _message(given: Mapping[str, Any]) -> Message:
-    role = given.get("role")
-    if role is None:
-        raise Unusable("missing_role", f"a message {dict(given)!r}"[:300])
+def _message(form: Mapping[str, Any]) -> Message:
+    """Return a message of a normalised one."""
+    role, content = form["role"], form["content"]
     if role not in _ROLES:
         raise Unusable("unknown_role", f"role={role!r}"[:100])
-    content = _text(given.get("content"), role)
-    reasoning = None
-    calls: tuple[ToolCall, ...] = ()
-    if role == "assistant":
-        reasoning = next((given[name] for name in _REASONING if given.get(name)), None)
-        if reasoning is not None and not isinstance(reasoning, str):
-            raise Unusable("content_not_text", f"reasoning={reasoning!r}"[:300])
-        if reasoning is None and (thought := _THOUGHT.match(content)):
-            reasoning, content = thought[1].strip("\n") or None, content[thought.end() :]
-        calls = tuple(_call(*call) for call in calls_of(given))
+    calls = form.get("tool_calls", ())
     if not content.strip() and not calls and role in ("user", "assistant"):
         raise Unusable("empty_turn", f"role={role}")
     return Message(
         cast("Role", role),
         content,
-        reasoning,
-        calls,
-        _name(given, "tool_call_id") if role == "tool" else None,
-        _name(given, "name") if role == "tool" else None,
-        train=given.get("train", True) is not False and given.get("weight", 1) != 0,
+        form.get("reasoning_content") if role == "assistant" else None,
+        tuple(map(_call, calls)),
+        _name(form, "tool_call_id") if role == "tool" else None,
+        _name(form, "name") if role == "tool" else None,
+        train=_is_trained(form),
     )
 
 
-def _text(content: Any, role: str) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and all(_is_text(part) for part in content):
-        return "".join(part["text"] for part in content)
-    if role == "tool":  # functions return anything
-        try:
-            return json.dumps(content, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError):
-            pass
-    raise Unusable("content_not_text", f"role={role}, content={content!r}"[:300])
-
-
-def _is_text(part: Any) -> bool:
-    return (
-        isinstance(part, Mapping)
-        and part.get("type", "text") == "text"
-        and isinstance(part.get("text"), str)
-    )
+def _is_trained(form: Mapping[str, Any]) -> bool:
+    """Say whether a message is to be learned, by its `train` and `weight`."""
+    for name in ("train", "weight"):
+        value = form.get(name, 1)
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise Unusable("bad_train_flag", f"{name}={value!r}"[:100])
+        if value == 0:
+            return False
+    return True
 
 
 def _name(given: Mapping[str, Any], field: str) -> str | None:
@@ -180,29 +155,8 @@ def _name(given: Mapping[str, Any], field: str) -> str | None:
     return None if value is None else str(value)
 
 
-def _call(name: Any, arguments: Any, call_id: Any) -> ToolCall:
-    if isinstance(arguments, str):
-        arguments = loaded(arguments, "invalid_tool_json") if arguments.strip() else {}
-    if arguments is None:
-        arguments = {}
-    if not isinstance(name, str) or not name or not isinstance(arguments, Mapping):
-        raise Unusable("invalid_tool_json", f"name={name!r}, arguments={arguments!r}"[:300])
-    return ToolCall(name, dict(arguments), None if call_id is None else str(call_id))
-
-
-def _tools(given: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    names = set()
-    for tool in given:
-        function = tool.get("function") if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping):
-            raise Unusable("bad_tools", f"a tool {tool!r}"[:300])
-        name, parameters = function.get("name"), function.get("parameters")
-        if not isinstance(name, str) or not name or name in names:
-            raise Unusable("bad_tools", f"a tool of the name {name!r}"[:300])
-        if parameters is not None and not isinstance(parameters, Mapping):
-            raise Unusable("bad_tools", f"{name}: parameters={parameters!r}"[:300])
-        names.add(name)
-        yield {"type": "function", **tool}
+def _call(form: Mapping[str, Any]) -> ToolCall:
+    return ToolCall(**form["function"], id=form.get("id"))
 
 
 def _check_order(messages: Sequence[Message]) -> None:
@@ -231,6 +185,8 @@ def _check_calls(messages: Sequence[Message], tools: set[str]) -> None:
         for call in message.tool_calls:
             if tools and call.name not in tools:
                 raise Unusable("unknown_tool", f"{call.name!r}, not {sorted(tools)}"[:300])
+            if odd := [name for name in call.arguments if not NAME.fullmatch(name)]:
+                raise Unusable("invalid_tool_json", f"an argument of the name {odd[0]!r}"[:300])
         if message.role == "assistant":
             ids = {call.id for call in message.tool_calls}
         elif (
@@ -270,12 +226,11 @@ def written_call(call: ToolCall) -> dict[str, Any]:
 
 
 def _restored_message(form: Mapping[str, Any]) -> Message:
-    calls = (ToolCall(**one["function"], id=one.get("id")) for one in form.get("tool_calls", ()))
     return Message(
         form["role"],
         form["content"],
         form.get("reasoning_content"),
-        tuple(calls),
+        tuple(map(_call, form.get("tool_calls", ()))),
         form.get("tool_call_id"),
         form.get("name"),
         form.get("train", True),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from loopcoder.backends import require
 from loopcoder.chat.answers import Answer, Marks, wanted_answers
 from loopcoder.chat.conversation import Conversation, canonical
+from loopcoder.chat.messages import REASONING
 from loopcoder.chat.syntax import has_generation, names_in
 from loopcoder.chat.unusable import Unusable
 from loopcoder.errors import LoopcoderError
@@ -19,9 +20,6 @@ Reasoning = Literal["train", "context"]
 Turns = Literal["all", "first", "last"]
 Span = tuple[int, int]
 """Characters of a text: [first, behind the last)."""
-
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Names by which templates read reasoning."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,11 @@ class Renderer:
         """
         with _refusing():
             return not names_in(self.template).isdisjoint(fields)
+
+    @property
+    def reads_reasoning(self) -> bool:
+        """Whether the template has a place for what the assistant thinks."""
+        return self.reads(*REASONING)
 
     def text(
         self,
@@ -134,7 +137,7 @@ class Renderer:
             has_calls and not self.reads("tool_calls")
         ):
             raise Unusable("no_place_for_tools")
-        if any(message.reasoning for message in messages) and not self.reads(*_REASONING):
+        if any(message.reasoning for message in messages) and not self.reads_reasoning:
             raise Unusable("no_place_for_reasoning")
 
     def _answers(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loopcoder.backends import require
 from loopcoder.chat.conversation import ToolCall
 
 TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -31,24 +31,52 @@ def schema_of(name: str, tools: Sequence[Mapping[str, Any]]) -> Mapping[str, Any
 
 
 def check_call(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> str | None:
-    """Say what is wrong with a call; None: nothing.
+    """Say what is wrong with a call by the schema of its function; None: nothing.
 
-    The schema is applied as a whole where the package jsonschema is installed; else its required
-    parameters and the types of the parameters.
+    Raises:
+        InputError: jsonschema, which applies schemas, is not installed.
     """
     schema = _parameters(call.name, tools)
     if schema is None:
         return f"unknown function {call.name}"
-    if importlib.util.find_spec("jsonschema") is not None:
-        return _by_jsonschema(call.arguments, schema)
-    missing = [name for name in schema.get("required") or [] if name not in call.arguments]
-    if missing:
-        return f"{missing[0]} is missing"
-    for name, about in _properties(schema).items():
-        kind = about.get("type") if isinstance(about, Mapping) else None
-        if name in call.arguments and not has_type(call.arguments[name], kind):
-            return f"{name} is not of type {kind}"
+    jsonschema = package()
+    from referencing import Registry
+
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    validator = kind(schema, registry=Registry())  # an empty one, which fetches nothing
+    try:
+        found = next(validator.iter_errors(call.arguments), None)
+    except Exception as error:  # a schema is written by somebody else
+        return f"the schema cannot be applied: {type(error).__name__}: {error}"[:300]
+    return None if found is None else _in_words(found)
+
+
+def check_schema(schema: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with the schema of a function's arguments; None: nothing.
+
+    Raises:
+        InputError: jsonschema is not installed.
+    """
+    jsonschema = package()
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    any_format = jsonschema.FormatChecker(formats=())  # patterns are JavaScript's, not Python's
+    try:
+        kind.check_schema(schema, format_checker=any_format)
+    except jsonschema.SchemaError as error:
+        return _in_words(error)
+    except Exception as error:  # too deep, or a $schema that is no text
+        return f"{type(error).__name__}: {error}"[:300]
     return None
+
+
+def package() -> Any:
+    """Return jsonschema.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    fact, why = "calls of tools are checked by their schemas", "jsonschema is not installed"
+    return require("jsonschema", fact, why, "pip install 'jsonschema>=4.23,<5'")
 
 
 def has_type(value: Any, kind: Any) -> bool:
@@ -77,17 +105,6 @@ def _properties(schema: Any) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _by_jsonschema(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
-    import jsonschema
-    from referencing import Registry
-
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    validator = kind(schema, registry=Registry())  # an empty one, which fetches nothing
-    try:
-        found = next(validator.iter_errors(arguments), None)
-    except Exception as error:  # a schema is written by somebody else
-        return f"the schema cannot be applied: {type(error).__name__}: {error}"[:300]
-    if found is None:
-        return None
-    place = ".".join(map(str, found.absolute_path))
-    return f"{place + ': ' if place else ''}{found.message}"[:300]
+def _in_words(error: Any) -> str:
+    place = ".".join(map(str, error.absolute_path))
+    return f"{place + ': ' if place else ''}{error.message}"[:300]

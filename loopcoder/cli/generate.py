@@ -148,6 +148,7 @@ def _refuse_parts_of_chats(c: GenerateConfig, prompts: Sequence[GivenPrompt]) ->
         f"generate.system={c.system}": c.system is not None,
         f"generate.chat_template_kwargs={c.chat_template_kwargs}": c.chat_template_kwargs,
         f"generate.tool_format={c.tool_format}": c.tool_format != "auto",
+        f"generate.special_tokens={c.special_tokens}": c.special_tokens != "refuse",
         f"{conversation}": conversation is not None,
     }
     for fact, is_asked in asked.items():
@@ -168,7 +169,7 @@ class _Chat:
         from loopcoder.cli.transcripts import Transcript
 
         messages, tools = conversation_of(given, c.system)
-        text = prompts.rendered(messages, tools, c.chat_template_kwargs)
+        text = prompts.rendered(messages, tools, c.chat_template_kwargs, c.special_tokens)
         return cls(text, Transcript(prompts.reader(text, tools)))
 
 

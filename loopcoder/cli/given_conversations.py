@@ -26,7 +26,7 @@ def conversation_of(given: GivenPrompt, system: str | None) -> tuple[Objects, Ob
         messages, tools = _read(given)
     if system is None:
         return messages, tools
-    if messages and messages[0].get("role") == "system":
+    if messages and messages[0].get("role") in ("system", "developer"):
         why = "the conversation begins with a message of the system"
         fix = "one of the two"
         raise InputError.of(f"generate.system and messages={given.file}", why, fix)

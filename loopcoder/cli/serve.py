@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
             f"loopcoder export checkpoint={place} output=FOLDER, and vLLM",
         )
     refuse_missing()
-    for package in ("starlette", "uvicorn"):
+    for package in ("jsonschema", "starlette", "uvicorn"):
         fact = "loopcoder serve"
         require(package, fact, f"{package} is not installed", "pip install '.[serve]'")
     with ended_at_once():

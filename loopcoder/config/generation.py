@@ -14,6 +14,7 @@ from loopcoder.config.types import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    SpecialTokensInText,
     ToolFormat,
 )
 
@@ -45,6 +46,9 @@ class GenerateConfig:
     tool_format: ToolFormat = "auto"
     """With --chat: how the model writes calls of tools; auto: as its chat template does; none: they
     stay text."""
+    special_tokens: SpecialTokensInText = "refuse"
+    """With --chat: what becomes of messages and tools that spell a special token, as <|im_end|>:
+    they are refused, or kept: the model reads that token."""
     places: PositiveInt = 16
     """Prompts that are answered at a time; others wait."""
     kernels: Literal["auto", "stock", "cuda"] = "auto"

@@ -13,6 +13,7 @@ from loopcoder.config.types import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SpecialTokensInText,
     ToolFormat,
 )
 
@@ -34,6 +35,9 @@ class ServeConfig:
     tool_format: ToolFormat = "auto"
     """How the model writes calls of tools in a chat; auto: as its chat template does; none: they
     stay text."""
+    special_tokens: SpecialTokensInText = "refuse"
+    """What becomes of a chat whose messages or tools spell a special token, as <|im_end|>: it is
+    answered 400, or kept: the model reads that token, and whoever wrote it can speak for others."""
     places: PositiveInt = 16
     """Sequences that are decoded at a time, each with a cache of `serve.max_length` tokens."""
     max_length: PositiveInt | None = None

@@ -32,6 +32,9 @@ class Changes:
 
 ToolFormat = Literal["auto", "hermes", "qwen3_coder", "none"]
 """How a model writes calls of tools; auto: as its chat template does; none: they stay text."""
+SpecialTokensInText = Literal["refuse", "keep"]
+"""Of conversations whose text spells a special token, which whoever writes it could forge turns of
+others with."""
 NAME, FOLDER = r"^\w[\w.+=,@-]*$", r"^[^/\x00]+$"
 Name = Annotated[str, Field(pattern=NAME)]
 """Part of a file's name."""

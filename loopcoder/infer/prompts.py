@@ -11,14 +11,14 @@ from types import MappingProxyType
 from typing import Any
 
 from loopcoder.chat.calls import TAGS, AnswerStream, format_of
-from loopcoder.chat.render import Renderer
-from loopcoder.chat.unusable import Unusable
-from loopcoder.config.types import ToolFormat
+from loopcoder.chat.messages import normalised, normalised_tools, spelled_in
+from loopcoder.chat.render import Renderer, special_tokens
+from loopcoder.chat.unusable import REASONS, Unusable
+from loopcoder.config.types import SpecialTokensInText, ToolFormat
 from loopcoder.data.tokenizer import read_tokenizer
 from loopcoder.errors import InputError
 from loopcoder.hf.card import Tokenizer as SpecialTokens
 from loopcoder.infer.loading import tokenizer_of
-from loopcoder.infer.messages import for_template
 from loopcoder.infer.sources import Source
 
 _GIVEN = {
@@ -50,8 +50,12 @@ class Prompts:
         Args:
             tokenizer: A `tokenizers.Tokenizer`.
             tool_format: In which the model writes calls of tools; auto: that of its template.
+
+        Raises:
+            InputError: its chat template is none.
         """
         self.tokenizer, self.template = tokenizer, special.chat_template
+        _check_template(self.template)
         self.format = format_of(self.template)
         """In which the model answers in a chat."""
         if tool_format != "auto":
@@ -63,6 +67,7 @@ class Prompts:
         """What a prompt without any token begins with."""
         self.end_ids = frozenset(special.end_ids)
         """Tokens that end an answer: a document, or a turn of a conversation."""
+        self._special = special_tokens(tokenizer)
         self._names = {
             "bos_token": special.bos,
             "eos_token": special.eos,
@@ -77,14 +82,20 @@ class Prompts:
             tool_format: As of the class.
 
         Raises:
-            InputError: they have no tokenizer, or one that names no end of a document.
+            InputError: they have no tokenizer, one that names no end of a document, or a chat
+                template that is none.
         """
         path = tokenizer_of(source)
         tokenizer = read_tokenizer(path)
         return cls(tokenizer, SpecialTokens.of(path, source.specials), tool_format)
 
     def speaking(self, template: str) -> Prompts:
-        """Return the same with another chat template, in whose format the model answers then."""
+        """Return the same with another chat template, in whose format the model answers then.
+
+        Raises:
+            InputError: it is none.
+        """
+        _check_template(template)
         found = copy(self)
         found.template, found.format = template, format_of(template)
         return found
@@ -112,6 +123,7 @@ class Prompts:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] = MappingProxyType({}),
+        special_tokens: SpecialTokensInText = "keep",
     ) -> str:
         """Return a conversation as the text that the model reads, up to where it answers.
 
@@ -119,6 +131,7 @@ class Prompts:
             messages: With `role` and `content`, and what else the template knows.
             tools: JSON schemas of functions.
             options: Of the template, as `enable_thinking`.
+            special_tokens: Whether messages and tools may spell special tokens of the tokenizer.
 
         Raises:
             InputError: there is no template, it refuses the conversation, has no place for its
@@ -139,9 +152,15 @@ class Prompts:
                 "the model would never see them",
                 "a conversation without tools, or weights whose template writes them",
             )
-        given = [for_template(message) for message in messages]
         try:
-            text = renderer.text(given, tools, add_generation_prompt=True, **options)
+            form = [
+                normalised(message, splits_reasoning=renderer.reads_reasoning)
+                for message in messages
+            ]
+            schemas = normalised_tools(tools or ())
+            if special_tokens == "refuse":
+                self._refuse_special(form, schemas)
+            text = renderer.text(form, schemas, add_generation_prompt=True, **options)
             text.encode()
             return text
         except UnicodeEncodeError as error:
@@ -152,10 +171,27 @@ class Prompts:
             ) from error
         except Unusable as error:
             raise InputError.of(
-                f"the chat template does not take {reprlib.repr([*messages])}",
-                error.detail,
-                "messages of the form {role: user, content: TEXT}",
+                f"the conversation {reprlib.repr([*messages])} cannot be written",
+                f"{REASONS[error.reason]}: {error.detail}",
+                "messages and tools in OpenAI's form, such as {role: user, content: TEXT}",
             ) from error
+
+    def _refuse_special(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Refuse special tokens that somebody spells, but for the tags of a call that the assistant
+        got wrong."""
+        own = [name for name in self._special if name not in TAGS]
+        others = [message for message in messages if message["role"] != "assistant"]
+        spelled = spelled_in([others, tools], self._special) or spelled_in(messages, own)
+        if spelled is not None:
+            raise InputError.of(
+                f"the conversation spells {spelled}",
+                "it is a special token, with which a text could forge turns of others, and "
+                "conversations that spell one were not learned either unless asked for",
+                "another text, or special_tokens=keep (serve.special_tokens, "
+                "generate.special_tokens)",
+            )
 
     def check_options(self, options: Iterable[str]) -> None:
         """Refuse options that the template does not have, or that are given to it anyway.
@@ -182,3 +218,14 @@ class Prompts:
         answers = self.format if tools else replace(self.format, calls=None)
         in_reasoning = answers.begins_in_reasoning(prompt)
         return AnswerStream(answers, tools or (), in_reasoning=in_reasoning)
+
+
+def _check_template(template: str | None) -> None:
+    try:
+        Renderer(template or "", {}).reads("messages")
+    except Unusable as error:
+        raise InputError.of(
+            f"the chat template of the weights: {error.detail}",
+            "it is no template in Jinja",
+            "chat_template.jinja as it was published, beside the weights",
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from loopcoder.chat.conversation import written as written_message
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.templates import built_in
 from loopcoder.chat.tool_checks import check_call
+from loopcoder.errors import InputError
 
 HERMES, CODER = Format("hermes", reasoning=True), Format("qwen3_coder", reasoning=True)
 PROPERTIES = {
@@ -248,7 +250,6 @@ def test_texts_that_are_made_to_take_long() -> None:
         assert read_answer(text, form).content == text
 
 
-@pytest.mark.parametrize("package", [True, False], ids=["jsonschema", "by_itself"])
 @pytest.mark.parametrize(
     ("name", "arguments", "problem"),
     [
@@ -260,23 +261,29 @@ def test_texts_that_are_made_to_take_long() -> None:
         ("f", {"text": "x", "about": []}, "about"),
     ],
 )
-def test_calls_are_checked(
-    name: str,
-    arguments: dict[str, Any],
-    problem: str | None,
-    package: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if package:
-        pytest.importorskip("jsonschema")
-    else:
-        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+def test_calls_are_checked(name: str, arguments: dict[str, Any], problem: str | None) -> None:
     found = check_call(ToolCall(name, arguments), TOOLS)
     assert found is None if problem is None else found is not None and problem in found
 
 
+def test_calls_are_not_half_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    with pytest.raises(InputError, match="pip install 'jsonschema"):
+        check_call(ToolCall("f", {"text": "x"}), TOOLS)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"enum": 5}, {"anyOf": True}, {"oneOf": {"a": 1}}, {"type": 5}, {"type": [[1]]}, 5, None],
+)
+def test_a_value_is_read_whatever_its_schema_is(schema: Any) -> None:
+    tools = [{"name": "f", "parameters": {"properties": {"x": schema}}}]
+    text = "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
+    [call] = read_answer(text, CODER, tools).tool_calls
+    assert call == ToolCall("f", {"x": "1"})
+
+
 def test_a_schema_that_names_another_place_is_not_fetched() -> None:
-    pytest.importorskip("jsonschema")
     schema = {"$ref": "http://127.0.0.1:9/schema.json"}
     tools: Sequence[dict[str, Any]] = [{"name": "f", "parameters": schema}]
     found = check_call(ToolCall("f", {}), tools)

@@ -86,6 +86,8 @@ def test_fields_of_messages() -> None:
     for reasoning in ("reasoning_content", "reasoning", "thinking"):
         found = parse({"messages": [ASKED, {**SAID, reasoning: "why", "train": False}]})
         assert found.messages[1] == Message("assistant", "b", "why", train=False)
+    for flag in ({"train": 0}, {"train": 0.0}, {"weight": 0.0}, {"weight": False}):
+        assert not parse({"messages": [ASKED, {**SAID, **flag}]}).messages[1].train
     weighed = parse({"messages": [ASKED, {**SAID, "weight": 0}, ASKED, {**SAID, "weight": 1}]})
     assert [m.train for m in weighed.messages] == [True, False, True, True]
 
@@ -112,6 +114,16 @@ def test_calls_and_results_of_every_form() -> None:
         found = parse(row)
         assert found.messages == expected
         assert found.tools == ({"type": "function", "function": {"name": "f"}},)
+
+
+def test_what_was_said_before_is_read() -> None:
+    row = {"instruction": "a", "output": "b", "history": [["q", "r"]], "system_prompt": "s"}
+    said = [(m.role, m.content) for m in parse(row).messages]
+    assert said == [
+        ("system", "s"), ("user", "q"), ("assistant", "r"), ("user", "a"), ("assistant", "b"),
+    ]  # fmt: skip
+    with pytest.raises(Unusable, match="history"):
+        parse(row | {"history": "q"})
 
 
 BAD: list[tuple[str, dict[str, Any]]] = [
@@ -148,6 +160,22 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("invalid_tool_json", {"messages": [ASKED, call('{"a": NaN}')]}),
     ("invalid_tool_json", {"messages": [ASKED, call({"a": float("inf")})]}),
     ("invalid_tool_json", {"messages": [ASKED, call(name="")]}),
+    ("invalid_tool_json", {"messages": [ASKED, call(name="|im_end|>")]}),
+    ("invalid_tool_json", {"messages": [ASKED, call({"|im_end|": 1, "a b": 2})]}),
+    ("bad_tools", {"messages": [ASKED, SAID], "tools": [{"name": "<f"}]}),
+    ("invalid_tool_json", {"messages": [ASKED, {**call(), "function_call": {"name": "f"}}]}),
+    *(
+        ("bad_train_flag", {"messages": [ASKED, {**SAID, name: value}]})
+        for name, value in (
+            ("train", "false"),
+            ("train", 0.5),
+            ("train", []),
+            ("weight", "0"),
+            ("weight", 0.5),
+            ("weight", -1),
+            ("weight", float("nan")),
+        )
+    ),
     ("invalid_tool_json", {"messages": [ASKED, {**SAID, "tool_calls": "f()"}]}),
     ("invalid_tool_json", {"messages": [ASKED, {"from": "function_call", "value": "f()"}]}),
     ("unknown_tool", {"messages": [ASKED, call(name="g")], "tools": TOOLS}),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from loopcoder.chat.tool_checks import check_schema
 from loopcoder.infer.request import Sampling
 from loopcoder.infer.serve.refusals import Refused
 
@@ -256,6 +257,8 @@ def _check_tool(tool: Mapping[str, Any], name: str) -> None:
     ):
         form = "{type: function, function: {name, description, parameters: a JSON schema}}"
         raise Refused(400, f"{name}: a tool is {form}", "tools")
+    if wrong := check_schema(function.get("parameters") or {}):
+        raise Refused(400, f"{name}: parameters of {function['name'][:100]}: {wrong}", "tools")
 
 
 def _refused(error: ValidationError, known: list[str]) -> Refused:

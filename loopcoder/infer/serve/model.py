@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loopcoder.config.types import SpecialTokensInText
 from loopcoder.errors import InputError
 from loopcoder.infer.engine import Engine
 from loopcoder.infer.prompts import Prompts
@@ -15,15 +16,23 @@ from loopcoder.infer.serve.refusals import Refused
 class Served:
     """The model's name, prompts and limits."""
 
-    def __init__(self, name: str, engine: Engine, prompts: Prompts, most: int):
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        prompts: Prompts,
+        most: int,
+        special_tokens: SpecialTokensInText = "refuse",
+    ):
         """
         Args:
             most: Sequences that may be under way at once.
+            special_tokens: What becomes of chats that spell one.
         """
         self.name, self.prompts, self.most = name, prompts, most
         self.eos, self.bytes_of = engine.eos, engine.bytes_of
         self.max_length = engine.decoder.max_length
-        self._engine = engine
+        self._engine, self.special_tokens = engine, special_tokens
 
     def check_name(self, name: str | None) -> None:
         """Refuse a request for another model."""
@@ -92,7 +101,7 @@ class Served:
         except InputError as error:
             raise Refused.by(error, "chat_template_kwargs") from error
         try:
-            return self.prompts.rendered(messages, tools, options)
+            return self.prompts.rendered(messages, tools, options, self.special_tokens)
         except InputError as error:
             raise Refused.by(error, "messages") from error
 

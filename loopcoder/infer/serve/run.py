@@ -117,7 +117,8 @@ def serve(
         server.should_exit = True
 
     worker = Worker(engine, most_open(config), Metrics(), on_failure)
-    app = make_app(Served(name, engine, prompts, most_open(config)), worker, config, key)
+    served = Served(name, engine, prompts, most_open(config), config.special_tokens)
+    app = make_app(served, worker, config, key)
     server = _Server(app, worker, config, report)
     server.run(sockets=[taken])
     if worker.error is not None:

@@ -71,7 +71,7 @@ def test_what_the_template_gets(stand: Stand, client: TestClient) -> None:
     stand.served.prompts.of_text = lambda text: (seen.append(text), of_text("a"))[1]
     ask(client, messages=messages, tools=tools, max_tokens=1)
     ask(client, messages=messages, tools=tools, tool_choice="none", max_tokens=1)
-    rendered = "user: a\nbassistant: 2tool: 2assistant:"
+    rendered = "user: abassistant: 2tool: 2assistant:"
     assert seen == [json.dumps(tools) + rendered, rendered]
 
 
@@ -93,7 +93,7 @@ def test_what_the_template_gets(stand: Stand, client: TestClient) -> None:
                         }
                     ]
                 },
-                "arguments as an object or as JSON",
+                "cannot be written",
             )
             for arguments in ("[" * 10**5, '"\\ud800"', '{"\\ud800": 1}', '{"x": NaN}')
         ),

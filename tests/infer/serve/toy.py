@@ -180,7 +180,8 @@ class Stand:
         self.worker = Worker(
             self.engine, most_open(self.config), Metrics(), lambda: self.failures.append(True)
         )
-        self.served = Served("toy", self.engine, self.prompts(template), most_open(self.config))
+        most, special_tokens = most_open(self.config), self.config.special_tokens
+        self.served = Served("toy", self.engine, self.prompts(template), most, special_tokens)
         app = make_app(self.served, self.worker, self.config, self.key)
         with TestClient(app, base_url="http://localhost", raise_server_exceptions=strict) as client:
             yield client
