@@ -142,6 +142,14 @@ def evaluate_tasks(overrides: Sequence[str]) -> list[Result]:
     return [_of_weights(s, benchmarks, output) for s in subjects]
 
 
+def check_tasks(names: str) -> None:
+    """Raise InputError for tasks, by `tasks=`, that could not be run on any model here."""
+    refuse_missing()
+    require_matplotlib()
+    offline()
+    _benchmarks(_names(names), TasksConfig(), HumanEvalConfig(), ChatTaskConfig())
+
+
 @dataclass(frozen=True)
 class _Given:
     """What stood behind the verb."""
@@ -186,9 +194,13 @@ class _Given:
                 "loops and precision of a server are its own",
                 "loopcoder serve checkpoint=DIR model.num_loops=N",
             )
-        names = list(dict.fromkeys(name for name in values["tasks"][0].split(",") if name))
+        names = _names(values["tasks"][0])
         server, output = next(iter(values["server"]), None), next(iter(values["output"]), _OUTPUT)
         return cls(values["checkpoint"], server, names, output, loops, precision, others)
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name for name in text.split(",") if name))
 
 
 def _loops(text: str) -> int | None:
