@@ -51,7 +51,7 @@ _SHARED = (
     *("model=", "model.", "variant=", "precision=", "precision.", "parallel=", "parallel."),
     *("hardware=", "hardware.", "logging=", "logging.", "seed=", "data.build.cache_dir="),
 )
-"""What is given for both sweeps."""
+"""What is given for both sweeps; a store is for each another."""
 _MATCHED = {"tokens": "tokens", "flops": "FLOPs"}
 
 
