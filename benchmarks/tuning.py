@@ -49,7 +49,7 @@ def main() -> None:
     for verb in (answers, speed):
         verb.add_argument("--chats", type=Path, required=True, help="corpus of conversations")
         verb.add_argument("--model", default="plt_100m")
-        verb.add_argument("--folder", type=Path, help="where runs go; default: a temporary one")
+        verb.add_argument("--folder", type=Path, help="folder for the runs, which are removed")
         verb.add_argument("--json", type=Path, help="file for the figures")
         verb.add_argument("--overrides", nargs="*", default=[], help="of every run")
     answers.add_argument("--corpus", type=Path, required=True, help="corpus of documents")
@@ -104,7 +104,9 @@ def measure_answers(arguments: argparse.Namespace, folder: Path) -> dict[str, An
     before = Tuned("before", 1, arguments.chats)
     asked = [ask(folder, before, base, arguments.limit)]
     asked += [ask(folder, one, folder / one.folder, arguments.limit) for one in tuned]
-    rows = [row for process in asked for row in answers_of(process)]
+    found = [answers_of(process) for process in asked]
+    assert all(len(rows) == 1 for rows in found), "a process answers for one model"
+    rows = [row for (row,) in found]
     names = [before.name, *(one.name for one in tuned)]
     losses = [None, *(val_loss(folder / one.folder) for one in tuned)]
     table = []
@@ -188,13 +190,14 @@ def seq_length(chats: Path) -> int:
 
 
 def without_mask(chats: Path, folder: Path) -> Path:
-    """Copy a corpus of conversations as one of documents: without packing, mask and template."""
+    """Copy a corpus of conversations as one of documents: with nothing that is of chats alone."""
     shutil.copytree(chats, folder)
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     del manifest["packed"]
     manifest["fingerprint"] = "0" * len(manifest["fingerprint"])
-    named = [name for name in manifest["files"] if ".mask" in name or "template" in name]
+    of_chats = ("chat_template.jinja", "held_out.jsonl")
+    named = [name for name in manifest["files"] if ".mask" in name or name in of_chats]
     for name in named:
         del manifest["files"][name]
         (folder / name).unlink()

@@ -25,6 +25,7 @@ from data_pipeline.resolve import (
     domains_of,
     fingerprint_of,
     open_all,
+    open_sources,
     refuse_unusable,
     resolve_auto,
     weights_of,
@@ -137,6 +138,14 @@ def check_input(data: DataConfig, report: Report = print) -> None:
         load_corpus(folder, "size")
     else:
         check_executor(data.build.executor)
+
+
+def check_sources(data: DataConfig, report: Report = print) -> None:
+    """Raise InputError for sources that are not there, where it is not known yet which tokenizer
+    encodes them."""
+    _, problems = open_sources(resolve_auto(data), domains_of(data), report)
+    if problems:
+        raise InputError(problems)
 
 
 def may_be_built(data: DataConfig) -> bool:

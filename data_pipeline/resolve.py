@@ -99,8 +99,10 @@ def _has(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def open_all(data: DataConfig, domains: Sequence[str], report: Report = silent) -> list[Source]:
-    """Open every source; all problems are raised at once, before anything is read."""
+def open_sources(
+    data: DataConfig, domains: Sequence[str], report: Report = silent
+) -> tuple[list[Source], list[Problem]]:
+    """Open every source, whatever encodes what it has; return them, and what is wrong."""
     sources: list[Source] = []
     problems: list[Problem] = []
     for index, config in enumerate(data.build.sources):
@@ -122,6 +124,12 @@ def open_all(data: DataConfig, domains: Sequence[str], report: Report = silent) 
             for domain in domains
             if domain not in found
         ]
+    return sources, problems
+
+
+def open_all(data: DataConfig, domains: Sequence[str], report: Report = silent) -> list[Source]:
+    """Open every source; all problems are raised at once, before anything is read."""
+    sources, problems = open_sources(data, domains, report)
     unusable = _problems_of(lambda: _check_tokenizer(data))
     if data.build.is_chat and not unusable:
         unusable = _problems_of(lambda: check_template(data))

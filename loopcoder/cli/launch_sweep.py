@@ -12,6 +12,7 @@ from launch.sweep.jobs import PointJob, run_jobs
 from launch.sweep.ledger import LEDGER_FILE, is_finished, last_exit
 from launch.sweep.points import Point, points
 from launch.sweep.run import refuse_other_runs
+from launch.sweep.settings import SweepConfig
 from loopcoder.backends import Backends
 from loopcoder.cli.arguments import Arguments
 from loopcoder.cli.handing_over import hand_over, show
@@ -49,13 +50,7 @@ def run_sweep_jobs(
             "neither of them; loopcoder sweep runs points side by side on one machine",
         )
 
-    if settings.before is not None or settings.tasks is not None:
-        raise InputError.of(
-            f"sweep.before={settings.before} sweep.tasks={settings.tasks}",
-            "what comes before and after the points would wait for their jobs",
-            f"loopcoder launch {name} ... sweep experiment={settings.before or 'FIRST'}, then this "
-            "with sweep.init_from=ITS_FOLDER, then loopcoder evaluate checkpoint=RUN tasks=...",
-        )
+    _refuse_phases(name, settings)
     start = None
     if settings.init_from is not None:
         start = Bases.of_folder(Path(settings.init_from).expanduser()).run_like
@@ -84,6 +79,28 @@ def run_sweep_jobs(
     report(found, codes, folder, settings, here)
     # of what nobody has noted nobody knows that it is done
     return next((code or EXIT_RETRY for code in codes if code != EXIT_DONE), EXIT_DONE)
+
+
+def _refuse_phases(scheduler: str, settings: SweepConfig) -> None:
+    """Raise InputError for what comes before or after the points of a sweep."""
+    before, tasks = settings.before, settings.tasks
+    given, fix, mended = [], [], []
+    if before is not None:
+        given.append(f"sweep.before={before}")
+        fix.append(f"loopcoder launch {scheduler} ... sweep experiment={before}")
+        mended.append("sweep.init_from=ITS_FOLDER")
+    if tasks is not None:
+        given.append(f"sweep.tasks={tasks}")
+        mended.append("sweep.tasks=null")
+    fix.append(f"this with {' '.join(mended)}")
+    if tasks is not None:
+        fix.append(f"loopcoder evaluate checkpoint=RUN tasks={tasks}")
+    if given:
+        raise InputError.of(
+            " ".join(given),
+            "what comes before and after the points would wait for their jobs",
+            ", then ".join(fix),
+        )
 
 
 def _job(

@@ -9,16 +9,18 @@ from pathlib import Path
 
 from launch.sweep.bases import Bases
 from launch.sweep.places import Places, gpus_of, places
-from launch.sweep.points import Match, Point, Start, points, preset_settings, sweep_folder
+from launch.sweep.points import Match, Point, Start, axes, points, preset_settings, sweep_folder
 from launch.sweep.run import Sweep, sweep
 from launch.sweep.search import Search
 from launch.sweep.settings import SweepConfig
 from loopcoder.backends import Backends, detect, refuse_missing
-from loopcoder.cli.arguments import Arguments, fields_of, parse_arguments, section_of
-from loopcoder.cli.checks import check_folder
+from loopcoder.cli.arguments import Arguments, fields_of, parse_arguments, say_aside, section_of
+from loopcoder.cli.checks import check_folder, check_inputs
 from loopcoder.cli.sweep_state import Board
+from loopcoder.config.chat import CHECKPOINT
+from loopcoder.config.data import DataConfig
 from loopcoder.config.overrides import quoted
-from loopcoder.errors import EXIT_DONE, InputError
+from loopcoder.errors import EXIT_DONE, InputError, Problem
 from loopcoder.plan.cost import flops_per_step, flops_per_token, tokens_per_step
 
 HELP = """\
@@ -44,12 +46,13 @@ more of them. All points have one seed, corpus and order of data unless these ar
 
 _BEFORE = "before"
 """Folder of the sweep whose runs the points start from, in that of the sweep."""
+_STORE = "checkpoint.store"
 _SHARED = (
     *("model=", "model.", "variant=", "precision=", "precision.", "parallel=", "parallel."),
-    *("hardware=", "hardware.", "logging=", "logging.", "seed="),
+    *("hardware=", "hardware.", "logging=", "logging.", "seed=", "data.build.cache_dir="),
 )
-"""What is given for both sweeps."""
-_ALIKE = {"tokens": "tokens", "flops": "FLOPs"}
+"""What is given for both sweeps; a store is for each another."""
+_MATCHED = {"tokens": "tokens", "flops": "FLOPs"}
 
 
 def run(argv: list[str]) -> int:
@@ -96,6 +99,10 @@ def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
         preset = preset_settings(arguments.overrides, arguments.config_dir)
         settings = replace(section_of(preset, "sweep", SweepConfig)[0], at_once=1)
     _check_starts(settings)
+    if settings.tasks is not None:
+        from loopcoder.cli.evaluate_tasks import check_tasks
+
+        check_tasks(settings.tasks)
     start: Start | None = None
     if settings.init_from is not None:
         start = Bases.of_folder(Path(settings.init_from).expanduser()).run_like
@@ -119,9 +126,12 @@ def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
             start,
         )
     notes = [] if search is None else [best] if (best := search.best()) else []
-    if settings.tasks is not None and done.code == EXIT_DONE:
-        notes.append(_evaluated(done, settings.tasks))
     report(done.points, done.exit_codes, done.folder, settings, backends, notes)
+    if settings.tasks is not None and done.code == EXIT_DONE:
+        table = _evaluated(done, settings.tasks)
+        print(f"\n{table}", flush=True)
+        with (done.folder / "sweep.md").open("a", encoding="utf-8") as file:
+            file.write(f"\n{table}\n")
     return done.code
 
 
@@ -156,11 +166,37 @@ def _run_before(
     folder = sweep_folder(arguments.overrides, config_dir, settings.match) / _BEFORE
     shared = [o for o in arguments.overrides if o.lstrip("+~").startswith(_SHARED)]
     overrides = [f"experiment={settings.before}", *shared, f"run_dir={quoted(str(folder))}"]
+    for given in axes(arguments.overrides, config_dir, [])[0]:
+        if given.get_key_element() == _STORE and not given.is_sweep_override():
+            below = f"{str(given.value()).rstrip('/')}/{_BEFORE}"
+            overrides.append(f"{_STORE}={quoted(below)}")
     _, first = points(overrides, config_dir, backends)
     start = Bases.of_points(folder, first).run_like
-    points(arguments.overrides, config_dir, backends, settings.match, start=start)
+    _, own = points(arguments.overrides, config_dir, backends, settings.match, start=start)
+    _check_data(own)
     rest = replace(settings, before=None, init_from=None, tasks=None, match="steps")
     return start, run_sweep(Arguments(overrides, config_dir), rest)
+
+
+def _check_data(points: Sequence[Point]) -> None:
+    """Raise InputError for what the points would read and is not there, as far as that needs no run
+    that they start from."""
+    from data_pipeline.driver import check_input, check_sources
+
+    problems: dict[Problem, None] = {}
+    checked: list[DataConfig] = []
+    for point in points:
+        data = point.config.data
+        is_encoded = data.build.tokenizer != CHECKPOINT  # which is not there yet
+        try:
+            check_inputs(point.config)
+            if data not in checked:
+                checked.append(data)
+                (check_input if is_encoded else check_sources)(data, say_aside)
+        except InputError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise InputError([*problems])
 
 
 def _evaluated(done: Sweep, tasks: str) -> str:
@@ -213,7 +249,7 @@ def report(
         )
         for point, code in zip(points, exit_codes, strict=True)
     ]
-    if settings.match in _ALIKE:
+    if settings.match in _MATCHED:
         notes = [*notes, _alike(points, settings.match)]
     report_sweep(runs, folder, plot=backends.has("matplotlib"), notes=notes)
 
@@ -223,7 +259,7 @@ def _alike(points: Sequence[Point], match: Match) -> str:
     cost = {"tokens": tokens_per_step, "flops": flops_per_step}[match]
     planned = [cost(point.config) * point.config.train.max_steps for point in points]
     furthest = max(abs(one / planned[0] - 1) for one in planned)
-    as_many = f"All points have as many {_ALIKE[match]} as {points[0].without_seed}"
+    as_many = f"All points have as many {_MATCHED[match]} as {points[0].without_seed}"
     return f"{as_many}, to {furthest:.1%} in whole steps." if furthest > 0.001 else f"{as_many}."
 
 

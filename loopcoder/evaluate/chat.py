@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from loopcoder.chat.calls import Answer as Read
-from loopcoder.chat.calls import Format, read_answer
-from loopcoder.chat.conversation import Conversation, Message, restored, written
+from loopcoder.chat.conversation import Conversation, Message, ToolCall, restored, written
 from loopcoder.chat.tool_checks import check_call
 from loopcoder.config.benchmarks import ChatTaskConfig
 from loopcoder.data.places import CHAT_TEMPLATE, HELD_OUT
-from loopcoder.errors import InputError, counted
+from loopcoder.errors import InputError
 from loopcoder.evaluate.in_process import InProcess
+from loopcoder.infer.prompts import Prompts
 from loopcoder.infer.request import Answer, Request
+from loopcoder.storage.digest import fingerprint
 
 TASK = "chat"
 Metrics = dict[str, float]
@@ -61,7 +62,12 @@ class Written:
     def calls_alike(self) -> bool:
         """It calls what the reference calls, with the same arguments."""
         own, wanted = self.read.tool_calls, self.turn.reference.tool_calls
-        return sorted(map(_key, own)) == sorted(map(_key, wanted))
+        return self.is_well_formed and sorted(map(_key, own)) == sorted(map(_key, wanted))
+
+    @property
+    def calls_nothing(self) -> bool:
+        """It answers in words: a call that cannot be read, or does not end, is none of these."""
+        return self.is_well_formed and not self.read.tool_calls
 
     def as_dict(self) -> dict[str, Any]:
         turn = self.turn
@@ -78,25 +84,59 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Asked:
+class HeldOutTurns:
     """What models are asked."""
 
     turns: list[Turn]
     template: str
     """Of the corpus, in which every model is asked and is to answer, whatever its own is."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that the answers depend on besides the model."""
+        turns = [(t.conversation, [*map(written, (*t.before, t.reference))]) for t in self.turns]
+        return fingerprint([self.template, turns, [turn.tools for turn in self.turns]])
 
-def held_out(corpus: Path, limit: int | None) -> Asked:
-    """Return the trained answers of the first `limit` held-out conversations of a chat corpus.
+
+def held_out(corpora: Sequence[Path], limit: int | None) -> HeldOutTurns:
+    """Return the trained answers of the held-out conversations of chat corpora.
+
+    Args:
+        corpora: Folders; several are read one after the other, and those of documents left out.
+        limit: Of conversations, the first ones of all; None: all.
 
     Raises:
-        InputError: it is none, or holds nothing out.
+        InputError: one is no chat corpus, they have several templates, or nothing is held out.
     """
-    path = corpus / HELD_OUT
+    chats = [one for one in corpora if len(corpora) == 1 or (one / HELD_OUT).is_file()]
+    kept: list[Conversation] = []
+    templates: list[str] = []
+    for corpus in chats:
+        conversations, template = _read(corpus, limit)
+        kept += conversations
+        templates.append(template)
+    names = ", ".join(map(str, chats or corpora))
+    if len(set(templates)) > 1:
+        raise InputError.of(
+            f"tasks={TASK}: {names} have {len(set(templates))} chat templates",
+            "a model is asked in one",
+            "chat.corpus= of one of them",
+        )
+    found = [turn for number, one in enumerate(kept[:limit]) for turn in _turns(number, one)]
+    if not found:
+        raise InputError.of(
+            f"tasks={TASK}: {names} has no answer to be written",
+            "data.build.val_fraction held out none, or all are train: false",
+            "chat.corpus= of a corpus that holds some out",
+        )
+    return HeldOutTurns(found, templates[0])
+
+
+def _read(corpus: Path, limit: int | None) -> tuple[list[Conversation], str]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with (corpus / HELD_OUT).open(encoding="utf-8") as file:
             kept = [restored(json.loads(line)) for line in islice(file, limit)]
-        template = (corpus / CHAT_TEMPLATE).read_text(encoding="utf-8")
+        return kept, (corpus / CHAT_TEMPLATE).read_text(encoding="utf-8")
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError.of(
             f"tasks={TASK}: the corpus {corpus} cannot be read: {error}",
@@ -104,14 +144,6 @@ def held_out(corpus: Path, limit: int | None) -> Asked:
             "data=chat built",
             "chat.corpus=FOLDER of such a one",
         ) from error
-    found = [turn for number, one in enumerate(kept) for turn in _turns(number, one)]
-    if not found:
-        raise InputError.of(
-            f"{path} has no answer to be written",
-            "data.build.val_fraction held out none, or all are train: false",
-            "chat.corpus= of a corpus that holds some out",
-        )
-    return Asked(found, template)
 
 
 def _turns(number: int, conversation: Conversation) -> Iterator[Turn]:
@@ -120,50 +152,58 @@ def _turns(number: int, conversation: Conversation) -> Iterator[Turn]:
             yield Turn(number, conversation.messages[:at], conversation.tools, message)
 
 
-def evaluate(
-    model: InProcess, asked: Asked, config: ChatTaskConfig
-) -> tuple[Metrics, list[Written]]:
-    """Have a model write every turn, greedily; return metrics and what it wrote.
+class Exam:
+    """Held-out turns as one model reads them."""
 
-    `well_formed`: share of answers that are in the format and end. `calls`: of those that should
-    call a tool, that call declared ones with arguments of their schemas; `calls_alike`: that call
-    what is called there, with the same arguments. `no_calls`: of those that have tools and should
-    not call any, that do not. Each with its standard error.
+    def __init__(self, prompts: Prompts, asked: HeldOutTurns, config: ChatTaskConfig):
+        """
+        Args:
+            prompts: Of the model, which need not be loaded.
 
-    Raises:
-        InputError: a prompt with its answer is longer than the model's room.
-    """
-    speaking, turns = model.prompts.speaking(asked.template), asked.turns
-    prompts = [speaking.rendered([written(m) for m in turn.before], turn.tools) for turn in turns]
-    requests = [_request(model, prompt, config) for prompt in prompts]
-    said: list[Written] = []
-    for first in range(0, len(requests), model.at_once):
-        part = slice(first, first + model.at_once)
-        for turn, prompt, answer in zip(
-            turns[part], prompts[part], model.answers(requests[part]), strict=True
-        ):
-            said.append(_written(speaking.format, turn, prompt, answer))
-    return _metrics(said), said
+        Raises:
+            InputError: the template does not take a conversation.
+        """
+        self._prompts, self._turns = prompts.speaking(asked.template), asked.turns
+        self._texts = [
+            self._prompts.rendered([written(m) for m in turn.before], turn.tools)
+            for turn in self._turns
+        ]
+        self.requests = [
+            Request(prompts.of_text(text), config.max_tokens, shown=prompts.shown)
+            for text in self._texts
+        ]
 
+    @property
+    def room(self) -> int:
+        """Most tokens of a prompt and its answer together."""
+        return max(len(request.ids) + request.max_tokens for request in self.requests)
 
-def _request(model: InProcess, prompt: str, config: ChatTaskConfig) -> Request:
-    ids = model.prompts.of_text(prompt)
-    whole = len(ids) + config.max_tokens
-    if whole > model.max_length:
-        raise InputError.of(
-            f"a conversation has {counted(len(ids), 'token')}, its answer up to "
-            f"{config.max_tokens:,}, and a sequence {model.max_length:,}",
-            "there is no room for the answer",
-            f"tasks.max_length={whole}, or a lower chat.max_tokens",
-        )
-    return Request(ids, config.max_tokens, shown=model.prompts.shown)
+    def put_to(self, model: InProcess) -> tuple[Metrics, list[Written]]:
+        """Have a model write every turn, greedily; return metrics and what it wrote.
 
+        `well_formed`: share of answers that are in the format, say something and end; what is not
+        does none of what follows. `calls`: of those that should call a tool, that call declared
+        ones with arguments of their schemas; `calls_alike`: that call what is called there, with
+        the same arguments. `no_calls`: of those that have tools and should not call any, that
+        answer in words. Each with its standard error.
 
-def _written(format: Format, turn: Turn, prompt: str, answer: Answer) -> Written:
-    read = read_answer(
-        answer.text, format, turn.tools, in_reasoning=format.begins_in_reasoning(prompt)
-    )
-    return Written(turn, read, answer.finish == "stop", answer.text)
+        Raises:
+            InputError: a prompt with its answer is longer than the model's room.
+        """
+        model.check_room(self.requests, "chat.max_tokens")
+        said: list[Written] = []
+        for first in range(0, len(self.requests), model.at_once):
+            part = slice(first, first + model.at_once)
+            answers = model.answers(self.requests[part])
+            asked = zip(self._turns[part], self._texts[part], answers, strict=True)
+            said += [self._written(*one) for one in asked]
+        return _metrics(said), said
+
+    def _written(self, turn: Turn, prompt: str, answer: Answer) -> Written:
+        reader = self._prompts.reader(prompt, turn.tools)
+        reader.add(answer.text)
+        reader.end()
+        return Written(turn, reader.answer, answer.finish == "stop", answer.text)
 
 
 def _metrics(said: Sequence[Written]) -> Metrics:
@@ -174,7 +214,7 @@ def _metrics(said: Sequence[Written]) -> Metrics:
         ("well_formed", [w.is_well_formed for w in said]),
         ("calls", [w.calls_well for w in should]),
         ("calls_alike", [w.calls_alike for w in should]),
-        ("no_calls", [not w.read.tool_calls for w in should_not]),
+        ("no_calls", [w.calls_nothing for w in should_not]),
     ):
         if held:
             share = sum(held) / len(held)
@@ -183,6 +223,14 @@ def _metrics(said: Sequence[Written]) -> Metrics:
     return found
 
 
-def _key(call: Any) -> str:
-    arguments: Mapping[str, Any] = call.arguments
-    return json.dumps([call.name, arguments], sort_keys=True)
+def _key(call: ToolCall) -> str:
+    return json.dumps([call.name, _plain(call.arguments)], sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """Write whole numbers alike: JSON knows no difference between 1 and 1.0."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value

@@ -24,39 +24,47 @@ _ROUNDS = 8
 class InProcess:
     """An engine, and prompts as `loopcoder serve` makes them."""
 
-    def __init__(self, engine: Engine, prompts: Prompts):
-        self.engine, self.prompts = engine, prompts
+    def __init__(self, engine: Engine, prompts: Prompts, positions: int | None = None):
+        """
+        Args:
+            positions: That the model knows; None: at least as many as the engine has room for.
+        """
+        self.engine, self.prompts, self._positions = engine, prompts, positions
         self.max_length: int = engine.decoder.max_length
         """Of a prompt and its answer together."""
         self.at_once = _ROUNDS * engine.decoder.num_places
         """Requests that keep it busy."""
 
     @classmethod
-    def of_source(cls, source: Source, places: int, max_length: int | None) -> InProcess:
+    def of_source(
+        cls, source: Source, places: int, max_length: int | None, room: int = 0
+    ) -> InProcess:
         """Load weights.
 
         Args:
             places: Sequences at a time.
-            max_length: Tokens of each; None: as many as the model was made for, 4096 at most.
+            max_length: Tokens of each; None: as many as the model was made for, up to 4096 or
+                `room`.
+            room: Tokens of the longest sequence that is known to be asked for.
 
         Raises:
             InputError: they are damaged, have no tokenizer, or do not fit into memory.
         """
         gc.collect()  # a model before this one, which holds itself by a circle
         prompts = Prompts.of_source(source)
-        length = max_length or min(source.model.max_position_embeddings, _LENGTH)
+        length = max_length or min(source.model.max_position_embeddings, max(_LENGTH, room))
         try:
             loaded = load_decoder(source, num_places=places, max_length=length)
         except InputError as error:
             raise InputError([_in_our_fields(problem) for problem in error.problems]) from error
-        return cls(Engine(loaded.decoder, prompts.tokenizer, prompts.end_ids), prompts)
+        engine = Engine(loaded.decoder, prompts.tokenizer, prompts.end_ids)
+        return cls(engine, prompts, source.model.max_position_embeddings)
 
     def complete(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
         """See `Completes`."""
         read = [(self.prompts.of_text(prompt.text), prompt) for prompt in prompts]
-        for ids, prompt in sorted(read, key=lambda one: -len(one[0]) - one[1].max_tokens):
-            self._check_room(ids, prompt)  # the longest first, so that its fix suits all
         requests = [Request(ids, p.max_tokens, p.sampling, p.stop) for ids, p in read]
+        self.check_room(requests, "human_eval.max_tokens")
         for first in range(0, len(requests), self.at_once):
             answers = self.answers(requests[first : first + self.at_once])
             yield from enumerate((answer.text for answer in answers), first)
@@ -65,16 +73,34 @@ class InProcess:
         """Answer requests, which end with a document as those of a server do."""
         return self.engine.generate([replace(r, stop_ids=self.prompts.end_ids) for r in requests])
 
-    def _check_room(self, ids: Sequence[int], prompt: Prompt) -> None:
-        """Refuse a prompt whose answer has no room."""
-        whole = len(ids) + prompt.max_tokens
-        if whole > self.max_length:  # as servers refuse it
-            raise InputError.of(
-                f"a prompt has {counted(len(ids), 'token')}, its answer up to "
-                f"{prompt.max_tokens:,}, and a sequence {self.max_length:,}",
-                "there is no room for the answer",
-                f"tasks.max_length={whole}, or a lower human_eval.max_tokens",
-            )
+    def check_room(self, requests: Sequence[Request], field: str) -> None:
+        """Refuse requests whose answers have no room, as servers do.
+
+        Args:
+            field: Sets their max_tokens.
+
+        Raises:
+            InputError: about the longest, so that its fix suits all.
+        """
+        longest = max(requests, key=lambda one: len(one.ids) + one.max_tokens, default=None)
+        if longest is None:
+            return
+        prompt, positions = len(longest.ids), self._positions
+        whole = prompt + longest.max_tokens
+        if whole <= self.max_length:
+            return
+        fix = f"tasks.max_length={whole}, or a lower {field}"
+        if positions is not None and whole > positions:
+            left = positions - prompt
+            fix = f"{field}={left} tasks.max_length={positions}"
+            if left < 1:
+                fix = f"a model of more than {positions:,} positions, or tasks of shorter prompts"
+        raise InputError.of(
+            f"a prompt has {counted(prompt, 'token')}, its answer up to "
+            f"{longest.max_tokens:,}, and a sequence {self.max_length:,}",
+            "there is no room for the answer",
+            fix,
+        )
 
 
 def _in_our_fields(problem: Problem) -> Problem:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 STDERR = "_stderr"
-_WITHOUT_EFFECT = ("tasks.places", "tasks.samples", "human_eval.workers")
-"""Settings that no number depends on."""
+_WITHOUT_EFFECT = ("tasks.places", "tasks.samples", "human_eval.workers", "chat.corpus")
+"""Settings that no number depends on: chat.conversations says what a corpus holds."""
 _PACKAGES = (
     "loopcoder",
     "torch",

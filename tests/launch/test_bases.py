@@ -27,6 +27,8 @@ def other_sweep(folder: Path, *swept: str) -> list[Any]:
     for point in found:
         point.run_dir.mkdir(parents=True)
         save_config(point.config, point.run_dir / "config.yaml")
+        end = {"step": point.config.train.max_steps}
+        (point.run_dir / "metrics.jsonl").write_text(json.dumps(end) + "\n")
     return found
 
 
@@ -66,6 +68,108 @@ def test_what_has_no_run_to_start_from_is_refused(tmp_path: Path) -> None:
         starts(tmp_path, tmp_path / "nowhere", "variant=loops_1,loops_2")
     with pytest.raises(InputError, match=r"checkpoint\.init_from=x in a sweep"):
         starts(tmp_path, tmp_path / "base", "variant=loops_1,loops_2", "checkpoint.init_from=x")
+
+
+def test_a_run_that_is_not_at_its_end_is_refused(tmp_path: Path) -> None:
+    base = other_sweep(tmp_path / "base", "variant=loops_1,loops_2,loops_3")
+    (base[1].run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert len(starts(tmp_path, tmp_path / "base", "variant=loops_1,loops_3")) == 2
+    with pytest.raises(InputError, match=r"variant=loops_2 is at step 1 of 2"):
+        starts(tmp_path, tmp_path / "base", "variant=loops_1,loops_2")
+    saved = base[1].run_dir / "checkpoints" / "step_00000002"
+    saved.mkdir(parents=True)
+    (saved / "manifest.json").write_text("{}")
+    assert len(starts(tmp_path, tmp_path / "base", "variant=loops_1,loops_2")) == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["emb_scale=1.0", "hidden_scale=null", "norm_eps=1e-6", "residual_scale=0.5"],
+)
+def test_a_model_with_another_scale_is_another(tmp_path: Path, other: str) -> None:
+    other_sweep(tmp_path / "base", "variant=loops_1,loops_2")
+    with pytest.raises(InputError, match="no run in"):
+        starts(tmp_path, tmp_path / "base", "variant=loops_1,loops_2", f"model.{other}")
+
+
+def test_what_the_second_sweep_lacks_is_said_before_the_first_is_trained(
+    runs: Runs,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    command = ["sweep", "experiment=matched_sft", f"path={chats}", f"run_dir={tmp_path / 'runs'}"]
+    assert main(command) == 3
+    assert "chats.jsonl' does not exist" in capsys.readouterr().err
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Ho."}]
+    chats.write_text(json.dumps({"messages": turns}) + "\n")
+    tasks = ["sweep.tasks=local_none", f"path={chats}"]
+    nowhere = main([*command, *tasks])
+    assert nowhere == 3 and "local_none" in capsys.readouterr().err
+    assert runs.started == [] and not (tmp_path / "runs").exists()
+
+
+def test_the_first_sweep_shares_the_cache_and_has_a_store_of_its_own(
+    runs: Runs,  # noqa: F811
+    tmp_path: Path,
+    preset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {}
+
+    def noted(point: Any, *_: Any, **__: Any) -> Any:
+        given[point.run_dir.relative_to(tmp_path).as_posix()] = point.config
+        return runs.start(point)
+
+    monkeypatch.setattr(sweep_module, "start_point", noted)
+    monkeypatch.setattr(sweep_module, "_refuse", lambda *_: None)
+    command = ["sweep", "--config-dir", str(preset), "experiment=tuned", f"run_dir={tmp_path}"]
+    command += [f"data.build.cache_dir={tmp_path}/cache", f"checkpoint.store=file://{tmp_path}/s"]
+    assert main(command) == 0
+    name = "01_variant=loops_2"
+    base, own = given[f"before/{name}"], given[name]
+    assert base.data.build.cache_dir == own.data.build.cache_dir == f"{tmp_path}/cache"
+    assert base.checkpoint.store == f"file://{tmp_path}/s/before/{name}"
+    assert own.checkpoint.store == f"file://{tmp_path}/s/{name}"
+
+
+def test_the_table_is_there_whatever_becomes_of_the_evaluation(
+    runs: Runs,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from loopcoder.cli import evaluate_tasks
+
+    monkeypatch.setattr(evaluate_tasks, "check_tasks", lambda names: None)
+    monkeypatch.setattr(sweep_module, "_refuse", lambda *_: None)
+    fails = InputError.of("it fails", "why", "fix")
+
+    def evaluated(overrides: list[str]) -> list[Any]:
+        if fails is not None:
+            raise fails
+        return []
+
+    monkeypatch.setattr(evaluate_tasks, "evaluate_tasks", evaluated)
+    command = ["sweep", *TINY, "seed=1,2", "sweep.tasks=chat", f"run_dir={tmp_path}"]
+    assert main(command) == 3
+    table = (tmp_path / "sweep.md").read_text()
+    assert "seed=1" in table and "| model |" not in table
+    fails = None
+    assert main(command) == 0
+    assert (tmp_path / "sweep.md").read_text().startswith(table)
+    assert "| model |" in (tmp_path / "sweep.md").read_text()
+
+
+def test_a_job_for_each_point_leaves_what_comes_before_and_after_to_other_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["launch", "slurm", "sweep", *TINY, "seed=1,2", f"run_dir={tmp_path}"]
+    assert main([*command, "sweep.tasks=chat"]) == 3
+    said = capsys.readouterr().err
+    assert "sweep.tasks=null" in said and "sweep.before" not in said and "init_from" not in said
+    assert main([*command, "sweep.before=matched_base"]) == 3
+    said = capsys.readouterr().err
+    assert "init_from=ITS_FOLDER" in said and "sweep.tasks" not in said
 
 
 @pytest.fixture
