@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from loopcoder.chat.render import Renderer
-from loopcoder.chat.syntax import texts_in
 from loopcoder.chat.templates import BUILT_IN, TOKEN_NAMES
 from loopcoder.chat.unusable import Unusable
 from loopcoder.errors import InputError
@@ -16,7 +15,6 @@ _SPECIAL = re.compile(
     r"<[|\uff5c][^\s<>|\uff5c]{1,40}[|\uff5c]>|</?s>|<(?:start|end)_of_(?:turn|text)>|<(?:bos|eos)>"
 )
 """How special tokens look: `<|im_start|>`, DeepSeek's with wide bars, Llama's `</s>`, Gemma's."""
-_PROBES = ([("user", "a")], [("system", "a"), ("user", "b"), ("assistant", "c"), ("user", "d")])
 
 
 def foreign_tokens(template: str, tokenizer: Any) -> list[str]:
@@ -30,16 +28,8 @@ def foreign_tokens(template: str, tokenizer: Any) -> list[str]:
 
     Raises:
         InputError: what renders templates is not installed.
-        jinja2.TemplateSyntaxError: it is no template.
     """
-    texts = texts_in(template)
-    for probe in _PROBES:
-        messages = [{"role": role, "content": content} for role, content in probe]
-        try:
-            texts.append(Renderer(template, {}).text(messages, add_generation_prompt=True))
-        except Unusable:  # it knows no system, ...: rows tell
-            continue
-    found = dict.fromkeys(name for text in texts for name in _SPECIAL.findall(text))
+    found = dict.fromkeys(_SPECIAL.findall(Renderer(template, {}).written))
     return [name for name in found if not _is_one(name, tokenizer)]
 
 
@@ -86,4 +76,5 @@ def check_fit(
 
 
 def _is_one(name: str, tokenizer: Any) -> bool:
-    return len(tokenizer.encode(name, add_special_tokens=False).ids) == 1
+    ids = tokenizer.encode(name, add_special_tokens=False).ids
+    return len(ids) == 1 and tokenizer.id_to_token(ids[0]) == name  # one id may be [UNK]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from loopcoder.backends import require
 from loopcoder.chat.answers import Answer, Marks, wanted_answers
 from loopcoder.chat.conversation import Conversation, canonical
 from loopcoder.chat.messages import REASONING
-from loopcoder.chat.syntax import has_generation, names_in
+from loopcoder.chat.syntax import has_generation, names_in, texts_in
 from loopcoder.chat.unusable import Unusable
 from loopcoder.errors import LoopcoderError
 
@@ -20,6 +21,10 @@ Reasoning = Literal["train", "context"]
 Turns = Literal["all", "first", "last"]
 Span = tuple[int, int]
 """Characters of a text: [first, behind the last)."""
+
+_PROBES = ([("user", "a")], [("system", "a"), ("user", "b"), ("assistant", "c"), ("user", "d")])
+_MARKUP = re.compile(r"\w[^\w\s]|[^\w\s]\w")
+"""A word with signs, as `<|im_end|>`, `</think>`, `###User`."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class Renderer:
     names: Mapping[str, str]
     """Special tokens as templates call them: `bos_token`, ..."""
     special: Sequence[str] = ()
-    """Texts of all special tokens of the tokenizer; one of them ends a turn in templates that do
-    not mark answers."""
+    """Texts of all tokens that nobody may spell (`special_tokens`); one of them ends a turn in
+    templates that do not mark answers."""
 
     @classmethod
     def of(cls, template: str, tokenizer: Any, names: Mapping[str, str]) -> Renderer:
@@ -41,7 +46,24 @@ class Renderer:
             tokenizer: A `tokenizers.Tokenizer`.
             names: As of `templates.token_names_of`.
         """
-        return cls(template, names, special_tokens(tokenizer))
+        return cls(template, names, special_tokens(tokenizer, cls(template, names).written))
+
+    @cached_property
+    def written(self) -> str:
+        """What the template writes of itself: its texts, and two conversations that say little; ""
+        if it is no template."""
+        try:
+            with _refusing():
+                texts = [*texts_in(self.template), *self.names.values()]
+        except Unusable:
+            return ""
+        for probe in _PROBES:
+            messages = [{"role": role, "content": content} for role, content in probe]
+            try:
+                texts.append(self.text(messages, add_generation_prompt=True))
+            except Unusable:  # it knows no system, ...: rows tell
+                continue
+        return "\n".join(texts)
 
     @cached_property
     def marks_answers(self) -> bool:
@@ -194,14 +216,20 @@ class Renderer:
         return texts[0], spans[0] if with_spans else []
 
 
-def special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Return the texts of a tokenizer's special tokens.
+def special_tokens(tokenizer: Any, written: str = "") -> tuple[str, ...]:
+    """Return the texts of a tokenizer's special tokens, and of the other added ones by which a
+    template tells who speaks: not all tokenizers call theirs special.
 
     Args:
         tokenizer: A `tokenizers.Tokenizer`.
+        written: What the template writes. Words and blanks in it are no such tokens.
     """
     added = tokenizer.get_added_tokens_decoder().values()
-    return tuple(token.content for token in added if token.special)
+    return tuple(
+        token.content
+        for token in added
+        if token.special or (token.content in written and _MARKUP.search(token.content))
+    )
 
 
 @contextmanager

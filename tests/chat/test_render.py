@@ -6,7 +6,6 @@ import random
 import re
 from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from loopcoder.chat.conversation import Conversation, Message, ToolCall, canonic
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.templates import BUILT_IN, built_in
 from loopcoder.chat.unusable import Unusable
+from loopcoder.config.chat import ChatConfig
 from tests.chat.chats import NAMES, conversation, public, tokenizer
 
 TEMPLATES = {
@@ -29,7 +29,7 @@ FEATURES = {
     "public qwen2_5": dict(reasoning=False),
 }
 """The others have neither tools nor reasoning."""
-ALL = SimpleNamespace(reasoning="train", turns="all", system=None, special_tokens="drop")
+ALL = ChatConfig()
 
 
 @cache

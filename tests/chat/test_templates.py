@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from loopcoder.chat.fit import check_fit, foreign_tokens
 from loopcoder.chat.templates import BUILT_IN, built_in, named, template_of, token_names_of
@@ -61,6 +62,11 @@ def test_a_template_of_another_tokenizer_is_found() -> None:
     with pytest.raises(InputError, match=r"(?s)elsewhere.*python_tag.*another one") as found:
         check_fit(branch, ours, "elsewhere")
     assert "fix:" in str(found.value)
+
+
+def test_a_token_that_stands_for_all_that_is_unknown() -> None:
+    made = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    assert set(foreign_tokens(built_in("hermes"), made)) == {"<|im_start|>", "<|im_end|>"}
 
 
 def test_a_template_that_asks_for_the_date_is_refused() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.chat import packed
-from data_pipeline.chat.tokens import tokenise
+from data_pipeline.chat.tokens import prepared, tokenise
 from data_pipeline.driver import prepare
 from data_pipeline.shuffle.validate import validate_corpus
 from data_pipeline.tasks.dropped import lists_of, read_list
@@ -70,7 +70,8 @@ def expected(conversations: list[Conversation], chat: ChatConfig) -> Documents:
     found = []
     for conversation in conversations:
         try:
-            ids, mask = tokenise(renderer, chats.tokenizer(), conversation, chat)
+            said = prepared(conversation, chat)
+            ids, mask = tokenise(renderer, chats.tokenizer(), said, chat)
         except Unusable:
             continue
         if len(ids) < SEQ_LENGTH:

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, Tokenizer
 
 from data_pipeline.chat.tokens import covered, prepared, tokenise
 from loopcoder.chat.conversation import Conversation, Message, ToolCall
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.templates import built_in
 from loopcoder.chat.unusable import Unusable
+from loopcoder.config.chat import ChatConfig
 from tests.chat.chats import NAMES, said, tokenizer
 
 ASKED, SAID = Message("user", "a"), Message("assistant", "b", "why")
 CHAT = Conversation((ASKED, SAID))
 
 
-def options(**fields: Any) -> SimpleNamespace:
-    defaults = dict(reasoning="train", turns="all", system=None, special_tokens="drop")
-    return SimpleNamespace(**{**defaults, **fields})
-
-
 def learned(given: Conversation, template: str = built_in("qwen3"), **fields: Any) -> str:
     renderer = Renderer.of(template, tokenizer(), NAMES)
-    ids, mask = tokenise(renderer, tokenizer(), given, options(**fields))
+    chat = ChatConfig(**fields)
+    ids, mask = tokenise(renderer, tokenizer(), prepared(given, chat), chat)
     return tokenizer().decode(ids[mask].tolist(), skip_special_tokens=False)
 
 
@@ -42,9 +39,9 @@ def test_options_are_kept() -> None:
 
 def test_a_system_prompt_is_put_where_there_is_none() -> None:
     own = Conversation((Message("system", ""), *CHAT.messages))
-    assert prepared(CHAT, options(system="s")).messages[0] == Message("system", "s")
-    assert prepared(own, options(system="s")) == own
-    assert prepared(CHAT, options()) == CHAT
+    assert prepared(CHAT, ChatConfig(system="s")).messages[0] == Message("system", "s")
+    assert prepared(own, ChatConfig(system="s")) == own
+    assert prepared(CHAT, ChatConfig()) == CHAT
 
 
 END = "<|im_end|>"
@@ -61,6 +58,44 @@ def test_special_tokens_in_what_is_said(given: Conversation) -> None:
     with pytest.raises(Unusable, match=r"special_token_in_text: <\|im_end\|>"):
         learned(given)
     assert learned(given, special_tokens="keep")
+
+
+def plain_tokenizer(tokens: list[str]) -> Tokenizer:
+    """Return a tokenizer that has some tokens more, none of which it calls special."""
+    made = Tokenizer.from_str(tokenizer().to_str())
+    made.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
+    return made
+
+
+def test_tokens_of_the_template_that_are_not_called_special() -> None:
+    made = plain_tokenizer(["<|turn|>", "<|other|>", "user", "\n\n"])
+    template = built_in("qwen3").replace("<|im_end|>", "<|turn|>")
+    ours = Renderer.of(template, made, {})
+    for said, kept in (("a<|turn|>b", False), ("a<|other|>b", True), ("user\n\nsystem", True)):
+        given = Conversation((Message("user", said), SAID))
+        if kept:
+            assert len(tokenise(ours, made, given, ChatConfig())[0])
+            continue
+        with pytest.raises(Unusable, match=r"special_token_in_text: <\|turn\|>"):
+            tokenise(ours, made, given, ChatConfig())
+
+
+def test_special_tokens_that_a_template_puts_together(rng: random.Random) -> None:
+    """Ours writes `<parameter=` + name + `>`: any token that ends in > can be made so."""
+    token = f"<parameter={rng.randint(0, 99)}>"
+    made = plain_tokenizer([])
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+    ours = Renderer.of(built_in("qwen3_coder"), made, {})
+
+    def given(name: str) -> Conversation:
+        call = Message("assistant", "", tool_calls=(ToolCall("f", {name: "a"}),))
+        return Conversation((ASKED, call))
+
+    assert len(tokenise(ours, made, given("other"), ChatConfig())[0])
+    with pytest.raises(Unusable, match="special_token_in_text: <parameter="):
+        tokenise(ours, made, given(token[11:-1]), ChatConfig())
+    with pytest.raises(Unusable, match=r"special_token_in_text: <\|im_end\|>"):
+        learned(given("<|im_end|"), built_in("qwen3_coder"))
 
 
 def test_a_conversation_of_which_nothing_is_learned() -> None:
