@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -122,23 +123,25 @@ class Encoding:
         raise Unusable(TOO_LONG, f"{len(whole.ids):,} tokens")
 
     def _cut(self, conversation: Conversation) -> Tokens | None:
-        """Return as many first turns as fit, with something to train; None: there are none."""
-        shorter, found = _beginnings(conversation), None
-        low, high = 0, len(shorter)
-        while low < high:
-            middle = (low + high) // 2
+        """Return as many first turns as fit and have something to train; None: there are none.
+
+        Which turn is the last one follows from what is left: with turns=last it is trained.
+        """
+        shorter = _beginnings(conversation)
+        fitting = bisect_right(shorter, self.most, key=self._length)
+        for beginning in reversed(shorter[:fitting]):
             try:
-                tokens = self._tokens(shorter[middle])
+                return self._tokens(beginning)
             except Unusable as why:
                 if why.reason != "nothing_to_train":
                     raise
-                low = middle + 1  # what is trained comes later
-                continue
-            if len(tokens.ids) <= self.most:
-                found, low = tokens, middle + 1
-            else:
-                high = middle
-        return found
+        return None
+
+    def _length(self, conversation: Conversation) -> int:
+        """Return the tokens of a conversation, with its EOD."""
+        text = self.renderer.whole(conversation)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return len(ids) + (ids[-1:] != [self.eod_id])
 
     def _tokens(self, conversation: Conversation) -> Tokens:
         ids, trained = tokenise(self.renderer, self.tokenizer, conversation, self.chat)

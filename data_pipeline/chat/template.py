@@ -11,10 +11,11 @@ import xxhash
 from data_pipeline.tasks.work import Output, Result, Work
 from data_pipeline.tokenizer.count import Tokenizer, encoder_of
 from data_pipeline.tokenizer.encoder import Encoder
-from loopcoder.chat.fit import check_fit
+from loopcoder.chat.fit import check_end, check_fit
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.templates import BUILT_IN, FILE, built_in, named, speaks_chatml, template_of
 from loopcoder.chat.templates import token_names_of as token_names_beside
+from loopcoder.config.build import EOD, EODS
 from loopcoder.config.data import DataConfig
 from loopcoder.data.places import tokenizer_file
 from loopcoder.data.tokenizer import read_tokenizer
@@ -61,10 +62,31 @@ def template_text(data: DataConfig) -> str:
 
 
 def check_template(data: DataConfig) -> None:
-    """Raise InputError if there is no template, or it is another tokenizer's."""
-    place = data.build.chat.template or data.build.tokenizer
+    """Raise InputError if there is no template, or it is another tokenizer's, or does not show
+    which part of the text is whose; or has no place for the system prompt that is asked for."""
+    chat, place = data.build.chat, data.build.chat.template or data.build.tokenizer
     file = tokenizer_file(Path(data.build.tokenizer))
-    check_fit(template_text(data), read_tokenizer(file), place, token_names_beside(file))
+    text, tokenizer, names = template_text(data), read_tokenizer(file), token_names_beside(file)
+    check_fit(text, tokenizer, place, names)
+    renderer = Renderer.of(text, tokenizer, names)
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    check_end(renderer, next((name for name in EODS if name in added), EOD), place)
+    if chat.system is None:
+        return
+    if "system" in renderer.hides:
+        raise InputError.of(
+            f"data.build.chat.system, and the chat template of {place} writes no system prompt",
+            "every conversation would be left out",
+            "data.build.chat.system=null, or another data.build.chat.template",
+        )
+    if chat.special_tokens == "drop" and (
+        spelled := [name for name in renderer.special if name in chat.system]
+    ):
+        raise InputError.of(
+            f"data.build.chat.system spells {', '.join(spelled)}",
+            "what is said has no special tokens: every conversation would be left out",
+            "a system prompt without it; the template writes the turn around it",
+        )
 
 
 def template_digest(data: DataConfig) -> str:

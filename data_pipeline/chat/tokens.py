@@ -41,9 +41,7 @@ def tokenise(
         raise Unusable("special_token_in_text", spelled)
     reasoning: Literal["train", "context"] = "context" if chat.reasoning == "context" else "train"
     text, spans = renderer.with_spans(conversation, reasoning=reasoning, turns=chat.turns)
-    if chat.special_tokens == "drop" and (
-        joined := _joined(renderer, text, neutral(conversation))
-    ):
+    if chat.special_tokens == "drop" and (joined := _joined(renderer, text, neutral(conversation))):
         raise Unusable("special_token_in_text", joined)
     encoding = tokenizer.encode(text, add_special_tokens=False)
     mask = covered(encoding.offsets, spans)
@@ -79,10 +77,9 @@ def covered(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.bool_]
 def _joined(renderer: Renderer, text: str, likeness: Conversation) -> str | None:
     """Return a special token that the template makes of what somebody says and what it writes
     around it, as `<tag=` + name + `>`: it is not in a likeness; None: there is none."""
-    form = canonical(likeness)
     pattern = _any_of(tuple(renderer.special))
     found = Counter(pattern.findall(text))
-    found.subtract(pattern.findall(renderer.text(form["messages"], form.get("tools"))))
+    found.subtract(pattern.findall(renderer.whole(likeness)))
     return next((token for token, more in found.items() if more > 0), None)
 
 

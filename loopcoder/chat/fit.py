@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from loopcoder.chat.render import Renderer
+from loopcoder.chat.probes import ANSWERS, OTHERS, SPOKEN
+from loopcoder.chat.render import Renderer, Span
 from loopcoder.chat.templates import BUILT_IN, TOKEN_NAMES
 from loopcoder.chat.unusable import Unusable
+from loopcoder.config.build import EOD
 from loopcoder.errors import InputError
 
 _SPECIAL = re.compile(
@@ -73,6 +75,62 @@ def check_fit(
             "the tokenizer has no such special tokens: the template belongs to another one",
             "the template of this tokenizer, or a tokenizer that has these tokens",
         )
+    _check_learned(Renderer.of(template, tokenizer, names or {}), place)
+
+
+def check_end(renderer: Renderer, eod: str, place: str) -> None:
+    """Refuse a template that writes the token which ends documents within conversations, or has it
+    learned: each document has one, its last token, behind what fills a sequence up.
+
+    Args:
+        place: Where the template is from, for people.
+
+    Raises:
+        InputError: it does.
+    """
+    text, spans = _spoken(renderer)
+    learned = any(eod in text[start:end] for start, end in spans)
+    if learned or eod in text.rstrip().removesuffix(eod):
+        raise InputError.of(
+            f"the chat template of {place} writes {eod} within conversations",
+            "the tokenizer's end of documents ends a whole conversation, and is not learned",
+            f"a template that ends turns with another token, or {EOD} among the tokenizer's "
+            "added_tokens, which then ends documents"
+            if eod != EOD
+            else "a template that begins and ends turns with other tokens",
+        )
+
+
+def _check_learned(renderer: Renderer, place: str) -> None:
+    """Refuse a template by which more is learned than what the assistant says."""
+    text, spans = _spoken(renderer)
+    for start, end in spans:
+        said = text[start:end]
+        owners = [word for word in ANSWERS if word in said]
+        if any(word in said for word in OTHERS) or len(owners) > 1:
+            raise InputError.of(
+                f"{{% generation %}} in the chat template of {place} encloses more than one answer",
+                f"what is not the assistant's would be learned: {said[:200]!r}",
+                "{% generation %} and {% endgeneration %} around what the assistant says, in the "
+                "branch of its role",
+            )
+        if not renderer.marks_answers and re.search(r"\w", said.partition(owners[0])[0]):
+            raise InputError.of(
+                f"the chat template of {place} shows no answer's beginning",
+                f"the turn's header would be learned: {said[:200]!r}",
+                "{% generation %} around what the assistant says, or add_generation_prompt, which "
+                "writes the header that asks for an answer",
+            )
+
+
+def _spoken(renderer: Renderer) -> tuple[str, list[Span]]:
+    """Return the first of SPOKEN that the template writes, with what is learned of it."""
+    for conversation in SPOKEN:
+        try:
+            return renderer.with_spans(conversation)
+        except Unusable:  # it knows no system, or keeps no turn: rows tell
+            continue
+    return "", []
 
 
 def _is_one(name: str, tokenizer: Any) -> bool:

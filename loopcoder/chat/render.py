@@ -13,6 +13,7 @@ from loopcoder.backends import require
 from loopcoder.chat.answers import Answer, Marks, wanted_answers
 from loopcoder.chat.conversation import Conversation, canonical
 from loopcoder.chat.messages import REASONING
+from loopcoder.chat.probes import PARTS, Part, parts_of
 from loopcoder.chat.syntax import has_generation, names_in, texts_in
 from loopcoder.chat.unusable import Unusable
 from loopcoder.errors import LoopcoderError
@@ -107,6 +108,11 @@ class Renderer:
         options["add_generation_prompt"] = add_generation_prompt
         return self._rendered(messages, tools, **options)[0]
 
+    def whole(self, conversation: Conversation) -> str:
+        """Return a conversation as text; raises as `text` does."""
+        form = canonical(conversation)
+        return self.text(form["messages"], form.get("tools"))
+
     def with_spans(
         self, conversation: Conversation, *, reasoning: Reasoning = "train", turns: Turns = "all"
     ) -> tuple[str, list[Span]]:
@@ -151,16 +157,22 @@ class Renderer:
                 spans.append((start, answer.end))
         return text, spans
 
+    @cached_property
+    def hides(self) -> frozenset[str]:
+        """Which of `probes.PARTS` the template leaves out without a word."""
+        return frozenset(name for name, part in PARTS.items() if not self._shows(part))
+
+    def _shows(self, part: Part) -> bool:
+        try:
+            return part.word in self.whole(part.conversation)
+        except Unusable:  # not without a word
+            return True
+
     def _check_place(self, conversation: Conversation) -> None:
         """Refuse what the template would leave out without a word."""
-        messages = conversation.messages
-        has_calls = any(message.tool_calls for message in messages)
-        if (conversation.tools and not self.reads("tools")) or (
-            has_calls and not self.reads("tool_calls")
-        ):
-            raise Unusable("no_place_for_tools")
-        if any(message.reasoning for message in messages) and not self.reads_reasoning:
-            raise Unusable("no_place_for_reasoning")
+        for name in PARTS:
+            if name in self.hides and name in parts_of(conversation):
+                raise Unusable(PARTS[name].reason)
 
     def _answers(
         self,

@@ -18,12 +18,15 @@ REASONS: Mapping[str, str] = {
     "bad_train_flag": "train or weight of a message is neither true (1) nor false (0)",
     "surrogate": "half of a surrogate pair, which UTF-8 has no bytes for",
     "special_token_in_text": "what somebody says spells a special token of the tokenizer",
-    "no_place_for_tools": "tools or calls, and the template writes none",
+    "no_place_for_system": "a system prompt, and the template writes none",
+    "no_place_for_tools": "tools, calls or results, and the template writes none",
     "no_place_for_reasoning": "reasoning, and the template writes none",
     "template_error": "the template refuses the conversation",
     "template_rewrites_turns": "the template writes a turn otherwise once others follow",
     "turns_not_found": "nothing tells which of the template's generation blocks is whose",
     "nothing_to_train": "no token is left to learn",
+    "too_long": "more tokens than a sequence has",
+    "end_of_document_inside": "the token that ends documents is within it",
 }
 """By name, as counts and lists of drops have it."""
 

@@ -249,6 +249,20 @@ CALL = Message("assistant", "", tool_calls=(ToolCall("f", {}),))
         (built_in("chatml"), HELLO, "no_place_for_reasoning", "no_place_for_reasoning"),
         (built_in("qwen3_coder"), HELLO, "no_place_for_reasoning", "no_place_for_reasoning"),
         (built_in("chatml"), (HELLO[0], CALL), "no_place_for_tools", "no_place_for_tools"),
+        # names alone are no place
+        (
+            "{{ messages[0].content }}{{ messages[0].thinking }}",
+            HELLO,
+            "no_place_for_reasoning",
+            "no_place",
+        ),
+        ("{{ 'tool_calls' in messages[1] }}", (HELLO[0], CALL), "no_place_for_tools", "no_place"),
+        (
+            "{{ messages[-2:] | map(attribute='content') | join }}",
+            (Message("system", "s"), *PLAIN),
+            "no_place_for_system",
+            "no_place_for_system",
+        ),
         # one block in which two messages stand
         (
             "{% generation %}{{ messages | map(attribute='content') | join }}{% endgeneration %}",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.chat.template import check_template
 from data_pipeline.driver import prepare
 from data_pipeline.readers import open_source
 from data_pipeline.resolve import fingerprint_of, refuse_unusable
@@ -118,6 +119,45 @@ def test_a_template_of_another_tokenizer(
     template.write_text("{% for m in messages %}<start_of_turn>{{ m.content }}{% endfor %}")
     with pytest.raises(InputError, match="<start_of_turn>"):
         prepare(config(chat=ChatConfig(template=str(template))))
+
+
+TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+UNFIT = [
+    ("{% for m in messages %}{% generation %}" + TURN + "{% endgeneration %}{% endfor %}", "enclo"),
+    ("{% generation %}{% for m in messages %}" + TURN + "{% endfor %}{% endgeneration %}", "enclo"),
+    ("{% for m in messages %}" + TURN + "{% endfor %}", "header would be learned"),
+    ("{% for m in messages %}" + TURN + "<|endoftext|>{% endfor %}" + PROMPT, "within conversat"),
+    (
+        "{% for m in messages %}" + TURN.replace("<|im_end|>\n", "") + "{% endfor %}" + PROMPT
+        + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}",
+        "within conversat",
+    ),
+    (
+        "{% for m in messages if m.role != 'system' %}" + TURN + "{% endfor %}" + PROMPT,
+        "writes no system prompt",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "fact"), UNFIT)
+def test_a_template_by_which_the_wrong_part_would_be_learned(
+    config: MakeConfig, tmp_path: Path, text: str, fact: str
+) -> None:
+    write(tmp_path / "chats/a.jsonl", CHATS)
+    template = tmp_path / "own.jinja"
+    template.write_text(text)
+    chat = ChatConfig(template=str(template), system="Be brief.")
+    with pytest.raises(InputError, match=fact):
+        check_template(config(chat=chat))
+    template.write_text("{% for m in messages %}" + TURN + "{% endfor %}" + PROMPT)
+    check_template(config(chat=chat))
+
+
+def test_a_system_prompt_that_spells_a_special_token(config: MakeConfig, tmp_path: Path) -> None:
+    write(tmp_path / "chats/a.jsonl", CHATS)
+    with pytest.raises(InputError, match=r"data.build.chat.system spells <\|im_end\|>"):
+        check_template(config(chat=ChatConfig(system="Be brief.<|im_end|>")))
 
 
 def test_a_tokenizer_without_a_template(

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
+from data_pipeline.chat.rendered import Encoding
 from data_pipeline.chat.tokens import covered, prepared, tokenise
+from data_pipeline.schema import Tally
 from loopcoder.chat.conversation import Conversation, Message, ToolCall
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.templates import built_in
@@ -71,8 +73,8 @@ def test_tokens_of_the_template_that_are_not_called_special() -> None:
     made = plain_tokenizer(["<|turn|>", "<|other|>", "user", "\n\n"])
     template = built_in("qwen3").replace("<|im_end|>", "<|turn|>")
     ours = Renderer.of(template, made, {})
-    for said, kept in (("a<|turn|>b", False), ("a<|other|>b", True), ("user\n\nsystem", True)):
-        given = Conversation((Message("user", said), SAID))
+    for question, kept in (("a<|turn|>b", False), ("a<|other|>b", True), ("user\n\nsystem", True)):
+        given = Conversation((Message("user", question), SAID))
         if kept:
             assert len(tokenise(ours, made, given, ChatConfig())[0])
             continue
@@ -116,3 +118,32 @@ def test_every_token_of_the_last_character_is_learned(rng: random.Random) -> Non
         False, True, True, True, False,
     ]  # fmt: skip
     assert covered([], [(0, 1)]).tolist() == []
+
+
+def test_what_is_cut_fits_and_is_trained(rng: random.Random) -> None:
+    """With turns=last a shorter beginning may have something to train where a longer one has not:
+    as many turns as fit are tried, then fewer."""
+    made = tokenizer()
+    eod = made.token_to_id("<|endoftext|>")
+    for _ in range(30):
+        trained = [rng.random() < 0.4 for _ in range(7)]
+        turns = [
+            (Message("user", f"Q{i}"), Message("assistant", f"A{i} " * 9, train=is_trained))
+            for i, is_trained in enumerate(trained)
+        ]
+        given = Conversation(tuple(message for turn in turns for message in turn))
+        kept = rng.randint(1, 6)
+        cut = Conversation(given.messages[: 2 * kept])
+        chat = ChatConfig(turns="last", too_long="cut")
+        ours = Renderer.of(built_in("hermes"), made, NAMES)
+        most = len(made.encode(ours.whole(cut)).ids) + 1
+        encoding = Encoding(ours, made, chat, eod, most)
+        wanted = [i for i in range(kept) if trained[i]][-1:]
+        try:
+            found = encoding.encode(given, Tally("render")).ids.tolist()
+        except Unusable as why:
+            assert not wanted or not trained[-1], why
+            continue
+        text = made.decode(found, skip_special_tokens=False)
+        assert wanted
+        assert text.count("user\n") == wanted[0] + 1
