@@ -14,7 +14,7 @@ import numpy as np
 from data_pipeline.chat.packed import Packed, Split
 from data_pipeline.chat.rendered import TOO_LONG, Rendered
 from data_pipeline.chat.stages import Assembled, Checked, HeldOut
-from data_pipeline.chat.template import Template
+from data_pipeline.chat.template import Template, renderer_of
 from data_pipeline.finish import Finished, seal
 from data_pipeline.manifest_parts import (
     Tallies,
@@ -88,6 +88,14 @@ def in_words(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: {counted(licences.total(), 'conversation')} ({shares})"
     if len(most) > 10:
         yield f"and {counted(len(most) - 10, 'origin')} more, in {MANIFEST}"
+    (rendered,) = (stage for stage in manifest["stages"] if stage["stage"] == "render")
+    if left_out := Counter(rendered["drops"]):
+        told = ", ".join(f"{n:,} {reason}" for reason, n in left_out.most_common())
+        yield f"left out of {counted(rendered['rows_in'], 'conversation')}: {told}"
+    if hidden := chat["left_out_of_text"]:
+        yield (
+            f"the template writes no {', '.join(hidden)}: a conversation that has any is left out"
+        )
     if packed["padding"] > MUCH_PADDING and packed["sequences"] > 1:
         yield (
             f"warning: {packed['padding']:.1%} of the sequences is padding: there are too few "
@@ -144,6 +152,7 @@ def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
         "chat": {
             "template": CHAT_TEMPLATE,
             "template_xxh3_128": work.result(Template).xxh3_128,
+            "left_out_of_text": sorted(renderer_of(work)[0].hides),
             "held_out": HELD_OUT,
             "percentiles": packed.percentiles,
             "too_long": rendered.drops[TOO_LONG],

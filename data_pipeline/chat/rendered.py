@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from data_pipeline.chat.template import renderer_of
 from data_pipeline.chat.tokens import prepared, tokenise
 from data_pipeline.dedup import stages as dedup
-from data_pipeline.readers.conversations import conversation_of, text_of
+from data_pipeline.readers.conversations import conversation_of, text_of, told_apart_by
 from data_pipeline.schema import Document, Tally
 from data_pipeline.tasks.dropped import DropList, Dropped
 from data_pipeline.tasks.origins import Origins
 from data_pipeline.tasks.work import Output, Result, Work
 from data_pipeline.tokenizer.changes import note_changes
-from data_pipeline.tokenizer.count import Tokenizer, content_hash, encoder_of
+from data_pipeline.tokenizer.count import Tokenizer, encoder_of
 from loopcoder.chat.conversation import Conversation
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.unusable import Unusable
@@ -216,7 +217,8 @@ class _Collected:
         self._smallest: tuple[int, bytes] | None = None
 
     def add(self, document: Document, tokens: Tokens) -> None:
-        meta, content = document.meta, content_hash(document)
+        meta = document.meta
+        content = xxhash.xxh3_64_intdigest(told_apart_by(document).encode())
         kind = Kind(document.source, meta.get("origin", ""), meta.get("licence", ""))
         number = self._kinds.setdefault(kind, len(self._kinds))
         count, size = len(tokens.ids), len(document.text.encode())

@@ -95,6 +95,7 @@ def sign(
     folder: Path,
     config: NearDedupConfig,
     near_text: Callable[[Document], str] = _whole,
+    exact_text: Callable[[Document], str] = _whole,
 ) -> tuple[int, str]:
     """Write the sorted records of one chunk; return its number of documents and their hash.
 
@@ -106,6 +107,7 @@ def sign(
         folder: Where `record_files` go, and the sketches.
         config: What signatures are made of.
         near_text: Returns what of a document near copies have in common.
+        exact_text: Returns what of a document exact copies have in common.
     """
     names = [*record_files(config), *([SKETCH] if has_sketches(config) else [])]
     ids = xxhash.xxh3_128()
@@ -115,7 +117,7 @@ def sign(
         for batch in batches(documents, lambda document: len(document.text) + 64, _BATCH_BYTES):
             for document in batch:
                 ids.update(_identity(document))
-            _sign_batch(batch, number_of(chunk, count), files, config, near_text)
+            _sign_batch(batch, number_of(chunk, count), files, config, near_text, exact_text)
             count += len(batch)
         *bands, all_of_them = record_files(config)
         exact = _rewritten(files[all_of_them], _EXACT, ("hash", "low", "number"), None)
@@ -226,9 +228,10 @@ def _sign_batch(
     files: Mapping[str, BinaryIO],
     config: NearDedupConfig,
     near_text: Callable[[Document], str],
+    exact_text: Callable[[Document], str],
 ) -> None:
     """Append the records of consecutive documents, the first of which has the number `first`."""
-    texts = [document.text.encode() for document in batch]
+    texts = [exact_text(document).encode() for document in batch]
     exact = np.zeros(len(batch), dtype=_EXACT)
     digests = b"".join(xxhash.xxh3_128_digest(normalise(text)) for text in texts)
     pairs = np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
@@ -238,7 +241,7 @@ def _sign_batch(
     files[all_of_them].write(exact.tobytes())
     if not bands:
         return
-    if near_text is not _whole:
+    if near_text is not exact_text:
         texts = [near_text(document).encode() for document in batch]
     rows = np.zeros((len(batch), num_hashes(config)), dtype=np.uint32)
     known = np.zeros(len(batch), dtype=bool)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from data_pipeline.dedup import phases
 from data_pipeline.dedup.minhash import algorithm, num_hashes
 from data_pipeline.dedup.pairs import Sketches, chunks_of, rows_of
-from data_pipeline.readers.conversations import said
+from data_pipeline.readers.conversations import said, told_apart_by
 from data_pipeline.schema import Document, Place, Tally
 from data_pipeline.tasks import places
 from data_pipeline.tasks.places import Places
@@ -74,8 +74,8 @@ def sign(work: Work, chunk: int) -> Output:
     found = work.read(chunk)
     if work.data.build.list_drops:
         found = places.written(found, folder)
-    near = {"near_text": said} if work.data.build.is_chat else {}
-    documents, ids = phases.sign(found, chunk, folder, config, **near)
+    texts = {"near_text": said, "exact_text": told_apart_by} if work.data.build.is_chat else {}
+    documents, ids = phases.sign(found, chunk, folder, config, **texts)
     return Output(
         Signed(documents, ids, algorithm(config)),
         files=sorted(folder.iterdir()),

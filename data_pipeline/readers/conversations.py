@@ -76,6 +76,18 @@ def conversation_of(document: Document) -> Conversation:
     return restored(json.loads(document.text))
 
 
+def told_apart_by(document: Document) -> str:
+    """Return what makes a conversation another one: who says what, and calls what. One with another
+    system prompt, other tools, ids of calls or messages that are not learned is a copy: held out
+    in one form and trained on in another, it would be known."""
+    turns = [
+        [one.role, one.content, one.reasoning, [[c.name, c.arguments] for c in one.tool_calls]]
+        for one in conversation_of(document).messages
+        if one.role != "system"
+    ]
+    return json.dumps(turns, ensure_ascii=False, separators=(",", ":"))
+
+
 def said(document: Document) -> str:
     """Return what is said in the conversation of a document, without system prompt and tools, which
     a whole data set may share."""

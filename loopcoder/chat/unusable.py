@@ -44,4 +44,5 @@ class Unusable(Exception):
         self.reason, self.detail = reason, detail
 
     def __str__(self) -> str:
-        return f"{self.reason}: {self.detail or REASONS[self.reason]}"
+        about = self.detail or REASONS.get(self.reason)
+        return f"{self.reason}: {about}" if about else self.reason

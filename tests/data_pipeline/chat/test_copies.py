@@ -31,6 +31,18 @@ def row(question: str, answer: str) -> dict[str, Any]:
     }
 
 
+def same_in_another_form(given: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """Return a row that says the same, with another system prompt or none, or less to learn."""
+    system, user, answer = given["messages"]
+    return rng.choice(
+        [
+            {"messages": [user, answer], "tools": given["tools"]},
+            {"messages": [{**system, "content": "Be brief."}, user, answer]},
+            {**given, "messages": [system, user, {**answer, "train": False}]},
+        ]
+    )
+
+
 def test_what_is_said_decides(config: MakeConfig, tmp_path: Path, rng: random.Random) -> None:
     pytest.importorskip("rensa")
 
@@ -45,6 +57,7 @@ def test_what_is_said_decides(config: MakeConfig, tmp_path: Path, rng: random.Ra
         row(question, answer),
         row(question, f"{answer} again"),
         given[0],
+        same_in_another_form(given[1], rng),
         row(f"Solve this: {problem}", "Hm."),
     ]
     write(tmp_path / "chats/a.jsonl", given + extra)
@@ -63,7 +76,7 @@ def test_what_is_said_decides(config: MakeConfig, tmp_path: Path, rng: random.Ra
     held = len((corpus.dir / HELD_OUT).read_text().splitlines())
     assert drops == {
         "contaminated_secret": 1,
-        "exact_duplicate": 1,
+        "exact_duplicate": 2,
         "near_duplicate": 1,
         "held_out": held,
     }

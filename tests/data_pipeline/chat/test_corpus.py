@@ -127,7 +127,8 @@ def test_what_is_left_out_is_counted_and_named(
     ]
     write(tmp_path / "chats/a.jsonl", [row for row, _ in bad] + good)
     (tmp_path / "chats/notes.txt").write_text("This is none of them.")
-    corpus = prepare(config(), report=lambda _: None)
+    lines: list[str] = []
+    corpus = prepare(config(), report=lines.append)
     found = {
         entry["row"]: entry["reason"]
         for path in lists_of(corpus.dir)
@@ -140,6 +141,10 @@ def test_what_is_left_out_is_counted_and_named(
     reasons = {row["reason"]: row["number"] for row in corpus.manifest["dropped"]["reasons"]}
     assert reasons.keys() >= {reason for _, reason in bad}
     assert reasons["unknown_type"] == 1
+    (told,) = [line for line in lines if "left out of 32 conversations: " in line]
+    assert {"1 special_token_in_text", "1 too_long"} <= set(
+        told.partition("conversations: ")[2].split(", ")
+    )
 
 
 def test_too_long_is_cut_where_the_assistant_has_answered(
