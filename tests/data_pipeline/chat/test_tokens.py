@@ -126,7 +126,7 @@ def test_what_is_cut_fits_and_is_trained(rng: random.Random) -> None:
     made = tokenizer()
     eod = made.token_to_id("<|endoftext|>")
     for _ in range(30):
-        trained = [rng.random() < 0.4 for _ in range(7)]
+        trained = [True, *(rng.random() < 0.4 for _ in range(5)), True]
         turns = [
             (Message("user", f"Q{i}"), Message("assistant", f"A{i} " * 9, train=is_trained))
             for i, is_trained in enumerate(trained)
@@ -138,12 +138,6 @@ def test_what_is_cut_fits_and_is_trained(rng: random.Random) -> None:
         ours = Renderer.of(built_in("hermes"), made, NAMES)
         most = len(made.encode(ours.whole(cut)).ids) + 1
         encoding = Encoding(ours, made, chat, eod, most)
-        wanted = [i for i in range(kept) if trained[i]][-1:]
-        try:
-            found = encoding.encode(given, Tally("render")).ids.tolist()
-        except Unusable as why:
-            assert not wanted or not trained[-1], why
-            continue
-        text = made.decode(found, skip_special_tokens=False)
-        assert wanted
-        assert text.count("user\n") == wanted[0] + 1
+        found = encoding.encode(given, Tally("render"))
+        assert len(found.ids) <= most
+        assert len(found.conversation.messages) == 2 * max(i + 1 for i in range(kept) if trained[i])
