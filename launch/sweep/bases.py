@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from launch.sweep.ledger import last_step
 from launch.sweep.points import Point
-from loopcoder.checkpoint import format as layout
 from loopcoder.config.compose import load_config
 from loopcoder.config.schema import SHAPE, Config
 from loopcoder.errors import InputError
@@ -101,9 +100,8 @@ def _identity(config: Config) -> list[object]:
 
 
 def _check_end(base: Base) -> None:
-    """Raise InputError for a run that has not come to its end, by its metrics and checkpoints."""
-    saved = [checkpoint.step for checkpoint in layout.complete(base.run_dir / "checkpoints")]
-    step, planned = max([last_step(base.run_dir) or 0, *saved]), base.config.train.max_steps
+    """Raise InputError for a run that has not come to its end, by its metrics."""
+    step, planned = last_step(base.run_dir) or 0, base.config.train.max_steps
     if step < planned:
         raise InputError.of(
             f"{base.run_dir} is at step {step} of {planned}",
