@@ -105,7 +105,11 @@ def in_words(manifest: Mapping[str, Any]) -> Iterator[str]:
     if dropped := chat["too_long"]:
         yield (
             f"warning: {counted(dropped, 'conversation')} of more than {length:,} tokens left out; "
-            "data.build.chat.too_long=cut keeps their first turns"
+            + (
+                "not even their first turns fit"
+                if manifest["config"]["chat"]["too_long"] == "cut"
+                else "data.build.chat.too_long=cut keeps their first turns"
+            )
         )
 
 

@@ -25,8 +25,8 @@ class ChatConfig:
     turns: Literal["all", "first", "last"] = "all"
     """Which turns of the assistant are trained on; one with `train: false` never is."""
     too_long: Literal["drop", "cut"] = "drop"
-    """A conversation of more than data.seq_length tokens: leave it out, or as many of its last
-    turns as it takes, and count it."""
+    """A conversation of more than data.seq_length tokens: leave it out, or so many of its last
+    turns that the first ones fit, and count it."""
     system: str | None = None
     """System prompt of conversations that have none."""
     special_tokens: Literal["drop", "keep"] = "drop"

@@ -10,9 +10,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from loopcoder.chat.calls import TAGS, AnswerStream, format_of
+from loopcoder.chat.calls import TAGS, AnswerStream, Format, format_of
 from loopcoder.chat.messages import normalised, normalised_tools, spelled_in
-from loopcoder.chat.render import Renderer, special_tokens
+from loopcoder.chat.render import Renderer
 from loopcoder.chat.unusable import REASONS, Unusable
 from loopcoder.config.types import SpecialTokensInText, ToolFormat
 from loopcoder.data.tokenizer import read_tokenizer
@@ -45,6 +45,13 @@ class Prompts:
     tokens in a text, `<|fim_prefix|>`, become these tokens.
     """
 
+    template: str | None
+    """In Jinja."""
+    format: Format
+    """In which the model answers in a chat."""
+    _special: Sequence[str]
+    """What nobody may spell: special tokens, and what the template writes as one."""
+
     def __init__(self, tokenizer: Any, special: SpecialTokens, tool_format: ToolFormat = "auto"):
         """
         Args:
@@ -54,25 +61,22 @@ class Prompts:
         Raises:
             InputError: its chat template is none.
         """
-        self.tokenizer, self.template = tokenizer, special.chat_template
-        _check_template(self.template)
-        self.format = format_of(self.template)
-        """In which the model answers in a chat."""
+        self.tokenizer = tokenizer
+        self._names = {
+            "bos_token": special.bos,
+            "eos_token": special.eos,
+            "pad_token": special.pad,
+        }
+        self._speak(special.chat_template)
         if tool_format != "auto":
             calls = None if tool_format == "none" else tool_format
-            self.format = replace(self.format, calls=calls)
+            self.format = replace(format_of(self.template), calls=calls)
         self.shown = frozenset(i for tag in TAGS if (i := tokenizer.token_to_id(tag)) is not None)
         """Tokens that say what is what in an answer of a chat, whose names are needed."""
         self.begin_id = special.bos_id
         """What a prompt without any token begins with."""
         self.end_ids = frozenset(special.end_ids)
         """Tokens that end an answer: a document, or a turn of a conversation."""
-        self._special = special_tokens(tokenizer)
-        self._names = {
-            "bos_token": special.bos,
-            "eos_token": special.eos,
-            "pad_token": special.pad,
-        }
 
     @classmethod
     def of_source(cls, source: Source, tool_format: ToolFormat = "auto") -> Prompts:
@@ -95,10 +99,16 @@ class Prompts:
         Raises:
             InputError: it is none.
         """
-        _check_template(template)
         found = copy(self)
-        found.template, found.format = template, format_of(template)
+        found._speak(template)
         return found
+
+    def _speak(self, template: str | None) -> None:
+        _check_template(template)
+        self.template, self.format = template, format_of(template)
+        self._special = ()
+        if template is not None:
+            self._special = Renderer.of(template, self.tokenizer, self._names).special
 
     def of_text(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text; of an empty one the token that documents begin behind."""

@@ -184,7 +184,7 @@ def test_a_validation_length_that_no_memory_holds(
         error = capsys.readouterr().err
         assert "an evaluation at 100,000 tokens" in error and "fix: eval.lengths=[64]" in error
     assert loop.called_with == () and not Path("runs").exists()
-    assert cli.main(["doctor", "precision=fp32", "eval.lengths=[64,32768]"]) == 0
+    assert cli.main(["doctor", "precision=fp32", "eval.lengths=[64,20000]"]) == 0
     output = capsys.readouterr().out
-    assert "x 32768 tokens at once, when no activations are held" in output
-    assert "may not fit: at 32,768 tokens" in output and "eval.lengths=[64]" in output
+    assert "x 20000 tokens at once, when no activations are held" in output
+    assert "may not fit: at 20,000 tokens" in output and "eval.lengths=[64]" in output

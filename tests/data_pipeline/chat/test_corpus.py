@@ -142,9 +142,9 @@ def test_what_is_left_out_is_counted_and_named(
     assert reasons.keys() >= {reason for _, reason in bad}
     assert reasons["unknown_type"] == 1
     (told,) = [line for line in lines if "left out of 32 conversations: " in line]
-    assert {"1 special_token_in_text", "1 too_long"} <= set(
-        told.partition("conversations: ")[2].split(", ")
-    )
+    named = told.partition("conversations: ")[2].split(", ")
+    # of the good ones, which are drawn, some may be too long
+    assert {"special_token_in_text", "too_long"} <= {one.split()[1] for one in named}
 
 
 def test_too_long_is_cut_where_the_assistant_has_answered(
