@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from loopcoder.chat.call_formats import BEGINNINGS, CLOSE, OPEN, CallFormat, NotACall, read_call
-from loopcoder.chat.conversation import ToolCall
+from loopcoder.chat.conversation import THINK, THOUGHT, ToolCall
 
-THINK, THOUGHT = "<think>", "</think>"
 TAGS = (THINK, THOUGHT, OPEN, CLOSE)
 """What is read here. Where a tokenizer has them as special tokens, they have to be in the text."""
 Reason = Literal["invalid_call", "unclosed_call", "unclosed_reasoning"]

@@ -17,6 +17,8 @@ from loopcoder.chat.unusable import Unusable
 
 Role = Literal["system", "user", "assistant", "tool"]
 _ROLES = get_args(Role)
+THINK, THOUGHT = "<think>", "</think>"
+"""Tags of reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +130,27 @@ def _message(form: Mapping[str, Any]) -> Message:
     calls = form.get("tool_calls", ())
     if not content.strip() and not calls and role in ("user", "assistant"):
         raise Unusable("empty_turn", f"role={role}")
+    reasoning = form.get("reasoning_content") if role == "assistant" else None
+    if role == "assistant":
+        _check_thoughts(content, reasoning)
     return Message(
         cast("Role", role),
         content,
-        form.get("reasoning_content") if role == "assistant" else None,
+        reasoning,
         tuple(map(_call, calls)),
         _name(form, "tool_call_id") if role == "tool" else None,
         _name(form, "name") if role == "tool" else None,
         train=_is_trained(form),
     )
+
+
+def _check_thoughts(content: str, reasoning: str | None) -> None:
+    """Refuse reasoning that would be read otherwise than it was written: a block that is not
+    closed, or one within or behind another."""
+    if content.lstrip().startswith(THINK):
+        raise Unusable("markup_in_text", f"an answer begins with {THINK}")
+    if reasoning is not None and (THINK in reasoning or THOUGHT in reasoning):
+        raise Unusable("markup_in_text", f"reasoning has {THINK} or {THOUGHT} in it")
 
 
 def _is_trained(form: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ REASONS: Mapping[str, str] = {
     "invalid_tool_json": "the arguments of a call are no JSON object",
     "unknown_tool": "a call of a function that is not among the tools",
     "bad_train_flag": "train or weight of a message is neither true (1) nor false (0)",
+    "markup_in_text": "tags of reasoning stand where they would be read otherwise",
     "surrogate": "half of a surrogate pair, which UTF-8 has no bytes for",
     "special_token_in_text": "what somebody says spells a special token of the tokenizer",
     "no_place_for_system": "a system prompt, and the template writes none",

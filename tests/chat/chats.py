@@ -24,7 +24,7 @@ NAMES = {"bos_token": "<|begin_of_text|>", "eos_token": "<|endoftext|>"}
 PUBLIC = Path(__file__).with_name("public")
 _PIECES = (
     "loop", "gate", " ", "  ", "\n", "\n\n", "\t", "\r\n", "x = 1", "漢字", "ß", "🙂", "e\u0301",
-    "\u2028", "\ue000", "<", "<|", "|>", "<|im_", "{{ x }}", "{% if %}", '"', "\\", "'", "<think>",
+    "\u2028", "\ue000", "<", "<|", "|>", "<|im_", "{{ x }}", "{% if %}", '"', "\\", "'", "<thinks>",
     "</tool_call>", "[1, 2]", "\x00", "👩\u200d🚀", "system", "assistant",
 )  # fmt: skip
 

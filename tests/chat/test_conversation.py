@@ -139,6 +139,16 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("content_not_text", {"messages": [ASKED, {**SAID, "reasoning": ["a"]}]}),
     ("empty_turn", {"messages": [{**ASKED, "content": " \n"}, SAID]}),
     ("empty_turn", {"messages": [ASKED, {**SAID, "content": None}]}),
+    ("markup_in_text", {"messages": [ASKED, {**SAID, "content": "<think>why"}]}),
+    (
+        "markup_in_text",
+        {"messages": [ASKED, {**SAID, "content": "\n<think>a</think>b", "reasoning": "c"}]},
+    ),
+    ("markup_in_text", {"messages": [ASKED, {**SAID, "reasoning_content": "a</think>b"}]}),
+    (
+        "markup_in_text",
+        {"messages": [ASKED, {**SAID, "content": "<think><think>a</think></think>b"}]},
+    ),
     ("empty_turn", {"messages": [ASKED, {**SAID, "content": "<think>why</think>"}]}),
     ("no_assistant_turn", {"messages": [ASKED]}),
     ("roles_out_of_order", {"messages": [SAID, ASKED]}),
