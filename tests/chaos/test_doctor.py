@@ -16,8 +16,6 @@ from tests.nodes import Node, cannot_make, nodes
 pytestmark = [pytest.mark.chaos, pytest.mark.skipif(cannot_make() is not None, reason="no nodes")]
 
 CLOCK_AHEAD_S = 400
-IN_A_MINUTE_S = 150
-"""On a machine of which others use the most; the seconds over 60 are those of starting Python."""
 ANOTHER_CLOCK = f"""
 import time
 _real = time.time
@@ -64,7 +62,7 @@ def test_two_machines(tmp_path: Path, ill: bool) -> None:
         disk = tmp_path / "disk" if ill else None
         two = second.start(command(tmp_path), environ, tmp_path, disk_of_its_own=disk)
         output, other = one.communicate()[0], two.communicate()[0]
-        assert time.monotonic() - began < IN_A_MINUTE_S
+        assert time.monotonic() - began < 65  # the last seconds are those of starting Python
     seen = told(output)
     assert [node["name"] for node in seen["nodes"]] == ["node1", "node2"], output
     assert told(other)["job"] == seen["job"]
@@ -89,7 +87,7 @@ def test_a_machine_that_is_alone(tmp_path: Path, here: str) -> None:
         began = time.monotonic()
         process = alone.start(command(tmp_path), dict(os.environ), tmp_path)
         output = process.communicate()[0]
-        assert time.monotonic() - began < IN_A_MINUTE_S
+        assert time.monotonic() - began < 65
     seen = told(output)
     finding = of(seen["job"], "nodes")
     assert process.returncode == 3 and finding["level"] == "error"

@@ -68,8 +68,7 @@ def test_only_steps_that_are_there_in_the_end_count(
     print(json.dumps(dict(account.seconds)), took, wall)
     assert account.seconds["steps"] == pytest.approx(took, rel=0.05, abs=0.1)
     assert lines[-1]["goodput"] == pytest.approx(account.goodput, rel=0.5)
-    # all but the first start of Python and its corpus
-    assert 0.3 * wall < account.total <= wall + 0.01
+    assert 0.5 * wall < account.total <= wall + 0.01
     # what the killed process trained after step 10 is lost as far as its lines say it
     first = [mark for mark in read_marks(run_dir) if mark.session == 0]
     undone = first[-1].seconds["steps"] - next(m for m in first if m.step == 10).seconds["steps"]
