@@ -117,7 +117,7 @@ def test_readers_that_are_killed(
 def test_a_server_that_is_killed_while_it_is_read_and_comes_back(
     local: Corpus, wanted: bytes, tmp_path: Path
 ) -> None:
-    """It needs some 20 seconds for that."""
+    """It is gone when the first row is asked for, and needs some 20 seconds to come back."""
     with server(tmp_path / "server") as own:
         url, output = own.upload(local.dir, "corpora"), tmp_path / "rows"
         reading = read(own, output, *given(url, tmp_path))
