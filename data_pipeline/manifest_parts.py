@@ -25,7 +25,7 @@ from loopcoder.storage.files import FileEntry, synced_entry
 
 _PACKAGES = (
     *("numpy", "tokenizers", "xxhash", "fastokens", "rensa", "datatrove", "enry-python"),
-    *("zstandard", "orjson", "pyarrow", "datasets"),
+    *("zstandard", "orjson", "pyarrow", "datasets", "transformers", "jinja2"),
 )
 
 

@@ -40,7 +40,7 @@ from loopcoder.storage.digest import file_digest
 
 _READING = 3
 """Raised whenever other documents, or others' ids, come of the same files."""
-_RENDERING = 1
+_RENDERING = 2
 """Raised whenever other tokens or masks, or other sequences, come of the same conversations."""
 
 

@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +59,8 @@ def write_sequences(work: Work, split: Split, sequences: range, prefix: Path) ->
         writer, mask = IndexedWriter(prefix, vocab_size), MaskWriter(prefix)
         opened.callback(writer.close)
         opened.callback(mask.close)
-        sequence_of = opened.enter_context(_Sequences(work, split))
+        sequence_of = _Sequences(work, split)
+        opened.callback(sequence_of.close)
         for batch in _batches(sequence_of, sequences):
             writer.append(batch.ids, batch.lengths)
             mask.append(batch.trained)
@@ -160,21 +160,14 @@ class _Sequences:
         paths = (done.file(path, contents=False) for path in files_of(self._work, chunk)[:2])
         return _Chunk(*(os.open(path, os.O_RDONLY) for path in paths))
 
-    def __enter__(self) -> _Sequences:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._chunk.cache_clear()
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The open files of a chunk's ids and mask."""
+    """The open files of a chunk's ids and mask; closed with the last who holds it, since a cache
+    lets go of them."""
 
     ids: int
     mask: int

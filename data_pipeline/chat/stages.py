@@ -31,7 +31,6 @@ class Assembled(Result):
 
     stage: ClassVar[str] = "assemble"
     written: Written
-    sequences: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class HeldOut(Result):
 
     stage: ClassVar[str] = "hold_out"
     written: Written
-    sequences: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def assemble(work: Work, shard: int) -> Output:
     chosen = range(total * shard // shards, total * (shard + 1) // shards)
     prefix = _prefix(work, "train", shard)
     written = write_sequences(work, "train", chosen, prefix)
-    return Output(Assembled(written, len(chosen)), files=shard_files(prefix))
+    return Output(Assembled(written), files=shard_files(prefix))
 
 
 def hold_out(work: Work, _: int) -> Output:
@@ -70,7 +68,7 @@ def hold_out(work: Work, _: int) -> Output:
     _write_conversations(work, lines)
     shutil.copyfile(template_file(work), work.corpus / CHAT_TEMPLATE)
     files = [*shard_files(prefix), lines, work.corpus / CHAT_TEMPLATE]
-    return Output(HeldOut(written, sequences), files=files)
+    return Output(HeldOut(written), files=files)
 
 
 def num_checked(work: Work) -> int:
@@ -84,7 +82,9 @@ def check(work: Work, index: int) -> Output:
     done = work.done(Assembled, index) if is_train else work.done(HeldOut)
     for name in done.files:
         done.file(done.folder / name)
-    prefix = _prefix(work, "train" if is_train else "val", index if is_train else 0)
+    split: Split = "train" if is_train else "val"
+    number = index if is_train else 0
+    prefix = _prefix(work, split, number)
     written, tokenizer = done.result.written, work.result(Tokenizer)
     named = (written.documents, written.tokens)
     fix = f"delete {work.folder} and start the same command again"
@@ -98,7 +98,7 @@ def check(work: Work, index: int) -> Output:
     mask = prefix.with_name(prefix.name + MASK)
     ids = prefix.with_name(f"{prefix.name}.bin")
     counts = count_tokens(ids, tokenizer.vocab_size, mask=mask)
-    path = counts_file(work, "train" if is_train else "val", index if is_train else 0)
+    path = counts_file(work, split, number)
     save_counts(path, counts)
     return Output(Checked(int(counts.sum())), files=[path])
 

@@ -15,7 +15,7 @@ from loopcoder.chat.fit import check_end, check_fit
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.templates import BUILT_IN, FILE, built_in, named, speaks_chatml, template_of
 from loopcoder.chat.templates import token_names_of as token_names_beside
-from loopcoder.config.build import EOD, EODS
+from loopcoder.config.build import EOD, EODS, PADS
 from loopcoder.config.data import DataConfig
 from loopcoder.data.places import tokenizer_file
 from loopcoder.data.tokenizer import read_tokenizer
@@ -124,7 +124,7 @@ def renderer_of(work: Work) -> tuple[Renderer, Any]:
 
 def _filler(encoder: Encoder, names: dict[str, str]) -> int:
     """Return the id of the padding token, unless it ends documents; else that of a line end."""
-    for name in (names.get("pad_token"), "<pad>", "<|pad|>", "[PAD]"):
+    for name in (names.get("pad_token"), *PADS):
         found = encoder.markers.get(name or "")
         if found is not None and found != encoder.eod_id:
             return found

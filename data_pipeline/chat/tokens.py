@@ -6,14 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loopcoder.chat.conversation import Conversation, Message, canonical
-from loopcoder.chat.messages import spelled_in
+from loopcoder.chat.messages import any_of, spelled_in
 from loopcoder.chat.render import Renderer, Span
 from loopcoder.chat.unusable import Unusable
 from loopcoder.config.chat import ChatConfig
@@ -77,7 +76,7 @@ def covered(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.bool_]
 def _joined(renderer: Renderer, text: str, likeness: Conversation) -> str | None:
     """Return a special token that the template makes of what somebody says and what it writes
     around it, as `<tag=` + name + `>`: it is not in a likeness; None: there is none."""
-    pattern = _any_of(tuple(renderer.special))
+    pattern = any_of(tuple(renderer.special))
     found = Counter(pattern.findall(text))
     found.subtract(pattern.findall(renderer.whole(likeness)))
     return next((token for token, more in found.items() if more > 0), None)
@@ -110,8 +109,3 @@ def _crossed_out(value: Any) -> Any:
     if isinstance(value, dict):
         return {f"x{i}": _crossed_out(one) for i, one in enumerate(value.values())}
     return [_crossed_out(one) for one in value] if isinstance(value, list) else value
-
-
-@lru_cache
-def _any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, texts)) or "(?!)")

@@ -12,6 +12,7 @@ from data_pipeline.langid.names import canonical, domain_of
 from data_pipeline.readers.columns import column_of, text_columns, value_at
 from data_pipeline.readers.verdict import BAD_ROWS, NOT_UTF8, judge_rows, judge_utf8
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document, Place, Tally
+from loopcoder.chat.forms import COLUMNS, MESSAGES
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.mixture import CHAT
 from loopcoder.errors import LoopcoderError
@@ -20,12 +21,8 @@ _MANY_REFUSED = 1000
 """Texts that are not UTF-8 and may not be there, after which reading on is no use."""
 Documents = Generator[Document, None, None]
 
-CONVERSATIONS = (
-    *("messages", "conversations", "conversation"),
-    *("prompt", "completion", "response", "instruction", "input", "output"),
-    *("system", "tools", "functions", "licence", "license", "source"),
-)
-"""Columns of a table of conversations that are read, by their usual names."""
+LICENCES, ORIGIN = ("licence", "license"), "source"
+"""Columns of a table of conversations besides these, by their usual names."""
 
 
 class Part(Protocol):
@@ -145,7 +142,7 @@ def columns(config: SourceConfig) -> list[str]:
     """Return the columns of a table that are read, if it has them; the text's comes first."""
     if config.kind == "chat":
         own = (config.messages_field, config.tools_field, config.licence_field)
-        return list(dict.fromkeys(name for name in (*own, *CONVERSATIONS) if name))
+        return list(dict.fromkeys(name for name in (*own, *COLUMNS, *LICENCES, ORIGIN) if name))
     fields = (
         config.text_field,
         config.language_field,
@@ -160,9 +157,9 @@ def lacking(config: SourceConfig, names: Sequence[str]) -> str | None:
     """Return the column without which a table has nothing to read; None: it has it."""
     if config.kind != "chat":
         return config.text_field if column_of(config.text_field, names) is None else None
-    if config.messages_field is None and not set(names).isdisjoint(CONVERSATIONS):
+    if config.messages_field is None and not set(names).isdisjoint(MESSAGES):
         return None
-    wanted = config.messages_field or CONVERSATIONS[0]
+    wanted = config.messages_field or MESSAGES[0]
     return wanted if wanted not in names else None
 
 

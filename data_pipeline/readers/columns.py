@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from loopcoder.config.build import SourceConfig
 from loopcoder.config.fields import typed
 
 _LIKELY = ("text", "content", "contents", "body", "code", "document", "raw_content", "markdown")
@@ -69,13 +68,13 @@ def _is_likely(path: str) -> bool:
 def offered(columns: Sequence[str], source: str) -> tuple[str, str]:
     """Return the columns that a table has, in words, and the override that takes the first."""
     index, _, kind = source.partition("-")
-    key = f"data.build.sources.{index}.{'messages_field' if kind == 'chat' else 'text_field'}"
+    key = f"data.build.sources.{index}.{field_of(kind)}"
     return shown_columns(columns), typed(f"{key}={columns[0]}")
 
 
-def field_of(config: SourceConfig) -> str:
-    """Return the field of a source that names the column of its documents."""
-    return "messages_field" if config.kind == "chat" else "text_field"
+def field_of(kind: str) -> str:
+    """Return the field of a source of some kind that names the column of its documents."""
+    return "messages_field" if kind == "chat" else "text_field"
 
 
 def shown_columns(columns: Sequence[str]) -> str:

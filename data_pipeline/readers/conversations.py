@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipeline.readers.base import RowReader, document_id
+from data_pipeline.readers.base import LICENCES, ORIGIN, RowReader, document_id
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document
 from loopcoder.chat.conversation import Conversation, canonical, parse, plain_text, restored
 from loopcoder.chat.unusable import Unusable
@@ -14,8 +14,6 @@ from loopcoder.config.mixture import CHAT
 
 LANGUAGE = "Chat"
 """Of all conversations, where documents have a language."""
-_LICENCES = ("licence", "license")
-_ORIGIN = "source"
 """Column that says where a conversation comes from, within its source."""
 _MOST_CHARS = 64
 """Of a licence or an origin; what is longer is a text about it."""
@@ -56,8 +54,8 @@ class ConversationReader(RowReader):
     def _about(self, row: Mapping[str, Any]) -> dict[str, str]:
         """Return the licence and the origin that a row names."""
         own = self.config.licence_field
-        licences = (row.get(name) for name in ((own,) if own else _LICENCES))
-        named = {"licence": next(filter(None, licences), None), "origin": row.get(_ORIGIN)}
+        licences = (row.get(name) for name in ((own,) if own else LICENCES))
+        named = {"licence": next(filter(None, licences), None), "origin": row.get(ORIGIN)}
         return {
             name: value.strip()
             for name, value in named.items()

@@ -115,7 +115,7 @@ class HFSource:
             likely = text_columns({n: _example(f) for n, f in (rows.features or {}).items()})
             raise InputError.of(
                 f"data set {self.config.path!r} has the columns {', '.join(names)}",
-                f"none of them is {field_of(self.config)}={lacks}",
+                f"none of them is {field_of(self.config.kind)}={lacks}",
                 offered(likely or names, self.name)[1],
             )
         if names is not None:

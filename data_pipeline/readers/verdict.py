@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from data_pipeline.readers.columns import offered
+from data_pipeline.readers.columns import field_of, offered
 from data_pipeline.schema import Tally
 from loopcoder.chat.unusable import REASONS
 from loopcoder.errors import InputError, counted
@@ -112,7 +112,7 @@ def _offer(tally: Tally, source: str) -> tuple[str, str]:
 
 
 def _field(source: str) -> str:
-    return "messages_field" if source.endswith("-chat") else "text_field"
+    return field_of(source.partition("-")[2])
 
 
 def described(faults: Mapping[str, Mapping[str, int]], named: int) -> list[str]:

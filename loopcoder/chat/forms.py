@@ -17,7 +17,12 @@ _LISTS = ("messages", "conversations", "conversation")
 """Columns with messages, OpenAI's (`role`, `content`) or ShareGPT's (`from`, `value`)."""
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"))
 """Columns of rows with one question and its answer."""
+_INPUT, _HISTORY, _SYSTEM = "input", "history", ("system", "system_prompt")
 _TOOLS = ("tools", "functions")
+MESSAGES = tuple(dict.fromkeys([*_LISTS, *(name for pair in _PAIRS for name in pair)]))
+"""Columns that hold messages, by their usual names."""
+COLUMNS = (*MESSAGES, _INPUT, _HISTORY, *_SYSTEM, *_TOOLS)
+"""All that `messages_of` and `tools_of` read by their usual names."""
 
 
 def messages_of(row: Row, field: str | None = None) -> list[dict[str, Any]]:
@@ -44,7 +49,7 @@ def messages_of(row: Row, field: str | None = None) -> list[dict[str, Any]]:
         names = ", ".join(map(str, row)) or "nothing"
         raise Unusable("no_messages", f"the row has {names}"[:300])
     messages = [normalised(one) for one in found]
-    system = row.get("system") or row.get("system_prompt")
+    system = next((row[name] for name in _SYSTEM if row.get(name)), None)
     if isinstance(system, str) and system and messages[0].get("role") != "system":
         messages.insert(0, {"role": "system", "content": system})
     return messages
@@ -75,15 +80,15 @@ def _pair(row: Row) -> list[Any] | None:
         question, answer = row.get(asked), row.get(answered)
         if question is None or answer is None:
             continue
-        if asked == "instruction" and isinstance(row.get("input"), str) and row["input"]:
-            question = f"{question}\n\n{row['input']}"
+        if asked == "instruction" and isinstance(row.get(_INPUT), str) and row[_INPUT]:
+            question = f"{question}\n\n{row[_INPUT]}"
         return [*_history(row), *_said("user", question), *_said("assistant", answer)]
     return None
 
 
 def _history(row: Row) -> list[Any]:
     """Return the messages of earlier questions and answers, as rows of `instruction` keep them."""
-    turns = row.get("history") or []
+    turns = row.get(_HISTORY) or []
     if not isinstance(turns, list) or not all(
         isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns
     ):

@@ -114,7 +114,7 @@ def loaded(text: Any, reason: str) -> Any:
 
 def spelled_in(value: Any, tokens: Iterable[str]) -> str | None:
     """Return a special token that a text within a value of JSON spells; None: none does."""
-    pattern = _any_of(tuple(tokens))
+    pattern = any_of(tuple(tokens))
     return next((found[0] for text in _texts(value) if (found := pattern.search(text))), None)
 
 
@@ -189,7 +189,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 @lru_cache
-def _any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
+def any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what finds any of some texts; of none nothing."""
     return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 

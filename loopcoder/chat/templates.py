@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,22 @@ def token_names_of(place: Path) -> dict[str, str]:
 def speaks_chatml(tokens: Container[str]) -> bool:
     """Whether a tokenizer with these special tokens can write ChatML."""
     return TURN in tokens and TURN_END in tokens
+
+
+def end_ids(
+    ids: Mapping[str, int], given: int | Sequence[int] | None, named: str | None
+) -> list[int]:
+    """Return the tokens that end an answer: a document, and a turn where it speaks ChatML.
+
+    Args:
+        ids: Of the special tokens.
+        given: What ends a document, by what came with the weights; None: it says nothing.
+        named: What ends a document where nothing is given.
+    """
+    if given is None:
+        given = [ids[named]] if named is not None and named in ids else []
+    ends = [given] if isinstance(given, int) else [*given]
+    return [*dict.fromkeys([*ends, *([ids[TURN_END]] if speaks_chatml(ids) else [])])]
 
 
 def _default(entry: Any) -> str | None:

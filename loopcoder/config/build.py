@@ -38,6 +38,9 @@ EODS = (
 """Names of the end of a document in the tokenizers of base models; the first that one has counts.
 `<|im_end|>` and `<|eot_id|>` end a turn of a conversation, and are none."""
 
+PADS = ("<pad>", "<|pad|>", "[PAD]")
+"""Names of the padding token, the first that a tokenizer has counts."""
+
 MAX_REPOSITORY_BYTES = 8 << 20
 """Largest document of files of a repository: as large as a file may be."""
 

@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from loopcoder.chat.templates import FILE as TEMPLATE_FILE
-from loopcoder.chat.templates import TURN_END, built_in, speaks_chatml
+from loopcoder.chat.templates import built_in, end_ids, speaks_chatml
 from loopcoder.checkpoint import format as layout
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.state import CheckpointState, Specials
-from loopcoder.config.build import EODS
+from loopcoder.config.build import EODS, PADS
 from loopcoder.config.schema import Config
 from loopcoder.data.sampler import trained_stage
 from loopcoder.errors import InputError
 from loopcoder.metrics.started import started_from
 from loopcoder.metrics.writer import EVENTS_FILE, read_metrics
 from loopcoder.origin import commit_of
-
-_PADS = ("<pad>", "<|pad|>", "[PAD]")
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Tokenizer:
                 "a checkpoint that was trained with such a tokenizer",
             )
         bos = _named("bos_token", specials, ids) or eos
-        pad = _named("pad_token", specials, ids) or _first(_PADS, ids) or eos
+        pad = _named("pad_token", specials, ids) or _first(PADS, ids) or eos
         return cls(text, bos, eos, pad, ids, specials)
 
     @property
@@ -89,9 +87,7 @@ class Tokenizer:
     @property
     def end_ids(self) -> list[int]:
         """What ends an answer: a document, and a turn where it speaks ChatML."""
-        ends = self.eos_ids if isinstance(self.eos_ids, list) else [self.eos_ids]
-        turn = [self.ids[TURN_END]] if self.speaks_chatml else []
-        return [*dict.fromkeys([*ends, *turn])]
+        return end_ids(self.ids, self.eos_ids, self.eos)
 
     @property
     def chat_template(self) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
@@ -45,12 +44,10 @@ class Prompts:
     tokens in a text, `<|fim_prefix|>`, become these tokens.
     """
 
-    template: str | None
-    """In Jinja."""
     format: Format
     """In which the model answers in a chat."""
-    _special: Sequence[str]
-    """What nobody may spell: special tokens, and what the template writes as one."""
+    _renderer: Renderer | None
+    """Of the chat template; None: there is none."""
 
     def __init__(self, tokenizer: Any, special: SpecialTokens, tool_format: ToolFormat = "auto"):
         """
@@ -104,11 +101,15 @@ class Prompts:
         return found
 
     def _speak(self, template: str | None) -> None:
-        _check_template(template)
-        self.template, self.format = template, format_of(template)
-        self._special = ()
+        self._renderer, self.format = None, format_of(template)
         if template is not None:
-            self._special = Renderer.of(template, self.tokenizer, self._names).special
+            _check_template(template)
+            self._renderer = Renderer.of(template, self.tokenizer, self._names)
+
+    @property
+    def template(self) -> str | None:
+        """The chat template, in Jinja."""
+        return None if self._renderer is None else self._renderer.template
 
     def of_text(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text; of an empty one the token that documents begin behind."""
@@ -147,14 +148,14 @@ class Prompts:
             InputError: there is no template, it refuses the conversation, has no place for its
                 tools or does not know an option, or what renders it is not installed.
         """
-        if self.template is None:
+        renderer = self._renderer
+        if renderer is None:
             raise InputError.of(
                 "the model has no chat template",
                 "it says how a conversation is written as text, and weights that were trained on "
                 "conversations come with one (chat_template.jinja)",
                 "a prompt of plain text",
             )
-        renderer = Renderer(self.template, self._names)
         self.check_options(options)
         if tools and not renderer.reads("tools"):
             raise InputError.of(
@@ -169,7 +170,7 @@ class Prompts:
             ]
             schemas = normalised_tools(tools or ())
             if special_tokens == "refuse":
-                self._refuse_special(form, schemas)
+                _refuse_special(renderer.special, form, schemas)
             text = renderer.text(form, schemas, add_generation_prompt=True, **options)
             text.encode()
             return text
@@ -186,32 +187,14 @@ class Prompts:
                 "messages and tools in OpenAI's form, such as {role: user, content: TEXT}",
             ) from error
 
-    def _refuse_special(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Refuse special tokens that somebody spells, but for the tags of a call that the assistant
-        got wrong."""
-        own = [name for name in self._special if name not in TAGS]
-        others = [message for message in messages if message["role"] != "assistant"]
-        spelled = spelled_in([others, tools], self._special) or spelled_in(messages, own)
-        if spelled is not None:
-            raise InputError.of(
-                f"the conversation spells {spelled}",
-                "it is a special token, with which a text could forge turns of others, and "
-                "conversations that spell one were not learned either unless asked for",
-                "another text, or special_tokens=keep (serve.special_tokens, "
-                "generate.special_tokens)",
-            )
-
     def check_options(self, options: Iterable[str]) -> None:
         """Refuse options that the template does not have, or that are given to it anyway.
 
         Raises:
             InputError: there is such a one.
         """
-        renderer = Renderer(self.template or "", self._names)
         for name in options:
-            if name in _GIVEN or not renderer.reads(re.escape(name)):
+            if name in _GIVEN or self._renderer is None or not self._renderer.reads(name):
                 raise InputError.of(
                     f"{name} for the chat template",
                     "it is given to it anyway" if name in _GIVEN else "it has no such option",
@@ -230,9 +213,28 @@ class Prompts:
         return AnswerStream(answers, tools or (), in_reasoning=in_reasoning)
 
 
-def _check_template(template: str | None) -> None:
+def _refuse_special(
+    special: Sequence[str],
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+) -> None:
+    """Refuse special tokens that somebody spells, but for the tags of a call that the assistant
+    got wrong."""
+    own = [name for name in special if name not in TAGS]
+    others = [message for message in messages if message["role"] != "assistant"]
+    spelled = spelled_in([others, tools], special) or spelled_in(messages, own)
+    if spelled is not None:
+        raise InputError.of(
+            f"the conversation spells {spelled}",
+            "it is a special token, with which a text could forge turns of others, and "
+            "conversations that spell one were not learned either unless asked for",
+            "another text, or special_tokens=keep (serve.special_tokens, generate.special_tokens)",
+        )
+
+
+def _check_template(template: str) -> None:
     try:
-        Renderer(template or "", {}).reads("messages")
+        Renderer(template, {}).reads("messages")
     except Unusable as error:
         raise InputError.of(
             f"the chat template of the weights: {error.detail}",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loopcoder.chat.templates import TURN_END, speaks_chatml
+from loopcoder.chat.templates import end_ids
 from loopcoder.checkpoint.fp8_history import unchanged
 from loopcoder.checkpoint.state import Specials
 from loopcoder.config.check_precision import sequence_multiple
@@ -156,6 +156,6 @@ class Samples:
 def _ends_of_answers(tokenizer: Any, specials: Specials | None) -> set[int]:
     """Return the tokens that end an answer, as generation from a checkpoint has them."""
     named = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
-    given = specials.ids.get("eos_token_id", []) if specials is not None else []
-    ends = set(given) if isinstance(given, list) else {given}
-    return ends | ({named[TURN_END]} if speaks_chatml(named) else set())
+    if specials is None:
+        return set(end_ids(named, None, None))
+    return set(end_ids(named, specials.ids.get("eos_token_id"), specials.names.get("eos_token")))

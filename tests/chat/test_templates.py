@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from loopcoder.chat.fit import check_fit, foreign_tokens
-from loopcoder.chat.templates import BUILT_IN, built_in, named, template_of, token_names_of
+from loopcoder.chat.templates import BUILT_IN, built_in, end_ids, named, template_of, token_names_of
 from loopcoder.errors import InputError
 from tests.chat.chats import NAMES, public, tokenizer
 
@@ -84,3 +84,14 @@ def test_special_tokens_that_nothing_names_are_refused() -> None:
 def test_what_is_no_template_is_said_at_once() -> None:
     with pytest.raises(InputError, match=r"own.jinja.*TemplateSyntaxError"):
         check_fit("{% for %}", tokenizer(), "own.jinja")
+
+
+def test_what_ends_an_answer() -> None:
+    ids = {"<|im_start|>": 1, "<|im_end|>": 2, "</s>": 3, "<eos>": 4}
+    plain = {"</s>": 3, "<eos>": 4}
+    assert end_ids(plain, None, None) == []
+    assert end_ids(plain, None, "<none>") == []
+    assert end_ids(plain, None, "</s>") == [3]  # weights that name it and do not number it
+    assert end_ids(plain, 4, "</s>") == [4]
+    assert end_ids(ids, [4, 2], "</s>") == [4, 2]
+    assert end_ids(ids, 3, None) == [3, 2]

@@ -79,6 +79,34 @@ def _as_text(call: dict[str, Any]) -> dict[str, Any]:
     return {"id": None} | call | {"function": function}
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_rows_of_questions_and_answers_are_read_whole(tmp_path: Path, form: str) -> None:
+    row = {
+        "instruction": "a",
+        "input": "b",
+        "output": "c",
+        "history": [["d", "e"]],
+        "system_prompt": "f",
+    }
+    path = write(tmp_path / "a.jsonl", [row])
+    if form == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    (document,), _ = read(path)
+    said = [(m.role, m.content) for m in conversation_of(document).messages]
+    before = [("system", "f"), ("user", "d"), ("assistant", "e")]
+    assert said == [*before, ("user", "a\n\nb"), ("assistant", "c")]
+
+
+def test_a_table_with_nothing_but_licences_and_sources_is_none(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([{"source": "a", "licence": "MIT"}]), path)
+    with pytest.raises(InputError, match=r"messages"):
+        read(path)
+
+
 def test_columns_by_their_names(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     path = write(tmp_path / "a.jsonl", [{"chat": turns, "terms": "MIT", "messages": "x"}])

@@ -176,7 +176,8 @@ def test_a_whole_conversation_goes_to_the_template(tokens: Tokenizer) -> None:
 
 def test_a_prompt_that_begins_the_reasoning(tokens: Tokenizer) -> None:
     with answering(tokens, "Why?\n</think>\n\nSo.", "qwen3") as (stand, client):
-        stand.served.prompts.template += "{{- '<think>\\n' -}}"
+        own = stand.served.prompts
+        stand.served.prompts = own.speaking(f"{own.template}{{{{- '<think>\\n' -}}}}")
         told = ask(client)["choices"][0]["message"]
     assert (told["reasoning_content"], told["content"]) == ("Why?", "So.")
 
