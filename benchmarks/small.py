@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)  # of a single process
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.steps < BLOCK or arguments.steps // BLOCK * arguments.rounds < 2:
+        parser.error(
+            f"a ratio is of {BLOCK} steps, and quartiles are of two ratios: --steps {2 * BLOCK}"
+        )
     if arguments.out is not None:
         return measure(arguments)
     rounds: dict[int, list[dict[str, Any]]] = {loops: [] for loops in arguments.loops}

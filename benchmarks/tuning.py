@@ -45,23 +45,25 @@ class Tuned:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    answers, speed = verbs.add_parser("answers"), verbs.add_parser("speed")
+    shows = argparse.ArgumentDefaultsHelpFormatter
+    answers = verbs.add_parser("answers", formatter_class=shows)
+    speed = verbs.add_parser("speed", formatter_class=shows)
     for verb in (answers, speed):
         verb.add_argument("--chats", type=Path, required=True, help="corpus of conversations")
-        verb.add_argument("--model", default="plt_100m")
+        verb.add_argument("--model", default="plt_100m", help="a preset")
         verb.add_argument("--folder", type=Path, help="folder for the runs, which are removed")
         verb.add_argument("--json", type=Path, help="file for the figures")
         verb.add_argument("--overrides", nargs="*", default=[], help="of every run")
     answers.add_argument("--corpus", type=Path, required=True, help="corpus of documents")
     answers.add_argument("--thinking", type=Path, help="the conversations with reasoning")
-    answers.add_argument("--base-steps", type=int, default=400)
-    answers.add_argument("--steps", type=int, default=400)
+    answers.add_argument("--base-steps", type=int, default=400, help="on documents")
+    answers.add_argument("--steps", type=int, default=400, help="of tuning")
     answers.add_argument("--batch", type=int, default=16, help="sequences a step")
-    answers.add_argument("--lr", type=float, default=3e-4)
+    answers.add_argument("--lr", type=float, default=3e-4, help="peak, of tuning")
     answers.add_argument("--limit", type=int, default=100, help="held-out conversations")
-    speed.add_argument("--rounds", type=int, default=3)
-    speed.add_argument("--steps", type=int, default=60)
-    speed.add_argument("--batch", type=int, default=16)
+    speed.add_argument("--rounds", type=int, default=3, help="of both, in turn")
+    speed.add_argument("--steps", type=int, default=60, help="of each run")
+    speed.add_argument("--batch", type=int, default=16, help="sequences a step")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         measure = measure_answers if arguments.verb == "answers" else measure_speed

@@ -98,8 +98,8 @@ def in_words(manifest: Mapping[str, Any]) -> Iterator[str]:
         )
     if packed["padding"] > MUCH_PADDING and packed["sequences"] > 1:
         yield (
-            f"warning: {packed['padding']:.1%} of the sequences is padding: there are too few "
-            f"short conversations to fill up what the long ones leave of {length:,} tokens; "
+            f"warning: {packed['padding']:.1%} of the sequences is padding: no "
+            f"conversations fill up what others leave of {length:,} tokens; "
             "another data.seq_length may suit them better"
         )
     if dropped := chat["too_long"]:

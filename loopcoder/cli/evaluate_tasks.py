@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from loopcoder.infer.sources import Source
 
 _OUTPUT = "evaluation"
+SECTIONS = ("tasks.", "human_eval.", "chat.")
+"""Beginnings of the fields that say how tasks are run."""
 _KEYS = ("checkpoint", "server", "tasks", "output", "model.num_loops", "precision")
 
 
@@ -104,15 +106,7 @@ def evaluate_tasks(overrides: Sequence[str]) -> list[Result]:
     refuse_missing()
     require_matplotlib()
     offline()
-    config, others = section_of(given.others, "tasks", TasksConfig)
-    human_eval, others = section_of(others, "human_eval", HumanEvalConfig)
-    chat, others = section_of(others, "chat", ChatTaskConfig)
-    if others:
-        raise InputError.of(
-            " ".join(others),
-            f"tasks are run with {', '.join(_KEYS)}, tasks.*, human_eval.* and chat.*",
-            "leave it out",
-        )
+    config, human_eval, chat = _sections(given.others)
     with ended_at_once():
         benchmarks = _benchmarks(given.tasks, config, human_eval, chat)
         if given.server is not None and benchmarks.chat is not None:
@@ -142,12 +136,31 @@ def evaluate_tasks(overrides: Sequence[str]) -> list[Result]:
     return [_of_weights(s, benchmarks, output) for s in subjects]
 
 
-def check_tasks(names: str) -> None:
-    """Raise InputError for tasks, by `tasks=`, that could not be run on any model here."""
+def check_tasks(names: str, overrides: Sequence[str]) -> bool:
+    """Raise InputError for tasks, by `tasks=` and their sections, that could not be run on any
+    model here.
+
+    Returns whether each model has to have a corpus of conversations of its own.
+    """
     refuse_missing()
     require_matplotlib()
     offline()
-    _benchmarks(_names(names), TasksConfig(), HumanEvalConfig(), ChatTaskConfig())
+    found = _benchmarks(_names(names), *_sections(overrides))
+    return found.chat is not None and found.turns is None
+
+
+def _sections(overrides: Sequence[str]) -> tuple[TasksConfig, HumanEvalConfig, ChatTaskConfig]:
+    config, others = section_of(overrides, "tasks", TasksConfig)
+    human_eval, others = section_of(others, "human_eval", HumanEvalConfig)
+    chat, others = section_of(others, "chat", ChatTaskConfig)
+    if others:
+        raise InputError.of(
+            " ".join(others),
+            f"tasks are run with {', '.join(_KEYS)}, {', '.join(f'{s}*' for s in SECTIONS[:-1])} "
+            f"and {SECTIONS[-1]}*",
+            "leave it out",
+        )
+    return config, human_eval, chat
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,13 @@ from launch.sweep.settings import SweepConfig
 from loopcoder.backends import Backends, detect, refuse_missing
 from loopcoder.cli.arguments import Arguments, fields_of, parse_arguments, say_aside, section_of
 from loopcoder.cli.checks import check_folder, check_inputs
+from loopcoder.cli.evaluate_tasks import SECTIONS, check_tasks
 from loopcoder.cli.sweep_state import Board
 from loopcoder.config.chat import CHECKPOINT
 from loopcoder.config.data import DataConfig
+from loopcoder.config.mixture import CHAT
 from loopcoder.config.overrides import quoted
+from loopcoder.config.schema import Config
 from loopcoder.errors import EXIT_DONE, InputError, Problem
 from loopcoder.plan.cost import flops_per_step, flops_per_token, tokens_per_step
 
@@ -37,6 +40,8 @@ usage: loopcoder sweep [sweep.KEY=VALUE ...] [--config-dir DIR] key=value1,value
   loopcoder sweep sweep.trials=30 'optim.lr=tag(log,interval(1e-4,1e-2))' model.num_loops=1,2
 
 {fields}
+
+tasks.*, human_eval.* and chat.* say how sweep.tasks are run (loopcoder evaluate --help).
 
 The same command goes on after whatever ended it: points that are done are skipped, others continue
 from their checkpoints, and those that failed are tried again, but for trials of a search. A point
@@ -99,15 +104,15 @@ def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
         preset = preset_settings(arguments.overrides, arguments.config_dir)
         settings = replace(section_of(preset, "sweep", SweepConfig)[0], at_once=1)
     _check_starts(settings)
-    if settings.tasks is not None:
-        from loopcoder.cli.evaluate_tasks import check_tasks
-
-        check_tasks(settings.tasks)
+    of_tasks = [o for o in arguments.overrides if o.startswith(SECTIONS)]
+    rest = [o for o in arguments.overrides if o not in of_tasks]
+    arguments = Arguments(rest, arguments.config_dir)
+    needs_chats = _check_tasks(settings, of_tasks)
     start: Start | None = None
     if settings.init_from is not None:
         start = Bases.of_folder(Path(settings.init_from).expanduser()).run_like
     elif settings.before is not None:
-        start, code = _run_before(arguments, settings, backends)
+        start, code = _run_before(arguments, settings, backends, needs_chats=needs_chats)
         if code != EXIT_DONE:
             return code
     search = None
@@ -118,7 +123,7 @@ def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
             arguments.overrides,
             arguments.config_dir,
             backends,
-            partial(check_folder, backends=backends),
+            partial(_check_point, backends=backends, needs_chats=needs_chats),
             _places(settings, backends),
             board.show,
             settings.match,
@@ -128,7 +133,7 @@ def run_sweep(arguments: Arguments, settings: SweepConfig | None = None) -> int:
     notes = [] if search is None else [best] if (best := search.best()) else []
     report(done.points, done.exit_codes, done.folder, settings, backends, notes)
     if settings.tasks is not None and done.code == EXIT_DONE:
-        table = _evaluated(done, settings.tasks)
+        table = _evaluated(done, settings.tasks, of_tasks)
         print(f"\n{table}", flush=True)
         with (done.folder / "sweep.md").open("a", encoding="utf-8") as file:
             file.write(f"\n{table}\n")
@@ -152,8 +157,38 @@ def _check_starts(settings: SweepConfig) -> None:
         )
 
 
+def _check_tasks(settings: SweepConfig, of_tasks: Sequence[str]) -> bool:
+    """Raise InputError for tasks that could not be run; return whether each point has to be tuned
+    on conversations, which it is asked then."""
+    if settings.tasks is None and of_tasks:
+        raise InputError.of(
+            f"{' '.join(of_tasks)} without sweep.tasks",
+            "it is about tasks, and the points are put to none",
+            "sweep.tasks=NAME besides, or leave it out",
+        )
+    if settings.tasks is None:
+        return False
+    return check_tasks(settings.tasks, of_tasks)
+
+
+def _check_point(config: Config, backends: Backends, *, needs_chats: bool) -> None:
+    check_folder(config, backends)
+    _check_chats(config, needs_chats=needs_chats)
+
+
+def _check_chats(config: Config, *, needs_chats: bool) -> None:
+    """Raise InputError for a point that would have no held-out conversations to be asked."""
+    mixed = any(stage.corpora for stage in config.data.stages) or bool(config.data.corpora)
+    if needs_chats and not mixed and all(CHAT not in stage.mixture for stage in config.stages):
+        raise InputError.of(
+            "sweep.tasks=chat of a model that is trained on no conversations",
+            "it is asked those that its corpus holds out",
+            "chat.corpus=FOLDER of a corpus that data=chat built",
+        )
+
+
 def _run_before(
-    arguments: Arguments, settings: SweepConfig, backends: Backends
+    arguments: Arguments, settings: SweepConfig, backends: Backends, *, needs_chats: bool
 ) -> tuple[Start, int]:
     """Train the sweep whose runs the points start from, and compare them.
 
@@ -173,12 +208,12 @@ def _run_before(
     _, first = points(overrides, config_dir, backends)
     start = Bases.of_points(folder, first).run_like
     _, own = points(arguments.overrides, config_dir, backends, settings.match, start=start)
-    _check_data(own)
+    _check_data(own, needs_chats=needs_chats)
     rest = replace(settings, before=None, init_from=None, tasks=None, match="steps")
     return start, run_sweep(Arguments(overrides, config_dir), rest)
 
 
-def _check_data(points: Sequence[Point]) -> None:
+def _check_data(points: Sequence[Point], *, needs_chats: bool) -> None:
     """Raise InputError for what the points would read and is not there, as far as that needs no run
     that they start from."""
     from data_pipeline.driver import check_input, check_sources
@@ -190,6 +225,7 @@ def _check_data(points: Sequence[Point]) -> None:
         is_encoded = data.build.tokenizer != CHECKPOINT  # which is not there yet
         try:
             check_inputs(point.config)
+            _check_chats(point.config, needs_chats=needs_chats)
             if data not in checked:
                 checked.append(data)
                 (check_input if is_encoded else check_sources)(data, say_aside)
@@ -199,14 +235,14 @@ def _check_data(points: Sequence[Point]) -> None:
         raise InputError([*problems])
 
 
-def _evaluated(done: Sweep, tasks: str) -> str:
+def _evaluated(done: Sweep, tasks: str, of_tasks: Sequence[str]) -> str:
     """Put the trained points to tasks, each by the name of its folder; return the table."""
     from loopcoder.cli.evaluate_tasks import evaluate_tasks
     from loopcoder.evaluate.results import markdown_table
 
     checkpoints = [f"checkpoint={point.run_dir}" for point in done.points]
     output = f"output={done.folder / 'evaluation'}"
-    return markdown_table(evaluate_tasks([*checkpoints, f"tasks={tasks}", output]))
+    return markdown_table(evaluate_tasks([*checkpoints, f"tasks={tasks}", output, *of_tasks]))
 
 
 def _search(arguments: Arguments, settings: SweepConfig, backends: Backends) -> Search:

@@ -136,7 +136,7 @@ def test_the_table_is_there_whatever_becomes_of_the_evaluation(
 ) -> None:
     from loopcoder.cli import evaluate_tasks
 
-    monkeypatch.setattr(evaluate_tasks, "check_tasks", lambda names: None)
+    monkeypatch.setattr("loopcoder.cli.sweep.check_tasks", lambda *_: False)
     monkeypatch.setattr(sweep_module, "_refuse", lambda *_: None)
     fails = InputError.of("it fails", "why", "fix")
 
@@ -242,3 +242,30 @@ def test_settings_that_contradict_each_other(
     ]
     assert main(own) == 3
     assert "has no runs" in capsys.readouterr().err
+
+
+def test_what_says_how_tasks_are_run_goes_to_them(
+    runs: Runs,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It was said to be no field of a run, and a model without conversations was found out when
+    all were trained."""
+    from loopcoder.cli import evaluate_tasks
+
+    asked: list[str] = []
+    monkeypatch.setattr(evaluate_tasks, "evaluate_tasks", lambda given: asked.extend(given) or [])
+    command = ["sweep", *TINY, "seed=1,2", f"run_dir={tmp_path / 'runs'}"]
+    assert main([*command, "sweep.tasks=chat"]) == 3
+    assert "fix: chat.corpus=FOLDER" in capsys.readouterr().err and not runs.started
+    assert main([*command, "chat.max_tokens=9"]) == 3
+    assert "sweep.tasks=NAME" in capsys.readouterr().err and not runs.started
+    assert main([*command, "sweep.tasks=chat", "chat.corpus=/nowhere"]) == 3
+    assert "/nowhere" in capsys.readouterr().err and not runs.started
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "held_out.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "chat_template.jinja").write_text("")
+    own = [f"chat.corpus={tmp_path}", "chat.max_tokens=9"]
+    assert main([*command, "sweep.tasks=chat", *own]) == 0
+    assert asked[-2:] == own and len(runs.started) == 2
