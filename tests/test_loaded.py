@@ -184,7 +184,7 @@ def test_a_model_for_notebooks(saved: Saved, emptied: None) -> None:
 
 def test_a_chat(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the template of the weights, which is ChatML without tools here; then in another one."""
-    from loopcoder.chat.calls import ToolCall, format_of
+    from loopcoder.chat.calls import ToolCall
     from loopcoder.chat.templates import built_in
     from loopcoder.infer.chat_answer import ChatAnswer
     from loopcoder.infer.engine import Engine
@@ -211,8 +211,7 @@ def test_a_chat(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match=said):
             wrong()
 
-    prompts = run._generator("auto", "auto").prompts
-    prompts.template, prompts.format = built_in("hermes"), format_of(built_in("hermes"))
+    run._generator("auto", "auto").prompts._speak(built_in("hermes"))
     said = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
     asked = []
 

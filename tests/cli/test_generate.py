@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-from loopcoder.chat.calls import format_of
 from loopcoder.chat.templates import built_in
 from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.cli import answers
@@ -322,9 +321,7 @@ def test_a_conversation_from_a_file(
 
         @classmethod
         def of_source(cls, *arguments: Any) -> Prompts:
-            found = super().of_source(*arguments)
-            found.template, found.format = built_in("qwen3"), format_of(built_in("qwen3"))
-            return found
+            return super().of_source(*arguments).speaking(built_in("qwen3"))
 
         def of_text(self, text: str) -> tuple[int, ...]:
             rendered.append(text)
