@@ -15,13 +15,20 @@ Row = Mapping[str, Any]
 
 _LISTS = ("messages", "conversations", "conversation")
 """Columns with messages, OpenAI's (`role`, `content`) or ShareGPT's (`from`, `value`)."""
-_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"))
+_PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+)
 """Columns of rows with one question and its answer."""
-_INPUT, _HISTORY, _SYSTEM = "input", "history", ("system", "system_prompt")
+_INPUT, _CONTEXT = "input", "context"
+"""Columns of what a question is about, Alpaca's (of an `instruction`) and Dolly's."""
+_HISTORY, _SYSTEM = "history", ("system", "system_prompt")
 _TOOLS = ("tools", "functions")
 MESSAGES = tuple(dict.fromkeys([*_LISTS, *(name for pair in _PAIRS for name in pair)]))
 """Columns that hold messages, by their usual names."""
-COLUMNS = (*MESSAGES, _INPUT, _HISTORY, *_SYSTEM, *_TOOLS)
+COLUMNS = (*MESSAGES, _INPUT, _CONTEXT, _HISTORY, *_SYSTEM, *_TOOLS)
 """All that `messages_of` and `tools_of` read by their usual names."""
 
 
@@ -31,7 +38,8 @@ def messages_of(row: Row, field: str | None = None) -> list[dict[str, Any]]:
     Args:
         field: Column with the messages; None: the first that is there of `messages`,
             `conversations`, `conversation`, `prompt` and `completion` (`response`), `instruction`
-            (and `input`) and `output`, both behind what `history` has.
+            (and `input`) and `output` (`response`), with what a column `context` has behind the
+            question, and what `history` has in front of it.
 
     Raises:
         Unusable: there are none, or one is no message.
@@ -80,10 +88,19 @@ def _pair(row: Row) -> list[Any] | None:
         question, answer = row.get(asked), row.get(answered)
         if question is None or answer is None:
             continue
-        if asked == "instruction" and isinstance(row.get(_INPUT), str) and row[_INPUT]:
-            question = f"{question}\n\n{row[_INPUT]}"
+        about = (_INPUT, _CONTEXT) if asked == "instruction" else (_CONTEXT,)
+        for name in about:
+            if row.get(name):
+                question = _behind(question, name, row[name])
         return [*_history(row), *_said("user", question), *_said("assistant", answer)]
     return None
+
+
+def _behind(question: Any, name: str, text: Any) -> str:
+    """Put what a question is about behind it, as users do."""
+    if not isinstance(question, str) or not isinstance(text, str):
+        raise Unusable("content_not_text", f"{name}={text!r} behind {question!r}"[:300])
+    return f"{question}\n\n{text}" if text.strip() else question
 
 
 def _history(row: Row) -> list[Any]:

@@ -71,6 +71,18 @@ def test_columns_may_be_named() -> None:
         parse(row, messages_field="missing")
 
 
+def test_what_a_question_is_about_is_put_behind_it() -> None:
+    dolly = {"instruction": "a", "context": "c", "response": "b", "category": "closed_qa"}
+    for row, asked in (
+        (dolly, "a\n\nc"),
+        (dolly | {"context": " "}, "a"),
+        (dolly | {"context": None}, "a"),
+        (dolly | {"input": "i"}, "a\n\ni\n\nc"),
+        ({"prompt": "a", "context": "c", "completion": "b"}, "a\n\nc"),
+    ):
+        assert parse(row).messages == (Message("user", asked), Message("assistant", "b"))
+
+
 def test_fields_of_messages() -> None:
     row = {
         "system": "s",
@@ -137,6 +149,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("content_not_text", {"messages": [{**ASKED, "content": 7}, SAID]}),
     ("content_not_text", {"messages": [{**ASKED, "content": [{"type": "image"}]}, SAID]}),
     ("content_not_text", {"messages": [ASKED, {**SAID, "reasoning": ["a"]}]}),
+    ("content_not_text", {"instruction": "a", "context": ["c"], "response": "b"}),
+    ("content_not_text", {"instruction": "a", "input": {"c": 1}, "output": "b"}),
+    ("content_not_text", {"prompt": [ASKED], "context": "c", "completion": [SAID]}),
     ("empty_turn", {"messages": [{**ASKED, "content": " \n"}, SAID]}),
     ("empty_turn", {"messages": [ASKED, {**SAID, "content": None}]}),
     ("markup_in_text", {"messages": [ASKED, {**SAID, "content": "<think>why"}]}),

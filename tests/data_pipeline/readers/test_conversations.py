@@ -84,6 +84,7 @@ def test_rows_of_questions_and_answers_are_read_whole(tmp_path: Path, form: str)
     row = {
         "instruction": "a",
         "input": "b",
+        "context": "g",
         "output": "c",
         "history": [["d", "e"]],
         "system_prompt": "f",
@@ -96,7 +97,7 @@ def test_rows_of_questions_and_answers_are_read_whole(tmp_path: Path, form: str)
     (document,), _ = read(path)
     said = [(m.role, m.content) for m in conversation_of(document).messages]
     before = [("system", "f"), ("user", "d"), ("assistant", "e")]
-    assert said == [*before, ("user", "a\n\nb"), ("assistant", "c")]
+    assert said == [*before, ("user", "a\n\nb\n\ng"), ("assistant", "c")]
 
 
 def test_a_table_with_nothing_but_licences_and_sources_is_none(tmp_path: Path) -> None:
