@@ -40,7 +40,7 @@ from loopcoder.storage.digest import file_digest
 
 _READING = 3
 """Raised whenever other documents, or others' ids, come of the same files."""
-_RENDERING = 2
+_RENDERING = 3
 """Raised whenever other tokens or masks, or other sequences, come of the same conversations."""
 
 
@@ -264,6 +264,8 @@ def _plain(config: SourceConfig) -> dict[str, Any]:
     for name in ("repository_field", "messages_field", "tools_field"):
         if plain[name] is None:  # they came later, and rename no corpus
             plain.pop(name)
+    if plain["markup"] == "read":
+        plain.pop("markup")
     return plain
 
 

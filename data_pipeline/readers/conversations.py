@@ -8,7 +8,8 @@ from typing import Any
 
 from data_pipeline.readers.base import LICENCES, ORIGIN, RowReader, document_id
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document
-from loopcoder.chat.conversation import Conversation, canonical, parse, plain_text, restored
+from loopcoder.chat.conversation import Conversation, canonical, plain_text, restored
+from loopcoder.chat.parsing import parse
 from loopcoder.chat.unusable import Unusable
 from loopcoder.config.mixture import CHAT
 
@@ -27,9 +28,14 @@ class ConversationReader(RowReader):
         if not isinstance(row, Mapping):
             self.reject("not_an_object", number)
             return None
-        fields = self.config.messages_field, self.config.tools_field
+        config = self.config
         try:
-            found = parse(row, messages_field=fields[0], tools_field=fields[1])
+            found = parse(
+                row,
+                messages_field=config.messages_field,
+                tools_field=config.tools_field,
+                markup=config.markup,
+            )
         except Unusable as why:
             if why.reason == "no_messages" and not self.tally.columns:
                 self.tally.columns = [str(column) for column in row]

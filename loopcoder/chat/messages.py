@@ -72,8 +72,34 @@ def normalised(given: Any, *, splits_reasoning: bool = True) -> dict[str, Any]:
     if reasoning is not None:
         out["reasoning_content"] = reasoning
     if calls:
-        out["tool_calls"] = [_call(call) for call in calls]
+        out["tool_calls"] = [normalised_call(call) for call in calls]
     return out | rest
+
+
+def normalised_call(given: Any) -> dict[str, Any]:
+    """Return a call as OpenAI's, its arguments an object.
+
+    Raises:
+        Unusable: it is none.
+    """
+    frame = dict(given) if isinstance(given, Mapping) else {}
+    inner = frame.pop("function", frame)
+    if not isinstance(inner, Mapping):
+        raise Unusable("invalid_tool_json", f"a call {shortened(given)}")
+    call_id = frame.pop("id", None)
+    more = {} if inner is frame else frame
+    name, arguments = inner.get("name"), inner.get("arguments", inner.get("parameters"))
+    if isinstance(arguments, str):
+        arguments = loaded(arguments, "invalid_tool_json") if arguments.strip() else {}
+    if arguments is None:
+        arguments = {}
+    is_name = isinstance(name, str) and NAME.fullmatch(name)
+    if not is_name or not isinstance(arguments, Mapping):
+        what = f"name={shortened(name)}, arguments={shortened(arguments)}"
+        raise Unusable("invalid_tool_json", what)
+    out: dict[str, Any] = {} if call_id is None else {"id": str(call_id)}
+    function = {"name": name, "arguments": dict(arguments)}
+    return out | {"type": "function", "function": function} | more
 
 
 def normalised_tools(given: Iterable[Any]) -> list[dict[str, Any]]:
@@ -151,27 +177,6 @@ def _calls(message: dict[str, Any]) -> Iterator[Any]:
     if not isinstance(calls, list | tuple):
         raise Unusable("invalid_tool_json", f"tool_calls={shortened(calls)}")
     yield from calls
-
-
-def _call(given: Any) -> dict[str, Any]:
-    frame = dict(given) if isinstance(given, Mapping) else {}
-    inner = frame.pop("function", frame)
-    if not isinstance(inner, Mapping):
-        raise Unusable("invalid_tool_json", f"a call {shortened(given)}")
-    call_id = frame.pop("id", None)
-    more = {} if inner is frame else frame
-    name, arguments = inner.get("name"), inner.get("arguments", inner.get("parameters"))
-    if isinstance(arguments, str):
-        arguments = loaded(arguments, "invalid_tool_json") if arguments.strip() else {}
-    if arguments is None:
-        arguments = {}
-    is_name = isinstance(name, str) and NAME.fullmatch(name)
-    if not is_name or not isinstance(arguments, Mapping):
-        what = f"name={shortened(name)}, arguments={shortened(arguments)}"
-        raise Unusable("invalid_tool_json", what)
-    out: dict[str, Any] = {} if call_id is None else {"id": str(call_id)}
-    function = {"name": name, "arguments": dict(arguments)}
-    return out | {"type": "function", "function": function} | more
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -11,8 +11,8 @@ from loopcoder.config.fields import as_override
 from loopcoder.config.mixture import CHAT, CORPUS_EACH
 from loopcoder.errors import Problem
 
-_OWN = ("messages_field", "tools_field")
-"""Fields of a source that only conversations have."""
+_OWN = {"messages_field": None, "tools_field": None, "markup": "read"}
+"""Fields of a source that only conversations have, and their defaults."""
 _DOCUMENTS = ("language_field", "path_field", "repository_field")
 """Fields of a source that conversations do not have."""
 
@@ -102,11 +102,11 @@ def _only_of_chat(build: BuildConfig) -> Iterator[Problem]:
             "data.build.tokenizer=FOLDER of the checkpoint, or data=chat",
         )
     for index, source in enumerate(build.sources):
-        for name in _OWN:
-            if (value := getattr(source, name)) is not None:
+        for name, unset in _OWN.items():
+            if (value := getattr(source, name)) != unset:
                 key = f"data.build.sources.{index}"
                 yield Problem(
                     f"{key}.{name}={value} {key}.kind={source.kind}",
                     "only conversations have messages",
-                    f"{key}.kind=chat, or {key}.{name}=null",
+                    f"{key}.kind=chat, or {key}.{name}={as_override(unset)}",
                 )

@@ -13,10 +13,10 @@ from loopcoder.chat.conversation import (
     Message,
     ToolCall,
     canonical,
-    parse,
     plain_text,
     restored,
 )
+from loopcoder.chat.parsing import parse
 from loopcoder.chat.unusable import REASONS, Unusable
 from tests.chat.chats import conversation
 
@@ -39,7 +39,7 @@ def test_what_was_parsed_is_kept_as_json(rng: random.Random) -> None:
         given = conversation(rng, untrained=True)
         form = json.loads(json.dumps(canonical(given), ensure_ascii=False))
         assert restored(form) == given
-        assert parse(form) == given
+        assert parse(form, markup="keep") == given
         assert all(m.content in plain_text(given) for m in given.messages)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loopcoder.chat.conversation import canonical, parse
+from loopcoder.chat.conversation import canonical
+from loopcoder.chat.parsing import parse
 from loopcoder.cli.evaluate_chat import conversations_of
 from loopcoder.config.compose import compose
 from loopcoder.data.corpus import Corpus

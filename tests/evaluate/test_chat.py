@@ -13,7 +13,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from data_pipeline.tokenizer.encoder import train_tokenizer
-from loopcoder.chat.conversation import canonical, parse, restored
+from loopcoder.chat.conversation import canonical, restored
+from loopcoder.chat.parsing import parse
 from loopcoder.chat.templates import built_in
 from loopcoder.config.benchmarks import ChatTaskConfig
 from loopcoder.data.places import CHAT_TEMPLATE, HELD_OUT

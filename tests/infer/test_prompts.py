@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from loopcoder.chat.calls import Format
-from loopcoder.chat.conversation import canonical, parse
+from loopcoder.chat.conversation import canonical
+from loopcoder.chat.parsing import parse
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.templates import built_in
 from loopcoder.checkpoint.state import Specials

@@ -15,7 +15,8 @@ from data_pipeline.chat.tokens import prepared, tokenise
 from data_pipeline.driver import prepare
 from data_pipeline.shuffle.validate import validate_corpus
 from data_pipeline.tasks.dropped import lists_of, read_list
-from loopcoder.chat.conversation import Conversation, parse
+from loopcoder.chat.conversation import Conversation
+from loopcoder.chat.parsing import parse
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.templates import built_in
 from loopcoder.chat.unusable import Unusable

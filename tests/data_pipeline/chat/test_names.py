@@ -94,6 +94,10 @@ def test_what_conversations_cannot_honour_is_refused(
             {"sources": [SourceConfig(kind="files", path="a", messages_field="chat")]},
             "messages_field=chat data.build.sources.0.kind=files",
         ),
+        (
+            {"sources": [SourceConfig(kind="files", path="a", markup="keep")]},
+            "markup=keep data.build.sources.0.kind=files",
+        ),
     ],
 )
 def test_what_only_conversations_have_is_refused_of_documents(

@@ -6,7 +6,7 @@ import gzip
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -15,7 +15,7 @@ from data_pipeline.readers.conversations import conversation_of, said
 from data_pipeline.readers.hf import HFSource, is_data_set
 from data_pipeline.readers.verdict import judge
 from data_pipeline.schema import Document, Tally
-from loopcoder.chat.conversation import parse
+from loopcoder.chat.parsing import parse
 from loopcoder.config.build import SourceConfig
 from loopcoder.errors import InputError
 from tests.data_pipeline.chat.conftest import rows, write
@@ -114,6 +114,28 @@ def test_columns_by_their_names(tmp_path: Path) -> None:
     (document,), _ = read(path, messages_field="chat", licence_field="terms")
     assert document.meta["licence"] == "MIT"
     assert conversation_of(document) == parse({"messages": turns})
+
+
+@pytest.mark.parametrize("markup", ["read", "keep"])
+def test_calls_that_are_spelled_are_read_or_kept(
+    tmp_path: Path, markup: Literal["read", "keep"]
+) -> None:
+    said = [
+        '<tool_call>{"name": "f", "arguments": {}}</tool_call>',
+        "<tool_call>{}</tool_call>",
+        "b",
+    ]
+    rows = [{"prompt": "a", "completion": one, "tools": [{"name": "f"}]} for one in said]
+    documents, tally = read(write(tmp_path / "a.jsonl", rows), markup=markup)
+    found = [conversation_of(document).messages[1] for document in documents]
+    if markup == "keep":
+        assert [one.content for one in found] == said and not tally.drops
+        return
+    assert [(one.content, [c.name for c in one.tool_calls]) for one in found] == [
+        ("", ["f"]),
+        ("b", []),
+    ]
+    assert dict(tally.drops) == {"unreadable_call": 1}
 
 
 def test_faults_alone_are_refused_with_the_column_that_may_be_meant(tmp_path: Path) -> None:

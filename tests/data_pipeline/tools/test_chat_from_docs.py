@@ -14,7 +14,7 @@ from data_pipeline.readers.fetch import Package
 from data_pipeline.tools import chat_from_docs
 from data_pipeline.tools.chat_from_docs import PARTS, main
 from data_pipeline.tools.chat_set.rows import joined_licences
-from loopcoder.chat.conversation import parse
+from loopcoder.chat.parsing import parse
 from loopcoder.errors import InputError
 from tests.data_pipeline.tools.snippets import GIT, MAN, MODULE, NODE, POD, PROGRAM, RST
 

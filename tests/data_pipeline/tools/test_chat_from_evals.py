@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.tools.chat_from_evals import conversation_of, main
-from loopcoder.chat.conversation import parse
+from loopcoder.chat.parsing import parse
 from loopcoder.errors import InputError
 
 DATA = "evals/registry/data"

@@ -1,0 +1,102 @@
+"""Calls, results and reasoning that a row spells as text in what is said, as
+
+    <tool_call>
+    {"name": "weather", "arguments": {"city": "Oslo"}}
+    </tool_call>
+
+in the content of a turn: read here as what they are, so that the template writes them its own way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from loopcoder.chat.call_formats import BEGINNINGS, OPEN, CallFormat
+from loopcoder.chat.calls import AnswerStream, Format
+from loopcoder.chat.conversation import THINK, THOUGHT
+from loopcoder.chat.messages import normalised_call
+from loopcoder.chat.unusable import Unusable
+
+RESULT, RESULT_END = "<tool_response>", "</tool_response>"
+"""Tags of what a tool returns."""
+_NEXT_RESULT = re.compile(f"{RESULT_END}\\s*{RESULT}")
+
+
+def read_markup(
+    messages: Iterable[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return messages with the calls and results that their contents spell.
+
+    Calls are read in answers as the server reads them, in whichever format they are; results in
+    turns of a tool, and in those of a user behind a call.
+
+    Args:
+        messages: Normalised ones, without the reasoning that answers begin with.
+        tools: OpenAI's schemas.
+
+    Raises:
+        Unusable: tags are there, and not as they should be.
+    """
+    out: list[dict[str, Any]] = []
+    for message in messages:
+        match message["role"]:
+            case "assistant":
+                out.append(_answer(message, tools))
+            case "tool":
+                out += _results(message)
+            case "user" if _is_result(message, out):
+                out += _results({**message, "role": "tool"})
+            case _:
+                out.append(dict(message))
+    return out
+
+
+def _answer(message: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    content, out = message["content"], dict(message)
+    if OPEN in content:
+        if message.get("tool_calls"):
+            raise Unusable("markup_in_text", f"tool_calls, and {OPEN} in the content")
+        out["content"], out["tool_calls"] = _with_calls(content, tools)
+    if THINK in out["content"] or THOUGHT in out["content"]:
+        raise Unusable("markup_in_text", f"{THINK} or {THOUGHT} within an answer")
+    return out
+
+
+def _with_calls(
+    content: str, tools: Sequence[Mapping[str, Any]]
+) -> tuple[str, list[dict[str, Any]]]:
+    """Return what is said in front of the calls, and these."""
+    begun = content.partition(OPEN)[2].lstrip()
+    form: CallFormat = "qwen3_coder" if begun.startswith(BEGINNINGS["qwen3_coder"]) else "hermes"
+    stream = AnswerStream(Format(form), tools)
+    deltas = [*stream.add(content), *stream.end()]
+    if problems := stream.answer.problems:
+        raise Unusable("unreadable_call", problems[0].detail)
+    places = [place for place, delta in enumerate(deltas) if delta.call is not None]
+    before = "".join(delta.content for delta in deltas[: places[0]])
+    if behind := "".join(delta.content for delta in deltas[places[0] :]).strip():
+        raise Unusable("text_behind_call", behind[:100])
+    calls = [{"name": call.name, "arguments": call.arguments} for call in stream.answer.tool_calls]
+    return before.rstrip(), [normalised_call(call) for call in calls]
+
+
+def _is_result(message: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether a turn of the user is what tools return."""
+    asked = bool(before) and (before[-1]["role"] == "tool" or bool(before[-1].get("tool_calls")))
+    return asked and message["content"].lstrip().startswith(RESULT)
+
+
+def _results(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a message for each result in the content of one; a content without tags is one."""
+    content = message["content"].strip()
+    if RESULT not in content and RESULT_END not in content:
+        yield dict(message)
+        return
+    if not (content.startswith(RESULT) and content.endswith(RESULT_END)):
+        raise Unusable("markup_in_text", f"{RESULT} within what a tool returns")
+    parts = _NEXT_RESULT.split(content.removeprefix(RESULT).removesuffix(RESULT_END))
+    of_one = {} if len(parts) == 1 else {"tool_call_id": None, "name": None}
+    for part in parts:
+        yield {**message, "content": part.removeprefix("\n").removesuffix("\n"), **of_one}

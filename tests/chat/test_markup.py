@@ -1,0 +1,131 @@
+"""Rows that spell calls, results and reasoning as text."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from loopcoder.chat.conversation import Conversation, Message, ToolCall, canonical
+from loopcoder.chat.parsing import parse
+from loopcoder.chat.render import Renderer
+from loopcoder.chat.templates import built_in
+from loopcoder.chat.unusable import Unusable
+from tests.chat.chats import conversation
+
+TOOLS = [
+    {
+        "name": "f",
+        "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}},
+    }
+]
+CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+CODER = "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
+RESULT = "<tool_response>\n2\n</tool_response>"
+F = ToolCall("f", {"x": 1})
+
+
+def row(said: str, *more: tuple[str, str], **columns: Any) -> dict[str, Any]:
+    turns = [("human", "a"), ("gpt", said), *more]
+    return {"conversations": [{"from": who, "value": what} for who, what in turns], **columns}
+
+
+@pytest.mark.parametrize("template", ["hermes", "qwen3", "qwen3_coder"])
+def test_what_a_template_has_written_is_read_again(template: str, rng: random.Random) -> None:
+    """Answers and results as the template spells them, of random conversations."""
+    renderer = Renderer(built_in(template), {})
+    read = 0
+    for _ in range(60):
+        given = conversation(rng, reasoning=template == "qwen3")
+        given = replace(given, messages=tuple(map(_bare, given.messages)))
+        form = canonical(given)
+        spelled = []
+        for message in form["messages"]:
+            said, role = message["content"], message["role"]
+            if role in ("assistant", "tool"):
+                turn = renderer.text([message])
+                said = turn[turn.index("\n") + 1 : turn.rindex("<|im_end|>")]
+                role = turn[len("<|im_start|>") : turn.index("\n")]
+            spelled.append({"role": role, "content": said})
+        found = parse({"messages": spelled, "tools": form.get("tools")})
+        assert renderer.whole(found) == renderer.whole(given)
+        assert [[c.name for c in m.tool_calls] for m in found.messages] == [
+            [c.name for c in m.tool_calls] for m in given.messages
+        ]
+        read += any(m.tool_calls for m in given.messages)
+    assert read > 3
+
+
+def _bare(message: Message) -> Message:
+    """Return a message of the assistant without tags, and blanks at its ends."""
+    if message.role != "assistant":
+        return message
+    said, thought = (
+        text and (re.sub("</?(think|tool_call)>", "", text).strip() or "b")
+        for text in (message.content, message.reasoning)
+    )
+    return replace(message, content=said or "", reasoning=thought)
+
+
+@pytest.mark.parametrize("call", [CALL, CODER], ids=["hermes", "qwen3_coder"])
+@pytest.mark.parametrize("who", ["tool", "human"])
+def test_calls_and_results_in_rows_of_sharegpt(call: str, who: str) -> None:
+    said = f"<think>\nwhy\n</think>\nI look. \n{call}\n{call}"
+    both = f"{RESULT}\n{RESULT}"
+    found = parse(row(said, (who, both), ("gpt", "b"), tools=json.dumps(TOOLS)))
+    assert found.messages == (
+        Message("user", "a"),
+        Message("assistant", "I look.", "why", (F, F)),
+        Message("tool", "2"),
+        Message("tool", "2"),
+        Message("assistant", "b"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "given"),
+    [
+        ("unreadable_call", row("<tool_call>\n{'name': 'f'}\n</tool_call>")),
+        ("unreadable_call", row(f"{CALL}\n<tool_call>\n")),
+        ("unreadable_call", row("Write <tool_call>, then the call.")),
+        ("text_behind_call", row(f"{CALL}\nThat was it.")),
+        ("text_behind_call", row(f"{CALL}\nAnd\n{CALL}")),
+        ("unknown_tool", row(CALL.replace("f", "g", 1).replace('"f"', '"g"'), tools=TOOLS)),
+        ("invalid_tool_json", row(CALL.replace('"f"', '"f g"'))),
+        ("markup_in_text", row("b <think>why</think> c")),
+        ("markup_in_text", row("why</think>b")),
+        ("markup_in_text", row(CALL, ("tool", f"x {RESULT}"), ("gpt", "b"))),
+        ("markup_in_text", row(CALL, ("human", f"{RESULT} x"), ("gpt", "b"))),
+        (
+            "markup_in_text",
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": CALL, "tool_calls": [{"name": "f"}]},
+                ]
+            },
+        ),
+        ("roles_out_of_order", row(CALL, ("human", "well?"), ("gpt", "b"))),
+    ],
+)
+def test_what_cannot_be_read_is_counted_by_its_reason(reason: str, given: dict[str, Any]) -> None:
+    with pytest.raises(Unusable) as found:
+        parse(given)
+    assert found.value.reason == reason
+
+
+def test_text_is_kept_where_it_is_asked_for() -> None:
+    for said in (CALL, "b <think>why</think> c", "so </tool_call>"):
+        found = parse(row(said, ("human", RESULT), ("gpt", "b")), markup="keep")
+        assert [m.content for m in found.messages] == ["a", said, RESULT, "b"]
+
+
+def test_users_may_speak_of_tags() -> None:
+    for asked in (CALL, RESULT, "<think>", "What is <tool_call>?"):
+        given = [{"role": "user", "content": asked}, {"role": "assistant", "content": "b"}]
+        expected = Conversation((Message("user", asked), Message("assistant", "b")))
+        assert parse({"messages": given}) == expected
