@@ -19,6 +19,7 @@ from loopcoder.config.corpora import joined_corpora, settled
 from loopcoder.config.data import DataConfig
 from loopcoder.config.identity import corpus_fields
 from loopcoder.config.schema import Config, ParallelConfig
+from loopcoder.data.check_packed import check_packed
 from loopcoder.data.corpus import Corpus, Verify, at_once, load_corpus
 from loopcoder.data.manifest import check_domains
 from loopcoder.data.own_sets import check_own_folders
@@ -67,7 +68,8 @@ class Asked:
         """Return the config of a checkpoint's run with what was asked for, and its corpus.
 
         Raises:
-            InputError: something does not fit, or the corpus is gone and cannot be built.
+            InputError: something does not fit, the corpus is gone and cannot be built, or it is
+                packed for other settings.
         """
         others, cache = self._overrides, self.cache
         trained = load_config(checkpoint.path / layout.CONFIG)
@@ -93,6 +95,7 @@ class Asked:
                 check_domains(corpus.dir, corpus.manifest, sorted(domains))
         else:
             corpus = corpus_of(checkpoint, config.data, cache, verify)
+        check_packed(config, corpus)
         return config, corpus
 
 

@@ -55,7 +55,7 @@ def test_wrong_input_says_what_is_meant(
     for name in "RS":
         run_dir(Path(name), saved=5)
     run_dir(Path("one"), "model.num_loops=1", saved=5)
-    corpus = SimpleNamespace(domains=[], members=[])
+    corpus = SimpleNamespace(domains=[], members=[], is_packed=False)
     known = Asked.of
 
     def without_corpus(self: Asked, checkpoint: object) -> object:
@@ -137,7 +137,7 @@ def test_processes_are_handed_what_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint(run_dir(tmp_path / "run", saved=5), 7)
-    corpus = SimpleNamespace(domains=[], members=[])
+    corpus = SimpleNamespace(domains=[], members=[], is_packed=False)
     monkeypatch.setattr("loopcoder.cli.asked.corpus_of_the_run", lambda *_: corpus)
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(diagnose, "start_workers", lambda *_: commands.append(_[2]) or 0)

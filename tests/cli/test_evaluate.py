@@ -145,7 +145,10 @@ def corpus_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
     opened = partial(
-        SimpleNamespace, tokenizer_hash="tokenizer", members=(SimpleNamespace(dir=folder),)
+        SimpleNamespace,
+        tokenizer_hash="tokenizer",
+        is_packed=False,
+        members=(SimpleNamespace(dir=folder),),
     )
     monkeypatch.setattr(asked_module, "load_corpus", lambda found, _: opened(dir=found))
     return folder
@@ -191,7 +194,9 @@ def test_a_corpus_that_is_nowhere_is_said(
         assert "data=corpus path=FOLDER where it is now" in said
 
 
-def trained_on(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[Any]:
+def trained_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, packed: int = 0
+) -> list[Any]:
     """A run on documents that are gone, whose corpus is there; receives the config and verify of
     what is evaluated."""
     run_dir(folder, "data.mixture={text:3,code:1}", "data.seq_length=32", *overrides)
@@ -201,10 +206,16 @@ def trained_on(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -
 
     def loaded(found: Path, verify: str) -> Any:
         opened.append(verify)
-        manifest = {"domains": {"text": {}, "code": {}}}
+        manifest: dict[str, Any] = {"domains": {"text": {}, "code": {}}, "files": {}}
+        if packed:
+            manifest["packed"] = {"seq_length": packed}
         only = SimpleNamespace(dir=found)
         return SimpleNamespace(
-            dir=found, manifest=manifest, tokenizer_hash="tokenizer", members=(only,)
+            dir=found,
+            manifest=manifest,
+            tokenizer_hash="tokenizer",
+            members=(only,),
+            is_packed=bool(packed),
         )
 
     monkeypatch.setattr(asked_module, "load_corpus", loaded)
@@ -237,6 +248,25 @@ def test_a_field_of_the_data_is_set_on_the_corpus_of_the_run(
     expected = {"path": "/gone", "name": "files", "seq_length": 32} | {field: value}
     for name, wanted in expected.items():
         assert name == "build" or getattr(config.data, name) == wanted
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "data.seq_length=64",
+        "data.isolate_documents=false",
+        "data.mask_document_start=false",
+        "eval.lengths=[16]",
+    ],
+)
+def test_what_a_packed_corpus_cannot_be_evaluated_with_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    trained_on(tmp_path / "run", monkeypatch, "data=files", "path=/gone", packed=32)
+    assert run([f"checkpoint={tmp_path / 'run'}"]) == 0
+    with pytest.raises(InputError, match=given.partition("=")[0]) as refused:
+        run([f"checkpoint={tmp_path / 'run'}", given])
+    assert "packed" in str(refused.value)
 
 
 def test_a_field_of_one_stage_is_set_on_those_of_the_run(
