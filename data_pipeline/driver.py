@@ -17,7 +17,6 @@ from pathlib import Path
 from data_pipeline.balance.names import missing_shares
 from data_pipeline.balance.plan import Planned
 from data_pipeline.chat.rendered import Rendered
-from data_pipeline.finish import Finished
 from data_pipeline.former import former_line
 from data_pipeline.readers.base import Source
 from data_pipeline.readers.ingest import Listed, input_hash, list_parts
@@ -31,6 +30,7 @@ from data_pipeline.resolve import (
     weights_of,
     with_rules,
 )
+from data_pipeline.sealing import Finished
 from data_pipeline.stages import stages_of
 from data_pipeline.tasks.execute import check_executor, run_tasks
 from data_pipeline.tasks.progress import Report, described, left_out, total_cost, watched

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +28,7 @@ from data_pipeline.report.repositories import in_words
 from data_pipeline.repositories.stages import STAGE as REPOSITORIES
 from data_pipeline.repositories.stages import Joined, JoinedNumbered, Scattered, is_on
 from data_pipeline.schema import Tally
+from data_pipeline.sealing import Finished, seal
 from data_pipeline.shuffle.frequencies import counts_file
 from data_pipeline.shuffle.shards import total_of
 from data_pipeline.shuffle.stages import (
@@ -40,31 +38,20 @@ from data_pipeline.shuffle.stages import (
     HeldOut,
     Tokenised,
 )
-from data_pipeline.shuffle.validate import SHARE_TOLERANCE, manifest_problems
+from data_pipeline.shuffle.validate import SHARE_TOLERANCE
 from data_pipeline.tasks.origins import Origins
 from data_pipeline.tasks.work import Output, Result, Work
-from data_pipeline.tokenizer.count import Counted, Tokenizer, encoder_of
+from data_pipeline.tokenizer.count import Counted, Tokenizer
 from loopcoder.data.corpus import REPORT, UNIGRAM_ENTROPY, load_corpus
 from loopcoder.data.manifest import MANIFEST
-from loopcoder.data.places import TOKEN_BYTES, TOKENIZER
 from loopcoder.data.unigram import unigram_entropy
 from loopcoder.errors import InputError
 from loopcoder.storage.disk import is_disk_full
-from loopcoder.storage.files import write_bytes, write_json
 
 _SETTINGS = (
     *("filters", "near_dedup", "decontaminate", "fim", "repository"),
     *("shares", "epochs", "target_tokens"),
 )
-
-
-@dataclass(frozen=True)
-class Finished(Result):
-    """The corpus is complete."""
-
-    stage: ClassVar[str] = "finish"
-    told: list[str]
-    """What the user should know of the corpus, a line each."""
 
 
 def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
@@ -85,32 +72,6 @@ def finish(work: Work, kinds: Sequence[type[Result]]) -> Output:
         *(f"warning: {warning}" for warning in warnings_of(manifest["origins"])),
     ]
     return Output(Finished(told), files=[work.corpus / MANIFEST])
-
-
-def seal(work: Work, manifest_of: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Add the tokenizer and the report to the folder of a corpus, then its manifest; return that.
-
-    Args:
-        manifest_of: Makes the manifest, once all other files are there.
-
-    Raises:
-        InputError: the corpus is not what it should be.
-    """
-    folder = work.corpus
-    shutil.copyfile(work.done(Tokenizer).file(work.tokenizer), folder / TOKENIZER)
-    # through a buffer: on a full disk np.save raises an OSError without errno
-    buffer = io.BytesIO()
-    np.save(buffer, encoder_of(work).token_bytes)
-    write_bytes(folder / TOKEN_BYTES, buffer.getvalue())
-    manifest = manifest_of()
-    fix = f"delete {work.folder} and start the same command again"
-    problems = manifest_problems(folder, manifest, fix)
-    if problems:
-        raise InputError(problems)
-    # left out of the files: it is for people, and may be written anew
-    write_report(manifest, folder / REPORT)
-    write_json(folder / MANIFEST, manifest)
-    return manifest
 
 
 def report_of(folder: Path) -> Path:

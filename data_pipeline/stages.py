@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_pipeline import finish as finishing
+from data_pipeline import finish
 from data_pipeline.balance import plan
 from data_pipeline.chat import finish as chat_finish
 from data_pipeline.chat import packed, rendered, template
@@ -11,6 +11,7 @@ from data_pipeline.dedup import stages as dedup
 from data_pipeline.readers import ingest
 from data_pipeline.repositories import stages as repositories
 from data_pipeline.repositories.chunks import num_chunks
+from data_pipeline.sealing import Finished
 from data_pipeline.shuffle import stages as shuffle
 from data_pipeline.tasks.stage import Stage, one
 from data_pipeline.tasks.work import Output, Work
@@ -57,7 +58,7 @@ def _num_domains(work: Work) -> int:
 
 
 def _finish(work: Work, _: int) -> Output:
-    return finishing.finish(work, [stage.kind for stage in STAGES[:-1]])
+    return finish.finish(work, [stage.kind for stage in STAGES[:-1]])
 
 
 def _finish_chat(work: Work, _: int) -> Output:
@@ -95,7 +96,7 @@ STAGES = (
     ),
     Stage(shuffle.HeldOut, "write held-out documents", shuffle.write_held_out, _num_domains),
     Stage(shuffle.Checked, "validate", shuffle.validate_shards, shuffle.num_shards),
-    Stage(finishing.Finished, "write the manifest", _finish, one),
+    Stage(Finished, "write the manifest", _finish, one),
 )
 """Those of documents, in the order in which they run."""
 
@@ -108,7 +109,7 @@ CHAT_STAGES = (
     Stage(chat.Assembled, "write shards", chat.assemble, packed.num_shards),
     Stage(chat.HeldOut, "write held-out conversations", chat.hold_out, one),
     Stage(chat.Checked, "validate", chat.check, chat.num_checked),
-    Stage(finishing.Finished, "write the manifest", _finish_chat, one),
+    Stage(Finished, "write the manifest", _finish_chat, one),
 )
 """Those of conversations, in the order in which they run."""
 

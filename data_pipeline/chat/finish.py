@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -15,7 +15,6 @@ from data_pipeline.chat.packed import Packed, Split
 from data_pipeline.chat.rendered import TOO_LONG, Rendered
 from data_pipeline.chat.stages import Assembled, Checked, HeldOut
 from data_pipeline.chat.template import Template, renderer_of
-from data_pipeline.finish import Finished, seal
 from data_pipeline.manifest_parts import (
     Tallies,
     check_chain,
@@ -29,6 +28,7 @@ from data_pipeline.origins import origins_of
 from data_pipeline.readers.ingest import CHAT_TALLIES, Listed, Read
 from data_pipeline.report.dropped import warnings_of
 from data_pipeline.schema import Tally
+from data_pipeline.sealing import Finished, seal
 from data_pipeline.shuffle.frequencies import counts_file
 from data_pipeline.shuffle.shards import Written
 from data_pipeline.tasks.origins import Origins
@@ -123,7 +123,7 @@ def _manifest(work: Work, kinds: Sequence[type[Result]]) -> dict[str, Any]:
     held = work.result(HeldOut)
     *trained, trained_held = (done.result.trained for done in work.all_done(Checked))
     splits: dict[Split, tuple[Written, list[Written]]] = {
-        "train": (_total(shards), shards),
+        "train": (Written.total(shards), shards),
         "val": (held.written, [held.written]),
     }
     sequences = packed.sequences["train"]
@@ -184,22 +184,6 @@ def _kinds(work: Work, packed: Packed) -> list[dict[str, Any]]:
         for kind, counts in packed.kinds
     ]
     return sorted(rows, key=lambda row: -row["tokens"])
-
-
-def _total(shards: Iterable[Written]) -> Written:
-    """Add shards up."""
-    documents = tokens = 0
-    languages: dict[str, Counter[str]] = {}
-    labels: dict[int, tuple[int, int]] = {}
-    for shard in shards:
-        documents, tokens = documents + shard.documents, tokens + shard.tokens
-        for language, numbers in shard.languages.items():
-            languages.setdefault(language, Counter()).update(numbers)
-        for number, (some, of_them) in shard.labels.items():
-            before = labels.get(number, (0, 0))
-            labels[number] = before[0] + some, before[1] + of_them
-    plain = {language: dict(numbers) for language, numbers in languages.items()}
-    return Written("", documents, tokens, 0, plain, labels)
 
 
 def _unigram_entropy(work: Work) -> float:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from loopcoder.chat.messages import any_of, spelled_in
 from loopcoder.chat.render import Renderer, Span
 from loopcoder.chat.unusable import Unusable
 from loopcoder.config.chat import ChatConfig
+from loopcoder.config.types import LearnedReasoning
 
 _WORD = re.compile(r"\S+")
 
@@ -38,7 +39,7 @@ def tokenise(
     refused = renderer.special if chat.special_tokens == "drop" else ()
     if spelled := spelled_in(canonical(conversation), refused):
         raise Unusable("special_token_in_text", spelled)
-    reasoning: Literal["train", "context"] = "context" if chat.reasoning == "context" else "train"
+    reasoning: LearnedReasoning = "context" if chat.reasoning == "context" else "train"
     text, spans = renderer.with_spans(conversation, reasoning=reasoning, turns=chat.turns)
     if chat.special_tokens == "drop" and (joined := _joined(renderer, text, neutral(conversation))):
         raise Unusable("special_token_in_text", joined)

@@ -51,6 +51,33 @@ class Written:
     labels: dict[int, tuple[int, int]]
     """Documents and tokens of each that it has, by number."""
 
+    @classmethod
+    def total(cls, parts: Iterable[Written]) -> Written:
+        """Return what several come to, without a name; languages with most tokens come first."""
+        total: Counter[str] = Counter()
+        languages: dict[str, Counter[str]] = {}
+        labels: dict[int, tuple[int, int]] = {}
+        for part in parts:
+            total.update(
+                documents=part.documents,
+                tokens=part.tokens,
+                overwritten_tokens=part.overwritten_tokens,
+            )
+            for language, numbers in part.languages.items():
+                languages.setdefault(language, Counter()).update(numbers)
+            for number, (documents, tokens) in part.labels.items():
+                before = labels.get(number, (0, 0))
+                labels[number] = before[0] + documents, before[1] + tokens
+        by_tokens = sorted(languages.items(), key=lambda item: (-item[1]["tokens"], item[0]))
+        return cls(
+            prefix="",
+            documents=total["documents"],
+            tokens=total["tokens"],
+            overwritten_tokens=total["overwritten_tokens"],
+            languages={language: dict(numbers) for language, numbers in by_tokens},
+            labels=labels,
+        )
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -251,38 +278,27 @@ def total_of(domain: str, shards: Iterable[Shard]) -> Total:
     Raises:
         RuntimeError: documents or tokens were lost or invented, a bug.
     """
+    shards = list(shards)
+    written = Written.total(shard.written for shard in shards)
     total: Counter[str] = Counter()
-    languages: dict[str, Counter[str]] = {}
-    labels: dict[int, tuple[int, int]] = {}
     for shard in shards:
-        written, losses = shard.written, shard.losses
-        total.update(
-            documents=written.documents,
-            tokens=written.tokens,
-            sequences=shard.sequences,
-            overwritten=written.overwritten_tokens,
-            **losses._asdict(),
+        total.update(sequences=shard.sequences, **shard.losses._asdict())
+    if total["tokens_in"] != written.tokens + total["tokens_dropped"]:
+        raise RuntimeError(
+            f"shuffle of {domain}: {written.tokens} tokens do not add up with {total}"
         )
-        for language, numbers in written.languages.items():
-            languages.setdefault(language, Counter()).update(numbers)
-        for number, (documents, tokens) in written.labels.items():
-            before = labels.get(number, (0, 0))
-            labels[number] = before[0] + documents, before[1] + tokens
-    if total["tokens_in"] != total["tokens"] + total["tokens_dropped"]:
-        raise RuntimeError(f"shuffle of {domain}: tokens do not add up: {total}")
     kept = total["documents_in"] - total["documents_dropped"]
     tally = Tally(f"shuffle {domain}", rows_in=total["documents_in"], rows_out=kept)
     tally.drops["left_over"] = total["documents_dropped"]
     tally.notes["tokens_left_over"] = total["tokens_dropped"]
-    tally.notes["cut_in_two"] = total["documents"] - kept
-    tally.notes["last_token_replaced_by_eod"] = total["overwritten"]
+    tally.notes["cut_in_two"] = written.documents - kept
+    tally.notes["last_token_replaced_by_eod"] = written.overwritten_tokens
     tally.check()
-    by_tokens = sorted(languages.items(), key=lambda item: (-item[1]["tokens"], item[0]))
     return Total(
-        documents=total["documents"],
-        tokens=total["tokens"],
+        documents=written.documents,
+        tokens=written.tokens,
         sequences=total["sequences"],
-        languages={language: dict(numbers) for language, numbers in by_tokens},
-        labels=labels,
+        languages=written.languages,
+        labels=written.labels,
         tally=tally,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from loopcoder.chat.conversation import Message
 from loopcoder.chat.unusable import Unusable
+from loopcoder.config.types import LearnedTurns
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,8 @@ class Marks:
         return found
 
 
-def wanted_answers(messages: Sequence[Message], turns: str) -> dict[int, bool]:
-    """Return for each message of the assistant whether it is learned.
-
-    Args:
-        turns: all, first or last.
-    """
+def wanted_answers(messages: Sequence[Message], turns: LearnedTurns) -> dict[int, bool]:
+    """Return for each message of the assistant whether it is learned."""
     turn_of, turn = {}, 0
     for place, message in enumerate(messages):
         turn += message.role == "user"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from loopcoder.backends import require
 from loopcoder.chat.answers import Answer, Marks, wanted_answers
@@ -16,10 +16,9 @@ from loopcoder.chat.messages import REASONING
 from loopcoder.chat.probes import PARTS, Part, parts_of
 from loopcoder.chat.syntax import has_generation, names_in, texts_in
 from loopcoder.chat.unusable import Unusable
+from loopcoder.config.types import LearnedReasoning, LearnedTurns
 from loopcoder.errors import LoopcoderError
 
-Reasoning = Literal["train", "context"]
-Turns = Literal["all", "first", "last"]
 Span = tuple[int, int]
 """Characters of a text: [first, behind the last)."""
 
@@ -114,7 +113,11 @@ class Renderer:
         return self.text(form["messages"], form.get("tools"))
 
     def with_spans(
-        self, conversation: Conversation, *, reasoning: Reasoning = "train", turns: Turns = "all"
+        self,
+        conversation: Conversation,
+        *,
+        reasoning: LearnedReasoning = "train",
+        turns: LearnedTurns = "all",
     ) -> tuple[str, list[Span]]:
         """Return a conversation as text, and the parts of it that are learned.
 

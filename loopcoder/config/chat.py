@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from loopcoder.config.types import STRICT
+from loopcoder.config.types import STRICT, LearnedReasoning, LearnedTurns
 
 CHECKPOINT = "checkpoint"
 """Value of data.build.tokenizer: that of the checkpoint which checkpoint.init_from names."""
@@ -19,10 +19,10 @@ class ChatConfig:
     template: str | None = None
     """Chat template: null for that of the tokenizer; `chatml`, `hermes`, `qwen3` or `qwen3_coder`;
     or the path of a Jinja file."""
-    reasoning: Literal["train", "context", "drop"] = "train"
+    reasoning: Literal[LearnedReasoning, "drop"] = "train"
     """What the assistant thinks before an answer: trained on, only read by what follows it, or left
     out."""
-    turns: Literal["all", "first", "last"] = "all"
+    turns: LearnedTurns = "all"
     """Which turns of the assistant are trained on; one with `train: false` never is."""
     too_long: Literal["drop", "cut"] = "drop"
     """A conversation of more than data.seq_length tokens: leave it out, or so many of its last

@@ -35,6 +35,10 @@ ToolFormat = Literal["auto", "hermes", "qwen3_coder", "none"]
 SpecialTokensInText = Literal["refuse", "keep"]
 """Of conversations whose text spells a special token, which whoever writes it could forge turns of
 others with."""
+LearnedReasoning = Literal["train", "context"]
+"""Whether what the assistant thinks is learned, or only read by what follows it."""
+LearnedTurns = Literal["all", "first", "last"]
+"""Which turns of the assistant are learned."""
 NAME, FOLDER = r"^\w[\w.+=,@-]*$", r"^[^/\x00]+$"
 Name = Annotated[str, Field(pattern=NAME)]
 """Part of a file's name."""

@@ -13,7 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from data_pipeline import finish
+from data_pipeline import sealing
 from data_pipeline.driver import prepare
 from data_pipeline.shuffle.validate import validate_corpus
 from loopcoder.config.data import DataConfig
@@ -177,7 +177,7 @@ def test_a_build_that_an_older_version_began_is_counted_later(
     """Its tasks left no counts; the build goes on, and the corpus is as an older one."""
     fault = OSError(5, "Input/output error")
     with monkeypatch.context() as patch:
-        patch.setattr(finish, "write_report", Mock(side_effect=fault))
+        patch.setattr(sealing, "write_report", Mock(side_effect=fault))
         with pytest.raises(LoopcoderError, match="Input/output"):
             prepare(data(seq_length=16), report=lambda _: None)
     (marker,) = tmp_path.glob("cache/.*.work/done/validate/*.json")

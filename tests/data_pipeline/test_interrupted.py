@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline import finish
+from data_pipeline import sealing
 from data_pipeline.driver import prepare
 from data_pipeline.shuffle import stages as shuffle
 from data_pipeline.tasks.work import write_sealed
@@ -25,7 +25,7 @@ FAILURES = [
     (vocabulary, "train_tokenizer"),
     (shuffle, "to_buckets"),
     (shuffle, "assemble"),
-    (finish, "write_report"),
+    (sealing, "write_report"),
 ]
 
 
