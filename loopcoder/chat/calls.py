@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from loopcoder.chat.call_ends import CallEnd, beginning, begun_at_end
 from loopcoder.chat.call_formats import BEGINNINGS, CLOSE, OPEN, CallFormat, NotACall, read_call
 from loopcoder.chat.conversation import THINK, THOUGHT, ToolCall
 
@@ -150,9 +151,12 @@ class AnswerStream:
         self._content, self._reasoning = _Part(), _Part(at_border=True)
         self._calls: list[ToolCall] = []
         self._problems: list[Problem] = []
-        self._held = ""
-        self._searched = 0
-        """Characters of what is held in which the end of a call was looked for."""
+        self._held, self._at = "", 0
+        """Text of which some is still to be read, and from where on."""
+        self._looked = 0
+        """Behind `<tool_call>`: how far there are only blanks."""
+        self._end: CallEnd | None = None
+        """Of the call that has begun as it should."""
         self._deltas: list[Delta] = []
         self._read = self._start if format.reasoning else self._text
         if in_reasoning:
@@ -170,7 +174,9 @@ class AnswerStream:
 
     def add(self, text: str) -> list[Delta]:
         """Take the next piece of the text; return what is certain by now."""
-        self._held += text
+        held, self._held = self._held, ""
+        held += text  # in place, as nobody else has it: a long call may come in small pieces
+        self._held = held
         return self._told(final=False)
 
     def end(self) -> list[Delta]:
@@ -178,15 +184,17 @@ class AnswerStream:
         deltas = self._told(final=True)
         if self._read == self._call:
             self._problems.append(Problem("unclosed_call", f"no {CLOSE}"))
-            self._say(self._content.add(OPEN + self._held))
+            self._say(self._content.add(OPEN + self._held[self._at :]))
         elif self._read == self._think:
             self._problems.append(Problem("unclosed_reasoning", f"no {THOUGHT}"))
         self._say(self._content.end(at_border=self._content.at_border or bool(self._calls)))
         return deltas + self._taken()
 
     def _told(self, *, final: bool) -> list[Delta]:
-        while self._held and self._read(final):
+        while self._at < len(self._held) and self._read(final):
             pass
+        if self._read != self._call:  # which knows places in it
+            self._held, self._at = self._held[self._at :], 0
         return self._taken()
 
     def _taken(self) -> list[Delta]:
@@ -210,10 +218,9 @@ class AnswerStream:
         self._read = self._think
 
     def _think(self, final: bool) -> bool:
-        before, tag, behind = self._held.partition(THOUGHT)
-        if tag:
-            self._reason(before)
-            self._held, self._read = behind, self._text
+        if (found := self._held.find(THOUGHT, self._at)) >= 0:
+            self._reason(self._held[self._at : found])
+            self._at, self._read = found + len(THOUGHT), self._text
             self._content.at_border = True
             return True
         self._reason(self._taken_up_to(THOUGHT, final))
@@ -221,14 +228,14 @@ class AnswerStream:
 
     def _text(self, final: bool) -> bool:
         if self.format.calls is None:
-            self._say(self._content.add(self._held))
+            self._say(self._content.add(self._held[self._at :]))
             self._say(self._content.end(at_border=self._content.at_border))
-            self._held = ""
+            self._at = len(self._held)
             return False
-        before, tag, behind = self._held.partition(OPEN)
-        if tag:
-            self._say(self._content.add(before))
-            self._held, self._searched, self._read = behind, 0, self._call
+        if (found := self._held.find(OPEN, self._at)) >= 0:
+            self._say(self._content.add(self._held[self._at : found]))
+            self._at, self._read = found + len(OPEN), self._call
+            self._looked, self._end = self._at, None
             return True
         self._say(self._content.add(self._taken_up_to(OPEN, final)))
         return False
@@ -237,21 +244,24 @@ class AnswerStream:
         """Read behind `<tool_call>`; `end` has what was never closed."""
         form = self.format.calls
         assert form is not None
-        if self._searched == 0:
-            wanted, begun = BEGINNINGS[form], self._held.lstrip()
-            if not begun.startswith(wanted) and not wanted.startswith(begun):
-                return self._rejected(f"it does not begin with {wanted}")
-        while (at := self._held.find(CLOSE, self._searched)) >= 0:
-            self._searched = at + len(CLOSE)
-            try:
-                call = read_call(self._held[:at], form, self._tools)
-            except NotACall as error:
-                return self._rejected(str(error))
-            if call is not None:
-                self._held, self._read = self._held[self._searched :], self._text
-                self._tell(call)
-                return True
-        self._searched = max(self._searched, len(self._held) - len(CLOSE) + 1)
+        if self._end is None:
+            fits, self._looked = beginning(self._held, self._looked, form)
+            if not fits:
+                return fits is False and self._rejected(
+                    f"it does not begin with {BEGINNINGS[form]}"
+                )
+            self._end = CallEnd(form, self._at)
+        try:
+            while (end := self._end.next(self._held)) is not None:
+                call = read_call(self._held[self._at : end], form, self._tools)
+                if call is not None:
+                    self._at, self._read = end + len(CLOSE), self._text
+                    self._tell(call)
+                    return True
+            if final and self._end.skipped is not None:
+                read_call(self._held[self._at : self._end.skipped], form, self._tools)
+        except NotACall as error:
+            return self._rejected(str(error))
         return False
 
     def _rejected(self, why: str) -> bool:
@@ -262,10 +272,11 @@ class AnswerStream:
         return True
 
     def _taken_up_to(self, tag: str, final: bool) -> str:
-        """Take what is held, without what may be the beginning of a tag."""
-        certain = len(self._held) - (0 if final else begun_at_end(self._held, tag))
-        taken, self._held = self._held[:certain], self._held[certain:]
-        return taken
+        """Take what is to be read, without what may be the beginning of a tag."""
+        rest = self._held[self._at :]
+        certain = len(rest) - (0 if final else begun_at_end(rest, tag))
+        self._at += certain
+        return rest[:certain]
 
     def _say(self, text: str) -> None:
         if text:
@@ -280,10 +291,3 @@ class AnswerStream:
             self._content.at_border = True
         self._calls.append(call)
         self._deltas.append(Delta(call=call))
-
-
-def begun_at_end(text: str, tag: str) -> int:
-    """Return how many characters at the end of a text are the beginning of a tag, not the whole of
-    it."""
-    most = min(len(text), len(tag) - 1)
-    return next((n for n in range(most, 0, -1) if text.endswith(tag[:n])), 0)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from data_pipeline.tokenizer.spec import byte_of_char
-from loopcoder.chat.calls import begun_at_end
+from loopcoder.chat.call_ends import begun_at_end
 from loopcoder.errors import InputError
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from loopcoder.chat import calls
+from loopcoder.chat.call_formats import read_call
 from loopcoder.chat.calls import Answer, AnswerStream, Delta, Format, format_of, read_answer
 from loopcoder.chat.conversation import Message, ToolCall
 from loopcoder.chat.conversation import written as written_message
@@ -238,16 +240,47 @@ def test_the_format_of_a_template() -> None:
     assert format_of("<tool_call><function=x><parameter=y>") == Format("qwen3_coder")
 
 
-def test_texts_that_are_made_to_take_long() -> None:
+LONG = [
+    ('<tool_call>{"a": "\\"', HERMES),
+    ('<tool_call>{"name": "</tool_call>', HERMES),
+    ('<tool_call>{"name": </tool_call>', HERMES),
+    ('<tool_call>{"name": "', HERMES),
+    ("<tool_call>", HERMES),
+    ("<tool_call><function=f><parameter=x></tool_call>", CODER),
+    ("<tool_call><function=f></tool_call>", CODER),
+]
+
+
+@pytest.mark.parametrize(("unit", "form"), LONG)
+def test_texts_that_are_made_to_take_long(unit: str, form: Format) -> None:
     """They are read in a second, as long as answers are: half a minute and more if each beginning
     of a call were looked for at each end of one."""
-    for unit, form in (
-        ('<tool_call>{"a": "\\"', HERMES),
-        ('<tool_call>{"name": "</tool_call>', HERMES),
-        ("<tool_call><function=f><parameter=x></tool_call>", CODER),
-    ):
-        text = unit * 1500
-        assert read_answer(text, form).content == text
+    text = unit * 20_000
+    assert read_answer(text, form).content == text
+
+
+@pytest.mark.parametrize("pieces", [False, True], ids=["whole", "in_pieces"])
+@pytest.mark.parametrize("form", [HERMES, CODER], ids=["hermes", "qwen3_coder"])
+@pytest.mark.parametrize("closed", [True, False])
+def test_what_is_parsed_goes_with_the_length_of_a_call(
+    form: Format, closed: bool, pieces: bool, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many ends of calls stand in its values."""
+    parsed = []
+
+    def counting(text: str, *rest: Any) -> ToolCall | None:
+        parsed.append(len(text))
+        return read_call(text, *rest)
+
+    monkeypatch.setattr(calls, "read_call", counting)
+    for count in (500, 4000):
+        arguments = {f"x{i}": "é</tool_call>" * 10 for i in range(count // 10)}
+        text = written("f", arguments, form)[: None if closed else -13]
+        parsed.clear()
+        answer = in_pieces(text, form, rng) if pieces else read_answer(text, form)
+        assert answer.tool_calls == ((ToolCall("f", arguments),) if closed else ())
+        assert sum(parsed) < 5 * len(text), (sum(parsed), len(text))
+        assert len(parsed) < 25
 
 
 @pytest.mark.parametrize(
