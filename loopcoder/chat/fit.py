@@ -93,9 +93,13 @@ def check_end(renderer: Renderer, eod: str, place: str) -> None:
     if learned or eod in text.rstrip().removesuffix(eod):
         raise InputError.of(
             f"the chat template of {place} writes {eod} within conversations",
-            "the tokenizer's end of documents ends a whole conversation, and is not learned",
-            f"a template that ends turns with another token, or {EOD} among the tokenizer's "
-            "added_tokens, which then ends documents"
+            "the tokenizer's end of documents tells packed conversations apart: attention, the "
+            "shift of the loops and positions begin anew behind each, so every turn would forget "
+            "the ones before it",
+            f"data.build.chat.template=FILE that ends turns with another token of the tokenizer, "
+            f"or a model whose tokenizer has {EOD} among its added_tokens, which then ends "
+            "documents in place of the other (a model has no weights for a token that it was not "
+            "pretrained with)"
             if eod != EOD
             else "a template that begins and ends turns with other tokens",
         )

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from data_pipeline.chat.template import check_template
 from data_pipeline.driver import prepare
 from data_pipeline.readers import open_source
 from data_pipeline.resolve import fingerprint_of, refuse_unusable
-from loopcoder.chat.templates import built_in
+from loopcoder.chat.templates import FILE, built_in
 from loopcoder.config.build import FimConfig, RepositoryConfig, SourceConfig
 from loopcoder.config.chat import ChatConfig
 from loopcoder.config.check_build import check_build
@@ -177,3 +178,28 @@ def test_a_tokenizer_without_a_template(
     (bare / "tokenizer.json").write_text(text.replace("<|im_start|>", "<|begin|>"))
     with pytest.raises(InputError, match="has no chat template"):
         name(config(tokenizer=str(bare)))
+
+
+@pytest.mark.parametrize("ends", [["</s>"], ["</s>", "<|endoftext|>"]])
+def test_turns_that_end_with_the_end_of_documents(
+    config: MakeConfig, tmp_path: Path, ends: list[str]
+) -> None:
+    """They are refused, unless the tokenizer has another one for documents."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet))
+    made.add_special_tokens(["<s>", *ends])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / FILE).write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]"
+        "{% elif m.role == 'assistant' %}{% generation %}{{ m.content }}</s>{% endgeneration %}"
+        "{% endif %}{% endfor %}"
+    )
+    given = config(tokenizer=str(tmp_path))
+    if len(ends) > 1:
+        check_template(given)
+        return
+    with pytest.raises(InputError, match="</s> within conversations") as refused:
+        check_template(given)
+    assert "every turn would forget" in str(refused.value)
