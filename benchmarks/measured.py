@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ class Kept:
     def __init__(self, path: Path | None):
         """Args: path: A file of lines of JSON, which may be there; None: nothing is kept."""
         self._path = path
-        self._of_all = {"commit": commit(), "hardware": hardware()}
         self.records: list[Record] = [] if path is None else lines(path)
+        if path is not None and path.exists():  # what comes next begins a line
+            whole = path.read_bytes()
+            os.truncate(path, whole.rfind(b"\n") + 1)
 
     def find(self, **key: Any) -> Record | None:
         """Return the newest record with these fields; None: there is none."""
@@ -43,7 +46,7 @@ class Kept:
 
     def add(self, record: Record) -> Record:
         """Keep a record; return it as it is kept."""
-        record = record | self._of_all
+        record = record | {"commit": commit(), "hardware": hardware()}
         self.records.append(record)
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +97,7 @@ def commit() -> str:
     return named or subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
+@cache
 def hardware() -> str:
     """Return number and name of the GPUs; asked in another process, since this one would hold
     memory of a GPU from then on."""

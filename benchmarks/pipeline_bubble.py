@@ -3,12 +3,12 @@
     torchrun --nproc-per-node 2 benchmarks/pipeline_bubble.py --loops 2 --layers 8
     torchrun --nproc-per-node 4 benchmarks/pipeline_bubble.py --loops 1 2 3 --out bubble.jsonl
 
-All processes are stages. Layers have the width of the 7B model; the vocabulary is small, so that all stages do the same work.
-In every step the time in which a GPU computes (communication does not count) is read from a trace;
-idle over busy is the bubble, plus what launches and exposed communication cost in every microbatch.
-The latter does not depend on M, so the line idle/busy = bubble/M + rest separates the two.
-(Comparing the times of steps with few and many microbatches would not do: a GPU that waits more
-runs at a higher clock.)
+Every process is a stage. Layers have the width of the 7B model; the vocabulary is small, so that
+all stages do the same work. In every step the time in which a GPU computes (communication does not
+count) is read from a trace; idle over busy is the bubble, plus what launches and exposed
+communication cost in every microbatch. The latter does not depend on M, so the line
+idle/busy = bubble/M + rest separates the two. (Comparing the times of steps with few and many
+microbatches would not do: a GPU that waits more runs at a higher clock.)
 """
 
 from __future__ import annotations

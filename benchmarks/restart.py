@@ -17,6 +17,7 @@ With --folder and --out the same command goes on where it was within --seconds (
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import signal
@@ -158,8 +159,8 @@ def measure(arguments: argparse.Namespace, run: Run, kept: Kept) -> None:
             raise Late
         began = time.monotonic()
         kept.add(key | {"kill": number} | killed_once(arguments, run))
-        longest_s = time.monotonic() - began if number == done else longest_s
-        longest_s = max(longest_s, time.monotonic() - began)
+        took_s = time.monotonic() - began
+        longest_s = took_s if number == done else max(longest_s, took_s)
 
 
 def killed_once(arguments: argparse.Namespace, run: Run) -> Record:
@@ -196,7 +197,7 @@ def stalls(records: list[Record], saved: list[Record]) -> list[Record]:
     """
     took = {
         after["step"]: seconds_of(after) - seconds_of(before)
-        for before, after in zip(records, records[1:], strict=False)
+        for before, after in itertools.pairwise(records)
     }
     beside = {}
     for event in saved:
@@ -236,7 +237,10 @@ def is_done(arguments: argparse.Namespace, found: list[Record]) -> bool:
 
 def table(found: list[Record]) -> str:
     """Return what was measured as tables."""
-    out = ["| save | written | stall | of a step | of an interval |", "| --- | --- | --- | --- | --- |"]
+    out = [
+        "| save | written | stall | of a step | of an interval |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for record in found:
         for save in record.get("saves", []):
             of_step = save["stall_s"] / save["step_s"]

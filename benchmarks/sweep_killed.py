@@ -1,13 +1,14 @@
 """A sweep of loop counts with a point on each GPU, killed in the middle and continued.
 
-    python benchmarks/sweep_killed.py --out sweep_killed.json                   # on four GPUs
+    python benchmarks/sweep_killed.py --out sweep_killed.jsonl               # on four GPUs
+    python benchmarks/sweep_killed.py --out sweep_killed.jsonl -- seed=1,2   # on eight
     python benchmarks/sweep_killed.py --steps 60 -- model=plt_tiny sweep.at_once=2   # without a GPU
 
-`loopcoder sweep model.num_loops=1,2,3,4` runs twice: once undisturbed, and once killed (SIGKILL, all
-of its processes at once, as when the machine dies) as soon as every point that runs is past a
+`loopcoder sweep model.num_loops=1,2,3,4` runs twice: once undisturbed, and once killed (SIGKILL,
+all of its processes, as when the machine dies) as soon as every point that runs is past a
 checkpoint; then the same command goes on. Runs are deterministic, so that every loss of the
-continued sweep has to be that of the undisturbed one, bit for bit; points that ran at a time have to
-have had GPUs of their own. Exit code 1: something of this is not so.
+continued sweep has to be that of the undisturbed one, bit for bit; points that ran at the same time
+have to have had GPUs of their own. Exit code 1: something of this is not so.
 """
 
 from __future__ import annotations
@@ -21,15 +22,14 @@ import time
 from pathlib import Path
 
 import psutil
-from measured import QUIET, Deadline, Kept, Record, kill_family, lines
+from measured import QUIET, Deadline, Kept, Record, hardware, kill_family, lines
 
 POINTS = "model.num_loops=1,2,3,4"
-NUM_POINTS = 4
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--out", type=Path, help="file of the result, lines of JSON")
     parser.add_argument("--folder", type=Path, help="of both sweeps; default: a temporary one")
     parser.add_argument("--seconds", type=float, default=560.0, help="fail after that")
@@ -45,7 +45,7 @@ def main() -> int:
         at_kill = kill_in_the_middle(command, killed, deadline)
         began = time.monotonic()
         finish(command, deadline)
-        result = compared(whole, killed, at_kill) | {
+        result = compared(whole, killed, at_kill, on_gpus=hardware() != "CPU") | {
             "steps": arguments.steps,
             "overrides": arguments.overrides,
             "undisturbed_s": round(whole_s, 1),
@@ -121,18 +121,15 @@ def state_of(run_dir: Path, gpus: str) -> Record:
     }
 
 
-def compared(whole: Path, killed: Path, at_kill: list[Record]) -> Record:
+def compared(whole: Path, killed: Path, at_kill: list[Record], *, on_gpus: bool) -> Record:
     """Return how the points continued, and what of it is not as it has to be (`faults`)."""
     faults = []
     of_point = {state["point"]: state for state in at_kill}
     gpus = [state["gpus"] for state in at_kill]
-    if any(gpus) and len(set(gpus)) < len(gpus):
+    if on_gpus and len(set(gpus)) < len(gpus):
         faults.append(f"points that ran at a time had the GPUs {gpus}")
-    points = sorted(p.parent.name for p in whole.glob("*/metrics.jsonl"))
-    if len(points) != NUM_POINTS:
-        faults.append(f"{len(points)} points were trained, not {NUM_POINTS}")
     found = []
-    for name in points:
+    for name in sorted(p.parent.name for p in whole.glob("*/metrics.jsonl")):
         expected, got = (losses(folder / name) for folder in (whole, killed))
         differ = sum(expected.get(s) != got.get(s) for s in expected.keys() | got.keys())
         events = lines(killed / name / "events.jsonl")
