@@ -3,7 +3,7 @@
     python benchmarks/restart.py                                  # 7B width, 2 layers, on one GPU
     python benchmarks/restart.py --gpus 8 --layers 14 --kills 10 --folder /dev/shm/restarts \
         --out restart.jsonl -- parallel=dp_overlap                # the 7B model
-    python benchmarks/restart.py --gpus 2 -- model=plt_tiny       # to try it without a GPU
+    python benchmarks/restart.py --gpus 2 -- model=plt_tiny data.seq_length=128   # without a GPU
 
 First some saves of an undisturbed run: by how much the steps beside a save are longer than a median
 one, in all. Then one rank of `loopcoder train`, drawn at random, is killed (SIGKILL) at a random

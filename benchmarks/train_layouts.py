@@ -77,7 +77,7 @@ def main() -> int:
     print("| layout | precision | step | data wait | tokens/s/GPU | MFU causal / full | memory |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     longest, codes = 0.0, []
-    for precision, name in itertools.product(arguments.precision, arguments.only or layouts):
+    for name, precision in itertools.product(arguments.only or layouts, arguments.precision):
         key = key_of(arguments, name, precision)
         record = kept.find(**key)
         if record is None and deadline.left_s < (longest or FIRST_GUESS_S):
