@@ -24,23 +24,30 @@ def stamped(seconds: float, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_stall_is_what_the_steps_beside_a_save_take_beyond_others(seed: int) -> None:
+    """Most steps are beside one, so that they must not count as what a step takes."""
     from restart import stalls
 
     draw = random.Random(seed)
-    step_s, stall_s = draw.uniform(0.5, 3), draw.uniform(0.02, 0.2)
-    first, saved, beside = draw.randrange(1, 50), 12, draw.randrange(1, 5)
-    slow = {first + saved + 1 + i for i in range(beside)}
+    step_s, stall_s, beside = draw.uniform(0.5, 3), draw.uniform(0.2, 0.6), 4
+    first = draw.randrange(1, 50)
+    saves = range(first + 5, first + 29, 6)
+    slow = {save + 1 + i for save in saves for i in range(beside)}
     records, now = [], 0.0
     for step in range(first, first + 30):
+        now += step_s + (stall_s / beside if step in slow else 0)
+        now += 5.0 if step == first + 1 else 0  # it compiles
         records.append(stamped(now, step=step, loss=1.0))
-        now += step_s + (stall_s / beside if step + 1 in slow else 0)
-        now += 5.0 if step == first else 0  # it compiles
-    written = records[saved + beside]["time"]  # while the last of them was trained
-    written = datetime.fromisoformat(written) - timedelta(seconds=step_s / 2)
-    event = {"step": first + saved, "time": written.isoformat(), "bytes": 1, "seconds": 1.0}
-    (found,) = stalls(records, [event])
-    assert found["step_s"] == pytest.approx(step_s, abs=0.002)
-    assert found["stall_s"] == pytest.approx(stall_s, abs=0.002 * (beside + 1))
+    at = {r["step"]: datetime.fromisoformat(r["time"]) for r in records}
+    half = timedelta(seconds=step_s / 2)  # the last of the steps beside it was trained then
+    events = [
+        {"step": s, "time": (at[s + beside] - half).isoformat(), "bytes": 1, "seconds": 1.0}
+        for s in saves
+    ]
+    found = stalls(records, events)
+    assert [save["step"] for save in found] == [*saves]
+    for save in found:
+        assert save["step_s"] == pytest.approx(step_s, abs=0.002)
+        assert save["stall_s"] == pytest.approx(stall_s, abs=0.002 * (beside + 1))
 
 
 def test_kept_rows_are_found_again_and_a_torn_line_is_none(
