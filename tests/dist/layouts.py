@@ -72,6 +72,8 @@ class Case:
     """That each step runs; None: all of them."""
     masked: bool = False
     """Some labels are trained, as of chats that are packed, and no others."""
+    rows: int = 8
+    """Sequences of a step."""
 
     def alone(self) -> Case:
         """The same in one process, nothing recomputed."""
@@ -328,6 +330,7 @@ def in_layouts(cases: list[Case]) -> Iterator[tuple[Case, Any, Any]]:
         config = replace(
             config,
             optim=replace(config.optim, **case.optim),
+            train=replace(config.train, global_batch_size=case.rows),
             objective=ObjectiveConfig(**case.objective),
         )
         if sizes != (config.parallel.tp, config.parallel.pp):
@@ -452,7 +455,7 @@ def compare(world: int, cases: list[Case]) -> dict[str, tuple[int, dict[str, Any
     measured: dict[Any, reference.Rounding] = {}
     out = {}
     for case, *results in zip(cases, spread, alone, strict=True):
-        drawn = (str(sorted(case.objective.items())), case.loops, case.masked)
+        drawn = (str(sorted(case.objective.items())), case.loops, case.masked, case.rows)
         model = (*sorted(case.model.items()), *sorted(case.optim.items()), case.isolate, drawn)
         if model not in measured:
             measured[model] = rounding_of(case)
