@@ -6,9 +6,11 @@
 namespace loopcoder {
 
 // A kernel that is started by `start_early` begins while the one before it in the stream still
-// runs. It calls `let_next_begin` when it has asked for what it needs first, and `wait_for_inputs`
-// in all threads before it touches anything that another kernel writes or reads: what it has
-// written itself is seen by whoever waits for it, and by all that come after.
+// runs. It may ask for what no kernel writes, calls `wait_for_inputs` in all threads before it
+// touches anything that another kernel writes or reads, and then `let_next_begin`: what it has
+// written itself is seen by whoever waits for it, and by all that come after. In the other order
+// kernels that wait for each other would fill the multiprocessors, and the one in front of them
+// would have no room for all its blocks.
 __device__ inline void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");

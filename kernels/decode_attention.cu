@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(THREADS) decode_attend(const DecodeAttention p
   __shared__ float tops[WARPS][ROWS], totals[WARPS][ROWS];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const uint32_t tiles = shared_start(memory) + warp * WARP_BYTES<D>;
-  let_next_begin();
   wait_for_inputs();
+  let_next_begin();
   const Work work(p);
   if (work.rows <= 0) return;
   const T *const keys = work.keys(), *const values = work.values();
@@ -185,8 +185,8 @@ template <int D>
 __global__ void __launch_bounds__(D) decode_mix(const DecodeAttention p) {
   __shared__ float weights[DECODE_MAX_SPLITS];
   const int head = blockIdx.x, loop = blockIdx.y, batch = blockIdx.z, lane = threadIdx.x;
-  let_next_begin();
   wait_for_inputs();
+  let_next_begin();
   const int64_t row = (static_cast<int64_t>(batch) * p.loops + loop) * p.heads + head;
   const float* const stats = p.stats + row * (p.splits + 1) * 2;
   const float* const sums = p.sums + row * (p.splits + 1) * D + threadIdx.x;
@@ -232,8 +232,8 @@ __global__ void __launch_bounds__(32 * ROTATING_WARPS) decode_rope(const DecodeA
   const int part = blockIdx.x * ROTATING_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
   const int loop = blockIdx.y, batch = blockIdx.z, kv_head = part / (group + 2);
   const int which = part % (group + 2);  // a query head; K; V
-  let_next_begin();
   wait_for_inputs();
+  let_next_begin();
   if (part >= parts) return;
   const int64_t row = static_cast<int64_t>(batch) * p.loops + loop;
   const T* const from = static_cast<const T*>(p.qkv) + (row * parts + part) * D;

@@ -181,8 +181,8 @@ __global__ void __launch_bounds__(THREADS, 2)
   Reader<STAGES> reader(p, plan, ring, warp, lane);
 #pragma unroll
   for (int i = 0; i < STAGES - 1; ++i) reader.ask();
-  let_next_begin();
   wait_for_inputs();
+  let_next_begin();
 
   Input input(p, plan, x, warp, lane);
   int stage = 0, buffer = 0;
