@@ -88,7 +88,12 @@ def extension():
     # without torch_python, since there are only operators in it; libcudart without its version's
     # number is missing among wheels
     module.libraries = ["c10", "torch", "torch_cpu", "c10_cuda"]
-    module.extra_link_args = [str(cuda_runtimes(cpp_extension.CUDA_HOME)[0])]
+    module.extra_link_args = [
+        str(cuda_runtimes(cpp_extension.CUDA_HOME)[0]),
+        # where the compiler brings it as an archive only, torch's libstdc++ must not take turns
+        # with it: numbers in messages of errors would crash
+        "-Wl,--exclude-libs,libstdc++.a",
+    ]
     return {
         "ext_modules": [module],
         "cmdclass": {

@@ -252,8 +252,10 @@ cudaError_t decode_gemv(const DecodeGemv& args, cudaStream_t stream) {
   const int blocks = tiles < device.processors ? tiles : device.processors;
   const Plan plan(args, blocks);
   const size_t bytes = RING_BYTES<STAGES> + plan.bytes_beside_ring(args.rows);
-  return start_early(decode_products<STAGES>, blocks, THREADS, bytes, stream, device.is_sm90, args,
-                     plan);
+  // beside more rows than that, which take more shared memory, beginning early is slower
+  constexpr int EARLY_ROWS = 3;
+  const bool is_early = device.is_sm90 && args.rows <= EARLY_ROWS;
+  return start_early(decode_products<STAGES>, blocks, THREADS, bytes, stream, is_early, args, plan);
 }
 
 }  // namespace loopcoder

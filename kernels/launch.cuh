@@ -28,11 +28,11 @@ cudaError_t start(void (*kernel)(Parameters...), dim3 grid, int threads, size_t 
   return cudaGetLastError();
 }
 
-// Start a kernel that calls `wait_for_inputs` (decode.cuh), on Hopper while the one before it in
-// the stream still runs.
+// Start a kernel that calls `wait_for_inputs` (decode.cuh), and with is_early, which takes Hopper,
+// while the one before it in the stream still runs.
 template <typename... Parameters, typename... Arguments>
 cudaError_t start_early(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
-                        cudaStream_t stream, bool is_sm90, Arguments... arguments) {
+                        cudaStream_t stream, bool is_early, Arguments... arguments) {
   cudaError_t refused = allow_shared(kernel, shared_bytes);
   // kernels that divide the memory of a multiprocessor in another way cannot run there together
   if (refused == cudaSuccess)
@@ -45,7 +45,7 @@ cudaError_t start_early(void (*kernel)(Parameters...), dim3 grid, int threads, s
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream, config.attrs = &early, config.numAttrs = is_sm90 ? 1 : 0;
+  config.stream = stream, config.attrs = &early, config.numAttrs = is_early ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 

@@ -80,6 +80,8 @@ class Decoder:
         self._is_fused = fused_layers.choose(kernels, model, self.device, dtype, detect(), split)
         if self._is_fused:
             kernel_operators.load()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # the kernels do not wait for weights
         is_graph = cuda_graphs == "auto" and self.device.type == "cuda"
         self._graphs = StepGraphs(self._cache, sees_all=self._is_fused) if is_graph else None
         # no method of this object in it, as a circle would keep the cache beside the next one

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_ROWS = 8
-"""Of a product by the kernel; cuBLAS reads the weights once for more of them as well."""
+MAX_ROWS = 4
+"""Of a product by the kernel, which takes 8; cuBLAS is faster from 5 on (docs/performance.md)."""
 HEAD_DIMS = (64, 128)
 SHARED_KIB = 107
 """Shared memory that a block of a product takes, in KiB: its ring and 42 KiB of x."""

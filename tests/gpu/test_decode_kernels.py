@@ -23,10 +23,11 @@ SHAPES_7B = [(7168, 5120), (5120, 5120), (55296, 5120), (5120, 27648), (76800, 5
 
 
 @pytest.fixture(autouse=True)
-def kernels(seed: int) -> None:
+def kernels(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from loopcoder.ops import kernels
 
     kernels.load()
+    monkeypatch.setattr(decode, "MAX_ROWS", 8)  # all that the kernel takes
     torch.manual_seed(seed)
     torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -66,6 +67,7 @@ def test_products_of_the_7b_model(rng: random.Random, shape: tuple[int, int]) ->
         x, swiglu = draw(rows, shape[1]), shape[0] == 55296
         norm = rng.choice([None, draw(shape[1])])
         added = None if swiglu else rng.choice([None, draw(rows, shape[0])])
+        torch.cuda.synchronize()  # as weights are not waited for
         found = decode.linear(x, weight, norm=norm, eps=1e-5, swiglu=swiglu, added=added)
         assert torch.equal(
             found, decode.linear(x, weight, norm=norm, eps=1e-5, swiglu=swiglu, added=added)
@@ -85,6 +87,7 @@ def test_1000_random_products(rng: random.Random) -> None:
         weight = draw(columns * (1 + swiglu), width, scale=width**-0.5)
         norm = rng.choice([None, draw(width)])
         added = rng.choice([None, draw(rows, columns), draw(columns).expand(rows, columns)])
+        torch.cuda.synchronize()  # as weights are not waited for
         found = decode.linear(
             x, weight, norm=norm, eps=1e-5, swiglu=swiglu, added=added, to_float=to_float
         )

@@ -130,7 +130,9 @@ def test_a_source_is_a_line_and_what_the_compiler_says_stays(
 
 @pytest.mark.compile
 def test_it_compiles_and_registers_its_operators(tmp_path: Path) -> None:
-    """In a copy, with the CUDA toolkit of this machine or nvcc from wheels; no GPU is needed."""
+    """In a copy, with the CUDA toolkit of this machine or nvcc from wheels; no GPU is needed.
+
+    Linked as by compilers that have libstdc++ as an archive only."""
     source, site = tmp_path / "source", tmp_path / "site"
     for name in ("loopcoder", "launch", "data_pipeline", "conf", "kernels"):
         ignore = shutil.ignore_patterns("__pycache__", "_kernels.*")
@@ -140,7 +142,7 @@ def test_it_compiles_and_registers_its_operators(tmp_path: Path) -> None:
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
     done = subprocess.run(
         [*install, "--target", str(site), str(source)],
-        env=os.environ | {"LOOPCODER_BUILD_KERNELS": "1"},
+        env=os.environ | {"LOOPCODER_BUILD_KERNELS": "1", "LDFLAGS": "-static-libstdc++"},
         check=False,
         capture_output=True,
         text=True,
@@ -161,6 +163,17 @@ with FakeTensorMode():
     gate = torch.empty(96, 2, 4, device="cuda", dtype=torch.bfloat16)
     out, lse = torch.ops.loopcoder.gated_window_forward(q, k, k, gate, q, None, 64, 0.125)
     assert out.shape == q.shape and lse.shape == (2, 4, 96), (out.shape, lse.shape)
+    x, w = (torch.empty(n, 64, device="cuda", dtype=torch.bfloat16) for n in (9, 8))
+keys = torch._C.DispatchKey
+on_gpu, python = map(torch._C.DispatchKeySet, (keys.CUDA, keys.Python))
+with torch._C._ExcludeDispatchKeyGuard(python):
+    linear = torch.ops.loopcoder.decode_linear.default
+    try:
+        linear.redispatch(on_gpu, x, w, None, 0.0, False, None, False)
+    except RuntimeError as e:
+        assert "x has 9 rows, the kernel takes 1 to 8" in str(e), e
+    else:
+        raise AssertionError("9 rows were not refused")
 print(kernels.__file__)
 """
     done = subprocess.run(
