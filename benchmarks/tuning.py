@@ -22,11 +22,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loss_compare import QUIET
+
+BEFORE = "before"
+COLUMNS = ("model", "val_loss", "well_formed", "calls", "calls_alike", "no_calls")
 
 
 @dataclass(frozen=True)
@@ -90,33 +94,25 @@ def measure_answers(arguments: argparse.Namespace, folder: Path) -> dict[str, An
         ]
     settings = [f"train.max_steps={arguments.steps}", f"train.global_batch_size={arguments.batch}"]
     settings += [f"optim.lr={arguments.lr}", f"optim.min_lr={arguments.lr / 10}"]
-    wait(
-        [
-            start_training(
-                folder / one.folder,
-                *("experiment=sft", *shared, *corpus(one.chats, "chat"), *settings),
-                f"model.num_loops={one.loops}",
-                f"checkpoint.init_from={base}",
-            )
-            for one in tuned
-        ]
-    )
-    tuned_s = time.monotonic() - began - trained_s
-    print(f"tuned in {tuned_s:.0f} s", flush=True)
-    before = Tuned("before", 1, arguments.chats)
-    asked = [ask(folder, before, base, arguments.limit)]
-    asked += [ask(folder, one, folder / one.folder, arguments.limit) for one in tuned]
-    found = [answers_of(process) for process in asked]
-    assert all(len(rows) == 1 for rows in found), "a process answers for one model"
-    rows = [row for (row,) in found]
-    names = [before.name, *(one.name for one in tuned)]
-    losses = [None, *(val_loss(folder / one.folder) for one in tuned)]
-    table = []
-    for name, row, loss in zip(names, rows, losses, strict=True):
-        table.append({"model": name, "val_loss": loss, **row["metrics"]["chat"]})
+
+    def measured(one: Tuned) -> dict[str, Any]:
+        """Tune a model and put it to what is held out; the others are under way meanwhile."""
+        run_dir = base if one.name == BEFORE else folder / one.folder
+        if one.name != BEFORE:
+            wait([start_training(run_dir, "experiment=sft", *shared, *corpus(one.chats, "chat"),
+                                 *settings, "eval.at_end=true", f"model.num_loops={one.loops}",
+                                 f"checkpoint.init_from={base}")])  # fmt: skip
+        (answers,) = answers_of(ask(folder, one, run_dir, arguments.limit))
+        row = {"model": one.name, "val_loss": val_loss(run_dir), **answers["metrics"]["chat"]}
+        took = time.monotonic() - began
+        print(f"{took:.0f} s: {json.dumps({name: row.get(name) for name in COLUMNS})}", flush=True)
+        return row
+
+    with ThreadPoolExecutor(len(tuned) + 1) as at_once:
+        table = list(at_once.map(measured, [Tuned(BEFORE, 1, arguments.chats), *tuned]))
     whole_s = time.monotonic() - began
     print(f"all in {whole_s:.0f} s\n\n{markdown(table)}")
-    return {"pretrained_s": trained_s, "tuned_s": tuned_s, "all_s": whole_s, "models": table}
+    return {"pretrained_s": trained_s, "all_s": whole_s, "models": table}
 
 
 def measure_speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -144,7 +140,7 @@ def corpus(folder: Path, *domains: str) -> list[str]:
 
 
 def start_training(run_dir: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "loopcoder", "train", *overrides, *QUIET]
+    command = [sys.executable, "-m", "loopcoder", "train", *QUIET, *overrides]
     command += [f"run_dir={run_dir}", "checkpoint.interval=null", "checkpoint.save_at_end=true"]
     return subprocess.Popen([*command, "parallel.nproc_per_node=1"], stdout=subprocess.DEVNULL)
 
@@ -208,10 +204,9 @@ def without_mask(chats: Path, folder: Path) -> Path:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    columns = ["model", "val_loss", "well_formed", "calls", "calls_alike", "no_calls"]
-    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
     for row in rows:
-        cells = [row.get(name) for name in columns]
+        cells = [row.get(name) for name in COLUMNS]
         text = ["-" if c is None else c if isinstance(c, str) else f"{c:.3f}" for c in cells]
         lines.append(f"| {' | '.join(text)} |")
     return "\n".join(lines)
