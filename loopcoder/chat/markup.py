@@ -9,11 +9,14 @@ in the content of a turn: read here as what they are, so that the template write
 
 from __future__ import annotations
 
+import ast
+import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from loopcoder.chat.call_formats import BEGINNINGS, OPEN, CallFormat
+from loopcoder.chat.call_formats import BEGINNINGS, CLOSE, OPEN, CallFormat
 from loopcoder.chat.calls import AnswerStream, Format
 from loopcoder.chat.conversation import THINK, THOUGHT
 from loopcoder.chat.messages import normalised_call
@@ -22,6 +25,7 @@ from loopcoder.chat.unusable import Unusable
 RESULT, RESULT_END = "<tool_response>", "</tool_response>"
 """Tags of what a tool returns."""
 _NEXT_RESULT = re.compile(f"{RESULT_END}\\s*{RESULT}")
+_BLOCK = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
 
 
 def read_markup(
@@ -71,6 +75,8 @@ def _with_calls(
     begun = content.partition(OPEN)[2].lstrip()
     form: CallFormat = "qwen3_coder" if begun.startswith(BEGINNINGS["qwen3_coder"]) else "hermes"
     stream = AnswerStream(Format(form), tools)
+    if form == "hermes":
+        content = _BLOCK.sub(_in_json, content)
     deltas = [*stream.add(content), *stream.end()]
     if problems := stream.answer.problems:
         raise Unusable("unreadable_call", problems[0].detail)
@@ -80,6 +86,23 @@ def _with_calls(
         raise Unusable("text_behind_call", behind[:100])
     calls = [{"name": call.name, "arguments": call.arguments} for call in stream.answer.tool_calls]
     return before.rstrip(), [normalised_call(call) for call in calls]
+
+
+def _in_json(block: re.Match[str]) -> str:
+    """Return a call in JSON that is written as a dict of Python, as in the sets of Hermes; any
+    other as it is."""
+    try:
+        json.loads(block[1])
+        return block[0]
+    except ValueError:
+        pass
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that Python does not know
+            call = ast.literal_eval(block[1].strip())
+        return f"{OPEN}\n{json.dumps(call, ensure_ascii=False, allow_nan=False)}\n{CLOSE}"
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return block[0]
 
 
 def _is_result(message: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> bool:

@@ -86,10 +86,25 @@ def test_calls_and_results_in_rows_of_sharegpt(call: str, who: str) -> None:
     )
 
 
+def test_calls_written_as_dicts_of_python(rng: random.Random) -> None:
+    """As the sets of Hermes spell them, one beside another in JSON."""
+    for _ in range(100):
+        text = "".join(rng.choices("ab \"'\\\n\té{}<", k=rng.randrange(12)))
+        arguments = {"x": rng.randrange(9), "y": [None, True, rng.random(), {text: text}]}
+        calls = [{"arguments": arguments, "name": "f"}, {"name": "f", "arguments": {"x": 1}}]
+        written = [str(calls[0]), json.dumps(calls[1])]
+        order = rng.sample([0, 1], 2)
+        said = "\n".join(f"<tool_call>\n{written[i]}\n</tool_call>" for i in order)
+        read = parse(row(said, tools=[{"name": "f"}])).messages[1].tool_calls
+        assert read == tuple(ToolCall("f", dict(calls[i]["arguments"])) for i in order)
+
+
 @pytest.mark.parametrize(
     ("reason", "given"),
     [
-        ("unreadable_call", row("<tool_call>\n{'name': 'f'}\n</tool_call>")),
+        ("unreadable_call", row("<tool_call>\n{name: 'f'}\n</tool_call>")),
+        ("unreadable_call", row("<tool_call>\n{'name': 'f', 'arguments': {1, 2}}\n</tool_call>")),
+        ("unreadable_call", row("<tool_call>\n{'name': f(), 'arguments': {}}\n</tool_call>")),
         ("unreadable_call", row(f"{CALL}\n<tool_call>\n")),
         ("unreadable_call", row("Write <tool_call>, then the call.")),
         ("text_behind_call", row(f"{CALL}\nThat was it.")),
