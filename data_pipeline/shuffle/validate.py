@@ -232,7 +232,7 @@ def _sums(folder: Path, manifest: Mapping[str, Any], fix: str) -> Iterator[Probl
 
 def _shares(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
     """Compare the share of every language with what was planned."""
-    if "plan" not in manifest:  # conversations are taken as they come
+    if "packed" in manifest:  # conversations are taken as they come
         return
     tolerance = manifest["share_tolerance"]
     planned: dict[str, dict[str, float]] = {domain: {} for domain in manifest["weights"]}
