@@ -23,7 +23,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from loss_compare import QUIET
+from measured import UNSAVED
 
 AGAIN = "bf16 again"
 PRECISIONS = ("bf16", AGAIN, "fp8_tensorwise", "fp8_blockwise")
@@ -109,7 +109,7 @@ def losses_of(
     run_dir = folder / f"{precision.replace(' ', '_')}_{seed}"
     micro_batch = MICRO_BATCH // 2 if precision == AGAIN else MICRO_BATCH
     command = [
-        *(sys.executable, "-m", "loopcoder", "train", *MODEL, *QUIET),
+        *(sys.executable, "-m", "loopcoder", "train", *MODEL, *UNSAVED),
         *(f"train.max_steps={arguments.steps}", f"precision={precision.removesuffix(' again')}"),
         *(f"train.micro_batch_size={micro_batch}", f"seed={seed}"),
         *(f"run_dir={run_dir}", *arguments.overrides),

@@ -15,20 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from measured import REPOSITORY, UNSAVED
+
 STEPS = 20
-REPOSITORY = Path(__file__).resolve().parents[1]
-QUIET = [
-    "logging.interval=1",
-    "logging.wandb=off",
-    "logging.tensorboard=off",
-    "logging.progress=false",
-    "logging.plots=false",
-    "eval.interval=null",
-    "eval.at_end=false",
-    "checkpoint.interval=null",
-    "checkpoint.save_at_end=false",
-    "checkpoint.resume=never",
-]
 
 
 def run(tree: Path, *arguments: str) -> str:
@@ -49,7 +38,7 @@ def train(tree: Path, corpus: str, run_dir: Path, overrides: list[str]) -> list[
     fixed = ["data.reader=megatron"] if _has_readers(tree) else []  # the first, which all have
     fixed = [o for o in fixed if not any(p.startswith("data.reader=") for p in overrides)]
     fixed += [f"train.max_steps={n}" for n in steps] + [f'run_dir="{run_dir}"']
-    run(tree, "train", "data=corpus", f'path="{corpus}"', *QUIET, *overrides, *fixed)
+    run(tree, "train", "data=corpus", f'path="{corpus}"', *UNSAVED, *overrides, *fixed)
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     return [{k: line[k] for k in ("step", "loss", "grad_norm")} for line in lines if "loss" in line]
 

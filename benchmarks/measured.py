@@ -23,6 +23,10 @@ QUIET = (
     *("logging.interval=1", "logging.wandb=off", "logging.tensorboard=off"),
     *("logging.plots=false", "logging.progress=false", "eval.interval=null", "eval.at_end=false"),
 )
+UNSAVED = (
+    *QUIET,
+    *("checkpoint.interval=null", "checkpoint.save_at_end=false", "checkpoint.resume=never"),
+)
 EXIT_MORE = 75
 """The time was up before all was measured: the same command goes on."""
 Record = dict[str, Any]
@@ -35,9 +39,6 @@ class Kept:
         """Args: path: A file of lines of JSON, which may be there; None: nothing is kept."""
         self._path = path
         self.records: list[Record] = [] if path is None else lines(path)
-        if path is not None and path.exists():  # what comes next begins a line
-            whole = path.read_bytes()
-            os.truncate(path, whole.rfind(b"\n") + 1)
 
     def find(self, **key: Any) -> Record | None:
         """Return the newest record with these fields; None: there is none."""
@@ -50,8 +51,15 @@ class Kept:
         self.records.append(record)
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            with self._path.open("a+b") as file:
+                file.seek(0)
+                whole = file.read()
+                begin = whole.rfind(b"\n") + 1
+                try:
+                    file.write(b"\n" if whole[begin:] and json.loads(whole[begin:]) else b"")
+                except ValueError:  # a record that was broken off
+                    file.truncate(begin)
+                file.write(json.dumps(record).encode() + b"\n")
         return record
 
 

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from fp8_curves import visible_gpus
-from loss_compare import QUIET, REPOSITORY
+from measured import REPOSITORY, UNSAVED, commit
 from recipe_studies import STUDIES
 from recipe_study import Point, Study
 
@@ -259,7 +259,7 @@ class Runner:
             "data=corpus",
             f"path={self.corpus}",
             "data.verify=size",
-            *(o for o in QUIET if not o.startswith("eval.at_end")),
+            *(o for o in UNSAVED if not o.startswith("eval.at_end")),
             f"checkpoint.save_at_end={self.diagnoses}",
             "parallel.nproc_per_node=1",
             f"seed={job.seed}",
@@ -317,13 +317,6 @@ def _device() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-
-
-def commit() -> str:
-    """Return the commit of this tree, or what LOOPCODER_COMMIT says where there is no git."""
-    named = os.environ.get("LOOPCODER_COMMIT")
-    git = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
-    return named or subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from pathlib import Path
 import psutil
 from measured import QUIET, Deadline, Kept, Record, hardware, kill_family, lines
 
-POINTS = "model.num_loops=1,2,3,4"
+COUNTS = (1, 2, 3, 4)
+POINTS = f"model.num_loops={','.join(map(str, COUNTS))}"
 
 
 def main() -> int:
@@ -139,6 +140,10 @@ def compared(whole: Path, killed: Path, at_kill: list[Record], *, on_gpus: bool)
         if name in of_point and not (resumed and resumed[0] >= of_point[name]["saved"]):
             faults.append(f"{name}: started again at {resumed}, not from its checkpoint")
         found.append({"point": name, "at_kill": of_point.get(name), "resumed": resumed})
+    if len(found) < len(COUNTS) or not all(losses(whole / p["point"]) for p in found):
+        faults.append(f"only {[p['point'] for p in found]} were trained")
+    if lost := sorted(of_point.keys() - {point["point"] for point in found}):
+        faults.append(f"{lost} ran in the sweep that was killed only")
     return {"points": found, "faults": faults}
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loss_compare import QUIET
+from measured import QUIET
 
 BEFORE = "before"
 COLUMNS = ("model", "val_loss", "well_formed", "calls", "calls_alike", "no_calls")

@@ -40,8 +40,9 @@ from loopcoder.storage.digest import file_digest
 
 _READING = 3
 """Raised whenever other documents, or others' ids, come of the same files."""
-_RENDERING = 3
-"""Raised whenever other tokens or masks, or other sequences, come of the same conversations."""
+_RENDERING = 4
+"""Raised whenever other conversations come of the same rows, or other tokens, masks or sequences of
+the same conversations."""
 
 
 def refuse_unusable(data: DataConfig) -> None:

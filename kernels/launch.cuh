@@ -10,8 +10,8 @@ namespace loopcoder {
 // Shared memory that a block can ask for on compute capability 8.0, and on 9.0.
 constexpr size_t SHARED_BYTES_80 = 163 * 1024, SHARED_BYTES_90 = 227 * 1024;
 
-// Let a kernel have more shared memory than the 48 KiB that every GPU gives, of which what it
-// declares itself is a part.
+// Let a kernel have more shared memory than the 48 KiB that every GPU gives, of which it declares at
+// most 16 itself.
 template <typename... Parameters>
 cudaError_t allow_shared(void (*kernel)(Parameters...), size_t bytes) {
   if (bytes <= 32 * 1024) return cudaSuccess;

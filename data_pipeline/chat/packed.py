@@ -149,6 +149,17 @@ def plan(work: Work, _: int) -> Output:
     return Output(result, files=files)
 
 
+_FIXES = {
+    "special_token_in_text": "conversations that no template has written yet; where they only "
+    "speak of such tokens, data.build.chat.special_tokens=keep",
+    "no_place_for_system": "data.build.chat.template=chatml, or another that writes system prompts",
+    "no_place_for_tools": "data.build.chat.template=qwen3, or another that writes tools",
+    "no_place_for_reasoning": "data.build.chat.template=qwen3, or another that writes reasoning",
+    "nothing_to_train": "messages of the assistant without train: false, or other conversations",
+}
+"""By the commonest reason why conversations are left out."""
+
+
 def num_shards(work: Work) -> int:
     """Return how many training shards there are."""
     return work.data.build.shards or 1
@@ -177,12 +188,13 @@ def _judge(work: Work) -> None:
     chosen = (TOO_LONG, "nothing_to_train")
     bad = sum(n for reason, n in total.drops.items() if reason not in chosen)
     told = ", ".join(f"{n:,} {reason}" for reason, n in total.drops.most_common())
+    most = next((reason for reason, _ in total.drops.most_common(1)), "")
     if total.rows_in >= MIN_ROWS and bad > MAX_BAD_FRACTION * total.rows_in:
         raise InputError.of(
             f"{bad:,} of {counted(total.rows_in, 'conversation')} cannot be rendered: {told}",
             f"more than {MAX_BAD_FRACTION:.0%} mean a template that does not suit them, or texts "
             "that a template has written already",
-            "another data.build.chat.template, or other conversations",
+            _FIXES.get(most, "another data.build.chat.template, or other conversations"),
         )
     if total.rows_out < 2:
         raise InputError.of(
@@ -191,7 +203,7 @@ def _judge(work: Work) -> None:
             "one is held out, and one at least is trained on",
             f"a larger data.seq_length than {work.data.seq_length}, or data.build.chat.too_long=cut"
             if total.drops[TOO_LONG]
-            else "more conversations",
+            else _FIXES.get(most, "more conversations"),
         )
 
 

@@ -15,7 +15,6 @@ from loopcoder.config.mixture import CHAT
 
 LANGUAGE = "Chat"
 """Of all conversations, where documents have a language."""
-"""Column that says where a conversation comes from, within its source."""
 _MOST_CHARS = 64
 """Of a licence or an origin; what is longer is a text about it."""
 

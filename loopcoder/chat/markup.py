@@ -63,8 +63,9 @@ def _answer(message: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> d
         if message.get("tool_calls"):
             raise Unusable("markup_in_text", f"tool_calls, and {OPEN} in the content")
         out["content"], out["tool_calls"] = _with_calls(content, tools)
-    if THINK in out["content"] or THOUGHT in out["content"]:
-        raise Unusable("markup_in_text", f"{THINK} or {THOUGHT} within an answer")
+    wrong = (THINK, THOUGHT, RESULT, RESULT_END)
+    if left := next((tag for tag in wrong if tag in out["content"]), None):
+        raise Unusable("markup_in_text", f"{left} within an answer")
     return out
 
 
@@ -122,4 +123,6 @@ def _results(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     parts = _NEXT_RESULT.split(content.removeprefix(RESULT).removesuffix(RESULT_END))
     of_one = {} if len(parts) == 1 else {"tool_call_id": None, "name": None}
     for part in parts:
+        if RESULT in part or RESULT_END in part:
+            raise Unusable("markup_in_text", f"{RESULT} or {RESULT_END} within a result")
         yield {**message, "content": part.removeprefix("\n").removesuffix("\n"), **of_one}

@@ -68,6 +68,11 @@ def test_kept_rows_are_found_again_and_a_torn_line_is_none(
     assert kept.find(layout="tp4_sp") is None
     kept.add({"layout": "tp4_sp"})
     assert [r["layout"] for r in Kept(path).records] == ["dp4", "tp4_sp"]
+    path.write_text('{"layout": "mine"}')  # without the end of its line
+    kept = Kept(path)
+    assert path.read_text() == '{"layout": "mine"}'
+    kept.add({"layout": "dp4"})
+    assert [r["layout"] for r in Kept(path).records] == ["mine", "dp4"]
 
 
 def test_a_layout_is_measured_after_its_first_steps(seed: int) -> None:
@@ -140,6 +145,10 @@ def test_a_continued_sweep_is_the_undisturbed_one(sweeps: tuple[Path, Path]) -> 
     assert compared(*sweeps, states("    "), on_gpus=False)["faults"] == []
     assert "had the GPUs" in compared(*sweeps, states("0122"), on_gpus=True)["faults"][0]
     assert len(compared(*sweeps, states(saved=3), on_gpus=True)["faults"]) == 4
+    nowhere = sweeps[0].with_name("nowhere")
+    assert len(compared(nowhere, nowhere, states(), on_gpus=True)["faults"]) == 2
+    five = [*states(), {"point": "04", "gpus": "4", "step": 3, "saved": 2}]
+    assert "['04']" in compared(*sweeps, five, on_gpus=True)["faults"][0]
     with (sweeps[1] / "01" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 0.5}\n')
     assert compared(*sweeps, states(), on_gpus=True)["faults"] == ["01: 1 of 4 losses differ"]

@@ -115,6 +115,10 @@ def test_calls_written_as_dicts_of_python(rng: random.Random) -> None:
         ("markup_in_text", row("why</think>b")),
         ("markup_in_text", row(CALL, ("tool", f"x {RESULT}"), ("gpt", "b"))),
         ("markup_in_text", row(CALL, ("human", f"{RESULT} x"), ("gpt", "b"))),
+        ("markup_in_text", row(CALL, ("tool", f"{RESULT}\nx\n{RESULT}"), ("gpt", "b"))),
+        ("markup_in_text", row(CALL, ("tool", f"<tool_response>a{RESULT}"), ("gpt", "b"))),
+        ("markup_in_text", row(f"{RESULT}\nIt is 2.")),
+        ("markup_in_text", row("It is 2.</tool_response>")),
         (
             "markup_in_text",
             {

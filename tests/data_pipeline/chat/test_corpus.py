@@ -184,5 +184,16 @@ def test_too_many_that_cannot_be_rendered_stop_a_build(
     questions = [written if i % 3 == 0 else "Why?" for i in range(30)]
     given = [{"prompt": f"{q} {i}", "completion": "So."} for i, q in enumerate(questions)]
     write(tmp_path / "chats/a.jsonl", given)
-    with pytest.raises(InputError, match="10 of 30 conversations cannot be rendered"):
+    with pytest.raises(InputError, match="10 of 30 conversations cannot be rendered") as refused:
         prepare(config(), report=lambda _: None)
+    assert "special_tokens=keep" in str(refused.value)
+
+
+def test_the_commonest_reason_says_what_to_do(config: MakeConfig, tmp_path: Path) -> None:
+    """ChatML has no place for reasoning, and too few rows are there to speak of a share."""
+    turn = {"role": "assistant", "content": "So.", "reasoning_content": "Hm."}
+    rows = [{"messages": [{"role": "user", "content": f"Why {i}?"}, turn]} for i in range(5)]
+    write(tmp_path / "chats/a.jsonl", rows)
+    with pytest.raises(InputError, match="0 conversations can be trained on") as refused:
+        prepare(config(chat=ChatConfig(template="chatml")), report=lambda _: None)
+    assert "data.build.chat.template=qwen3" in str(refused.value)
