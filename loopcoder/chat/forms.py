@@ -97,7 +97,9 @@ def _pair(row: Row) -> list[Any] | None:
 
 
 def _behind(question: Any, name: str, text: Any) -> str:
-    """Put what a question is about behind it, as users do."""
+    """Put what a question is about, a text or a list of some, behind it, as users do."""
+    if isinstance(text, list) and all(isinstance(part, str) for part in text):
+        text = "\n\n".join(part for part in text if part.strip())
     if not isinstance(question, str) or not isinstance(text, str):
         raise Unusable("content_not_text", f"{name}={text!r} behind {question!r}"[:300])
     return f"{question}\n\n{text}" if text.strip() else question
