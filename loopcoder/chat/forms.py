@@ -58,7 +58,9 @@ def messages_of(row: Row, field: str | None = None) -> list[dict[str, Any]]:
         raise Unusable("no_messages", f"the row has {names}"[:300])
     messages = [normalised(one) for one in found]
     system = next((row[name] for name in _SYSTEM if row.get(name)), None)
-    if isinstance(system, str) and system and messages[0].get("role") != "system":
+    if system is not None and messages[0].get("role") != "system":
+        if not isinstance(system, str):
+            raise Unusable("content_not_text", f"system={system!r}"[:300])
         messages.insert(0, {"role": "system", "content": system})
     return messages
 

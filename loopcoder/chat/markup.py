@@ -33,8 +33,10 @@ _GLAIVE = re.compile(r"<function_?call>(.*?)(?:</function_?call>|\Z)", re.DOTALL
 """A call as the sets of glaive spell it, up to the end of an answer."""
 _QUOTED = re.compile(r"""(\{\s*"name":\s*"[^"]*",\s*"arguments":\s*)'(.*)'(\s*\})""", re.DOTALL)
 """Theirs has JSON in single quotes, in which nothing is escaped once more."""
-_STRAY = re.compile(f"{CLOSE}|</?function_?call>|<function=[^<>\\s]+>")
-"""Tags of calls that are none where they stand."""
+_STRAY = re.compile(
+    rf"{CLOSE}|</?function_?call>|<function=[^<>\s]+>|\[TOOL_CALLS\]|<\|python_tag\|>"
+)
+"""Tags of calls that are none where they stand, or are spelled in ways that are not read."""
 
 
 def read_markup(
@@ -81,7 +83,7 @@ def _answer(message: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> d
     if left := next((tag for tag in wrong if tag in out["content"]), None):
         raise Unusable("markup_in_text", f"{left} within an answer")
     if stray := _STRAY.search(out["content"]):
-        raise Unusable("unreadable_call", f"{stray[0]} without {OPEN}")
+        raise Unusable("unreadable_call", f"{stray[0]} in an answer")
     return out
 
 

@@ -64,6 +64,8 @@ def normalised(given: Any, *, splits_reasoning: bool = True) -> dict[str, Any]:
     role = _ROLES.get(role, role)
     content, calls = _text(content, role), list(_calls(rest))
     if role != "assistant":
+        if calls:
+            raise Unusable("invalid_tool_json", f"tool_calls of a message with role={role}")
         return {"role": role, "content": content, **rest}
     reasoning = next((value for name in REASONING if (value := rest.pop(name, None))), None)
     if reasoning is not None and not isinstance(reasoning, str):
@@ -175,6 +177,8 @@ def _is_text(part: Any) -> bool:
 def _calls(message: dict[str, Any]) -> Iterator[Any]:
     """Take the calls out of a message."""
     calls = message.pop("tool_calls", None) or []
+    if isinstance(calls, str):
+        calls = loaded(calls, "invalid_tool_json") or []
     if (old := message.pop("function_call", None)) is not None:  # OpenAI's before there were tools
         if calls:
             raise Unusable("invalid_tool_json", "a message with tool_calls and function_call")

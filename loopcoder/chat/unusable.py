@@ -35,7 +35,8 @@ REASONS: Mapping[str, str] = {
 _SPELLED = "{source}.markup=keep, which leaves tags as text"
 _OTHER_TEMPLATE = "data.build.chat.template=hermes or qwen3, or another that"
 FIXES: Mapping[str, str] = {
-    "no_messages": "{source}.messages_field=COLUMN, the one that has the messages",
+    "no_messages": "{source}.messages_field=COLUMN, the one that has the messages, or rows in one "
+    "of the forms of docs/chats.md",
     "missing_role": "messages with role and content, or from and value",
     "unknown_role": "messages of system, user, assistant and tool, or of ShareGPT's roles",
     "content_not_text": "rows whose contents are texts",

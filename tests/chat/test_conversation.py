@@ -122,6 +122,7 @@ def test_calls_and_results_of_every_form() -> None:
     for said, answered in (
         ({**one, "tool_calls": [{"function": written}]}, tool),
         ({**one, "tool_calls": [written]}, tool),
+        ({**one, "tool_calls": json.dumps([written])}, tool),
         ({**one, "function_call": as_text}, {**tool, "role": "function"}),
         (share_gpt, {"from": "observation", "value": '{"r": [1]}'}),
     ):
@@ -156,6 +157,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("content_not_text", {"instruction": "a", "context": {"c": "d"}, "response": "b"}),
     ("content_not_text", {"instruction": "a", "input": {"c": 1}, "output": "b"}),
     ("content_not_text", {"prompt": [ASKED], "context": "c", "completion": [SAID]}),
+    ("content_not_text", {"system": ["s"], "messages": [ASKED, SAID]}),
+    ("invalid_tool_json", {"messages": [{**ASKED, "tool_calls": [{"name": "f"}]}, SAID]}),
     ("empty_turn", {"messages": [{**ASKED, "content": " \n"}, SAID]}),
     ("empty_turn", {"messages": [ASKED, {**SAID, "content": None}]}),
     ("markup_in_text", {"messages": [ASKED, {**SAID, "content": "<think>why"}]}),

@@ -189,6 +189,8 @@ def test_what_a_tool_returns_may_speak_of_tags_where_calls_are_not_spelled() -> 
         ("unreadable_call", row("<function=f>{}</function>")),
         ("unreadable_call", row("<functioncall> f()")),
         ("unreadable_call", row("b</functioncall>")),
+        ("unreadable_call", row('[TOOL_CALLS] [{"name": "f", "arguments": {}}]')),
+        ("unreadable_call", row('<|python_tag|>{"name": "f", "parameters": {}}')),
         ("text_behind_call", row(f"{CALL}\nThat was it.")),
         ("text_behind_call", row(f"{CALL}\nAnd\n{CALL}")),
         ("unknown_tool", row(CALL.replace("f", "g", 1).replace('"f"', '"g"'), tools=TOOLS)),
