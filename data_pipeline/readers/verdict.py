@@ -50,7 +50,7 @@ def judge(tally: Tally, source: str) -> None:
             + ", ".join(f"{n} {reason}" for reason, n in bad.items())
             + _named(tally),
             f"a source that gives nothing is not left out silently{why}",
-            f"{fix}; or take the source out of data.build.sources",
+            fix,
         )
 
 
@@ -116,7 +116,7 @@ def _advice(bad: Mapping[str, int], tally: Tally, source: str) -> tuple[str, str
         return f"; a table without its {_field(source)} has {named}", fix
     return (
         "; it may be a wrong file or column, or a copy that went wrong",
-        f"check {_field(source)} and path of the source",
+        f"check {_field(source)} and path of the source, or take it out of data.build.sources",
     )
 
 
