@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.chat.packed import Packed, Split
+from data_pipeline.chat.packed import Packed, Split, reasons_told
 from data_pipeline.chat.rendered import TOO_LONG, Rendered
 from data_pipeline.chat.stages import Assembled, Checked, HeldOut
 from data_pipeline.chat.template import Template, renderer_of
@@ -25,6 +25,7 @@ from data_pipeline.manifest_parts import (
     split_entry,
 )
 from data_pipeline.origins import origins_of
+from data_pipeline.readers.columns import key_of
 from data_pipeline.readers.ingest import CHAT_TALLIES, Listed, Read
 from data_pipeline.report.dropped import warnings_of
 from data_pipeline.schema import Tally
@@ -33,6 +34,7 @@ from data_pipeline.shuffle.frequencies import counts_file
 from data_pipeline.shuffle.shards import Written
 from data_pipeline.tasks.origins import Origins
 from data_pipeline.tasks.work import Output, Result, Work
+from loopcoder.chat.unusable import REASONS, fix_of
 from loopcoder.config.mixture import CHAT
 from loopcoder.data.corpus import UNIGRAM_ENTROPY
 from loopcoder.data.manifest import MANIFEST
@@ -42,6 +44,9 @@ from loopcoder.errors import counted
 
 MUCH_PADDING = 0.02
 """Share of the sequences that is worth a word."""
+_ASIDE = {TOO_LONG, "nothing_to_train"}
+"""Reasons for which conversations are left out as they should be, or that have a line of their
+own."""
 _SETTINGS = ("chat", "near_dedup", "decontaminate")
 
 
@@ -88,10 +93,10 @@ def in_words(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: {counted(licences.total(), 'conversation')} ({shares})"
     if len(most) > 10:
         yield f"and {counted(len(most) - 10, 'origin')} more, in {MANIFEST}"
-    (rendered,) = (stage for stage in manifest["stages"] if stage["stage"] == "render")
-    if left_out := Counter(rendered["drops"]):
-        told = ", ".join(f"{n:,} {reason}" for reason, n in left_out.most_common())
-        yield f"left out of {counted(rendered['rows_in'], 'conversation')}: {told}"
+    for stage in manifest["stages"]:
+        name, _, source = stage["stage"].partition(" ")
+        if stage["drops"] and (name == "ingest" or stage["stage"] == "render"):
+            yield from _left_out(stage, source)
     if hidden := chat["left_out_of_text"]:
         yield (
             f"the template writes no {', '.join(hidden)}: a conversation that has any is left out"
@@ -111,6 +116,21 @@ def in_words(manifest: Mapping[str, Any]) -> Iterator[str]:
                 else "data.build.chat.too_long=cut keeps their first turns"
             )
         )
+
+
+def _left_out(stage: Mapping[str, Any], source: str) -> Iterator[str]:
+    """Yield what a stage left out, and what to do about the commonest reason.
+
+    Args:
+        source: Whose rows the stage reads; "" if it takes those of all.
+    """
+    what = counted(stage["rows_in"], "row" if source else "conversation")
+    of_whom = f" of source {source}" if source else ""
+    yield f"left out of {what}{of_whom}: {reasons_told(stage['drops'], stage['notes'])}"
+    if mendable := stage["drops"].keys() & (REASONS.keys() - _ASIDE):
+        most = max(sorted(mendable), key=lambda reason: stage["drops"][reason])
+        fix = fix_of(most, key_of(source)) if source else fix_of(most)
+        yield f"what helps against {most}: {fix}"
 
 
 def _percentile(name: str) -> str:

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.chat.packing import Packing, pack
-from data_pipeline.chat.rendered import ENTRY, TOO_LONG, Kind, Rendered, files_of
+from data_pipeline.chat.rendered import ENTRY, SPELLS, TOO_LONG, Kind, Rendered, files_of
 from data_pipeline.readers.conversations import LANGUAGE
 from data_pipeline.readers.verdict import MAX_BAD_FRACTION, MIN_ROWS
 from data_pipeline.schema import Tally
 from data_pipeline.tasks.work import Output, Result, Work
+from loopcoder.chat.unusable import fix_of
 from loopcoder.config.mixture import CHAT
 from loopcoder.data.labels import Label
 from loopcoder.errors import InputError, counted
@@ -33,6 +34,8 @@ Split = Literal["train", "val"]
 _PERCENTILES = (1, 10, 25, 50, 75, 90, 99, 100)
 _MOST_LABELS = 50
 """Origins that have a label of their own."""
+_MOST_TOKENS = 5
+"""Special tokens that a message names."""
 
 
 @dataclass(frozen=True)
@@ -149,17 +152,6 @@ def plan(work: Work, _: int) -> Output:
     return Output(result, files=files)
 
 
-_FIXES = {
-    "special_token_in_text": "conversations that no template has written yet; where they only "
-    "speak of such tokens, data.build.chat.special_tokens=keep",
-    "no_place_for_system": "data.build.chat.template=chatml, or another that writes system prompts",
-    "no_place_for_tools": "data.build.chat.template=qwen3, or another that writes tools",
-    "no_place_for_reasoning": "data.build.chat.template=qwen3, or another that writes reasoning",
-    "nothing_to_train": "messages of the assistant without train: false, or other conversations",
-}
-"""By the commonest reason why conversations are left out."""
-
-
 def num_shards(work: Work) -> int:
     """Return how many training shards there are."""
     return work.data.build.shards or 1
@@ -180,6 +172,22 @@ def name_of(kind: Kind) -> str:
     return f"{kind.source}/{kind.origin}" if kind.origin else kind.source
 
 
+def reasons_told(drops: Mapping[str, int], notes: Mapping[str, int]) -> str:
+    """Return in words why conversations were not rendered, the commonest reason first.
+
+    Args:
+        notes: Of the same tally.
+    """
+    spelled = Counter(
+        {name.removeprefix(SPELLS): n for name, n in notes.items() if name.startswith(SPELLS)}
+    )
+    tokens = ", ".join(token for token, _ in spelled.most_common(_MOST_TOKENS))
+    return ", ".join(
+        f"{n:,} {reason}" + (f" ({tokens})" if reason == "special_token_in_text" else "")
+        for reason, n in Counter(drops).most_common()
+    )
+
+
 def _judge(work: Work) -> None:
     """Raise InputError if too many conversations could not be rendered."""
     total = Tally("render")
@@ -187,14 +195,14 @@ def _judge(work: Work) -> None:
         total.add(done.result.tallies[-1])
     chosen = (TOO_LONG, "nothing_to_train")
     bad = sum(n for reason, n in total.drops.items() if reason not in chosen)
-    told = ", ".join(f"{n:,} {reason}" for reason, n in total.drops.most_common())
+    told = reasons_told(total.drops, total.notes)
     most = next((reason for reason, _ in total.drops.most_common(1)), "")
     if total.rows_in >= MIN_ROWS and bad > MAX_BAD_FRACTION * total.rows_in:
         raise InputError.of(
             f"{bad:,} of {counted(total.rows_in, 'conversation')} cannot be rendered: {told}",
             f"more than {MAX_BAD_FRACTION:.0%} mean a template that does not suit them, or texts "
             "that a template has written already",
-            _FIXES.get(most, "another data.build.chat.template, or other conversations"),
+            fix_of(max(total.drops.keys() - set(chosen), key=lambda one: total.drops[one])),
         )
     if total.rows_out < 2:
         raise InputError.of(
@@ -203,7 +211,7 @@ def _judge(work: Work) -> None:
             "one is held out, and one at least is trained on",
             f"a larger data.seq_length than {work.data.seq_length}, or data.build.chat.too_long=cut"
             if total.drops[TOO_LONG]
-            else _FIXES.get(most, "more conversations"),
+            else (fix_of(most) if most else "more conversations"),
         )
 
 

@@ -40,6 +40,8 @@ TOO_LONG, END_INSIDE = "too_long", "end_of_document_inside"
 _MOST_KINDS = 200
 """Origins and licences of a chunk that are kept apart."""
 OTHER = "other"
+SPELLS = "spells "
+"""Note on a special token because of which conversations were left out; the token follows."""
 
 ENTRY = np.dtype(
     [
@@ -185,6 +187,8 @@ def render(work: Work, chunk: int) -> Output:
                     tokens = encoding.encode(conversation_of(document), tally)
                 except Unusable as why:
                     tally.drop(why.reason, document.place)
+                    if why.reason == "special_token_in_text":
+                        tally.notes[SPELLS + why.detail] += 1
                     continue
                 tally.rows_out += 1
                 ids.write(tokens.ids.astype(out.dtype).tobytes())

@@ -67,9 +67,13 @@ def _is_likely(path: str) -> bool:
 
 def offered(columns: Sequence[str], source: str) -> tuple[str, str]:
     """Return the columns that a table has, in words, and the override that takes the first."""
-    index, _, kind = source.partition("-")
-    key = f"data.build.sources.{index}.{field_of(kind)}"
-    return shown_columns(columns), typed(f"{key}={columns[0]}")
+    field = field_of(source.partition("-")[2])
+    return shown_columns(columns), typed(f"{key_of(source)}.{field}={columns[0]}")
+
+
+def key_of(source: str) -> str:
+    """Return the key of a source, by its name (`0-chat`)."""
+    return f"data.build.sources.{source.partition('-')[0]}"
 
 
 def field_of(kind: str) -> str:

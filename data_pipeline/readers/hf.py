@@ -20,6 +20,8 @@ from loopcoder.errors import InputError, LoopcoderError
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _MARKERS = ("state.json", "dataset_info.json", "dataset_dict.json")
 _FIX = "data.path=NAME of a data set or FOLDER of save_to_disk, the source's split, or data=sample"
+_LISTS = ("List", "LargeList", "Sequence")
+"""Features that are lists."""
 # built-in ones, and by name those of the libraries that `datasets` fetches with
 _NETWORK = {
     *("ConnectionError", "TimeoutError", "gaierror", "TransportError", "RequestException"),
@@ -112,7 +114,10 @@ class HFSource:
         rows = self._load()
         names = getattr(rows, "column_names", None)
         if names is not None and (lacks := lacking(self.config, names)) is not None:
-            likely = text_columns({n: _example(f) for n, f in (rows.features or {}).items()})
+            features = rows.features or {}
+            likely = text_columns({n: _example(f) for n, f in features.items()})
+            if self.config.kind == "chat":
+                likely = [n for n, f in features.items() if _is_list(f)] + likely
             raise InputError.of(
                 f"data set {self.config.path!r} has the columns {', '.join(names)}",
                 f"none of them is {field_of(self.config.kind)}={lacks}",
@@ -180,6 +185,11 @@ def _example(feature: Any) -> object:
     if isinstance(feature, dict):
         return {name: _example(inner) for name, inner in feature.items()}
     return "" if getattr(feature, "dtype", None) in ("string", "large_string") else None
+
+
+def _is_list(feature: Any) -> bool:
+    """Say whether a column has lists, as those of messages are."""
+    return isinstance(feature, list) or type(feature).__name__ in _LISTS
 
 
 def _first_line(error: BaseException) -> str:

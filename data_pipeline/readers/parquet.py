@@ -53,7 +53,10 @@ def parquet_documents(
             return
         if (lacks := lacking(config, names)) is not None:
             tally.damaged(f"no_column_{lacks}", path)
-            tally.columns = tally.columns or _text_columns(file.schema_arrow)
+            found = _text_columns(file.schema_arrow)
+            if config.kind == "chat":
+                found = _list_columns(file.schema_arrow) + found
+            tally.columns = tally.columns or found
             return
         reader = row_reader(config, source, str(path), tally, place, names)
         start = 0
@@ -90,6 +93,14 @@ def _text_columns(schema: Any) -> list[str]:
         return "" if pa.types.is_string(type) or pa.types.is_large_string(type) else None
 
     return text_columns({field.name: example(field.type) for field in schema})
+
+
+def _list_columns(schema: Any) -> list[str]:
+    """Return the columns that may be those of messages, by their types."""
+    import pyarrow as pa
+
+    lists = pa.types.is_list, pa.types.is_large_list
+    return [field.name for field in schema if any(is_list(field.type) for is_list in lists)]
 
 
 def _without_arrow_schema(stored: IO[bytes], pq: Any) -> Any:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from data_pipeline.readers.columns import field_of, offered
+from data_pipeline.readers.columns import field_of, key_of, offered
 from data_pipeline.schema import Tally
-from loopcoder.chat.unusable import REASONS
+from loopcoder.chat.unusable import REASONS, fix_of
 from loopcoder.errors import InputError, counted
 
 BAD_ROWS = (
@@ -44,15 +44,13 @@ def judge(tally: Tally, source: str) -> None:
     bad = {reason: n for reason, n in tally.drops.items() if reason in BAD_ROWS}
     bad |= {r: n for r, n in tally.file_drops.items() if r.startswith(("corrupt", "no_column"))}
     if bad and not tally.rows_out:
-        why, fix = _offer(tally, source)
+        why, fix = _advice(bad, tally, source)
         raise InputError.of(
             f"source {source} has no usable document: "
             + ", ".join(f"{n} {reason}" for reason, n in bad.items())
             + _named(tally),
-            f"faults alone mean a wrong file or column, or a copy that went wrong{why}",
-            fix
-            or f"check {_field(source)} and path of the source, or take it out of "
-            "data.build.sources",
+            f"a source that gives nothing is not left out silently{why}",
+            fix,
         )
 
 
@@ -91,24 +89,35 @@ def judge_files(tally: Tally, source: str, num_files: int) -> None:
 
 def judge_rows(tally: Tally, source: str) -> None:
     """Raise InputError if more than a fifth of at least 1,000 rows are bad."""
-    bad = sum(tally.drops[reason] for reason in BAD_ROWS)
-    if tally.rows_in >= MIN_ROWS and bad > MAX_BAD_FRACTION * tally.rows_in:
-        why, fix = _offer(tally, source)
+    bad = {reason: tally.drops[reason] for reason in BAD_ROWS if tally.drops[reason]}
+    number = sum(bad.values())
+    if tally.rows_in >= MIN_ROWS and number > MAX_BAD_FRACTION * tally.rows_in:
+        why, fix = _advice(bad, tally, source)
         raise InputError.of(
-            f"{bad:,} of the {counted(tally.rows_in, 'row')} of source {source} are unusable: "
+            f"{number:,} of the {counted(tally.rows_in, 'row')} of source {source} are unusable: "
             + ", ".join(f"{n} {r}" for r, n in tally.drops.most_common())
             + _named(tally),
-            f"more than {MAX_BAD_FRACTION:.0%} bad rows mean a wrong file or column{why}",
-            fix or f"check {_field(source)} and path of the source",
+            f"more than {MAX_BAD_FRACTION:.0%} bad rows are a fault of the whole{why}",
+            fix,
         )
 
 
-def _offer(tally: Tally, source: str) -> tuple[str, str]:
-    """Return what tables without the text's column have, and the override for it; "" for none."""
-    if not tally.columns:
-        return "", ""
-    named, fix = offered(tally.columns, source)
-    return f"; a table without its {_field(source)} has {named}", fix
+def _advice(bad: Mapping[str, int], tally: Tally, source: str) -> tuple[str, str]:
+    """Return what more there is to say of a source, and what to do about its commonest fault.
+
+    Args:
+        bad: Rows and files by what is wrong with them.
+    """
+    most = max(bad, key=lambda reason: bad[reason])
+    if most in REASONS and not (most == "no_messages" and tally.columns):
+        return "", fix_of(most, key_of(source))
+    if tally.columns:
+        named, fix = offered(tally.columns, source)
+        return f"; a table without its {_field(source)} has {named}", fix
+    return (
+        "; it may be a wrong file or column, or a copy that went wrong",
+        f"check {_field(source)} and path of the source, or take it out of data.build.sources",
+    )
 
 
 def _field(source: str) -> str:

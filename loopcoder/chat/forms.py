@@ -58,7 +58,9 @@ def messages_of(row: Row, field: str | None = None) -> list[dict[str, Any]]:
         raise Unusable("no_messages", f"the row has {names}"[:300])
     messages = [normalised(one) for one in found]
     system = next((row[name] for name in _SYSTEM if row.get(name)), None)
-    if isinstance(system, str) and system and messages[0].get("role") != "system":
+    if system is not None and messages[0].get("role") != "system":
+        if not isinstance(system, str):
+            raise Unusable("content_not_text", f"system={system!r}"[:300])
         messages.insert(0, {"role": "system", "content": system})
     return messages
 
@@ -97,7 +99,9 @@ def _pair(row: Row) -> list[Any] | None:
 
 
 def _behind(question: Any, name: str, text: Any) -> str:
-    """Put what a question is about behind it, as users do."""
+    """Put what a question is about, a text or a list of some, behind it, as users do."""
+    if isinstance(text, list) and all(isinstance(part, str) for part in text):
+        text = "\n\n".join(part for part in text if part.strip())
     if not isinstance(question, str) or not isinstance(text, str):
         raise Unusable("content_not_text", f"{name}={text!r} behind {question!r}"[:300])
     return f"{question}\n\n{text}" if text.strip() else question

@@ -5,6 +5,9 @@
     </tool_call>
 
 in the content of a turn: read here as what they are, so that the template writes them its own way.
+
+Data sets spell calls in more ways than the server reads: a model is to learn one of them, that of
+its template.
 """
 
 from __future__ import annotations
@@ -14,18 +17,26 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from reprlib import repr as shortened
 from typing import Any
 
-from loopcoder.chat.call_formats import BEGINNINGS, CLOSE, OPEN, CallFormat
+from loopcoder.chat.call_formats import BEGINNINGS, CLOSE, OPEN
 from loopcoder.chat.calls import AnswerStream, Format
 from loopcoder.chat.conversation import THINK, THOUGHT
-from loopcoder.chat.messages import normalised_call
+from loopcoder.chat.messages import DECODER, normalised_call
 from loopcoder.chat.unusable import Unusable
 
 RESULT, RESULT_END = "<tool_response>", "</tool_response>"
 """Tags of what a tool returns."""
 _NEXT_RESULT = re.compile(f"{RESULT_END}\\s*{RESULT}")
-_BLOCK = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
+_GLAIVE = re.compile(r"<function_?call>(.*?)(?:</function_?call>|\Z)", re.DOTALL)
+"""A call as the sets of glaive spell it, up to the end of an answer."""
+_QUOTED = re.compile(r"""(\{\s*"name":\s*"[^"]*",\s*"arguments":\s*)'(.*)'(\s*\})""", re.DOTALL)
+"""Theirs has JSON in single quotes, in which nothing is escaped once more."""
+_STRAY = re.compile(
+    rf"{CLOSE}|</?function_?call>|<function=[^<>\s]+>|\[TOOL_CALLS\]|<\|python_tag\|>"
+)
+"""Tags of calls that are none where they stand, or are spelled in ways that are not read."""
 
 
 def read_markup(
@@ -33,8 +44,9 @@ def read_markup(
 ) -> list[dict[str, Any]]:
     """Return messages with the calls and results that their contents spell.
 
-    Calls are read in answers as the server reads them, in whichever format they are; results in
-    turns of a tool, and in those of a user behind a call.
+    Calls are read in answers, in whichever format they are; results in turns of a tool, and in
+    those of a user behind a call. What a tool returns to calls that are not spelled is text where
+    it only has such tags in it.
 
     Args:
         messages: Normalised ones, without the reasoning that answers begin with.
@@ -44,14 +56,16 @@ def read_markup(
         Unusable: tags are there, and not as they should be.
     """
     out: list[dict[str, Any]] = []
+    spelled = True
     for message in messages:
         match message["role"]:
             case "assistant":
                 out.append(_answer(message, tools))
+                spelled = not message.get("tool_calls")
             case "tool":
-                out += _results(message)
+                out += _results(message, spelled=spelled)
             case "user" if _is_result(message, out):
-                out += _results({**message, "role": "tool"})
+                out += _results({**message, "role": "tool"}, spelled=spelled)
             case _:
                 out.append(dict(message))
     return out
@@ -59,6 +73,8 @@ def read_markup(
 
 def _answer(message: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     content, out = message["content"], dict(message)
+    if OPEN not in content:
+        content = _GLAIVE.sub(lambda found: f"{OPEN}{found[1]}{CLOSE}", content)
     if OPEN in content:
         if message.get("tool_calls"):
             raise Unusable("markup_in_text", f"tool_calls, and {OPEN} in the content")
@@ -66,6 +82,8 @@ def _answer(message: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> d
     wrong = (THINK, THOUGHT, RESULT, RESULT_END)
     if left := next((tag for tag in wrong if tag in out["content"]), None):
         raise Unusable("markup_in_text", f"{left} within an answer")
+    if stray := _STRAY.search(out["content"]):
+        raise Unusable("unreadable_call", f"{stray[0]} in an answer")
     return out
 
 
@@ -73,37 +91,105 @@ def _with_calls(
     content: str, tools: Sequence[Mapping[str, Any]]
 ) -> tuple[str, list[dict[str, Any]]]:
     """Return what is said in front of the calls, and these."""
-    begun = content.partition(OPEN)[2].lstrip()
-    form: CallFormat = "qwen3_coder" if begun.startswith(BEGINNINGS["qwen3_coder"]) else "hermes"
-    stream = AnswerStream(Format(form), tools)
-    if form == "hermes":
-        content = _BLOCK.sub(_in_json, content)
-    deltas = [*stream.add(content), *stream.end()]
-    if problems := stream.answer.problems:
-        raise Unusable("unreadable_call", problems[0].detail)
-    places = [place for place, delta in enumerate(deltas) if delta.call is not None]
-    before = "".join(delta.content for delta in deltas[: places[0]])
-    if behind := "".join(delta.content for delta in deltas[places[0] :]).strip():
+    is_json = not content.partition(OPEN)[2].lstrip().startswith(BEGINNINGS["qwen3_coder"])
+    before, behind, calls = _in_json(content) if is_json else _in_tags(content, tools)
+    if behind := behind.strip():
         raise Unusable("text_behind_call", behind[:100])
-    calls = [{"name": call.name, "arguments": call.arguments} for call in stream.answer.tool_calls]
     return before.rstrip(), [normalised_call(call) for call in calls]
 
 
-def _in_json(block: re.Match[str]) -> str:
-    """Return a call in JSON that is written as a dict of Python, as in the sets of Hermes; any
-    other as it is."""
+def _in_tags(
+    content: str, tools: Sequence[Mapping[str, Any]]
+) -> tuple[str, str, list[dict[str, Any]]]:
+    """Return what is said in front of calls as qwen3_coder has them and behind the first, and the
+    calls."""
+    stream = AnswerStream(Format("qwen3_coder"), tools)
+    deltas = [*stream.add(content), *stream.end()]
+    if problems := stream.answer.problems:
+        raise Unusable("unreadable_call", problems[0].detail)
+    first = next(place for place, delta in enumerate(deltas) if delta.call is not None)
+    before, behind = ("".join(d.content for d in part) for part in (deltas[:first], deltas[first:]))
+    calls = [{"name": call.name, "arguments": call.arguments} for call in stream.answer.tool_calls]
+    return before, behind, calls
+
+
+def _in_json(content: str) -> tuple[str, str, list[dict[str, Any]]]:
+    """Return what is said in front of calls as objects and behind the first, and the calls."""
+    begun, at = content.find(OPEN), 0
+    said: list[str] = []
+    calls: list[dict[str, Any]] = []
+    while begun >= 0:
+        said.append(content[at:begun])
+        found, at = _block(content, begun + len(OPEN))
+        calls += map(_spelled_call, found if isinstance(found, list) else [found])
+        begun = content.find(OPEN, at)
+    if not calls:
+        raise Unusable("unreadable_call", "a list of no calls")
+    return said[0], "".join(said[1:]) + content[at:], calls
+
+
+def _block(content: str, start: int) -> tuple[Any, int]:
+    """Return what stands between `<tool_call>` and `</tool_call>`, which may be within a string
+    before, and where that ends.
+
+    Args:
+        start: Behind `<tool_call>`.
+    """
+    why = f"no {CLOSE}"
     try:
-        json.loads(block[1])
-        return block[0]
-    except ValueError:
+        found, end = DECODER.raw_decode(content, _solid(content, start))
+        end = _solid(content, end)
+        if content.startswith(CLOSE, end):
+            return found, end + len(CLOSE)
+    except (ValueError, RecursionError) as error:
+        why = str(error)
+    end = content.find(CLOSE, start)
+    if end < 0:
+        raise Unusable("unreadable_call", why[:300])
+    body = content[start:end].strip()
+    end += len(CLOSE)
+    try:
+        if quoted := _QUOTED.fullmatch(body):
+            return DECODER.decode("".join(quoted.groups())), end
+    except (ValueError, RecursionError):
         pass
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that Python does not know
-            call = ast.literal_eval(block[1].strip())
-        return f"{OPEN}\n{json.dumps(call, ensure_ascii=False, allow_nan=False)}\n{CLOSE}"
+        return _of_python(body), end
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return block[0]
+        raise Unusable("unreadable_call", why[:300]) from None
+
+
+def _solid(text: str, at: int) -> int:
+    """Return where the blanks from a place on end."""
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
+
+
+def _of_python(text: str) -> Any:
+    """Return a literal of Python as JSON has it: sets of Hermes have dicts as calls.
+
+    Raises:
+        Exception: it is none, JSON cannot hold it, or a dict has a key twice.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes that Python does not know
+        tree = ast.parse(text, mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            keys = [key and ast.dump(key) for key in node.keys]
+            if len({*keys}) < len(keys):
+                raise ValueError("a key stands there twice")
+    return DECODER.decode(json.dumps(ast.literal_eval(tree), allow_nan=False))
+
+
+def _spelled_call(found: Any) -> dict[str, Any]:
+    """Return a call of what a block has; its arguments may be JSON in a string."""
+    names = found.keys() if isinstance(found, dict) else set()
+    for arguments in ("arguments", "parameters"):
+        if names == {"name", arguments}:
+            return {"name": found["name"], "arguments": found[arguments]}
+    raise Unusable("unreadable_call", f"no object of name and arguments: {shortened(found)}")
 
 
 def _is_result(message: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> bool:
@@ -112,13 +198,19 @@ def _is_result(message: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) 
     return asked and message["content"].lstrip().startswith(RESULT)
 
 
-def _results(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a message for each result in the content of one; a content without tags is one."""
+def _results(message: Mapping[str, Any], *, spelled: bool) -> Iterator[dict[str, Any]]:
+    """Yield a message for each result in the content of one; a content without tags is one.
+
+    Args:
+        spelled: The calls were, so that tags are not text.
+    """
     content = message["content"].strip()
-    if RESULT not in content and RESULT_END not in content:
+    has_tags = RESULT in content or RESULT_END in content
+    is_block = content.startswith(RESULT) and content.endswith(RESULT_END)
+    if not has_tags or not (is_block or spelled):
         yield dict(message)
         return
-    if not (content.startswith(RESULT) and content.endswith(RESULT_END)):
+    if not is_block:
         raise Unusable("markup_in_text", f"{RESULT} within what a tool returns")
     parts = _NEXT_RESULT.split(content.removeprefix(RESULT).removesuffix(RESULT_END))
     of_one = {} if len(parts) == 1 else {"tool_call_id": None, "name": None}

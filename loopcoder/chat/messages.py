@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from reprlib import repr as shortened
@@ -30,6 +31,8 @@ _ROLES = {
 NAME = re.compile(r"[^<>\s]+")
 """Of functions and parameters: templates write them within tags, where others could end the tag, or
 make a special token of what stands around them."""
+_OF_CALLS = {"name", "type", "id", "index"}
+"""Fields of a call besides its arguments; what else one has would be arguments by another name."""
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 
 
@@ -62,6 +65,8 @@ def normalised(given: Any, *, splits_reasoning: bool = True) -> dict[str, Any]:
     role = _ROLES.get(role, role)
     content, calls = _text(content, role), list(_calls(rest))
     if role != "assistant":
+        if calls:
+            raise Unusable("invalid_tool_json", f"tool_calls of a message with role={role}")
         return {"role": role, "content": content, **rest}
     reasoning = next((value for name in REASONING if (value := rest.pop(name, None))), None)
     if reasoning is not None and not isinstance(reasoning, str):
@@ -92,6 +97,9 @@ def normalised_call(given: Any) -> dict[str, Any]:
     if isinstance(arguments, str):
         arguments = loaded(arguments, "invalid_tool_json") if arguments.strip() else {}
     if arguments is None:
+        given_else = {name for name, value in inner.items() if value is not None} - _OF_CALLS
+        if given_else:
+            raise Unusable("invalid_tool_json", f"a call with {shortened(sorted(given_else))}")
         arguments = {}
     is_name = isinstance(name, str) and NAME.fullmatch(name)
     if not is_name or not isinstance(arguments, Mapping):
@@ -127,13 +135,13 @@ def normalised_tools(given: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def loaded(text: Any, reason: str) -> Any:
-    """Return what a text is as JSON, in which NaN is no number.
+    """Return what a text is as JSON, in which NaN is no number, and no object has a key twice.
 
     Raises:
         Unusable: with this reason: it is none.
     """
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return DECODER.decode(text)
     except (ValueError, TypeError, RecursionError) as error:
         raise Unusable(reason, f"{shortened(text)}: {str(error)[:100]}") from error
 
@@ -170,6 +178,8 @@ def _is_text(part: Any) -> bool:
 def _calls(message: dict[str, Any]) -> Iterator[Any]:
     """Take the calls out of a message."""
     calls = message.pop("tool_calls", None) or []
+    if isinstance(calls, str):
+        calls = loaded(calls, "invalid_tool_json") or []
     if (old := message.pop("function_call", None)) is not None:  # OpenAI's before there were tools
         if calls:
             raise Unusable("invalid_tool_json", "a message with tool_calls and function_call")
@@ -201,3 +211,15 @@ def any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
 
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shortened(twice)} stands there twice")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse)
+"""Of JSON in rows: what it cannot keep whole it refuses with a ValueError."""

@@ -32,6 +32,52 @@ REASONS: Mapping[str, str] = {
     "end_of_document_inside": "the token that ends documents is within it",
 }
 """By name, as counts and lists of drops have it."""
+_SPELLED = "{source}.markup=keep, which leaves tags as text"
+_OTHER_TEMPLATE = "data.build.chat.template=hermes or qwen3, or another that"
+FIXES: Mapping[str, str] = {
+    "no_messages": "{source}.messages_field=COLUMN, the one that has the messages, or rows in one "
+    "of the forms of docs/chats.md",
+    "missing_role": "messages with role and content, or from and value",
+    "unknown_role": "messages of system, user, assistant and tool, or of ShareGPT's roles",
+    "content_not_text": "rows whose contents are texts",
+    "empty_turn": "rows without users and answers that say nothing",
+    "no_assistant_turn": "{source}.messages_field=COLUMN, one in which somebody answers",
+    "roles_out_of_order": "rows in which the system speaks first, then users and the assistant "
+    "in turn, and a result follows each call",
+    "bad_tools": "{source}.tools_field=COLUMN with OpenAI's schemas, a list or its JSON",
+    "invalid_tool_json": "calls with a name, and arguments that are an object or its JSON, with "
+    "each key once",
+    "unknown_tool": "tools with all functions that are called, or none",
+    "bad_train_flag": "train true or false, or weight 1 or 0",
+    "markup_in_text": f"{_SPELLED}, or rows in which they stand where they are read",
+    "unreadable_call": f"{_SPELLED}, or calls as an object of name and arguments in JSON",
+    "text_behind_call": f"{_SPELLED}, or rows whose answers end with their calls",
+    "surrogate": "texts that are whole in UTF-8",
+    "special_token_in_text": "data.build.chat.special_tokens=keep where texts only speak of such "
+    "tokens, as system prompts that explain <tool_call> do; conversations that no template has "
+    "written yet where they are borders of turns",
+    "no_place_for_system": f"{_OTHER_TEMPLATE} writes system prompts",
+    "no_place_for_tools": f"{_OTHER_TEMPLATE} writes tools",
+    "no_place_for_reasoning": "data.build.chat.template=qwen3, or another that writes reasoning; "
+    "or data.build.chat.reasoning=drop",
+    "template_error": f"{_OTHER_TEMPLATE} takes such conversations",
+    "template_rewrites_turns": "data.build.chat.turns=last, or data.build.chat.template=qwen3, "
+    "or another that keeps turns as they are",
+    "turns_not_found": "data.build.chat.template=FILE with {{% generation %}} around each answer",
+    "nothing_to_train": "messages of the assistant without train: false, or other conversations",
+    "too_long": "a larger data.seq_length, or data.build.chat.too_long=cut",
+    "end_of_document_inside": "conversations that do not spell the end of documents",
+}
+"""What to do about each of REASONS."""
+
+
+def fix_of(reason: str, source: str = "data.build.sources.N") -> str:
+    """Return what to do about one of REASONS.
+
+    Args:
+        source: Key of the source whose rows have it.
+    """
+    return FIXES[reason].format(source=source)
 
 
 class Unusable(Exception):

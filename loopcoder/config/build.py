@@ -87,9 +87,9 @@ class SourceConfig:
     """Of a chat: column with the tools that a conversation may call; null: `tools`, or
     `functions`."""
     markup: Annotated[Literal["read", "keep"], Changes("corpus", since="2026-11-30")] = "read"
-    """Of a chat: `<tool_call>`, `<tool_response>` and `<think>` within what is said: read as calls,
-    results and reasoning, and a conversation where that is not possible left out; or kept as text
-    (a `<think>` block that an answer begins with is read in any case)."""
+    """Of a chat: `<tool_call>`, `<functioncall>`, `<tool_response>` and `<think>` within what is
+    said: read as calls, results and reasoning, and a conversation where that is not possible left
+    out; or kept as text (a `<think>` block that an answer begins with is read in any case)."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
     config_name: str | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from loopcoder.chat.calls import Format, read_answer
 from loopcoder.chat.conversation import Conversation, Message, ToolCall, canonical
 from loopcoder.chat.parsing import parse
 from loopcoder.chat.render import Renderer
@@ -99,6 +100,65 @@ def test_calls_written_as_dicts_of_python(rng: random.Random) -> None:
         assert read == tuple(ToolCall("f", dict(calls[i]["arguments"])) for i in order)
 
 
+GLAIVE = """<functioncall> {"name": "f", "arguments": '{"x": 1, "y": "it\'s \\n \\"so\\""}'} """
+
+
+@pytest.mark.parametrize(
+    ("said", "arguments"),
+    [
+        ('<tool_call>{"name": "f", "arguments": "{\\"x\\": [true]}"}</tool_call>', [{"x": [True]}]),
+        ('<tool_call>{"name": "f", "arguments": ""}</tool_call>', [{}]),
+        ('<tool_call>{"name": "f", "parameters": {"x": 1}}</tool_call>', [{"x": 1}]),
+        ("<tool_call>{'name': 'f', 'parameters': '{\"x\": 1}'}</tool_call>", [{"x": 1}]),
+        (
+            '<tool_call>[{"name": "f", "arguments": {"x": "</tool_call>"}},\n'
+            ' {"name": "f", "arguments": {}}]</tool_call>\n' + CALL,
+            [{"x": "</tool_call>"}, {}, {"x": 1}],
+        ),
+        ("<tool_call>\n[{'name': 'f', 'arguments': {'x': None}}]\n</tool_call>", [{"x": None}]),
+        (GLAIVE, [{"x": 1, "y": 'it\'s \n "so"'}]),
+        (GLAIVE.replace(" ", "\n", 1) + "</functioncall>", [{"x": 1, "y": 'it\'s \n "so"'}]),
+        ('<function_call>{"name": "f", "arguments": {}}</function_call>', [{}]),
+        (
+            CALL + CALL.replace('{"x": 1}', '{"x": "<functioncall> {"}'),
+            [{"x": 1}, {"x": "<functioncall> {"}],
+        ),
+    ],
+)
+def test_the_ways_in_which_data_sets_spell_calls(
+    said: str, arguments: list[dict[str, Any]]
+) -> None:
+    found = parse(row(f"I look.\n{said}", tools=TOOLS)).messages[1]
+    assert found.content == "I look."
+    assert found.tool_calls == tuple(ToolCall("f", one) for one in arguments)
+    with_results = row(said, *[("tool", "r")] * len(arguments), ("gpt", "b"))
+    assert len(parse(with_results).messages) == 3 + len(arguments)
+
+
+def test_the_server_reads_what_its_template_asks_for_alone() -> None:
+    """So that what tuning evaluates as well-formed is what was asked for."""
+    said = '<tool_call>{"name": "f", "parameters": {}}</tool_call>'
+    assert not read_answer(said, Format("hermes")).tool_calls
+    assert parse(row(said)).messages[1].tool_calls
+
+
+def test_values_in_tags_are_texts_where_no_schema_types_them() -> None:
+    """As vLLM and transformers read them."""
+    assert parse(row(CODER)).messages[1].tool_calls == (ToolCall("f", {"x": "1"}),)
+    assert parse(row(CODER, tools=TOOLS)).messages[1].tool_calls == (F,)
+
+
+def test_what_a_tool_returns_may_speak_of_tags_where_calls_are_not_spelled() -> None:
+    call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}]}
+    for said, expected in (
+        (f"See {RESULT}.", f"See {RESULT}."),
+        ("so </tool_response>", "so </tool_response>"),
+        (RESULT, "2"),
+    ):
+        turns = [{"role": "user", "content": "a"}, call, {"role": "tool", "content": said}]
+        assert parse({"messages": turns}).messages[2] == Message("tool", expected)
+
+
 @pytest.mark.parametrize(
     ("reason", "given"),
     [
@@ -107,6 +167,30 @@ def test_calls_written_as_dicts_of_python(rng: random.Random) -> None:
         ("unreadable_call", row("<tool_call>\n{'name': f(), 'arguments': {}}\n</tool_call>")),
         ("unreadable_call", row(f"{CALL}\n<tool_call>\n")),
         ("unreadable_call", row("Write <tool_call>, then the call.")),
+        ("unreadable_call", row("<tool_call>[]</tool_call>")),
+        ("unreadable_call", row('<tool_call>[{"name": "f"}]</tool_call>')),
+        ("unreadable_call", row('<tool_call>{"name": "f", "args": {}}</tool_call>')),
+        ("unreadable_call", row('<tool_call>{"name": "f", "arguments": {"x": NaN}}</tool_call>')),
+        ("unreadable_call", row(CALL.replace('"x": 1', '"x": 1, "x": 2'))),
+        (
+            "unreadable_call",
+            row("<tool_call>{'name': 'f', 'arguments': {'x': 1, 'x': 2}}</tool_call>"),
+        ),
+        (
+            "unreadable_call",
+            row("<tool_call>{'name': 'f', 'arguments': {1: 1, '1': 2}}</tool_call>"),
+        ),
+        (
+            "unreadable_call",
+            row(GLAIVE.replace('"y"', '"x"').replace("functioncall", "tool_call") + "</tool_call>"),
+        ),
+        ("invalid_tool_json", row('<tool_call>{"name": "f", "arguments": "[1]"}</tool_call>')),
+        ("unreadable_call", row('{"name": "f", "arguments": {}}</tool_call>')),
+        ("unreadable_call", row("<function=f>{}</function>")),
+        ("unreadable_call", row("<functioncall> f()")),
+        ("unreadable_call", row("b</functioncall>")),
+        ("unreadable_call", row('[TOOL_CALLS] [{"name": "f", "arguments": {}}]')),
+        ("unreadable_call", row('<|python_tag|>{"name": "f", "parameters": {}}')),
         ("text_behind_call", row(f"{CALL}\nThat was it.")),
         ("text_behind_call", row(f"{CALL}\nAnd\n{CALL}")),
         ("unknown_tool", row(CALL.replace("f", "g", 1).replace('"f"', '"g"'), tools=TOOLS)),
@@ -138,7 +222,7 @@ def test_what_cannot_be_read_is_counted_by_its_reason(reason: str, given: dict[s
 
 
 def test_text_is_kept_where_it_is_asked_for() -> None:
-    for said in (CALL, "b <think>why</think> c", "so </tool_call>"):
+    for said in (CALL, GLAIVE, "b <think>why</think> c", "so </tool_call>"):
         found = parse(row(said, ("human", RESULT), ("gpt", "b")), markup="keep")
         assert [m.content for m in found.messages] == ["a", said, RESULT, "b"]
 

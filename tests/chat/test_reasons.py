@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipeline.chat.rendered import END_INSIDE, TOO_LONG
 from loopcoder.chat.probes import PARTS
-from loopcoder.chat.unusable import REASONS, Unusable
+from loopcoder.chat.unusable import FIXES, REASONS, Unusable, fix_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,3 +28,11 @@ def test_every_reason_is_explained() -> None:
     for reason in raised:
         assert REASONS[reason] in str(Unusable(reason))
     assert str(Unusable("another")) == "another"
+
+
+def test_every_reason_has_a_fix() -> None:
+    assert FIXES.keys() == REASONS.keys()
+    assert fix_of("unreadable_call", "data.build.sources.3").startswith(
+        "data.build.sources.3.markup=keep"
+    )
+    assert not any(sign in fix_of(reason) for reason in REASONS for sign in ("{source", "{{"))

@@ -6,9 +6,11 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer
 
 from data_pipeline.chat import packed
 from data_pipeline.chat.tokens import prepared, tokenise
@@ -18,7 +20,7 @@ from data_pipeline.tasks.dropped import lists_of, read_list
 from loopcoder.chat.conversation import Conversation
 from loopcoder.chat.parsing import parse
 from loopcoder.chat.render import Renderer
-from loopcoder.chat.templates import built_in
+from loopcoder.chat.templates import FILE, built_in
 from loopcoder.chat.unusable import Unusable
 from loopcoder.config.chat import ChatConfig
 from loopcoder.data.corpus import Corpus
@@ -144,6 +146,9 @@ def test_what_is_left_out_is_counted_and_named(
     assert reasons["unknown_type"] == 1
     (told,) = [line for line in lines if "left out of 32 conversations: " in line]
     named = told.partition("conversations: ")[2].split(", ")
+    assert any(one.startswith("1 special_token_in_text (<|im_end|>)") for one in named)
+    at_reading = [line for line in lines if "rows of source 0-chat: " in line]
+    assert [line.count(reason) for line in at_reading for _, reason in bad[:4]] == [1] * 4
     # of the good ones, which are drawn, some may be too long
     assert {"special_token_in_text", "too_long"} <= {one.split()[1] for one in named}
 
@@ -187,6 +192,43 @@ def test_too_many_that_cannot_be_rendered_stop_a_build(
     with pytest.raises(InputError, match="10 of 30 conversations cannot be rendered") as refused:
         prepare(config(), report=lambda _: None)
     assert "special_tokens=keep" in str(refused.value)
+
+
+def test_system_prompts_that_explain_calls(
+    config: MakeConfig, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    """Those of Hermes, by a tokenizer whose `<tool_call>` is a token: it is said what takes them,
+    also where other conversations make up a corpus."""
+    made = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    made.add_tokens([AddedToken("<tool_call>", special=False, normalized=False)])
+    folder = tmp_path / "with_tags"
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    (folder / FILE).write_text(built_in("hermes"))
+    system = {"role": "system", "content": "Answer within <tool_call></tool_call>."}
+
+    def row(number: int, *before: dict[str, str]) -> dict[str, Any]:
+        asked = {"role": "user", "content": f"Why {number}?"}
+        return {"messages": [*before, asked, {"role": "assistant", "content": "So."}]}
+
+    explained = [row(i, system) for i in range(5)]
+    write(tmp_path / "chats/a.jsonl", explained)
+    with pytest.raises(InputError, match=r"5 special_token_in_text \(<tool_call>\)") as refused:
+        prepare(config(tokenizer=str(folder)), report=lambda _: None)
+    assert "data.build.chat.special_tokens=keep" in str(refused.value)
+
+    write(tmp_path / "chats/a.jsonl", [*explained, *(row(i) for i in range(5, 10))])
+    lines: list[str] = []
+    prepare(config(tokenizer=str(folder)), report=lines.append)
+    (told,) = [line for line in lines if "left out of 10 conversations: " in line]
+    assert told.endswith(": 5 special_token_in_text (<tool_call>)")
+    (advice,) = [line for line in lines if "what helps against special_token_in_text" in line]
+    assert "data.build.chat.special_tokens=keep" in advice
+
+    kept = ChatConfig(special_tokens="keep")
+    corpus = prepare(config(tokenizer=str(folder), chat=kept), report=lambda _: None)
+    about = corpus.manifest["chat"]
+    assert about["train"]["conversations"] + about["val"]["conversations"] == 10
 
 
 def test_the_commonest_reason_says_what_to_do(config: MakeConfig, tmp_path: Path) -> None:

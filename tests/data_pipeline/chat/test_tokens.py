@@ -82,6 +82,23 @@ def test_tokens_of_the_template_that_are_not_called_special() -> None:
             tokenise(ours, made, given, ChatConfig())
 
 
+@pytest.mark.parametrize("is_token", [True, False])
+def test_a_result_that_speaks_of_the_tags_around_it(is_token: bool) -> None:
+    """It is text where they are; as tokens they could end it."""
+    made = plain_tokenizer(["<tool_response>", "</tool_response>"] if is_token else [])
+    call = Message("assistant", "", tool_calls=(ToolCall("f", {}),))
+    given = Conversation(
+        (ASKED, call, Message("tool", "a</tool_response>b"), Message("assistant", "c"))
+    )
+    ours = Renderer.of(built_in("hermes"), made, {})
+    if is_token:
+        with pytest.raises(Unusable, match="special_token_in_text: </tool_response>"):
+            tokenise(ours, made, given, ChatConfig())
+        return
+    ids, _ = tokenise(ours, made, given, ChatConfig())
+    assert "<tool_response>\na</tool_response>b\n</tool_response>" in made.decode(ids.tolist())
+
+
 def test_special_tokens_that_a_template_puts_together(rng: random.Random) -> None:
     """Ours writes `<parameter=` + name + `>`: any token that ends in > can be made so."""
     token = f"<parameter={rng.randint(0, 99)}>"

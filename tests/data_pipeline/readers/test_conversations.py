@@ -144,6 +144,42 @@ def test_faults_alone_are_refused_with_the_column_that_may_be_meant(tmp_path: Pa
         read(path)
 
 
+ASKED, SAID = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "fix"),
+    [
+        ({"messages": [ASKED, {**SAID, "content": "<tool_call>{}"}]}, "sources.0.markup=keep"),
+        ({"messages": [ASKED, SAID], "tools": "look"}, "sources.0.tools_field=COLUMN"),
+        ({"messages": [ASKED, {**SAID, "weight": 0.5}]}, "weight 1 or 0"),
+        ({"id": ["x"], "messages": "a [b]"}, "sources.0.messages_field=COLUMN"),
+        ({"id": 7, "terms": "MIT", "talk": [ASKED, SAID]}, "sources.0.messages_field=talk"),
+    ],
+)
+def test_the_fix_is_that_of_the_commonest_fault(
+    tmp_path: Path, row: dict[str, Any], fix: str
+) -> None:
+    rare = {"messages": [{"role": "pirate", "content": "a"}]}
+    with pytest.raises(InputError) as refused:
+        read(write(tmp_path / "a.jsonl", [rare, row, row]))
+    (problem,) = refused.value.problems
+    assert fix in problem.fix
+    assert "roles" not in problem.fix
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved"])
+def test_a_table_with_messages_in_another_column(tmp_path: Path, form: str) -> None:
+    rows, path = [{"id": "a", "talk": [ASKED, SAID]}], tmp_path / "a.parquet"
+    if form == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        pytest.importorskip("datasets").Dataset.from_list(rows).save_to_disk(str(path))
+    with pytest.raises(InputError, match=r"sources\.0\.messages_field=talk"):
+        read(path)
+
+
 @pytest.mark.parametrize("share", [0.15, 0.25])
 def test_a_fifth_of_bad_rows_stops_a_build(tmp_path: Path, share: float) -> None:
     good = {"prompt": "a", "completion": "b"}
