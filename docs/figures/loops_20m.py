@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECORDS = REPOSITORY / "benchmarks" / "results" / "recipes" / "loops_20m.jsonl"
+RECORDS = REPOSITORY / "benchmarks" / "results" / "recipes" / "dial_20m.jsonl"
 OUT = Path(__file__).with_suffix(".png")
 NAMES = {
     "loops_2": "4 layers, two loops",
