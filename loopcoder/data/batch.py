@@ -69,6 +69,10 @@ class Batch:
         """Copy to a device without waiting for the copy (from pinned memory)."""
         return self._map(lambda x: x.to(device, non_blocking=True))
 
+    def copied_to(self, device: torch.device) -> Batch:
+        """Copy to a device, to memory that nothing else has, even if it is there already."""
+        return self._map(lambda x: x.to(device, non_blocking=True, copy=True))
+
     def pin(self) -> Batch:
         """Copy to page-locked memory, from which transfers run beside computation."""
         return self._map(lambda x: x.pin_memory())

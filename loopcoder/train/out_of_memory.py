@@ -29,7 +29,7 @@ def named_out_of_memory(what: str, fix: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)
         said = str(error).partition("\n")[0] or "no memory is free"
@@ -71,7 +71,8 @@ def _continued(fix: str, run_dir: Path | None) -> str:
     return fix if run_dir is None else f"{fix}, with {typed(f'run_dir={run_dir}')} to continue"
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an allocation failed, of a GPU or of the machine."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(text in str(error).lower() for text in _TEXTS)
