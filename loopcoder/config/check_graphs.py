@@ -38,6 +38,13 @@ def graph_limits(config: Config, world_size: int, backends: Backends) -> Iterato
             "FP8 copies of weights are made and dropped by the host in every step",
             "precision=bf16",
         )
+    if precision == "fp32" and config.model.layer_spec == "te":
+        yield Problem(
+            "precision=fp32 model.layer_spec=te",
+            "Transformer Engine's attention in fp32 is made of parts that were never tried in a "
+            "graph",
+            "precision=bf16, or model.layer_spec=torch",
+        )
     if parallel.recompute != "none":
         yield Problem(
             f"parallel.recompute={parallel.recompute}",

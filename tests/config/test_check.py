@@ -113,6 +113,8 @@ BAD: list[tuple[str, Backends, str, str]] = [
      "parallel.nproc_per_node=1"),
     ("train.cuda_graphs=on precision=fp8_tensorwise parallel.nproc_per_node=1", H100,
      "precision=fp8_tensorwise", "precision=bf16"),
+    ("train.cuda_graphs=on precision=fp32 parallel.nproc_per_node=1", H100,
+     "precision=fp32 model.layer_spec=te", "model.layer_spec=torch"),
     ("train.cuda_graphs=on parallel.recompute=selective", BARE_GPU, "random numbers",
      "parallel.recompute=none"),
     ("train.cuda_graphs=on parallel.overlap_grad_reduce=true", BARE_GPU, "streams of their own",
