@@ -25,6 +25,12 @@ def graph_limits(config: Config, world_size: int, backends: Backends) -> Iterato
     parallel, precision, log = config.parallel, config.precision.name, config.logging
     if not backends.has_gpu:
         yield Problem("no GPU", "a CUDA graph is launched on a GPU", "")
+    elif not backends.has_te:
+        yield Problem(
+            "a GPU, no Transformer Engine",
+            "without its kernels megatron-core reads the norm of the gradients on the host",
+            "pip install --no-build-isolation '.[te]'",
+        )
     if world_size > 1:
         yield Problem(
             counted(world_size, "process"),

@@ -99,7 +99,7 @@ class CapturedStep:
         *,
         insists: bool = False,
         say: Callable[[str], None] = print,
-        out_of_memory_fix: str = "train.micro_batch_size=1",
+        out_of_memory_fix: str = "train.cuda_graphs=off",
         capture: Capture | None = None,
     ):
         """
@@ -270,14 +270,13 @@ class CapturedStep:
             self._say(f"no CUDA graphs from here on: {what} ({shape}): {said}")
             return
         fact = f"train.cuda_graphs=on: a step of {shape}"
-        off = "train.cuda_graphs=off"
         if no_memory:
             raise OutOfMemory.of(
                 f"{fact} ran out of memory when it was captured",
                 f"a graph keeps the memory of a step's activations ({said})",
-                f"{off}, or {self._fix}",
+                self._fix,
             )
-        raise NotCapturable.of(f"{fact} cannot be captured", said, off)
+        raise NotCapturable.of(f"{fact} cannot be captured", said, "train.cuda_graphs=off")
 
 
 class CudaCapture:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from tests.train.graph_steps import (
     DOMAINS,
@@ -37,10 +39,15 @@ class Captures:
             assert self._error is not None
             raise self._error
         self.made += 1
+        kept: list[torch.Tensor] = []
 
         def replay() -> Any:
             self.replays += 1
-            return run()
+            found = run()
+            kept.extend(x.clone() for x in found[len(kept) :])
+            for place, x in zip(kept, found, strict=True):  # always the same, as a graph's
+                place.copy_(x)
+            return tuple(kept)
 
         return replay
 
@@ -71,15 +78,69 @@ def test_fifty_steps_are_those_of_a_run_without(
     config = config_of(CASES[case], precision)
     state, plain = (build(config, ranks) for _ in range(2))
     captures = Captures()
-    step_of = captured_step(state, config, captures)
+    step_of, found, expected = captured_step(state, config, captures), [], []
     for step in range(1, 51):
         batches = batches_of(seed + step, packed=packed)
         sums, norm, measures = step_of(batches, *rate(step))
-        expected = train_eagerly(plain, config, batches, step)
-        assert same_bits([sums, norm], list(expected)), step
+        found += [sums, norm]
+        expected += train_eagerly(plain, config, batches, step)
         assert measures.by_label is None
+    assert same_bits(found, expected)
     assert same_bits(trained(state), trained(plain))
     assert (captures.made, captures.replays) == (1, 47)
+
+
+class Operators(TorchDispatchMode):
+    """Writes down what is run: names, numbers of Python, and shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        def said(x: Any) -> Any:
+            if isinstance(x, torch.Tensor):
+                return x.dtype, tuple(x.shape)
+            return x if isinstance(x, int | float | str | torch.dtype | None) else type(x)
+
+        name, given = str(func), tree_map(said, (args, kwargs or {}))
+        # the kernel for GPUs reads its numbers from the device; see test_adamw_kernel
+        self.log.append(name if "_fused_adamw_" in name else f"{name} {given}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("one_row", [True, False], ids=["one_row", "rows"])
+@pytest.mark.parametrize("case", ["r1", "r3"])
+def test_what_runs_depends_on_no_step(
+    ranks: Any, seed: int, case: str, one_row: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same operators with the same numbers of Python whatever the tokens, borders and rates
+    are, none of which asks the device for a number: or a graph would repeat those of one step."""
+    config = config_of(CASES[case], "bf16")
+    state, logs = build(config, ranks), []
+
+    class Logging(Captures):
+        def __call__(self, run: Callable[[], Any]) -> Callable[[], Any]:
+            def replay() -> Any:
+                with Operators() as mode:
+                    found = run()
+                logs.append(mode.log)
+                return found
+
+            return replay
+
+    step_of = captured_step(state, config, Logging())
+    monkeypatch.setattr(step_of, "_one_row", one_row)
+    for step in range(1, 8):
+        step_of(batches_of(seed + step, borders=0.02 * step), *rate(step))
+    assert len(logs) == 4 and len(logs[0]) > 300
+    assert all(log == logs[0] for log in logs)
+    asks = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal.default")
+    asked = [line for line in logs[0] if any(name in line.split(" ")[0] for name in asks)]
+    # megatron-core's norm, which stays on the device where Transformer Engine is installed
+    assert asked == ["aten._local_scalar_dense.default (((torch.float32, (1,)),), {})"]
 
 
 @pytest.mark.parametrize("loops", [1, 2])
