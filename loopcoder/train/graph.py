@@ -123,7 +123,7 @@ class CapturedStep:
         objective = step_objective(config.objective, loops, loops)
         by_loop = ObjectiveSums(objective, device) if objective.sums_loops else None
         self._measures = Measures(by_label=by_label, by_loop=by_loop)
-        _never_fork_random_states(state.network)
+        _make_capturable(state.network)
 
     @property
     def shapes(self) -> list[Shape]:
@@ -261,6 +261,9 @@ class CapturedStep:
         cause = _cause_of(error)
         said = str(cause).partition("\n")[0] or type(cause).__name__
         no_memory = is_out_of_memory(cause)
+        frames = traceback.extract_tb(cause.__traceback__)
+        if frames and not no_memory:
+            said += f" (in {frames[-1].name}, {frames[-1].filename}:{frames[-1].lineno})"
         for one in (error, cause):  # what was computed is let go
             traceback.clear_frames(one.__traceback__)
         self._graphs.clear()
@@ -316,13 +319,17 @@ def use_own_stream(device: torch.device) -> None:
     torch.cuda.set_stream(stream)
 
 
-def _never_fork_random_states(network: torch.nn.Module) -> None:
-    """Let Transformer Engine's attention take random numbers from the default state: it draws none
-    without dropout, and asking for the state of another is refused while a graph is captured."""
+def _make_capturable(network: Any) -> None:
+    """Keep libraries from asking, in the middle of a step, for what only the host has.
+
+    Transformer Engine's attention forks the state of random numbers although it draws none without
+    dropout, and its cross-entropy compares gradients with a number from the host unless
+    megatron-core's config says that whole steps are captured. Neither changes a number.
+    """
+    network.config.cuda_graph_impl = "full_iteration"
     for module in network.modules():
         if hasattr(module, "attention_dropout_ctx"):
-            context: Any = nullcontext
-            module.attention_dropout_ctx = context
+            module.attention_dropout_ctx = nullcontext
 
 
 def _cause_of(error: BaseException) -> BaseException:

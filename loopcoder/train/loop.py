@@ -92,11 +92,9 @@ class Run:
         self.backends, self.start, self.stop, self.launch = backends, start, stop, launch
         self.vocab_size, self.watch = vocab_size, watch
         self.began_as = start.checkpoint.state() if start is not None else None
-        graphs = choose_graphs(config, self.ranks.world_size, backends)
+        graphs = self.graphs = choose_graphs(config, self.ranks.world_size, backends)
         if graphs.uses:
             use_own_stream(self.ranks.device)
-        if graphs.said is not None:
-            self.say(graphs.said)
         self.state = build_state(config, self.ranks, vocab_size)
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
         self.captured: CapturedStep | None = None
@@ -107,7 +105,7 @@ class Run:
                 len(corpus.domains),
                 self._by_label,
                 insists=graphs.insists,
-                say=self.say,
+                say=self._note,
                 out_of_memory_fix=smaller_step(config, run_dir),
             )
         self.health = Health(config.faults, self.ranks.device)
@@ -428,6 +426,8 @@ class Run:
             self.say(f"{verb} from {checkpoint.path}, step {checkpoint.step}")
         for note in dict.fromkeys([*notes, *self.accounts.notes()]):
             self._note(note, is_said=note in said)
+        if self.graphs.said is not None:
+            self._note(self.graphs.said)
         if self.ranks.is_main:
             record(self.config, self.corpus, self.run_dir)
             for line in outlook(self.config, self.corpus, self.vocab_size, self.position):

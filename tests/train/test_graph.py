@@ -402,8 +402,9 @@ def test_a_resume_crosses(ranks: Any, seed: int, to_graphs: bool, tmp_path: Any)
     assert same_bits(trained(second), trained(plain))
 
 
-def test_attention_forks_no_random_states(ranks: Any) -> None:
-    """Transformer Engine's keeps a context for dropout, which there is none of."""
+def test_libraries_ask_the_host_for_nothing(ranks: Any) -> None:
+    """Transformer Engine's attention keeps a context for dropout, which there is none of; its loss
+    is told by megatron-core's config."""
     config = config_of()
     state = build(config, ranks)
     part = state.network.decoder.layers[0].self_attention.core_attention
@@ -415,3 +416,5 @@ def test_attention_forks_no_random_states(ranks: Any) -> None:
     captured_step(state, config)
     with part.attention_dropout_ctx():
         pass
+    assert state.network.config.cuda_graph_impl == "full_iteration"
+    assert build(config, ranks).network.config.cuda_graph_impl == "none"
