@@ -159,16 +159,12 @@ class CapturedStep:
         set_rates(self._state.optimizer, self._config.optim, lr, vocabulary)
         for adam in adams_of(self._state.optimizer):
             adam.begin_step()
-        if (
-            eagerly
-            or self._gave_up
-            or not (measures.probe is None and measures.diagnostics is None)
-        ):
+        observes = measures.probe is not None or measures.diagnostics is not None
+        if eagerly or self._gave_up or observes:
             return *self._eagerly(microbatches, measures), measures
-        taken = (
-            NOTHING if measures.by_label is None and measures.by_loop is None else self._measures
-        )
-        shape = self._shape_of(microbatches, is_measured=taken is not NOTHING)
+        is_measured = measures.by_label is not None or measures.by_loop is not None
+        taken = self._measures if is_measured else NOTHING
+        shape = self._shape_of(microbatches, is_measured=is_measured)
         graph = self._graph_of(shape, microbatches)
         self._fill(graph, microbatches)
         if graph.replay is None and graph.warm_ups == WARM_UPS:
@@ -196,6 +192,8 @@ class CapturedStep:
     def _graph_of(self, shape: Shape, microbatches: list[Batch]) -> _Graph:
         if shape not in self._graphs:
             while len(self._graphs) >= MOST:
+                if self._state.ranks.device.type == "cuda":  # its last replay may still run
+                    torch.cuda.current_stream().synchronize()
                 self._graphs.popitem(last=False)
             batches = [self._room(batch, shape.documents) for batch in microbatches]
             self._graphs[shape] = _Graph(batches)
@@ -215,12 +213,13 @@ class CapturedStep:
         names = ["tokens", "labels", "loss_mask", "domain_ids"]
         if self._measures.by_label is not None:
             names.append("label_ids")
+        if microbatches[0].cu_seqlens is not None:
+            names += ["position_ids", "document_start"]
         for room, batch in zip(graph.batches, microbatches, strict=True):
             if room.cu_seqlens is not None and batch.cu_seqlens is not None:
                 count = len(batch.cu_seqlens)
                 room.cu_seqlens[:count].copy_(batch.cu_seqlens, non_blocking=True)
                 room.cu_seqlens[count:] = batch.tokens.numel()  # documents without tokens
-                names = [*names, "position_ids", "document_start"]
             for name in names:
                 getattr(room, name).copy_(getattr(batch, name), non_blocking=True)
 
