@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -288,10 +289,13 @@ class CudaCapture:
     def __init__(self, device: torch.device):
         if torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
             raise RuntimeError("the default stream cannot be captured: call use_own_stream first")
-        self._pool: Any = torch.cuda.graph_pool_handle()
+        self._pool: Any = None
+        self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def __call__(self, run: Callable[[], Sums]) -> Replay:
         gc.collect()  # what is freed while a graph is captured stays in its memory
+        if not self._alive:  # memory that no graph has any more cannot be shared again
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # Gradients are added up on the stream that was current when the model was built: this one.
         # The loader pins memory meanwhile, in a thread of its own.
@@ -302,6 +306,7 @@ class CudaCapture:
             capture_error_mode="thread_local",
         ):
             out = run()
+        self._alive.add(graph)
 
         def replay() -> Sums:
             graph.replay()

@@ -166,6 +166,17 @@ def test_other_shapes_are_captured_anew(ranks: Any, seed: int, name: str) -> Non
     assert len(step_of.shapes) == 4
 
 
+def test_a_step_is_captured_after_all_graphs_were_dropped(ranks: Any, seed: int) -> None:
+    """By shapes that were not seen often enough to be captured themselves."""
+    lengths = [LENGTH] * 6 + [64, 96, 128, 160] + [160] * 6
+
+    def batches(step: int) -> list[Any]:
+        return batches_of(seed + step, length=lengths[step - 1], vocab=VOCAB)
+
+    step_of = check_against_eager(case_config("te r2"), ranks, batches, len(lengths))
+    assert [shape.length for shape in step_of.shapes] == [160]
+
+
 @pytest.mark.parametrize("name", ["torch r2 fp32", "te r2 kernels"])
 def test_a_bad_step_is_refused_inside_a_replay(ranks: Any, seed: int, name: str) -> None:
     config = case_config(name)
