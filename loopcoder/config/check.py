@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loopcoder.backends import Backends
 from loopcoder.config.check_data import check_data
+from loopcoder.config.check_graphs import check_graphs
 from loopcoder.config.check_objective import check_objective
 from loopcoder.config.check_precision import check_precision
 from loopcoder.config.check_samples import check_samples
@@ -44,6 +45,7 @@ def check(config: Config, world_size: int, backends: Backends) -> None:
         *_optim(config),
         *check_objective(config),
         *check_precision(config, backends),
+        *check_graphs(config, world_size, backends),
         *_sinks(config, backends),
         *_profile(config, backends),
         *_run_dir(config),

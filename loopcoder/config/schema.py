@@ -370,6 +370,12 @@ class TrainConfig:
     deterministic: Annotated[bool, Changes("numbers", since="2026-11-30")] = False
     """Use kernels on a GPU that give the same bits each time, so that a run that is resumed equals
     one that never stopped bit for bit; slower. On a CPU that is always so."""
+    cuda_graphs: Annotated[Literal["off", "auto", "on"], Changes("nothing", since="2026-12-01")] = (
+        "off"
+    )
+    """Launch a step on a GPU as one CUDA graph, on one process: for models so small that launching
+    kernels takes longer than computing them. auto: where that is so, and a step can be a graph; the
+    run says what it decided. on: or an error says what stands against it."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -35,14 +35,43 @@ class Batch:
     document."""
     max_seqlen: int
     """Longest document, in tokens."""
+    row_length: int | None = None
+    """Tokens of each of the rows that were laid end to end in one (`as_one_row`): then [B, S] above
+    is [1, B*S]; None: rows are as they came."""
 
     @property
     def documents(self) -> Documents:
-        return Documents(self.document_start, self.position_ids, self.cu_seqlens, self.max_seqlen)
+        return Documents(
+            self.document_start,
+            self.position_ids,
+            self.cu_seqlens,
+            self.max_seqlen,
+            self.row_length,
+        )
+
+    def as_one_row(self) -> Batch:
+        """Lay packed rows end to end in one; see `Documents.as_one_row`. Samples and domains stay
+        those of the rows."""
+        docs = self.documents.as_one_row()
+        return replace(
+            self,
+            tokens=self.tokens.view(1, -1),
+            labels=self.labels.view(1, -1),
+            loss_mask=self.loss_mask.view(1, -1),
+            position_ids=docs.position_ids,
+            document_start=docs.start,
+            label_ids=self.label_ids.view(1, -1),
+            max_seqlen=docs.max_seqlen,
+            row_length=docs.row_length,
+        )
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device without waiting for the copy (from pinned memory)."""
         return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def copied_to(self, device: torch.device) -> Batch:
+        """Copy to a device, to memory that nothing else has, even if it is there already."""
+        return self._map(lambda x: x.to(device, non_blocking=True, copy=True))
 
     def pin(self) -> Batch:
         """Copy to page-locked memory, from which transfers run beside computation."""

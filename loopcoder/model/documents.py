@@ -25,6 +25,9 @@ class Documents:
     is one document."""
     max_seqlen: int
     """Length of the longest document, in tokens (an upper bound does)."""
+    row_length: int | None = None
+    """Tokens of each of the rows that were laid end to end in one (`as_one_row`); None: rows are as
+    they came."""
 
     @classmethod
     def whole_rows(cls, batch: int, seq_length: int, device: torch.device) -> Documents:
@@ -48,6 +51,27 @@ class Documents:
     @property
     def is_packed(self) -> bool:
         return self.cu_seqlens is not None
+
+    @property
+    def table_length(self) -> int:
+        """How many positions a table of rotary angles has to have."""
+        return self.row_length or self.start.shape[1]
+
+    def as_one_row(self) -> Documents:
+        """Lay packed rows end to end in one, which Transformer Engine reads without transposing.
+
+        A row begins a document, so nothing is seen across the borders of rows. No Python number of
+        the result depends on where documents begin: the longest counts as long as a row.
+        """
+        rows, length = self.start.shape
+        first = torch.arange(0, rows * length, length, device=self.start.device)
+        return Documents(
+            (self.start + first[:, None]).view(1, -1),
+            self.position_ids.reshape(1, -1),
+            self.cu_seqlens,
+            length,
+            length,
+        )
 
     @cached_property
     def first_token(self) -> Tensor:
@@ -95,3 +119,13 @@ class Documents:
             hidden = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
             self.__dict__[key] = hidden
         return self.__dict__[key]
+
+
+def room_for(documents: int) -> int:
+    """Return for how many documents Transformer Engine (2.20) plans attention where there are so
+    many: 32, 64, ... 512, then multiples of 512. Further ones, which are empty, cost nothing."""
+    if documents <= 32:
+        return 32
+    if documents <= 512:
+        return 1 << (documents - 1).bit_length()
+    return -(-documents // 512) * 512

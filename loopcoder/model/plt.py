@@ -288,7 +288,7 @@ class PLTModel(LanguageModule):
     def rope(self, docs: Documents) -> Tensor:
         """Return the rotary angles of every position [S, 1, 1, head_dim]; for plain PyTorch their
         cosines and sines [2, S, 1 or B, 1, head_dim]."""
-        angles = self.rotary_pos_emb(docs.position_ids.shape[1])
+        angles = self.rotary_pos_emb(docs.table_length)
         # Transformer Engine restarts positions at cu_seqlens by itself.
         if self.model.layer_spec == "te":
             return angles

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from loopcoder.ops.step_numbers import step_numbers
 
 _BLOCK = 2048
 
@@ -25,6 +25,7 @@ def adamw_(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    numbers: Tensor | None = None,
 ) -> None:
     """Update p, m and v in place; the formula is `torch.optim.AdamW`'s.
 
@@ -33,12 +34,15 @@ def adamw_(
         divisor: g is divided by it on the way. []
         refused: anything but 0 leaves everything as it is. []
         step: updates done, this one included.
+        numbers: `step_numbers` on the device, which a CUDA graph reads anew at every replay; None:
+            they are computed of `step`, `lr` and `weight_decay`, with the same bits. [3], fp32
 
     Raises ValueError for tensors that the kernel cannot take.
     """
     if g is None or any(x.dtype != torch.float32 or not x.is_contiguous() for x in (p, g, m, v)):
         raise ValueError("adamw_ takes contiguous fp32 tensors")
     count = p.numel()
+    decay, rate, root_scale = step_numbers(step, lr, betas, weight_decay)
     _adamw_kernel[(triton.cdiv(count, _BLOCK),)](
         p,
         g,
@@ -46,13 +50,15 @@ def adamw_(
         v,
         divisor,
         refused,
+        refused if numbers is None else numbers,
         count,
-        lr * weight_decay,
+        decay,
         betas[0],
         betas[1],
         eps,
-        lr / (1.0 - betas[0] ** step),
-        1.0 / math.sqrt(1.0 - betas[1] ** step),
+        rate,
+        root_scale,
+        READS_NUMBERS=numbers is not None,
         BLOCK=_BLOCK,
         num_warps=8,
     )
@@ -66,6 +72,7 @@ def _adamw_kernel(
     v_at,
     divisor_at,
     refused_at,
+    numbers_at,
     count,
     decay,
     beta1,
@@ -73,10 +80,15 @@ def _adamw_kernel(
     eps,
     rate,
     root_scale,
+    READS_NUMBERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     if tl.load(refused_at) != 0.0:
         return
+    if READS_NUMBERS:
+        decay = tl.load(numbers_at)
+        rate = tl.load(numbers_at + 1)
+        root_scale = tl.load(numbers_at + 2)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     g = tl.load(g_at + at, inside) / tl.load(divisor_at)

@@ -19,6 +19,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from loopcoder.ops.step_numbers import step_numbers
+
 
 class FusedAdam(torch.optim.Optimizer):
     """Adam with decoupled weight decay; see `torch.optim.AdamW` for the formula."""
@@ -27,6 +29,10 @@ class FusedAdam(torch.optim.Optimizer):
     """Gradients are divided by it on the way; None: by 1. []"""
     is_refused: Tensor | None = None
     """1.0 leaves weights and moments as they are; None: never. []"""
+    numbers: Tensor | None = None
+    """What the kernel reads of each group's rate and count (`step_numbers`), which
+    `begin_step` has put on the device; None: `step` counts, and hands it over as numbers of Python.
+    [groups, 3], fp32"""
 
     def __init__(
         self,
@@ -39,17 +45,41 @@ class FusedAdam(torch.optim.Optimizer):
         capturable: bool = False,
     ):
         if not adam_w_mode or capturable:
-            raise NotImplementedError("only decoupled weight decay outside CUDA graphs")
+            raise NotImplementedError("only decoupled weight decay, and begin_step for CUDA graphs")
         super().__init__(
             params,
             dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, bias_correction=True),
         )
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def begin_step(self) -> None:
+        """Count a step, and put on the device what depends on its count and rates; from now on
+        `step` counts nothing, so that a CUDA graph of it can be replayed.
+
+        Nothing waits for the device: it may be some steps behind.
+        """
+        self._count()
+        rows = [
+            step_numbers(group["step"], group["lr"], group["betas"], group["weight_decay"])
+            for group in self.param_groups
+        ]
+        numbers = torch.tensor(rows, dtype=torch.float32)
+        device = next(p.device for group in self.param_groups for p in group["params"])
+        if self.numbers is None:
+            self.numbers = torch.empty_like(numbers, device=device)
+        if device.type == "cuda":  # from a page of its own, which PyTorch keeps until it is read
+            numbers = numbers.pin_memory()
+        self.numbers.copy_(numbers, non_blocking=True)
+
+    def _count(self) -> None:
         for group in self.param_groups:
             # megatron's distributed optimizer reads and restores this count.
             group["step"] = int(group.get("step", 0)) + 1
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if self.numbers is None:
+            self._count()
+        for index, group in enumerate(self.param_groups):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
@@ -57,8 +87,11 @@ class FusedAdam(torch.optim.Optimizer):
                 if "exp_avg" not in self.state[p]:
                     self.state[p]["exp_avg"] = torch.zeros_like(p)
                     self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-            update = self._by_torch if params[0].device.type == "cpu" else self._by_triton
-            update(group, params)
+            if params[0].device.type == "cpu":
+                self._by_torch(group, params)
+            else:
+                numbers = None if self.numbers is None else self.numbers[index]
+                self._by_triton(group, params, numbers)
 
     def _by_torch(self, group: dict[str, Any], params: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]
@@ -80,7 +113,9 @@ class FusedAdam(torch.optim.Optimizer):
             found_inf=self.is_refused,
         )
 
-    def _by_triton(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _by_triton(
+        self, group: dict[str, Any], params: list[Tensor], numbers: Tensor | None
+    ) -> None:
         from loopcoder.ops.adamw import adamw_
 
         device = params[0].device
@@ -100,6 +135,7 @@ class FusedAdam(torch.optim.Optimizer):
                 betas=group["betas"],
                 eps=group["eps"],
                 weight_decay=group["weight_decay"],
+                numbers=numbers,
             )
 
 

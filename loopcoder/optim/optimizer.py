@@ -15,7 +15,7 @@ from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from torch import Tensor
 
 from loopcoder.config.schema import ModelConfig, OptimConfig, ParallelConfig
-from loopcoder.optim.adam import use_in_megatron
+from loopcoder.optim.adam import FusedAdam, use_in_megatron
 from loopcoder.optim.rates import rate_overrides
 
 
@@ -72,6 +72,17 @@ def update(
         ranks. Where it or the loss is not finite the weights and moments were left as they are, on
         all ranks: see `train.health`.
     """
+    set_rates(optimizer, optim, lr, vocabulary)
+    return update_at_rates(optimizer, optim, tokens, loss=loss, tp_size=tp_size)
+
+
+def adams_of(optimizer: Any) -> list[FusedAdam]:
+    """Return the Adams inside megatron-core's optimizer."""
+    return [x.optimizer for x in getattr(optimizer, "chained_optimizers", [optimizer])]
+
+
+def set_rates(optimizer: Any, optim: OptimConfig, lr: float, vocabulary: float = 1.0) -> None:
+    """Give the parameter groups the rates of a step; arguments as of `update`."""
     for group in optimizer.param_groups:
         share = vocabulary if group["is_decoupled_lr"] else 1.0
         group["lr"] = lr * group["lr_mult"] * share
@@ -79,6 +90,17 @@ def update(
         group["betas"], group["eps"] = (optim.beta1, optim.beta2), optim.eps
         # megatron leaves the multiplication to a scheduler that we do not use.
         group["weight_decay"] = optim.weight_decay * group["wd_mult"] / share
+
+
+def update_at_rates(
+    optimizer: Any,
+    optim: OptimConfig,
+    tokens: Tensor,
+    *,
+    loss: Tensor | None = None,
+    tp_size: int = 1,
+) -> Tensor:
+    """Do what `update` does once the rates are set: all that happens on the device."""
     optimizer.prepare_grads()
     divisor = tokens.clamp(min=1.0)
     norm = torch.as_tensor(optimizer.get_grad_norm(), device=tokens.device).reshape(()) / divisor
@@ -89,7 +111,7 @@ def update(
     if optim.clip_grad > 0:
         # As torch.nn.utils.clip_grad_norm_ and megatron have it, to the last constant.
         divisor = divisor * ((norm + 1e-6) / optim.clip_grad).clamp(min=1.0)
-    adams = [x.optimizer for x in getattr(optimizer, "chained_optimizers", [optimizer])]
+    adams = adams_of(optimizer)
     for adam in adams:
         adam.grad_divisor, adam.is_refused = divisor, refused
     # on a GPU it was not measured

@@ -42,6 +42,8 @@ from loopcoder.train import due
 from loopcoder.train.accounts import Accounts
 from loopcoder.train.data_events import data_events
 from loopcoder.train.evaluation import Evaluation
+from loopcoder.train.graph import CapturedStep, use_own_stream
+from loopcoder.train.graph_choice import choose_graphs
 from loopcoder.train.health import Health
 from loopcoder.train.labels import label_losses
 from loopcoder.train.measures import NOTHING, measures_of
@@ -90,8 +92,22 @@ class Run:
         self.backends, self.start, self.stop, self.launch = backends, start, stop, launch
         self.vocab_size, self.watch = vocab_size, watch
         self.began_as = start.checkpoint.state() if start is not None else None
+        graphs = self.graphs = choose_graphs(config, self.ranks.world_size, backends)
+        if graphs.uses:
+            use_own_stream(self.ranks.device)
         self.state = build_state(config, self.ranks, vocab_size)
         self._by_label = label_losses(corpus, config.logging.max_labels, self.ranks.device)
+        self.captured: CapturedStep | None = None
+        if graphs.uses:
+            self.captured = CapturedStep(
+                self.state,
+                config,
+                len(corpus.domains),
+                self._by_label,
+                insists=graphs.insists,
+                say=self._note,
+                out_of_memory_fix=smaller_step(config, run_dir),
+            )
         self.health = Health(config.faults, self.ranks.device)
         began_with = None if self.began_as is None else self.began_as.specials
         self.specials = with_template(began_with, corpus.chat_template)
@@ -274,12 +290,20 @@ class Run:
             measures = measures_of(config, self.ranks, step, loops, self._by_label)
         theta = config.stages[data.before.stage].rope_theta
         self.state.network.set_rope_theta(theta)
+        lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
+        share = vocabulary_share(optim, step)
         short = named_out_of_memory(f"step {step}", smaller_step(config, self.run_dir))
+        if self.captured is not None:
+            is_traced = self.profiler.traces(step)
+            with short:
+                sums, grad_norm, measures = self.captured(
+                    data.microbatches, lr, share, measures, eagerly=is_traced
+                )
+            self.health.note(data, sums, grad_norm)
+            return StepResult(sums, grad_norm, lr, measures, loops)
         with short, self.state.compute.step():
             domains = len(self.corpus.domains)
             sums = forward_backward(self.state, data.microbatches, domains, measures, loops)
-        lr = learning_rate(optim, step, config.train.max_steps, self.warmup)
-        share = vocabulary_share(optim, step)
         loss, tp_size = sums[0].sum(), config.parallel.tp
         grad_norm = update(
             self.state.optimizer, optim, lr, sums[1].sum(), share, loss=loss, tp_size=tp_size
@@ -402,6 +426,8 @@ class Run:
             self.say(f"{verb} from {checkpoint.path}, step {checkpoint.step}")
         for note in dict.fromkeys([*notes, *self.accounts.notes()]):
             self._note(note, is_said=note in said)
+        if self.graphs.said is not None:
+            self._note(self.graphs.said)
         if self.ranks.is_main:
             record(self.config, self.corpus, self.run_dir)
             for line in outlook(self.config, self.corpus, self.vocab_size, self.position):

@@ -32,8 +32,8 @@ class Measures:
 
     def begin(self) -> None:
         """Begin a step."""
-        if self.by_label is not None:
-            self.by_label.sums.zero_()
+        for sums in (x.sums for x in (self.by_label, self.by_loop) if x is not None):
+            sums.zero_()
 
     def of_microbatch(self, number: int, batch: Batch) -> Probe | None:
         """Tell the probes which microbatch comes; return what the model is to call."""

@@ -29,7 +29,7 @@ def named_out_of_memory(what: str, fix: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)
         said = str(error).partition("\n")[0] or "no memory is free"
@@ -38,8 +38,10 @@ def named_out_of_memory(what: str, fix: str) -> Iterator[None]:
 
 def smaller_step(config: Config, run_dir: Path) -> str:
     """Return the overrides with which a step of a run takes less memory."""
-    fixes = ["train.micro_batch_size=1"] if config.train.micro_batch_size > 1 else []
-    if config.parallel.recompute != "full":
+    fixes = _without_graphs(config)
+    if config.train.micro_batch_size > 1:
+        fixes.append("train.micro_batch_size=1")
+    if config.parallel.recompute != "full" and config.train.cuda_graphs != "on":
         fixes.append("parallel.recompute=full")
     return _continued(" or ".join(fixes) or "a machine with more memory", run_dir)
 
@@ -52,7 +54,9 @@ def smaller_evaluation(config: Config, length: int, stage: int, run_dir: Path | 
         stage: index of the data stage.
         run_dir: of a run that trains; None: a checkpoint is evaluated.
     """
-    fixes = ["train.micro_batch_size=1"] if config.train.micro_batch_size > 1 else []
+    fixes = [] if run_dir is None else _without_graphs(config)
+    if config.train.micro_batch_size > 1:
+        fixes.append("train.micro_batch_size=1")
     if length != config.stages[stage].seq_length:
         kept = [n for n in config.eval.lengths or [] if n < length]
         fixes.insert(0, f"eval.lengths={as_override(kept or None)}")
@@ -63,7 +67,14 @@ def smaller_samples(config: Config, run_dir: Path | None) -> str:
     """Return the overrides with which the continuations of an evaluation take less memory."""
     fixes = ["eval.samples=1"] if config.eval.samples > 1 and not config.eval.sample_prompts else []
     fixes.append("eval.samples=0 eval.sample_prompts=null")
+    if run_dir is not None:
+        fixes += _without_graphs(config)
     return _continued(" or ".join(fixes), run_dir)
+
+
+def _without_graphs(config: Config) -> list[str]:
+    """Return what gives back the memory that graphs of steps keep, of a run that may have some."""
+    return [] if config.train.cuda_graphs == "off" else ["train.cuda_graphs=off"]
 
 
 def _continued(fix: str, run_dir: Path | None) -> str:
@@ -71,7 +82,8 @@ def _continued(fix: str, run_dir: Path | None) -> str:
     return fix if run_dir is None else f"{fix}, with {typed(f'run_dir={run_dir}')} to continue"
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an allocation failed, of a GPU or of the machine."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(text in str(error).lower() for text in _TEXTS)

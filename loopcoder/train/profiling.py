@@ -27,10 +27,14 @@ class StepProfiler:
                 )
             torch.cuda.memory._record_memory_history(max_entries=200_000)
 
+    def traces(self, step: int) -> bool:
+        """Say whether a step is traced, on this rank."""
+        return self.rank == 0 and step in self.config.trace_steps
+
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
         """Run a step, traced if it is one of those asked for (on rank 0)."""
-        if self.rank == 0 and step in self.config.trace_steps:
+        if self.traces(step):
             with torch.profiler.profile(record_shapes=True, profile_memory=True) as profile:
                 yield
             self.folder.mkdir(parents=True, exist_ok=True)

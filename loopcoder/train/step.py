@@ -195,7 +195,9 @@ def _reading(
         masked = losses[-1] * batch.loss_mask
         total = (trained * batch.loss_mask).sum() if sums_loops else masked.sum()
         tokens = batch.loss_mask.sum()
-        by_row = torch.stack([masked.detach().sum(1), batch.loss_mask.sum(1)])
+        rows = len(batch.domain_ids)  # they may lie end to end in one
+        of_rows = masked.detach().view(rows, -1), batch.loss_mask.view(rows, -1)
+        by_row = torch.stack([x.sum(1) for x in of_rows])
         sums = by_row.new_zeros(2, domains).index_add_(1, batch.domain_ids, by_row)
         if measures.by_label is not None:
             measures.by_label.add(masked, batch.loss_mask, batch.label_ids)

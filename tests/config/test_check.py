@@ -23,6 +23,7 @@ A100 = Backends(8, "NVIDIA A100-SXM4-80GB", (8, 0), {"transformer_engine": "2.8.
 BUILT = replace(H100, kernels_fault=None)
 STALE = replace(H100, kernels_fault="built for torch 2.10.0, this is torch 2.11.0")
 BARE_GPU = Backends(1, "NVIDIA H100 80GB HBM3", (9, 0), {"torch": "2.11.0"})
+ONE_GPU = replace(H100, gpu_count=1)
 
 
 # The numbers that the cases below reckon with, whatever the recipe of the default model.
@@ -63,6 +64,10 @@ GOOD: list[tuple[list[str], Backends, int | None]] = [
     (["experiment=sample_1b_100steps", "train.micro_batch_size=1"], A100, 8),
     (["model=plt_1b", "model.kernels=cuda", "train.micro_batch_size=1"], BUILT, 8),
     (["model=plt_1b", "model.kernels=stock", "train.micro_batch_size=1"], STALE, 8),
+    (["train.cuda_graphs=auto"], CPU, None),
+    (["train.cuda_graphs=on"], ONE_GPU, None),
+    (["train.cuda_graphs=auto", "parallel.recompute=full", "train.micro_batch_size=4"], H100, 4),
+    (["train.cuda_graphs=on", "logging.loop_losses=true", "logging.interval=10"], ONE_GPU, None),
 ]  # fmt: skip
 
 
@@ -104,6 +109,24 @@ BAD: list[tuple[str, Backends, str, str]] = [
      "train.batch_ramp.increment=8"),
     ("train.batch_ramp={start:4,increment:4,samples:9}", CPU, "a global batch of 4",
      "train.batch_ramp.start=8"),
+    ("train.cuda_graphs=on", CPU, "train.cuda_graphs=on, no GPU", "train.cuda_graphs=off"),
+    ("train.cuda_graphs=on parallel.nproc_per_node=2", H100, "2 processes",
+     "parallel.nproc_per_node=1"),
+    ("train.cuda_graphs=on precision=fp8_tensorwise parallel.nproc_per_node=1", H100,
+     "precision=fp8_tensorwise", "precision=bf16"),
+    ("train.cuda_graphs=on precision=fp32 parallel.nproc_per_node=1", H100,
+     "precision=fp32 model.layer_spec=te", "model.layer_spec=torch"),
+    ("train.cuda_graphs=on parallel.recompute=selective", ONE_GPU, "random numbers",
+     "parallel.recompute=none"),
+    ("train.cuda_graphs=on parallel.overlap_grad_reduce=true", ONE_GPU, "streams of their own",
+     "parallel.overlap_grad_reduce=false"),
+    ("train.cuda_graphs=on objective.loop_count=uniform", ONE_GPU, "loops that it was made of",
+     "objective.loop_count=fixed"),
+    ("train.cuda_graphs=on logging.loop_gradients=true logging.interval=1", ONE_GPU,
+     "every step is one", "logging.interval=10"),
+    ("train.cuda_graphs=on logging.diagnostics_interval=1 logging.interval=1", ONE_GPU,
+     "logging.diagnostics_interval=1 logging.interval=1", "logging.interval=10"),
+    ("train.cuda_graphs=on", BARE_GPU, "no Transformer Engine", "[te]"),
     ("data.mixture={}", CPU, "nothing to train on", "data.mixture={text:1,code:1}"),
     ("data=corpus", CPU, "finished corpus", "path=DIR"),
     ("data=files", CPU, "nothing to read", "path=DIR"),

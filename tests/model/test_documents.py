@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loopcoder.model.documents import Documents
+from loopcoder.model.documents import Documents, room_for
 
 BATCH, LENGTH = 3, 23
 
@@ -114,3 +114,35 @@ def test_no_query_is_left_without_a_key(start):
     docs = Documents.packed(start)
     assert docs.window_mask(0).any(-1).all()
     assert docs.causal_mask.any(-1).all()
+
+
+def test_rows_end_to_end_in_one(start):
+    """Each query sees what it sees in its row, at the same places; only the numbers of the places
+    are other ones."""
+    docs, row = Documents.packed(start), Documents.packed(start).as_one_row()
+    assert row.start.shape == row.position_ids.shape == (1, BATCH * LENGTH)
+    assert torch.equal(row.position_ids[0], docs.position_ids.flatten())
+    assert torch.equal(row.first_token[:, 0], docs.first_token.T.flatten())
+    assert torch.equal(row.cu_seqlens, docs.cu_seqlens)
+    assert row.max_seqlen == row.table_length == LENGTH
+    for whole, apart in (
+        (row.causal_mask, docs.causal_mask),
+        (row.window_mask(4), docs.window_mask(4)),
+    ):
+        assert torch.equal(whole[0, 0], torch.block_diag(*apart[:, 0]))
+
+
+def test_one_row_does_not_depend_on_borders(start):
+    """What is no tensor is the same for all borders, and so are all shapes but that of cu_seqlens:
+    a CUDA graph is made for them."""
+    long = Documents.packed(torch.zeros_like(start)).as_one_row()
+    short = Documents.packed(torch.arange(LENGTH).expand(BATCH, LENGTH)).as_one_row()
+    assert (long.max_seqlen, long.row_length) == (short.max_seqlen, short.row_length)
+    assert long.start.shape == short.start.shape
+    assert len(long.cu_seqlens) == BATCH + 1 and len(short.cu_seqlens) == BATCH * LENGTH + 1
+
+
+def test_room_for_documents_is_what_transformer_engine_plans_for():
+    assert [room_for(n) for n in (1, 32, 33, 64, 65, 128, 129, 512, 513, 1024, 1025)] == [
+        *(32, 32, 64, 64, 128, 128, 256, 512, 1024, 1024, 1536),
+    ]

@@ -143,6 +143,37 @@ def test_divides_and_refuses_on_the_device(seed):
             assert torch.equal(x, before[0][index][name])
 
 
+def test_steps_that_are_counted_beforehand(seed):
+    """The same weights, and on the device what the kernel needs: to the bit what it is handed over
+    otherwise, which is rounded to fp32 as well."""
+    generator = torch.Generator().manual_seed(seed)
+    start = groups(generator)
+    plain, counted = (FusedAdam(copy.deepcopy(start), **OPTIONS) for _ in range(2))
+    for step in range(1, 5):
+        draw_gradients(plain, generator)
+        for p, q in zip(tensors(plain), tensors(counted), strict=True):
+            q.grad = p.grad.clone()
+        for optimizer in (plain, counted):
+            for number, group in enumerate(optimizer.param_groups):
+                group["lr"] = 1e-2 / (step + number)
+        plain.step()
+        counted.begin_step()
+        where = counted.numbers.data_ptr()
+        counted.step()
+        assert all(map(torch.equal, tensors(plain), tensors(counted)))
+        for group, row in zip(counted.param_groups, counted.numbers, strict=True):
+            assert group["step"] == step
+            beta1, beta2 = OPTIONS["betas"]
+            expected = [
+                group["lr"] * group["weight_decay"],
+                group["lr"] / (1 - beta1**step),
+                1 / (1 - beta2**step) ** 0.5,
+            ]
+            torch.testing.assert_close(row, torch.tensor(expected), rtol=2e-7, atol=0)
+    counted.begin_step()  # where a graph reads them
+    assert counted.numbers.data_ptr() == where
+
+
 @pytest.mark.parametrize("installed", [torch.optim.AdamW, type("TransformerEnginesAdam", (), {})])
 def test_megatron_builds_it(monkeypatch, installed):
     factory = SimpleNamespace(Adam=installed, USING_PYTORCH_OPTIMIZER=True)

@@ -13,6 +13,7 @@ import torch
 
 sys.path.insert(0, ".")
 from loopcoder.ops.adamw import adamw_
+from loopcoder.ops.step_numbers import step_numbers
 
 device = sys.argv[1]
 generator = torch.Generator().manual_seed(int(sys.argv[2]))
@@ -30,6 +31,16 @@ for shape in ((1,), (7, 13), (2048,), (3, 2049)):
         adamw_(p, g, m, v, divisor, zero, step=step, **options)
         torch.testing.assert_close(p, q.detach(), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(v, torchs.state[q]["exp_avg_sq"], rtol=1e-5, atol=1e-9)
+        at_rates = options | dict(lr=1e-2 / step)
+        ours, theirs = ([x.clone() for x in (p, m, v)] for _ in range(2))
+        adamw_(ours[0], g, *ours[1:], divisor, zero, step=step + 1, **at_rates)
+        decay = options["weight_decay"]
+        row = step_numbers(step + 1, at_rates["lr"], options["betas"], decay)
+        numbers = torch.tensor(row, dtype=torch.float32, device=device)
+        # those that it reads count, and no others
+        wrong = options | dict(lr=7.0, weight_decay=3.0)
+        adamw_(theirs[0], g, *theirs[1:], divisor, zero, step=9, numbers=numbers, **wrong)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
     before = [x.clone() for x in (p, m, v)]
     adamw_(p, draw() * float("nan"), m, v, divisor, one, step=5, **options)
     assert all(torch.equal(a, b) for a, b in zip((p, m, v), before))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,6 +117,8 @@ def test_a_step_without_memory_is_named_too(
     run: Any = SimpleNamespace(
         config=small_config(),
         run_dir=tmp_path,
+        warmup=0,
+        captured=None,
         corpus=SimpleNamespace(domains=["text"]),
         state=SimpleNamespace(network=Network(), compute=ComputeTime(torch.device("cpu"))),
     )
@@ -125,3 +128,23 @@ def test_a_step_without_memory_is_named_too(
     with pytest.raises(OutOfMemory, match="step 7 ran out of memory") as error:
         loop.Run._step(run, data, None)
     assert f"parallel.recompute=full, with run_dir={tmp_path} to" in str(error.value)
+
+
+def test_what_graphs_keep_can_be_given_back(tmp_path: Path) -> None:
+    """Of runs that may have some; not of checkpoints that are evaluated by themselves."""
+    from loopcoder.train import out_of_memory
+
+    plain = small_config()
+    graphs = replace(plain, train=replace(plain.train, cuda_graphs="on"))
+    off = "train.cuda_graphs=off"
+    for config in (plain, graphs):
+        said = [
+            out_of_memory.smaller_step(config, tmp_path),
+            out_of_memory.smaller_evaluation(config, 32, 0, tmp_path),
+            out_of_memory.smaller_samples(config, tmp_path),
+        ]
+        assert [off in fix for fix in said] == [config is graphs] * 3
+    # with graphs nothing is recomputed
+    assert "recompute" not in out_of_memory.smaller_step(graphs, tmp_path)
+    assert off not in out_of_memory.smaller_evaluation(graphs, 32, 0, None)
+    assert off not in out_of_memory.smaller_samples(graphs, None)
