@@ -56,7 +56,7 @@ def train(model: str, corpus: Path, steps: int) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder, "run")
         command = [sys.executable, "-m", "loopcoder", "train", "data=corpus", f"path={corpus}"]
-        command += ["data.reader=packed", f"model={model}", *MODELS.get(model, ()), *UNSAVED]
+        command += ["data.reader=shuffled", f"model={model}", *MODELS.get(model, ()), *UNSAVED]
         command += [f"train.max_steps={steps}", "parallel.nproc_per_node=1", f"run_dir={run_dir}"]
         done = subprocess.run(
             command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=False

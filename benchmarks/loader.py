@@ -163,7 +163,7 @@ def _start(folder: Path) -> None:
     """Train two steps by the command line, and say when the first of them was done."""
     with tempfile.TemporaryDirectory(prefix="run-") as run:
         overrides = [
-            *("data=corpus", f"path={folder}", "data.reader=packed", "model=plt_tiny"),
+            *("data=corpus", f"path={folder}", "data.reader=shuffled", "model=plt_tiny"),
             *("train.max_steps=2", "logging.interval=1", "logging.plots=false", f"run_dir={run}"),
             *("eval.at_end=false", "checkpoint.save_at_end=false", "parallel.nproc_per_node=1"),
             *("train.global_batch_size=2", "train.micro_batch_size=1", "logging.wandb=off"),

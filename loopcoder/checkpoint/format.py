@@ -79,7 +79,9 @@ class Checkpoint:
         return trained_with(self.path, self.state().reader)
 
 
-def trained_with(folder: Path, reader: Literal["megatron", "packed"] | None = None) -> Config:
+def trained_with(
+    folder: Path, reader: Literal["megatron", "packed", "shuffled"] | None = None
+) -> Config:
     """Read the config.yaml of a run or a checkpoint.
 
     Args:

@@ -85,7 +85,7 @@ class CheckpointState:
     """Ranks that wrote it; any number reads it."""
     warmup_steps: int | None
     """Of the learning rate, as the run had them; None, from version 1: those of its config."""
-    reader: Literal["megatron", "packed"] | None = None
+    reader: Literal["megatron", "packed", "shuffled"] | None = None
     """`data.reader` of its run; None: of a version that did not record it."""
     ledger: Ledger | None = None
     """Tokens trained by domain, language and source; None: of a version that did not count them."""

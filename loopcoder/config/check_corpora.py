@@ -94,7 +94,7 @@ def check_url(key: str, path: str, data: DataConfig) -> Iterator[Problem]:
     given = f"{key}={as_override(path)}"
     if data.reader == "megatron":
         why = "megatron-core's GPTDataset reads files of this machine"
-        fix = f"data.reader=packed, or {key}=FOLDER of a local copy"
+        fix = f"data.reader=shuffled, or {key}=FOLDER of a local copy"
         yield Problem(f"{given} data.reader=megatron", why, fix)
     if data.verify == "background":
         why = "every byte would be read from the store by every node"

@@ -19,7 +19,7 @@ from loopcoder.config.types import (
     PositiveInt,
 )
 
-Reader = Literal["auto", "megatron", "packed"]
+Reader = Literal["auto", "megatron", "packed", "shuffled"]
 
 _KINDS = {
     "sample": {"sample"}, "files": {"files"}, "hf": {"hf"}, "packages": {"debian", "npm"},
@@ -134,17 +134,20 @@ class DataConfig:
     own."""
     verify: Annotated[Literal["hash", "background", "size"], Changes("nothing")] = "hash"
     """What of a finished corpus is compared with its manifest. `hash`: every byte before it is
-    used, by data.reader=megatron before training on rank 0, by `packed` each block when it is read;
+    used, by data.reader=megatron before training on rank 0, by others each block when it is read;
     shards without digests of their blocks in the background. `background`: training shards while
     training goes on, by the first process of every node; what was used before is said, and a
     damaged shard stops the run before its next checkpoint. `size`: only the sizes of files."""
     cache: Annotated[CacheConfig, Changes("nothing")] = field(default_factory=CacheConfig)
     reader: Annotated[Reader, Changes("numbers", since="2026-11-29")] = "auto"
     """What gives the sequences, and their order: `megatron` is megatron-core's GPTDataset, which
-    copies the index of a shard into memory; `packed` finds a sequence by arithmetic, whatever the
+    copies the index of a shard into memory; `shuffled` finds a sequence by arithmetic, whatever the
     size of the corpus, and with data.verify=hash compares each block of 64 MB with its digest
-    before it is used. `auto`: a run that goes on keeps its own; else packed for a corpus that has
-    such digests, as those that are built here, megatron for others."""
+    before it is used; within a block, or a shard that is smaller, the order is random. `packed` is
+    the same, but a small shard is read in 16 parts, one after the other, so that a stage of another
+    length leaves out the rest of one, not of the shard. `auto`: a run that goes on keeps its own;
+    else for a corpus with such digests, as those that are built here, shuffled, or packed where
+    data.stages have several lengths; megatron for others."""
     rebuild: Annotated[bool, Changes("nothing")] = False
     """Read the sources again when a run goes on; else it keeps the corpus that it was trained on,
     whatever became of its sources."""

@@ -14,6 +14,7 @@ from loopcoder.config.mixture import lowest_terms, without
 from loopcoder.config.schema import Config
 from loopcoder.data.corpus import Corpus, with_reader
 from loopcoder.data.megatron import MegatronReader
+from loopcoder.data.order import STRETCHES
 from loopcoder.data.packed import PackedReader
 from loopcoder.data.reader import MakeReader
 from loopcoder.data.sampler import Given, Mixture, Position, given
@@ -38,9 +39,11 @@ class Rows(NamedTuple):
 
 def reader_of(data: DataConfig) -> MakeReader:
     """Return what reads the sequences of a run; its reader is not `auto` (see `with_reader`)."""
-    if data.reader == "packed":
-        return partial(PackedReader, verify=data.verify == "hash", cache=data.cache)
-    return MegatronReader
+    if data.reader == "megatron":
+        return MegatronReader
+    stretches = 1 if data.reader == "shuffled" else STRETCHES
+    verifies = data.verify == "hash"
+    return partial(PackedReader, verify=verifies, cache=data.cache, stretches=stretches)
 
 
 class Blend:

@@ -48,7 +48,7 @@ def packed_problems(
         yield Problem(
             "data.reader=megatron with a corpus that has a mask",
             "megatron-core's GPTDataset does not read it, and cuts conversations at random",
-            "data.reader=packed",
+            "data.reader=shuffled",
         )
     for field in ("isolate_documents", "mask_document_start"):
         if not getattr(data, field):

@@ -310,8 +310,9 @@ def with_reader(config: Config, corpus: Corpus) -> Config:
         return config
     in_store = any(member.url for member in corpus.members)
     by_blocks = corpus.has_digests or corpus.is_packed or in_store
-    reader: Reader = "packed" if by_blocks else "megatron"
-    return replace(config, data=replace(config.data, reader=reader))
+    lengths = {stage.seq_length for stage in config.stages}
+    reader: Reader = "packed" if len(lengths) > 1 else "shuffled"
+    return replace(config, data=replace(config.data, reader=reader if by_blocks else "megatron"))
 
 
 def at_once(data: DataConfig) -> Verify:

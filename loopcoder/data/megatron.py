@@ -57,13 +57,13 @@ class MegatronReader:
             raise InputError.of(
                 f"the training shards are in a store, {corpus.url}, and data.reader=megatron",
                 "megatron-core's GPTDataset reads files of this machine",
-                f"{ELSEWHERE} of a local copy; a new run may have data.reader=packed",
+                f"{ELSEWHERE} of a local copy; a new run may have data.reader=shuffled",
             )
         if corpus.is_packed:
             raise InputError.of(
                 f"{corpus.dir} is packed, with a mask of what is trained, and data.reader=megatron",
                 "megatron-core's GPTDataset does not read it, and cuts conversations at random",
-                "data.reader=packed",
+                "data.reader=shuffled",
             )
         self._corpus, self._domain, self._seq_length = corpus, domain, seq_length
         goes_on = bool(before) and before[-1][0] == seq_length

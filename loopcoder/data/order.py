@@ -4,7 +4,10 @@ A shard is a stretch of shuffled documents, so that any part of it can be read w
 An epoch is all shards, one after the other; a shard is its stretches, one after the other; a
 stretch is the sequences that begin in it. Each of the three orders is a permutation of its own for
 every epoch and seed. A stretch is a block of 64 MB, so all sequences that are read within some
-steps lie in the same one; a small shard has 16 stretches or more. A permutation is the stable sort
+steps lie in the same one. A smaller shard is one stretch (data.reader=shuffled), or has 16 or more
+(packed), of which a run that changes its length loses at most one, but whose steps read from few
+documents for long: with 2.9M tokens in sequences of 128 that costs 0.2 nats (docs/log.md 28).
+A permutation is the stable sort
 of numbers of Philox (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011), whose raw
 stream NumPy guarantees, which it does not for `Generator.permutation`: the order outlives another
 version of NumPy.
@@ -31,8 +34,8 @@ from loopcoder.data.sampler import Given
 
 _KEPT = 4
 """Epochs, shards and stretches whose order is kept: a batch can straddle the border of two."""
-_STRETCHES = 16
-"""At least so many of them in a shard, if each has..."""
+STRETCHES = 16
+"""At least so many of them in a shard that is to have several, if each has..."""
 _LEAST_TOKENS = 1 << 16
 """...so many tokens."""
 
@@ -47,6 +50,7 @@ class Order:
         seq_length: int,
         seeds: tuple[int, ...],
         cut_for: int,
+        stretches: int = STRETCHES,
     ):
         """
         Args:
@@ -54,8 +58,10 @@ class Order:
             token_bytes: Of one token in a shard.
             seeds: What the order follows from.
             cut_for: The first length that the domain was read at.
+            stretches: Of a shard that is smaller than as many blocks; 1: it has one for each block
+                that it begins.
         """
-        self.seq_length, self._cut_for = seq_length, cut_for
+        self.seq_length, self._cut_for, self._at_least = seq_length, cut_for, stretches
         self._seeds, self._token_bytes = seeds, token_bytes
         self._cut = (np.array(tokens, dtype=np.int64) - 1) // cut_for
         self._borders = lru_cache(maxsize=_KEPT)(self._cut_into_stretches)
@@ -150,8 +156,9 @@ class Order:
         """Return the first token of each stretch of a shard, and the end of the last one.
         [stretches + 1]"""
         tokens = int(self._cut[shard]) * self._cut_for
-        stretch = _power_of_two(max(tokens // _STRETCHES, _LEAST_TOKENS))
-        stretch = min(stretch, BLOCK_BYTES // self._token_bytes)
+        stretch = BLOCK_BYTES // self._token_bytes
+        if self._at_least > 1:
+            stretch = min(stretch, _power_of_two(max(tokens // self._at_least, _LEAST_TOKENS)))
         count = -(-tokens // stretch)
         firsts = -(-np.arange(count + 1, dtype=np.int64) * stretch // self._cut_for)
         return np.minimum(firsts * self._cut_for, tokens)
@@ -163,6 +170,7 @@ def continued(
     seq_length: int,
     seeds: tuple[int, ...],
     before: Given,
+    stretches: int = STRETCHES,
 ) -> tuple[Order, int, Given]:
     """Return the order of a domain that gave sequences before, where it goes on, and what every
     change of the length left out of it.
@@ -172,11 +180,12 @@ def continued(
         token_bytes: Of one token in a shard.
         seeds: What the order follows from.
         before: What the domain gave.
+        stretches: As of `Order`.
     """
     cut_for = before[0][0] if before else seq_length
 
     def at(length: int) -> Order:
-        return Order(tokens, token_bytes, length, seeds, cut_for)
+        return Order(tokens, token_bytes, length, seeds, cut_for, stretches)
 
     here, start, left_out = at(cut_for), 0, []
     for (length, sequences), (following, _) in pairwise([*before, (seq_length, 0)]):

@@ -23,7 +23,7 @@ from loopcoder.data.corpus import Corpus
 from loopcoder.data.indexed import token_dtype
 from loopcoder.data.labels import LABELS, STRIDE, LabelFile
 from loopcoder.data.mask import MASK, MaskFile
-from loopcoder.data.order import continued
+from loopcoder.data.order import STRETCHES, continued
 from loopcoder.data.places import ELSEWHERE, rebuild
 from loopcoder.data.reader import Row, readable
 from loopcoder.data.sampler import Given
@@ -47,6 +47,7 @@ class PackedReader:
         *,
         verify: bool = True,
         cache: CacheConfig | None = None,
+        stretches: int = STRETCHES,
     ):
         """
         Args:
@@ -54,6 +55,7 @@ class PackedReader:
             before: What the domain gave; it goes on there.
             verify: Compare a block with its digest before it is used, if the corpus has digests.
             cache: What is kept here of shards that are in a store; None: the defaults.
+            stretches: Of a small shard, as of `Order`.
 
         Raises:
             InputError: the shards are in a store and have no digests, or nothing can be kept here;
@@ -65,7 +67,12 @@ class PackedReader:
         self._dtype = np.dtype(token_dtype(corpus.vocab_size))
         self._prefixes = corpus.prefixes(domain, "train")
         self._order, self.start, self.left_out = continued(
-            corpus.shard_tokens(domain, "train"), self._dtype.itemsize, seq_length, seeds, before
+            corpus.shard_tokens(domain, "train"),
+            self._dtype.itemsize,
+            seq_length,
+            seeds,
+            before,
+            stretches,
         )
         self.sequences = self._order.sequences
         if before and not self._order.size:

@@ -47,7 +47,7 @@ def _left_to_the_background(data: DataConfig, corpus: Corpus, domain: str, shard
     if data.verify == "background":
         return True
     by_blocks = corpus.digests(domain, shard) is not None
-    return data.verify == "hash" and data.reader == "packed" and not by_blocks
+    return data.verify == "hash" and data.reader != "megatron" and not by_blocks
 
 
 class Verifier:

@@ -58,7 +58,7 @@ def url(running: Server, local: Corpus) -> str:
 
 def given(path: str, tmp_path: Path, *more: str) -> list[str]:
     return [
-        *("data=corpus", f"path={path}", "data.reader=packed", "data.seq_length=1024"),
+        *("data=corpus", f"path={path}", "data.reader=shuffled", "data.seq_length=1024"),
         *(f"data.cache.dir={tmp_path / 'cache'}", *more),
     ]
 

@@ -16,6 +16,7 @@ from loopcoder.checkpoint.format import Checkpoint
 from loopcoder.checkpoint.history import stand_before
 from loopcoder.checkpoint.start import Start, check_fits, check_start, with_kept_reader
 from loopcoder.config.compose import save_config
+from loopcoder.config.data import StageConfig
 from loopcoder.config.fields import FieldAt, part_that_changes
 from loopcoder.config.identity import config_hash
 from loopcoder.config.schema import Config
@@ -57,6 +58,8 @@ KEPT = [
     ("packed", None, "packed"),
     ("packed", "packed", "packed"),
     ("megatron", "megatron", "megatron"),
+    ("shuffled", None, "shuffled"),
+    ("shuffled", "shuffled", "shuffled"),
 ]
 
 
@@ -78,6 +81,11 @@ def test_a_run_that_goes_on_keeps_its_reader(
         assert stand_before(tmp_path, step).config.data.reader == kept
 
 
+def of_two_lengths(config: Config) -> Config:
+    stages = [StageConfig(until=1000), StageConfig(seq_length=2 * config.data.seq_length)]
+    return replace(config, data=replace(config.data, stages=stages))
+
+
 def test_a_run_that_begins_takes_what_suits_its_corpus(tmp_path: Path) -> None:
     branch = Start(saved(tmp_path, "packed", "packed"), resumes=False)
 
@@ -89,11 +97,12 @@ def test_a_run_that_begins_takes_what_suits_its_corpus(tmp_path: Path) -> None:
     stored = "s3://bucket/corpus"
     for start in (None, branch):
         asked = with_kept_reader(asking("auto"), start)
-        assert with_reader(asked, with_digests).data.reader == "packed"
+        assert with_reader(asked, with_digests).data.reader == "shuffled"
+        assert with_reader(of_two_lengths(asked), with_digests).data.reader == "packed"
         assert with_reader(asked, without).data.reader == "megatron"
         for in_store in (corpus_of(False, stored), corpus_of(False, stored, None)):
-            assert with_reader(asked, in_store).data.reader == "packed"
-    for named in ("packed", "megatron"):
+            assert with_reader(asked, in_store).data.reader == "shuffled"
+    for named in ("shuffled", "packed", "megatron"):
         for corpus in (with_digests, without):
             assert with_reader(asking(named), corpus).data.reader == named
 
@@ -109,6 +118,8 @@ def test_a_point_of_a_sweep_takes_the_order_of_the_first(tmp_path: Path) -> None
 def test_a_choice_renames_no_run() -> None:
     """Runs that named none keep their names."""
     named = config_hash(asking("auto"))
-    assert named not in {config_hash(asking(reader)) for reader in ("packed", "megatron")}
+    assert named not in {
+        config_hash(asking(reader)) for reader in ("packed", "megatron", "shuffled")
+    }
     plain = asdict(asking("auto"))
     assert "reader" not in part_that_changes(plain, FieldAt(Config), {"numbers"})["data"]

@@ -72,7 +72,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("reader", ["packed", "megatron"])
+@pytest.mark.parametrize("reader", ["shuffled", "packed", "megatron"])
 def test_it_is_the_batch_that_training_reads(
     corpus: Corpus, capsys: pytest.CaptureFixture[str], reader: str
 ) -> None:

@@ -369,7 +369,7 @@ def test_a_run_without_checkpoints_cannot_start_from_itself(
     assert "fix: checkpoint.init_from=null, or the folder of another run" in error
 
 
-@pytest.mark.parametrize(("saved", "reader"), [(True, "megatron"), (False, "packed")])
+@pytest.mark.parametrize(("saved", "reader"), [(True, "megatron"), (False, "shuffled")])
 def test_the_reader_is_that_of_the_run(
     loop: Loop, corpus: Path, sources_changed: list[str], saved: bool, reader: str
 ) -> None:

@@ -59,7 +59,7 @@ MISTAKES = {
     ),
     "a store": (
         ["data=corpus", "path=memory://no/corpus", "data.reader=megatron"],
-        ["memory://no/corpus data.reader=megatron", "fix: data.reader=packed", "is not there"],
+        ["memory://no/corpus data.reader=megatron", "fix: data.reader=shuffled", "is not there"],
     ),
     "a store in the background": (
         ["data=corpus", "path=memory://no/corpus", "data.reader=packed", "data.verify=background"],

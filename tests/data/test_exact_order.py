@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def corpus(data: Data) -> Corpus:
     return prepare(data(shards=2, seq_length=16), report=lambda _: None)
 
 
-def run_of(data: Data, size: int) -> Config:
+def run_of(data: Data, size: int, reader: Any = "packed") -> Config:
     """The mixture changes after some 150 steps, the length after 300; the batch grows for 40."""
     tokens, unit = size * 16, size // 4
     stages = [
@@ -59,7 +60,7 @@ def run_of(data: Data, size: int) -> Config:
     base = small_config()
     return replace(
         base,
-        data=data(reader="packed", seq_length=16, mixture=BOTH, stages=stages, skip=skip),
+        data=data(reader=reader, seq_length=16, mixture=BOTH, stages=stages, skip=skip),
         train=replace(
             base.train,
             max_steps=STEPS,
@@ -183,9 +184,12 @@ def test_every_batch_has_exactly_the_mixture_of_its_stage(data: Data, size: int)
         assert sorted(numbers) == list(range(len(numbers)))
 
 
-def test_nothing_comes_twice_in_an_epoch_and_nothing_is_lost(data: Data, corpus: Corpus) -> None:
+@pytest.mark.parametrize("reader", ["packed", "shuffled"])
+def test_nothing_comes_twice_in_an_epoch_and_nothing_is_lost(
+    data: Data, corpus: Corpus, reader: str
+) -> None:
     """By the tokens of the shards that the samples are, over all stages."""
-    config = run_of(data, 64)
+    config = run_of(data, 64, reader)
     tokens: Counter[tuple[str, int, int, int]] = Counter()
     sequences: Counter[tuple[str, int, int]] = Counter()
     last = Position()

@@ -111,7 +111,7 @@ def test_each_sequence_is_read_once_with_its_mask(corpus: Corpus, length: int) -
 
 def test_a_batch_counts_what_the_mask_trains_and_nothing_else(corpus: Corpus, length: int) -> None:
     config = with_reader(config_of(corpus, length), corpus)
-    assert config.data.reader == "packed"
+    assert config.data.reader == "shuffled"
     stage = config.stages[0]
     blend = Blend(corpus, stage, 0, config.seed, reader_of(config.data))
     wanted = {tuple(ids): mask for ids, mask in expected(corpus, "train", length)}
@@ -292,7 +292,7 @@ def test_what_a_run_may_not_ask_of_it(corpus: Corpus, length: int) -> None:
     stages = [StageConfig(until=100), StageConfig(seq_length=2 * length)]
     found = refused(config_of(corpus, length, stages=stages))
     assert f"data.stages.1.seq_length={2 * length}" in found
-    assert "fix: data.reader=packed" in refused(config_of(corpus, length, reader="megatron"))
+    assert "fix: data.reader=shuffled" in refused(config_of(corpus, length, reader="megatron"))
     for field in ("isolate_documents", "mask_document_start"):
         assert f"fix: data.{field}=true" in refused(config_of(corpus, length, **{field: False}))
     further = replace(config, eval=EvalConfig(lengths=[length, 2 * length]))
@@ -303,7 +303,7 @@ def test_what_a_run_may_not_ask_of_it(corpus: Corpus, length: int) -> None:
         PackedReader(corpus, "chat", length + 1, SEEDS)
     with pytest.raises(InputError, match=r"fix: data\.seq_length="):
         HeldOut(corpus, "chat", config.data, length + 1, 100)
-    with pytest.raises(InputError, match=r"data\.reader=packed"):
+    with pytest.raises(InputError, match=r"data\.reader=shuffled"):
         MegatronReader(corpus, "chat", length, SEEDS)
 
 

@@ -125,6 +125,23 @@ def test_a_small_shard_has_stretches_too(tokens: int, stretches: int) -> None:
     assert np.ptp(np.diff(firsts[:-1])) <= 1 if stretches > 1 else True
 
 
+@pytest.mark.parametrize(("tokens", "stretches"), [(40_000, 1), (3 << 20, 1), (40 << 20, 2)])
+def test_a_shard_below_a_block_is_shuffled_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, stretches: int
+) -> None:
+    """With data.reader=shuffled a sixteenth of an epoch comes from everywhere in a small shard."""
+    monkeypatch.setattr(order, "BLOCK_BYTES", 64 << 20)
+    whole = Order([tokens + 1], 2, 100, SEEDS, 100, 1)
+    assert len(whole._borders(0)) - 1 == stretches
+    share = whole.size // 16
+    if stretches == 1:
+        firsts = np.array([whole.place(0, i)[1] for i in range(share)])
+        found = np.histogram(firsts, 4, (0, tokens))[0] / share
+        assert found == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / share) ** 0.5)
+    places = {whole.place(1, i) for i in range(0, whole.size, 1 + whole.size // 5000)}
+    assert len(places) == len(range(0, whole.size, 1 + whole.size // 5000))
+
+
 def test_epochs_stages_and_seeds_have_their_own_order(sharded: Corpus) -> None:
     def places(seeds: tuple[int, ...], number: int) -> list[tuple[int, int]]:
         reader = PackedReader(sharded, "text", 11, seeds)
@@ -224,6 +241,8 @@ def test_a_corpus_without_digests_is_compared_in_the_background(sharded: Corpus,
         ("megatron", "size", "size"),
         ("packed", "hash", "small"),
         ("packed", "size", "size"),
+        ("shuffled", "hash", "small"),
+        ("shuffled", "size", "size"),
         ("megatron", "background", "small"),
         ("packed", "background", "small"),
     ],
@@ -234,10 +253,12 @@ def test_what_is_compared_when(
     config = data(reader=reader, verify=verify)
     assert opening(config) == at_opening
     made: Any = reader_of(config)
-    if reader == "packed":
-        assert made.keywords == {"verify": verify == "hash", "cache": config.cache}
-    else:
+    if reader == "megatron":
         assert made is MegatronReader
+    else:
+        stretches = 1 if reader == "shuffled" else 16
+        shared = {"verify": verify == "hash", "cache": config.cache}
+        assert made.keywords == shared | {"stretches": stretches}
 
 
 def test_files_that_were_cut_off_are_named(sharded: Corpus) -> None:

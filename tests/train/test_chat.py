@@ -54,7 +54,7 @@ def test_tuning_has_one_low_rate_whatever_the_recipe(model: str) -> None:
     ("asked", "fix"),
     [
         ("data.seq_length=32", "data.seq_length=64"),
-        ("data.reader=megatron", "data.reader=packed"),
+        ("data.reader=megatron", "data.reader=shuffled"),
         ("data.isolate_documents=false", "data.isolate_documents=true"),
         ("data.mask_document_start=false", "data.mask_document_start=true"),
         ("eval.lengths=[32]", "eval.lengths=null"),

@@ -20,7 +20,7 @@ STEPS = "train.max_steps=4"
 def corpus(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished corpus, and the loss of a run on it."""
     folder = tmp_path_factory.mktemp("first")
-    finish(start(folder / "run", STEPS, "data.reader=packed"))
+    finish(start(folder / "run", STEPS, "data.reader=shuffled"))
     built = Path(checkpoints.find(folder / "run").state().corpus_dir)
     shutil.copytree(built, folder / "corpus")
     return folder / "corpus"
@@ -36,7 +36,7 @@ def test_a_run_on_a_url_goes_on_and_is_evaluated(
 ) -> None:
     """By fsspec's own protocol for local files; tests/data has S3."""
     url, run_dir = f"local://{corpus}", tmp_path / "run"
-    given = ["data=corpus", f"path={url}", "data.reader=packed", f"data.cache.dir={tmp_path}/c"]
+    given = ["data=corpus", f"path={url}", "data.reader=shuffled", f"data.cache.dir={tmp_path}/c"]
     finish(start(run_dir, *given, STEPS, "checkpoint.interval=2"))
     assert losses(run_dir) == losses(corpus.parent / "run")
     assert json.loads((run_dir / "corpus.json").read_text())["dir"] == url
