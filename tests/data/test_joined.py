@@ -261,7 +261,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a store for megatron": (
         {"corpora": [CorpusConfig(path="s3://b/x", domains=["code"])], "reader": "megatron"},
         "data.reader=megatron",
-        "data.reader=packed",
+        "data.reader=shuffled",
     ),
     "a store in the background": (
         {"corpora": [CorpusConfig(path="s3://b/x", domains=["code"])], "verify": "background"},
