@@ -12,10 +12,7 @@ its template.
 
 from __future__ import annotations
 
-import ast
-import json
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from reprlib import repr as shortened
 from typing import Any
@@ -23,8 +20,9 @@ from typing import Any
 from loopcoder.chat.call_formats import BEGINNINGS, CLOSE, OPEN
 from loopcoder.chat.calls import AnswerStream, Format
 from loopcoder.chat.conversation import THINK, THOUGHT
-from loopcoder.chat.messages import DECODER, normalised_call
+from loopcoder.chat.messages import normalised_call
 from loopcoder.chat.unusable import Unusable
+from loopcoder.chat.values import DECODER, of_python
 
 RESULT, RESULT_END = "<tool_response>", "</tool_response>"
 """Tags of what a tool returns."""
@@ -154,8 +152,8 @@ def _block(content: str, start: int) -> tuple[Any, int]:
     except (ValueError, RecursionError):
         pass
     try:
-        return _of_python(body), end
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return of_python(body), end
+    except ValueError:
         raise Unusable("unreadable_call", why[:300]) from None
 
 
@@ -164,23 +162,6 @@ def _solid(text: str, at: int) -> int:
     while text[at : at + 1].isspace():
         at += 1
     return at
-
-
-def _of_python(text: str) -> Any:
-    """Return a literal of Python as JSON has it: sets of Hermes have dicts as calls.
-
-    Raises:
-        Exception: it is none, JSON cannot hold it, or a dict has a key twice.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes that Python does not know
-        tree = ast.parse(text, mode="eval")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Dict):
-            keys = [key and ast.dump(key) for key in node.keys]
-            if len({*keys}) < len(keys):
-                raise ValueError("a key stands there twice")
-    return DECODER.decode(json.dumps(ast.literal_eval(tree), allow_nan=False))
 
 
 def _spelled_call(found: Any) -> dict[str, Any]:

@@ -100,6 +100,22 @@ def test_calls_written_as_dicts_of_python(rng: random.Random) -> None:
         assert read == tuple(ToolCall("f", dict(calls[i]["arguments"])) for i in order)
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("true", True),
+        ("false", False),
+        ("null", None),
+        ("[True, null, {'y': false}]", [True, None, {"y": False}]),
+    ],
+)
+def test_dicts_of_python_with_names_of_json(written: str, value: Any) -> None:
+    """As sets have them that were put together from both."""
+    said = f"<tool_call>{{'name': 'f', 'arguments': {{'x': {written}}}}}</tool_call>"
+    (call,) = parse(row(said)).messages[1].tool_calls
+    assert call.arguments == {"x": value}
+
+
 GLAIVE = """<functioncall> {"name": "f", "arguments": '{"x": 1, "y": "it\'s \\n \\"so\\""}'} """
 
 
@@ -179,6 +195,14 @@ def test_what_a_tool_returns_may_speak_of_tags_where_calls_are_not_spelled() -> 
         (
             "unreadable_call",
             row("<tool_call>{'name': 'f', 'arguments': {1: 1, '1': 2}}</tool_call>"),
+        ),
+        (
+            "unreadable_call",
+            row("<tool_call>{'name': 'f', 'arguments': {1: 1, True: 2}}</tool_call>"),
+        ),
+        (
+            "unreadable_call",
+            row("<tool_call>{'name': 'f', 'arguments': {'a': 1, u'a': 2}}</tool_call>"),
         ),
         (
             "unreadable_call",
