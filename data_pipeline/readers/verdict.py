@@ -19,7 +19,7 @@ BAD_ROWS = (
     "missing_text",
     "text_not_a_string",
     "corrupt_rows",
-    *(reason for reason in REASONS if reason != "nothing_to_train"),
+    *(reason for reason in REASONS if reason not in ("nothing_to_train", "too_large")),
 )
 """Drops that speak against the input or the config, not only against a row."""
 NOT_UTF8 = "not_utf8"
@@ -109,8 +109,12 @@ def _advice(bad: Mapping[str, int], tally: Tally, source: str) -> tuple[str, str
         bad: Rows and files by what is wrong with them.
     """
     most = max(bad, key=lambda reason: bad[reason])
-    if most in REASONS and not (most == "no_messages" and tally.columns):
+    has_none = most == "no_messages" or (most.startswith("no_column") and _is_chat(source))
+    if most in REASONS and not has_none:
         return "", fix_of(most, key_of(source))
+    if has_none and not tally.columns:
+        why = "; no column that was read holds a list of messages"
+        return why, fix_of("no_messages", key_of(source))
     if tally.columns:
         named, fix = offered(tally.columns, source)
         return f"; a table without its {_field(source)} has {named}", fix
@@ -118,6 +122,10 @@ def _advice(bad: Mapping[str, int], tally: Tally, source: str) -> tuple[str, str
         "; it may be a wrong file or column, or a copy that went wrong",
         f"check {_field(source)} and path of the source, or take it out of data.build.sources",
     )
+
+
+def _is_chat(source: str) -> bool:
+    return source.partition("-")[2] == "chat"
 
 
 def _field(source: str) -> str:

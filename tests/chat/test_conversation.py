@@ -206,14 +206,14 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("invalid_tool_json", {"messages": [{**ASKED, "tool_calls": [{"name": "f"}]}, SAID]}),
     ("empty_turn", {"messages": [{**ASKED, "content": " \n"}, SAID]}),
     ("empty_turn", {"messages": [ASKED, {**SAID, "content": None}]}),
-    ("markup_in_text", {"messages": [ASKED, {**SAID, "content": "<think>why"}]}),
+    ("bad_reasoning", {"messages": [ASKED, {**SAID, "content": "<think>why"}]}),
     (
-        "markup_in_text",
+        "bad_reasoning",
         {"messages": [ASKED, {**SAID, "content": "\n<think>a</think>b", "reasoning": "c"}]},
     ),
-    ("markup_in_text", {"messages": [ASKED, {**SAID, "reasoning_content": "a</think>b"}]}),
+    ("bad_reasoning", {"messages": [ASKED, {**SAID, "reasoning_content": "a</think>b"}]}),
     (
-        "markup_in_text",
+        "bad_reasoning",
         {"messages": [ASKED, {**SAID, "content": "<think><think>a</think></think>b"}]},
     ),
     ("empty_turn", {"messages": [ASKED, {**SAID, "content": "<think>why</think>"}]}),
