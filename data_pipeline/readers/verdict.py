@@ -49,7 +49,7 @@ def judge(tally: Tally, source: str) -> None:
             f"source {source} has no usable document: "
             + ", ".join(f"{n} {reason}" for reason, n in bad.items())
             + _named(tally),
-            f"a source that gives nothing is not left out silently{why}",
+            f"a source from which nothing is read would be left out unnoticed{why}",
             fix,
         )
 
@@ -97,7 +97,7 @@ def judge_rows(tally: Tally, source: str) -> None:
             f"{number:,} of the {counted(tally.rows_in, 'row')} of source {source} are unusable: "
             + ", ".join(f"{n} {r}" for r, n in tally.drops.most_common())
             + _named(tally),
-            f"more than {MAX_BAD_FRACTION:.0%} bad rows are a fault of the whole{why}",
+            f"more than {MAX_BAD_FRACTION:.0%} bad rows point to the input or the config, not to single rows{why}",
             fix,
         )
 

@@ -25,6 +25,7 @@ REASONS: Mapping[str, str] = {
     "no_place_for_system": "a system prompt, and the template writes none",
     "no_place_for_tools": "tools, calls or results, and the template writes none",
     "no_place_for_reasoning": "reasoning, and the template writes none",
+    "ambiguous_call": "the template writes a call that is read as another",
     "template_error": "the template refuses the conversation",
     "template_rewrites_turns": "the template writes a turn otherwise once others follow",
     "turns_not_found": "nothing tells which of the template's generation blocks is whose",
@@ -65,6 +66,7 @@ FIXES: Mapping[str, str] = {
     "no_place_for_tools": f"{_OTHER_TEMPLATE} writes tools",
     "no_place_for_reasoning": "data.build.chat.template=qwen3, or another that writes reasoning; "
     "or data.build.chat.reasoning=drop",
+    "ambiguous_call": "data.build.chat.template=hermes or qwen3, which write calls in JSON",
     "template_error": f"{_OTHER_TEMPLATE} takes such conversations",
     "template_rewrites_turns": "data.build.chat.turns=last, or data.build.chat.template=qwen3, "
     "or another that keeps turns as they are",
