@@ -203,7 +203,7 @@ class Renderer:
             Conversation((Message("user", "a"), Message("assistant", "", None, (call,))))
         )
         read = read_answer(text, Format(self._format.calls), tools).tool_calls
-        if [(one.name, [*one.arguments]) for one in read] != [(call.name, [*call.arguments])]:
+        if [(one.name, {*one.arguments}) for one in read] != [(call.name, {*call.arguments})]:
             return False
         return all(
             _is_same(read[0].arguments[name], value)
