@@ -97,7 +97,8 @@ def judge_rows(tally: Tally, source: str) -> None:
             f"{number:,} of the {counted(tally.rows_in, 'row')} of source {source} are unusable: "
             + ", ".join(f"{n} {r}" for r, n in tally.drops.most_common())
             + _named(tally),
-            f"more than {MAX_BAD_FRACTION:.0%} bad rows point to the input or the config, not to single rows{why}",
+            f"more than {MAX_BAD_FRACTION:.0%} bad rows point to the input or the config, "
+            f"not to single rows{why}",
             fix,
         )
 
