@@ -40,7 +40,7 @@ from loopcoder.storage.digest import file_digest
 
 _READING = 3
 """Raised whenever other documents, or others' ids, come of the same files."""
-_RENDERING = 5
+_RENDERING = 6
 """Raised whenever other conversations come of the same rows, or other tokens, masks or sequences of
 the same conversations."""
 

@@ -202,7 +202,7 @@ def _judge(work: Work) -> None:
             f"{bad:,} of {counted(total.rows_in, 'conversation')} cannot be rendered: {told}",
             f"more than {MAX_BAD_FRACTION:.0%} mean a template that does not suit them, or texts "
             "that a template has written already",
-            fix_of(max(total.drops.keys() - set(chosen), key=lambda one: total.drops[one])),
+            fix_of(max(sorted(total.drops.keys() - set(chosen)), key=lambda one: total.drops[one])),
         )
     if total.rows_out < 2:
         raise InputError.of(

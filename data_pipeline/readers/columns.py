@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
@@ -11,6 +12,10 @@ from loopcoder.config.fields import typed
 
 _LIKELY = ("text", "content", "contents", "body", "code", "document", "raw_content", "markdown")
 """Names of the column with the documents in public corpora, compared without case."""
+_SPEAKERS = {"role", "from"}
+"""Fields of messages that say who speaks."""
+_NO_CONVERSATIONS = {"prompt", "rejected"}
+"""Columns of preferences with messages that are no conversation to learn."""
 _OFFERED = 8
 """Columns that a message names."""
 
@@ -59,6 +64,28 @@ def text_columns(row: Mapping[str, Any]) -> list[str]:
         fields |= {str(name): value}
         found |= {path: v for path, v in fields.items() if isinstance(v, str)}
     return sorted(found, key=lambda path: (not _is_likely(path), -len(found[path])))
+
+
+def message_columns(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns of a row that have a list of messages, or its JSON."""
+    return [
+        str(name)
+        for name, value in row.items()
+        if name not in _NO_CONVERSATIONS and _has_messages(value)
+    ]
+
+
+def _has_messages(value: Any) -> bool:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return False
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, Mapping) and not _SPEAKERS.isdisjoint(one) for one in value)
+    )
 
 
 def _is_likely(path: str) -> bool:

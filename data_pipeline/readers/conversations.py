@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipeline.readers.base import LICENCES, ORIGIN, RowReader, document_id
+from data_pipeline.readers.columns import message_columns
 from data_pipeline.schema import MAX_DOCUMENT_BYTES, Document
 from loopcoder.chat.conversation import Conversation, canonical, plain_text, restored
-from loopcoder.chat.forms import MESSAGES
 from loopcoder.chat.parsing import parse
 from loopcoder.chat.unusable import Unusable
 from loopcoder.config.mixture import CHAT
@@ -38,7 +38,7 @@ class ConversationReader(RowReader):
             )
         except Unusable as why:
             if why.reason == "no_messages" and not self.tally.columns:
-                self.tally.columns = _lists(row, config.messages_field)
+                self.tally.columns = message_columns(row)
             self.reject(why.reason, number)
             return None
         text = text_of(found)
@@ -68,17 +68,6 @@ class ConversationReader(RowReader):
             if isinstance(value, str) and value.strip().isprintable()
             if 0 < len(value.strip()) <= _MOST_CHARS
         }
-
-
-def _lists(row: Mapping[str, Any], field: str | None) -> list[str]:
-    """Return the columns of a row that may have its messages, if it lacks those that are read."""
-    if field in row if field is not None else not set(row).isdisjoint(MESSAGES):
-        return []
-    return [
-        str(name)
-        for name, value in row.items()
-        if isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
-    ]
 
 
 def text_of(conversation: Conversation) -> str:

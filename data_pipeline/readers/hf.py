@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.readers.base import Documents, columns, is_limited, lacking, row_domains
-from data_pipeline.readers.columns import column_of, field_of, offered, text_columns, without_nulls
+from data_pipeline.readers.columns import (
+    column_of,
+    field_of,
+    key_of,
+    message_columns,
+    offered,
+    text_columns,
+    without_nulls,
+)
 from data_pipeline.readers.rows import row_reader
 from data_pipeline.schema import Tally
 from loopcoder.backends import require
+from loopcoder.chat.unusable import fix_of
 from loopcoder.config.build import SourceConfig
 from loopcoder.config.fields import as_override
 from loopcoder.errors import InputError, LoopcoderError
@@ -114,14 +123,16 @@ class HFSource:
         rows = self._load()
         names = getattr(rows, "column_names", None)
         if names is not None and (lacks := lacking(self.config, names)) is not None:
-            features = rows.features or {}
-            likely = text_columns({n: _example(f) for n, f in features.items()})
-            if self.config.kind == "chat":
-                likely = [n for n, f in features.items() if _is_list(f)] + likely
+            row = {name: _example(feature) for name, feature in (rows.features or {}).items()}
+            is_chat = self.config.kind == "chat"
+            likely = message_columns(row) if is_chat else text_columns(row) or names
             raise InputError.of(
                 f"data set {self.config.path!r} has the columns {', '.join(names)}",
-                f"none of them is {field_of(self.config.kind)}={lacks}",
-                offered(likely or names, self.name)[1],
+                f"none of them is {field_of(self.config.kind)}={lacks}"
+                + ("" if likely else ", and none is known to hold a list of messages"),
+                offered(likely, self.name)[1]
+                if likely
+                else fix_of("no_messages", key_of(self.name)),
             )
         if names is not None:
             # images and sounds of other columns are not decoded
@@ -181,15 +192,14 @@ class HFSource:
 
 
 def _example(feature: Any) -> object:
-    """Return a value of a column, "" for text of any length."""
+    """Return a value of a column, "" for text of any length, and one item in a list."""
+    if isinstance(feature, list):
+        return [_example(feature[0])]
+    if type(feature).__name__ in _LISTS:
+        return [_example(feature.feature)]
     if isinstance(feature, dict):
         return {name: _example(inner) for name, inner in feature.items()}
     return "" if getattr(feature, "dtype", None) in ("string", "large_string") else None
-
-
-def _is_list(feature: Any) -> bool:
-    """Say whether a column has lists, as those of messages are."""
-    return isinstance(feature, list) or type(feature).__name__ in _LISTS
 
 
 def _first_line(error: BaseException) -> str:

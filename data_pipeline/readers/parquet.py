@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.readers.base import columns, decode, lacking
-from data_pipeline.readers.columns import column_of, steps, text_columns, without_nulls
+from data_pipeline.readers.columns import (
+    column_of,
+    message_columns,
+    steps,
+    text_columns,
+    without_nulls,
+)
 from data_pipeline.readers.rows import row_reader
 from data_pipeline.readers.storage import File, is_disk_fault
 from data_pipeline.schema import Document, Place, Tally
@@ -53,10 +59,8 @@ def parquet_documents(
             return
         if (lacks := lacking(config, names)) is not None:
             tally.damaged(f"no_column_{lacks}", path)
-            found = _text_columns(file.schema_arrow)
-            if config.kind == "chat":
-                found = _list_columns(file.schema_arrow) + found
-            tally.columns = tally.columns or found
+            likely = message_columns if config.kind == "chat" else text_columns
+            tally.columns = tally.columns or likely(_example(file.schema_arrow))
             return
         reader = row_reader(config, source, str(path), tally, place, names)
         start = 0
@@ -83,24 +87,18 @@ def parquet_documents(
             start += num_rows
 
 
-def _text_columns(schema: Any) -> list[str]:
-    """Return the columns that may be the text's, by their types."""
+def _example(schema: Any) -> dict[str, object]:
+    """Return a row of a table: texts are empty, lists have one item."""
     import pyarrow as pa
 
     def example(type: Any) -> object:
+        if pa.types.is_list(type) or pa.types.is_large_list(type):
+            return [example(type.value_type)]
         if pa.types.is_struct(type):
             return {type.field(i).name: example(type.field(i).type) for i in range(type.num_fields)}
         return "" if pa.types.is_string(type) or pa.types.is_large_string(type) else None
 
-    return text_columns({field.name: example(field.type) for field in schema})
-
-
-def _list_columns(schema: Any) -> list[str]:
-    """Return the columns that may be those of messages, by their types."""
-    import pyarrow as pa
-
-    lists = pa.types.is_list, pa.types.is_large_list
-    return [field.name for field in schema if any(is_list(field.type) for is_list in lists)]
+    return {field.name: example(field.type) for field in schema}
 
 
 def _without_arrow_schema(stored: IO[bytes], pq: Any) -> Any:

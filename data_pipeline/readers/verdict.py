@@ -19,7 +19,7 @@ BAD_ROWS = (
     "missing_text",
     "text_not_a_string",
     "corrupt_rows",
-    *(reason for reason in REASONS if reason != "nothing_to_train"),
+    *(reason for reason in REASONS if reason not in ("nothing_to_train", "too_large")),
 )
 """Drops that speak against the input or the config, not only against a row."""
 NOT_UTF8 = "not_utf8"
@@ -49,7 +49,7 @@ def judge(tally: Tally, source: str) -> None:
             f"source {source} has no usable document: "
             + ", ".join(f"{n} {reason}" for reason, n in bad.items())
             + _named(tally),
-            f"a source that gives nothing is not left out silently{why}",
+            f"a source from which nothing is read would be left out unnoticed{why}",
             fix,
         )
 
@@ -97,7 +97,8 @@ def judge_rows(tally: Tally, source: str) -> None:
             f"{number:,} of the {counted(tally.rows_in, 'row')} of source {source} are unusable: "
             + ", ".join(f"{n} {r}" for r, n in tally.drops.most_common())
             + _named(tally),
-            f"more than {MAX_BAD_FRACTION:.0%} bad rows are a fault of the whole{why}",
+            f"more than {MAX_BAD_FRACTION:.0%} bad rows point to the input or the config, "
+            f"not to single rows{why}",
             fix,
         )
 
@@ -109,8 +110,12 @@ def _advice(bad: Mapping[str, int], tally: Tally, source: str) -> tuple[str, str
         bad: Rows and files by what is wrong with them.
     """
     most = max(bad, key=lambda reason: bad[reason])
-    if most in REASONS and not (most == "no_messages" and tally.columns):
+    has_none = most == "no_messages" or (most.startswith("no_column") and _is_chat(source))
+    if most in REASONS and not has_none:
         return "", fix_of(most, key_of(source))
+    if has_none and not tally.columns:
+        why = "; no column that was read holds a list of messages"
+        return why, fix_of("no_messages", key_of(source))
     if tally.columns:
         named, fix = offered(tally.columns, source)
         return f"; a table without its {_field(source)} has {named}", fix
@@ -118,6 +123,10 @@ def _advice(bad: Mapping[str, int], tally: Tally, source: str) -> tuple[str, str
         "; it may be a wrong file or column, or a copy that went wrong",
         f"check {_field(source)} and path of the source, or take it out of data.build.sources",
     )
+
+
+def _is_chat(source: str) -> bool:
+    return source.partition("-")[2] == "chat"
 
 
 def _field(source: str) -> str:

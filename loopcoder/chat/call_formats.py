@@ -28,6 +28,8 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 BEGINNINGS: Mapping[CallFormat, str] = {"hermes": "{", "qwen3_coder": "<function="}
 """What a call begins with, after blanks."""
 
+CODER_TAGS = (OPEN, CLOSE, "<function=", "</function>", "<parameter=", "</parameter>")
+"""What qwen3_coder writes around values, which may have them in it."""
 _IN_A_STRING = "EOF while parsing a string"
 """What the parser says of JSON that is right until it ends within a string."""
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*)</function>\s*", re.DOTALL)

@@ -145,9 +145,16 @@ class AnswerStream:
         tools: Sequence[Mapping[str, Any]] = (),
         *,
         in_reasoning: bool = False,
+        stops_at_a_problem: bool = False,
     ):
-        """See `read_answer`."""
+        """See `read_answer`.
+
+        Args:
+            stops_at_a_problem: Nothing is read behind the first one, for readers who take no such
+                answer: with many calls that never end, each is looked for up to the end.
+        """
         self.format, self._tools = format, tools
+        self._stops = stops_at_a_problem
         self._content, self._reasoning = _Part(), _Part(at_border=True)
         self._calls: list[ToolCall] = []
         self._problems: list[Problem] = []
@@ -192,7 +199,8 @@ class AnswerStream:
 
     def _told(self, *, final: bool) -> list[Delta]:
         while self._at < len(self._held) and self._read(final):
-            pass
+            if self._stops and self._problems:
+                break
         if self._read != self._call:  # which knows places in it
             self._held, self._at = self._held[self._at :], 0
         return self._taken()

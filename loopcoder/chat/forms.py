@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loopcoder.chat.messages import loaded, normalised, normalised_tools
+from loopcoder.chat.messages import normalised, normalised_tools
 from loopcoder.chat.unusable import Unusable
+from loopcoder.chat.values import loaded
 
 Row = Mapping[str, Any]
 
@@ -104,7 +105,7 @@ def _behind(question: Any, name: str, text: Any) -> str:
         text = "\n\n".join(part for part in text if part.strip())
     if not isinstance(question, str) or not isinstance(text, str):
         raise Unusable("content_not_text", f"{name}={text!r} behind {question!r}"[:300])
-    return f"{question}\n\n{text}" if text.strip() else question
+    return "\n\n".join(part for part in (question, text) if part.strip()) or question
 
 
 def _history(row: Row) -> list[Any]:

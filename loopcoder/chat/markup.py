@@ -12,10 +12,7 @@ its template.
 
 from __future__ import annotations
 
-import ast
-import json
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from reprlib import repr as shortened
 from typing import Any
@@ -23,20 +20,30 @@ from typing import Any
 from loopcoder.chat.call_formats import BEGINNINGS, CLOSE, OPEN
 from loopcoder.chat.calls import AnswerStream, Format
 from loopcoder.chat.conversation import THINK, THOUGHT
-from loopcoder.chat.messages import DECODER, normalised_call
+from loopcoder.chat.messages import normalised_call
 from loopcoder.chat.unusable import Unusable
+from loopcoder.chat.values import DECODER, of_python
 
 RESULT, RESULT_END = "<tool_response>", "</tool_response>"
 """Tags of what a tool returns."""
 _NEXT_RESULT = re.compile(f"{RESULT_END}\\s*{RESULT}")
-_GLAIVE = re.compile(r"<function_?call>(.*?)(?:</function_?call>|\Z)", re.DOTALL)
+_GLAIVE = re.compile(r"<function_?call>(?=\s*[{\[])(.*?)(?:</function_?call>|\Z)", re.DOTALL)
 """A call as the sets of glaive spell it, up to the end of an answer."""
 _QUOTED = re.compile(r"""(\{\s*"name":\s*"[^"]*",\s*"arguments":\s*)'(.*)'(\s*\})""", re.DOTALL)
-"""Theirs has JSON in single quotes, in which nothing is escaped once more."""
+"""Theirs has JSON in single quotes, in which nothing but such quotes is escaped once more."""
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_IN_A_STRING = ("Unterminated string", "Invalid \\uXXXX escape")
+"""How the decoder's messages begin about JSON that may end within a string: the last escape of it
+counts as half of one."""
+_BLANKS = re.compile(r"\s*")
 _STRAY = re.compile(
-    rf"{CLOSE}|</?function_?call>|<function=[^<>\s]+>|\[TOOL_CALLS\]|<\|python_tag\|>"
+    rf"{CLOSE}|</?function[_-]?calls?>|<function=[^<>\s]+>|<invoke name="
+    r"|</?tool_?calls>|</?TOOL_?CALLS?>|\[TOOL_CALLS\]"
+    r"|<[|\uff5c]tool[_\u2581]calls?(?:[_\u2581]section)?(?:[_\u2581]begin)?[|\uff5c]>|<\|python_tag\|>"
 )
 """Tags of calls that are none where they stand, or are spelled in ways that are not read."""
+_BODY = re.compile(r"\s*[{\[(<]")
+"""What a call may begin with behind such a tag."""
 
 
 def read_markup(
@@ -82,9 +89,32 @@ def _answer(message: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> d
     wrong = (THINK, THOUGHT, RESULT, RESULT_END)
     if left := next((tag for tag in wrong if tag in out["content"]), None):
         raise Unusable("markup_in_text", f"{left} within an answer")
-    if stray := _STRAY.search(out["content"]):
-        raise Unusable("unreadable_call", f"{stray[0]} in an answer")
+    for stray in _STRAY.finditer(out["content"]):
+        if tools or not _is_spoken_of(stray):
+            raise Unusable("unreadable_call", f"{stray[0]} in an answer")
+    if tools and not out.get("tool_calls") and _is_call(out["content"]):
+        raise Unusable("unreadable_call", "an answer is a call without a tag")
     return out
+
+
+def _is_spoken_of(tag: re.Match[str]) -> bool:
+    """Say whether a tag stands in a sentence that only names it, where there are no tools."""
+    line = tag.string[tag.string.rfind("\n", 0, tag.start()) + 1 : tag.start()]
+    begins = not tag[0].startswith("</")
+    return begins and bool(line.strip()) and not _BODY.match(tag.string, tag.end())
+
+
+def _is_call(content: str) -> bool:
+    """Say whether a content is nothing but a call, or a list of some, in JSON."""
+    if not content.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        found = DECODER.decode(content.strip())
+        for one in found if isinstance(found, list) else [found]:
+            _spelled_call(one)
+    except (ValueError, RecursionError, Unusable):
+        return False
+    return bool(found)
 
 
 def _with_calls(
@@ -103,7 +133,7 @@ def _in_tags(
 ) -> tuple[str, str, list[dict[str, Any]]]:
     """Return what is said in front of calls as qwen3_coder has them and behind the first, and the
     calls."""
-    stream = AnswerStream(Format("qwen3_coder"), tools)
+    stream = AnswerStream(Format("qwen3_coder"), tools, stops_at_a_problem=True)
     deltas = [*stream.add(content), *stream.end()]
     if problems := stream.answer.problems:
         raise Unusable("unreadable_call", problems[0].detail)
@@ -135,52 +165,43 @@ def _block(content: str, start: int) -> tuple[Any, int]:
     Args:
         start: Behind `<tool_call>`.
     """
-    why = f"no {CLOSE}"
-    try:
-        found, end = DECODER.raw_decode(content, _solid(content, start))
-        end = _solid(content, end)
-        if content.startswith(CLOSE, end):
-            return found, end + len(CLOSE)
-    except (ValueError, RecursionError) as error:
-        why = str(error)
     end = content.find(CLOSE, start)
     if end < 0:
-        raise Unusable("unreadable_call", why[:300])
+        raise Unusable("unreadable_call", f"no {CLOSE}")
     body = content[start:end].strip()
+    try:
+        return DECODER.decode(body), end + len(CLOSE)
+    except (ValueError, RecursionError) as error:
+        why = str(error)
+    if why.startswith(_IN_A_STRING) and (longer := _beyond(content, start)):
+        return longer
     end += len(CLOSE)
     try:
         if quoted := _QUOTED.fullmatch(body):
-            return DECODER.decode("".join(quoted.groups())), end
+            bare = _ESCAPED.sub(lambda one: "'" if one[1] == "'" else one[0], quoted[2])
+            return DECODER.decode(quoted[1] + bare + quoted[3]), end
     except (ValueError, RecursionError):
         pass
     try:
-        return _of_python(body), end
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return of_python(body), end
+    except ValueError:
         raise Unusable("unreadable_call", why[:300]) from None
 
 
-def _solid(text: str, at: int) -> int:
-    """Return where the blanks from a place on end."""
-    while text[at : at + 1].isspace():
-        at += 1
-    return at
+def _beyond(content: str, start: int) -> tuple[Any, int] | None:
+    """Return the same of a block with `</tool_call>` within a string; None: it is no such JSON."""
+    try:
+        found, end = DECODER.raw_decode(content, _blanks_end(content, start))
+    except (ValueError, RecursionError):
+        return None
+    end = _blanks_end(content, end)
+    return (found, end + len(CLOSE)) if content.startswith(CLOSE, end) else None
 
 
-def _of_python(text: str) -> Any:
-    """Return a literal of Python as JSON has it: sets of Hermes have dicts as calls.
-
-    Raises:
-        Exception: it is none, JSON cannot hold it, or a dict has a key twice.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes that Python does not know
-        tree = ast.parse(text, mode="eval")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Dict):
-            keys = [key and ast.dump(key) for key in node.keys]
-            if len({*keys}) < len(keys):
-                raise ValueError("a key stands there twice")
-    return DECODER.decode(json.dumps(ast.literal_eval(tree), allow_nan=False))
+def _blanks_end(text: str, at: int) -> int:
+    blanks = _BLANKS.match(text, at)
+    assert blanks is not None
+    return blanks.end()
 
 
 def _spelled_call(found: Any) -> dict[str, Any]:
@@ -193,20 +214,24 @@ def _spelled_call(found: Any) -> dict[str, Any]:
 
 
 def _is_result(message: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> bool:
-    """Say whether a turn of the user is what tools return."""
+    """Say whether a turn of the user is what tools return: blocks of results, and nothing else."""
     asked = bool(before) and (before[-1]["role"] == "tool" or bool(before[-1].get("tool_calls")))
-    return asked and message["content"].lstrip().startswith(RESULT)
+    return asked and _is_block(message["content"].strip())
+
+
+def _is_block(content: str) -> bool:
+    return content.startswith(RESULT) and content.endswith(RESULT_END)
 
 
 def _results(message: Mapping[str, Any], *, spelled: bool) -> Iterator[dict[str, Any]]:
     """Yield a message for each result in the content of one; a content without tags is one.
 
     Args:
-        spelled: The calls were, so that tags are not text.
+        spelled: The calls were spelled in text, so that these tags are no text.
     """
     content = message["content"].strip()
     has_tags = RESULT in content or RESULT_END in content
-    is_block = content.startswith(RESULT) and content.endswith(RESULT_END)
+    is_block = _is_block(content)
     if not has_tags or not (is_block or spelled):
         yield dict(message)
         return

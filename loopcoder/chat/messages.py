@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from reprlib import repr as shortened
 from typing import Any
 
 from loopcoder.chat.unusable import Unusable
+from loopcoder.chat.values import loaded
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields of reasoning; the first is the one that templates read."""
 _ROLES = {
+    **{name: name for name in ("system", "user", "assistant", "tool")},
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
@@ -27,11 +28,13 @@ _ROLES = {
     "function_response": "tool",
     "function_call": "assistant",
 }
-"""Names of roles besides OpenAI's own."""
+"""OpenAI's name of each role, by all names that roles have; case does not matter."""
+_CONTENTS = ("content", "value")
 NAME = re.compile(r"[^<>\s]+")
 """Of functions and parameters: templates write them within tags, where others could end the tag, or
 make a special token of what stands around them."""
-_OF_CALLS = {"name", "type", "id", "index"}
+_ARGUMENTS = ("arguments", "parameters")
+_OF_CALLS = {"name", "type", "id", "index", *_ARGUMENTS}
 """Fields of a call besides its arguments; what else one has would be arguments by another name."""
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 
@@ -43,7 +46,8 @@ def normalised(given: Any, *, splits_reasoning: bool = True) -> dict[str, Any]:
     are objects) are there where the assistant has some. Fields that are not known stay.
 
     Args:
-        given: OpenAI's (`role`, `content`) or ShareGPT's (`from`, `value`).
+        given: OpenAI's (`role`, `content`) or ShareGPT's (`from`, `value`); a content may have the
+            name of the other form, or be a `text` where there is none.
         splits_reasoning: Whether a `<think>` block that content begins with is reasoning.
 
     Raises:
@@ -52,17 +56,17 @@ def normalised(given: Any, *, splits_reasoning: bool = True) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise Unusable("missing_role", f"a message {shortened(given)}")
     rest = {name: value for name, value in given.items() if value is not None}
-    if "role" not in rest and "from" in rest:
-        rest["role"], rest["content"] = rest.pop("from"), rest.pop("value", None)
-    role, content = rest.pop("role", None), rest.pop("content", None)
+    role, content = rest.pop("role", None), _content(rest)
+    if role is None:
+        role = rest.pop("from", None)
     if role is None:
         raise Unusable("missing_role", f"a message {shortened(dict(given))}")
     if not isinstance(role, str):
         raise Unusable("unknown_role", f"role={shortened(role)}")
-    if role == "function_call":
-        calls = loaded(content, "invalid_tool_json")
+    if role.lower() == "function_call":
+        calls = loaded(content, "invalid_tool_json", or_python=True)
         rest["tool_calls"], content = calls if isinstance(calls, list) else [calls], None
-    role = _ROLES.get(role, role)
+    role = _ROLES.get(role.lower(), role)
     content, calls = _text(content, role), list(_calls(rest))
     if role != "assistant":
         if calls:
@@ -88,19 +92,14 @@ def normalised_call(given: Any) -> dict[str, Any]:
         Unusable: it is none.
     """
     frame = dict(given) if isinstance(given, Mapping) else {}
-    inner = frame.pop("function", frame)
+    inner = frame.pop("function", None)
+    more, inner = ({}, frame) if inner is None else (frame, inner)
     if not isinstance(inner, Mapping):
         raise Unusable("invalid_tool_json", f"a call {shortened(given)}")
     call_id = frame.pop("id", None)
-    more = {} if inner is frame else frame
-    name, arguments = inner.get("name"), inner.get("arguments", inner.get("parameters"))
+    name, arguments = inner.get("name"), _arguments(inner, more)
     if isinstance(arguments, str):
-        arguments = loaded(arguments, "invalid_tool_json") if arguments.strip() else {}
-    if arguments is None:
-        given_else = {name for name, value in inner.items() if value is not None} - _OF_CALLS
-        if given_else:
-            raise Unusable("invalid_tool_json", f"a call with {shortened(sorted(given_else))}")
-        arguments = {}
+        arguments = loaded(arguments, "invalid_tool_json", or_python=True)
     is_name = isinstance(name, str) and NAME.fullmatch(name)
     if not is_name or not isinstance(arguments, Mapping):
         what = f"name={shortened(name)}, arguments={shortened(arguments)}"
@@ -111,16 +110,17 @@ def normalised_call(given: Any) -> dict[str, Any]:
 
 
 def normalised_tools(given: Iterable[Any]) -> list[dict[str, Any]]:
-    """Return tools as OpenAI's `{type: function, function: {...}}`, which may come without frame.
+    """Return tools as OpenAI's `{type: function, function: {...}}`, which may come without frame,
+    and each as JSON in a string.
 
     Raises:
         Unusable: one is no schema of a function, or has the name of another.
     """
     tools, names = [], set()
     for one in given:
-        tool = one
-        if isinstance(one, Mapping) and "function" not in one and "name" in one:
-            tool = {"function": dict(one)}
+        tool = loaded(one, "bad_tools") if isinstance(one, str) else one
+        if isinstance(tool, Mapping) and "function" not in tool and "name" in tool:
+            tool = {"function": dict(tool)}
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping):
             raise Unusable("bad_tools", f"a tool {shortened(one)}")
@@ -134,22 +134,44 @@ def normalised_tools(given: Iterable[Any]) -> list[dict[str, Any]]:
     return tools
 
 
-def loaded(text: Any, reason: str) -> Any:
-    """Return what a text is as JSON, in which NaN is no number, and no object has a key twice.
-
-    Raises:
-        Unusable: with this reason: it is none.
-    """
-    try:
-        return DECODER.decode(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise Unusable(reason, f"{shortened(text)}: {str(error)[:100]}") from error
-
-
 def spelled_in(value: Any, tokens: Iterable[str]) -> str | None:
     """Return a special token that a text within a value of JSON spells; None: none does."""
     pattern = any_of(tuple(tokens))
     return next((found[0] for text in _texts(value) if (found := pattern.search(text))), None)
+
+
+def _content(message: dict[str, Any]) -> Any:
+    """Take the content out of a message, by whichever name it has."""
+    found = [value for name in _CONTENTS if (value := message.pop(name, None)) is not None]
+    if not found:
+        return message.pop("text", None)
+    contents = [value for value in found if not _is_blank(value)] or found
+    if any(value != contents[0] for value in contents):
+        raise Unusable("content_not_text", f"content and value: {shortened(contents)}")
+    return contents[0]
+
+
+def _arguments(call: Mapping[str, Any], frame: dict[str, Any]) -> Any:
+    """Return the arguments of a call, which may stand in its frame; they are taken out of that.
+
+    Raises:
+        Unusable: it has several, or fields that would be arguments by another name.
+    """
+    named = [call.get(name) for name in _ARGUMENTS] + [frame.pop(name, None) for name in _ARGUMENTS]
+    there = [value for value in named if value is not None]
+    found = [value for value in there if value not in ({}, "{}") and not _is_blank(value)]
+    if any(value != found[0] for value in found):
+        raise Unusable("invalid_tool_json", f"a call with several arguments: {shortened(found)}")
+    if found:
+        return found[0]
+    fields = [*call.items(), *(() if there else frame.items())]
+    if other := {name for name, value in fields if value is not None} - _OF_CALLS:
+        raise Unusable("invalid_tool_json", f"a call with {shortened(sorted(map(str, other)))}")
+    return {}
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _text(content: Any, role: str) -> str:
@@ -179,8 +201,9 @@ def _calls(message: dict[str, Any]) -> Iterator[Any]:
     """Take the calls out of a message."""
     calls = message.pop("tool_calls", None) or []
     if isinstance(calls, str):
-        calls = loaded(calls, "invalid_tool_json") or []
-    if (old := message.pop("function_call", None)) is not None:  # OpenAI's before there were tools
+        calls = loaded(calls, "invalid_tool_json", or_python=True) or []
+    old = message.pop("function_call", None)  # OpenAI's before there were tools
+    if old is not None and old != "":
         if calls:
             raise Unusable("invalid_tool_json", "a message with tool_calls and function_call")
         calls = [old]
@@ -207,19 +230,3 @@ def _texts(value: Any) -> Iterator[str]:
 def any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
     """Return what finds any of some texts; of none nothing."""
     return re.compile("|".join(map(re.escape, texts)) or "(?!)")
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {shortened(twice)} stands there twice")
-    return found
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse)
-"""Of JSON in rows: what it cannot keep whole it refuses with a ValueError."""

@@ -51,6 +51,8 @@ def parse(
         Unusable: it is none of these, or not well-formed.
     """
     given, tools = messages_of(row, messages_field), tuple(tools_of(row, tools_field))
+    for message in given:
+        _check_thoughts(message)
     messages = tuple(map(_message, read_markup(given, tools) if markup == "read" else given))
     _check_order(messages)
     _check_calls(messages, {tool["function"]["name"] for tool in tools})
@@ -68,8 +70,6 @@ def _message(form: Mapping[str, Any]) -> Message:
     if not content.strip() and not calls and role in ("user", "assistant"):
         raise Unusable("empty_turn", f"role={role}")
     reasoning = form.get("reasoning_content") if role == "assistant" else None
-    if role == "assistant":
-        _check_thoughts(content, reasoning)
     return Message(
         cast("Role", role),
         content,
@@ -81,13 +81,16 @@ def _message(form: Mapping[str, Any]) -> Message:
     )
 
 
-def _check_thoughts(content: str, reasoning: str | None) -> None:
+def _check_thoughts(form: Mapping[str, Any]) -> None:
     """Refuse reasoning that would be read otherwise than it was written: a block that is not
     closed, or one within or behind another."""
-    if content.lstrip().startswith(THINK):
-        raise Unusable("markup_in_text", f"an answer begins with {THINK}")
-    if reasoning is not None and (THINK in reasoning or THOUGHT in reasoning):
-        raise Unusable("markup_in_text", f"reasoning has {THINK} or {THOUGHT} in it")
+    if form["role"] != "assistant":
+        return
+    reasoning = form.get("reasoning_content", "")
+    if form["content"].lstrip().startswith(THINK):
+        raise Unusable("bad_reasoning", f"an answer begins with {THINK}")
+    if THINK in reasoning or THOUGHT in reasoning:
+        raise Unusable("bad_reasoning", f"reasoning has {THINK} or {THOUGHT} in it")
 
 
 def _is_trained(form: Mapping[str, Any]) -> bool:

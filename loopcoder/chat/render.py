@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from typing import Any
 
 from loopcoder.backends import require
 from loopcoder.chat.answers import Answer, Marks, wanted_answers
-from loopcoder.chat.conversation import Conversation, canonical
-from loopcoder.chat.messages import REASONING
+from loopcoder.chat.call_formats import CODER_TAGS
+from loopcoder.chat.calls import Format, format_of, read_answer
+from loopcoder.chat.conversation import Conversation, Message, ToolCall, canonical
+from loopcoder.chat.messages import REASONING, spelled_in
 from loopcoder.chat.probes import PARTS, Part, parts_of
 from loopcoder.chat.syntax import has_generation, names_in, texts_in
 from loopcoder.chat.unusable import Unusable
@@ -133,10 +136,12 @@ class Renderer:
 
         Raises:
             Unusable: the template cannot write the conversation; or it has no place for its tools
-                or reasoning, or does not show which part of the text is whose.
+                or reasoning, writes a call that is read as another, or does not show which part of
+                the text is whose.
             InputError: what renders it is not installed.
         """
         self._check_place(conversation)
+        self._check_calls(conversation)
         form = canonical(conversation)
         messages, tools = form["messages"], form.get("tools")
         wanted = wanted_answers(conversation.messages, turns)
@@ -176,6 +181,35 @@ class Renderer:
         for name in PARTS:
             if name in self.hides and name in parts_of(conversation):
                 raise Unusable(PARTS[name].reason)
+
+    @cached_property
+    def _format(self) -> Format:
+        return format_of(self.template)
+
+    def _check_calls(self, conversation: Conversation) -> None:
+        """Refuse calls that are read as others once they are written: in tags a value stands as it
+        is, and may end before its end."""
+        if self._format.calls != "qwen3_coder":
+            return
+        for message in conversation.messages:
+            for call in message.tool_calls:
+                tag = spelled_in(call.arguments, CODER_TAGS)
+                if tag and not self._is_read_back(call, conversation.tools):
+                    raise Unusable("ambiguous_call", f"{call.name}: a value has {tag} in it")
+
+    def _is_read_back(self, call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> bool:
+        """Say whether a call is read as what it is where its values have tags."""
+        text = self.whole(
+            Conversation((Message("user", "a"), Message("assistant", "", None, (call,))))
+        )
+        read = read_answer(text, Format(self._format.calls), tools).tool_calls
+        if [(one.name, {*one.arguments}) for one in read] != [(call.name, {*call.arguments})]:
+            return False
+        return all(
+            _is_same(read[0].arguments[name], value)
+            for name, value in call.arguments.items()
+            if spelled_in(value, CODER_TAGS)
+        )
 
     def _answers(
         self,
@@ -229,6 +263,16 @@ class Renderer:
                 **{**self.names, **options},
             )
         return texts[0], spans[0] if with_spans else []
+
+
+def _is_same(read: Any, value: Any) -> bool:
+    """Say whether a value was read, or as its JSON where no schema says that it is no text."""
+    if isinstance(read, str) and not isinstance(value, str):
+        try:
+            read = json.loads(read)
+        except ValueError:
+            return False
+    return bool(read == value)
 
 
 def special_tokens(tokenizer: Any, written: str = "") -> tuple[str, ...]:

@@ -82,6 +82,7 @@ def test_what_a_question_is_about_is_put_behind_it() -> None:
         (dolly | {"input": ["i", "j"], "context": []}, "a\n\ni\n\nj"),
         (dolly | {"input": "i"}, "a\n\ni\n\nc"),
         ({"prompt": "a", "context": "c", "completion": "b"}, "a\n\nc"),
+        ({"instruction": "", "input": "i", "output": "b"}, "i"),
     ):
         assert parse(row).messages == (Message("user", asked), Message("assistant", "b"))
 
@@ -132,6 +133,50 @@ def test_calls_and_results_of_every_form() -> None:
         assert found.tools == ({"type": "function", "function": {"name": "f"}},)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"type": "function", "function": {"name": "f"}, "arguments": {"x": 1}},
+        {"type": "function", "function": {"name": "f"}, "parameters": '{"x": 1}'},
+        {"function": {"name": "f", "arguments": "{}"}, "parameters": {"x": 1}},
+        {"name": "f", "arguments": {}, "parameters": {"x": 1}},
+        {"name": "f", "arguments": None, "parameters": {"x": 1}},
+        {"name": "f", "arguments": {"x": 1}, "parameters": {"x": 1}, "function": None},
+        {"name": "f", "arguments": "{'x': 1}"},
+    ],
+)
+def test_arguments_wherever_a_call_has_them(given: dict[str, Any]) -> None:
+    said = {"role": "assistant", "tool_calls": [given]}
+    assert parse({"messages": [ASKED, said]}).messages[1].tool_calls == (ToolCall("f", {"x": 1}),)
+
+
+def test_a_content_by_either_name() -> None:
+    row = {
+        "messages": [
+            {"role": "system", "text": "s"},
+            {"from": "Human", "content": "a"},
+            {"role": "assistant", "tool_calls": "[{'name': 'f', 'arguments': {}}]"},
+            {"role": "Tool", "content": "", "value": "r"},
+            {"from": "GPT", "value": "b", "content": "b", "text": "c"},
+        ]
+    }
+    assert [(m.role, m.content) for m in parse(row).messages] == [
+        ("system", "s"), ("user", "a"), ("assistant", ""), ("tool", "r"), ("assistant", "b"),
+    ]  # fmt: skip
+
+
+def test_what_says_nothing_is_no_call_of_a_function() -> None:
+    for nothing in ("", None):
+        row = {"messages": [{**one, "function_call": nothing} for one in (ASKED, SAID)]}
+        assert parse(row) == PAIR
+
+
+def test_tools_as_json_in_a_list() -> None:
+    assert parse({"messages": [ASKED, SAID], "tools": ['{"name": "f"}']}).tools == (
+        {"type": "function", "function": {"name": "f"}},
+    )
+
+
 def test_what_was_said_before_is_read() -> None:
     row = {"instruction": "a", "output": "b", "history": [["q", "r"]], "system_prompt": "s"}
     said = [(m.role, m.content) for m in parse(row).messages]
@@ -161,14 +206,14 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("invalid_tool_json", {"messages": [{**ASKED, "tool_calls": [{"name": "f"}]}, SAID]}),
     ("empty_turn", {"messages": [{**ASKED, "content": " \n"}, SAID]}),
     ("empty_turn", {"messages": [ASKED, {**SAID, "content": None}]}),
-    ("markup_in_text", {"messages": [ASKED, {**SAID, "content": "<think>why"}]}),
+    ("bad_reasoning", {"messages": [ASKED, {**SAID, "content": "<think>why"}]}),
     (
-        "markup_in_text",
+        "bad_reasoning",
         {"messages": [ASKED, {**SAID, "content": "\n<think>a</think>b", "reasoning": "c"}]},
     ),
-    ("markup_in_text", {"messages": [ASKED, {**SAID, "reasoning_content": "a</think>b"}]}),
+    ("bad_reasoning", {"messages": [ASKED, {**SAID, "reasoning_content": "a</think>b"}]}),
     (
-        "markup_in_text",
+        "bad_reasoning",
         {"messages": [ASKED, {**SAID, "content": "<think><think>a</think></think>b"}]},
     ),
     ("empty_turn", {"messages": [ASKED, {**SAID, "content": "<think>why</think>"}]}),
@@ -194,6 +239,19 @@ BAD: list[tuple[str, dict[str, Any]]] = [
         "invalid_tool_json",
         {"messages": [ASKED, {**SAID, "tool_calls": [{"name": "f", "args": {}}]}]},
     ),
+    *(
+        (
+            "invalid_tool_json",
+            {"messages": [ASKED, {**SAID, "tool_calls": [{"name": "f", **more}]}]},
+        )
+        for more in (
+            {"arguments": "", "input": {"x": 1}},
+            {"arguments": {}, "input": {"x": 1}},
+            {"arguments": {"y": 1}, "parameters": {"x": 1}},
+        )
+    ),
+    ("content_not_text", {"messages": [{**ASKED, "value": "c"}, SAID]}),
+    ("bad_tools", {"messages": [ASKED, SAID], "tools": ["{'name': 'f'}"]}),
     ("no_messages", {"messages": '[{"role": "user", "content": "a", "content": "b"}]'}),
     ("bad_tools", {"messages": [ASKED, SAID], "tools": '[{"name": "f", "name": "g"}]'}),
     ("invalid_tool_json", {"messages": [ASKED, call('{"a": NaN}')]}),

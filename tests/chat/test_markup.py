@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from loopcoder.chat import calls, markup
+from loopcoder.chat.call_formats import read_call
 from loopcoder.chat.calls import Format, read_answer
 from loopcoder.chat.conversation import Conversation, Message, ToolCall, canonical
 from loopcoder.chat.parsing import parse
 from loopcoder.chat.render import Renderer
 from loopcoder.chat.templates import built_in
 from loopcoder.chat.unusable import Unusable
+from loopcoder.chat.values import DECODER
 from tests.chat.chats import conversation
 
 TOOLS = [
@@ -100,6 +103,22 @@ def test_calls_written_as_dicts_of_python(rng: random.Random) -> None:
         assert read == tuple(ToolCall("f", dict(calls[i]["arguments"])) for i in order)
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("true", True),
+        ("false", False),
+        ("null", None),
+        ("[True, null, {'y': false}]", [True, None, {"y": False}]),
+    ],
+)
+def test_dicts_of_python_with_names_of_json(written: str, value: Any) -> None:
+    """As sets have them that were put together from both."""
+    said = f"<tool_call>{{'name': 'f', 'arguments': {{'x': {written}}}}}</tool_call>"
+    (call,) = parse(row(said)).messages[1].tool_calls
+    assert call.arguments == {"x": value}
+
+
 GLAIVE = """<functioncall> {"name": "f", "arguments": '{"x": 1, "y": "it\'s \\n \\"so\\""}'} """
 
 
@@ -117,6 +136,8 @@ GLAIVE = """<functioncall> {"name": "f", "arguments": '{"x": 1, "y": "it\'s \\n 
         ),
         ("<tool_call>\n[{'name': 'f', 'arguments': {'x': None}}]\n</tool_call>", [{"x": None}]),
         (GLAIVE, [{"x": 1, "y": 'it\'s \n "so"'}]),
+        (GLAIVE.replace("'s", "\\'s"), [{"x": 1, "y": 'it\'s \n "so"'}]),
+        (GLAIVE.replace("it's", "\\\\'s"), [{"x": 1, "y": '\\\'s \n "so"'}]),
         (GLAIVE.replace(" ", "\n", 1) + "</functioncall>", [{"x": 1, "y": 'it\'s \n "so"'}]),
         ('<function_call>{"name": "f", "arguments": {}}</function_call>', [{}]),
         (
@@ -133,6 +154,56 @@ def test_the_ways_in_which_data_sets_spell_calls(
     assert found.tool_calls == tuple(ToolCall("f", one) for one in arguments)
     with_results = row(said, *[("tool", "r")] * len(arguments), ("gpt", "b"))
     assert len(parse(with_results).messages) == 3 + len(arguments)
+
+
+def test_a_sentence_may_speak_of_tags_where_there_are_no_tools() -> None:
+    for said in (
+        "Mistral begins calls with [TOOL_CALLS].",
+        "What does `<functioncall>` mean?",
+        "std::function<void()> f; // <function=foo>",
+        '{"name": "f", "arguments": {}}',
+    ):
+        assert parse(row(said)).messages[1] == Message("assistant", said)
+    assert parse(row('{"name": "f"}', tools=TOOLS)).messages[1].content == '{"name": "f"}'
+
+
+def test_a_user_may_speak_of_results_behind_them() -> None:
+    said = "<tool_response> is odd, why?"
+    call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}] * 2}
+    turns = [{"role": "user", "content": "a"}, call, {"role": "tool", "content": "1"}]
+    answer = {"role": "assistant", "content": "b"}
+    found = parse({"messages": [*turns, {"role": "user", "content": said}, answer]})
+    assert found.messages[3] == Message("user", said)
+
+
+def test_calls_that_are_never_closed_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would be looked at up to the end of the answer."""
+    read: list[int] = []
+
+    def counted(text: str, *args: Any) -> Any:
+        read.append(len(text))
+        return read_call(text, *args)
+
+    monkeypatch.setattr(calls, "read_call", counted)
+    given = row("<tool_call><function=f>" * 100 + "</tool_call>")
+    with pytest.raises(Unusable, match="unreadable_call"):
+        parse(given)
+    assert 0 < sum(read) <= 2 * len(given["conversations"][1]["value"])
+
+
+def test_each_block_is_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an error of the decoder says of its place is counted from the beginning of its text."""
+    read: list[int] = []
+
+    class Counted(json.JSONDecoder):
+        def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+            read.append(len(s))
+            return DECODER.raw_decode(s, idx)
+
+    monkeypatch.setattr(markup, "DECODER", Counted())
+    said = "<tool_call>{'name': 'f', 'arguments': {}}</tool_call>" * 100
+    assert len(parse(row(said)).messages[1].tool_calls) == 100
+    assert 0 < sum(read) <= 2 * len(said)
 
 
 def test_the_server_reads_what_its_template_asks_for_alone() -> None:
@@ -182,6 +253,14 @@ def test_what_a_tool_returns_may_speak_of_tags_where_calls_are_not_spelled() -> 
         ),
         (
             "unreadable_call",
+            row("<tool_call>{'name': 'f', 'arguments': {1: 1, True: 2}}</tool_call>"),
+        ),
+        (
+            "unreadable_call",
+            row("<tool_call>{'name': 'f', 'arguments': {'a': 1, u'a': 2}}</tool_call>"),
+        ),
+        (
+            "unreadable_call",
             row(GLAIVE.replace('"y"', '"x"').replace("functioncall", "tool_call") + "</tool_call>"),
         ),
         ("invalid_tool_json", row('<tool_call>{"name": "f", "arguments": "[1]"}</tool_call>')),
@@ -198,7 +277,17 @@ def test_what_a_tool_returns_may_speak_of_tags_where_calls_are_not_spelled() -> 
         ("markup_in_text", row("b <think>why</think> c")),
         ("markup_in_text", row("why</think>b")),
         ("markup_in_text", row(CALL, ("tool", f"x {RESULT}"), ("gpt", "b"))),
-        ("markup_in_text", row(CALL, ("human", f"{RESULT} x"), ("gpt", "b"))),
+        ("roles_out_of_order", row(CALL, ("human", f"{RESULT} x"), ("gpt", "b"))),
+        ("unreadable_call", row('<TOOLCALL>[{"name": "f", "arguments": {}}]</TOOLCALL>')),
+        ("unreadable_call", row('<tool_calls>[{"name": "f"}]</tool_calls>')),
+        ("unreadable_call", row('<|tool_call|>[{"name": "f"}]')),
+        ("unreadable_call", row('<function_calls>\n<invoke name="f">\n</invoke>')),
+        ("unreadable_call", row("I look.\n<|tool_calls_section_begin|>f")),
+        ("unreadable_call", row("<\uff5ctool\u2581calls\u2581begin\uff5c>f")),
+        ("unreadable_call", row("I look. <function-call> {}", tools=TOOLS)),
+        ("unreadable_call", row("Calls begin with [TOOL_CALLS].", tools=TOOLS)),
+        ("unreadable_call", row('{"name": "f", "arguments": {"x": 1}}', tools=TOOLS)),
+        ("unreadable_call", row(' [{"name": "f", "parameters": {}}]\n', tools=TOOLS)),
         ("markup_in_text", row(CALL, ("tool", f"{RESULT}\nx\n{RESULT}"), ("gpt", "b"))),
         ("markup_in_text", row(CALL, ("tool", f"<tool_response>a{RESULT}"), ("gpt", "b"))),
         ("markup_in_text", row(f"{RESULT}\nIt is 2.")),

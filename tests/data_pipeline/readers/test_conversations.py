@@ -155,6 +155,13 @@ ASKED, SAID = {"role": "user", "content": "a"}, {"role": "assistant", "content":
         ({"messages": [ASKED, {**SAID, "weight": 0.5}]}, "weight 1 or 0"),
         ({"id": ["x"], "messages": "a [b]"}, "sources.0.messages_field=COLUMN"),
         ({"id": 7, "terms": "MIT", "talk": [ASKED, SAID]}, "sources.0.messages_field=talk"),
+        ({"tags": ["a"], "talk": [ASKED, SAID]}, "sources.0.messages_field=talk"),
+        ({"tools": "[]", "talk": json.dumps([ASKED, SAID])}, "sources.0.messages_field=talk"),
+        (
+            {"prompt": [ASKED], "rejected": [ASKED, SAID], "chosen": [ASKED, SAID]},
+            "sources.0.messages_field=chosen",
+        ),
+        ({"query": "a", "answers": '[{"name": "f"}]'}, "sources.0.messages_field=COLUMN"),
     ],
 )
 def test_the_fix_is_that_of_the_commonest_fault(
@@ -168,14 +175,29 @@ def test_the_fix_is_that_of_the_commonest_fault(
     assert "roles" not in problem.fix
 
 
-@pytest.mark.parametrize("form", ["parquet", "saved"])
-def test_a_table_with_messages_in_another_column(tmp_path: Path, form: str) -> None:
-    rows, path = [{"id": "a", "talk": [ASKED, SAID]}], tmp_path / "a.parquet"
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "saved"])
+def test_no_column_is_offered_where_none_has_messages(tmp_path: Path, form: str) -> None:
+    path = write_table(tmp_path, [{"id": "a", "tags": ["b"], "said": [["c", "d"]]}], form)
+    with pytest.raises(InputError, match=r"holds? a list of messages") as refused:
+        read(path)
+    assert "messages_field=COLUMN" in refused.value.problems[0].fix
+
+
+def write_table(folder: Path, rows: list[dict[str, Any]], form: str) -> Path:
+    path = folder / f"a.{form}"
+    if form == "jsonl":
+        return write(path, rows)
     if form == "parquet":
         pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
         pytest.importorskip("datasets").Dataset.from_list(rows).save_to_disk(str(path))
+    return path
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved"])
+def test_a_table_with_messages_in_another_column(tmp_path: Path, form: str) -> None:
+    path = write_table(tmp_path, [{"id": "a", "tags": ["b"], "talk": [ASKED, SAID]}], form)
     with pytest.raises(InputError, match=r"sources\.0\.messages_field=talk"):
         read(path)
 
