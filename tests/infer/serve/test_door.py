@@ -121,7 +121,7 @@ def test_time_is_limited(tokens: Tokenizer, seed: int, stream: bool) -> None:
         answer = client.post(URL, json=BODY | {"stream": stream, "max_tokens": 60})
         assert answer.status_code == (200 if stream else 504)
         assert "took more than 0.1 s" in answer.text and "[DONE]" not in answer.text
-        assert stand.worker.num_open == 0
+        eventually(lambda: stand.worker.num_open == 0)  # a stream ends before its place is free
         stand.toy.may_run.set()
         eventually(lambda: stand.engine.totals.answers["cancelled"] == 1)
         assert stand.engine.num_running == 0 and stand.engine.totals.generated_tokens < 60
