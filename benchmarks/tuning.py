@@ -189,8 +189,8 @@ def ask(
 
 def kept(output: Path) -> dict[str, list[dict[str, Any]]]:
     """Return some of the answers that are not well-formed, and some with wrong calls."""
-    lines = (output / "samples_chat.jsonl").read_text(encoding="utf-8").splitlines()
-    said = [json.loads(line) for line in lines]
+    (file,) = output.glob("*/samples_chat.jsonl")  # in a folder with the name of the model
+    said = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     names = ("conversation", "reference", "answer", "problems", "wrong_calls", "ended")
     groups = {
         "ill_formed": [one for one in said if not one["well_formed"]],
