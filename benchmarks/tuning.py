@@ -1,13 +1,15 @@
 """What tuning on conversations gives, and what it costs.
 
-    python benchmarks/tuning.py answers --corpus DIR --chats DIR [--thinking DIR]  (docs/tuning.md)
+    python benchmarks/tuning.py answers --base DIR --chats DIR [--thinking DIR]    (docs/tuning.md)
+    python benchmarks/tuning.py answers --corpus DIR --chats DIR [--thinking DIR]
     python benchmarks/tuning.py speed --chats DIR [--rounds 3]                (docs/performance.md)
 
-`answers` trains a model of one loop on CORPUS, tunes it as it is and as one of two loops, on
-conversations and on the same with reasoning, with one seed, and shows how all of them answer
-held-out conversations (loopcoder evaluate tasks=chat), the model before tuning too. `speed` trains
+`answers` takes a model of one loop, BASE or one that it trains on CORPUS, tunes it as it is and as
+one of two loops, on conversations and on the same with reasoning, with one seed, and shows how all
+of them answer held-out conversations (loopcoder evaluate tasks=chat), the model before tuning too.
+BASE is what `loopcoder import` made, or a run or checkpoint of the preset --model. `speed` trains
 on packed conversations and, in turn, on the same documents without their mask: pretraining.
-CHATS and THINKING are corpora that `loopcoder data data=chat` built in CORPUS's tokenizer.
+CHATS and THINKING are corpora that `loopcoder data data=chat` built in the model's tokenizer.
 """
 
 from __future__ import annotations
@@ -30,7 +32,12 @@ from typing import Any
 from measured import QUIET
 
 BEFORE = "before"
-COLUMNS = ("model", "val_loss", "well_formed", "calls", "calls_alike", "no_calls")
+COLUMNS = (
+    *("model", "first_loss", "val_loss", "well_formed", "calls_well_formed"),
+    *("calls", "calls_alike", "no_calls"),
+)
+ILL_FORMED = 8
+"""Answers kept of each model, and as many with calls that their tools do not take."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +61,22 @@ def main() -> None:
     speed = verbs.add_parser("speed", formatter_class=shows)
     for verb in (answers, speed):
         verb.add_argument("--chats", type=Path, required=True, help="corpus of conversations")
-        verb.add_argument("--model", default="plt_100m", help="a preset")
+        verb.add_argument("--model", default="plt_100m", help="a preset, unless BASE has its own")
         verb.add_argument("--folder", type=Path, help="folder for the runs, which are removed")
         verb.add_argument("--json", type=Path, help="file for the figures")
         verb.add_argument("--overrides", nargs="*", default=[], help="of every run")
-    answers.add_argument("--corpus", type=Path, required=True, help="corpus of documents")
+    start = answers.add_mutually_exclusive_group(required=True)
+    start.add_argument("--base", type=Path, help="a model that was imported, a run or a checkpoint")
+    start.add_argument("--corpus", type=Path, help="of documents, to train a base on")
     answers.add_argument("--thinking", type=Path, help="the conversations with reasoning")
-    answers.add_argument("--base-steps", type=int, default=400, help="on documents")
+    answers.add_argument("--base-steps", type=int, default=400, help="on CORPUS")
+    answers.add_argument("--looped", nargs="*", default=[], help="overrides of two loops alone")
     answers.add_argument("--steps", type=int, default=400, help="of tuning")
     answers.add_argument("--batch", type=int, default=16, help="sequences a step")
     answers.add_argument("--lr", type=float, default=3e-4, help="peak, of tuning")
     answers.add_argument("--limit", type=int, default=100, help="held-out conversations")
+    answers.add_argument("--at-once", type=int, default=5, help="models, all that there are")
+    answers.add_argument("--max-tokens", type=int, default=512, help="of an answer")
     speed.add_argument("--rounds", type=int, default=3, help="of both, in turn")
     speed.add_argument("--steps", type=int, default=60, help="of each run")
     speed.add_argument("--batch", type=int, default=16, help="sequences a step")
@@ -79,11 +91,12 @@ def main() -> None:
 def measure_answers(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train, tune and ask; print the table."""
     began = time.monotonic()
-    base = folder / "base"
     length = seq_length(arguments.chats)
-    shared = [f"model={arguments.model}", f"data.seq_length={length}", *arguments.overrides]
-    wait([start_training(base, *shared, "model.num_loops=1", *corpus(arguments.corpus),
-                         f"train.max_steps={arguments.base_steps}")])  # fmt: skip
+    shared = [*preset(arguments), f"data.seq_length={length}", *arguments.overrides]
+    base: Path = arguments.base or folder / "base"
+    if arguments.base is None:
+        wait([start_training(base, *shared, "model.num_loops=1", *corpus(arguments.corpus),
+                             f"train.max_steps={arguments.base_steps}")])  # fmt: skip
     trained_s = time.monotonic() - began
     print(f"pretrained in {trained_s:.0f} s", flush=True)
     tuned = [Tuned("R = 1", 1, arguments.chats), Tuned("R = 2", 2, arguments.chats)]
@@ -98,17 +111,22 @@ def measure_answers(arguments: argparse.Namespace, folder: Path) -> dict[str, An
     def measured(one: Tuned) -> dict[str, Any]:
         """Tune a model and put it to what is held out; the others are under way meanwhile."""
         run_dir = base if one.name == BEFORE else folder / one.folder
+        row: dict[str, Any] = {"model": one.name}
         if one.name != BEFORE:
+            looped = arguments.looped if one.loops > 1 else []
             wait([start_training(run_dir, "experiment=sft", *shared, *corpus(one.chats, "chat"),
-                                 *settings, "eval.at_end=true", f"model.num_loops={one.loops}",
+                                 *settings, *looped, "eval.at_end=true",
+                                 f"model.num_loops={one.loops}",
                                  f"checkpoint.init_from={base}")])  # fmt: skip
-        (answers,) = answers_of(ask(folder, one, run_dir, arguments.limit))
-        row = {"model": one.name, "val_loss": val_loss(run_dir), **answers["metrics"]["chat"]}
+            row |= {"first_loss": first_loss(run_dir), "tuned_s": time.monotonic() - began}
+        output = folder / "evaluation" / one.folder
+        (answers,) = answers_of(ask(output, one, run_dir, arguments))
+        row |= {"val_loss": val_loss(run_dir), **answers["metrics"]["chat"], **kept(output)}
         took = time.monotonic() - began
         print(f"{took:.0f} s: {json.dumps({name: row.get(name) for name in COLUMNS})}", flush=True)
         return row
 
-    with ThreadPoolExecutor(len(tuned) + 1) as at_once:
+    with ThreadPoolExecutor(arguments.at_once) as at_once:
         table = list(at_once.map(measured, [Tuned(BEFORE, 1, arguments.chats), *tuned]))
     whole_s = time.monotonic() - began
     print(f"all in {whole_s:.0f} s\n\n{markdown(table)}")
@@ -134,6 +152,13 @@ def measure_speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
     return {"tokens_per_s": rates, "ratios": ratios}
 
 
+def preset(arguments: argparse.Namespace) -> list[str]:
+    """Return what names the model: a preset, or that of a base which was imported."""
+    if arguments.base is not None and (arguments.base / "conf").is_dir():
+        return ["--config-dir", str(arguments.base / "conf"), "model=imported"]
+    return [f"model={arguments.model}"]
+
+
 def corpus(folder: Path, *domains: str) -> list[str]:
     mixture = ",".join(f"{domain}:1" for domain in domains or ("text", "code"))
     return ["data=corpus", f"path={folder}", f"data.mixture={{{mixture}}}"]
@@ -151,12 +176,33 @@ def wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         raise SystemExit(f"training ended with {codes}")
 
 
-def ask(folder: Path, one: Tuned, run: Path, limit: int) -> subprocess.Popen[str]:
+def ask(
+    output: Path, one: Tuned, run: Path, arguments: argparse.Namespace
+) -> subprocess.Popen[str]:
     """Begin to put a model to the held-out conversations of what it was tuned on."""
     command = [sys.executable, "-m", "loopcoder", "evaluate", f"checkpoint={run}", "tasks=chat"]
-    command += [f"chat.corpus={one.chats}", f"output={folder / 'evaluation' / one.folder}"]
-    command += [f"tasks.limit={limit}", "tasks.places=32", "--json"]
+    command += [f"chat.corpus={one.chats}", f"output={output}", "tasks.samples=true", "--json"]
+    command += [f"chat.max_tokens={arguments.max_tokens}", f"tasks.limit={arguments.limit}"]
+    command += ["tasks.places=32"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+
+
+def kept(output: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return some of the answers that are not well-formed, and some with wrong calls."""
+    (file,) = output.glob("*/samples_chat.jsonl")  # in a folder with the name of the model
+    said = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    names = ("conversation", "reference", "answer", "problems", "wrong_calls", "ended")
+    groups = {
+        "ill_formed": [one for one in said if not one["well_formed"]],
+        "wrongly_called": [one for one in said if one["well_formed"] and one["wrong_calls"]],
+    }
+    return {
+        group: [
+            {"asked": one["before"][-1]["content"], **{name: one[name] for name in names}}
+            for one in found[:ILL_FORMED]
+        ]
+        for group, found in groups.items()
+    }
 
 
 def answers_of(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
@@ -167,8 +213,15 @@ def answers_of(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    """Return what a run has logged; what was imported has logged nothing."""
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def first_loss(run_dir: Path) -> float:
+    """Return the loss of the first step, before anything was learned."""
+    return next(record["loss"] for record in metrics(run_dir) if "loss" in record)
 
 
 def val_loss(run_dir: Path) -> float | None:

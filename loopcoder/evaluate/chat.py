@@ -53,10 +53,22 @@ class Written:
         return self.ended and says and not self.read.problems
 
     @property
+    def tries_to_call(self) -> bool:
+        """It has a call, or what began as one."""
+        return bool(self.read.tool_calls) or any(
+            p.reason in ("invalid_call", "unclosed_call") for p in self.read.problems
+        )
+
+    @property
+    def wrong_calls(self) -> list[str]:
+        """What is wrong with its calls by the tools that there are."""
+        found = (check_call(call, self.turn.tools) for call in self.read.tool_calls)
+        return [wrong for wrong in found if wrong is not None]
+
+    @property
     def calls_well(self) -> bool:
         """It calls declared tools with arguments of their schemas, in the format."""
-        calls, tools = self.read.tool_calls, self.turn.tools
-        return self.is_well_formed and bool(calls) and not any(check_call(c, tools) for c in calls)
+        return self.is_well_formed and bool(self.read.tool_calls) and not self.wrong_calls
 
     @property
     def calls_alike(self) -> bool:
@@ -78,6 +90,7 @@ class Written:
             "reference": written(turn.reference),
             "answer": self.text,
             "problems": [f"{p.reason}: {p.detail}" for p in self.read.problems],
+            "wrong_calls": self.wrong_calls,
             "ended": self.ended,
             "well_formed": self.is_well_formed,
         }
@@ -182,9 +195,10 @@ class Exam:
         """Have a model write every turn, greedily; return metrics and what it wrote.
 
         `well_formed`: share of answers that are in the format, say something and end; what is not
-        does none of what follows. `calls`: of those that should call a tool, that call declared
-        ones with arguments of their schemas; `calls_alike`: that call what is called there, with
-        the same arguments. `no_calls`: of those that have tools and should not call any, that
+        does none of what follows. `calls_well_formed`: of those that call or begin to, whether
+        they should or not, that call declared tools with arguments of their schemas. `calls`: of
+        those that should call a tool, that do so; `calls_alike`: that call what is called there,
+        with the same arguments. `no_calls`: of those that have tools and should not call any, that
         answer in words. Each with its standard error.
 
         Raises:
@@ -212,6 +226,7 @@ def _metrics(said: Sequence[Written]) -> Metrics:
     found: Metrics = {}
     for name, held in (
         ("well_formed", [w.is_well_formed for w in said]),
+        ("calls_well_formed", [w.calls_well for w in said if w.tries_to_call]),
         ("calls", [w.calls_well for w in should]),
         ("calls_alike", [w.calls_alike for w in should]),
         ("no_calls", [w.calls_nothing for w in should_not]),

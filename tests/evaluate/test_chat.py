@@ -108,7 +108,7 @@ def test_the_references_themselves_are_right(tmp_path: Path, rng: random.Random)
     metrics, said = put(tmp_path, found, *texts)
     assert metrics == {
         name: value
-        for each in ("well_formed", "calls", "calls_alike", "no_calls")
+        for each in ("well_formed", "calls_well_formed", "calls", "calls_alike", "no_calls")
         for name, value in ((each, 1.0), (f"{each}_stderr", 0.0))
     }
     assert [one.turn for one in said] == found
@@ -150,6 +150,26 @@ def test_a_call(
     )
     assert "no_calls" not in metrics
     assert json.loads(json.dumps(one.as_dict()))["well_formed"] is well_formed
+
+
+def test_calls_are_well_formed_of_all_that_are_begun(tmp_path: Path) -> None:
+    """Two of five: the others have no end, no such tool, and one of two with an argument
+    of another type; words are no call."""
+    found = asked(tmp_path, calling(CITY), calling(CITY), calling(CITY))
+    texts = [
+        call(city="Oslo"),
+        call(city=CITY),  # where words were wanted
+        call(city=CITY).removesuffix("</tool_call>"),
+        call("snow", city=CITY),
+        f"{call(city=CITY)}\n{call(city=7)}",
+        "It is cold.",
+    ]
+    metrics, said = put(tmp_path, found, *texts)
+    assert metrics["calls_well_formed"] == 2 / 5
+    wrong = [one.as_dict()["wrong_calls"] for one in said]
+    assert [len(each) for each in wrong] == [0, 0, 0, 1, 1, 0]
+    assert "snow" in wrong[3][0] and "string" in wrong[4][0]
+    assert "calls_well_formed" not in put(tmp_path, found[:1], "It is cold.")[0]
 
 
 def test_an_answer_in_words_should_call_nothing(tmp_path: Path) -> None:

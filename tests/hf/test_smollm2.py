@@ -16,7 +16,6 @@ from loopcoder import loaded
 from loopcoder.hf.export import export
 from loopcoder.hf.folder import ReleasedFolder
 from loopcoder.hf.importing import import_folder, plan
-from tests.hf.smollm2 import gguf_file, write_smollm2
 
 pytestmark = pytest.mark.data_full
 
@@ -26,8 +25,11 @@ NEW_TOKENS = 160
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The weights as a folder for transformers."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
+    from smollm2 import gguf_file, write_smollm2
+
     for package in ("gguf", "transformers"):
         pytest.importorskip(package)
     file = gguf_file()
